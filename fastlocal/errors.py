@@ -1,0 +1,23 @@
+"""What a user can get wrong, said in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """A user's mistake. Its text is one line that names the flag, what was given and what would do.
+
+    The command line prints it without a traceback and exits with status 2; Python users see a ValueError.
+    """
+
+
+class NonFiniteLoss(ArithmeticError):
+    """A client's loss or the averaged parameters are NaN or infinite. The command line exits with status 3."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """"; did you mean 'x'?" for the known name closest to `name`, or an empty string where none is close."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""
