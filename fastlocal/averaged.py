@@ -1,0 +1,47 @@
+"""The averaged model: one flat row and the plain module that it loads into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from .batchnorm import has_batchnorm, re_estimate
+from .layout import ParamLayout
+
+
+class AveragedModel:
+    """What clients start from and are averaged into.
+
+    module: the plain module, on the device and in the run's dtype; its buffers belong to the averaged model
+    row: [n_params]
+    """
+
+    def __init__(self, module: nn.Module, layout: ParamLayout) -> None:
+        self.module = module
+        self.layout = layout
+        self.row = layout.flatten(dict(module.named_parameters()))
+        self.has_batchnorm = has_batchnorm(module)
+        self._steps_since_estimate = 0
+
+    @torch.no_grad()
+    def replace(self, mean: Tensor) -> None:
+        """Take over the clients' mean [n_params]."""
+        self.row.copy_(mean)
+
+    def count_steps(self, local_steps: int) -> None:
+        """Client 0 has taken this many local steps, which num_batches_tracked is going to count."""
+        self._steps_since_estimate += local_steps
+
+    @torch.no_grad()
+    def load(self, batches: Iterable[Tensor]) -> nn.Module:
+        """The module with the row's parameters, its BatchNorms re-estimated from `batches` of inputs."""
+        values = self.layout.views(self.row)
+        for name, parameter in self.module.named_parameters():
+            if name in values:
+                parameter.copy_(values[name])
+        if self.has_batchnorm:
+            re_estimate(self.module, batches, self._steps_since_estimate)
+            self._steps_since_estimate = 0
+        return self.module

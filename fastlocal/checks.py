@@ -1,0 +1,97 @@
+"""What makes a RunConfig impossible, before any data is read. Each message is one line that names the flag."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from .config import RunConfig
+from .errors import UsageError
+
+
+def check(config: RunConfig) -> None:
+    """Raise UsageError for the first thing in `config` that no data set and no machine could make work."""
+    for problem in _problems(config):
+        raise UsageError(problem)
+
+
+def _problems(config: RunConfig) -> Iterator[str]:
+    yield from _counts(config)
+    yield from _rates(config)
+    yield from _clients(config)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _counts(config: RunConfig) -> Iterator[str]:
+    schedule = config.schedule
+    positive = {
+        "batch_size": config.client.batch_size,
+        "total_batch_size": config.client.total_batch_size,
+        "epochs": schedule.epochs,
+        "rounds": schedule.rounds,
+        "steps_per_epoch": schedule.steps_per_epoch,
+        "bn_batches": config.model.bn_batches if config.model.bn else None,
+        "n_groups": config.model.n_groups,
+        "chunk": config.machine.chunk,
+        "image_size": config.data.image_size,
+        "warmup_epochs": config.sgd.warmup_epochs if config.sgd.warm_up else None,
+    }
+    for phase in (1, 2, 3):
+        for name in ("step", "eval_freq", "save_freq"):
+            positive[f"{name}{phase}"] = getattr(schedule, f"{name}{phase}")
+    for name, value in positive.items():
+        if value is not None and value < 1:
+            yield f"{_flag(name)} {value}: must be at least 1"
+    from_zero = {
+        "resume": config.model.resume,
+        "decay1": schedule.decay1,
+        "decay2": schedule.decay2,
+        "decay3": schedule.decay3,
+        "nw": config.data.nw,
+        "seed": config.machine.seed,
+    }
+    for name, value in from_zero.items():
+        if value < 0:
+            yield f"{_flag(name)} {value}: must be 0 or more"
+    if config.machine.seed >= 2**63:
+        yield f"--seed {config.machine.seed}: must be below 2^63"
+
+
+def _rates(config: RunConfig) -> Iterator[str]:
+    sgd = config.sgd
+    rates = {"start_lr": sgd.start_lr, "lr": sgd.lr, "client_lr": sgd.client_lr}
+    for name, value in (rates | {"max_lr": sgd.max_lr, "gamma": sgd.gamma, "wd": sgd.wd}).items():
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            yield f"{_flag(name)} {value}: must be a finite number, 0 or more"
+    given = {name: value for name, value in rates.items() if value is not None}
+    if len(given) != 1:
+        named = " and ".join(_flag(name) for name in given) or "none of --start-lr, --lr and --client-lr"
+        yield f"{named}: give exactly one of --start-lr (per client), --lr (per 256 samples) and --client-lr (as it is)"
+    for name, value in given.items():
+        if sgd.max_lr is not None and sgd.max_lr < value:
+            yield f"--max-lr {sgd.max_lr}: is below {_flag(name)} {value}; the warm-up must rise"
+    if not (math.isfinite(sgd.momentum) and 0 <= sgd.momentum < 1):
+        yield f"--momentum {sgd.momentum}: must be in [0, 1)"
+    if sgd.nesterov and sgd.momentum == 0:
+        yield "--nesterov 1: needs momentum; set --momentum above 0 or --nesterov 0"
+
+
+def _clients(config: RunConfig) -> Iterator[str]:
+    client = config.client
+    if client.total_batch_size % client.batch_size:
+        lower = client.total_batch_size // client.batch_size * client.batch_size
+        near = f"{lower} or {lower + client.batch_size}" if lower else str(client.batch_size)
+        yield (
+            f"--total-batch-size {client.total_batch_size}: not a multiple of --batch-size {client.batch_size}; "
+            f"{near} would do"
+        )
+    if not (math.isfinite(client.noise_p) and 0 <= client.noise_p <= 1):
+        yield f"--noise-p {client.noise_p}: must be a probability in [0, 1]"
+    if config.schedule.schedule == "rounds" and config.schedule.decay2 < config.schedule.decay1:
+        yield (
+            f"--decay2 {config.schedule.decay2}: comes before --decay1 {config.schedule.decay1}; "
+            "make it the same or later"
+        )

@@ -1,0 +1,273 @@
+"""Everything that decides a run, as frozen dataclasses without torch.
+
+Every field is also a command-line flag of the same name. A value of None means that the data, the model or the machine
+decides; `resolve` in run.py fills it in, and `config.json` holds the result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+Schedule = Literal["rounds", "epochs"]
+Precision = Literal["fp32", "tf32", "bf16", "fp64"]
+Executor = Literal["auto", "stacked", "looped"]
+WandbMode = Literal["online", "offline", "disabled"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Data set and what is done to its images."""
+
+    dataset: str = "digits"
+    """digits, cifar10, cifar100, fashion_mnist, image_folder, npz or synthetic"""
+    data_pth: str | None = None
+    """folder or file that holds the data set"""
+    train_pth: str | None = None
+    """training half of the data set, where it lies apart from --data-pth"""
+    val_pth: str | None = None
+    """test half of the data set, where it lies apart from --data-pth"""
+    mean: tuple[float, ...] | None = None
+    """one value per channel, in units of 1: the model sees (x / 255 - mean) / std; None: the data set's own"""
+    std: tuple[float, ...] | None = None
+    """one value per channel, in units of 1; None: the data set's own"""
+    aug: bool | None = None
+    """random crop after padding by 4, and horizontal flip, in training; None: 1 for RGB images, else 0"""
+    image_size: int | None = None
+    """resize and centre-crop the images of a folder to this many pixels; None: as they are"""
+    nw: int = 2
+    """worker processes that decode images"""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Model and start weights."""
+
+    model: str = "mlp"
+    """mlp, cnn, resnet20..1202, resnet20_gn..1202_gn, vgg11..19, or torchvision.NAME"""
+    n_groups: int = 8
+    """groups of each GroupNorm"""
+    bn: bool | None = None
+    """re-estimate BatchNorm before each evaluation; None: whether the model has BatchNorm"""
+    bn_batches: int = 100
+    """batches of --batch-size that BatchNorm is re-estimated from"""
+    resume: int = 0
+    """epochs that the start weights have been trained for, added to the epoch count"""
+    resume_pth: str | None = None
+    """state_dict to start from; None: weights drawn from the seed"""
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """Clients and what each of them sees."""
+
+    batch_size: int = 128
+    """samples per client and local step"""
+    total_batch_size: int = 128
+    """samples of all clients per local step; divided by --batch-size it is the number of clients"""
+    replacement: bool = False
+    """draw samples with replacement"""
+    label_noise: bool = False
+    """replace labels at random, anew at each step"""
+    noise_p: float = 0.1
+    """probability that a label is replaced under --label-noise"""
+
+
+@dataclass(frozen=True)
+class SgdConfig:
+    """Local SGD steps. Exactly one of --start-lr, --lr and --client-lr is set."""
+
+    start_lr: float | None = 0.01
+    """rate per client: the peak rate is this times the number of clients, the warm-up starts from this"""
+    lr: float | None = None
+    """rate per 256 samples: the peak rate is this times total batch / 256, the warm-up starts from this"""
+    client_lr: float | None = None
+    """rate that each client applies, unscaled"""
+    max_lr: float | None = None
+    """peak rate after a warm-up; None: as --start-lr, --lr or --client-lr say"""
+    warm_up: bool = False
+    """raise the rate linearly to its peak at the start"""
+    warmup_epochs: int = 5
+    """epochs that the warm-up takes"""
+    gamma: float = 0.1
+    """factor of each rate decay"""
+    momentum: float = 0.0
+    """momentum, in [0, 1); it stays with its client"""
+    nesterov: bool = False
+    """Nesterov momentum"""
+    wd: float = 5e-4
+    """weight decay, added to the gradient"""
+    group_weight: bool = False
+    """no weight decay for biases and normalisation parameters"""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Epochs, phases and what comes when. H is the number of local steps per communication round."""
+
+    schedule: Schedule = "rounds"
+    """rounds: the phases of the reference's CIFAR program; epochs: those of its ImageNet program"""
+    epochs: int = 300
+    """epochs to train"""
+    rounds: int | None = None
+    """communication rounds to train, instead of --epochs"""
+    steps_per_epoch: int | None = None
+    """local steps per epoch; None: as many as the training set allows"""
+    decay1: int = 250
+    """epoch of the first decay, which begins phase 2"""
+    decay2: int = 500
+    """epoch of the second decay, which begins phase 3"""
+    decay3: int = 225
+    """epoch of a third decay (--schedule epochs)"""
+    step1: int = 1
+    """H in phase 1"""
+    step2: int = 1
+    """H in phase 2"""
+    step3: int = 1
+    """H in phase 3"""
+    eval_freq1: int = 1
+    """rounds between evaluations in phase 1"""
+    eval_freq2: int = 1
+    """rounds between evaluations in phase 2"""
+    eval_freq3: int = 1
+    """rounds between evaluations in phase 3"""
+    save_freq1: int = 100
+    """rounds (--schedule epochs: epochs) between named checkpoints in phase 1"""
+    save_freq2: int = 100
+    """the same in phase 2"""
+    save_freq3: int = 100
+    """the same in phase 3"""
+    eval_on_start: bool = False
+    """evaluate and save before the first round"""
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """Where and how it is computed."""
+
+    device: str | None = None
+    """cpu, cuda or cuda:N; None: cuda where present, else cpu"""
+    precision: Precision | None = None
+    """None: fp32, and bf16 for --schedule epochs on a GPU"""
+    executor: Executor = "auto"
+    """stacked: all resident clients at once; looped: one after the other; auto: looped for convolutions on a CPU"""
+    chunk: int | None = None
+    """clients resident at once; None: as many as fit comfortably"""
+    seed: int = 0
+    """seed of start weights, sampling, augmentation and label noise"""
+    on_nan: Literal["stop", "continue"] = "stop"
+    """what a loss that is no longer finite does"""
+    dist_url: str = "env://"
+    """how processes find each other; a run of one process needs none"""
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is written where."""
+
+    log_pth: str | None = None
+    """run directory; None: a fresh runs/NAME_TIME"""
+    debug: bool = False
+    """also write steps.jsonl: step, client, rate and loss of every local step"""
+    wandb: WandbMode = "disabled"
+    """Weights & Biases"""
+    wandb_entity: str | None = None
+    """account or team that wandb logs to; None: wandb's default"""
+    wandb_project: str = "fastlocal"
+    """wandb project"""
+    wandb_save: bool = False
+    """also upload checkpoints to wandb"""
+    tensorboard: bool = False
+    """also write TensorBoard event files into the run directory"""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, whole."""
+
+    name: str = "train"
+    """the recipe's name; part of the default run directory's"""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    client: ClientConfig = field(default_factory=ClientConfig)
+    sgd: SgdConfig = field(default_factory=SgdConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    machine: MachineConfig = field(default_factory=MachineConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    @property
+    def clients(self) -> int:
+        """Number of clients."""
+        return self.client.total_batch_size // self.client.batch_size
+
+    def with_values(self, **values: Any) -> RunConfig:
+        """A copy in which the named fields, of whichever area, have the given values."""
+        areas: dict[str, dict[str, Any]] = {}
+        for name, value in values.items():
+            areas.setdefault(AREA_OF[name], {})[name] = value
+        changed = {area: dataclasses.replace(getattr(self, area), **fields) for area, fields in areas.items()}
+        return dataclasses.replace(self, **changed)
+
+    def to_json(self) -> str:
+        """The text of config.json."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+AREAS: dict[str, type] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "client": ClientConfig,
+    "sgd": SgdConfig,
+    "schedule": ScheduleConfig,
+    "machine": MachineConfig,
+    "log": LogConfig,
+}
+AREA_OF = {spec.name: area for area, kind in AREAS.items() for spec in dataclasses.fields(kind)}
+T = TypeVar("T")
+
+
+def read_config(path: Path) -> RunConfig:
+    """The RunConfig that `to_json` wrote to `path`.
+
+    Raises OSError where the file cannot be read, ValueError where it is not such a file.
+    """
+    stored = json.loads(path.read_text())
+    if not isinstance(stored, dict):
+        raise ValueError("it is not a JSON object")
+    return _build(RunConfig, stored, "")
+
+
+def _build(kind: type[T], stored: Mapping[str, Any], where: str) -> T:
+    hints = typing.get_type_hints(kind)
+    unknown = [name for name in stored if name not in hints]
+    if unknown:
+        raise ValueError(f"unknown field {where}{unknown[0]}")
+    values = {name: _convert(hints[name], value, where + name) for name, value in stored.items()}
+    return kind(**values)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} is {value!r}, not an object")
+        return _build(typing.cast(type, hint), value, where + ".")
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _convert(next(option for option in options if option is not type(None)), value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(options[0], item, where) for item in value)
+    if origin is Literal and value in options:
+        return value
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and type(value) is hint:
+        return value
+    raise ValueError(f"{where} is {value!r}")

@@ -1,0 +1,80 @@
+"""Batches from a data set that stays decoded in the device's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastlocal import kernels
+from fastlocal.kernels.gather_augment.reference import crop_boxes
+
+from ..types import Split
+
+PADDING = 4
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One local step's samples of the resident clients.
+
+    inputs: [clients, batch, ...]        targets: [clients, batch, ...]
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+
+class ResidentSource:
+    """A split on the device, gathered, augmented and normalised there.
+
+    mean, std: per channel in units of 1, for uint8 images; None where inputs reach the model as they are, floating
+    ones in `dtype`
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
+        augment: bool,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.inputs = split.inputs.to(device)
+        self.targets = split.targets.to(device)
+        if mean is None and self.inputs.is_floating_point():
+            self.inputs = self.inputs.to(dtype)
+        if self.targets.is_floating_point():
+            self.targets = self.targets.to(dtype)
+        self.mean, self.std = mean, std
+        self.augment = augment
+        self.seed = seed
+        self.device, self.dtype = device, dtype
+        self._gather = kernels.get("gather_augment")
+
+    def __len__(self) -> int:
+        return self.inputs.shape[0]
+
+    def batch(self, sample_ids: Tensor, clients: Tensor, step: Tensor | int) -> Batch:
+        """The training samples `sample_ids` [clients, batch] of the clients [clients] at a global local step."""
+        boxes = None
+        if self.augment:
+            boxes = crop_boxes(self.seed, clients, step, sample_ids.shape[-1], PADDING)
+        return Batch(self._inputs(sample_ids, boxes), self.targets[sample_ids])
+
+    def rows(self, begin: int, end: int) -> Batch:
+        """Samples [begin, end) in their stored order, not augmented, without a client axis."""
+        ids = torch.arange(begin, min(end, len(self)), device=self.device)
+        return Batch(self._inputs(ids, None), self.targets[ids])
+
+    def _inputs(self, sample_ids: Tensor, boxes: tuple[Tensor, ...] | None) -> Tensor:
+        if self.mean is None or self.std is None:
+            return self.inputs[sample_ids]
+        return self._gather(
+            self.inputs, sample_ids, boxes, padding=PADDING, mean=self.mean, std=self.std, dtype=self.dtype
+        )

@@ -1,0 +1,52 @@
+"""All clients of a chunk in one vmapped forward and one backward pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from fastlocal import kernels
+
+from ..losses import count_correct
+from ..stack import ClientStack
+from .base import LocalProblem, RoundPlan, RoundResult
+
+
+class StackedExecutor:
+    """One local step of every resident client is one program over their flat buffers."""
+
+    def __init__(self, problem: LocalProblem) -> None:
+        self.problem = problem
+        self._sgd = kernels.get("client_sgd")
+        self._decay_mask = problem.layout.decay_mask.to(problem.source.device, problem.source.dtype)
+        self._forward = vmap(self._forward_one, randomness="different")
+
+    def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
+        problem = self.problem
+        losses, correct = [], []
+        for step in range(plan.local_steps):
+            batch, targets = problem.batch(plan, step, slice(None))
+            params = stack.params.detach().requires_grad_()
+            step_losses, outputs = self._forward(params, batch.inputs, targets)
+            (grads,) = torch.autograd.grad(step_losses.sum(), params)
+            self._sgd(
+                stack.params,
+                stack.momentum,
+                grads,
+                plan.learning_rates[step],
+                self._decay_mask,
+                mu=problem.momentum,
+                weight_decay=problem.weight_decay,
+                nesterov=problem.nesterov,
+            )
+            losses.append(step_losses.detach())
+            if problem.topk:
+                correct.append(count_correct(outputs, batch.targets, problem.topk))
+        return RoundResult(torch.stack(losses), torch.stack(correct).sum(dim=0) if correct else None)
+
+    def _forward_one(self, row: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        problem = self.problem
+        with problem.numerics.autocast():
+            outputs = functional_call(problem.module, problem.layout.views(row), (inputs,))
+        return problem.loss(problem.numerics.full(outputs), targets), outputs

@@ -1,0 +1,65 @@
+"""How a model's parameters lie in one flat row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ParamLayout:
+    """Names, shapes and places of the trained parameters in a row of n_params values.
+
+    decay_mask: [n_params] on the CPU, 1 where weight decay applies
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    sizes: tuple[int, ...]
+    decay_mask: Tensor
+
+    @property
+    def n_params(self) -> int:
+        return sum(self.sizes)
+
+    def views(self, row: Tensor) -> dict[str, Tensor]:
+        """{name: [..., *shape]} of row [..., n_params]: one split, so that its backward is one concatenation."""
+        lead = row.shape[:-1]
+        pieces = torch.split(row, self.sizes, dim=-1)
+        return {
+            name: piece.view(*lead, *shape) for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)
+        }
+
+    def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The row [n_params] that holds `values`."""
+        return torch.cat([values[name].detach().reshape(-1) for name in self.names])
+
+
+def param_layout(module: nn.Module, *, group_weight: bool) -> ParamLayout:
+    """The layout of the parameters of `module` that require a gradient, in its own order.
+
+    group_weight: exempt biases and the parameters of normalisation layers from weight decay
+    """
+    trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
+    exempt = _exempt(module) if group_weight else set()
+    masks = [torch.full((value.numel(),), 0.0 if id(value) in exempt else 1.0) for value in trained.values()]
+    return ParamLayout(
+        names=tuple(trained),
+        shapes=tuple(value.shape for value in trained.values()),
+        sizes=tuple(math.prod(value.shape) for value in trained.values()),
+        decay_mask=torch.cat(masks) if masks else torch.empty(0),
+    )
+
+
+def _exempt(module: nn.Module) -> set[int]:
+    norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+    return {
+        id(value)
+        for part in module.modules()
+        for name, value in part.named_parameters(recurse=False)
+        if isinstance(part, norms) or name == "bias" or name.endswith("_bias")
+    }

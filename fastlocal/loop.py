@@ -1,0 +1,233 @@
+"""Communication rounds: plan, local steps, average, evaluate, save, log."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .averaged import AveragedModel
+from .averaging.local_mean import LocalMean
+from .checkpoint import save_model
+from .data.sources.resident import ResidentSource
+from .data.streams import Streams
+from .errors import NonFiniteLoss
+from .evaluation import Evaluation
+from .executors.base import Executor, RoundPlan
+from .progress import Progress, Round
+from .stack import ClientStack, MomentumStore
+from .telemetry.base import Logger, RoundReport
+from .telemetry.jsonl import StepLog
+
+
+@dataclass
+class TrainStats:
+    """Sums over every client's samples since the last evaluation, on the host."""
+
+    loss: float = 0.0
+    correct: list[float] = field(default_factory=list)
+    samples: int = 0
+
+    def add(self, other: TrainStats) -> None:
+        """Add another stretch's sums."""
+        self.loss += other.loss
+        self.correct = [a + b for a, b in zip(self.correct or [0.0] * len(other.correct), other.correct, strict=True)]
+        self.samples += other.samples
+
+    def mean(self, count: int) -> tuple[float, list[float]]:
+        """Mean loss and `count` accuracies, zero where nothing was added."""
+        if not self.samples:
+            return 0.0, [0.0] * count
+        return self.loss / self.samples, [value / self.samples for value in self.correct]
+
+
+@dataclass
+class Loop:
+    """A run whose parts are built. `run` trains it to its end.
+
+    chunk: clients resident at once        momentum: None where there is none
+    evaluate: the model on the test set        topk: the k of accuracies, empty where targets are not labels
+    steps: where every local step is written, or None        stop_on_nan: whether a non-finite loss ends the run
+    """
+
+    progress: Progress
+    streams: Streams
+    source: ResidentSource
+    executor: Executor
+    averaged: AveragedModel
+    momentum: MomentumStore | None
+    evaluate: Callable[[], Evaluation]
+    logger: Logger
+    steps: StepLog | None
+    directory: Path
+    clients: int
+    chunk: int
+    bn_batches: int
+    topk: tuple[int, ...]
+    stop_on_nan: bool
+    history: list[dict[str, Any]] = field(default_factory=list)
+    comm_round: int = 0
+    best_acc: float = 0.0
+
+    def __post_init__(self) -> None:
+        row = self.averaged.row
+        self._params = torch.empty(self.chunk, row.numel(), dtype=row.dtype, device=row.device)
+        self._mean = LocalMean(row.numel(), self.clients, row.device)
+        self._stats = TrainStats()
+        self._step = 0
+        self._loaded = False
+        self._warned = False
+
+    def run(self, eval_on_start: bool) -> None:
+        """Every round of the plan."""
+        if eval_on_start:
+            self._report(self.progress.start())
+        for planned in self.progress.rounds():
+            for name in planned.phase_files[0]:
+                self._save(name)
+            self._train(planned)
+            if planned.evaluate:
+                self._report(planned)
+            for name in planned.phase_files[1]:
+                self._save(name)
+
+    def load_averaged(self) -> None:
+        """Bring the plain module up to the averaged row, BatchNorm re-estimated, unless it is there already."""
+        if not self._loaded:
+            epoch = max(self._step - 1, 0) // self.progress.steps_per_epoch
+            self.averaged.load(self._batchnorm_inputs(epoch))
+            self._loaded = True
+
+    def save_latest(self) -> Path:
+        """Write the averaged model to latest.pt."""
+        return self._save("latest.pt")
+
+    def _train(self, planned: Round) -> None:
+        rates = [self.progress.learning_rate(planned.first_step + step) for step in range(planned.local_steps)]
+        stats, losses = TrainStats(), []
+        for begin in range(0, self.clients, self.chunk):
+            clients = range(begin, min(begin + self.chunk, self.clients))
+            params = self._params[: len(clients)]
+            chunk_losses, chunk_stats = self._train_chunk(planned, clients, params, rates)
+            stats.add(chunk_stats)
+            losses.append(chunk_losses)
+            if planned.averaged:
+                self._mean.add(params)
+        if self.steps is not None:
+            self._write_steps(planned, rates, torch.cat(losses, dim=1))
+        self.averaged.count_steps(planned.local_steps)
+        self._step = planned.first_step + planned.local_steps
+        if planned.averaged:
+            self._average(planned)
+        self._stats.add(stats)
+        loss, correct = stats.mean(len(self.topk))
+        accuracy = correct[0] if self.topk else None
+        self.logger.round(
+            RoundReport(planned.comm_round, planned.epoch, planned.local_steps, rates[-1], loss, accuracy, stats.samples)
+        )
+
+    def _train_chunk(
+        self, planned: Round, clients: range, params: Tensor, rates: list[float]
+    ) -> tuple[Tensor, TrainStats]:
+        """The whole round of one chunk; returns its losses [local_steps, clients] on the CPU and its sums."""
+        row = self.averaged.row
+        params.copy_(row.expand_as(params))
+        stack = ClientStack(params, None if self.momentum is None else self.momentum.fetch(clients))
+        sample_ids = self.streams.sample_ids(planned.first_step, planned.local_steps, clients)
+        plan = RoundPlan(
+            client_ids=torch.arange(clients.start, clients.stop, device=row.device),
+            first_step=planned.first_step,
+            learning_rates=torch.tensor(rates, dtype=row.dtype, device=row.device)[:, None].expand(-1, len(clients)),
+            sample_ids=sample_ids.to(row.device),
+        )
+        result = self.executor.run_round(stack, plan)
+        if self.momentum is not None:
+            self.momentum.store(clients)
+        losses = result.losses.cpu()
+        batch = sample_ids.shape[-1]
+        self._check_finite(planned, clients, losses, params)
+        correct = [] if result.correct is None else result.correct.tolist()
+        return losses, TrainStats(losses.double().sum().item() * batch, correct, losses.numel() * batch)
+
+    def _check_finite(self, planned: Round, clients: range, losses: Tensor, params: Tensor) -> None:
+        if not math.isfinite(losses.double().sum().item()):
+            bad = (~losses.isfinite()).nonzero()
+            if len(bad):
+                step, client = bad[0].tolist()
+                value = losses[step, client].item()
+                self._not_finite(
+                    f"round {planned.comm_round + (not planned.averaged)}, step {planned.first_step + step}, "
+                    f"client {clients.start + client}: the loss is {value}"
+                )
+                return
+        sums = params.sum(dim=1)
+        if not math.isfinite(sums.sum().item()):
+            bad = (~params.isfinite().all(dim=1)).nonzero()
+            if len(bad):
+                last = planned.first_step + planned.local_steps - 1
+                self._not_finite(
+                    f"round {planned.comm_round + (not planned.averaged)}, step {last}, "
+                    f"client {clients.start + int(bad[0])}: the parameters are no longer finite"
+                )
+
+    def _not_finite(self, where: str) -> None:
+        if self.stop_on_nan:
+            raise NonFiniteLoss(where)
+        if not self._warned:
+            self.logger.message(f"{where}; going on (--on-nan continue), said once")
+            self._warned = True
+
+    def _average(self, planned: Round) -> None:
+        self.averaged.replace(self._mean.take())
+        self.comm_round = planned.comm_round
+        self._loaded = False
+
+    def _batchnorm_inputs(self, epoch: int) -> Iterator[Tensor]:
+        device = self.averaged.row.device
+        for ids, client, step in self.streams.epoch_batches(epoch, self.bn_batches):
+            numbers = torch.tensor([client], device=device)
+            yield self.source.batch(ids.unsqueeze(0).to(device), numbers, step).inputs[0]
+
+    def _report(self, planned: Round) -> None:
+        """Evaluate the averaged model, save it and log the line."""
+        self.load_averaged()
+        result = self.evaluate()
+        loss, accuracies = self._stats.mean(len(self.topk))
+        self._stats = TrainStats()
+        row: dict[str, Any] = {"epoch": planned.epoch, "comm_round": planned.comm_round}
+        if self.topk:
+            self.best_acc = max(self.best_acc, result.accuracies[0])
+        row |= self._accuracies("train", accuracies) | {"train_loss": loss}
+        row |= self._accuracies("val", result.accuracies) | {"val_loss": result.loss}
+        row |= {"best_acc": self.best_acc if self.topk else None}
+        row |= {"iter": planned.iteration, "lr": planned.learning_rate}
+        self.save_latest()
+        if planned.save_as is not None:
+            self._save(planned.save_as)
+        self.history.append(row)
+        self.logger.evaluation(row)
+
+    def _accuracies(self, half: str, values: list[float] | tuple[float, ...]) -> dict[str, float | None]:
+        if not self.topk:
+            return {f"{half}_acc1": None}
+        return {f"{half}_acc{k}": value for k, value in zip(self.topk, values, strict=True)}
+
+    def _save(self, name: str) -> Path:
+        self.load_averaged()
+        path = self.directory / name
+        save_model(path, self.averaged.module.state_dict())
+        self.logger.checkpoint(path)
+        return path
+
+    def _write_steps(self, planned: Round, rates: list[float], losses: Tensor) -> None:
+        assert self.steps is not None
+        self.steps.write(
+            (planned.first_step + step, client, rates[step], loss)
+            for step, row in enumerate(losses.tolist())
+            for client, loss in enumerate(row)
+        )
