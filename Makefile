@@ -1,0 +1,86 @@
+# The two commands: `make quickstart` and `make test`. Both use the environment .venv, which they set up themselves.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# Debian packages with what the tests read or link to, and with what `python3 -m venv` needs.
+TEST_PACKAGES := dataset-fashion-mnist
+VENV_PACKAGES := python3-venv
+
+# pip names a newer self otherwise; a user did not ask for that.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint clean test-packages
+
+help:
+	@echo "make quickstart   set up $(VENV), install fastlocal, train on the data that ships with it"
+	@echo "make test         set up what the tests need, then run lint and the whole suite"
+	@echo "make lint         ruff and mypy"
+	@echo "make clean        remove $(VENV), builds and caches (not runs/)"
+	@echo "PYTHON=python3.12 before or after the goal chooses another interpreter for $(VENV)"
+
+quickstart: $(VENV)/installed
+	$(BIN)/fastlocal train quickstart
+
+test: test-packages lint
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=15
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What is installed is younger than the files that say what to install.
+$(VENV)/installed: setup.py pyproject.toml | $(VENV)/created
+	$(BIN)/python -m pip install --editable .
+	@touch $@
+
+$(VENV)/installed-test: setup.py pyproject.toml | $(VENV)/created
+	$(BIN)/python -m pip install --editable ".[test]"
+	@touch $(VENV)/installed $@
+
+$(VENV)/created:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "fastlocal needs Python 3.10 or newer, and there is no $(PYTHON) here. On Debian: apt-get install python3 python3-venv"; \
+		exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "fastlocal needs Python 3.10 or newer, and $(PYTHON) is `$(PYTHON) --version`. Name a newer one: make PYTHON=python3.12 ..."; \
+		exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { $(call debian_install,$(VENV_PACKAGES)); }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make environments: its module venv or ensurepip is missing. On Debian: apt-get install $(VENV_PACKAGES)"; \
+		exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+# Without these packages the tests that need them are skipped, so a machine where they cannot be installed goes on.
+test-packages:
+	@$(call debian_install,$(TEST_PACKAGES))
+
+# $(call debian_install,PACKAGES): installs those that are missing where this is root on Debian, else says what to install.
+# It never fails: whoever needs the packages tells what is missing.
+define debian_install
+missing=; \
+for package in $(1); do \
+	dpkg-query --show --showformat='$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"; \
+done; \
+if [ -z "$$missing" ]; then \
+	:; \
+elif ! command -v apt-get >/dev/null; then \
+	echo "Not on Debian: install what its packages$$missing hold by other means"; \
+elif [ "$$(id -u)" != 0 ]; then \
+	echo "Missing system packages, to be installed by an administrator: apt-get install$$missing"; \
+else \
+	echo "Installing system packages:$$missing"; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	apt-get update --quiet || echo "apt-get update failed; trying with the package lists that are here"; \
+	apt-get install --quiet --yes --no-install-recommends -o DPkg::Lock::Timeout=120 $$missing \
+		|| echo "apt-get could not install$$missing (locked by another process, or no network; see above); going on without"; \
+fi
+endef
