@@ -1,0 +1,84 @@
+"""Models by name. Importing this file imports no torch; a family's file is imported when one of its models is built."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastlocal.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TORCHVISION_PREFIX = "torchvision."
+RESNET_DEPTHS = (20, 32, 44, 56, 110, 1202)
+VGG_DEPTHS = (11, 13, 16, 19)
+
+_RESNETS = {
+    **{f"resnet{depth}": (depth, "batch") for depth in RESNET_DEPTHS},
+    **{f"resnet{depth}_gn": (depth, "group") for depth in RESNET_DEPTHS},
+}
+_VGGS = {f"vgg{depth}": depth for depth in VGG_DEPTHS}
+_SMALL = ("mlp", "cnn")
+
+NAMES: tuple[str, ...] = (*_SMALL, *_RESNETS, *_VGGS)
+"""Every name that `build` takes, torchvision's classification models (`torchvision.NAME`) aside."""
+
+
+def build(
+    name: str,
+    *,
+    in_channels: int,
+    classes: int,
+    image_size: tuple[int, int],
+    n_groups: int = 8,
+    seed: int = 0,
+) -> nn.Module:
+    """The model `name` in float32 on the CPU, in training mode: images [n, in_channels, *image_size] -> [n, classes].
+
+    image_size: (height, width) in pixels
+    n_groups: groups of each GroupNorm in the `_gn` models; other models do not look at it
+    seed: what the weights are drawn from; the caller's random generators are left as they were
+    Raises UsageError for an unknown name, for images that the model cannot take, and for groups that do not divide.
+    """
+    if name not in NAMES and not name.startswith(TORCHVISION_PREFIX):
+        raise UsageError(f"--model {name!r} is unknown{_suggestion(name)}")
+    import torch
+
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        # torch.manual_seed would seed the accelerators' generators too, which fork_rng(devices=[]) does not restore.
+        torch.default_generator.manual_seed(seed)
+        return _construct(name, in_channels, classes, image_size, n_groups)
+
+
+def has_batchnorm(module: nn.Module) -> bool:
+    """Whether any layer of `module` normalises over the batch."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    return any(isinstance(layer, _BatchNorm) for layer in module.modules())
+
+
+def _construct(name: str, in_channels: int, classes: int, image_size: tuple[int, int], n_groups: int) -> nn.Module:
+    if name in _RESNETS:
+        from fastlocal.models.cifar_resnet import resnet
+
+        depth, norm = _RESNETS[name]
+        return resnet(depth, in_channels, classes, n_groups=n_groups if norm == "group" else None)
+    if name in _VGGS:
+        from fastlocal.models.cifar_vgg import vgg
+
+        return vgg(_VGGS[name], in_channels, classes, image_size)
+    if name in _SMALL:
+        from fastlocal.models.small import small
+
+        return small(name, in_channels, classes, image_size)
+    from fastlocal.models.torchvision_models import torchvision_model
+
+    return torchvision_model(name.removeprefix(TORCHVISION_PREFIX), in_channels, classes, image_size)
+
+
+def _suggestion(name: str) -> str:
+    from fastlocal.models.torchvision_models import classification_names
+
+    if name in classification_names():
+        return f"; did you mean '{TORCHVISION_PREFIX}{name}'?"
+    return nearest(name, NAMES) or f"; one of {', '.join(NAMES)} or {TORCHVISION_PREFIX}NAME would do"
