@@ -47,9 +47,6 @@ def _counts(config: RunConfig) -> Iterator[str]:
             yield f"{_flag(name)} {value}: must be at least 1"
     from_zero = {
         "resume": config.model.resume,
-        "decay1": schedule.decay1,
-        "decay2": schedule.decay2,
-        "decay3": schedule.decay3,
         "nw": config.data.nw,
         "seed": config.machine.seed,
     }
@@ -90,8 +87,3 @@ def _clients(config: RunConfig) -> Iterator[str]:
         )
     if not (math.isfinite(client.noise_p) and 0 <= client.noise_p <= 1):
         yield f"--noise-p {client.noise_p}: must be a probability in [0, 1]"
-    if config.schedule.schedule == "rounds" and config.schedule.decay2 < config.schedule.decay1:
-        yield (
-            f"--decay2 {config.schedule.decay2}: comes before --decay1 {config.schedule.decay1}; "
-            "make it the same or later"
-        )

@@ -214,6 +214,10 @@ class RunConfig:
         changed = {area: dataclasses.replace(getattr(self, area), **fields) for area, fields in areas.items()}
         return dataclasses.replace(self, **changed)
 
+    def renamed(self, name: str) -> RunConfig:
+        """A copy with another name."""
+        return dataclasses.replace(self, name=name)
+
     def to_json(self) -> str:
         """The text of config.json."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

@@ -53,6 +53,7 @@ class Loop:
     chunk: clients resident at once        momentum: None where there is none
     evaluate: the model on the test set        topk: the k of accuracies, empty where targets are not labels
     steps: where every local step is written, or None        stop_on_nan: whether a non-finite loss ends the run
+    module_seed: seed of a module that draws random numbers itself, or None
     """
 
     progress: Progress
@@ -70,6 +71,7 @@ class Loop:
     bn_batches: int
     topk: tuple[int, ...]
     stop_on_nan: bool
+    module_seed: int | None
     history: list[dict[str, Any]] = field(default_factory=list)
     comm_round: int = 0
     best_acc: float = 0.0
@@ -145,6 +147,9 @@ class Loop:
             learning_rates=torch.tensor(rates, dtype=row.dtype, device=row.device)[:, None].expand(-1, len(clients)),
             sample_ids=sample_ids.to(row.device),
         )
+        if self.module_seed is not None:
+            mixed = (self.module_seed * 1_000_003 + planned.first_step) * 1_000_003 + clients.start
+            torch.manual_seed(mixed % 2**63)
         result = self.executor.run_round(stack, plan)
         if self.momentum is not None:
             self.momentum.store(clients)

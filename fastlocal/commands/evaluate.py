@@ -1,0 +1,76 @@
+"""fastlocal evaluate: accuracy and loss of a stored model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from ..config import Precision, RunConfig
+from ..recipes import default
+from .flags import normalise, registry
+
+
+@dataclass(frozen=True)
+class EvaluateFlags:
+    """Evaluate a state_dict on a data set's test images, with its stored running statistics."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """state_dict to evaluate"""
+    model: str = "mlp"
+    """the model that it was saved from"""
+    n_groups: int = 8
+    """groups of each GroupNorm"""
+    dataset: str = "digits"
+    """digits, cifar10, cifar100, fashion_mnist, image_folder, npz or synthetic"""
+    data_pth: str | None = None
+    """folder or file that holds the data set"""
+    mean: tuple[float, ...] | None = None
+    """one value per channel, in units of 1; None: the data set's own"""
+    std: tuple[float, ...] | None = None
+    """one value per channel, in units of 1; None: the data set's own"""
+    device: str | None = None
+    """cpu, cuda or cuda:N; None: cuda where present, else cpu"""
+    precision: Precision = "fp32"
+    """number format"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Print `val_acc1 ... val_loss ...`."""
+    flags = tyro.cli(EvaluateFlags, prog="fastlocal evaluate", args=normalise(argv), registry=registry())
+
+    from ..checkpoint import read_state
+    from ..data.sources.resident import ResidentSource
+    from ..evaluation import evaluate
+    from ..losses import cross_entropy
+    from ..named import load_data, make_model
+    from ..precision import numerics
+    from ..resolve import resolve_device
+
+    config = _config(flags)
+    device = resolve_device(flags.device)
+    numbers = numerics(flags.precision, device)
+    state = read_state(flags.checkpoint, "CHECKPOINT")
+    data = load_data(config, lambda text: print(text, file=sys.stderr))
+    module = make_model(config, data, state, "CHECKPOINT", flags.checkpoint).to(device, numbers.dtype)
+    source = ResidentSource(
+        data.test, mean=data.mean, std=data.std, augment=False, seed=0, device=device, dtype=numbers.dtype
+    )
+    result = evaluate(module, source, loss=cross_entropy, topk=(1,), numerics=numbers)
+    print(f"val_acc1 {result.accuracies[0]:.4f} val_loss {result.loss:.4f}")
+    return 0
+
+
+def _config(flags: EvaluateFlags) -> RunConfig:
+    n_groups = RunConfig().model.n_groups if flags.n_groups == -1 else flags.n_groups
+    return default().with_values(
+        model=flags.model,
+        n_groups=n_groups,
+        dataset=flags.dataset,
+        data_pth=flags.data_pth,
+        mean=flags.mean,
+        std=flags.std,
+    )

@@ -1,0 +1,18 @@
+"""fastlocal recipes: the named runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import UsageError
+from ..recipes import RECIPES
+
+
+def run(argv: Sequence[str]) -> int:
+    """Print each recipe's name and what it is."""
+    if argv:
+        raise UsageError(f"fastlocal recipes takes nothing, got {argv[0]!r}; fastlocal train {argv[0]} --help shows one")
+    for name, recipe in RECIPES.items():
+        first_line = (recipe.__doc__ or "").splitlines()[0]
+        print(f"{name:<28}{first_line}")
+    return 0

@@ -1,0 +1,136 @@
+"""What a RunConfig leaves open, settled by the data, the model and the machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .config import RunConfig
+from .data.types import DataSet
+from .directory import default_directory
+from .errors import UsageError
+from .layout import ParamLayout
+from .probe import Probe
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CHUNK_BYTES = 256 * 2**20
+
+
+def resolve_device(name: str | None) -> torch.device:
+    """The device that --device means; cuda where present, else cpu, where it is None."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device {name}: unknown; use cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name}: not supported; use cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UsageError(f"--device {name}: no CUDA GPU is available here; use --device cpu")
+        if device.index is not None and device.index >= torch.cuda.device_count():
+            raise UsageError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, counted from 0")
+    return device
+
+
+def resolve_for_data(config: RunConfig, data: DataSet, device: torch.device) -> tuple[RunConfig, DataSet]:
+    """Normalisation, augmentation, precision and steps per epoch."""
+    _check_samples(data)
+    if config.schedule.schedule == "epochs" and data.is_rgb:
+        data = dataclasses.replace(
+            data,
+            mean=IMAGENET_MEAN if config.data.mean is None else data.mean,
+            std=IMAGENET_STD if config.data.std is None else data.std,
+        )
+    by_epochs = config.schedule.schedule == "epochs"
+    if config.data.aug and data.mean is None:
+        raise UsageError("--aug 1: the inputs are not uint8 images")
+    config = config.with_values(
+        mean=data.mean,
+        std=data.std,
+        aug=data.is_rgb if config.data.aug is None else config.data.aug,
+        precision=config.machine.precision or ("bf16" if by_epochs and device.type == "cuda" else "fp32"),
+        device=str(device),
+        steps_per_epoch=_steps_per_epoch(config, len(data.train)),
+    )
+    return config, data
+
+
+def _check_samples(data: DataSet) -> None:
+    for name, split in (("training", data.train), ("test", data.test)):
+        if len(split) == 0:
+            raise UsageError(f"--dataset {data.name}: the {name} set is empty")
+        if len(split) != len(split.targets):
+            raise UsageError(f"--dataset {data.name}: {len(split)} {name} inputs but {len(split.targets)} targets")
+
+
+def _steps_per_epoch(config: RunConfig, samples: int) -> int:
+    total, steps = config.client.total_batch_size, config.schedule.steps_per_epoch
+    if config.client.replacement:
+        return steps or max(1, samples // total)
+    if total > samples:
+        raise UsageError(
+            f"--total-batch-size {total}: more than the {samples} training samples; lower it or use --replacement 1"
+        )
+    if steps is not None and total * steps > samples:
+        raise UsageError(
+            f"--steps-per-epoch {steps}: {steps} x {total} samples per epoch, but the training set has {samples}; "
+            f"at most {samples // total} fit, or use --replacement 1"
+        )
+    return steps or samples // total
+
+
+def resolve_for_machine(
+    config: RunConfig, module: nn.Module, layout: ParamLayout, device: torch.device, seen: Probe
+) -> tuple[RunConfig, list[str]]:
+    """Executor, chunk and absolute paths, and lines that a person should see."""
+    notes = []
+    executor = config.machine.executor
+    if executor == "stacked" and seen.no_vmap:
+        raise UsageError(f"--executor stacked: vmap cannot take this model ({seen.no_vmap}); --executor looped trains it")
+    if executor == "auto":
+        executor = "looped" if device.type == "cpu" and _has_convolution(module) else "stacked"
+        if executor == "stacked" and seen.no_vmap:
+            executor = "looped"
+            notes.append(f"vmap cannot take this model ({seen.no_vmap}); training with --executor looped")
+    if seen.random:
+        notes.append("the model draws random numbers itself (dropout, say): its masks depend on --chunk and --executor")
+    row_bytes = layout.n_params * (8 if config.machine.precision == "fp64" else 4)
+    comfortable = max(1, CHUNK_BYTES // (row_bytes * (3 if config.sgd.momentum else 2)))
+    config = config.with_values(
+        executor=executor,
+        chunk=min(config.clients, config.machine.chunk or comfortable),
+        log_pth=_absolute(config.log.log_pth) or str(default_directory(config.name)),
+        data_pth=_absolute(config.data.data_pth),
+        train_pth=_absolute(config.data.train_pth),
+        val_pth=_absolute(config.data.val_pth),
+        resume_pth=_absolute(config.model.resume_pth),
+    )
+    return config, notes
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else os.path.abspath(Path(path).expanduser())
+
+
+def _has_convolution(module: nn.Module) -> bool:
+    return any(isinstance(part, nn.modules.conv._ConvNd) for part in module.modules())
+
+
+def memory_bytes(config: RunConfig, data: DataSet, n_params: int) -> dict[str, int]:
+    """Bytes of what a resolved run keeps in memory, activations left out: {what: bytes}."""
+    assert config.machine.chunk is not None
+    item = 8 if config.machine.precision == "fp64" else 4
+    row = n_params * item
+    tensors = (data.train.inputs, data.train.targets, data.test.inputs, data.test.targets)
+    return {
+        "data set": sum(math.prod(tensor.shape) * tensor.element_size() for tensor in tensors),
+        "resident parameters and gradients": 2 * row * config.machine.chunk,
+        "momenta of all clients": row * config.clients if config.sgd.momentum else 0,
+    }

@@ -1,0 +1,248 @@
+"""The composition root: every part of a run, built from a RunConfig."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from .averaged import AveragedModel
+from .batchnorm import has_batchnorm, local_module
+from .checkpoint import save_model
+from .config import RunConfig
+from .data.sources.resident import ResidentSource
+from .data.streams import Streams, StreamSpec
+from .data.types import DataSet
+from .directory import check_directory, create_directory
+from .errors import UsageError
+from .evaluation import evaluate
+from .executors.base import Executor, LabelNoise, LocalProblem
+from .executors.looped import LoopedExecutor
+from .executors.stacked import StackedExecutor
+from .layout import ParamLayout, param_layout
+from .loop import Loop
+from .losses import Loss
+from .precision import Numerics, numerics
+from .probe import Probe, probe
+from .progress import Progress
+from .resolve import resolve_device, resolve_for_data, resolve_for_machine
+from .stack import MomentumStore
+from .telemetry.base import Logger, Loggers, RunSummary
+from .telemetry.jsonl import JsonlLogger, StepLog
+
+PROBE_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can start: everything is checked and nothing is written yet.
+
+    config: fully resolved        notes: lines that a person should see before the first round
+    """
+
+    config: RunConfig
+    data: DataSet
+    module: nn.Module
+    layout: ParamLayout
+    problem: LocalProblem
+    test: ResidentSource
+    progress: Progress
+    random: bool
+    notes: tuple[str, ...]
+
+
+def prepare(
+    config: RunConfig, data: DataSet, make_module: Callable[[], nn.Module], loss: Loss, *, model_flag: str
+) -> Prepared:
+    """Resolve `config` against the data, the model and the machine, and build what trains.
+
+    config: checked by checks.check        make_module: the plain module, its start weights loaded
+    Raises UsageError for what cannot work; touches no disk.
+    """
+    device = resolve_device(config.machine.device)
+    config, data = resolve_for_data(config, data, device)
+    assert config.machine.precision is not None and config.data.aug is not None
+    numbers = numerics(config.machine.precision, device)
+    module = make_module().to(device, numbers.dtype)
+    config = _resolve_batchnorm(config, module)
+    layout = param_layout(module, group_weight=config.sgd.group_weight)
+    if layout.n_params == 0:
+        raise UsageError(f"{model_flag}: has no parameter that requires a gradient")
+    stats = {"mean": data.mean, "std": data.std, "seed": config.machine.seed, "device": device, "dtype": numbers.dtype}
+    source = ResidentSource(data.train, augment=config.data.aug, **stats)
+    test = ResidentSource(data.test, augment=False, **stats)
+    local = local_module(module)
+    sample = source.rows(0, min(PROBE_BATCH, config.client.batch_size))
+    seen = probe(local, layout, loss, sample.inputs, sample.targets, numbers, model_flag)
+    layout = _without_decay(layout, seen.unused)
+    config, notes = resolve_for_machine(config, module, layout, device, seen)
+    problem = _problem(config, data, local, layout, source, loss, numbers, seen)
+    return Prepared(
+        config=config,
+        data=data,
+        module=module,
+        layout=layout,
+        problem=problem,
+        test=test,
+        progress=Progress(config),
+        random=seen.random,
+        notes=tuple(notes),
+    )
+
+
+def _resolve_batchnorm(config: RunConfig, module: nn.Module) -> RunConfig:
+    there = has_batchnorm(module)
+    if config.model.bn and not there:
+        raise UsageError(f"--bn 1: {config.model.model} has no BatchNorm; use --bn 0")
+    if config.model.bn is False and there:
+        raise UsageError(
+            f"--bn 0: {config.model.model} has BatchNorm, whose running statistics local steps do not keep; use --bn 1"
+        )
+    return config.with_values(bn=there)
+
+
+def _without_decay(layout: ParamLayout, unused: Sequence[str]) -> ParamLayout:
+    """As torch.optim.SGD leaves parameters without a gradient alone, no weight decay reaches unused ones."""
+    if not unused:
+        return layout
+    mask = layout.decay_mask.clone()
+    for name, view in layout.views(mask).items():
+        if name in unused:
+            view.zero_()
+    return dataclasses.replace(layout, decay_mask=mask)
+
+
+def _problem(
+    config: RunConfig,
+    data: DataSet,
+    local: nn.Module,
+    layout: ParamLayout,
+    source: ResidentSource,
+    loss: Loss,
+    numbers: Numerics,
+    seen: Probe,
+) -> LocalProblem:
+    noise = None
+    if config.client.label_noise:
+        if not seen.labels or data.classes is None:
+            raise UsageError("--label-noise 1: the targets are not class labels")
+        if data.classes < 2:
+            raise UsageError("--label-noise 1: needs at least two classes, the data set has one")
+        noise = LabelNoise(config.client.noise_p, data.classes, config.machine.seed)
+    topk: tuple[int, ...] = ()
+    if seen.labels:
+        topk = (1, 5) if config.schedule.schedule == "epochs" else (1,)
+    return LocalProblem(
+        module=local,
+        layout=layout,
+        source=source,
+        loss=loss,
+        topk=topk,
+        noise=noise,
+        momentum=config.sgd.momentum,
+        nesterov=config.sgd.nesterov,
+        weight_decay=config.sgd.wd,
+        numerics=numbers,
+    )
+
+
+def _executor(prepared: Prepared) -> Executor:
+    kinds: dict[str, type[StackedExecutor] | type[LoopedExecutor]] = {
+        "stacked": StackedExecutor,
+        "looped": LoopedExecutor,
+    }
+    return kinds[prepared.config.machine.executor](prepared.problem)
+
+
+def _build_loop(prepared: Prepared, logger: Logger) -> Loop:
+    config, problem = prepared.config, prepared.problem
+    assert config.machine.chunk is not None and config.log.log_pth is not None
+    directory = Path(config.log.log_pth)
+    averaged = AveragedModel(prepared.module, prepared.layout)
+    n_params = prepared.layout.n_params
+    dtype, device = problem.numerics.dtype, problem.numerics.device
+    momentum = None
+    if config.sgd.momentum:
+        momentum = MomentumStore(config.clients, n_params, config.machine.chunk, device, dtype)
+    spec = StreamSpec(
+        samples=len(problem.source),
+        clients=config.clients,
+        batch_size=config.client.batch_size,
+        steps_per_epoch=prepared.progress.steps_per_epoch,
+        replacement=config.client.replacement,
+        seed=config.machine.seed,
+    )
+    return Loop(
+        progress=prepared.progress,
+        streams=Streams(spec),
+        source=problem.source,
+        executor=_executor(prepared),
+        averaged=averaged,
+        momentum=momentum,
+        evaluate=lambda: evaluate(
+            averaged.module, prepared.test, loss=problem.loss, topk=problem.topk, numerics=problem.numerics
+        ),
+        logger=logger,
+        steps=StepLog(directory) if config.log.debug else None,
+        directory=directory,
+        clients=config.clients,
+        chunk=config.machine.chunk,
+        bn_batches=config.model.bn_batches,
+        topk=problem.topk,
+        stop_on_nan=config.machine.on_nan == "stop",
+        module_seed=config.machine.seed if prepared.random else None,
+    )
+
+
+def train(prepared: Prepared, *, overwrite: bool, sinks: Callable[[Path], Sequence[Logger]]) -> Loop:
+    """Create the run directory and train to the end.
+
+    sinks: makes the loggers beside metrics.jsonl, given the run directory
+    Returns the finished loop. On KeyboardInterrupt and NonFiniteLoss the averaged model so far is on disk.
+    """
+    config = prepared.config
+    assert config.log.log_pth is not None
+    directory = Path(config.log.log_pth)
+    check_directory(directory, overwrite)
+    others = list(sinks(directory))
+    create_directory(directory, config)
+    logger = Loggers([JsonlLogger(directory), *others])
+    try:
+        loop = _build_loop(prepared, logger)
+        if config.model.resume_pth is None:
+            schedule = config.schedule
+            name = f"H={schedule.step1}-{schedule.step2}-{schedule.step3}_init.pt"
+            save_model(directory / name, prepared.module.state_dict())
+        logger.start(_summary(prepared, directory))
+        for note in prepared.notes:
+            logger.message(note)
+        try:
+            loop.run(config.schedule.eval_on_start)
+        except KeyboardInterrupt:
+            loop.save_latest()
+            raise
+        return loop
+    finally:
+        logger.close()
+
+
+def _summary(prepared: Prepared, directory: Path) -> RunSummary:
+    config = prepared.config
+    return RunSummary(
+        name=config.name,
+        directory=directory,
+        config=dataclasses.asdict(config),
+        clients=config.clients,
+        rounds=prepared.progress.count(),
+        samples=prepared.progress.total_steps * config.client.total_batch_size,
+    )
+
+
+def final_model(loop: Loop) -> nn.Module:
+    """The plain module with the averaged weights, in evaluation mode."""
+    loop.load_averaged()
+    return loop.averaged.module.eval()
+
