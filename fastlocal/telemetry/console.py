@@ -1,0 +1,172 @@
+"""What a person sees of a run: a live bar on a terminal, plain lines anywhere else, a table at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from fastlocal.telemetry.base import Logger, RoundReport, RunSummary
+
+TABLE_ROWS = 10
+
+
+class ConsoleLogger(Logger):
+    """Shows rounds, loss, accuracy, samples per second and the time left.
+
+    stream: where to, standard error by default
+    interactive: whether to draw a live bar; by default, whether `stream` is a terminal that can move its cursor
+    Samples per second are all samples so far over all time since `start`, evaluation and saving included; the time left
+    is that of the samples to come at this speed.
+    """
+
+    def __init__(self, stream: TextIO | None = None, interactive: bool | None = None) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        console = Console(file=self._stream, force_terminal=interactive)
+        if interactive is None:
+            interactive = self._stream.isatty() and not console.is_dumb_terminal
+        self._bar = _Bar(console) if interactive else None
+        self._rounds = 0
+        self._samples = 0
+        self._samples_done = 0
+        self._started = 0.0
+
+    def start(self, summary: RunSummary) -> None:
+        self._rounds = summary.rounds
+        self._samples = summary.samples
+        self._started = time.monotonic()
+        if self._bar is not None:
+            self._bar.start(summary)
+
+    def round(self, report: RoundReport) -> None:
+        self._samples_done += report.samples
+        speed = self._samples_done / max(time.monotonic() - self._started, 1e-9)
+        if self._bar is not None:
+            seconds_left = max(self._samples - self._samples_done, 0) / max(speed, 1e-9)
+            self._bar.round(report, self._samples_done, speed, seconds_left)
+            return
+        accuracy = "" if report.train_acc1 is None else f" acc {report.train_acc1:.4f}"
+        self._line(
+            f"round {report.comm_round}/{self._rounds} epoch {report.epoch} loss {report.train_loss:.4f}{accuracy}"
+            f" lr {report.learning_rate:.4g} {speed:.0f} samples/s"
+        )
+
+    def evaluation(self, row: dict[str, Any]) -> None:
+        if self._bar is not None:
+            self._bar.evaluation(row)
+            return
+        accuracy = "" if row["val_acc1"] is None else f" val acc {row['val_acc1']:.4f}"
+        self._line(f"evaluation round {row['comm_round']}/{self._rounds}{accuracy} val loss {row['val_loss']:.4f}")
+
+    def message(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.message(text)
+        else:
+            self._line(text)
+
+    def close(self) -> None:
+        """Ends the bar where it stands and gives the cursor back; may be called more than once."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _line(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+
+class _Bar:
+    """The live bar: one line that a thread of rich's redraws four times a second."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[numbers]}", markup=False),
+            TextColumn("{task.fields[speed]}", markup=False),
+            _TimeLeft(),
+            console=console,
+            expand=True,
+            refresh_per_second=4,
+            # Lines that go to a file or a pipe are not ours to draw above the bar.
+            redirect_stdout=sys.stdout.isatty(),
+            redirect_stderr=sys.stderr.isatty(),
+        )
+        self._task = self._progress.add_task("", visible=False, numbers="", speed="", ends_at=None)
+        self._rounds = 0
+        self._train = ""
+        self._test = ""
+
+    def start(self, summary: RunSummary) -> None:
+        self._rounds = summary.rounds
+        self._progress.update(
+            self._task, description=f"round 0/{summary.rounds}", total=max(summary.samples, 1), visible=True
+        )
+        self._progress.start()
+
+    def round(self, report: RoundReport, samples_done: int, speed: float, seconds_left: float) -> None:
+        accuracy = "" if report.train_acc1 is None else f" acc {report.train_acc1:.4f}"
+        self._train = f"loss {report.train_loss:.4f}{accuracy}"
+        self._progress.update(
+            self._task,
+            description=f"round {report.comm_round}/{self._rounds}",
+            completed=samples_done,
+            numbers=self._train + self._test,
+            speed=f"{_short(speed)} samples/s",
+            ends_at=time.monotonic() + seconds_left,
+        )
+
+    def evaluation(self, row: dict[str, Any]) -> None:
+        accuracy = row["val_acc1"]
+        self._test = f" test {accuracy:.4f}" if accuracy is not None else f" test loss {row['val_loss']:.4f}"
+        self._progress.update(self._task, numbers=self._train + self._test)
+
+    def message(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        self._progress.stop()
+
+
+class _TimeLeft(ProgressColumn):
+    """Counts down between rounds to the moment that the last round foresaw."""
+
+    def render(self, task: Task) -> Text:
+        ends_at = task.fields["ends_at"]
+        if ends_at is None:
+            return Text("-:--:--")
+        minutes, seconds = divmod(max(round(ends_at - time.monotonic()), 0), 60)
+        return Text(f"{minutes // 60}:{minutes % 60:02}:{seconds:02}")
+
+
+def summary_table(history: Sequence[dict[str, Any]]) -> str:
+    """A small table of evaluations: round, train loss and test accuracy (test loss where nothing has an accuracy).
+
+    history: the rows of metrics.jsonl; of more than 10 the first, the last and 8 evenly chosen between them are shown
+    """
+    by_accuracy = any(row["val_acc1"] is not None for row in history)
+    key, title = ("val_acc1", "test accuracy") if by_accuracy else ("val_loss", "test loss")
+    lines = [f"{'round':>7}  {'train loss':>10}  {title:>13}"]
+    for row in _evenly(history, TABLE_ROWS):
+        # Before the first round nothing was trained, and the row's train loss of zero would mislead.
+        train = f"{row['train_loss']:.4f}" if row["comm_round"] > 0 else "-"
+        value = "-" if row[key] is None else f"{row[key]:.4f}"
+        lines.append(f"{row['comm_round']:>7}  {train:>10}  {value:>13}")
+    return "\n".join(lines)
+
+
+def _evenly(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    if len(rows) <= count:
+        return list(rows)
+    return [rows[round(index * (len(rows) - 1) / (count - 1))] for index in range(count)]
+
+
+def _short(value: float) -> str:
+    """Three digits and a letter: 987, 12.3k, 1.23M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
