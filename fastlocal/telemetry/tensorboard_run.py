@@ -1,0 +1,43 @@
+"""Evaluations as TensorBoard scalars. tensorboard is imported here alone, and only when a logger is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastlocal.errors import UsageError
+from fastlocal.telemetry.base import Logger, RunSummary
+
+AXIS = "comm_round"
+
+
+class TensorboardLogger(Logger):
+    """Writes an event file into `directory` when the run starts: every number of an evaluation, against comm_round.
+
+    Raises UsageError at construction where tensorboard is not installed; nothing is written before `start`.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UsageError(
+                "--tensorboard needs the package tensorboard: pip install 'fastlocal[tensorboard]'"
+            ) from error
+        self._directory = directory
+        self._make_writer = SummaryWriter
+        self._writer: SummaryWriter | None = None
+
+    def start(self, summary: RunSummary) -> None:
+        self._writer = self._make_writer(log_dir=str(self._directory))
+
+    def evaluation(self, row: dict[str, Any]) -> None:
+        assert self._writer is not None, "an evaluation before start"
+        for key, value in row.items():
+            if key != AXIS and isinstance(value, (int, float)):
+                self._writer.add_scalar(key, value, global_step=row[AXIS])
+        self._writer.flush()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()

@@ -1,0 +1,98 @@
+"""A run on Weights & Biases. wandb is imported here alone, and only when a logger is made."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from fastlocal.errors import UsageError
+from fastlocal.telemetry.base import Logger, RunSummary
+
+OLDEST = (0, 30)
+"""The first wandb that can be told not to ask for an API key."""
+
+
+class WandbLogger(Logger):
+    """Sends each evaluation's row under its own keys, the configuration and, if asked, every checkpoint.
+
+    mode: `online`; `offline` writes `directory`/wandb for a later `wandb sync`; `disabled` does nothing, without wandb
+    entity: the account or team, None for the user's default one
+    directory: the run directory; nothing is written before `start`
+    save_checkpoints: upload each checkpoint when it is written
+    Raises UsageError at construction where wandb is not installed, or `online` where nobody is logged in or the server
+    does not take the login. It never asks for an API key.
+    """
+
+    def __init__(
+        self,
+        mode: Literal["online", "offline", "disabled"],
+        entity: str | None,
+        project: str,
+        name: str,
+        directory: Path,
+        save_checkpoints: bool,
+    ) -> None:
+        self._options = {"mode": mode, "entity": entity, "project": project, "name": name, "dir": str(directory)}
+        self._save_checkpoints = save_checkpoints
+        self._wandb = None if mode == "disabled" else _import_wandb()
+        self._run: Any = None
+        self._handled_before: BaseException | None = None
+        if mode == "online":
+            _require_login(self._wandb)
+
+    def start(self, summary: RunSummary) -> None:
+        self._handled_before = sys.exc_info()[1]
+        if self._wandb is not None:
+            # console="off": wandb would otherwise wrap the stream that the progress bar draws on.
+            settings = self._wandb.Settings(console="off")
+            try:
+                self._run = self._wandb.init(**self._options, config=summary.config, settings=settings)
+            except self._wandb.errors.Error as error:
+                raise UsageError(f"--wandb {self._options['mode']}: {_first_line(error)}") from error
+
+    def evaluation(self, row: dict[str, Any]) -> None:
+        if self._run is not None:
+            self._run.log(row)
+
+    def checkpoint(self, path: Path) -> None:
+        if self._run is not None and self._save_checkpoints:
+            self._run.save(str(path), base_path=str(path.parent), policy="now", glob=False)
+
+    def close(self) -> None:
+        """Finishes the run; it counts as failed where an exception that came after `start` is on its way out."""
+        if self._run is not None:
+            failed = sys.exc_info()[1] not in (None, self._handled_before)
+            self._run.finish(exit_code=1 if failed else 0)
+            self._run = None
+
+
+def _import_wandb() -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UsageError(
+            "--wandb needs the package wandb: pip install 'fastlocal[wandb]', or --wandb disabled"
+        ) from error
+    if tuple(int(part) for part in wandb.__version__.split(".")[:2]) < OLDEST:
+        raise UsageError(
+            f"--wandb needs wandb {OLDEST[0]}.{OLDEST[1]} or newer and finds {wandb.__version__}: "
+            "pip install --upgrade 'fastlocal[wandb]'"
+        )
+    return wandb
+
+
+def _require_login(wandb: Any) -> None:
+    """wandb.init would ask for an API key on the terminal; wandb.login can be told not to."""
+    wandb.setup(settings=wandb.Settings(mode="online"))  # the flag wins over WANDB_MODE
+    try:
+        logged_in = wandb.login(prompt=False, verify=True)
+    except wandb.errors.Error as error:
+        reason = _first_line(error)
+        raise UsageError(f"--wandb online: {reason} (`wandb login` or --wandb offline would do)") from error
+    if not logged_in:
+        raise UsageError("--wandb online needs a login: run `wandb login`, set WANDB_API_KEY, or use --wandb offline")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
