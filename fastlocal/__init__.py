@@ -2,4 +2,32 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import Run, train
+    from .config import RunConfig
+    from .errors import NonFiniteLoss, UsageError
+
 __version__ = "0.1.0"
+
+_LAZY = {
+    "train": ".api",
+    "Run": ".api",
+    "RunConfig": ".config",
+    "UsageError": ".errors",
+    "NonFiniteLoss": ".errors",
+}
+__all__ = ["NonFiniteLoss", "Run", "RunConfig", "UsageError", "__version__", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when they are used: `import fastlocal` alone imports no torch."""
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -29,7 +29,7 @@ class ParamLayout:
     def views(self, row: Tensor) -> dict[str, Tensor]:
         """{name: [..., *shape]} of row [..., n_params]: one split, so that its backward is one concatenation."""
         lead = row.shape[:-1]
-        pieces = torch.split(row, self.sizes, dim=-1)
+        pieces = torch.split(row, list(self.sizes), dim=-1)
         return {
             name: piece.view(*lead, *shape) for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)
         }

@@ -16,24 +16,34 @@ from .precision import Numerics
 
 @dataclass(frozen=True)
 class Probe:
-    """labels: whether outputs are [batch, classes] for integer targets [batch], so that accuracy means something
+    """classes: outputs per sample where they are [batch, classes] for integer targets [batch], so that accuracy means
+        something; else None
     random: whether the forward pass draws random numbers
     unused: names of parameters that the loss does not depend on
     no_vmap: what keeps vmap from taking the module, or None
     """
 
-    labels: bool
+    classes: int | None
     random: bool
     unused: tuple[str, ...]
     no_vmap: str | None
 
 
 def probe(
-    module: nn.Module, layout: ParamLayout, loss: Loss, inputs: Tensor, targets: Tensor, numerics: Numerics, flag: str
+    module: nn.Module,
+    layout: ParamLayout,
+    loss: Loss,
+    inputs: Tensor,
+    targets: Tensor,
+    numerics: Numerics,
+    *,
+    labels: tuple[int, int] | None,
+    flag: str,
 ) -> Probe:
     """Run one batch through a module in training mode; random states are left as they were.
 
-    inputs, targets: one batch        flag: what the user set, for the message
+    inputs, targets: one batch        labels: lowest and highest label that must be an output's number, or None
+    flag: what the user set, for the message
     Raises UsageError where the module or the loss does not take the batch.
     """
     row = layout.flatten(dict(module.named_parameters())).requires_grad_()
@@ -50,12 +60,17 @@ def probe(
         try:
             with numerics.autocast():
                 outputs = functional_call(module, parameters, (inputs,))
+            classes = outputs.shape[1] if targets.dim() == 1 and outputs.dim() == 2 else None
+            if labels is not None and classes is not None:
+                _check_labels(labels, classes, flag)
             value = loss(numerics.full(outputs), targets)
+            if value.dim():
+                raise UsageError(f"loss: returns shape {tuple(value.shape)}; it must return one number per batch")
             grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+        except UsageError:
+            raise
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError) as error:
             raise UsageError(f"{flag}: does not take a batch of shape {tuple(inputs.shape)}: {_line(error)}") from error
-        if value.dim():
-            raise UsageError(f"loss: returns shape {tuple(value.shape)}; it must return one number per batch")
         random = not torch.equal(before, _random_state(numerics.device))
         no_vmap = None
         try:
@@ -65,11 +80,17 @@ def probe(
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
             no_vmap = _line(error)
     return Probe(
-        labels=not targets.is_floating_point() and targets.dim() == 1 and outputs.dim() == 2,
+        classes=None if targets.is_floating_point() else classes,
         random=random,
         unused=tuple(name for name, grad in zip(parameters, grads, strict=True) if grad is None),
         no_vmap=no_vmap,
     )
+
+
+def _check_labels(labels: tuple[int, int], classes: int, flag: str) -> None:
+    low, high = labels
+    if low < 0 or high >= classes:
+        raise UsageError(f"{flag}: has {classes} outputs, but labels go from {low} to {high}")
 
 
 def _random_state(device: torch.device) -> Tensor:

@@ -93,7 +93,9 @@ def resolve_for_machine(
     notes = []
     executor = config.machine.executor
     if executor == "stacked" and seen.no_vmap:
-        raise UsageError(f"--executor stacked: vmap cannot take this model ({seen.no_vmap}); --executor looped trains it")
+        raise UsageError(
+            f"--executor stacked: vmap cannot take this model ({seen.no_vmap}); --executor looped trains it"
+        )
     if executor == "auto":
         executor = "looped" if device.type == "cpu" and _has_convolution(module) else "stacked"
         if executor == "stacked" and seen.no_vmap:

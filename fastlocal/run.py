@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -24,7 +25,7 @@ from .executors.looped import LoopedExecutor
 from .executors.stacked import StackedExecutor
 from .layout import ParamLayout, param_layout
 from .loop import Loop
-from .losses import Loss
+from .losses import Loss, cross_entropy
 from .precision import Numerics, numerics
 from .probe import Probe, probe
 from .progress import Progress
@@ -64,22 +65,25 @@ def prepare(
     """
     device = resolve_device(config.machine.device)
     config, data = resolve_for_data(config, data, device)
-    assert config.machine.precision is not None and config.data.aug is not None
+    assert config.machine.precision is not None and config.data.aug is not None, "resolved just now"
     numbers = numerics(config.machine.precision, device)
     module = make_module().to(device, numbers.dtype)
     config = _resolve_batchnorm(config, module)
     layout = param_layout(module, group_weight=config.sgd.group_weight)
     if layout.n_params == 0:
         raise UsageError(f"{model_flag}: has no parameter that requires a gradient")
-    stats = {"mean": data.mean, "std": data.std, "seed": config.machine.seed, "device": device, "dtype": numbers.dtype}
-    source = ResidentSource(data.train, augment=config.data.aug, **stats)
-    test = ResidentSource(data.test, augment=False, **stats)
+    resident = partial(
+        ResidentSource, mean=data.mean, std=data.std, seed=config.machine.seed, device=device, dtype=numbers.dtype
+    )
+    source = resident(data.train, augment=config.data.aug)
+    test = resident(data.test, augment=False)
     local = local_module(module)
     sample = source.rows(0, min(PROBE_BATCH, config.client.batch_size))
-    seen = probe(local, layout, loss, sample.inputs, sample.targets, numbers, model_flag)
+    labels = _label_range(data, loss)
+    seen = probe(local, layout, loss, sample.inputs, sample.targets, numbers, labels=labels, flag=model_flag)
     layout = _without_decay(layout, seen.unused)
     config, notes = resolve_for_machine(config, module, layout, device, seen)
-    problem = _problem(config, data, local, layout, source, loss, numbers, seen)
+    problem = _problem(config, local, layout, source, loss, numbers, seen)
     return Prepared(
         config=config,
         data=data,
@@ -91,6 +95,14 @@ def prepare(
         random=seen.random,
         notes=tuple(notes),
     )
+
+
+def _label_range(data: DataSet, loss: Loss) -> tuple[int, int] | None:
+    """Lowest and highest label, where the loss takes them as numbers of outputs."""
+    targets = [data.train.targets, data.test.targets]
+    if loss is not cross_entropy or any(target.dim() != 1 or target.is_floating_point() for target in targets):
+        return None
+    return min(int(target.min()) for target in targets), max(int(target.max()) for target in targets)
 
 
 def _resolve_batchnorm(config: RunConfig, module: nn.Module) -> RunConfig:
@@ -117,7 +129,6 @@ def _without_decay(layout: ParamLayout, unused: Sequence[str]) -> ParamLayout:
 
 def _problem(
     config: RunConfig,
-    data: DataSet,
     local: nn.Module,
     layout: ParamLayout,
     source: ResidentSource,
@@ -127,13 +138,13 @@ def _problem(
 ) -> LocalProblem:
     noise = None
     if config.client.label_noise:
-        if not seen.labels or data.classes is None:
+        if seen.classes is None:
             raise UsageError("--label-noise 1: the targets are not class labels")
-        if data.classes < 2:
-            raise UsageError("--label-noise 1: needs at least two classes, the data set has one")
-        noise = LabelNoise(config.client.noise_p, data.classes, config.machine.seed)
+        if seen.classes < 2:
+            raise UsageError("--label-noise 1: needs at least two classes, the model has one")
+        noise = LabelNoise(config.client.noise_p, seen.classes, config.machine.seed)
     topk: tuple[int, ...] = ()
-    if seen.labels:
+    if seen.classes is not None:
         topk = (1, 5) if config.schedule.schedule == "epochs" else (1,)
     return LocalProblem(
         module=local,

@@ -5,19 +5,18 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from ..checks import check
-from ..config import RunConfig
 from ..errors import NonFiniteLoss
 from .flags import parse
 
 if TYPE_CHECKING:
     from ..loop import Loop
     from ..run import Prepared
-    from ..telemetry.base import Logger
 
 NOT_FINITE, STOPPED = 3, 75
 
@@ -31,6 +30,7 @@ def run(argv: Sequence[str]) -> int:
     from ..named import prepare_named
     from ..run import train
     from ..telemetry.console import summary_table
+    from ..telemetry.sinks import sinks
 
     if flags.run.log.log_pth is not None and not flags.dry_run:
         check_directory(Path(flags.run.log.log_pth).expanduser().absolute(), flags.overwrite)
@@ -41,9 +41,10 @@ def run(argv: Sequence[str]) -> int:
         print(plan_text(prepared))
         return 0
     signal.signal(signal.SIGTERM, _interrupt)
-    directory = Path(str(prepared.config.log.log_pth))
+    config = prepared.config
+    directory = Path(str(config.log.log_pth))
     try:
-        loop = train(prepared, overwrite=flags.overwrite, sinks=lambda path: _sinks(prepared.config, path))
+        loop = train(prepared, overwrite=flags.overwrite, sinks=partial(sinks, config.log, config.name, console=True))
     except NonFiniteLoss as error:
         last = "the last evaluated model is latest.pt" if (directory / "latest.pt").exists() else "nothing was evaluated"
         print(f"fastlocal: stopped: {error}; {last} in {directory}", file=sys.stderr)
@@ -57,23 +58,6 @@ def run(argv: Sequence[str]) -> int:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-def _sinks(config: RunConfig, directory: Path) -> list[Logger]:
-    from ..telemetry.console import ConsoleLogger
-
-    sinks: list[Logger] = [ConsoleLogger()]
-    log = config.log
-    if log.tensorboard:
-        from ..telemetry.tensorboard_run import TensorboardLogger
-
-        sinks.append(TensorboardLogger(directory))
-    if log.wandb != "disabled":
-        from ..telemetry.wandb_run import WandbLogger
-
-        name = f"{config.name}_{directory.name}"
-        sinks.append(WandbLogger(log.wandb, log.wandb_entity, log.wandb_project, name, directory, log.wandb_save))
-    return sinks
 
 
 def _finish(prepared: Prepared, loop: Loop, table: str) -> None:

@@ -1,0 +1,159 @@
+"""Local SGD on any module and any tensors, from Python."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .checks import check
+from .config import AREA_OF, RunConfig
+from .data.types import DataSet, Split
+from .errors import UsageError, nearest
+from .losses import Loss, cross_entropy
+from .run import final_model, prepare
+from .run import train as train_prepared
+from .telemetry.sinks import sinks
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    history: one dictionary per evaluation, the lines of metrics.jsonl
+    model: the plain module with the averaged weights, in evaluation mode; the module that was given is unchanged
+    directory: where config.json, metrics.jsonl and the checkpoints are
+    """
+
+    history: list[dict[str, Any]]
+    model: nn.Module
+    directory: Path
+
+
+def train(
+    model: nn.Module,
+    train: tuple[Any, Any],
+    test: tuple[Any, Any],
+    *,
+    clients: int,
+    local_steps: int = 1,
+    batch_size: int = 32,
+    lr: float = 0.1,
+    rounds: int = 100,
+    loss: Loss | None = None,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    eval_every: int = 1,
+    save_every: int = 100,
+    seed: int = 0,
+    directory: str | Path | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    **settings: Any,
+) -> Run:
+    """Train `clients` copies of `model`, averaged after every `local_steps` steps, for `rounds` rounds.
+
+    model: any module; its parameters that require a gradient are trained, in float32 unless `precision` says otherwise
+    train, test: (inputs [n, ...], targets [n, ...]), tensors or arrays. Inputs reach the model as they are; uint8
+        images [n, channels, height, width] are normalised where the settings `mean` and `std` are given
+    batch_size: samples per client and step        lr: the rate that every client applies
+    loss: (outputs of one batch, targets) -> mean loss as a scalar tensor; default cross-entropy
+    eval_every, save_every: rounds between evaluations, and between named checkpoints
+    directory: the run directory, a fresh one below runs/ by default        progress: show a progress bar
+    settings: any other field of RunConfig by its name, such as replacement=True, precision="bf16", executor="looped",
+        chunk=50, warm_up=True, group_weight=True, wandb="offline"
+
+    Raises ValueError for what cannot work, before anything is written; NonFiniteLoss (an ArithmeticError) where a loss
+    is no longer finite.
+    """
+    config = _config(
+        settings,
+        dataset="python",
+        model=type(model).__name__,
+        batch_size=batch_size,
+        total_batch_size=clients * batch_size,
+        start_lr=None,
+        client_lr=lr,
+        rounds=rounds,
+        step1=local_steps,
+        step2=local_steps,
+        step3=local_steps,
+        eval_freq1=eval_every,
+        eval_freq2=eval_every,
+        eval_freq3=eval_every,
+        save_freq1=save_every,
+        save_freq2=save_every,
+        save_freq3=save_every,
+        momentum=momentum,
+        nesterov=nesterov,
+        wd=weight_decay,
+        seed=seed,
+        log_pth=None if directory is None else str(directory),
+    )
+    if clients < 1:
+        raise UsageError(f"clients {clients}: must be at least 1")
+    check(config)
+    data = DataSet(
+        "python", _split("train", train), _split("test", test), classes=None, mean=config.data.mean, std=config.data.std
+    )
+    _check_normalisation(data)
+    prepared = prepare(
+        config, data, lambda: copy.deepcopy(model), loss or cross_entropy, model_flag=f"model {type(model).__name__}"
+    )
+    others = partial(sinks, prepared.config.log, prepared.config.name, console=progress)
+    loop = train_prepared(prepared, overwrite=overwrite, sinks=others)
+    return Run(history=list(loop.history), model=final_model(loop), directory=loop.directory)
+
+
+def _config(settings: dict[str, Any], **values: Any) -> RunConfig:
+    far = 2**31  # no decay unless a setting asks for one
+    for name in settings:
+        if name not in AREA_OF:
+            raise UsageError(f"{name}: unknown setting{nearest(name, AREA_OF)}")
+        if name in values:
+            raise UsageError(f"{name}: is set by another argument of fastlocal.train")
+    config = dataclasses.replace(RunConfig(), name="python")
+    return config.with_values(**{"decay1": far, "decay2": far, "decay3": far, **values, **settings})
+
+
+def _check_normalisation(data: DataSet) -> None:
+    if data.mean is None and data.std is None:
+        return
+    inputs = data.train.inputs
+    if data.mean is None or data.std is None or inputs.dtype != torch.uint8 or inputs.dim() != 4:
+        raise UsageError("mean, std: give both, for uint8 images [n, channels, height, width]")
+    if len(data.mean) != inputs.shape[1] or len(data.std) != inputs.shape[1]:
+        raise UsageError(f"mean, std: give one value for each of the {inputs.shape[1]} channels")
+
+
+def _split(name: str, pair: tuple[Any, Any]) -> Split:
+    """Tensors of both halves of a pair, with as many rows, and finite where they are floating."""
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise UsageError(f"{name}: give a pair (inputs, targets)")
+    inputs, targets = _tensor(f"{name} inputs", pair[0]), _tensor(f"{name} targets", pair[1])
+    if len(inputs) != len(targets):
+        raise UsageError(f"{name}: {len(inputs)} inputs but {len(targets)} targets")
+    if len(inputs) == 0:
+        raise UsageError(f"{name}: is empty")
+    return Split(inputs, targets)
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    try:
+        tensor = torch.as_tensor(value).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{name}: is {type(value).__name__}, not a tensor or an array") from error
+    if tensor.dim() == 0:
+        raise UsageError(f"{name}: is a single number; the first axis counts samples")
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        raise UsageError(f"{name}: holds NaN or infinity")
+    if tensor.dtype in (torch.int8, torch.int16, torch.int32):
+        tensor = tensor.long()
+    return tensor

@@ -1,0 +1,263 @@
+"""fastlocal.train on modules and tensors of one's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastlocal
+
+
+def table(samples: int = 320) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """A linearly separable table: 8 columns, 2 classes."""
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(samples, 8, generator=generator)
+    targets = (inputs @ torch.randn(8, generator=generator) > 0).long()
+    cut = samples * 3 // 4
+    return (inputs[:cut], targets[:cut]), (inputs[cut:], targets[cut:])
+
+
+def perceptron() -> nn.Module:
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
+
+
+def fit(tmp_path: Path, module: nn.Module, name: str = "run", **options: Any) -> fastlocal.Run:
+    train, test = table()
+    values: dict[str, Any] = {
+        "train": train,
+        "test": test,
+        "clients": 6,
+        "local_steps": 3,
+        "batch_size": 8,
+        "lr": 0.3,
+        "rounds": 10,
+        "directory": tmp_path / name,
+        "progress": False,
+    }
+    return fastlocal.train(model=module, **(values | options))
+
+
+def local_sgd(module: nn.Module, *, clients: int, rounds: int, local_steps: int, batch: int, lr: float) -> nn.Module:
+    """Local SGD written out with torch.optim.SGD on the same streams, in float64."""
+    import copy
+
+    (inputs, targets), _ = table()
+    inputs = inputs.double()
+    averaged = copy.deepcopy(module).double()
+    per_epoch = len(inputs) // (clients * batch)
+    for number in range(rounds):
+        copies = [copy.deepcopy(averaged) for _ in range(clients)]
+        for client, local in enumerate(copies):
+            optimizer = torch.optim.SGD(local.parameters(), lr=lr, weight_decay=0.01)
+            for step in range(number * local_steps, (number + 1) * local_steps):
+                epoch, within = divmod(step, per_epoch)
+                order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(epoch))
+                ids = order[(within * clients + client) * batch :][:batch]
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(local(inputs[ids]), targets[ids]).backward()
+                optimizer.step()
+        with torch.no_grad():
+            for name, parameter in averaged.named_parameters():
+                parameter.copy_(torch.stack([dict(local.named_parameters())[name] for local in copies]).mean(0))
+    return averaged
+
+
+@pytest.mark.parametrize("executor", ["stacked", "looped"])
+def test_equals_local_sgd_written_out(tmp_path: Path, executor: str) -> None:
+    module = perceptron()
+    run = fit(tmp_path, module, executor=executor, precision="fp64", weight_decay=0.01, chunk=4)
+    wanted = local_sgd(module, clients=6, rounds=10, local_steps=3, batch=8, lr=0.3)
+    for name, value in wanted.state_dict().items():
+        torch.testing.assert_close(run.model.state_dict()[name], value, rtol=1e-12, atol=1e-12)
+
+
+def test_a_run_learns_reports_and_leaves_the_module_alone(tmp_path: Path) -> None:
+    module = perceptron()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    run = fit(tmp_path, module, rounds=40, eval_every=10)
+    assert [row["comm_round"] for row in run.history] == [10, 20, 30, 40]
+    assert run.history[-1]["val_acc1"] > 0.9
+    assert run.history[-1]["lr"] == 0.3
+    lines = (run.directory / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == run.history
+    (inputs, targets) = table()[1]
+    accuracy = (run.model(inputs).argmax(1) == targets).double().mean().item()
+    assert accuracy == pytest.approx(run.history[-1]["val_acc1"])
+    assert all(torch.equal(module.state_dict()[name], value) for name, value in before.items())
+    saved = torch.load(run.directory / "latest.pt", weights_only=True)
+    perceptron().load_state_dict(saved)
+
+
+def test_regression_with_its_own_loss(tmp_path: Path) -> None:
+    (inputs, _), (held, _) = table()
+    weights = torch.arange(8.0).unsqueeze(1) / 8
+    run = fit(
+        tmp_path,
+        nn.Linear(8, 1),
+        train=(inputs.numpy(), (inputs @ weights).numpy()),
+        test=(held.numpy(), (held @ weights).numpy()),
+        loss=nn.functional.mse_loss,
+        lr=0.1,
+        rounds=40,
+    )
+    assert run.history[-1]["val_loss"] < 1e-3 * run.history[0]["val_loss"]
+    assert run.history[-1]["val_acc1"] is None and run.history[-1]["best_acc"] is None
+
+
+class WordCount(nn.Module):
+    """Classifies token sequences by the mean of their embeddings."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8)
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(8, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.output(self.dropout(self.embedding(tokens).mean(dim=1)))
+
+
+def sentences() -> dict[str, tuple[Tensor, Tensor]]:
+    tokens = torch.randint(0, 20, (320, 12), generator=torch.Generator().manual_seed(3))
+    labels = (tokens == 3).any(dim=1).long()
+    return {"train": (tokens[:240].int(), labels[:240]), "test": (tokens[240:].int(), labels[240:])}
+
+
+def test_text_of_integer_tokens(tmp_path: Path) -> None:
+    run = fit(tmp_path, WordCount(), rounds=60, lr=1.0, momentum=0.9, eval_every=60, **sentences())
+    assert run.history[-1]["val_acc1"] > 0.8
+
+
+def test_dropout_trains_repeats_and_says_what_its_masks_depend_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = WordCount(dropout=0.3)
+    first = fit(tmp_path, module, "first", progress=True, **sentences())
+    assert "masks depend on" in capsys.readouterr().err
+    torch.rand(5)
+    again = fit(tmp_path, module, "again", **sentences())
+    assert first.history == again.history
+
+
+class NeedsValues(nn.Module):
+    """Branches on a value, which vmap cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out = self.linear(inputs)
+        return out if out.sum().item() > 0 else out * 2
+
+
+def test_what_vmap_cannot_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=r"vmap cannot take this model .*--executor looped trains it"):
+        fit(tmp_path, NeedsValues(), executor="stacked")
+    assert not (tmp_path / "run").exists()
+    run = fit(tmp_path, NeedsValues(), progress=True, rounds=30)
+    assert run.history[-1]["val_acc1"] > 0.8
+    assert capsys.readouterr().err.count("training with --executor looped") == 1
+
+
+class Extra(nn.Module):
+    """A frozen layer, a parameter that nothing uses, and tied weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(8, 8).requires_grad_(False)
+        self.unused = nn.Parameter(torch.ones(3))
+        self.first = nn.Linear(8, 8)
+        self.second = nn.Linear(8, 8)
+        self.second.weight = self.first.weight
+        self.output = nn.Linear(8, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.output(torch.relu(self.second(torch.relu(self.first(self.frozen(inputs))))))
+
+
+@pytest.mark.parametrize("executor", ["stacked", "looped"])
+def test_frozen_unused_and_tied_parameters(tmp_path: Path, executor: str) -> None:
+    module = Extra()
+    run = fit(tmp_path, module, executor=executor, weight_decay=0.1, momentum=0.5)
+    trained = run.model.state_dict()
+    for name in ("frozen.weight", "frozen.bias", "unused"):
+        assert torch.equal(trained[name], module.state_dict()[name]), name
+    assert torch.equal(trained["first.weight"], trained["second.weight"])
+    assert not torch.equal(trained["first.weight"], module.first.weight)
+
+
+def test_uint8_images_with_batchnorm_and_augmentation(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (96, 3, 8, 8), generator=torch.Generator().manual_seed(4), dtype=torch.uint8)
+    labels = (images[:, 0].float().mean(dim=(1, 2)) > 127).long()
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(2))
+    module(torch.zeros(2, 3, 8, 8))
+    run = fit(
+        tmp_path,
+        module,
+        train=(images[:64], labels[:64]),
+        test=(images[64:], labels[64:]),
+        clients=4,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        aug=True,
+        rounds=5,
+    )
+    norm = run.model[1]  # type: ignore[index]
+    assert isinstance(norm, nn.BatchNorm2d) and not torch.equal(norm.running_mean, torch.zeros(4))  # type: ignore[arg-type]
+    assert run.history[-1]["val_loss"] < 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clients": 0}, "clients 0"),
+        ({"local_steps": 0}, "--step1 0"),
+        ({"lr": float("nan")}, "--client-lr nan"),
+        ({"momentm": 0.9}, "did you mean 'momentum'"),
+        ({"momentum": 1.0}, r"--momentum 1.0: must be in \[0, 1\)"),
+        ({"clients": 100}, "more than the 240 training samples"),
+        ({"train": (torch.zeros(4, 8), torch.zeros(3).long())}, "4 inputs but 3 targets"),
+        ({"train": (torch.zeros(0, 8), torch.zeros(0).long())}, "train: is empty"),
+        ({"train": (torch.full((64, 8), float("nan")), torch.zeros(64).long())}, "train inputs: holds NaN"),
+        ({"train": (torch.zeros(64, 5), torch.zeros(64).long())}, r"does not take a batch of shape \(8, 5\)"),
+        ({"train": (torch.zeros(64, 8), torch.full((64,), 2))}, "has 2 outputs, but labels go from 0 to 2"),
+        ({"loss": lambda outputs, targets: outputs.sum(dim=1)}, "must return one number per batch"),
+        ({"bn": True}, "--bn 1"),
+        ({"mean": (0.5,), "std": (0.5,)}, "mean, std: give both, for uint8 images"),
+        ({"train": "digits"}, r"give a pair \(inputs, targets\)"),
+        ({"test": (np.array(["a"]), np.array([1]))}, "not a tensor or an array"),
+    ],
+)
+def test_mistakes_are_value_errors_before_anything_is_written(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, perceptron(), **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_names_round_step_and_client(tmp_path: Path) -> None:
+    with pytest.raises(fastlocal.NonFiniteLoss, match=r"round \d+, step \d+, client \d+"):
+        fit(tmp_path, nn.Linear(8, 1), loss=nn.functional.mse_loss, lr=1e18, **regression())
+    assert fit(tmp_path, nn.Linear(8, 1), "on", on_nan="continue", loss=nn.functional.mse_loss, lr=1e18, **regression())
+
+
+def regression() -> dict[str, tuple[Tensor, Tensor]]:
+    (inputs, _), (held, _) = table()
+    return {"train": (inputs, inputs[:, :1]), "test": (held, held[:, :1])}
+
+
+def test_a_run_directory_is_not_reused_unasked(tmp_path: Path) -> None:
+    fit(tmp_path, perceptron(), rounds=1)
+    with pytest.raises(ValueError, match="already holds a run"):
+        fit(tmp_path, perceptron(), rounds=1)
+    again = fit(tmp_path, perceptron(), rounds=2, overwrite=True)
+    assert len((again.directory / "metrics.jsonl").read_text().splitlines()) == 2
