@@ -36,7 +36,7 @@ def readme() -> str:
 
 FFCV = ["ffcv>=1.0"]
 DALI = ["nvidia-dali-cuda130"]
-WANDB = ["wandb"]
+WANDB = ["wandb>=0.30"]
 TENSORBOARD = ["tensorboard"]
 TEST = [
     *WANDB,
@@ -67,7 +67,7 @@ setup(
         "rich>=13",
         "torch>=2.11",
         "torchvision",
-        "tyro>=0.9",
+        "tyro>=1.0",
         # torch's ordinary Linux builds name the very version they want; its CPU-only builds name none.
         'triton; platform_system == "Linux" and (platform_machine == "x86_64" or platform_machine == "aarch64")',
     ],

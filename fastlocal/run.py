@@ -65,7 +65,7 @@ def prepare(
     """
     device = resolve_device(config.machine.device)
     config, data = resolve_for_data(config, data, device)
-    assert config.machine.precision is not None and config.data.aug is not None, "resolved just now"
+    assert config.machine.precision is not None, "resolved just now"
     numbers = numerics(config.machine.precision, device)
     module = make_module().to(device, numbers.dtype)
     config = _resolve_batchnorm(config, module)
@@ -75,7 +75,7 @@ def prepare(
     resident = partial(
         ResidentSource, mean=data.mean, std=data.std, seed=config.machine.seed, device=device, dtype=numbers.dtype
     )
-    source = resident(data.train, augment=config.data.aug)
+    source = resident(data.train, augment=bool(config.data.aug))
     test = resident(data.test, augment=False)
     local = local_module(module)
     sample = source.rows(0, min(PROBE_BATCH, config.client.batch_size))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,5 +93,6 @@ class Loggers(Logger):
             sink.message(text)
 
     def close(self) -> None:
-        for sink in self.sinks:
-            sink.close()
+        with ExitStack() as stack:  # one that fails keeps none of the others open
+            for sink in reversed(self.sinks):
+                stack.callback(sink.close)
