@@ -1,4 +1,4 @@
-"""What holds for every test: one torch thread per process, and caches in a temporary folder."""
+"""What holds for every test: one torch thread per process, no deadlines, and caches in a temporary folder."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 CACHES = ("XDG_CACHE_HOME", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "WANDB_CACHE_DIR", "WANDB_DIR")
 
 torch.set_num_threads(1)
+# a busy machine may stall any example
+settings.register_profile("fastlocal", deadline=None)
+settings.load_profile("fastlocal")
 
 
 @pytest.fixture(scope="session", autouse=True)
