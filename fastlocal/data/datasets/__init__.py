@@ -77,11 +77,12 @@ def load(
     """
     if name not in _FILE_OF:
         raise UsageError(f"--dataset {name!r} is unknown{nearest(name, NAMES)}; known are {', '.join(NAMES)}")
-    assert image_size is None or image_size > 0
+    if image_size is not None and image_size < 1:
+        raise UsageError(f"--image-size takes a number of pixels above 0; got {image_size}")
     say = message or (lambda text: None)
     request = Request(name, data_pth, train_pth, val_pth, seed, workers, image_size, say)
     if image_size is not None and name != "image_folder":
-        say(f"{name} keeps its own image size; {image_size} is for image_folder")
+        say(f"--image-size {image_size} does nothing: it is for image_folder, and {name} keeps its own size")
     data: DataSet = importlib.import_module(f"{__name__}.{_FILE_OF[name]}").read(request)
 
     from fastlocal.data.datasets import _channels

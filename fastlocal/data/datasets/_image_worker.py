@@ -1,0 +1,85 @@
+"""What a decoding process runs: image files in, pixels out. Of all packages it imports Pillow alone: a quick start.
+
+One JSON line on standard input says how to decode, {"channels", "width", "height", "image_size"}; every further line is
+a list of paths. Each list is answered on standard output by a byte and a length (REPLY) and so many bytes: the pixels,
+uint8 [images, channels, height, width], or a JSON object that says which file stopped it. End of input ends the
+process, so that none outlives its parent, however that ends.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+
+from PIL import Image
+
+REPLY = struct.Struct("=BQ")
+PIXELS, STOPPED = 0, 1
+
+GREY_MODES = ("1", "L", "LA", "La")
+_DEEP_MODES = ("I", "F")  # and I;16 with its variants: more than 8 bits a value
+
+
+class Unfit(Exception):
+    """A file that cannot be decoded as asked; `why` is corrupt, colour or size."""
+
+    def __init__(self, path: str, why: str, detail: str = "") -> None:
+        super().__init__(path, why, detail)
+        self.path, self.why, self.detail = path, why, detail
+
+
+def centre_square(image: Image.Image, side: int) -> Image.Image:
+    """The shorter side resized to `side` (bilinear, antialiased), then the centre side x side, as torchvision does."""
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    scaled = side, int(side * long / short)
+    width, height = scaled if width <= height else scaled[::-1]
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    return image.crop((left, top, left + side, top + side))
+
+
+def decode(path: str, channels: int, image_size: int | None) -> Image.Image:
+    """One image file in mode L (1 channel) or RGB (3); Unfit where it is corrupt, or coloured for one channel."""
+    try:
+        with Image.open(path) as image:
+            if image.mode in _DEEP_MODES or image.mode.startswith("I;"):
+                raise Unfit(path, "corrupt", f"its mode {image.mode} has more than 8 bits a value")
+            if channels == 1 and image.mode not in GREY_MODES:
+                raise Unfit(path, "colour")
+            flat = image.convert("L" if channels == 1 else "RGB")
+        return flat if image_size is None else centre_square(flat, image_size)
+    except Unfit:
+        raise
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
+        raise Unfit(path, "corrupt", " ".join(str(error).split())) from None
+
+
+def _decode_all(paths: list[str], channels: int, width: int, height: int, image_size: int | None) -> bytes:
+    planes = []
+    for path in paths:
+        image = decode(path, channels, image_size)
+        if image.size != (width, height):
+            raise Unfit(path, "size", f"{image.width}x{image.height}")
+        planes += [band.tobytes() for band in image.split()]
+    return b"".join(planes)
+
+
+def main() -> None:
+    requests, replies = sys.stdin.buffer, sys.stdout.buffer
+    how = json.loads(requests.readline())
+    for line in requests:
+        try:
+            kind, content = PIXELS, _decode_all(json.loads(line), **how)
+        except Unfit as stop:
+            kind, content = STOPPED, json.dumps({"path": stop.path, "why": stop.why, "detail": stop.detail}).encode()
+        try:
+            replies.write(REPLY.pack(kind, len(content)) + content)
+            replies.flush()
+        except BrokenPipeError:
+            return
+
+
+if __name__ == "__main__":
+    main()

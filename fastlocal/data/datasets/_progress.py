@@ -1,0 +1,34 @@
+"""How far decoding has come, on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_PLAIN_LINES = 4
+
+
+@contextlib.contextmanager
+def decoding_progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Gives a function to call with each number of images done: a bar in a terminal, else four lines over the whole."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (TextColumn("decoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task("", total=total)
+            yield lambda count: progress.advance(task, count)
+        return
+
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        before, done = done, done + count
+        if before * _PLAIN_LINES // total < done * _PLAIN_LINES // total:
+            print(f"decoding images: {done} of {total}", file=sys.stderr, flush=True)
+
+    yield advance
