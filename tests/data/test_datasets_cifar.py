@@ -146,7 +146,7 @@ def test_missing_files_are_downloaded_once(cifar10: Path, tmp_path: Path, monkey
     with served(archive.parent) as address:
         monkeypatch.setattr(CIFAR10, "url", f"{address}/{archive.name}")
         first = load("cifar10", data_pth=str(root), message=said.append)
-    assert said == [f"CIFAR-10 is downloaded into {root}"]
+    assert said == [f"downloading CIFAR-10 into {root}"]
     second = load("cifar10", data_pth=str(root), message=said.append)
     assert len(said) == 1
     assert torch.equal(first.train.inputs, second.train.inputs) and len(first.test) == 3

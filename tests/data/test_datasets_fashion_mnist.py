@@ -129,7 +129,7 @@ def test_missing_files_are_downloaded_once(tmp_path: Path, server: Path) -> None
     root = tmp_path / "fresh"
     load("fashion_mnist", data_pth=str(root), message=said.append)
     data = load("fashion_mnist", data_pth=str(root), message=said.append)
-    assert said == [f"Fashion-MNIST is downloaded into {root}"]
+    assert said == [f"downloading Fashion-MNIST into {root}"]
     assert data.train.targets.tolist() == [9, 0, 3, 3, 1]
     assert [path.name for path in root.iterdir()] == ["FashionMNIST"]
 

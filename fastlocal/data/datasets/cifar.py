@@ -32,7 +32,7 @@ def read(request: Request) -> DataSet:
     try:
         train = _split(reader, root, train=True)
     except (RuntimeError, OSError):
-        request.message(f"{_TITLES[name]} is downloaded into {root}")
+        request.message(f"downloading {_TITLES[name]} into {root}")
         archive = root / reader.filename
         expected = f"the files of {reader.filename} in {root / reader.base_folder}"
         with downloading(_TITLES[name], root, expected), _removed_on_failure(archive):

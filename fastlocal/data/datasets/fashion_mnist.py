@@ -41,7 +41,7 @@ def read(request: Request) -> DataSet:
     places = (root / _RAW, root, DEBIAN_FOLDER)
     folder = next((place for place in places if all(_find(place, name) for name in _FILES)), None)
     if folder is None:
-        request.message(f"Fashion-MNIST is downloaded into {root}")
+        request.message(f"downloading Fashion-MNIST into {root}")
         folder = _download(root)
     elif folder == DEBIAN_FOLDER:
         request.message(f"Fashion-MNIST is read from {folder}")
