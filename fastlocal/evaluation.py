@@ -11,7 +11,9 @@ from .data.sources.resident import ResidentSource
 from .losses import Loss, count_correct
 from .precision import Numerics
 
-BATCH = 500
+# on two CPU cores ResNet-56 takes 3.3 s per 1,000 images in batches of 200 and 4.8 s in batches of 500, whose
+# activations leave the cache; a GPU wants them large
+BATCH = {"cpu": 200, "cuda": 1000}
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ def evaluate(
     module.eval()
     total = torch.zeros((), dtype=torch.float64, device=source.device)
     correct = torch.zeros(len(topk), dtype=torch.float64, device=source.device)
-    for begin in range(0, len(source), BATCH):
-        batch = source.rows(begin, begin + BATCH)
+    size = BATCH[source.device.type]
+    for begin in range(0, len(source), size):
+        batch = source.rows(begin, begin + size)
         with numerics.autocast():
             outputs = numerics.full(module(batch.inputs))
         total += loss(outputs, batch.targets).double() * batch.inputs.shape[0]
