@@ -64,6 +64,7 @@ setup(
     package_data={"fastlocal.data.datasets": ["*.npz", "*.txt"]},
     install_requires=[
         "numpy>=1.26",
+        "pillow",
         "rich>=13",
         "torch>=2.11",
         "torchvision",
