@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .batchnorm import has_batchnorm, re_estimate
 from .layout import ParamLayout
+from .precision import Numerics
 
 
 class AveragedModel:
@@ -18,9 +19,10 @@ class AveragedModel:
     row: [n_params]
     """
 
-    def __init__(self, module: nn.Module, layout: ParamLayout) -> None:
+    def __init__(self, module: nn.Module, layout: ParamLayout, numerics: Numerics) -> None:
         self.module = module
         self.layout = layout
+        self.numerics = numerics
         self.row = layout.flatten(dict(module.named_parameters()))
         self.has_batchnorm = has_batchnorm(module)
         self._steps_since_estimate = 0
@@ -42,6 +44,7 @@ class AveragedModel:
             if name in values:
                 parameter.copy_(values[name])
         if self.has_batchnorm:
-            re_estimate(self.module, batches, self._steps_since_estimate)
+            with self.numerics.autocast():
+                re_estimate(self.module, batches, self._steps_since_estimate)
             self._steps_since_estimate = 0
         return self.module

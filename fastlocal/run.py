@@ -172,7 +172,7 @@ def _build_loop(prepared: Prepared, logger: Logger) -> Loop:
     config, problem = prepared.config, prepared.problem
     assert config.machine.chunk is not None and config.log.log_pth is not None
     directory = Path(config.log.log_pth)
-    averaged = AveragedModel(prepared.module, prepared.layout)
+    averaged = AveragedModel(prepared.module, prepared.layout, problem.numerics)
     n_params = prepared.layout.n_params
     dtype, device = problem.numerics.dtype, problem.numerics.device
     momentum = None
