@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.func import replace_all_batch_norm_modules_
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def has_batchnorm(module: nn.Module) -> bool:
     """Whether any part of `module` is a BatchNorm that keeps running statistics."""
     return any(isinstance(part, _BatchNorm) and part.track_running_stats for part in module.modules())
-
-
-def local_module(module: nn.Module) -> nn.Module:
-    """A copy in training mode that normalises by batch statistics and keeps none: what local steps run."""
-    return replace_all_batch_norm_modules_(copy.deepcopy(module)).train()
 
 
 @torch.no_grad()

@@ -30,9 +30,8 @@ class ParamLayout:
         """{name: [..., *shape]} of row [..., n_params]: one split, so that its backward is one concatenation."""
         lead = row.shape[:-1]
         pieces = torch.split(row, list(self.sizes), dim=-1)
-        return {
-            name: piece.view(*lead, *shape) for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)
-        }
+        places = zip(self.names, self.shapes, pieces, strict=True)
+        return {name: piece.view((*lead, *shape)) for name, shape, piece in places}
 
     def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
         """The row [n_params] that holds `values`."""

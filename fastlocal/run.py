@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from .averaged import AveragedModel
-from .batchnorm import has_batchnorm, local_module
+from .batchnorm import has_batchnorm
 from .checkpoint import save_model
 from .config import RunConfig
 from .data.sources.resident import ResidentSource
@@ -24,6 +24,7 @@ from .executors.base import Executor, LabelNoise, LocalProblem
 from .executors.looped import LoopedExecutor
 from .executors.stacked import StackedExecutor
 from .layout import ParamLayout, param_layout
+from .local_module import local_module
 from .loop import Loop
 from .losses import Loss, cross_entropy
 from .precision import Numerics, numerics
