@@ -129,9 +129,8 @@ class Loop:
         self._stats.add(stats)
         loss, correct = stats.mean(len(self.topk))
         accuracy = correct[0] if self.topk else None
-        self.logger.round(
-            RoundReport(planned.comm_round, planned.epoch, planned.local_steps, rates[-1], loss, accuracy, stats.samples)
-        )
+        counters = planned.comm_round, planned.epoch, planned.local_steps
+        self.logger.round(RoundReport(*counters, rates[-1], loss, accuracy, stats.samples))
 
     def _train_chunk(
         self, planned: Round, clients: range, params: Tensor, rates: list[float]

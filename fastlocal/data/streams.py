@@ -56,10 +56,10 @@ class Streams:
         return torch.stack(rows)
 
     def epoch_batches(self, epoch: int, most: int) -> Iterator[tuple[Tensor, int, int]]:
-        """The first `most` batches of an epoch's order, fewer where it has fewer, as (sample ids [batch], client, step).
+        """The first `most` batches of an epoch's order, or as many as it has, as (sample ids [batch], client, step).
 
-        `client` and `step` (global) are those of the batch's place in the order, so that a batch that is also trained on
-        is augmented as it was there.
+        `client` and `step` (global) are those of the batch's place in the order, so that a batch that is also trained
+        on is augmented as it was there.
         """
         spec = self.spec
         there = spec.steps_per_epoch * spec.clients if spec.replacement else spec.samples // spec.batch_size
