@@ -148,7 +148,8 @@ class PlainProgram:
     def normalised(self, images: Tensor) -> Tensor:
         if self.data.mean is None or self.data.std is None:
             return images.double() if images.is_floating_point() else images
-        mean, std = (torch.tensor(value, dtype=torch.float64).view(-1, 1, 1) for value in (self.data.mean, self.data.std))
+        mean = torch.tensor(self.data.mean, dtype=torch.float64).view(-1, 1, 1)
+        std = torch.tensor(self.data.std, dtype=torch.float64).view(-1, 1, 1)
         return (images.double() / 255 - mean) / std
 
     def noisy(self, targets: Tensor, client: int, step: int) -> Tensor:
