@@ -47,6 +47,8 @@ def quickstart() -> RunConfig:
         start_lr=None,
         epochs=60,
         step1=5,
+        step2=5,
+        step3=5,
         eval_freq1=6,
         momentum=0.9,
         decay1=FAR,
