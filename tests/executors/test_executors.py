@@ -1,0 +1,253 @@
+"""Every executor takes the same steps, which are those of torch.optim.SGD on copies of the module."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastlocal.data.sources.resident import ResidentSource
+from fastlocal.data.types import DataSet
+from fastlocal.executors.base import Executor, LabelNoise, LocalProblem, RoundPlan, RoundResult
+from fastlocal.executors.looped import LoopedExecutor
+from fastlocal.executors.stacked import StackedExecutor
+from fastlocal.layout import param_layout
+from fastlocal.local_module import local_module
+from fastlocal.losses import cross_entropy
+from fastlocal.precision import Numerics
+from fastlocal.stack import ClientStack
+from tests import small_models
+
+CPU = torch.device("cpu")
+EXECUTORS: dict[str, type[StackedExecutor] | type[LoopedExecutor]] = {
+    "stacked": StackedExecutor,
+    "looped": LoopedExecutor,
+}
+CLIENTS, STEPS, BATCH = 4, 3, 5
+
+
+def problem_of(
+    name: str, dtype: torch.dtype = torch.float64, low: torch.dtype | None = None, **values: Any
+) -> LocalProblem:
+    data = small_models.sentences() if name == "words" else small_models.images()
+    module = small_models.make(name).to(dtype)
+    given: dict[str, Any] = {"noise": None, "momentum": 0.9, "nesterov": False, "weight_decay": 0.03, **values}
+    return LocalProblem(
+        module=local_module(module),
+        layout=param_layout(module, group_weight=True),
+        source=source_of(data, dtype),
+        loss=cross_entropy,
+        topk=(1, 2),
+        numerics=Numerics(CPU, dtype, low),
+        **given,
+    )
+
+
+def source_of(data: DataSet, dtype: torch.dtype, augment: bool = True) -> ResidentSource:
+    augment = augment and data.mean is not None
+    return ResidentSource(
+        data.train, mean=data.mean, std=data.std, augment=augment, seed=9, device=CPU, dtype=dtype
+    )
+
+
+def start(problem: LocalProblem, clients: int = CLIENTS) -> tuple[ClientStack, RoundPlan]:
+    """Clients that have already drifted apart, their momenta too, and a plan with a rate of its own for each."""
+    generator = torch.Generator().manual_seed(1)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(problem.numerics.dtype)
+
+    row = problem.layout.flatten(dict(problem.module.named_parameters()))
+    shape = (clients, row.numel())
+    stack = ClientStack(row + 0.1 * noise(*shape), 0.1 * noise(*shape) if problem.momentum else None)
+    plan = RoundPlan(
+        client_ids=torch.arange(clients),
+        first_step=11,
+        learning_rates=(0.05 + 0.01 * torch.arange(STEPS * clients).view(STEPS, clients)).to(problem.numerics.dtype),
+        sample_ids=torch.randint(0, len(problem.source), (STEPS, clients, BATCH), generator=generator),
+    )
+    return stack, plan
+
+
+def run(kind: str, problem: LocalProblem, chunk: int = CLIENTS) -> tuple[ClientStack, RoundResult]:
+    """One round of all clients, `chunk` at a time."""
+    stack, plan = start(problem)
+    losses, correct = [], []
+    for begin in range(0, CLIENTS, chunk):
+        here = slice(begin, begin + chunk)
+        part = ClientStack(stack.params[here], None if stack.momentum is None else stack.momentum[here])
+        part_plan = dataclasses.replace(
+            plan,
+            client_ids=plan.client_ids[here],
+            learning_rates=plan.learning_rates[:, here],
+            sample_ids=plan.sample_ids[:, here],
+        )
+        executor: Executor = EXECUTORS[kind](problem)
+        result = executor.run_round(part, part_plan)
+        assert result.correct is not None
+        losses.append(result.losses)
+        correct.append(result.correct)
+    return stack, RoundResult(torch.cat(losses, dim=1), torch.stack(correct).sum(dim=0))
+
+
+def in_plain_torch(problem: LocalProblem) -> tuple[ClientStack, RoundResult]:
+    """The same round by torch.optim.SGD on one deep copy after the other."""
+    stack, plan = start(problem)
+    losses, correct = torch.zeros(STEPS, CLIENTS, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    for client in range(CLIENTS):
+        module = copy.deepcopy(problem.module)
+        named = {name: value for name, value in module.named_parameters() if value.requires_grad}
+        for name, value in problem.layout.views(stack.params[client]).items():
+            named[name].data = value.clone()
+        masks = problem.layout.views(problem.layout.decay_mask)
+        groups = [
+            {"params": [value], "weight_decay": problem.weight_decay * float(masks[name].flatten()[0])}
+            for name, value in named.items()
+        ]
+        optimizer = torch.optim.SGD(groups, lr=1.0, momentum=problem.momentum, nesterov=problem.nesterov)
+        if stack.momentum is not None:
+            for name, value in problem.layout.views(stack.momentum[client]).items():
+                optimizer.state[named[name]]["momentum_buffer"] = value.clone()
+        for step in range(STEPS):
+            batch, targets = problem.batch(plan, step, slice(client, client + 1))
+            for group in optimizer.param_groups:
+                group["lr"] = float(plan.learning_rates[step, client])
+            outputs = module(batch.inputs[0])
+            loss = problem.loss(outputs, targets[0])
+            for value in named.values():
+                # what nothing uses still decays here; that none reaches it in a run is tested with whole runs
+                value.grad = torch.zeros_like(value)
+            loss.backward()
+            optimizer.step()
+            losses[step, client] = loss.detach()
+            order = outputs.argsort(dim=1, descending=True)
+            hits = order[:, :2] == batch.targets[0][:, None]
+            correct += torch.stack([hits[:, :1].sum(), hits.sum()])
+        stack.params[client] = problem.layout.flatten(named)
+        if stack.momentum is not None:
+            buffers = {name: optimizer.state[value]["momentum_buffer"] for name, value in named.items()}
+            stack.momentum[client] = problem.layout.flatten(buffers)
+    return stack, RoundResult(losses, correct)
+
+
+def assert_same(
+    got: tuple[ClientStack, RoundResult], expected: tuple[ClientStack, RoundResult], tolerance: float
+) -> None:
+    (stack, result), (wanted_stack, wanted) = got, expected
+    close = {"rtol": tolerance, "atol": tolerance}
+    torch.testing.assert_close(stack.params, wanted_stack.params, **close)
+    if wanted_stack.momentum is not None:
+        assert stack.momentum is not None
+        torch.testing.assert_close(stack.momentum, wanted_stack.momentum, **close)
+    torch.testing.assert_close(result.losses, wanted.losses.to(result.losses.dtype), **close)
+    assert result.correct is not None and wanted.correct is not None
+    assert torch.equal(result.correct, wanted.correct)
+
+
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "plain": {"momentum": 0.0, "weight_decay": 0.0},
+    "decay": {"momentum": 0.0},
+    "momentum": {},
+    "nesterov": {"nesterov": True},
+    "noise": {"noise": LabelNoise(p=0.5, classes=4, seed=2)},
+}
+
+
+@pytest.mark.parametrize("kind", EXECUTORS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["perceptron", "batchnorm", "groupnorm", "odd", "words"])
+def test_steps_are_those_of_torch_sgd(name: str, optimizer: str, kind: str) -> None:
+    problem = problem_of(name, **OPTIMIZERS[optimizer])
+    assert_same(run(kind, problem), in_plain_torch(problem), 1e-11)
+
+
+@pytest.mark.parametrize("kind", EXECUTORS)
+@pytest.mark.parametrize("chunk", [1, 3])
+@pytest.mark.parametrize("name", ["batchnorm", "words"])
+def test_the_chunking_changes_nothing(name: str, chunk: int, kind: str) -> None:
+    problem = problem_of(name, noise=LabelNoise(p=0.5, classes=4, seed=2), nesterov=True)
+    assert_same(run(kind, problem, chunk), run(kind, problem), 1e-11)
+
+
+@pytest.mark.parametrize("name", ["perceptron", "batchnorm", "groupnorm", "odd", "words"])
+def test_executors_agree_in_float32(name: str) -> None:
+    problem = problem_of(name, torch.float32)
+    got, expected = run("stacked", problem), run("looped", problem)
+    torch.testing.assert_close(got[0].params, expected[0].params, rtol=1e-4, atol=1e-4)
+    assert got[1].losses.dtype == expected[1].losses.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", EXECUTORS)
+@pytest.mark.parametrize("name", ["perceptron", "groupnorm"])
+def test_bfloat16_stays_near_float32(name: str, kind: str) -> None:
+    low, full = problem_of(name, torch.float32, torch.bfloat16), problem_of(name, torch.float32)
+    (stack, result), (wanted_stack, wanted) = run(kind, low), run(kind, full)
+    before, _ = start(full)
+    assert stack.params.dtype == torch.float32 and result.losses.dtype == torch.float32
+    assert not torch.equal(result.losses, wanted.losses)
+    torch.testing.assert_close(result.losses, wanted.losses, rtol=0.03, atol=0.03)
+    moved = wanted_stack.params - before.params
+    assert (stack.params - wanted_stack.params).norm() < 0.05 * moved.norm()
+
+
+@pytest.mark.parametrize("kind", EXECUTORS)
+def test_the_same_boxes_for_every_executor_and_other_ones_each_step(kind: str) -> None:
+    problem = problem_of("perceptron", momentum=0.0, weight_decay=0.0)
+    without = dataclasses.replace(problem, source=source_of(small_models.images(), torch.float64, augment=False))
+    assert not torch.equal(run(kind, problem)[1].losses, run(kind, without)[1].losses)
+    ids = torch.arange(6).expand(2, 6)
+    first, later = (problem.source.batch(ids, torch.arange(2), step).inputs for step in (0, 1))
+    assert not torch.equal(first[0], first[1]) and not torch.equal(first, later)
+
+
+@pytest.mark.parametrize("kind", EXECUTORS)
+def test_noise_reaches_the_loss_and_not_the_accuracy(kind: str) -> None:
+    clean = problem_of("perceptron", momentum=0.0, weight_decay=0.0)
+    noisy = dataclasses.replace(clean, noise=LabelNoise(p=1.0, classes=4, seed=2))
+    stack, plan = start(clean)
+    plan = dataclasses.replace(plan, learning_rates=torch.zeros_like(plan.learning_rates))
+    results = [EXECUTORS[kind](problem).run_round(stack, plan) for problem in (clean, noisy)]
+    assert results[0].correct is not None and results[1].correct is not None
+    assert torch.equal(results[0].correct, results[1].correct)
+    assert (results[0].losses != results[1].losses).all()
+
+
+@pytest.mark.parametrize("kind", EXECUTORS)
+def test_an_executor_changes_the_stack_alone(kind: str) -> None:
+    problem = problem_of("batchnorm")
+    before = {name: value.clone() for name, value in problem.module.state_dict().items()}
+    executor = EXECUTORS[kind](problem)
+    first, second = start(problem), start(problem)
+    executor.run_round(*first)
+    executor.run_round(*second)
+    assert torch.equal(first[0].params, second[0].params)
+    assert all(torch.equal(value, before[name]) for name, value in problem.module.state_dict().items())
+    assert all(value.grad is None for value in problem.module.parameters())
+
+
+class Dropping(nn.Module):
+    """Half of the inputs dropped before a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(90, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(nn.functional.dropout(x.flatten(1), 0.5, self.training))
+
+
+def test_each_client_has_its_own_dropout() -> None:
+    problem = problem_of("perceptron", momentum=0.0)
+    module = Dropping().double()
+    problem = dataclasses.replace(problem, module=module.train(), layout=param_layout(module, group_weight=False))
+    row = problem.layout.flatten(dict(module.named_parameters()))
+    stack = ClientStack(row.expand(3, -1).clone(), None)
+    same = torch.zeros(1, 3, BATCH, dtype=torch.int64)
+    plan = RoundPlan(torch.zeros(3, dtype=torch.int64), 0, torch.full((1, 3), 0.1, dtype=torch.float64), same)
+    StackedExecutor(problem).run_round(stack, plan)
+    assert not torch.equal(stack.params[0], stack.params[1])
+    assert not torch.equal(stack.params[1], stack.params[2])
