@@ -5,25 +5,78 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
+import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-OPS = tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/reference.py")))
-BACKENDS = ("auto", "reference")
+import torch
+
+_FOLDER = Path(__file__).parent
+OPS = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/reference.py")))
+TRITON_OPS = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/triton_kernel.py")))
+BACKENDS = ("auto", "reference", "triton")
+CAPABILITY = (8, 0)
+"""The lowest compute capability for which the Triton kernels are compiled and tested."""
 
 
-def get(op: str, backend: str = "auto") -> Callable[..., Any]:
+def get(op: str, backend: str = "auto", device: torch.device | str | None = None) -> Callable[..., Any]:
     """The function that computes `op`, imported only now.
 
     op: a folder of this package, such as "client_sgd"
-    backend: "reference" (plain torch, any device) or "auto" (the fastest that can run here)
-    Raises ValueError for an unknown op or backend.
+    backend: "reference" (plain torch, any device), "triton", or "auto" (Triton on a CUDA device of capability 8.0 or
+        newer for the ops that have such a kernel, the reference otherwise; the choice is logged once)
+    device: where the op's tensors live; by default the current CUDA device, or the CPU where there is none
+    Raises ValueError for an unknown op or backend, and for "triton" where it cannot run, with the reason.
     """
     if op not in OPS:
         raise ValueError(f"unknown op {op!r}; known: {', '.join(OPS)}")
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r} for {op}; known: {', '.join(BACKENDS)}")
-    module = importlib.import_module(f"{__name__}.{op}.reference")
-    return getattr(module, op)
+    place = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    if backend == "triton":
+        reason = None if op in TRITON_OPS else "it has no Triton kernel"
+        reason = reason or _obstacle(place, interpreted=_interpreted())
+        if reason:
+            raise ValueError(f"the backend 'triton' of {op} cannot run: {reason}")
+    elif backend == "auto":
+        reason = _obstacle(place, interpreted=False)
+        _log_choice(place, reason)
+        backend = "triton" if reason is None and op in TRITON_OPS else "reference"
+    file = "triton_kernel" if backend == "triton" else "reference"
+    return getattr(importlib.import_module(f"{__name__}.{op}.{file}"), op)
+
+
+def _interpreted() -> bool:
+    """Whether Triton's own interpreter, which runs kernels on a CPU's tensors, is asked for."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+def _obstacle(device: torch.device, *, interpreted: bool) -> str | None:
+    """Why Triton kernels cannot run on this device, or None where they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device.type == "cpu" and interpreted:
+        return None
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    if device.type != "cuda":
+        return f"the tensors are on {device}, not on a CUDA device"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < CAPABILITY:
+        has, need = (".".join(map(str, version)) for version in (capability, CAPABILITY))
+        return f"{torch.cuda.get_device_name(device)} has compute capability {has}, below {need}"
+    return None
+
+
+@functools.cache
+def _log_choice(device: torch.device, reason: str | None) -> None:
+    if reason is None:
+        name = torch.cuda.get_device_name(device)
+        logging.getLogger(__name__).info("kernels on %s: Triton (%s)", device, name)
+    else:
+        logging.getLogger(__name__).info("kernels on %s: plain torch (%s)", device, reason)

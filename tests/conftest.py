@@ -1,7 +1,11 @@
-"""What holds for every test: one torch thread per process, no deadlines, and caches in a temporary folder."""
+"""What holds for every test: one torch thread per process, no deadlines, and caches in a temporary folder.
+
+Without a CUDA device, Triton kernels run in Triton's interpreter, which has to be chosen before triton is imported.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +16,8 @@ from hypothesis import settings
 CACHES = ("XDG_CACHE_HOME", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "WANDB_CACHE_DIR", "WANDB_DIR")
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 # a busy machine may stall any example
 settings.register_profile("fastlocal", deadline=None)
 settings.load_profile("fastlocal")
