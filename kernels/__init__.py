@@ -47,8 +47,14 @@ def get(op: str, backend: str = "auto", device: torch.device | str | None = None
         reason = _obstacle(place, interpreted=False)
         _log_choice(place, reason)
         backend = "triton" if reason is None and op in TRITON_OPS else "reference"
-    file = "triton_kernel" if backend == "triton" else "reference"
-    return getattr(importlib.import_module(f"{__name__}.{op}.{file}"), op)
+    return load(op, backend)
+
+
+def load(op: str, backend: str) -> Callable[..., Any]:
+    """The function of a backend, "reference" or "triton", whether or not it can run here."""
+    file = "triton_kernel" if backend == "triton" else backend
+    function: Callable[..., Any] = getattr(importlib.import_module(f"{__name__}.{op}.{file}"), op)
+    return function
 
 
 def _interpreted() -> bool:

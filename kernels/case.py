@@ -29,6 +29,7 @@ class Case:
     bytes_moved: the fewest bytes that must cross device memory, each input read and each output written once
     flops: floating-point operations, a multiplication with an addition counted as two
     changed: arguments that the op changes in place
+    scratch: arguments that the op may overwrite with anything
     differentiated: arguments whose gradients are compared too, for the ops that autograd knows
     large: of the size that matters on a GPU, too large for the interpreter
     deterministic: the same bits at each run
@@ -40,6 +41,7 @@ class Case:
     bytes_moved: int
     flops: int
     changed: tuple[str, ...] = ()
+    scratch: tuple[str, ...] = ()
     differentiated: tuple[str, ...] = ()
     large: bool = False
     deterministic: bool = True

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from fastlocal.kernels.case import Case, Inputs
 from tests.kernels.races import no_races
@@ -34,6 +34,8 @@ TOLERANCES = {
 
 GUARD_BYTES = 512
 
+_full = torch.full  # the name in torch is taken over while an op runs
+
 
 class Fences:
     """Tensors between guard bands of NaN (whole numbers: of the largest value)."""
@@ -50,7 +52,8 @@ class Fences:
             return like.clone()
         span = 1 + sum((size - 1) * stride for size, stride in zip(like.shape, like.stride(), strict=True))
         guard = GUARD_BYTES // like.element_size()
-        buffer = torch.full((span + 2 * guard,), poison(like.dtype), dtype=like.dtype, device=like.device)
+        size = span + 2 * guard
+        buffer = _full((size,), poison(like.dtype), dtype=like.dtype, device=like.device)
         view = buffer.as_strided(like.shape, like.stride(), guard)
         if values:
             view.copy_(like)
@@ -79,24 +82,25 @@ def bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(torch.uint8).view(-1)
 
 
-class FencedAllocations(TorchFunctionMode):
-    """Fences around what an op allocates, poisoned where it asks for memory as it is."""
+@contextmanager
+def fenced_allocations(fences: Fences) -> Iterator[None]:
+    """Fences around what an op allocates in Python, poisoned where it asks for memory as it is."""
 
-    EMPTY = {torch.empty, torch.empty_like, torch.empty_strided, Tensor.new_empty}
-    FILLED = {torch.zeros, torch.zeros_like, Tensor.new_zeros, torch.full, torch.full_like, Tensor.new_full}
+    def fenced(make: Callable[..., Tensor], values: bool) -> Callable[..., Tensor]:
+        def made(*args: Any, **kwargs: Any) -> Tensor:
+            like = make(*args, **kwargs)
+            if like.requires_grad or like.device.type == "meta":
+                return like
+            return fences.build(f"a tensor {tuple(like.shape)} of its own", like, values=values)
 
-    def __init__(self, fences: Fences) -> None:
-        super().__init__()
-        self._fences = fences
+        return made
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self.EMPTY or func in self.FILLED:
-            made = func(*args, **(kwargs or {}))
-            if made.requires_grad or made.device.type == "meta":
-                return made
-            return self._fences.build(f"a tensor {tuple(made.shape)} of its own", made, values=func in self.FILLED)
-        with self:
-            return func(*args, **(kwargs or {}))
+    with pytest.MonkeyPatch.context() as patch:
+        for kind, values in (("empty", False), ("zeros", True), ("full", True)):
+            for owner, name in ((torch, kind), (torch, f"{kind}_like"), (Tensor, f"new_{kind}")):
+                patch.setattr(owner, name, fenced(getattr(owner, name), values))
+        patch.setattr(torch, "empty_strided", fenced(torch.empty_strided, False))
+        yield
 
 
 @contextmanager
@@ -128,12 +132,12 @@ def check(case: Case, kernel: Op, reference: Op, device: torch.device | str = "c
 def guarded_results(case: Case, kernel: Op, inputs: Inputs) -> dict[str, Tensor]:
     fences = Fences()
     fenced = {
-        name: fences.build(name, value, values=True, frozen=name not in case.changed)
+        name: fences.build(name, value, values=True, frozen=name not in case.changed + case.scratch)
         if isinstance(value, Tensor)
         else value
         for name, value in inputs.items()
     }
-    with poisoned_memory(), no_races(), FencedAllocations(fences):
+    with poisoned_memory(), no_races(), fenced_allocations(fences):
         out = results(case, kernel, fenced)
     fences.check()
     return out

@@ -1,0 +1,122 @@
+"""Sizes around a block, every option, rows that lie apart; and the buffers of ResNet-20 and ResNet-56."""
+
+from __future__ import annotations
+
+import torch
+
+from ..case import Case, Draws, Inputs, bytes_of
+
+ROWS = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16"}
+
+
+def sgd_inputs(
+    device: torch.device,
+    *,
+    clients: int,
+    n_params: int,
+    dtype: torch.dtype,
+    mu: float,
+    weight_decay: float,
+    nesterov: bool,
+    clip: bool,
+    frozen: bool,
+    shadow: bool,
+    pad: int,
+    pad_grads: int,
+) -> Inputs:
+    """Arguments of client_sgd; `pad` and `pad_grads` lengthen the rows without use."""
+    draw = Draws(device, seed=n_params)
+    params, grads = (draw.normal(clients, n_params, dtype=dtype) for _ in range(2))
+    inputs: Inputs = {
+        "params": draw.padded(params, extra=pad),
+        "momentum": draw.padded(draw.normal(clients, n_params, dtype=dtype), extra=pad) if mu else None,
+        "grads": draw.padded(grads, extra=pad_grads),
+        "learning_rate": draw.uniform(clients, low=0.1, dtype=torch.promote_types(dtype, torch.float32)),
+        "decay_mask": draw.integers(n_params, below=2).to(dtype),
+        "mu": mu,
+        "weight_decay": weight_decay,
+        "nesterov": nesterov,
+    }
+    if clip:
+        inputs["grad_scale"] = draw.uniform(clients, low=0.2)
+    if frozen:
+        inputs["active"] = torch.arange(clients, device=device) % 3 != 1
+    if shadow:
+        inputs["shadow"] = draw.normal(clients, n_params, dtype=torch.bfloat16)
+    return inputs
+
+
+def _case(
+    name: str,
+    clients: int,
+    n_params: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    mu: float = 0.9,
+    weight_decay: float = 5e-4,
+    nesterov: bool = False,
+    clip: bool = False,
+    frozen: bool = False,
+    shadow: bool = False,
+    pad: int = 0,
+    pad_grads: int = 0,
+    large: bool = False,
+) -> Case:
+    def make_inputs(device: torch.device) -> Inputs:
+        return sgd_inputs(
+            device,
+            clients=clients,
+            n_params=n_params,
+            dtype=dtype,
+            mu=mu,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            clip=clip,
+            frozen=frozen,
+            shadow=shadow,
+            pad=pad,
+            pad_grads=pad_grads,
+        )
+
+    rows = (clients, n_params)
+    # parameters and momenta are read and written, gradients read
+    buffers = [(rows, dtype)] * (5 if mu else 3) + [((n_params,), dtype)]
+    buffers += [(rows, torch.bfloat16)] if shadow else []
+    return Case(
+        name=f"{name} {clients}x{n_params} {ROWS[dtype]}",
+        make_inputs=make_inputs,
+        tolerance="bf16" if shadow else ROWS[dtype],
+        bytes_moved=bytes_of(buffers),
+        flops=8 * clients * n_params,
+        changed=("params", *(["momentum"] if mu else []), *(["shadow"] if shadow else [])),
+        scratch=("grads",),
+        large=large,
+    )
+
+
+CASES = (
+    *(_case("momentum", 3, n_params) for n_params in (1, 127, 128, 129, 1009)),
+    _case("several blocks of", 2, 4231),
+    _case("one client of", 1, 129),
+    _case("no clients of", 0, 129),
+    _case("no momentum", 3, 129, mu=0.0),
+    _case("no decay", 3, 129, weight_decay=0.0),
+    _case("neither", 2, 127, mu=0.0, weight_decay=0.0),
+    _case("nesterov", 3, 521, nesterov=True),
+    _case("clipped", 3, 521, clip=True),
+    _case("frozen clients", 5, 521, frozen=True, shadow=True),
+    _case("shadow", 3, 521, shadow=True),
+    _case("rows apart", 3, 129, pad=7, pad_grads=7),
+    _case("gradients apart", 3, 640, pad_grads=3),
+    _case("everything", 4, 1009, nesterov=True, clip=True, frozen=True, shadow=True, pad=15),
+    _case("momentum", 3, 521, dtype=torch.float64, nesterov=True),
+    _case("momentum", 3, 521, dtype=torch.bfloat16),
+    _case("ResNet-20", 32, 269_722, large=True),
+    _case("ResNet-56", 32, 855_770, large=True),
+    _case("ResNet-56 nesterov", 32, 855_770, nesterov=True, large=True),
+    _case("ResNet-56 no momentum", 32, 855_770, mu=0.0, large=True),
+    _case("ResNet-56 everything", 32, 855_770, nesterov=True, clip=True, frozen=True, shadow=True, large=True),
+    _case("ResNet-56 gradients apart", 32, 855_770, pad_grads=6, large=True),
+    _case("ResNet-56", 32, 855_770, dtype=torch.float64, large=True),
+    _case("small model", 1024, 3_001, large=True),
+)

@@ -1,0 +1,158 @@
+"""The fused local update of every client: each buffer is read once and written once."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..triton_rows import LEAD, blocks_per_row, congruent, load, row_block
+
+
+@triton.jit
+def sgd_block(
+    params_ptr,
+    momentum_ptr,
+    grads_ptr,
+    shadow_ptr,
+    rate,
+    scale,
+    decay,
+    inside,
+    MU: tl.constexpr,
+    NESTEROV: tl.constexpr,
+):
+    """Step the elements under these pointers; returns the new parameters, in the dtype of `rate`.
+
+    rate, scale, decay: broadcastable to the pointers        inside: a mask, or None where all are inside
+    scale, momentum_ptr, shadow_ptr: or None
+    """
+    param = load(params_ptr, inside).to(rate.dtype)
+    grad = load(grads_ptr, inside).to(rate.dtype)
+    if scale is not None:
+        grad *= scale
+    if decay is not None:
+        grad += decay * param
+    update = grad
+    if momentum_ptr is not None:
+        velocity = MU * load(momentum_ptr, inside).to(rate.dtype) + grad
+        tl.store(momentum_ptr, velocity, mask=inside)
+        if NESTEROV:
+            update = grad + MU * velocity
+        else:
+            update = velocity
+    param -= rate * update
+    tl.store(params_ptr, param, mask=inside)
+    if shadow_ptr is not None:
+        tl.store(shadow_ptr, param, mask=inside)
+    return param
+
+
+@triton.jit
+def _client_sgd(
+    params_ptr,
+    momentum_ptr,
+    grads_ptr,
+    shadow_ptr,
+    learning_rate_ptr,
+    decay_mask_ptr,
+    grad_scale_ptr,
+    active_ptr,
+    n_params,
+    blocks_per_client,
+    params_stride_client,
+    momentum_stride_client,
+    grads_stride_client,
+    shadow_stride_client,
+    learning_rate_stride,
+    grad_scale_stride,
+    active_stride,
+    MU: tl.constexpr,
+    WEIGHT_DECAY: tl.constexpr,
+    NESTEROV: tl.constexpr,
+    CONGRUENT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    program = tl.program_id(0).to(tl.int64)
+    client = program // blocks_per_client
+    runs = True
+    if active_ptr is not None:
+        runs = tl.load(active_ptr + client * active_stride) != 0
+    if runs:
+        compute: tl.constexpr = tl.float64 if params_ptr.dtype.element_ty == tl.float64 else tl.float32
+        rate = tl.load(learning_rate_ptr + client * learning_rate_stride).to(compute)
+        scale = None
+        if grad_scale_ptr is not None:
+            scale = tl.load(grad_scale_ptr + client * grad_scale_stride).to(compute)
+        first = program % blocks_per_client * BLOCK - client * params_stride_client % LEAD
+        offsets = tl.arange(0, BLOCK)
+        columns = first + offsets
+        params_ptr += row_block(client, params_stride_client, first, CONGRUENT) + offsets
+        grads_ptr += row_block(client, grads_stride_client, first, CONGRUENT) + offsets
+        if momentum_ptr is not None:
+            momentum_ptr += row_block(client, momentum_stride_client, first, CONGRUENT) + offsets
+        if shadow_ptr is not None:
+            shadow_ptr += row_block(client, shadow_stride_client, first, CONGRUENT) + offsets
+        decay = None
+        if (first >= 0) & (first + BLOCK <= n_params):
+            if WEIGHT_DECAY != 0:
+                decay = WEIGHT_DECAY * tl.load(decay_mask_ptr + columns).to(compute)
+            sgd_block(params_ptr, momentum_ptr, grads_ptr, shadow_ptr, rate, scale, decay, None, MU, NESTEROV)
+        else:
+            inside = (columns >= 0) & (columns < n_params)
+            if WEIGHT_DECAY != 0:
+                decay = WEIGHT_DECAY * load(decay_mask_ptr + columns, inside).to(compute)
+            sgd_block(params_ptr, momentum_ptr, grads_ptr, shadow_ptr, rate, scale, decay, inside, MU, NESTEROV)
+
+
+@torch.no_grad()
+def client_sgd(
+    params: Tensor,
+    momentum: Tensor | None,
+    grads: Tensor,
+    learning_rate: Tensor,
+    decay_mask: Tensor,
+    *,
+    mu: float,
+    weight_decay: float,
+    nesterov: bool,
+    grad_scale: Tensor | None = None,
+    active: Tensor | None = None,
+    shadow: Tensor | None = None,
+) -> None:
+    """One SGD step of every client, in place; as the reference, with grads left as they are.
+
+    Rows may lie apart by any stride, their elements lie side by side. `mu` and `weight_decay` are constants of the
+    compiled program: a run has one of each.
+    """
+    clients, n_params = params.shape
+    if params.numel() == 0:
+        return
+    block, num_warps = (2048, 4) if n_params > 4096 else (512, 4) if n_params > 256 else (128, 1)
+    blocks = blocks_per_row(n_params, block)
+    _client_sgd[(clients * blocks,)](
+        params_ptr=params,
+        momentum_ptr=momentum,
+        grads_ptr=grads,
+        shadow_ptr=shadow,
+        learning_rate_ptr=learning_rate,
+        decay_mask_ptr=decay_mask,
+        grad_scale_ptr=grad_scale,
+        active_ptr=active,
+        n_params=n_params,
+        blocks_per_client=blocks,
+        params_stride_client=params.stride(0),
+        momentum_stride_client=0 if momentum is None else momentum.stride(0),
+        grads_stride_client=grads.stride(0),
+        shadow_stride_client=0 if shadow is None else shadow.stride(0),
+        learning_rate_stride=learning_rate.stride(0),
+        grad_scale_stride=0 if grad_scale is None else grad_scale.stride(0),
+        active_stride=0 if active is None else active.stride(0),
+        MU=mu,
+        WEIGHT_DECAY=weight_decay,
+        NESTEROV=nesterov,
+        CONGRUENT=congruent(params, momentum, grads, shadow),
+        BLOCK=block,
+        num_warps=num_warps,
+    )
