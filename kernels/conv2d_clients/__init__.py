@@ -1,0 +1,1 @@
+"""The stacked convolution: every client's images with that client's own filters."""

@@ -1,0 +1,69 @@
+"""Sizes and memory layouts of a stacked convolution, the same for every way to compute it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How windows move over the image, as in torch.nn.functional.conv2d; pairs are (height, width), in pixels."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @classmethod
+    def of(cls, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int) -> Geometry:
+        """From any sequences of two."""
+        return cls(_pair(stride), _pair(padding), _pair(dilation), groups)
+
+    def output_size(self, image: tuple[int, int], kernel: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the output for `image` and `kernel`, also (height, width)."""
+        height, width = (
+            (image[i] + 2 * self.padding[i] - self.dilation[i] * (kernel[i] - 1) - 1) // self.stride[i] + 1
+            for i in range(2)
+        )
+        return height, width
+
+    def check(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int, int]:
+        """Shape [clients, batch, out, out_h, out_w] of the output.
+
+        x: [clients, batch, in, h, w]        weight: [clients, out, in / groups, kh, kw]
+        Raises ValueError where the shapes do not fit each other, with both in the message.
+        """
+        said = f"images {list(x.shape)} and filters {list(weight.shape)} of {self.groups} groups"
+        if x.dim() != 5 or weight.dim() != 5:
+            raise ValueError(f"a stacked convolution takes five axes each: {said}")
+        clients, batch, channels, height, width = x.shape
+        if clients != weight.shape[0]:
+            raise ValueError(f"not the same number of clients: {said}")
+        if channels != weight.shape[2] * self.groups or weight.shape[1] % self.groups:
+            raise ValueError(f"channels do not fit: {said}")
+        out_height, out_width = self.output_size((height, width), (weight.shape[3], weight.shape[4]))
+        if out_height < 1 or out_width < 1:
+            raise ValueError(f"filters larger than the padded images: {said}")
+        return clients, batch, weight.shape[1], out_height, out_width
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    first, second = values
+    return first, second
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether the channels of x [clients, batch, channels, h, w] are neighbours in memory and its pixels are not."""
+    return x.stride(2) == 1 and x.stride(4) != 1
+
+
+def empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Dense uninitialised [clients, batch, channels, h, w], channels-last exactly where `like` is."""
+    clients, batch, channels, height, width = shape
+    if not channels_last(like):
+        return like.new_empty((clients, batch, channels, height, width), dtype=dtype)
+    return like.new_empty((clients, batch, height, width, channels), dtype=dtype).permute(0, 1, 4, 2, 3)

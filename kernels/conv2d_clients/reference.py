@@ -1,0 +1,81 @@
+"""The stacked convolution as one grouped convolution of torch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .geometry import Geometry, empty
+
+
+def conv2d_clients(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, geometry: Geometry, sums: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Convolve every client's images with its own filters.
+
+        y[c, b, o] = bias[c, o] + sum over i of cross-correlation(x[c, b, i], weight[c, o, i])
+
+    x: [clients, batch, in, h, w]        weight: [clients, out, in / groups, kh, kw]        bias: [clients, out] or None
+    sums: also return [clients, 2, out], every channel's sum of y and of its squares over batch, height and width, in
+        fp32 (fp64 for fp64 inputs): what BatchNorm needs to know of y
+    Returns y [clients, batch, out, out_h, out_w] in the memory layout of x (channels-first or channels-last).
+    Raises ValueError where the shapes do not fit each other.
+    """
+    out = empty(geometry.check(x, weight), x)
+    if out.numel():
+        clients = x.shape[0]
+        y = F.conv2d(
+            _clients_as_channels(x),
+            weight.flatten(0, 1),
+            None if bias is None else bias.flatten(),
+            geometry.stride,
+            geometry.padding,
+            geometry.dilation,
+            clients * geometry.groups,
+        )
+        out.copy_(y.unflatten(1, (clients, -1)).transpose(0, 1))
+    return (out, _sums(out)) if sums else out
+
+
+def conv2d_clients_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, *, geometry: Geometry, need_x: bool = True, need_weight: bool = True
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of `conv2d_clients` with respect to x and weight, from that of its output.
+
+    grad: [clients, batch, out, out_h, out_w]        x, weight: as in the forward
+    Returns (like x, in the memory layout of x; like weight, contiguous), each None where it is not needed.
+    """
+    geometry.check(x, weight)
+    dx = empty(x.shape, x) if need_x else None
+    dweight = weight.new_empty(weight.shape) if need_weight else None
+    if grad.numel() == 0:
+        return (None if dx is None else dx.zero_()), (None if dweight is None else dweight.zero_())
+    clients = x.shape[0]
+    dx_grouped, dweight_grouped, _ = torch.ops.aten.convolution_backward(
+        _clients_as_channels(grad),
+        _clients_as_channels(x),
+        weight.flatten(0, 1),
+        None,
+        geometry.stride,
+        geometry.padding,
+        geometry.dilation,
+        False,
+        (0, 0),
+        clients * geometry.groups,
+        (need_x, need_weight, False),
+    )
+    if dx is not None:
+        dx.copy_(dx_grouped.unflatten(1, (clients, -1)).transpose(0, 1))
+    if dweight is not None:
+        dweight.copy_(dweight_grouped.view(weight.shape))
+    return dx, dweight
+
+
+def _sums(y: Tensor) -> Tensor:
+    wide = y if y.dtype == torch.float64 else y.float()
+    return torch.stack((wide.sum(dim=(1, 3, 4)), wide.square().sum(dim=(1, 3, 4))), dim=1)
+
+
+def _clients_as_channels(x: Tensor) -> Tensor:
+    return x.transpose(0, 1).flatten(1, 2)

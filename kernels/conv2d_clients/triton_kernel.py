@@ -1,0 +1,202 @@
+"""The stacked convolution as an implicit matrix product on tensor cores: the forward pass."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .geometry import Geometry, empty
+from .triton_tiles import PIXELS_BY_CHANNELS, launchable, prune
+
+
+@triton.autotune(
+    PIXELS_BY_CHANNELS,
+    key=["pixels", "x_stride_channel", "GROUPS", "IN", "OUT", "KH", "KW", "OUT_H", "OUT_W", "STRIDE_H", "HAS_SUMS"],
+    prune_configs_by=prune("OUT", "KH", "KW", "IN"),
+    reset_to_zero=["sums_ptr"],
+)
+@triton.jit
+def _forward_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    sums_ptr,
+    pixels,
+    sums_tiles,
+    height,
+    width,
+    x_stride_client,
+    x_stride_batch,
+    x_stride_channel,
+    x_stride_h,
+    x_stride_w,
+    y_stride_client,
+    y_stride_batch,
+    y_stride_channel,
+    y_stride_h,
+    y_stride_w,
+    GROUPS: tl.constexpr,
+    IN: tl.constexpr,  # per group, as OUT
+    OUT: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    OUT_H: tl.constexpr,
+    OUT_W: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_SUMS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    TERMS: tl.constexpr = KH * KW * IN
+    COLUMN_TILES: tl.constexpr = (OUT + COLUMNS - 1) // COLUMNS
+    row_tiles = tl.cdiv(pixels, ROWS)
+    pid = tl.program_id(0)
+    row_tile = pid // COLUMN_TILES % row_tiles
+    unit = (pid // COLUMN_TILES // row_tiles).to(tl.int64)  # client and group
+    client = unit // GROUPS
+    group = unit % GROUPS
+
+    pixel = row_tile * ROWS + tl.arange(0, ROWS)
+    in_rows = pixel < pixels
+    sample = (pixel // (OUT_H * OUT_W)).to(tl.int64)
+    out_h = pixel // OUT_W % OUT_H
+    out_w = pixel % OUT_W
+    top = out_h * STRIDE_H - PAD_H
+    left = out_w * STRIDE_W - PAD_W
+    column = pid % COLUMN_TILES * COLUMNS + tl.arange(0, COLUMNS)
+    in_columns = column < OUT
+    out_channel = group * OUT + column
+
+    x_rows = x_ptr + client * x_stride_client + group * IN * x_stride_channel + sample * x_stride_batch
+    x_rows += top.to(tl.int64) * x_stride_h + left.to(tl.int64) * x_stride_w
+    weight_columns = weight_ptr + (unit * OUT + column) * TERMS
+    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    for start in range(0, TERMS, DEPTH):
+        term = start + tl.arange(0, DEPTH)
+        if IN % DEPTH == 0:  # one tap: only rows can leave the image
+            tap_h = start // IN // KW * DILATION_H
+            tap_w = start // IN % KW * DILATION_W
+            channel = (start % IN + tl.arange(0, DEPTH)).to(tl.int64)
+            h = top + tap_h
+            w = left + tap_w
+            inside = (in_rows & (h >= 0) & (h < height) & (w >= 0) & (w < width))[:, None]
+            offset = tap_h.to(tl.int64) * x_stride_h + tap_w.to(tl.int64) * x_stride_w + channel * x_stride_channel
+        else:
+            tap_h = term // IN // KW * DILATION_H
+            tap_w = term // IN % KW * DILATION_W
+            channel = (term % IN).to(tl.int64)
+            h = top[:, None] + tap_h[None, :]
+            w = left[:, None] + tap_w[None, :]
+            inside = in_rows[:, None] & (term < TERMS)[None, :]
+            inside = inside & (h >= 0) & (h < height) & (w >= 0) & (w < width)
+            offset = tap_h.to(tl.int64) * x_stride_h + tap_w.to(tl.int64) * x_stride_w + channel * x_stride_channel
+        x = tl.load(x_rows[:, None] + offset[None, :], mask=inside, other=0.0)
+        in_weight = in_columns[None, :] & (term < TERMS)[:, None]
+        weight = tl.load(weight_columns[None, :] + term[:, None], mask=in_weight, other=0.0)
+        total = tl.dot(x, weight, total, input_precision=PRECISION)
+
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + client * (GROUPS * OUT) + out_channel, mask=in_columns, other=0.0)
+        total += bias.to(tl.float32)[None, :]
+    y = total.to(y_ptr.dtype.element_ty)
+    y_rows = y_ptr + client * y_stride_client + sample * y_stride_batch
+    y_rows += out_h.to(tl.int64) * y_stride_h + out_w.to(tl.int64) * y_stride_w
+    tl.store(
+        y_rows[:, None] + (out_channel * y_stride_channel)[None, :], y, mask=in_rows[:, None] & in_columns[None, :]
+    )
+    if HAS_SUMS:  # of what was stored, not of what it was rounded from
+        kept = tl.where(in_rows[:, None], y.to(tl.float32), 0.0)
+        sums = sums_ptr + (client * sums_tiles + row_tile) * (2 * GROUPS * OUT) + out_channel
+        tl.store(sums, tl.sum(kept, axis=0), mask=in_columns)
+        tl.store(sums + GROUPS * OUT, tl.sum(kept * kept, axis=0), mask=in_columns)
+
+
+def conv2d_clients(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    geometry: Geometry,
+    sums: bool = False,
+    tf32: bool = True,
+    tile: triton.Config | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """As in reference.py, in fp32, bf16 or fp16 with sums in fp32.
+
+    sums: also return fp32 [clients, 2, out], every channel's sum of y and of its squares over batch, height and width
+    tf32: whether fp32 inputs may be rounded to TF32
+    tile: a given one; by default the fastest, timed once. Always deterministic for a given tile.
+    The filters are repacked to [clients, out, kh, kw, in] first, which is little beside the images.
+    """
+    shape = geometry.check(x, weight)
+    clients, batch, out_channels, out_h, out_w = shape
+    groups = geometry.groups
+    y = empty(shape, x)
+    pixels = batch * out_h * out_w
+    assert pixels < 2**31, "pixels are counted in int32"
+    if y.numel() == 0:
+        return (y, x.new_zeros((clients, 2, out_channels), dtype=torch.float32)) if sums else y
+    packed = weight.to(x.dtype).permute(0, 1, 3, 4, 2).contiguous()
+    if bias is not None:
+        bias = bias.contiguous()
+    per_group, terms = out_channels // groups, weight[0, 0].numel()
+    fewest_rows = min(tile.kwargs["ROWS"] for tile in PIXELS_BY_CHANNELS)
+    partial = (
+        x.new_zeros((clients, triton.cdiv(pixels, fewest_rows), 2, out_channels), dtype=torch.float32) if sums else None
+    )
+
+    def grid(sizes: dict[str, int]) -> tuple[int]:
+        tiles = triton.cdiv(pixels, sizes["ROWS"]) * triton.cdiv(per_group, sizes["COLUMNS"])
+        return (clients * groups * tiles,)
+
+    kernel, options = launchable(_forward_kernel, tile, PIXELS_BY_CHANNELS, per_group, terms)
+    kernel[grid](
+        x_ptr=x,
+        weight_ptr=packed,
+        bias_ptr=bias,
+        y_ptr=y,
+        sums_ptr=partial,
+        pixels=pixels,
+        sums_tiles=0 if partial is None else partial.shape[1],
+        height=x.shape[3],
+        width=x.shape[4],
+        x_stride_client=x.stride(0),
+        x_stride_batch=x.stride(1),
+        x_stride_channel=x.stride(2),
+        x_stride_h=x.stride(3),
+        x_stride_w=x.stride(4),
+        y_stride_client=y.stride(0),
+        y_stride_batch=y.stride(1),
+        y_stride_channel=y.stride(2),
+        y_stride_h=y.stride(3),
+        y_stride_w=y.stride(4),
+        GROUPS=groups,
+        IN=weight.shape[2],
+        OUT=per_group,
+        KH=weight.shape[3],
+        KW=weight.shape[4],
+        OUT_H=out_h,
+        OUT_W=out_w,
+        STRIDE_H=geometry.stride[0],
+        STRIDE_W=geometry.stride[1],
+        PAD_H=geometry.padding[0],
+        PAD_W=geometry.padding[1],
+        DILATION_H=geometry.dilation[0],
+        DILATION_W=geometry.dilation[1],
+        HAS_BIAS=bias is not None,
+        HAS_SUMS=sums,
+        PRECISION="tf32" if tf32 else "ieee",
+        **options,
+    )
+    return y if partial is None else (y, partial.sum(dim=1))

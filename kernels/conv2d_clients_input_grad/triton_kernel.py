@@ -1,0 +1,186 @@
+"""The gradient of the stacked convolution's images as an implicit matrix product on tensor cores."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..conv2d_clients.geometry import Geometry, empty
+from ..conv2d_clients.triton_tiles import PIXELS_BY_CHANNELS, launchable, prune
+
+
+@triton.autotune(
+    PIXELS_BY_CHANNELS,
+    key=["pixels", "grad_stride_channel", "GROUPS", "IN", "OUT", "KH", "KW", "OUT_H", "OUT_W", "STRIDE_H"],
+    prune_configs_by=prune("IN", "OUT"),
+)
+@triton.jit
+def _input_grad_kernel(
+    grad_ptr,
+    weight_ptr,
+    dx_ptr,
+    pixels,
+    height,
+    width,
+    grad_stride_client,
+    grad_stride_batch,
+    grad_stride_channel,
+    grad_stride_h,
+    grad_stride_w,
+    dx_stride_client,
+    dx_stride_batch,
+    dx_stride_channel,
+    dx_stride_h,
+    dx_stride_w,
+    GROUPS: tl.constexpr,
+    IN: tl.constexpr,  # per group, as OUT
+    OUT: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    OUT_H: tl.constexpr,
+    OUT_W: tl.constexpr,
+    PHASE_H: tl.constexpr,  # ceil(height / STEP_H), as PHASE_W
+    PHASE_W: tl.constexpr,
+    STEP_H: tl.constexpr,
+    STEP_W: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    COLUMN_TILES: tl.constexpr = (IN + COLUMNS - 1) // COLUMNS
+    DEPTH_TILES: tl.constexpr = (OUT + DEPTH - 1) // DEPTH
+    row_tiles = tl.cdiv(pixels, ROWS)
+    pid = tl.program_id(0)
+    row_tile = pid // COLUMN_TILES % row_tiles
+    phase = pid // COLUMN_TILES // row_tiles % (STEP_H * STEP_W)
+    unit = (pid // COLUMN_TILES // row_tiles // (STEP_H * STEP_W)).to(tl.int64)  # client and group
+    client = unit // GROUPS
+    group = unit % GROUPS
+
+    # Pixels with one remainder by the stride, a phase, all meet the same taps: every STEP-th of the filter.
+    phase_h = phase // STEP_W
+    phase_w = phase % STEP_W
+    first_h = (phase_h + PAD_H) % STEP_H
+    first_w = (phase_w + PAD_W) % STEP_W
+    taps_h = (KH - first_h + STEP_H - 1) // STEP_H
+    taps_w = (KW - first_w + STEP_W - 1) // STEP_W
+
+    pixel = row_tile * ROWS + tl.arange(0, ROWS)
+    sample = (pixel // (PHASE_H * PHASE_W)).to(tl.int64)
+    h = pixel // PHASE_W % PHASE_H * STEP_H + phase_h
+    w = pixel % PHASE_W * STEP_W + phase_w
+    in_rows = (pixel < pixels) & (h < height) & (w < width)
+    column = pid % COLUMN_TILES * COLUMNS + tl.arange(0, COLUMNS)
+    in_columns = column < IN
+
+    grad_rows = grad_ptr + client * grad_stride_client + group * OUT * grad_stride_channel + sample * grad_stride_batch
+    weight_columns = weight_ptr + (unit * IN + column) * (KH * KW * OUT)
+    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    for turn in range(0, taps_h * taps_w * DEPTH_TILES):
+        tap = turn // DEPTH_TILES
+        tap_h = first_h + tap // taps_w * STEP_H
+        tap_w = first_w + tap % taps_w * STEP_W
+        channel = (turn % DEPTH_TILES * DEPTH + tl.arange(0, DEPTH)).to(tl.int64)
+        from_h = h + PAD_H - tap_h * DILATION_H
+        from_w = w + PAD_W - tap_w * DILATION_W
+        out_h = from_h // STRIDE_H
+        out_w = from_w // STRIDE_W
+        inside = in_rows & (from_h >= 0) & (from_w >= 0) & (out_h < OUT_H) & (out_w < OUT_W)
+        inside = inside & (from_h % STRIDE_H == 0) & (from_w % STRIDE_W == 0)
+        offset = grad_rows + out_h.to(tl.int64) * grad_stride_h + out_w.to(tl.int64) * grad_stride_w
+        grad = tl.load(
+            offset[:, None] + (channel * grad_stride_channel)[None, :],
+            mask=inside[:, None] & (channel < OUT)[None, :],
+            other=0.0,
+        )
+        weight = tl.load(
+            weight_columns[None, :] + ((tap_h * KW + tap_w) * OUT + channel)[:, None],
+            mask=in_columns[None, :] & (channel < OUT)[:, None],
+            other=0.0,
+        )
+        total = tl.dot(grad, weight, total, input_precision=PRECISION)
+
+    dx_rows = dx_ptr + client * dx_stride_client + sample * dx_stride_batch
+    dx_rows += h.to(tl.int64) * dx_stride_h + w.to(tl.int64) * dx_stride_w
+    tl.store(
+        dx_rows[:, None] + ((group * IN + column) * dx_stride_channel)[None, :],
+        total.to(dx_ptr.dtype.element_ty),
+        mask=in_rows[:, None] & in_columns[None, :],
+    )
+
+
+def conv2d_clients_input_grad(
+    grad: Tensor, x: Tensor, weight: Tensor, *, geometry: Geometry, tf32: bool = True, tile: triton.Config | None = None
+) -> Tensor:
+    """As in reference.py, in fp32, bf16 or fp16 with sums in fp32.
+
+    tf32: whether fp32 inputs may be rounded to TF32
+    tile: a given one; by default the fastest, timed once. Always deterministic for a given tile.
+    The filters are repacked to [clients, in, kh, kw, out] first, which is little beside the images.
+    """
+    _, batch, out_channels, out_h, out_w = geometry.check(x, weight)
+    dx = empty(x.shape, x)
+    if dx.numel() == 0:
+        return dx
+    if grad.numel() == 0:
+        return dx.zero_()
+    clients, groups, (height, width) = x.shape[0], geometry.groups, x.shape[3:]
+    # A dilated filter with a stride meets no fixed set of taps per phase: all pixels together then, most taps masked.
+    step_h, step_w = geometry.stride if geometry.dilation == (1, 1) else (1, 1)
+    phase_h, phase_w = triton.cdiv(height, step_h), triton.cdiv(width, step_w)
+    pixels = batch * phase_h * phase_w
+    assert pixels < 2**31, "pixels are counted in int32"
+    per_group = weight.shape[2]
+    packed = weight.to(grad.dtype).unflatten(1, (groups, -1)).permute(0, 1, 3, 4, 5, 2).contiguous()
+
+    def grid(sizes: dict[str, int]) -> tuple[int]:
+        tiles = triton.cdiv(pixels, sizes["ROWS"]) * triton.cdiv(per_group, sizes["COLUMNS"])
+        return (clients * groups * step_h * step_w * tiles,)
+
+    kernel, options = launchable(_input_grad_kernel, tile, PIXELS_BY_CHANNELS, per_group, out_channels // groups)
+    kernel[grid](
+        grad_ptr=grad,
+        weight_ptr=packed,
+        dx_ptr=dx,
+        pixels=pixels,
+        height=height,
+        width=width,
+        grad_stride_client=grad.stride(0),
+        grad_stride_batch=grad.stride(1),
+        grad_stride_channel=grad.stride(2),
+        grad_stride_h=grad.stride(3),
+        grad_stride_w=grad.stride(4),
+        dx_stride_client=dx.stride(0),
+        dx_stride_batch=dx.stride(1),
+        dx_stride_channel=dx.stride(2),
+        dx_stride_h=dx.stride(3),
+        dx_stride_w=dx.stride(4),
+        GROUPS=groups,
+        IN=per_group,
+        OUT=out_channels // groups,
+        KH=weight.shape[3],
+        KW=weight.shape[4],
+        OUT_H=out_h,
+        OUT_W=out_w,
+        PHASE_H=phase_h,
+        PHASE_W=phase_w,
+        STEP_H=step_h,
+        STEP_W=step_w,
+        STRIDE_H=geometry.stride[0],
+        STRIDE_W=geometry.stride[1],
+        PAD_H=geometry.padding[0],
+        PAD_W=geometry.padding[1],
+        DILATION_H=geometry.dilation[0],
+        DILATION_W=geometry.dilation[1],
+        PRECISION="tf32" if tf32 else "ieee",
+        **options,
+    )
+    return dx
