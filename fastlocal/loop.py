@@ -111,17 +111,23 @@ class Loop:
 
     def _train(self, planned: Round) -> None:
         rates = [self.progress.learning_rate(planned.first_step + step) for step in range(planned.local_steps)]
-        stats, losses = TrainStats(), []
+        stats = TrainStats()
+        losses: list[Tensor] = []
+        bad: list[tuple[int, int, str]] = []
         for begin in range(0, self.clients, self.chunk):
             clients = range(begin, min(begin + self.chunk, self.clients))
             params = self._params[: len(clients)]
             chunk_losses, chunk_stats = self._train_chunk(planned, clients, params, rates)
             stats.add(chunk_stats)
-            losses.append(chunk_losses)
+            bad += self._not_finite(planned, clients, chunk_losses, params)
+            if self.steps is not None:
+                losses.append(chunk_losses)
             if planned.averaged:
                 self._mean.add(params)
         if self.steps is not None:
             self._write_steps(planned, rates, torch.cat(losses, dim=1))
+        if bad:
+            self._stop_or_warn(planned, *min(bad))
         self.averaged.count_steps(planned.local_steps)
         self._step = planned.first_step + planned.local_steps
         if planned.averaged:
@@ -154,32 +160,24 @@ class Loop:
             self.momentum.store(clients)
         losses = result.losses.cpu()
         batch = sample_ids.shape[-1]
-        self._check_finite(planned, clients, losses, params)
         correct = [] if result.correct is None else result.correct.tolist()
         return losses, TrainStats(losses.double().sum().item() * batch, correct, losses.numel() * batch)
 
-    def _check_finite(self, planned: Round, clients: range, losses: Tensor, params: Tensor) -> None:
+    def _not_finite(
+        self, planned: Round, clients: range, losses: Tensor, params: Tensor
+    ) -> Iterator[tuple[int, int, str]]:
+        """(step, client, what) of the first loss of a chunk, and of its first client's parameters, not finite."""
         if not math.isfinite(losses.double().sum().item()):
-            bad = (~losses.isfinite()).nonzero()
-            if len(bad):
-                step, client = bad[0].tolist()
+            for step, client in (~losses.isfinite()).nonzero()[:1].tolist():
                 value = losses[step, client].item()
-                self._not_finite(
-                    f"round {planned.comm_round + (not planned.averaged)}, step {planned.first_step + step}, "
-                    f"client {clients.start + client}: the loss is {value}"
-                )
-                return
-        sums = params.sum(dim=1)
-        if not math.isfinite(sums.sum().item()):
-            bad = (~params.isfinite().all(dim=1)).nonzero()
-            if len(bad):
+                yield planned.first_step + step, clients.start + client, f"the loss is {value}"
+        if not math.isfinite(params.sum(dim=1).sum().item()):
+            for client in (~params.isfinite().all(dim=1)).nonzero()[:1].flatten().tolist():
                 last = planned.first_step + planned.local_steps - 1
-                self._not_finite(
-                    f"round {planned.comm_round + (not planned.averaged)}, step {last}, "
-                    f"client {clients.start + int(bad[0])}: the parameters are no longer finite"
-                )
+                yield last, clients.start + client, "the parameters are no longer finite"
 
-    def _not_finite(self, where: str) -> None:
+    def _stop_or_warn(self, planned: Round, step: int, client: int, what: str) -> None:
+        where = f"round {planned.comm_round + (not planned.averaged)}, step {step}, client {client}: {what}"
         if self.stop_on_nan:
             raise NonFiniteLoss(where)
         if not self._warned:

@@ -67,11 +67,13 @@ def test_the_first_bad_loss_is_named_and_the_last_model_kept(
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == step
 
 
-def test_the_earliest_step_of_a_round_is_named_before_the_lowest_client(tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+def test_the_earliest_step_of_a_round_is_named_before_the_lowest_client(chunk: int, tmp_path: Path) -> None:
     data = poisoned(int(ORDER[(5 * 0 + 3) * 4]))
     data.train.inputs[ORDER[(5 * 1 + 1) * 4]] = torch.inf
     with pytest.raises(NonFiniteLoss, match="round 1, step 0, client 3"):
-        run(tmp_path / "run", data, step1=3)
+        run(tmp_path / "run", data, step1=3, chunk=chunk, debug=True)
+    assert len((tmp_path / "run" / "steps.jsonl").read_text().splitlines()) == 3 * 5
 
 
 def test_going_on_says_so_once(tmp_path: Path) -> None:
