@@ -37,7 +37,7 @@ def load(pointers, inside):
 
 
 def congruent(*buffers: Tensor | None) -> bool:
-    """Whether the same columns of any row start at the same place modulo 16 elements in all of these [rows, columns]."""
+    """Whether in all of these [rows, columns] the same columns of a row start at the same place modulo 16 elements."""
     strides = {buffer.stride(0) % LEAD.value for buffer in buffers if buffer is not None}
     return len(strides) <= 1
 

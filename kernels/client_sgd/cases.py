@@ -119,4 +119,6 @@ CASES = (
     _case("ResNet-56 gradients apart", 32, 855_770, pad_grads=6, large=True),
     _case("ResNet-56", 32, 855_770, dtype=torch.float64, large=True),
     _case("small model", 1024, 3_001, large=True),
+    _case("tiny model", 4096, 201, large=True),
+    _case("smallest model", 4096, 33, large=True),
 )

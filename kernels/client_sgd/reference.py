@@ -35,7 +35,7 @@ def client_sgd(
     """
     if active is not None:
         frozen = ~active
-        kept = params[frozen], None if momentum is None else momentum[frozen], None if shadow is None else shadow[frozen]
+        kept = [None if buffer is None else buffer[frozen] for buffer in (params, momentum, shadow)]
     if grad_scale is not None:
         grads.mul_(grad_scale.to(grads.dtype).unsqueeze(-1))
     if weight_decay:

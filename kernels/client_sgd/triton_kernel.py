@@ -50,6 +50,26 @@ def sgd_block(
 
 
 @triton.jit
+def _decayed_block(
+    params_ptr,
+    momentum_ptr,
+    grads_ptr,
+    shadow_ptr,
+    decay_mask_ptr,
+    rate,
+    scale,
+    inside,
+    MU: tl.constexpr,
+    WEIGHT_DECAY: tl.constexpr,
+    NESTEROV: tl.constexpr,
+):
+    decay = None
+    if decay_mask_ptr is not None:
+        decay = WEIGHT_DECAY * load(decay_mask_ptr, inside).to(rate.dtype)
+    sgd_block(params_ptr, momentum_ptr, grads_ptr, shadow_ptr, rate, scale, decay, inside, MU, NESTEROV)
+
+
+@triton.jit
 def _client_sgd(
     params_ptr,
     momentum_ptr,
@@ -72,38 +92,61 @@ def _client_sgd(
     WEIGHT_DECAY: tl.constexpr,
     NESTEROV: tl.constexpr,
     CONGRUENT: tl.constexpr,
+    GRADS_CONGRUENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     program = tl.program_id(0).to(tl.int64)
     client = program // blocks_per_client
-    runs = True
     if active_ptr is not None:
-        runs = tl.load(active_ptr + client * active_stride) != 0
-    if runs:
-        compute: tl.constexpr = tl.float64 if params_ptr.dtype.element_ty == tl.float64 else tl.float32
-        rate = tl.load(learning_rate_ptr + client * learning_rate_stride).to(compute)
-        scale = None
-        if grad_scale_ptr is not None:
-            scale = tl.load(grad_scale_ptr + client * grad_scale_stride).to(compute)
-        first = program % blocks_per_client * BLOCK - client * params_stride_client % LEAD
-        offsets = tl.arange(0, BLOCK)
-        columns = first + offsets
-        params_ptr += row_block(client, params_stride_client, first, CONGRUENT) + offsets
-        grads_ptr += row_block(client, grads_stride_client, first, CONGRUENT) + offsets
-        if momentum_ptr is not None:
-            momentum_ptr += row_block(client, momentum_stride_client, first, CONGRUENT) + offsets
-        if shadow_ptr is not None:
-            shadow_ptr += row_block(client, shadow_stride_client, first, CONGRUENT) + offsets
-        decay = None
-        if (first >= 0) & (first + BLOCK <= n_params):
-            if WEIGHT_DECAY != 0:
-                decay = WEIGHT_DECAY * tl.load(decay_mask_ptr + columns).to(compute)
-            sgd_block(params_ptr, momentum_ptr, grads_ptr, shadow_ptr, rate, scale, decay, None, MU, NESTEROV)
-        else:
-            inside = (columns >= 0) & (columns < n_params)
-            if WEIGHT_DECAY != 0:
-                decay = WEIGHT_DECAY * load(decay_mask_ptr + columns, inside).to(compute)
-            sgd_block(params_ptr, momentum_ptr, grads_ptr, shadow_ptr, rate, scale, decay, inside, MU, NESTEROV)
+        if tl.load(active_ptr + client * active_stride) == 0:
+            return
+    compute: tl.constexpr = tl.float64 if params_ptr.dtype.element_ty == tl.float64 else tl.float32
+    rate = tl.load(learning_rate_ptr + client * learning_rate_stride).to(compute)
+    scale = None
+    if grad_scale_ptr is not None:
+        scale = tl.load(grad_scale_ptr + client * grad_scale_stride).to(compute)
+    first = program % blocks_per_client * BLOCK - client * params_stride_client % LEAD
+    offsets = tl.arange(0, BLOCK)
+    columns = first + offsets
+    params_ptr += row_block(client, params_stride_client, first, CONGRUENT) + offsets
+    grads_ptr += row_block(client, grads_stride_client, first, GRADS_CONGRUENT) + offsets
+    if momentum_ptr is not None:
+        momentum_ptr += row_block(client, momentum_stride_client, first, CONGRUENT) + offsets
+    if shadow_ptr is not None:
+        shadow_ptr += row_block(client, shadow_stride_client, first, CONGRUENT) + offsets
+    if WEIGHT_DECAY != 0:
+        decay_mask_ptr += columns
+    else:
+        decay_mask_ptr = None
+    if (first >= 0) & (first + BLOCK <= n_params):
+        _decayed_block(
+            params_ptr,
+            momentum_ptr,
+            grads_ptr,
+            shadow_ptr,
+            decay_mask_ptr,
+            rate,
+            scale,
+            None,
+            MU,
+            WEIGHT_DECAY,
+            NESTEROV,
+        )
+    else:
+        inside = (columns >= 0) & (columns < n_params)
+        _decayed_block(
+            params_ptr,
+            momentum_ptr,
+            grads_ptr,
+            shadow_ptr,
+            decay_mask_ptr,
+            rate,
+            scale,
+            inside,
+            MU,
+            WEIGHT_DECAY,
+            NESTEROV,
+        )
 
 
 @torch.no_grad()
@@ -129,7 +172,7 @@ def client_sgd(
     clients, n_params = params.shape
     if params.numel() == 0:
         return
-    block, num_warps = (2048, 4) if n_params > 4096 else (512, 4) if n_params > 256 else (128, 1)
+    block, num_warps = (1024, 4) if n_params > 1024 else (256, 2) if n_params > 128 else (128, 1)
     blocks = blocks_per_row(n_params, block)
     _client_sgd[(clients * blocks,)](
         params_ptr=params,
@@ -152,7 +195,8 @@ def client_sgd(
         MU=mu,
         WEIGHT_DECAY=weight_decay,
         NESTEROV=nesterov,
-        CONGRUENT=congruent(params, momentum, grads, shadow),
+        CONGRUENT=congruent(params, momentum, shadow),
+        GRADS_CONGRUENT=congruent(params, grads),
         BLOCK=block,
         num_warps=num_warps,
     )
