@@ -1,0 +1,75 @@
+"""Hundreds to thousands of clients on real images, and memory that grows with the chunk alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastlocal.cli import main
+from fastlocal.config import read_config
+from fastlocal.data import datasets
+from fastlocal.errors import UsageError
+
+MANY = "--dataset digits --model mlp --replacement 1 --batch-size 8 --step1 2 --steps-per-epoch 4 --device cpu"
+MANY += " --start-lr 0.0002 --epochs 1 --executor stacked"
+PEAK = """
+import resource, sys
+from fastlocal.cli import main
+assert main(sys.argv[1:]) == 0
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def peak_mib(folder: Path, clients: int, chunk: int) -> float:
+    """Peak resident memory of a process of its own that trains in `folder`, in MiB."""
+    words = ["train", *MANY.split(), "--clients", str(clients), "--chunk", str(chunk), "--log-pth", str(folder)]
+    done = subprocess.run([sys.executable, "-c", PEAK, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout.rsplit("peak", 1)[1])
+
+
+def test_a_thousand_clients_in_chunks_are_the_same_in_less_memory(tmp_path: Path) -> None:
+    whole = peak_mib(tmp_path / "whole", clients=1000, chunk=1000)
+    chunked = peak_mib(tmp_path / "chunked", clients=1000, chunk=50)
+    more = peak_mib(tmp_path / "more", clients=2000, chunk=50)
+
+    states = [torch.load(tmp_path / name / "latest.pt", weights_only=True) for name in ("whole", "chunked", "more")]
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], rtol=1e-5, atol=1e-6)
+        assert not torch.equal(value, states[2][name])
+    # 38 kB of parameters a client, once more as gradients, and their pieces on the way there
+    row_mib = 4 * sum(value.numel() for value in states[0].values()) / 2**20
+    assert whole - chunked > 950 * 2 * row_mib
+    assert abs(more - chunked) < 400 * row_mib
+
+
+def train(folder: Path, words: str) -> list[dict[str, float]]:
+    """Train through the command line; returns the steps, one row per client and step."""
+    assert main(["train", *words.split(), "--log-pth", str(folder), "--debug", "1"]) == 0
+    return [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def _fashion_mnist() -> None:
+    try:
+        datasets.load("fashion_mnist", data_pth=None)
+    except UsageError as error:
+        pytest.skip(f"Fashion-MNIST is not on this machine: {error}")
+
+
+@pytest.mark.usefixtures("_fashion_mnist")
+@pytest.mark.parametrize(("model", "clients", "chunk", "h"), [("mlp", 256, 64, 4), ("cnn", 64, 16, 8)])
+def test_many_clients_on_fashion_mnist(model: str, clients: int, chunk: int, h: int, tmp_path: Path) -> None:
+    words = f"--dataset fashion_mnist --model {model} --clients {clients} --chunk {chunk} --batch-size 8 --device cpu"
+    rounds = 3
+    steps = train(tmp_path / "run", f"{words} --client-lr 0.1 --step1 {h} --rounds {rounds} --eval-freq1 {rounds}")
+    assert read_config(tmp_path / "run" / "config.json").clients == clients
+    assert {row["client"] for row in steps} == set(range(clients))
+    by_step = [sum(row["loss"] for row in steps if row["step"] == step) / clients for step in range(h * rounds)]
+    # the mean over all clients, from the start to the last step before averaging
+    assert by_step[-1] < 0.7 * by_step[0]
