@@ -59,4 +59,4 @@ def _crop(images: Tensor, sample_ids: Tensor, boxes: tuple[Tensor, ...], padding
     inside = ((rows >= 0) & (rows < height)).unsqueeze(-1) & ((columns >= 0) & (columns < width)).unsqueeze(-2)
     rows, columns = rows.clamp(0, height - 1).unsqueeze(-1), columns.clamp(0, width - 1).unsqueeze(-2)
     picked = images[sample_ids[..., None, None], :, rows, columns]
-    return (picked * inside.unsqueeze(-1)).movedim(-1, -3)
+    return (picked * inside.unsqueeze(-1)).movedim(-1, -3).contiguous()
