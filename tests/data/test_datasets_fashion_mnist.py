@@ -157,6 +157,7 @@ def test_half_a_download_leaves_nothing(tmp_path: Path, server: Path, fault: str
         (TEST_LABELS, idx(tiny()[TEST_LABELS]) + b"\0"),
         (TEST_LABELS, b"\0\0\x0d\x01" + idx(tiny()[TEST_LABELS])[4:]),
     ],
+    ids=["cut off", "no gzip", "too short", "empty", "labels for images", "too long", "other type"],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     write(tmp_path, tiny())
