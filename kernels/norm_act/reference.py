@@ -34,48 +34,11 @@ def norm_act(
     Raises ValueError where the shapes do not fit, or for an unknown activation.
     """
     check(x, weight, bias, residual, groups, activation)
-    units = _units(_wide(x), groups)
-    mean = units.mean(dim=-1)
-    rstd = (units.var(dim=-1, correction=0) + eps).rsqrt()
-    y = _activate(_before(x, weight, bias, residual, mean, rstd, groups), activation)
+    elements = units(wide(x), groups)
+    mean = elements.mean(dim=-1)
+    rstd = (elements.var(dim=-1, correction=0) + eps).rsqrt()
+    y = _activate(before_activation(x, weight, bias, residual, mean, rstd, groups), activation)
     return torch.empty_like(x).copy_(y), mean, rstd
-
-
-def norm_act_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    *,
-    groups: int,
-    activation: Activation = "none",
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of `norm_act` from that of y; mean and rstd are those that it returned.
-
-    With g the gradient before the activation, h = weight * g, n = (x - mean) * rstd and means over a unit's elements:
-
-        dx = rstd * (h - mean(h) - n * mean(h * n)),   dweight = sum(g * n),   dbias = sum(g),   dresidual = g
-
-    Returns dx and dresidual (None without a residual) like x, dweight and dbias [clients, channels] in the statistics'
-    dtype.
-    """
-    check(x, weight, bias, residual, groups, activation)
-    g = _wide(grad)
-    if activation != "none":
-        before = _before(x, weight, bias, residual, mean, rstd, groups)
-        g = g * (before > 0) if activation == "relu" else g * _silu_slope(before)
-    normal = _normalised(x, mean, rstd, groups)
-    h = g if weight is None else g * _per_channel(weight, x)
-    units, normal_units = _units(h, groups), _units(normal, groups)
-    first, second = units.mean(dim=-1), (units * normal_units).mean(dim=-1)
-    dx = _spread(rstd, x, groups) * (h - _spread(first, x, groups) - normal * _spread(second, x, groups))
-    others = (1, *range(3, x.dim()))
-    dweight, dbias = (g * normal).sum(dim=others), g.sum(dim=others)
-    dresidual = None if residual is None else torch.empty_like(x).copy_(g)
-    return torch.empty_like(x).copy_(dx), dweight, dbias, dresidual
 
 
 def check(
@@ -101,33 +64,36 @@ def statistics_shape(x: Tensor, groups: int) -> tuple[int, int, int]:
     return (clients, batch, groups) if groups else (clients, 1, channels)
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """In the statistics' dtype."""
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _units(x: Tensor, groups: int) -> Tensor:
+def units(x: Tensor, groups: int) -> Tensor:
     """[clients, batch, groups, elements], or [clients, 1, channels, elements] where groups is 0."""
     if groups:
         return x.reshape(*x.shape[:2], groups, -1)
     return x.transpose(1, 2).flatten(2).unsqueeze(1)
 
 
-def _spread(statistic: Tensor, x: Tensor, groups: int) -> Tensor:
+def spread(statistic: Tensor, x: Tensor, groups: int) -> Tensor:
     """[clients, batch or 1, channels, 1, ...]: a unit's statistic at each of its channels."""
     if groups:
         statistic = statistic.repeat_interleave(x.shape[2] // groups, dim=2)
     return statistic.reshape(*statistic.shape, *(1 for _ in x.shape[3:]))
 
 
-def _per_channel(affine: Tensor, x: Tensor) -> Tensor:
-    return _wide(affine).reshape(affine.shape[0], 1, affine.shape[1], *(1 for _ in x.shape[3:]))
+def per_channel(affine: Tensor, x: Tensor) -> Tensor:
+    """[clients, 1, channels, 1, ...]"""
+    return wide(affine).reshape(affine.shape[0], 1, affine.shape[1], *(1 for _ in x.shape[3:]))
 
 
-def _normalised(x: Tensor, mean: Tensor, rstd: Tensor, groups: int) -> Tensor:
-    return (_wide(x) - _spread(mean, x, groups)) * _spread(rstd, x, groups)
+def normalised(x: Tensor, mean: Tensor, rstd: Tensor, groups: int) -> Tensor:
+    """(x - mean) * rstd"""
+    return (wide(x) - spread(mean, x, groups)) * spread(rstd, x, groups)
 
 
-def _before(
+def before_activation(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -137,18 +103,13 @@ def _before(
     groups: int,
 ) -> Tensor:
     """What the activation is applied to."""
-    y = _normalised(x, mean, rstd, groups)
+    y = normalised(x, mean, rstd, groups)
     if weight is not None:
-        y = y * _per_channel(weight, x)
+        y = y * per_channel(weight, x)
     if bias is not None:
-        y = y + _per_channel(bias, x)
-    return y if residual is None else y + _wide(residual)
+        y = y + per_channel(bias, x)
+    return y if residual is None else y + wide(residual)
 
 
 def _activate(x: Tensor, activation: str) -> Tensor:
     return F.relu(x) if activation == "relu" else F.silu(x) if activation == "silu" else x
-
-
-def _silu_slope(x: Tensor) -> Tensor:
-    gate = torch.sigmoid(x)
-    return gate * (1 + x * (1 - gate))

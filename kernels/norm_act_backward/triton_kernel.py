@@ -1,0 +1,238 @@
+"""The gradients of norm_act in Triton: one pass where a unit fits into a program, else one for sums and one more."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..norm_act.reference import Activation, check
+from ..norm_act.triton_tile import (
+    channels,
+    collapses,
+    flat,
+    group_sum,
+    offsets,
+    per_channel,
+    plan,
+    refuse_double,
+    strides,
+)
+
+ELEMENTS = 8192
+"""That a program may hold of each tensor."""
+
+
+@triton.jit
+def _backward_kernel(
+    grad_ptr,
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    residual_ptr,
+    mean_ptr,
+    rstd_ptr,
+    sums_ptr,
+    dx_ptr,
+    dresidual_ptr,
+    units,
+    samples,
+    positions,
+    splits,
+    grad_stride_client,
+    grad_stride_batch,
+    grad_stride_channel,
+    grad_stride_pixel,
+    x_stride_client,
+    x_stride_batch,
+    x_stride_channel,
+    x_stride_pixel,
+    residual_stride_client,
+    residual_stride_batch,
+    residual_stride_channel,
+    residual_stride_pixel,
+    dx_stride_client,
+    dx_stride_batch,
+    dx_stride_channel,
+    dx_stride_pixel,
+    weight_stride_client,
+    bias_stride_client,
+    SUM: tl.constexpr,
+    APPLY: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    GROUPS: tl.constexpr,
+    PER_GROUP: tl.constexpr,
+    PIXELS: tl.constexpr,
+    OVER_BATCH: tl.constexpr,
+    TILE_GROUPS: tl.constexpr,
+    PADDED: tl.constexpr,
+    TILE_POSITIONS: tl.constexpr,
+):
+    """Of a tile: every channel's sums of g and of g * n, the gradients that follow from the unit's sums, or both.
+
+    SUM: store the sums, as [2, units, splits, channels]        APPLY: store dx and dresidual
+    APPLY without SUM takes the sums from there, as [2, units, channels].
+    """
+    GROUP_TILES: tl.constexpr = (GROUPS + TILE_GROUPS - 1) // TILE_GROUPS
+    CHANNELS: tl.constexpr = GROUPS * PER_GROUP
+    pid = tl.program_id(0).to(tl.int64)
+    first_group = pid % GROUP_TILES * TILE_GROUPS
+    split = pid // GROUP_TILES % splits
+    unit = pid // GROUP_TILES // splits
+    client = unit // samples
+    sample = unit % samples
+    group, channel, in_rows = channels(first_group, GROUPS, PER_GROUP, TILE_GROUPS, PADDED)
+    position = split.to(tl.int32) * TILE_POSITIONS + tl.arange(0, TILE_POSITIONS)
+    inside = in_rows[:, None] & (position < positions)[None, :]
+    grad_offset = offsets(
+        client,
+        sample,
+        channel,
+        position,
+        grad_stride_client,
+        grad_stride_batch,
+        grad_stride_channel,
+        grad_stride_pixel,
+        PIXELS,
+        OVER_BATCH,
+    )
+    x_offset = offsets(
+        client,
+        sample,
+        channel,
+        position,
+        x_stride_client,
+        x_stride_batch,
+        x_stride_channel,
+        x_stride_pixel,
+        PIXELS,
+        OVER_BATCH,
+    )
+    g = tl.load(grad_ptr + grad_offset, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + x_offset, mask=inside, other=0.0).to(tl.float32)
+    mean = tl.load(mean_ptr + unit * GROUPS + group, mask=in_rows, other=0.0)
+    rstd = tl.load(rstd_ptr + unit * GROUPS + group, mask=in_rows, other=0.0)
+    weight = per_channel(weight_ptr, client, weight_stride_client, channel, in_rows, 1.0)
+    normal = (x - mean[:, None]) * rstd[:, None]  # multiplied by zeros where not inside
+    if ACTIVATION != "none":
+        bias = per_channel(bias_ptr, client, bias_stride_client, channel, in_rows, 0.0)
+        before = normal * weight[:, None] + bias[:, None]
+        if residual_ptr is not None:
+            residual_offset = offsets(
+                client,
+                sample,
+                channel,
+                position,
+                residual_stride_client,
+                residual_stride_batch,
+                residual_stride_channel,
+                residual_stride_pixel,
+                PIXELS,
+                OVER_BATCH,
+            )
+            before += tl.load(residual_ptr + residual_offset, mask=inside, other=0.0).to(tl.float32)
+        if ACTIVATION == "relu":
+            g = tl.where(before <= 0, 0.0, g)
+        else:
+            gate = tl.sigmoid(before)
+            g = g * gate * (1 + before * (1 - gate))
+    if SUM:
+        of_g = tl.sum(g, axis=1)
+        of_g_n = tl.sum(g * normal, axis=1)
+        sums = sums_ptr + (unit * splits + split) * CHANNELS + channel
+        tl.store(sums, of_g, mask=in_rows)
+        tl.store(sums + units * splits * CHANNELS, of_g_n, mask=in_rows)
+    else:
+        sums = sums_ptr + unit * CHANNELS + channel
+        of_g = tl.load(sums, mask=in_rows, other=0.0)
+        of_g_n = tl.load(sums + units * CHANNELS, mask=in_rows, other=0.0)
+    if APPLY:
+        count = (PER_GROUP * positions).to(tl.float32)
+        first = group_sum(weight * of_g, TILE_GROUPS, PADDED) / count
+        second = group_sum(weight * of_g_n, TILE_GROUPS, PADDED) / count
+        dx = rstd[:, None] * (g * weight[:, None] - first[:, None] - normal * second[:, None])
+        dx_offset = offsets(
+            client,
+            sample,
+            channel,
+            position,
+            dx_stride_client,
+            dx_stride_batch,
+            dx_stride_channel,
+            dx_stride_pixel,
+            PIXELS,
+            OVER_BATCH,
+        )
+        tl.store(dx_ptr + dx_offset, dx.to(dx_ptr.dtype.element_ty), mask=inside)
+        if dresidual_ptr is not None:
+            tl.store(dresidual_ptr + dx_offset, g.to(dx_ptr.dtype.element_ty), mask=inside)
+
+
+def norm_act_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    *,
+    groups: int,
+    activation: Activation = "none",
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """As in reference.py, in fp32, bf16 or fp16; raises ValueError also for float64. Deterministic."""
+    check(x, weight, bias, residual, groups, activation)
+    refuse_double(x)
+    dx = torch.empty_like(x)
+    dresidual = None if residual is None else torch.empty_like(x)
+    if x.numel() == 0:
+        zeros = mean.new_zeros((2, x.shape[0], x.shape[2]))
+        return dx, zeros[0], zeros[1], dresidual
+    if not collapses(x):
+        saved = (weight, bias, residual, mean, rstd)
+        found = norm_act_backward(grad, x.contiguous(), *saved, groups=groups, activation=activation)
+        return dx.copy_(found[0]), found[1], found[2], None if dresidual is None else dresidual.copy_(found[3])
+    images = flat(x)
+    grad, added = (
+        row if row is None else flat(row if collapses(row) else row.contiguous()) for row in (grad, residual)
+    )
+    weight, bias = (row if row is None or row.stride(1) == 1 else row.contiguous() for row in (weight, bias))
+    cut = plan(images, groups, elements=ELEMENTS)
+    units = x.shape[0] * cut.samples
+    sums = mean.new_empty((2, units, cut.splits, x.shape[2]))
+
+    def launch(sums: Tensor, *, store_sums: bool, apply: bool) -> None:
+        _backward_kernel[(units * cut.splits * cut.group_tiles,)](
+            grad_ptr=grad,
+            x_ptr=images,
+            weight_ptr=weight,
+            bias_ptr=bias,
+            residual_ptr=added,
+            mean_ptr=mean,
+            rstd_ptr=rstd,
+            sums_ptr=sums,
+            dx_ptr=flat(dx),
+            dresidual_ptr=None if dresidual is None else flat(dresidual),
+            units=units,
+            samples=cut.samples,
+            positions=cut.positions,
+            splits=cut.splits,
+            **strides("grad", grad),
+            **strides("x", images),
+            **strides("residual", added),
+            **strides("dx", flat(dx)),
+            weight_stride_client=0 if weight is None else weight.stride(0),
+            bias_stride_client=0 if bias is None else bias.stride(0),
+            SUM=store_sums,
+            APPLY=apply,
+            ACTIVATION=activation,
+            **cut.constants,
+        )
+
+    launch(sums, store_sums=True, apply=cut.resident)
+    sums = sums.sum(dim=2)
+    if not cut.resident:
+        launch(sums, store_sums=False, apply=True)
+    dbias, dweight = sums.view(2, x.shape[0], cut.samples, -1).sum(dim=2)
+    return dx, dweight, dbias, dresidual
