@@ -14,7 +14,7 @@ class LocalMean:
     def __init__(self, n_params: int, clients: int, device: torch.device) -> None:
         self._total = torch.zeros(n_params, dtype=torch.float64, device=device)
         self._weight = 1.0 / clients
-        self._add = kernels.get("client_mean")
+        self._add = kernels.get("client_mean", device=device)
 
     def add(self, params: Tensor) -> None:
         """Add the rows of a chunk. params: [clients, n_params]"""

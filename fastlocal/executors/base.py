@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from fastlocal import kernels
@@ -15,6 +17,9 @@ from ..layout import ParamLayout
 from ..losses import Loss
 from ..precision import Numerics
 from ..stack import ClientStack
+
+BLOCK_BYTES = 4 * 2**20
+"""Inputs that one client's steps are gathered in at a time."""
 
 
 @dataclass(frozen=True)
@@ -77,20 +82,34 @@ class LocalProblem:
 
     def batch(self, plan: RoundPlan, step: int, clients: slice) -> tuple[Batch, Tensor]:
         """Local step `step` of these clients of the plan: the batch, and the targets that the loss sees."""
-        numbers = plan.client_ids[clients]
-        batch = self.source.batch(plan.sample_ids[step, clients], numbers, plan.first_step + step)
+        return self._batch(plan.sample_ids[step, clients], plan.client_ids[clients], plan.first_step + step)
+
+    def batches_of(self, plan: RoundPlan, client: int) -> Iterator[tuple[Batch, Tensor]]:
+        """The same of one client, step after step and without a client axis.
+
+        Drawn for many steps at once: on a CPU a draw of one small batch takes 0.6 ms, as long as its forward pass.
+        """
+        block = max(1, BLOCK_BYTES // self.source.batch_bytes(plan.sample_ids.shape[-1]))
+        for begin in range(0, plan.local_steps, block):
+            sample_ids = plan.sample_ids[begin : begin + block, client]
+            steps = plan.first_step + begin + torch.arange(len(sample_ids), device=sample_ids.device)
+            batch, targets = self._batch(sample_ids, plan.client_ids[client].expand_as(steps), steps)
+            for step in range(len(steps)):
+                yield Batch(batch.inputs[step], batch.targets[step]), targets[step]
+
+    def _batch(self, sample_ids: Tensor, clients: Tensor, step: Tensor | int) -> tuple[Batch, Tensor]:
+        batch = self.source.batch(sample_ids, clients, step)
         if self.noise is None:
             return batch, batch.targets
-        draw: Callable[..., Tensor] = kernels.get("noisy_targets")
         noise = self.noise
-        return batch, draw(
-            batch.targets,
-            p=noise.p,
-            classes=noise.classes,
-            seed=noise.seed,
-            clients=numbers,
-            step=plan.first_step + step,
+        targets: Tensor = self._noisy_targets(
+            batch.targets, p=noise.p, classes=noise.classes, seed=noise.seed, clients=clients, step=step
         )
+        return batch, targets
+
+    @functools.cached_property
+    def _noisy_targets(self) -> Callable[..., Tensor]:
+        return kernels.get("noisy_targets", device=self.source.device)
 
 
 class Executor(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import Tensor
 
 from fastlocal import kernels
 
@@ -18,7 +19,7 @@ class LoopedExecutor:
 
     def __init__(self, problem: LocalProblem) -> None:
         self.problem = problem
-        self._sgd = kernels.get("client_sgd")
+        self._sgd = kernels.get("client_sgd", device=problem.source.device)
         source, layout = problem.source, problem.layout
         self._decay_mask = layout.decay_mask.to(source.device, source.dtype)
         self._row = torch.zeros(1, layout.n_params, device=source.device, dtype=source.dtype)
@@ -33,39 +34,35 @@ class LoopedExecutor:
         losses = torch.zeros(plan.sample_ids.shape[:2], device=self._row.device, dtype=self._row.dtype)
         correct = torch.zeros(len(self.problem.topk), device=self._row.device, dtype=torch.float64)
         for client in range(stack.params.shape[0]):
+            momentum = None if stack.momentum is None else stack.momentum[client : client + 1]
             self._row.copy_(stack.params[client])
-            for step in range(plan.local_steps):
-                self._local_step(stack, plan, client, step, losses, correct)
+            for step, (batch, targets) in enumerate(self.problem.batches_of(plan, client)):
+                rate = plan.learning_rates[step, client : client + 1]
+                loss, outputs = self._local_step(batch.inputs, targets, momentum, rate)
+                losses[step, client] = loss
+                if self.problem.topk:
+                    correct += count_correct(outputs, batch.targets, self.problem.topk)
             stack.params[client] = self._row[0]
         return RoundResult(losses, correct if self.problem.topk else None)
 
     def _local_step(
-        self,
-        stack: ClientStack,
-        plan: RoundPlan,
-        client: int,
-        step: int,
-        losses: torch.Tensor,
-        correct: torch.Tensor,
-    ) -> None:
+        self, inputs: Tensor, targets: Tensor, momentum: Tensor | None, rate: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One step of the client whose parameters are in the row; returns its loss and outputs."""
         problem = self.problem
-        here = slice(client, client + 1)
-        batch, targets = problem.batch(plan, step, here)
         self._grads.zero_()
         with problem.numerics.autocast():
-            outputs = self._module(batch.inputs[0])
-        loss = problem.loss(problem.numerics.full(outputs), targets[0])
+            outputs = self._module(inputs)
+        loss = problem.loss(problem.numerics.full(outputs), targets)
         loss.backward()
         self._sgd(
             self._row,
-            None if stack.momentum is None else stack.momentum[here],
+            momentum,
             self._grads,
-            plan.learning_rates[step, here],
+            rate,
             self._decay_mask,
             mu=problem.momentum,
             weight_decay=problem.weight_decay,
             nesterov=problem.nesterov,
         )
-        losses[step, client] = loss.detach()
-        if problem.topk:
-            correct += count_correct(outputs, batch.targets[0], problem.topk)
+        return loss.detach(), outputs.detach()

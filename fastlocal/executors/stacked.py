@@ -18,7 +18,7 @@ class StackedExecutor:
 
     def __init__(self, problem: LocalProblem) -> None:
         self.problem = problem
-        self._sgd = kernels.get("client_sgd")
+        self._sgd = kernels.get("client_sgd", device=problem.source.device)
         self._decay_mask = problem.layout.decay_mask.to(problem.source.device, problem.source.dtype)
         self._forward = vmap(self._forward_one, randomness="different")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,13 +56,22 @@ class ResidentSource:
         self.augment = augment
         self.seed = seed
         self.device, self.dtype = device, dtype
-        self._gather = kernels.get("gather_augment")
+        self._gather = kernels.get("gather_augment", device=device)
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
 
+    def batch_bytes(self, batch: int) -> int:
+        """Size of the inputs of one batch of this many samples."""
+        images = self.mean is not None
+        item = self.dtype.itemsize if images else self.inputs.element_size()
+        return batch * math.prod(self.inputs.shape[1:]) * item
+
     def batch(self, sample_ids: Tensor, clients: Tensor, step: Tensor | int) -> Batch:
-        """The training samples `sample_ids` [clients, batch] of the clients [clients] at a global local step."""
+        """The training samples `sample_ids` [clients, batch] of the clients [clients] at a global local step.
+
+        step: one for all, or int64 [clients]
+        """
         boxes = None
         if self.augment:
             boxes = crop_boxes(self.seed, clients, step, sample_ids.shape[-1], PADDING)
