@@ -36,6 +36,24 @@ def load(pointers, inside):
         return tl.load(pointers, mask=inside, other=0.0)
 
 
+@triton.jit
+def row_starts(rows, stride, ALIGNMENT: tl.constexpr):
+    """Offsets of the first columns of some rows, which are known to be multiples of ALIGNMENT.
+
+    rows: int64 [n]
+    """
+    return tl.multiple_of(rows * stride, [ALIGNMENT])
+
+
+@triton.jit
+def both(rows, columns):
+    """The mask [rows, columns] of a tile; columns None where all are inside."""
+    if columns is None:
+        return rows[:, None]
+    else:
+        return rows[:, None] & columns[None, :]
+
+
 def congruent(*buffers: Tensor | None) -> bool:
     """Whether in all of these [rows, columns] the same columns of a row start at the same place modulo 16 elements."""
     strides = {buffer.stride(0) % LEAD.value for buffer in buffers if buffer is not None}
@@ -51,3 +69,8 @@ def alignment(*buffers: Tensor | None) -> int:
     """The largest power of two up to 16 that divides the stride of every row, in elements."""
     strides = [buffer.stride(0) for buffer in buffers if buffer is not None and buffer.shape[0] > 1]
     return next(power for power in (16, 8, 4, 2, 1) if all(stride % power == 0 for stride in strides))
+
+
+def tile(columns: int) -> tuple[int, int]:
+    """Rows and columns of the tile in which one program goes down all rows: narrow where there are few columns."""
+    return (4, 512) if columns >= 2**17 else (16, 128)

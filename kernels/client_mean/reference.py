@@ -7,12 +7,19 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def client_mean(params: Tensor, total: Tensor, weight: float) -> None:
+def client_mean(params: Tensor, total: Tensor, weight: float | Tensor, *, broadcast: bool = False) -> None:
     """Add the weighted sum of a chunk's rows to a running mean, in place.
 
-        total <- total + weight * sum over clients of params
+        total <- total + sum over clients of weight * params
 
-    params: [clients, n_params]        total: [n_params] float64
-    weight: one over the number of all clients, so that after the last chunk `total` is their mean
+    params: [clients, n_params]        total: [n_params], float64 for a mean that does not depend on the chunks
+    weight: one over the number of all clients, so that after the last chunk `total` is their mean; or [clients], one
+        weight for each
+    broadcast: every row becomes the new total
     """
-    total.add_(params.sum(dim=0, dtype=total.dtype), alpha=weight)
+    if isinstance(weight, Tensor):
+        total.add_(weight.to(total.dtype) @ params.to(total.dtype))
+    else:
+        total.add_(params.sum(dim=0, dtype=total.dtype), alpha=weight)
+    if broadcast:
+        params.copy_(total)

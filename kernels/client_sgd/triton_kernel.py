@@ -19,14 +19,15 @@ def sgd_block(
     rate,
     scale,
     decay,
+    active,
     inside,
     MU: tl.constexpr,
     NESTEROV: tl.constexpr,
 ):
-    """Step the elements under these pointers; returns the new parameters, in the dtype of `rate`.
+    """Step the elements under these pointers; returns what the parameters are then, in the dtype of `rate`.
 
-    rate, scale, decay: broadcastable to the pointers        inside: a mask, or None where all are inside
-    scale, momentum_ptr, shadow_ptr: or None
+    rate, scale, decay, active: broadcastable to the pointers; all but rate, and momentum_ptr and shadow_ptr, or None
+    active: where false, elements stay as they are        inside: a mask, or None where all are inside
     """
     param = load(params_ptr, inside).to(rate.dtype)
     grad = load(grads_ptr, inside).to(rate.dtype)
@@ -36,17 +37,23 @@ def sgd_block(
         grad += decay * param
     update = grad
     if momentum_ptr is not None:
-        velocity = MU * load(momentum_ptr, inside).to(rate.dtype) + grad
-        tl.store(momentum_ptr, velocity, mask=inside)
+        before = load(momentum_ptr, inside).to(rate.dtype)
+        velocity = MU * before + grad
+        kept = velocity
+        if active is not None:
+            kept = tl.where(active, velocity, before)
+        tl.store(momentum_ptr, kept, mask=inside)
         if NESTEROV:
             update = grad + MU * velocity
         else:
             update = velocity
-    param -= rate * update
-    tl.store(params_ptr, param, mask=inside)
+    stepped = param - rate * update
+    if active is not None:
+        stepped = tl.where(active, stepped, param)
+    tl.store(params_ptr, stepped, mask=inside)
     if shadow_ptr is not None:
-        tl.store(shadow_ptr, param, mask=inside)
-    return param
+        tl.store(shadow_ptr, stepped, mask=inside)
+    return stepped
 
 
 @triton.jit
@@ -66,7 +73,7 @@ def _decayed_block(
     decay = None
     if decay_mask_ptr is not None:
         decay = WEIGHT_DECAY * load(decay_mask_ptr, inside).to(rate.dtype)
-    sgd_block(params_ptr, momentum_ptr, grads_ptr, shadow_ptr, rate, scale, decay, inside, MU, NESTEROV)
+    sgd_block(params_ptr, momentum_ptr, grads_ptr, shadow_ptr, rate, scale, decay, None, inside, MU, NESTEROV)
 
 
 @triton.jit

@@ -1,0 +1,118 @@
+"""The mean over the client axis: every row is read once, and written once where the mean is handed back."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..triton_rows import alignment, both, load, row_starts, tile
+
+
+@triton.jit
+def _mean_of_columns(
+    params_ptr,
+    total_ptr,
+    weight_ptr,
+    inside,
+    clients,
+    params_stride_client,
+    weight_stride,
+    BROADCAST: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    accumulator: tl.constexpr = tl.float64 if params_ptr.dtype.scalar.element_ty == tl.float64 else tl.float32
+    partial = tl.zeros((ROWS, BLOCK), accumulator)
+    for begin in range(0, clients, ROWS):
+        client = begin + tl.arange(0, ROWS).to(tl.int64)
+        exists = client < clients
+        weight = tl.load(weight_ptr + client * weight_stride, mask=exists, other=0.0).to(accumulator)
+        rows = params_ptr[None, :] + row_starts(client, params_stride_client, ALIGNMENT)[:, None]
+        partial += weight[:, None] * load(rows, both(exists, inside)).to(accumulator)
+    total = load(total_ptr, inside)
+    total += tl.sum(partial, axis=0).to(total.dtype)
+    tl.store(total_ptr, total, mask=inside)
+    if BROADCAST:
+        for begin in range(0, clients, ROWS):
+            client = begin + tl.arange(0, ROWS).to(tl.int64)
+            rows = params_ptr[None, :] + row_starts(client, params_stride_client, ALIGNMENT)[:, None]
+            values = tl.broadcast_to(total[None, :], (ROWS, BLOCK))
+            tl.store(rows, values.to(accumulator), mask=both(client < clients, inside))
+
+
+@triton.jit
+def _client_mean(
+    params_ptr,
+    total_ptr,
+    weight_ptr,
+    clients,
+    n_params,
+    params_stride_client,
+    weight_stride,
+    BROADCAST: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    columns = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < n_params
+    if (tl.program_id(0).to(tl.int64) + 1) * BLOCK <= n_params:
+        _mean_of_columns(
+            params_ptr + columns,
+            total_ptr + columns,
+            weight_ptr,
+            None,
+            clients,
+            params_stride_client,
+            weight_stride,
+            BROADCAST,
+            ALIGNMENT,
+            ROWS,
+            BLOCK,
+        )
+    else:
+        _mean_of_columns(
+            params_ptr + columns,
+            total_ptr + columns,
+            weight_ptr,
+            inside,
+            clients,
+            params_stride_client,
+            weight_stride,
+            BROADCAST,
+            ALIGNMENT,
+            ROWS,
+            BLOCK,
+        )
+
+
+@torch.no_grad()
+def client_mean(params: Tensor, total: Tensor, weight: float | Tensor, *, broadcast: bool = False) -> None:
+    """Add the weighted sum of a chunk's rows to a running mean, in place; as the reference.
+
+    The rows are added in float32 (float64 where they are), then to `total` in its own dtype. Loads are 16 bytes wide
+    where the rows' stride is a multiple of 16 bytes.
+    """
+    clients, n_params = params.shape
+    if params.numel() == 0:
+        return
+    if not isinstance(weight, Tensor):
+        weight = torch.full((), weight, dtype=torch.float64, device=params.device).expand(clients)
+    rows, block = tile(n_params)
+    _client_mean[(triton.cdiv(n_params, block),)](
+        params_ptr=params,
+        total_ptr=total,
+        weight_ptr=weight,
+        clients=clients,
+        n_params=n_params,
+        params_stride_client=params.stride(0),
+        weight_stride=weight.stride(0),
+        BROADCAST=broadcast,
+        ALIGNMENT=alignment(params),
+        ROWS=rows,
+        BLOCK=block,
+        num_warps=4,
+    )
