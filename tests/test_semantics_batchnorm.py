@@ -129,6 +129,18 @@ def test_eval_on_start_estimates_for_the_start_weights_on_epoch_0(tmp_path: Path
     torch.testing.assert_close(state["norm1.running_var"], wanted, rtol=1e-12, atol=1e-12)
 
 
+def test_statistics_of_a_bfloat16_run_are_those_that_its_evaluation_meets(tmp_path: Path) -> None:
+    states = []
+    for precision in ("fp32", "bf16"):
+        values: dict[str, Any] = {"eval_on_start": True, "precision": precision, "bn_batches": 5, "aug": True}
+        folder = run(tmp_path / precision, small_models.images(), **values)
+        states.append(torch.load(folder / "H=2-1-1_epoch=0_round=0_phase_round=0.pt", weights_only=True))
+    for name in ("norm1.running_mean", "norm2.running_var", "norm3.running_mean"):
+        full, low = (state[name] for state in states)
+        assert low.dtype == torch.float32 and not torch.equal(full, low)
+        torch.testing.assert_close(full, low, rtol=0.05, atol=0.01)
+
+
 @pytest.mark.parametrize("count", [1, 499, 500, 1003])
 def test_evaluation_of_any_number_of_samples(count: int) -> None:
     data = small_models.images(train=1, test=count)
