@@ -138,8 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for line in rows:
         print(
             f"{line['op']:<20} {line['case']:<44} {line['target']:<6} {line['kernel']:<22} "
-            f"{line['registers']:>3} registers  {int(line['shared_bytes']):>6} B shared  "
-            f"occupancy {line['occupancy']}  {line['loads_128']:>3} wide of {int(line['loads_128']) + int(line['loads_narrower']):>3} loads"
+            f"{line['registers']:>3} registers  {line['shared_bytes']:>6} B shared  occupancy {line['occupancy']}  "
+            f"loads {line['loads_128']} wide, {line['loads_narrower']} narrower"
         )
     bad = faults(rows)
     if asked.write:

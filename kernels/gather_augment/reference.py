@@ -24,6 +24,37 @@ def crop_boxes(seed: int, clients: Tensor, step: Tensor | int, batch: int, paddi
 def gather_augment(
     images: Tensor,
     sample_ids: Tensor,
+    clients: Tensor | None,
+    step: Tensor | int,
+    *,
+    seed: int,
+    padding: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+    channels_last: bool = False,
+) -> Tensor:
+    """The normalised batches of every client.
+
+        out = (crop(flip?(pad(images[sample_ids], padding with 0))) / 255 - mean) / std
+
+    images: uint8 [n, channels, height, width]        sample_ids: int64 [..., batch]
+    clients: int64 [...], whose crops at `step`, a number or int64 [...], are those of crop_boxes; None for the images
+        as they are
+    mean, std: one value per channel, in units of 1
+    channels_last: the values of a pixel lie side by side
+    Returns dtype [..., batch, channels, height, width]; the crop has the image's own size.
+    """
+    boxes = None
+    if clients is not None:
+        boxes = crop_boxes(seed, clients, step, sample_ids.shape[-1], padding)
+    out = gather_boxes(images, sample_ids, boxes, padding=padding, mean=mean, std=std, dtype=dtype)
+    return out.movedim(-3, -1).contiguous().movedim(-1, -3) if channels_last else out
+
+
+def gather_boxes(
+    images: Tensor,
+    sample_ids: Tensor,
     boxes: tuple[Tensor, ...] | None,
     *,
     padding: int,
@@ -31,15 +62,7 @@ def gather_augment(
     std: Sequence[float],
     dtype: torch.dtype,
 ) -> Tensor:
-    """The normalised batches of every client.
-
-        out = (crop(flip?(pad(images[sample_ids], padding with 0))) / 255 - mean) / std
-
-    images: uint8 [n, channels, height, width]        sample_ids: int64 [...]
-    boxes: as crop_boxes returns them, each of sample_ids' shape, or None for the images as they are
-    mean, std: one value per channel, in units of 1
-    Returns dtype [..., channels, height, width]; the crop has the image's own size.
-    """
+    """As gather_augment, with the boxes that crop_boxes returns, each of sample_ids' shape [...], or None."""
     if boxes is None:
         batch = images[sample_ids]
     else:

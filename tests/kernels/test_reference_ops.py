@@ -15,11 +15,10 @@ from torchvision.transforms import functional as classic
 from torchvision.transforms.v2 import functional as vision
 
 from fastlocal import kernels
-from fastlocal.kernels.gather_augment.reference import crop_boxes
+from fastlocal.kernels.gather_augment.reference import crop_boxes, gather_boxes
 
 client_sgd = kernels.get("client_sgd", "reference")
 client_mean = kernels.get("client_mean", "reference")
-gather_augment = kernels.get("gather_augment", "reference")
 noisy_targets = kernels.get("noisy_targets", "reference")
 
 PADDING = 4
@@ -71,7 +70,7 @@ def images_of(count: int, channels: int, height: int, width: int) -> Tensor:
 def in_uint8(images: Tensor, ids: Tensor, boxes: tuple[Tensor, ...]) -> Tensor:
     """The gathered images as they were before the normalisation, which mean 0 and std 1/255 undo exactly."""
     channels = images.shape[1]
-    out = gather_augment(
+    out = gather_boxes(
         images, ids, boxes, padding=PADDING, mean=[0.0] * channels, std=[1 / 255] * channels, dtype=torch.float64
     )
     assert (out - out.round()).abs().max() < 1e-9
@@ -110,12 +109,12 @@ def test_normalisation_is_exact_in_float64_and_that_of_torchvision_in_float32(ch
     images = images_of(6, channels, 5, 4)
     ids = torch.tensor([[5, 0], [0, 2]])
     mean, std = (0.4914, 0.4822, 0.4465)[:channels], (0.2023, 0.1994, 0.2010)[:channels]
-    got = gather_augment(images, ids, None, padding=PADDING, mean=mean, std=std, dtype=torch.float64)
+    got = gather_boxes(images, ids, None, padding=PADDING, mean=mean, std=std, dtype=torch.float64)
     exact = (images.numpy()[ids.numpy()] / 255 - np.reshape(mean, (-1, 1, 1))) / np.reshape(std, (-1, 1, 1))
     assert got.dtype == torch.float64
     assert np.abs(got.numpy() - exact).max() < 1e-14
 
-    got = gather_augment(images, ids, None, padding=PADDING, mean=mean, std=std, dtype=torch.float32)
+    got = gather_boxes(images, ids, None, padding=PADDING, mean=mean, std=std, dtype=torch.float32)
     for index, image in zip(ids.flatten().tolist(), got.flatten(0, 1), strict=True):
         as_pillow_has_it = images[index].permute(1, 2, 0).numpy()
         assert torch.equal(image, classic.normalize(classic.to_tensor(as_pillow_has_it), list(mean), list(std)))
@@ -124,7 +123,7 @@ def test_normalisation_is_exact_in_float64_and_that_of_torchvision_in_float32(ch
 def test_the_padding_is_black_before_it_is_normalised() -> None:
     images = torch.full((1, 1, 6, 6), 255, dtype=torch.uint8)
     box = (torch.tensor([0]), torch.tensor([2]), torch.tensor([False]))
-    got = gather_augment(images, torch.tensor([0]), box, padding=PADDING, mean=[0.5], std=[0.25], dtype=torch.float64)
+    got = gather_boxes(images, torch.tensor([0]), box, padding=PADDING, mean=[0.5], std=[0.25], dtype=torch.float64)
     expected = torch.full((6, 6), -2.0, dtype=torch.float64)
     expected[4:, 2:] = 2.0
     assert torch.equal(got[0, 0], expected)

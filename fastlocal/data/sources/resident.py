@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fastlocal import kernels
-from fastlocal.kernels.gather_augment.reference import crop_boxes
 
 from ..types import Split
 
@@ -72,19 +71,25 @@ class ResidentSource:
 
         step: one for all, or int64 [clients]
         """
-        boxes = None
-        if self.augment:
-            boxes = crop_boxes(self.seed, clients, step, sample_ids.shape[-1], PADDING)
-        return Batch(self._inputs(sample_ids, boxes), self.targets[sample_ids])
+        return Batch(self._inputs(sample_ids, clients if self.augment else None, step), self.targets[sample_ids])
 
     def rows(self, begin: int, end: int) -> Batch:
         """Samples [begin, end) in their stored order, not augmented, without a client axis."""
         ids = torch.arange(begin, min(end, len(self)), device=self.device)
-        return Batch(self._inputs(ids, None), self.targets[ids])
+        return Batch(self._inputs(ids, None, 0), self.targets[ids])
 
-    def _inputs(self, sample_ids: Tensor, boxes: tuple[Tensor, ...] | None) -> Tensor:
+    def _inputs(self, sample_ids: Tensor, clients: Tensor | None, step: Tensor | int) -> Tensor:
         if self.mean is None or self.std is None:
             return self.inputs[sample_ids]
-        return self._gather(
-            self.inputs, sample_ids, boxes, padding=PADDING, mean=self.mean, std=self.std, dtype=self.dtype
+        inputs: Tensor = self._gather(
+            self.inputs,
+            sample_ids,
+            clients,
+            step,
+            seed=self.seed,
+            padding=PADDING,
+            mean=self.mean,
+            std=self.std,
+            dtype=self.dtype,
         )
+        return inputs

@@ -1,0 +1,144 @@
+"""The loss under label noise: one pass over the logits gives the losses, the right answers and the gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..philox import Purpose
+from ..triton_philox import below, draw, seed_words
+
+MOST_CLASSES = 16384
+
+
+@triton.jit(do_not_specialize=["seed_low", "seed_high"])
+def _label_noise_loss(
+    logits_ptr,
+    targets_ptr,
+    clients_ptr,
+    step_ptr,
+    losses_ptr,
+    correct_ptr,
+    grad_ptr,
+    batch,
+    logits_stride_client,
+    logits_stride_sample,
+    targets_stride_client,
+    clients_stride,
+    step_stride,
+    seed_low: tl.uint32,
+    seed_high: tl.uint32,
+    THRESHOLD: tl.constexpr,
+    PURPOSE: tl.constexpr,
+    CLASSES: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    slot = tl.program_id(0).to(tl.int64)
+    compute: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
+    classes = tl.arange(0, BLOCK)[None, :]
+    losses = tl.zeros((ROWS,), compute)
+    correct = tl.zeros((ROWS,), tl.int64)
+    for begin in range(0, batch, ROWS):
+        sample = begin + tl.arange(0, ROWS).to(tl.int64)
+        exists = sample < batch
+        clean = tl.load(targets_ptr + slot * targets_stride_client + sample, mask=exists, other=0)
+        drawn = clean
+        if THRESHOLD > 0:
+            client = tl.load(clients_ptr + slot * clients_stride)
+            step = tl.load(step_ptr + slot * step_stride)
+            happens, which, _, _ = draw(seed_low, seed_high, PURPOSE, client, step, sample)
+            other = (clean + 1 + below(which, CLASSES - 1)) % CLASSES
+            drawn = tl.where(happens.to(tl.int64) < THRESHOLD, other, clean)
+        place = slot * logits_stride_client + sample[:, None] * logits_stride_sample + classes
+        inside = exists[:, None] & (classes < CLASSES)
+        logits = tl.load(logits_ptr + place, mask=inside, other=float("-inf")).to(compute)
+        logits = tl.where(exists[:, None], logits, tl.where(classes == 0, 0.0, float("-inf")).to(compute))
+        largest, guess = tl.max(logits, axis=1, return_indices=True)
+        shifted = logits - largest[:, None]
+        powers = tl.exp(shifted)
+        total = tl.sum(powers, axis=1)
+        of_drawn = classes == drawn[:, None]
+        loss = tl.log(total) - tl.sum(tl.where(of_drawn, shifted, 0.0), axis=1)
+        losses += tl.where(exists, loss, 0.0)
+        correct += (exists & (guess == clean)).to(tl.int64)
+        if grad_ptr is not None:
+            grad = (powers / total[:, None] - tl.where(of_drawn, 1.0, 0.0)) / batch
+            tl.store(grad_ptr + (slot * batch + sample[:, None]) * CLASSES + classes, grad, mask=inside)
+    tl.store(losses_ptr + slot, tl.sum(losses, axis=0) / batch)
+    tl.store(correct_ptr + slot, tl.sum(correct, axis=0))
+
+
+class _LabelNoiseLoss(torch.autograd.Function):
+    """The gradient is written with the loss; backward only scales it by each client's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, targets: Tensor, clients: Tensor | None, step: Tensor | int, p: float, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        count, batch, classes = logits.shape
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        losses = torch.empty(count, dtype=dtype, device=logits.device)
+        correct = torch.empty(count, dtype=torch.int64, device=logits.device)
+        grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device) if ctx.needs_input_grad[0] else None
+        ctx.mark_non_differentiable(correct)
+        ctx.save_for_backward(grad)
+        if not count:
+            return losses, correct
+        if logits.stride(-1) != 1:
+            logits = logits.contiguous()
+        targets = targets.contiguous()
+        threshold = round(p * 2**32)
+        if threshold:
+            assert clients is not None
+            if isinstance(step, int):
+                step = torch.full((), step, dtype=torch.int64, device=logits.device)
+            clients, step = clients.expand(count), step.expand(count)
+        block = triton.next_power_of_2(classes)
+        seed_low, seed_high = seed_words(seed)
+        _label_noise_loss[(count,)](
+            logits_ptr=logits,
+            targets_ptr=targets,
+            clients_ptr=clients if threshold else None,
+            step_ptr=step if threshold else None,
+            losses_ptr=losses,
+            correct_ptr=correct,
+            grad_ptr=grad,
+            batch=batch,
+            logits_stride_client=logits.stride(0),
+            logits_stride_sample=logits.stride(1),
+            targets_stride_client=targets.stride(0),
+            clients_stride=clients.stride(0) if threshold and clients is not None else 0,
+            step_stride=step.stride(0) if threshold and isinstance(step, Tensor) else 0,
+            seed_low=seed_low,
+            seed_high=seed_high,
+            THRESHOLD=threshold,
+            PURPOSE=int(Purpose.LABEL_NOISE),
+            CLASSES=classes,
+            ROWS=max(1, 1024 // block),
+            BLOCK=block,
+            num_warps=4 if block <= 2048 else 32,
+        )
+        return losses, correct
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = ctx.saved_tensors
+        return grad * grads[0].to(grad.dtype)[:, None, None], None, None, None, None, None
+
+
+def label_noise_loss(
+    logits: Tensor, targets: Tensor, clients: Tensor | None, step: Tensor | int, *, p: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Losses [clients] and right answers [clients]; as the reference. `p` is a constant of the compiled program.
+
+    Raises ValueError for more than 16384 classes, whose logits do not fit the registers of one program.
+    """
+    if logits.shape[-1] > MOST_CLASSES:
+        raise ValueError(f"label_noise_loss takes at most {MOST_CLASSES} classes, not {logits.shape[-1]}")
+    losses, correct = _LabelNoiseLoss.apply(logits, targets, clients, step, p, seed)
+    return losses, correct

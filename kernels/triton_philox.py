@@ -1,0 +1,37 @@
+"""The draws of `philox.py` inside Triton kernels: the same words for the same arguments."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .philox import MASK32
+
+
+@triton.jit
+def draw(seed_low, seed_high, PURPOSE: tl.constexpr, client, step, position):
+    """Four random words.
+
+    seed_low, seed_high: uint32, as `seed_words` gives them
+    client, step, position: whole numbers, of which the lower 32 bits count; any of them may be a block
+    """
+    zero = position.to(tl.uint32) * 0
+    return tl.philox_impl(
+        zero + position.to(tl.uint32),
+        zero + client.to(tl.uint32),
+        zero + step.to(tl.uint32),
+        zero + PURPOSE,
+        seed_low.to(tl.uint32),
+        seed_high.to(tl.uint32),
+    )
+
+
+@triton.jit
+def below(word, bound):
+    """A word as an integer in [0, bound), bound at most 2^31."""
+    return tl.umulhi(word, (word * 0 + bound).to(tl.uint32)).to(tl.int32)
+
+
+def seed_words(seed: int) -> tuple[int, int]:
+    """The two words of the key, low and high."""
+    return seed & MASK32, (seed >> 32) & MASK32
