@@ -12,7 +12,7 @@ from torch import Tensor
 from ..philox import Purpose
 from ..triton_philox import below, draw, seed_words
 
-MOST_CLASSES = 16384
+MOST_CLASSES = 8192
 
 
 @triton.jit(do_not_specialize=["seed_low", "seed_high"])
@@ -121,7 +121,7 @@ class _LabelNoiseLoss(torch.autograd.Function):
             CLASSES=classes,
             ROWS=max(1, 1024 // block),
             BLOCK=block,
-            num_warps=4 if block <= 2048 else 32,
+            num_warps=4 if block <= 2048 else 16,
         )
         return losses, correct
 
@@ -136,7 +136,7 @@ def label_noise_loss(
 ) -> tuple[Tensor, Tensor]:
     """Losses [clients] and right answers [clients]; as the reference. `p` is a constant of the compiled program.
 
-    Raises ValueError for more than 16384 classes, whose logits do not fit the registers of one program.
+    Raises ValueError for more than 8192 classes, whose logits do not fit the registers of one program.
     """
     if logits.shape[-1] > MOST_CLASSES:
         raise ValueError(f"label_noise_loss takes at most {MOST_CLASSES} classes, not {logits.shape[-1]}")
