@@ -1,0 +1,172 @@
+"""The stacked convolution as operators of torch: fake tensors, autograd and vmap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import get
+from ..stacking import fold, unfold
+from . import im2col, loop, reference
+from .geometry import Geometry, empty
+
+STRATEGIES = ("auto", "grouped", "loop", "im2col", "triton")
+_IN_TORCH = {"grouped": reference, "loop": loop, "im2col": im2col}
+_WINDOW = "int[] stride, int[] padding, int[] dilation, int groups, str strategy"
+
+
+def choose(x: Tensor, weight: Tensor, geometry: Geometry) -> str:
+    """The strategy that "auto" takes for these shapes on this device: the one place where it is decided.
+
+    On CPUs the loop, which was the fastest of those in plain torch on all shapes of ResNet-20 (bench/conv2d_cpu.py).
+    """
+    if x.is_cuda and x.dtype != torch.float64 and torch.cuda.get_device_capability(x.device) >= (8, 0):
+        return "triton"
+    return "loop"
+
+
+@torch.library.custom_op(
+    "fastlocal::conv2d_clients", mutates_args=(), schema=f"(Tensor x, Tensor weight, Tensor? bias, {_WINDOW}) -> Tensor"
+)
+def conv2d_stacked(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    strategy: str,
+) -> Tensor:
+    """`conv2d_clients` of reference.py, which autograd, vmap and torch.compile know.
+
+    stride, padding, dilation: (height, width)
+    strategy: "grouped", "loop", "im2col" (plain torch, in the files of these names; "grouped" is the reference),
+        "triton", or "auto" (as `choose` decides). "triton" sums without atomics and is deterministic for a given tile.
+    Raises ValueError for an unknown strategy, shapes that do not fit, and "triton" where it cannot run.
+    """
+    geometry = Geometry.of(stride, padding, dilation, groups)
+    strategy = _resolved(strategy, x, weight, geometry)
+    if strategy == "triton":
+        forward = get("conv2d_clients", "triton", x.device)
+        return forward(x, weight, bias, geometry=geometry, tf32=torch.backends.cudnn.allow_tf32)
+    return _IN_TORCH[strategy].conv2d_clients(x, weight, bias, geometry=geometry)
+
+
+@torch.library.custom_op(
+    "fastlocal::conv2d_clients_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor x, Tensor weight, {_WINDOW}, bool need_x, bool need_weight) -> (Tensor, Tensor)",
+)
+def conv2d_stacked_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    strategy: str,
+    need_x: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `conv2d_stacked` with respect to x and weight; an empty tensor for one that is not needed."""
+    geometry = Geometry.of(stride, padding, dilation, groups)
+    strategy = _resolved(strategy, x, weight, geometry)
+    if strategy == "triton":
+        tf32 = torch.backends.cudnn.allow_tf32
+        dx, dweight = (
+            get(op, "triton", x.device)(grad, x, weight, geometry=geometry, tf32=tf32) if need else None
+            for op, need in (("conv2d_clients_input_grad", need_x), ("conv2d_clients_weight_grad", need_weight))
+        )
+    else:
+        dx, dweight = _IN_TORCH[strategy].conv2d_clients_backward(
+            grad, x, weight, geometry=geometry, need_x=need_x, need_weight=need_weight
+        )
+    return x.new_empty(0) if dx is None else dx, weight.new_empty(0) if dweight is None else dweight
+
+
+def _resolved(strategy: str, x: Tensor, weight: Tensor, geometry: Geometry) -> str:
+    if strategy not in STRATEGIES:
+        raise ValueError(f"unknown strategy {strategy!r}; known: {', '.join(STRATEGIES)}")
+    return choose(x, weight, geometry) if strategy == "auto" else strategy
+
+
+@conv2d_stacked.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    strategy: str,
+) -> Tensor:
+    return empty(Geometry.of(stride, padding, dilation, groups).check(x, weight), x)
+
+
+@conv2d_stacked_backward.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    strategy: str,
+    need_x: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    dx = empty(x.shape, x) if need_x else x.new_empty(0)
+    return dx, weight.new_empty(weight.shape if need_weight else 0)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, *ctx.window = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+    dx, dweight = None, None
+    if need_x or need_weight:
+        dx, dweight = conv2d_stacked_backward(grad, x, weight, *ctx.window, need_x, need_weight)
+    dbias = grad.sum(dim=(1, 3, 4)) if need_bias else None
+    return (dx if need_x else None), (dweight if need_weight else None), dbias, *(None for _ in ctx.window)
+
+
+conv2d_stacked.register_autograd(_backward, setup_context=_save)
+
+
+@conv2d_stacked.register_vmap
+def _(
+    info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, bias: Tensor | None, *window: Any
+) -> tuple[Tensor, int]:
+    size, (x_dim, weight_dim, bias_dim) = info.batch_size, in_dims[:3]
+    groups = window[3]
+    if weight_dim is None and bias_dim is None:  # the same filters: more images for each client
+        y = conv2d_stacked(fold(x, x_dim, size, into=1), weight, bias, *window)
+        return unfold(y, size, at=1), 1
+    if x_dim is None and groups == 1:  # the same images: more filters for each client
+        biases = None if bias is None else fold(bias, bias_dim, size, into=1)
+        y = conv2d_stacked(x, fold(weight, weight_dim, size, into=1), biases, *window)
+        return unfold(y, size, at=2), 2
+    biases = None if bias is None else fold(bias, bias_dim, size)
+    return unfold(conv2d_stacked(fold(x, x_dim, size), fold(weight, weight_dim, size), biases, *window), size), 0
+
+
+@conv2d_stacked_backward.register_vmap
+def _(
+    info: Any, in_dims: tuple[int | None, ...], grad: Tensor, x: Tensor, weight: Tensor, *rest: Any
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    size, (need_x, need_weight) = info.batch_size, rest[-2:]
+    stacked = (fold(tensor, dim, size) for tensor, dim in zip((grad, x, weight), in_dims[:3], strict=True))
+    dx, dweight = conv2d_stacked_backward(*stacked, *rest)
+    empties = x.new_empty(size, 0), weight.new_empty(size, 0)
+    return (unfold(dx, size) if need_x else empties[0], unfold(dweight, size) if need_weight else empties[1]), (0, 0)
