@@ -8,13 +8,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .geometry import Geometry, empty
-from .triton_tiles import PIXELS_BY_CHANNELS, launchable, prune
+from .triton_tiles import PIXELS_BY_CHANNELS, launch, prune
 
 
 @triton.autotune(
     PIXELS_BY_CHANNELS,
     key=["pixels", "x_stride_channel", "GROUPS", "IN", "OUT", "KH", "KW", "OUT_H", "OUT_W", "STRIDE_H", "HAS_SUMS"],
-    prune_configs_by=prune("OUT", "KH", "KW", "IN"),
+    prune_configs_by=prune("OUT", ("KH", "KW", "IN"), images="x", channels="IN"),
     reset_to_zero=["sums_ptr"],
 )
 @triton.jit
@@ -150,7 +150,7 @@ def conv2d_clients(
     packed = weight.to(x.dtype).permute(0, 1, 3, 4, 2).contiguous()
     if bias is not None:
         bias = bias.contiguous()
-    per_group, terms = out_channels // groups, weight[0, 0].numel()
+    per_group = out_channels // groups
     fewest_rows = min(tile.kwargs["ROWS"] for tile in PIXELS_BY_CHANNELS)
     partial = (
         x.new_zeros((clients, triton.cdiv(pixels, fewest_rows), 2, out_channels), dtype=torch.float32) if sums else None
@@ -160,8 +160,10 @@ def conv2d_clients(
         tiles = triton.cdiv(pixels, sizes["ROWS"]) * triton.cdiv(per_group, sizes["COLUMNS"])
         return (clients * groups * tiles,)
 
-    kernel, options = launchable(_forward_kernel, tile, PIXELS_BY_CHANNELS, per_group, terms)
-    kernel[grid](
+    launch(
+        _forward_kernel,
+        grid,
+        tile,
         x_ptr=x,
         weight_ptr=packed,
         bias_ptr=bias,
@@ -197,6 +199,5 @@ def conv2d_clients(
         HAS_BIAS=bias is not None,
         HAS_SUMS=sums,
         PRECISION="tf32" if tf32 else "ieee",
-        **options,
     )
     return y if partial is None else (y, partial.sum(dim=1))

@@ -6,6 +6,7 @@ each turn of its loop, with num_stages turns' loads under way at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,7 @@ PIXELS_BY_CHANNELS = [
     _tile(256, 32, 32, 8, 3),
     _tile(128, 64, 64, 4, 3),
     _tile(128, 64, 32, 4, 3),
+    _tile(128, 64, 32, 8, 3),
     _tile(64, 64, 64, 4, 3),
     _tile(256, 64, 32, 8, 3),
     _tile(128, 128, 64, 8, 3),
@@ -51,41 +53,68 @@ TERMS_BY_CHANNELS = [
     _tile(128, 64, 64, 8, 3),
 ]
 
+# Elements of a result, or of an operand whose loads are an element wide, that a warp holds without spilling registers
+# where its operands are fp32 or so loaded (compiled for sm_80, sm_90 and sm_100).
+PER_WARP = 1024
 
-def fitting(tiles: list[triton.Config], columns: int, depth: int) -> list[triton.Config]:
-    """Those that pad little: of the widest that `columns` fills, up to 64 or 128, and no deeper than `depth`.
+
+def fitting(
+    tiles: list[triton.Config], columns: int, depth: int, *, itemsize: int, narrow: bool
+) -> list[triton.Config]:
+    """Those that pad little and spill nothing: as wide as `columns`, between 16 and 128, and not far beyond `depth`.
 
     columns: channels of the product        depth: the length of its sum
+    itemsize: bytes of an operand's element        narrow: whether loads of the images are an element wide
     """
-    wide, deep = (max(16, 1 << (size - 1).bit_length()) for size in (columns, depth))
+    wide, deep = (max(16, triton.next_power_of_2(size)) for size in (columns, depth))
     widths = {64, 128} if wide >= 128 else {min(wide, 64)}
-    kept = [tile for tile in tiles if tile.kwargs["COLUMNS"] in widths]
-    return [tile for tile in kept if tile.kwargs["DEPTH"] <= deep] or [min(kept, key=lambda tile: tile.kwargs["DEPTH"])]
+    shallowest = min(tile.kwargs["DEPTH"] for tile in tiles if tile.kwargs["COLUMNS"] in widths)
+
+    def fits(tile: triton.Config) -> bool:
+        rows, most = tile.kwargs["ROWS"], PER_WARP * tile.num_warps
+        return (
+            tile.kwargs["COLUMNS"] in widths
+            and tile.kwargs["DEPTH"] <= max(deep, shallowest)
+            and (rows * tile.kwargs["COLUMNS"] <= most or itemsize < 4 and not narrow)
+            and (rows * tile.kwargs["DEPTH"] <= most or not narrow)
+        )
+
+    return [tile for tile in tiles if fits(tile)]
 
 
-def prune(columns: str, *depth: str) -> dict[str, Callable[..., list[triton.Config]]]:
-    """For the autotuner: `fitting`, where the kernel's constants with these names multiply to columns and depth.
+def prune(
+    columns: str, depth: tuple[str, ...], *, images: str, channels: str
+) -> dict[str, Callable[..., list[triton.Config]]]:
+    """For the autotuner: `fitting`, told what the arguments and constants with these names are.
 
-    In the interpreter nothing can be timed, and one tile is left.
+    columns, depth: constants, those of depth to be multiplied        channels: a constant, of the images per group
+    images: the argument {images}_ptr        In the interpreter nothing can be timed, and one tile is left.
     """
 
     def kept(tiles: list[triton.Config], named: dict[str, Any], **constants: Any) -> list[triton.Config]:
-        known, length = {**named, **constants}, 1
-        for name in depth:
-            length *= known[name]
-        fit = fitting(tiles, known[columns], length)
+        known = {**named, **constants}
+        fit = fitting(
+            tiles,
+            known[columns],
+            math.prod(known[name] for name in depth),
+            itemsize=known[f"{images}_ptr"].element_size(),
+            narrow=known[f"{images}_stride_channel"] != 1 or known[channels] % 8 != 0,
+        )
         return fit[:1] if knobs.runtime.interpret else fit
 
     return {"early_config_prune": kept}
 
 
-def launchable(
-    kernel: Any, tile: triton.Config | None, tiles: list[triton.Config], columns: int, depth: int
-) -> tuple[Any, dict[str, Any]]:
-    """What to launch, and its further arguments: the autotuned kernel, or the bare one with a given tile.
+def launch(
+    kernel: Any, grid: Callable[[dict[str, int]], tuple[int]], tile: triton.Config | None, **arguments: Any
+) -> None:
+    """Launch an autotuned kernel with a given tile, or with that of its tiles which was the fastest when first timed.
 
-    Under torch.use_deterministic_algorithms the tile is the first that fits, as another may sum in another order.
+    Under torch.use_deterministic_algorithms it is the first that fits, as another may sum in another order.
     """
     if tile is None and torch.are_deterministic_algorithms_enabled():
-        tile = fitting(tiles, columns, depth)[0]
-    return (kernel, {}) if tile is None else (kernel.fn, tile.all_kwargs())
+        tile = kernel.early_config_prune(kernel.configs, {}, **arguments)[0]
+    if tile is None:
+        kernel[grid](**arguments)
+    else:
+        kernel.fn[grid](**arguments, **tile.all_kwargs())

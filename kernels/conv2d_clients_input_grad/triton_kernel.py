@@ -7,13 +7,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ..conv2d_clients.geometry import Geometry, empty
-from ..conv2d_clients.triton_tiles import PIXELS_BY_CHANNELS, launchable, prune
+from ..conv2d_clients.triton_tiles import PIXELS_BY_CHANNELS, launch, prune
 
 
 @triton.autotune(
     PIXELS_BY_CHANNELS,
     key=["pixels", "grad_stride_channel", "GROUPS", "IN", "OUT", "KH", "KW", "OUT_H", "OUT_W", "STRIDE_H"],
-    prune_configs_by=prune("IN", "OUT"),
+    prune_configs_by=prune("IN", ("OUT",), images="grad", channels="OUT"),
 )
 @triton.jit
 def _input_grad_kernel(
@@ -145,8 +145,10 @@ def conv2d_clients_input_grad(
         tiles = triton.cdiv(pixels, sizes["ROWS"]) * triton.cdiv(per_group, sizes["COLUMNS"])
         return (clients * groups * step_h * step_w * tiles,)
 
-    kernel, options = launchable(_input_grad_kernel, tile, PIXELS_BY_CHANNELS, per_group, out_channels // groups)
-    kernel[grid](
+    launch(
+        _input_grad_kernel,
+        grid,
+        tile,
         grad_ptr=grad,
         weight_ptr=packed,
         dx_ptr=dx,
@@ -181,6 +183,5 @@ def conv2d_clients_input_grad(
         DILATION_H=geometry.dilation[0],
         DILATION_W=geometry.dilation[1],
         PRECISION="tf32" if tf32 else "ieee",
-        **options,
     )
     return dx

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..conv2d_clients.geometry import Geometry
-from ..conv2d_clients.triton_tiles import TERMS_BY_CHANNELS, launchable, prune
+from ..conv2d_clients.triton_tiles import TERMS_BY_CHANNELS, launch, prune
 
 # The sum over pixels is split until there are about so many programs of 64 x 64 elements: four for each multiprocessor
 # of a large GPU. No property of the device, nor the tile, enters, so that the order of the sum depends on neither.
@@ -31,7 +31,7 @@ FEWEST_PIXELS = 512
         "OUT_W",
         "STRIDE_H",
     ],
-    prune_configs_by=prune("OUT", "pixels"),
+    prune_configs_by=prune("OUT", ("pixels",), images="x", channels="IN"),
 )
 @triton.jit
 def _weight_grad_kernel(
@@ -148,8 +148,10 @@ def conv2d_clients_weight_grad(
     def grid(sizes: dict[str, int]) -> tuple[int]:
         return (units * splits * triton.cdiv(terms, sizes["ROWS"]) * triton.cdiv(per_group, sizes["COLUMNS"]),)
 
-    kernel, options = launchable(_weight_grad_kernel, tile, TERMS_BY_CHANNELS, per_group, pixels)
-    kernel[grid](
+    launch(
+        _weight_grad_kernel,
+        grid,
+        tile,
         grad_ptr=grad,
         x_ptr=x,
         partial_ptr=partial,
@@ -183,7 +185,6 @@ def conv2d_clients_weight_grad(
         DILATION_H=geometry.dilation[0],
         DILATION_W=geometry.dilation[1],
         PRECISION="tf32" if tf32 else "ieee",
-        **options,
     )
     summed = partial.sum(dim=0).view(clients, out_channels, *weight.shape[3:], weight.shape[2])
     return weight.new_empty(weight.shape).copy_(summed.permute(0, 1, 4, 2, 3))

@@ -36,7 +36,7 @@ def norm_act(
     check(x, weight, bias, residual, groups, activation)
     elements = units(wide(x), groups)
     mean = elements.mean(dim=-1)
-    rstd = (elements.var(dim=-1, correction=0) + eps).rsqrt()
+    rstd = ((elements - mean.unsqueeze(-1)).square().mean(dim=-1) + eps).rsqrt()
     y = _activate(before_activation(x, weight, bias, residual, mean, rstd, groups), activation)
     return torch.empty_like(x).copy_(y), mean, rstd
 
@@ -72,7 +72,7 @@ def wide(x: Tensor) -> Tensor:
 def units(x: Tensor, groups: int) -> Tensor:
     """[clients, batch, groups, elements], or [clients, 1, channels, elements] where groups is 0."""
     if groups:
-        return x.reshape(*x.shape[:2], groups, -1)
+        return x.unflatten(2, (groups, x.shape[2] // groups)).flatten(3)
     return x.transpose(1, 2).flatten(2).unsqueeze(1)
 
 

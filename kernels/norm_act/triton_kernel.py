@@ -142,8 +142,9 @@ def norm_act(
     if x.numel() == 0:
         return y, mean.zero_(), rstd.fill_(eps**-0.5)
     if not collapses(x):
-        rest = {"groups": groups, "eps": eps, "activation": activation}
-        packed, mean, rstd = norm_act(x.contiguous(), weight, bias, residual, **rest)
+        packed, mean, rstd = norm_act(
+            x.contiguous(), weight, bias, residual, groups=groups, eps=eps, activation=activation
+        )
         return y.copy_(packed), mean, rstd
     images, out = flat(x), flat(y)
     added = None if residual is None else flat(residual if collapses(residual) else residual.contiguous())

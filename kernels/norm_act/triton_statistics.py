@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs
 """Mean and deviation of units that are too large for one program: of tiles first, then of the units."""
 
 from __future__ import annotations

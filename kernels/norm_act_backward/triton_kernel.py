@@ -187,16 +187,17 @@ def norm_act_backward(
     dx = torch.empty_like(x)
     dresidual = None if residual is None else torch.empty_like(x)
     if x.numel() == 0:
-        zeros = mean.new_zeros((2, x.shape[0], x.shape[2]))
-        return dx, zeros[0], zeros[1], dresidual
+        dweight, dbias = (mean.new_zeros((x.shape[0], x.shape[2])) for _ in range(2))
+        return dx, dweight, dbias, dresidual
     if not collapses(x):
         saved = (weight, bias, residual, mean, rstd)
-        found = norm_act_backward(grad, x.contiguous(), *saved, groups=groups, activation=activation)
-        return dx.copy_(found[0]), found[1], found[2], None if dresidual is None else dresidual.copy_(found[3])
+        packed, dweight, dbias, added = norm_act_backward(
+            grad, x.contiguous(), *saved, groups=groups, activation=activation
+        )
+        return dx.copy_(packed), dweight, dbias, None if dresidual is None or added is None else dresidual.copy_(added)
     images = flat(x)
-    grad, added = (
-        row if row is None else flat(row if collapses(row) else row.contiguous()) for row in (grad, residual)
-    )
+    grad = flat(grad if collapses(grad) else grad.contiguous())
+    added = None if residual is None else flat(residual if collapses(residual) else residual.contiguous())
     weight, bias = (row if row is None or row.stride(1) == 1 else row.contiguous() for row in (weight, bias))
     cut = plan(images, groups, elements=ELEMENTS)
     units = x.shape[0] * cut.samples
@@ -234,5 +235,5 @@ def norm_act_backward(
     sums = sums.sum(dim=2)
     if not cut.resident:
         launch(sums, store_sums=False, apply=True)
-    dbias, dweight = sums.view(2, x.shape[0], cut.samples, -1).sum(dim=2)
+    dbias, dweight = (of.view(x.shape[0], cut.samples, -1).sum(dim=1) for of in sums)
     return dx, dweight, dbias, dresidual
