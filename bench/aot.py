@@ -1,7 +1,7 @@
 """Compile every Triton kernel for GPUs that are not there, and watch what it costs them.
 
     python -m bench.aot            compile, compare with the committed table, exit 1 where something is worse
-    python -m bench.aot --write    compile and write the table
+    python -m bench.aot --write    compile and write the table, or another file that is named
 
 Every large case of every op is compiled for sm_80, sm_90 and sm_100. Each must fit the target's shared memory and spill
 no registers. With the Triton that wrote the table, the theoretical occupancy may not fall and the accesses of 16 bytes
@@ -14,6 +14,7 @@ import argparse
 import csv
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -70,10 +71,17 @@ def row(compiled: Compiled) -> Row:
     return {name: str(values[name]) for name in COLUMNS}
 
 
-def compile_op(op: str, target: int) -> list[Row]:
-    """The lines of one op on one target."""
+def compile_op(op: str, target: int, most: int | None) -> list[Row]:
+    """The lines of one op on one target, at most so many of each kernel."""
     seen: set[str] = set()
-    return [row(one) for case in cases(op) if case.large for one in compile_case(op, case, target, seen)]
+    rows: list[Row] = []
+    count: Counter[str] = Counter()
+    for case in cases(op):
+        if case.large and (most is None or not count or min(count.values()) < most):
+            found = [row(one) for one in compile_case(op, case, target, seen)]
+            count.update(line["kernel"] for line in found)
+            rows += found
+    return rows
 
 
 def faults(rows: Sequence[Row]) -> list[str]:
@@ -89,19 +97,22 @@ def faults(rows: Sequence[Row]) -> list[str]:
 
 
 def regressions(rows: Sequence[Row], table: Sequence[Row]) -> list[str]:
-    """Where rows are worse than the table of the same Triton, or not in it."""
+    """Where rows are worse than those that the same Triton left in the table, or missing there."""
+    versions = {line["triton"] for line in table}
     before = {tuple(line[column] for column in KEY): line for line in table}
     found = []
     for line in rows:
         old = before.get(tuple(line[column] for column in KEY))
+        if line["triton"] not in versions:
+            continue
         if old is None:
             found.append(f"{name(line)} is not in the table; write it anew with --write")
-        elif old["triton"] == line["triton"]:
-            if float(line["occupancy"]) < float(old["occupancy"]):
-                found.append(f"{name(line)} has occupancy {line['occupancy']}, before {old['occupancy']}")
-            for column in ("loads_128", "stores_128", "tensor_core"):
-                if int(old[column]) and not int(line[column]):
-                    found.append(f"{name(line)} has lost its {column}")
+            continue
+        if float(line["occupancy"]) < float(old["occupancy"]):
+            found.append(f"{name(line)} has occupancy {line['occupancy']}, before {old['occupancy']}")
+        for column in ("loads_128", "stores_128", "tensor_core"):
+            if int(old[column]) and not int(line[column]):
+                found.append(f"{name(line)} has lost its {column}")
     return found
 
 
@@ -109,14 +120,14 @@ def name(line: Row) -> str:
     return f"{line['op']} ({line['case']}, {line['kernel']}) on {line['target']}"
 
 
-def read_table() -> list[Row]:
-    with TABLE.open(newline="", encoding="utf-8") as file:
+def read_table(path: Path = TABLE) -> list[Row]:
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def write_table(rows: Sequence[Row]) -> None:
-    TABLE.parent.mkdir(parents=True, exist_ok=True)
-    with TABLE.open("w", newline="", encoding="utf-8") as file:
+def write_table(path: Path, rows: Sequence[Row]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -124,14 +135,17 @@ def write_table(rows: Sequence[Row]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.aot", description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="write the table instead of comparing with it")
+    parser.add_argument(
+        "--write", nargs="?", const=TABLE, type=Path, metavar="FILE", help="write the table, do not compare"
+    )
+    parser.add_argument("--most", type=int, help="compile at most about so many configurations of each kernel")
     parser.add_argument("--ops", nargs="+", default=kernels.TRITON_OPS, choices=kernels.TRITON_OPS, metavar="OP")
     parser.add_argument("--targets", nargs="+", type=int, default=TARGETS, choices=TARGETS, metavar="CAPABILITY")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes that compile")
     asked = parser.parse_args(arguments)
 
     os.environ.pop("TRITON_INTERPRET", None)
-    tasks = [(op, target) for op in asked.ops for target in asked.targets]
+    tasks = [(op, target, asked.most) for op in asked.ops for target in asked.targets]
     with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
         rows = [line for lines in pool.map(compile_op, *zip(*tasks, strict=True)) for line in lines]
     rows.sort(key=lambda line: [line[column] for column in ("op", "case", "kernel", "configuration")])
@@ -143,8 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     bad = faults(rows)
     if asked.write:
-        kept = [line for line in read_table() if line["op"] not in asked.ops] if TABLE.exists() else []
-        write_table(sorted(kept + rows, key=lambda line: [line[column] for column in KEY]))
+        before = read_table(asked.write) if asked.write.exists() else []
+        kept = [line for line in before if line["op"] not in asked.ops]
+        write_table(asked.write, sorted(kept + rows, key=lambda line: [line[column] for column in KEY]))
     else:
         bad += regressions(rows, read_table())
     for fault in bad:

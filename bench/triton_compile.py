@@ -144,7 +144,7 @@ def _measured(op: str, case: Case, target: int, kernel: Any, compiled: Any) -> C
         file.write(compiled.asm["cubin"])
         file.flush()
         usage = _tool("cuobjdump", "-res-usage", file.name)
-        code = _tool("nvdisasm", "-c", file.name)
+        code = _tool("nvdisasm", "-c", "-ndf", file.name)
     used = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     instructions = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]+)", code, re.MULTILINE)
     watched = re.compile(r"LDG|STG|LDL|STL|LDGSTS|UTMA|HMMA|HGMMA|IMMA|UTC\w*MMA|RED|ATOM")

@@ -1,0 +1,83 @@
+"""Kernels compiled for GPUs that are not there: they fit, spill nothing, and load 16 bytes at a time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import aot
+from fastlocal import kernels
+from fastlocal.kernels.case import cases
+
+ROOT = Path(__file__).resolve().parents[2]
+
+WIDE = {
+    "client_sgd": ("_client_sgd", 3, 2),
+    "client_norm": ("_squares", 1, 0),
+    "client_mean": ("_client_mean", 1, 0),
+    "client_sgd_mean": ("_client_sgd_mean", 3, 2),
+    "gather_augment": ("_gather_augment", 0, 1),
+}
+"""Kernels whose time is memory traffic, and how many 16-byte loads and stores each must have at least."""
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[aot.Row]:
+    """Two configurations of every kernel, compiled for sm_90 by a Python without the interpreter."""
+    table = tmp_path_factory.mktemp("aot") / "kernels.csv"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    options = ["--targets", "90", "--most", "2", "--jobs", "1", "--write", str(table)]
+    command = [sys.executable, "-m", "bench.aot", *options]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return aot.read_table(table)
+
+
+def test_every_kernel_compiles_fits_and_spills_nothing(rows: list[aot.Row]) -> None:
+    assert {row["op"] for row in rows} == set(kernels.TRITON_OPS)
+    assert aot.faults(rows) == []
+
+
+@pytest.mark.parametrize("op", WIDE)
+def test_loads_and_stores_are_16_bytes_wide(op: str, rows: list[aot.Row]) -> None:
+    kernel, loads, stores = WIDE[op]
+    mine = [row for row in rows if row["op"] == op]
+    assert mine and {row["kernel"] for row in mine} == {kernel}
+    for row in mine:
+        assert int(row["loads_128"]) >= loads, row["case"]
+        assert int(row["stores_128"]) >= stores, row["case"]
+
+
+def test_the_committed_table_is_complete() -> None:
+    table = aot.read_table()
+    assert {row["op"] for row in table} == set(kernels.TRITON_OPS)
+    assert {row["target"] for row in table} == {"sm_80", "sm_90", "sm_100"}
+    assert aot.faults(table) == []
+    known = {(op, case.name) for op in kernels.TRITON_OPS for case in cases(op) if case.large}
+    assert {(row["op"], row["case"]) for row in table} <= known
+
+
+def test_every_op_with_a_kernel_has_cases_of_the_size_that_matters() -> None:
+    assert [op for op in kernels.TRITON_OPS if not any(case.large for case in cases(op))] == []
+
+
+def test_what_is_worse_is_found() -> None:
+    old = {
+        **dict.fromkeys(aot.COLUMNS, "0"),
+        "target": "sm_90",
+        "occupancy": "0.500",
+        "loads_128": "4",
+        "triton": "3.9.0",
+    }
+    assert aot.regressions([old], [old]) == []
+    assert "occupancy 0.250, before 0.500" in aot.regressions([{**old, "occupancy": "0.250"}], [old])[0]
+    assert "lost its loads_128" in aot.regressions([{**old, "loads_128": "0"}], [old])[0]
+    assert "not in the table" in aot.regressions([{**old, "case": "new"}], [old])[0]
+    # another compiler may choose otherwise, within what every kernel must keep
+    assert aot.regressions([{**old, "occupancy": "0.250", "triton": "3.10.0"}], [old]) == []
+    assert "spills 8 bytes" in aot.faults([{**old, "spilled_bytes": "8"}])[0]
+    assert "shared memory" in aot.faults([{**old, "shared_bytes": str(228 * 1024)}])[0]

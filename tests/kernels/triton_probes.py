@@ -1,0 +1,64 @@
+"""Small kernels that bring to light what the ops' kernels compute on the way: random words and offsets."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastlocal.kernels.triton_philox import below, draw, seed_words
+from fastlocal.kernels.triton_rows import LEAD, row_block, row_starts
+
+
+@triton.jit
+def _words(out_ptr, clients_ptr, step, begin, seed_low, seed_high, bound, PURPOSE: tl.constexpr, BATCH: tl.constexpr):
+    client = tl.load(clients_ptr + tl.program_id(0))
+    position = tl.arange(0, BATCH)
+    a, b, c, d = draw(seed_low, seed_high, PURPOSE, client, step, begin + position.to(tl.int64))
+    out = out_ptr + tl.program_id(0) * BATCH * 5 + position
+    tl.store(out, a.to(tl.int64))
+    tl.store(out + BATCH, b.to(tl.int64))
+    tl.store(out + 2 * BATCH, c.to(tl.int64))
+    tl.store(out + 3 * BATCH, d.to(tl.int64))
+    tl.store(out + 4 * BATCH, below(a, bound).to(tl.int64))
+
+
+def words(seed: int, purpose: int, clients: Tensor, step: int, batch: int, bound: int, begin: int = 0) -> Tensor:
+    """int64 [clients, 5, batch]: four words, and the first one as a number below `bound`.
+
+    batch: a power of two        begin: the first position
+    """
+    out = torch.empty(len(clients), 5, batch, dtype=torch.int64, device=clients.device)
+    low, high = seed_words(seed)
+    _words[(len(clients),)](
+        out_ptr=out,
+        clients_ptr=clients,
+        step=step,
+        begin=begin,
+        seed_low=low,
+        seed_high=high,
+        bound=bound,
+        PURPOSE=purpose,
+        BATCH=batch,
+    )
+    return out
+
+
+@triton.jit
+def _offsets(out_ptr, begin, blocks_per_row, stride, BLOCK: tl.constexpr):
+    # as the launch would reach them: the number of a program far into a grid that is not run
+    program = begin + tl.program_id(0).to(tl.int64)
+    row = program // blocks_per_row
+    first = program % blocks_per_row * BLOCK - row * stride % LEAD
+    tl.store(out_ptr + tl.program_id(0) * 3, row_block(row, stride, first, True))
+    tl.store(out_ptr + tl.program_id(0) * 3 + 1, first)
+    starts = row_starts(row + tl.arange(0, 2), stride, 1)
+    tl.store(out_ptr + tl.program_id(0) * 3 + 2, tl.max(starts, axis=0))
+
+
+def offsets(begin: int, programs: int, blocks_per_row: int, stride: int, block: int) -> Tensor:
+    """int64 [programs, 3], of the programs from `begin` on: the block's offset and first column, the next row's start."""
+    out = torch.empty(programs, 3, dtype=torch.int64)
+    _offsets[(programs,)](out_ptr=out, begin=begin, blocks_per_row=blocks_per_row, stride=stride, BLOCK=block)
+    return out
