@@ -13,12 +13,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint clean test-packages
+.PHONY: help quickstart test lint aot clean test-packages
 
 help:
 	@echo "make quickstart   set up $(VENV), install fastlocal, train on the data that ships with it"
 	@echo "make test         set up what the tests need, then run lint and the whole suite"
 	@echo "make lint         ruff and mypy"
+	@echo "make aot          compile every GPU kernel for A100, H100 and B200, which needs none of them, and look for spills"
 	@echo "make clean        remove $(VENV), builds and caches (not runs/)"
 	@echo "PYTHON=python3.12 before or after the goal chooses another interpreter for $(VENV)"
 
@@ -34,6 +35,9 @@ test: test-packages $(VENV)/installed-test
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+aot: $(VENV)/installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.aot
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
