@@ -16,7 +16,6 @@ def local_module(module: nn.Module) -> nn.Module:
     for part in local.modules():
         if isinstance(part, nn.Embedding) and part.padding_idx is not None:
             part.register_forward_hook(_Padding(part.padding_idx), with_kwargs=True)
-            part.padding_idx = None
     return local
 
 
