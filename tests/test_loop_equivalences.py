@@ -191,6 +191,15 @@ def test_a_run_in_which_nothing_is_evaluated_ends_well(tmp_path: Path) -> None:
     assert int(model_of(loop)["norm1.num_batches_tracked"]) == 12 + 15
 
 
+def test_a_run_shorter_than_its_first_round_keeps_the_start_weights(tmp_path: Path) -> None:
+    seen = Recorder()
+    loop = run(tmp_path / "run", small_models.make("groupnorm"), small_models.images(), seen, step1=100)
+    assert [(one.local_steps, one.comm_round, one.samples) for one in seen.rounds] == [(12, 0, 240)]
+    start = small_models.make("groupnorm").state_dict()
+    assert all(torch.equal(value, start[name]) for name, value in model_of(loop).items())
+    assert seen.rows == [] and seen.files == []
+
+
 def test_one_sample_per_client_and_one_class_too_few_for_top_5(tmp_path: Path) -> None:
     loop = run(
         tmp_path / "run",
