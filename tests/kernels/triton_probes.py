@@ -58,7 +58,7 @@ def _offsets(out_ptr, begin, blocks_per_row, stride, BLOCK: tl.constexpr):
 
 
 def offsets(begin: int, programs: int, blocks_per_row: int, stride: int, block: int) -> Tensor:
-    """int64 [programs, 3], of the programs from `begin` on: the block's offset and first column, the next row's start."""
+    """int64 [programs, 3] of the programs from `begin` on: a block's offset and first column, the next row's start."""
     out = torch.empty(programs, 3, dtype=torch.int64)
     _offsets[(programs,)](out_ptr=out, begin=begin, blocks_per_row=blocks_per_row, stride=stride, BLOCK=block)
     return out
