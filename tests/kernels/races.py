@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
-import pytest
 import torch
 
 
@@ -88,8 +88,9 @@ def no_races() -> Iterator[None]:
         current.check(self.fn.__name__)
         return out
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builder, "create_masked_load", noted_load)
-        patch.setattr(builder, "create_masked_store", noted_store)
-        patch.setattr(interpreter.GridExecutor, "__call__", noted_launch)
+    with (
+        patch.object(builder, "create_masked_load", noted_load),
+        patch.object(builder, "create_masked_store", noted_store),
+        patch.object(interpreter.GridExecutor, "__call__", noted_launch),
+    ):
         yield
