@@ -7,7 +7,8 @@ over stacked parameters they reach conv2d_clients and norm_act, all clients at o
     with StackedOps():
         losses = torch.vmap(forward_one)(params, images, targets)
 
-Autograd works around vmap and, as torch.func.grad, inside it; torch.compile(fullgraph=True) accepts both.
+Autograd goes around vmap, as above: torch.func.grad inside it does not know torch.library's operators.
+torch.compile(fullgraph=True) accepts the whole.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .conv2d_clients.operator import conv2d_stacked
-from .norm_act.operator import norm_act_stacked
+from .conv2d_clients.geometry import Geometry
+from .conv2d_clients.operator import choose, conv2d_stacked
+from .norm_act.operator import norm_act_stacked, worthwhile
 
 Size = int | Sequence[int]
 
@@ -40,7 +42,7 @@ def conv2d(
     """torch.nn.functional.conv2d of one client. Under autocast it computes in autocast's dtype, as torch's does.
 
     input: [batch, in, h, w]        weight: [out, in / groups, kh, kw]        bias: [out] or None
-    strategy: of `conv2d_stacked`
+    strategy: of `conv2d_stacked`; where "auto" comes to the grouped one it is left to torch, whose vmap makes it
     """
     if input.dim() != 4 or not input.is_floating_point():
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
@@ -51,17 +53,14 @@ def conv2d(
         if padding == "same" and any(span % 2 for span in spans):  # torch pads one side more
             input = F.pad(input, (0, spans[1] % 2, 0, spans[0] % 2))
         padding = [span // 2 for span in spans] if padding == "same" else (0, 0)
-    y = conv2d_stacked(
-        input.unsqueeze(0),
-        weight.unsqueeze(0),
-        None if bias is None else bias.unsqueeze(0),
-        _pair(stride),
-        _pair(padding),
-        dilation,
-        groups,
-        strategy,
-    )
-    return y.squeeze(0)
+    stride, padding = _pair(stride), _pair(padding)
+    images, filters = input.unsqueeze(0), weight.unsqueeze(0)
+    if strategy == "auto":
+        strategy = choose(images, filters, Geometry.of(stride, padding, dilation, groups))
+        if strategy == "grouped":
+            return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    biases = None if bias is None else bias.unsqueeze(0)
+    return conv2d_stacked(images, filters, biases, stride, padding, dilation, groups, strategy).squeeze(0)
 
 
 def group_norm(
@@ -75,8 +74,11 @@ def group_norm(
 ) -> Tensor:
     """torch.nn.functional.group_norm of one client, with statistics in fp32 and a result in the input's dtype.
 
-    input: [batch, channels, ...]        weight, bias: [channels] or None        backend: of `norm_act_stacked`
+    input: [batch, channels, ...]        weight, bias: [channels] or None
+    backend: of `norm_act_stacked`; "auto" leaves it to torch where that is faster
     """
+    if backend == "auto" and not worthwhile(input):
+        return F.group_norm(input, num_groups, weight, bias, eps)
     return norm_act(input, weight, bias, groups=num_groups, eps=eps, backend=backend)
 
 
@@ -94,9 +96,11 @@ def batch_norm(
 ) -> Tensor:
     """torch.nn.functional.batch_norm of one client; with running statistics, to use or to update, torch's own.
 
-    input: [batch, channels, ...]        weight, bias: [channels] or None        backend: of `norm_act_stacked`
+    input: [batch, channels, ...]        weight, bias: [channels] or None
+    backend: of `norm_act_stacked`; "auto" leaves it to torch where that is faster
     """
-    if not training or running_mean is not None or running_var is not None:
+    given = running_mean is not None or running_var is not None
+    if not training or given or backend == "auto" and not worthwhile(input):
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return norm_act(input, weight, bias, groups=0, eps=eps, backend=backend)
 
@@ -126,11 +130,11 @@ def norm_act(
 class StackedOps(TorchFunctionMode):
     """Within, torch.nn.functional's conv2d, group_norm and batch_norm are those of this module.
 
-    strategy: of the convolutions, as in `conv2d_stacked`
-    norms: backend of the norms, as in `norm_act_stacked`; None leaves them to torch
+    strategy: of the convolutions        norms: backend of the norms
+    Of both, "auto" leaves to torch what it computes faster, and so does nothing to small convolutions on a CPU.
     """
 
-    def __init__(self, strategy: str = "auto", norms: str | None = "auto") -> None:
+    def __init__(self, strategy: str = "auto", norms: str = "auto") -> None:
         super().__init__()
         self.strategy = strategy
         self.norms = norms
@@ -141,9 +145,9 @@ class StackedOps(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.conv2d:
             return conv2d(*args, **kwargs, strategy=self.strategy)
-        if func is F.group_norm and self.norms is not None:
+        if func is F.group_norm:
             return group_norm(*args, **kwargs, backend=self.norms)
-        if func is F.batch_norm and self.norms is not None:
+        if func is F.batch_norm:
             return batch_norm(*args, **kwargs, backend=self.norms)
         return func(*args, **kwargs)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import get
+from .. import CAPABILITY, get
 from ..stacking import fold, unfold
 from . import im2col, loop, reference
 from .geometry import Geometry, empty
@@ -18,14 +18,18 @@ _IN_TORCH = {"grouped": reference, "loop": loop, "im2col": im2col}
 _WINDOW = "int[] stride, int[] padding, int[] dilation, int groups, str strategy"
 
 
-def choose(x: Tensor, weight: Tensor, geometry: Geometry) -> str:
-    """The strategy that "auto" takes for these shapes on this device: the one place where it is decided.
+# Floating-point operations of one client's forward pass below which the calls of the loop cost more than they save, and
+# above which the grouped convolution is the slower one: 0.5 to 0.9 times the loop's speed (bench/stacked_cpu.py).
+LOOP_FROM = 5e6
 
-    On CPUs the loop, which was the fastest of those in plain torch on all shapes of ResNet-20 (bench/conv2d_cpu.py).
-    """
-    if x.is_cuda and x.dtype != torch.float64 and torch.cuda.get_device_capability(x.device) >= (8, 0):
+
+def choose(x: Tensor, weight: Tensor, geometry: Geometry) -> str:
+    """The strategy that "auto" takes for these images and filters on this device: the one place where it is decided."""
+    if x.is_cuda and x.dtype != torch.float64 and torch.cuda.get_device_capability(x.device) >= CAPABILITY:
         return "triton"
-    return "loop"
+    _, batch, out, height, width = geometry.check(x, weight)
+    terms = weight.shape[2] * weight.shape[3] * weight.shape[4]
+    return "loop" if 2 * batch * out * height * width * terms >= LOOP_FROM else "grouped"
 
 
 @torch.library.custom_op(

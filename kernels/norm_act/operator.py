@@ -7,11 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import get
+from .. import CAPABILITY, get
 from ..stacking import fold, unfold
 from .reference import check, statistics_shape
 
 _OPTIONS = "int groups, float eps, str activation, str backend"
+
+
+def worthwhile(x: Tensor) -> bool:
+    """Whether norm_act is faster here than what torch makes of its own norms under vmap.
+
+    On CPUs the reference takes 1.8 to 3.3 times as long as they do.
+    """
+    capable = x.is_cuda and torch.cuda.get_device_capability(x.device) >= CAPABILITY
+    return capable and x.dtype != torch.float64
 
 
 @torch.library.custom_op(
