@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
-import pickle
+import re
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from .errors import UsageError
+from .interrupts import held_back
+
+TEMPORARY_SUFFIX = ".fastlocal.tmp"
 
 
-def write_atomically(path: Path, write: Any) -> None:
+@held_back()
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Call `write(file)` on a temporary file beside `path`, flush it to disk, and rename it to `path`."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX)
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
@@ -48,32 +53,62 @@ def save_model(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def read_state(path: Path, flag: str) -> dict[str, Tensor]:
-    """The state_dict in `path`.
+    """The state_dict in `path`; no code that the file may hold is run.
 
     flag: what the user set, for the message
     Raises UsageError where the file is missing, torn or holds anything but named tensors.
     """
-    if not path.is_file():
-        raise UsageError(f"{flag} {path}: no such file; give a state_dict written by torch.save")
+    if not os.path.isfile(path):
+        given = "is a folder" if os.path.isdir(path) else "no such file"
+        raise UsageError(f"{flag} {path}: {given}; give a state_dict written by torch.save")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise UsageError(f"{flag} {path}: not a readable checkpoint of tensors alone ({reason})") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UsageError(f"{flag} {path}: holds {type(state).__name__}, not a state_dict of named tensors")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's on foreign formats; what matters ends in the message
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes at random make torch raise almost anything
+        raise UsageError(f"{flag} {path}: {_reason(error)}; give a state_dict written by torch.save") from error
+    if not isinstance(state, Mapping) or not state:
+        given = "nothing" if isinstance(state, Mapping) else f"a {type(state).__name__}"
+        raise UsageError(f"{flag} {path}: holds {given}, not a state_dict of named tensors")
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise UsageError(
+                f"{flag} {path}: {name!r} is a {type(value).__name__}, not a tensor; give the state_dict alone"
+            )
     return {str(name): value for name, value in state.items()}
 
 
+def _reason(error: Exception) -> str:
+    """Why torch did not load a file, without the page that it writes about unsafe ways to load it."""
+    refused = re.search(r"GLOBAL (\S+)", str(error))
+    if refused:
+        return f"holds more than tensors ({refused[1].rstrip('.')}), and what is no tensor is not loaded"
+    if "TorchScript" in str(error):
+        return "is a TorchScript archive"
+    return "is truncated or no checkpoint at all"
+
+
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], path: Path, flag: str) -> None:
-    """Load `state`, or raise UsageError that names the first key that is missing, unknown or of another shape."""
+    """Load `state`, or raise UsageError that names the first key that is missing, unknown, of another shape or kind, or
+    not finite."""
     wanted = module.state_dict()
     for name, value in wanted.items():
         if name not in state:
-            raise UsageError(f"{flag} {path}: key {name!r} is missing; was it saved from another --model?")
-        if state[name].shape != value.shape:
-            given, needed = tuple(state[name].shape), tuple(value.shape)
-            raise UsageError(f"{flag} {path}: {name!r} has shape {given}, the model needs {needed}")
+            other = next((key for key in state if key not in wanted), None)
+            instead = "" if other is None else f", but there is {other!r}"
+            prefix = other.removesuffix(name) if other is not None and other.endswith(f".{name}") else ""
+            hint = f"take {prefix!r} off every key" if prefix else "was it saved from another --model?"
+            raise UsageError(f"{flag} {path}: key {name!r} is missing{instead}; {hint}")
+        given = state[name]
+        if given.shape != value.shape:
+            shapes = f"{tuple(given.shape)}, the model needs {tuple(value.shape)}"
+            raise UsageError(f"{flag} {path}: {name!r} has shape {shapes}")
+        dense = given.layout == torch.strided and given.device.type == "cpu"
+        if given.is_floating_point() != value.is_floating_point() or not dense:
+            kind = f"{given.dtype}, {given.layout} on {given.device}"
+            raise UsageError(f"{flag} {path}: {name!r} is {kind}; the model needs dense {value.dtype}")
+        if not given.isfinite().all():
+            raise UsageError(f"{flag} {path}: {name!r} holds NaN or infinity; give an earlier checkpoint")
     for name in state:
         if name not in wanted:
             raise UsageError(f"{flag} {path}: key {name!r} is not in the model; was it saved from another --model?")

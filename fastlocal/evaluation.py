@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from . import interrupts
 from .data.sources.resident import ResidentSource
 from .losses import Loss, count_correct
 from .precision import Numerics
@@ -40,6 +41,7 @@ def evaluate(
     correct = torch.zeros(len(topk), dtype=torch.float64, device=source.device)
     size = BATCH[source.device.type]
     for begin in range(0, len(source), size):
+        interrupts.poll()
         batch = source.rows(begin, begin + size)
         with numerics.autocast():
             outputs = numerics.full(module(batch.inputs))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import interrupts
 from .averaged import AveragedModel
 from .averaging.local_mean import LocalMean
 from .checkpoint import save_model
@@ -192,6 +193,7 @@ class Loop:
     def _batchnorm_inputs(self, epoch: int) -> Iterator[Tensor]:
         device = self.averaged.row.device
         for ids, client, step in self.streams.epoch_batches(epoch, self.bn_batches):
+            interrupts.poll()
             numbers = torch.tensor([client], device=device)
             yield self.source.batch(ids.unsqueeze(0).to(device), numbers, step).inputs[0]
 

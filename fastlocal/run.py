@@ -23,6 +23,7 @@ from .evaluation import evaluate
 from .executors.base import Executor, LabelNoise, LocalProblem
 from .executors.looped import LoopedExecutor
 from .executors.stacked import StackedExecutor
+from .interrupts import held_back
 from .layout import ParamLayout, param_layout
 from .local_module import local_module
 from .loop import Loop
@@ -107,13 +108,19 @@ def _label_range(data: DataSet, loss: Loss) -> tuple[int, int] | None:
 
 
 def _resolve_batchnorm(config: RunConfig, module: nn.Module) -> RunConfig:
+    for name, part in module.named_modules():
+        if isinstance(part, nn.modules.instancenorm._InstanceNorm) and part.track_running_stats:
+            raise UsageError(f"model: {name} keeps running statistics, which local steps do not; leave them out")
     there = has_batchnorm(module)
     if config.model.bn and not there:
         raise UsageError(f"--bn 1: {config.model.model} has no BatchNorm; use --bn 0")
     if config.model.bn is False and there:
         raise UsageError(
-            f"--bn 0: {config.model.model} has BatchNorm, whose running statistics local steps do not keep; use --bn 1"
+        given, model = config.model.bn_batches, config.model.model
+        raise UsageError(f"--bn-batches {given}: must be at least 1, as {model} has BatchNorm")
         )
+    if there and config.model.bn_batches < 1:
+        raise UsageError(f"--bn-batches {config.model.bn_batches}: {config.model.model} has BatchNorm; give at least 1")
     return config.with_values(bn=there)
 
 
@@ -209,6 +216,7 @@ def _build_loop(prepared: Prepared, logger: Logger) -> Loop:
     )
 
 
+@held_back()
 def train(prepared: Prepared, *, overwrite: bool, sinks: Callable[[Path], Sequence[Logger]]) -> Loop:
     """Create the run directory and train to the end.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastlocal import kernels
 
+from .. import interrupts
 from ..data.sources.resident import Batch, ResidentSource
 from ..layout import ParamLayout
 from ..losses import Loss
@@ -82,6 +83,7 @@ class LocalProblem:
 
     def batch(self, plan: RoundPlan, step: int, clients: slice) -> tuple[Batch, Tensor]:
         """Local step `step` of these clients of the plan: the batch, and the targets that the loss sees."""
+        interrupts.poll()
         return self._batch(plan.sample_ids[step, clients], plan.client_ids[clients], plan.first_step + step)
 
     def batches_of(self, plan: RoundPlan, client: int) -> Iterator[tuple[Batch, Tensor]]:
@@ -95,6 +97,7 @@ class LocalProblem:
             steps = plan.first_step + begin + torch.arange(len(sample_ids), device=sample_ids.device)
             batch, targets = self._batch(sample_ids, plan.client_ids[client].expand_as(steps), steps)
             for step in range(len(steps)):
+                interrupts.poll()
                 yield Batch(batch.inputs[step], batch.targets[step]), targets[step]
 
     def _batch(self, sample_ids: Tensor, clients: Tensor, step: Tensor | int) -> tuple[Batch, Tensor]:
