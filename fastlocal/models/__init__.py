@@ -40,14 +40,23 @@ def build(
     seed: what the weights are drawn from; the caller's random generators are left as they were
     Raises UsageError for an unknown name, for images that the model cannot take, and for groups that do not divide.
     """
-    if name not in NAMES and not name.startswith(TORCHVISION_PREFIX):
-        raise UsageError(f"--model {name!r} is unknown{_suggestion(name)}")
+    refuse_unknown(name)
     import torch
 
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # torch.manual_seed would seed the accelerators' generators too, which fork_rng(devices=[]) does not restore.
         torch.default_generator.manual_seed(seed)
         return _construct(name, in_channels, classes, image_size, n_groups)
+
+
+def refuse_unknown(name: str) -> None:
+    """Raise UsageError where `build` knows no model `name`."""
+    if name.startswith(TORCHVISION_PREFIX):
+        from fastlocal.models.torchvision_models import check_name
+
+        check_name(name.removeprefix(TORCHVISION_PREFIX))
+    elif name not in NAMES:
+        raise UsageError(f"--model {name!r} is unknown{_suggestion(name)}")
 
 
 def has_batchnorm(module: nn.Module) -> bool:

@@ -19,6 +19,13 @@ def classification_names() -> tuple[str, ...]:
     return tuple(models.list_models(module=models))
 
 
+def check_name(name: str) -> None:
+    """Raise UsageError where torchvision has no classification model `name`."""
+    if name not in classification_names():
+        hint = nearest(f"torchvision.{name}", (f"torchvision.{known}" for known in classification_names()))
+        raise UsageError(f"--model 'torchvision.{name}' is no classification model of torchvision{hint}")
+
+
 def torchvision_model(name: str, in_channels: int, classes: int, image_size: tuple[int, int]) -> nn.Module:
     """torchvision's model `name`, without auxiliary heads: images [n, in_channels, *image_size] -> [n, classes].
 
@@ -27,9 +34,7 @@ def torchvision_model(name: str, in_channels: int, classes: int, image_size: tup
     """
     from torchvision import models
 
-    if name not in classification_names():
-        hint = nearest(f"torchvision.{name}", (f"torchvision.{known}" for known in classification_names()))
-        raise UsageError(f"--model 'torchvision.{name}' is no classification model of torchvision{hint}")
+    check_name(name)
     try:
         module = models.get_model(name, weights=None, num_classes=classes, **_options(name, image_size))
         if in_channels != 3:
