@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
-from .checkpoint import write_atomically
+from .checkpoint import TEMPORARY_SUFFIX, write_atomically
 from .config import RunConfig
 from .errors import UsageError
 
-OURS = ("config.json", "metrics.jsonl", "steps.jsonl", "*.pt", "events.out.tfevents.*")
+SIGNS = ("config.json", "metrics.jsonl", "latest.pt")
+"""Any of these files shows that a folder holds a run."""
+OURS = (
+    *SIGNS,
+    "steps.jsonl",
+    "resume.pt",
+    "H=*.pt",
+    "phase_epoch=*.pt",
+    "events.out.tfevents.*",
+    f".*{TEMPORARY_SUFFIX}",
+)
+"""What a run writes; --overwrite removes these and nothing else."""
 
 
 def default_directory(name: str) -> Path:
@@ -24,19 +36,34 @@ def default_directory(name: str) -> Path:
 
 def check_directory(path: Path, overwrite: bool) -> None:
     """Raise UsageError where `path` cannot become the run directory; changes nothing."""
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isdir(path):
         raise UsageError(f"--log-pth {path}: is a file; give a folder")
-    if (path / "config.json").exists() and not overwrite:
-        raise UsageError(f"--log-pth {path}: already holds a run; give another folder or --overwrite 1")
+    found = [name for name in SIGNS if os.path.exists(path / name)]
+    if found and not overwrite:
+        raise UsageError(f"--log-pth {path}: already holds a run ({found[0]}); give another folder or --overwrite 1")
+    there = next(parent for parent in (path, *path.parents) if os.path.exists(parent) or parent == parent.parent)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"--log-pth {path}: {there} cannot be written to; give another folder")
 
 
 def create_directory(path: Path, config: RunConfig) -> None:
-    """Make `path`, remove an earlier run's files from it, and write config.json."""
+    """Make `path`, remove an earlier run's files from it, and write config.json.
+
+    Raises UsageError where it cannot be written, and where the start weights are among the files to remove.
+    """
+    start = config.model.resume_pth
     try:
         path.mkdir(parents=True, exist_ok=True)
-        for pattern in OURS:
-            for old in path.glob(pattern):
-                old.unlink()
+        # files that only look like ours, in a folder without a run, belong to somebody else
+        earlier = sorted(old for pattern in OURS for old in path.glob(pattern)) if _holds_run(path) else []
+        if start is not None and any(os.path.samefile(old, start) for old in earlier if os.path.exists(start)):
+            raise UsageError(f"--resume-pth {start}: --overwrite 1 would remove it with the earlier run; move it first")
+        for old in earlier:
+            old.unlink()
         write_atomically(path / "config.json", lambda file: file.write(config.to_json().encode()))
     except OSError as error:
         raise UsageError(f"--log-pth {path}: cannot be written ({error.strerror or error}); give another") from error
+
+
+def _holds_run(path: Path) -> bool:
+    return any((path / name).exists() for name in SIGNS)
