@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import os.path
 from collections.abc import Iterator
 
 from .config import RunConfig
 from .errors import UsageError
+
+LARGEST = 2**31 - 1
+"""Of every count: beyond it, products of two counts leave 64 bits."""
 
 
 def check(config: RunConfig) -> None:
@@ -16,6 +20,7 @@ def check(config: RunConfig) -> None:
 
 
 def _problems(config: RunConfig) -> Iterator[str]:
+    yield from _paths(config)
     yield from _counts(config)
     yield from _rates(config)
     yield from _clients(config)
@@ -23,6 +28,23 @@ def _problems(config: RunConfig) -> Iterator[str]:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def _paths(config: RunConfig) -> Iterator[str]:
+    given = {
+        "data_pth": config.data.data_pth,
+        "train_pth": config.data.train_pth,
+        "val_pth": config.data.val_pth,
+        "resume_pth": config.model.resume_pth,
+        "log_pth": config.log.log_pth,
+    }
+    for name, path in given.items():
+        if path is None:
+            continue
+        if not path:
+            yield f"{_flag(name)} '': is empty; give a path, or None for the default"
+        if path.startswith("~") and os.path.expanduser(path) == path:
+            yield f"{_flag(name)} {path}: there is no such user's home; write the path out"
 
 
 def _counts(config: RunConfig) -> Iterator[str]:
@@ -45,16 +67,18 @@ def _counts(config: RunConfig) -> Iterator[str]:
     for name, value in positive.items():
         if value is not None and value < 1:
             yield f"{_flag(name)} {value}: must be at least 1"
+        if value is not None and value > LARGEST:
+            yield f"{_flag(name)} {value}: must be at most {LARGEST}"
     from_zero = {
         "resume": config.model.resume,
         "nw": config.data.nw,
-        "seed": config.machine.seed,
     }
     for name, value in from_zero.items():
-        if value < 0:
-            yield f"{_flag(name)} {value}: must be 0 or more"
-    if config.machine.seed >= 2**63:
-        yield f"--seed {config.machine.seed}: must be below 2^63"
+        if not 0 <= value <= LARGEST:
+            yield f"{_flag(name)} {value}: must be 0 or more, and at most {LARGEST}"
+    # the permutation of epoch e is seeded with seed + e, which torch takes below 2^64
+    if not 0 <= config.machine.seed < 2**63:
+        yield f"--seed {config.machine.seed}: must be 0 or more, and below 2^63"
 
 
 def _rates(config: RunConfig) -> Iterator[str]:

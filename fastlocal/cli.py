@@ -3,38 +3,56 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 from . import __version__
 from .errors import UsageError, nearest
+from .interrupts import interruptible
 
 COMMANDS = {
     "train": "train many Local SGD clients; `fastlocal train --help` lists the flags",
     "evaluate": "accuracy and loss of a stored model",
     "recipes": "the named runs that train takes",
 }
-USAGE_STATUS = 2
+USAGE_STATUS, STOPPED_STATUS = 2, 75
+BROKEN_PIPE_STATUS = 128 + 13  # as a shell shows a program that SIGPIPE ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 2 a user's mistake, 3 a loss that is not finite, 75 stopped."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    with interruptible():
+        try:
+            status = _run(list(sys.argv[1:] if argv is None else argv))
+            sys.stdout.flush()
+        except UsageError as error:
+            print(f"fastlocal: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+            return USAGE_STATUS
+        except KeyboardInterrupt:
+            print("fastlocal: stopped by a signal", file=sys.stderr)
+            return STOPPED_STATUS
+        except SystemExit as parser:
+            return parser.code if isinstance(parser.code, int) else USAGE_STATUS
+        except BrokenPipeError:
+            # whoever read our output, `head` say, has seen enough; Python would complain when it flushes at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE_STATUS
+    return status
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
         return 0 if words else USAGE_STATUS
     if words[0] == "--version":
         print(f"fastlocal {__version__}")
         return 0
-    try:
-        if words[0] not in COMMANDS:
-            known = ", ".join(COMMANDS)
-            raise UsageError(f"unknown command {words[0]!r}{nearest(words[0], COMMANDS)}; known: {known}")
-        command = importlib.import_module(f".commands.{words[0]}", __package__)
-        status: int = command.run(words[1:])
-    except UsageError as error:
-        print(f"fastlocal: error: {error}", file=sys.stderr)
-        return USAGE_STATUS
+    if words[0] not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        raise UsageError(f"unknown command {words[0]!r}{nearest(words[0], COMMANDS)}; known: {known}")
+    command = importlib.import_module(f".commands.{words[0]}", __package__)
+    status: int = command.run(words[1:])
     return status
 
 

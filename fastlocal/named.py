@@ -5,33 +5,46 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from .checkpoint import load_strictly, read_state
 from .config import RunConfig
 from .data import datasets
-from .data.types import DataSet
+from .data.types import DataSet, Split
+from .errors import UsageError
+from .interrupts import held_back
 from .losses import cross_entropy
-from .models import build
+from .models import build, refuse_unknown
 from .resolve import resolve_device
 from .run import Prepared, prepare
 
+PUBLISHED = {
+    "cifar10": (50_000, 10_000, (3, 32, 32), 10),
+    "cifar100": (50_000, 10_000, (3, 32, 32), 100),
+    "fashion_mnist": (60_000, 10_000, (1, 28, 28), 10),
+}
+"""Data sets whose sizes are known without reading them: training images, test images, shape, classes."""
+
 
 def load_data(config: RunConfig, message: Callable[[str], None]) -> DataSet:
-    """The data set that the flags name."""
+    """The data set that the flags name; raises UsageError where it cannot be read."""
     data = config.data
-    return datasets.load(
-        data.dataset,
-        data_pth=data.data_pth,
-        train_pth=data.train_pth,
-        val_pth=data.val_pth,
-        mean=data.mean,
-        std=data.std,
-        seed=config.machine.seed,
-        workers=data.nw,
-        image_size=data.image_size,
-        message=message,
-    )
+    try:
+        return datasets.load(
+            data.dataset,
+            data_pth=data.data_pth,
+            train_pth=data.train_pth,
+            val_pth=data.val_pth,
+            mean=data.mean,
+            std=data.std,
+            seed=config.machine.seed,
+            workers=data.nw,
+            image_size=data.image_size,
+            message=message,
+        )
+    except OSError as error:
+        raise UsageError(f"--data-pth {data.data_pth}: {data.dataset} cannot be read ({error})") from error
 
 
 def make_model(config: RunConfig, data: DataSet, state: dict[str, Tensor] | None, flag: str, path: Path) -> nn.Module:
@@ -53,26 +66,43 @@ def make_model(config: RunConfig, data: DataSet, state: dict[str, Tensor] | None
         seed=config.machine.seed,
     )
     if state is not None:
+        if any(value.dtype == torch.float64 for value in state.values()):
+            module.double()  # so that a run in fp64 starts from every digit
         load_strictly(module, state, path, flag)
     return module
 
 
-def prepare_named(config: RunConfig, message: Callable[[str], None]) -> Prepared:
+def prepare_named(config: RunConfig, message: Callable[[str], None], *, dry_run: bool = False) -> Prepared:
     """A run of a named model on a named data set, ready to start.
 
     message: takes one line for a person while data are read
+    dry_run: neither read nor download a data set whose sizes are known; what comes back can be looked at, not trained
     """
     resolve_device(config.machine.device)
+    refuse_unknown(config.model.model)
     path = Path(config.model.resume_pth or "").expanduser()
     state = None if config.model.resume_pth is None else read_state(path, "--resume-pth")
-    data = load_data(config, message)
-    return prepare(
-        config,
-        data,
-        lambda: make_model(config, data, state, "--resume-pth", path),
-        cross_entropy,
-        model_flag=f"--model {config.model.model}",
-    )
+    data = _outline(config) if dry_run and config.data.dataset in PUBLISHED else load_data(config, message)
+    with held_back():
+        return prepare(
+            config,
+            data,
+            lambda: make_model(config, data, state, "--resume-pth", path),
+            cross_entropy,
+            model_flag=f"--model {config.model.model}",
+        )
+
+
+def _outline(config: RunConfig) -> DataSet:
+    """A published data set's sizes, without memory behind them."""
+    n_train, n_test, shape, classes = PUBLISHED[config.data.dataset]
+    for flag, given in (("--mean", config.data.mean), ("--std", config.data.std)):
+        if given is not None and len(given) != shape[0]:
+            raise UsageError(f"{flag} takes {shape[0]} value(s), one per channel; got {len(given)}")
+    image, label = torch.zeros(1, *shape, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
+    train, test = (Split(image.expand(n, *shape), label.expand(n)) for n in (n_train, n_test))
+    half = (0.5,) * shape[0]
+    return DataSet(config.data.dataset, train, test, classes=classes, mean=half, std=half)
 
 
 def _classes(state: dict[str, Tensor]) -> int:

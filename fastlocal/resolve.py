@@ -29,7 +29,7 @@ def resolve_device(name: str | None) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"--device {name}: unknown; use cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
         raise UsageError(f"--device {name}: not supported; use cpu, cuda or cuda:N")
     if device.type == "cuda":
         if not torch.cuda.is_available():
@@ -74,14 +74,16 @@ def _steps_per_epoch(config: RunConfig, samples: int) -> int:
     total, steps = config.client.total_batch_size, config.schedule.steps_per_epoch
     if config.client.replacement:
         return steps or max(1, samples // total)
+    clients = f"{config.clients} clients x --batch-size {config.client.batch_size}"
     if total > samples:
         raise UsageError(
-            f"--total-batch-size {total}: more than the {samples} training samples; lower it or use --replacement 1"
+            f"--total-batch-size {total} ({clients}): more than the {samples} training samples; lower it or --clients, "
+            "or use --replacement 1"
         )
     if steps is not None and total * steps > samples:
         raise UsageError(
-            f"--steps-per-epoch {steps}: {steps} x {total} samples per epoch, but the training set has {samples}; "
-            f"at most {samples // total} fit, or use --replacement 1"
+            f"--steps-per-epoch {steps}: {steps} x {total} ({clients}) samples per epoch, but the training set has "
+            f"{samples}; at most {samples // total} steps fit (-1 takes as many), or use --replacement 1"
         )
     return steps or samples // total
 

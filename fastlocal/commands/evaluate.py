@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import tyro
 
+from ..checks import check
 from ..config import Precision, RunConfig
+from ..interrupts import held_back
 from ..recipes import default
-from .flags import normalise, registry
+from .words import SEVERAL_VALUES, is_number, normalise, refuse_unknown, registry
 
 
 @dataclass(frozen=True)
@@ -40,17 +43,21 @@ class EvaluateFlags:
 
 def run(argv: Sequence[str]) -> int:
     """Print `val_acc1 ... val_loss ...`."""
-    flags = tyro.cli(EvaluateFlags, prog="fastlocal evaluate", args=normalise(argv), registry=registry())
-
-    from ..checkpoint import read_state
-    from ..data.sources.resident import ResidentSource
-    from ..evaluation import evaluate
-    from ..losses import cross_entropy
-    from ..named import load_data, make_model
-    from ..precision import numerics
-    from ..resolve import resolve_device
-
+    words = _checkpoint_first(normalise(argv))
+    refuse_unknown(words, (spec.name for spec in dataclasses.fields(EvaluateFlags)[1:]), "fastlocal evaluate")
+    flags = tyro.cli(EvaluateFlags, prog="fastlocal evaluate", args=words, registry=registry())
     config = _config(flags)
+    check(config)
+
+    with held_back():
+        from ..checkpoint import read_state
+        from ..data.sources.resident import ResidentSource
+        from ..evaluation import evaluate
+        from ..losses import cross_entropy
+        from ..named import load_data, make_model
+        from ..precision import numerics
+        from ..resolve import resolve_device
+
     device = resolve_device(flags.device)
     numbers = numerics(flags.precision, device)
     state = read_state(flags.checkpoint, "CHECKPOINT")
@@ -62,6 +69,18 @@ def run(argv: Sequence[str]) -> int:
     result = evaluate(module, source, loss=cross_entropy, topk=(1,), numerics=numbers)
     print(f"val_acc1 {result.accuracies[0]:.4f} val_loss {result.loss:.4f}")
     return 0
+
+
+def _checkpoint_first(words: list[str]) -> list[str]:
+    """The same words with a checkpoint that follows --mean or --std, which take any number of values, at the front."""
+    first: list[str] = []
+    rest: list[str] = []
+    flag = ""
+    for word in words:
+        flag = word if word.startswith("--") else flag
+        stray = flag in SEVERAL_VALUES and word not in (flag, "None") and not is_number(word)
+        (first if stray else rest).append(word)
+    return first + rest
 
 
 def _config(flags: EvaluateFlags) -> RunConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -12,9 +11,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from ..config import RunConfig, read_config
+from ..config import AREA_OF, AREAS, RunConfig, read_config
 from ..errors import UsageError, nearest
 from ..recipes import RECIPES, default
+from .words import is_flag, normalise, refuse_unknown, registry, value_of
 
 RATES = ("start_lr", "lr", "client_lr")
 
@@ -38,13 +38,25 @@ class TrainFlags:
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
 
+OWN = tuple(spec.name for spec in dataclasses.fields(TrainFlags) if spec.name != "run")
+RUN = tuple(spec.name for spec in dataclasses.fields(RunConfig) if spec.name not in AREAS)
+BOOLEANS = tuple(
+    "--" + spec.name.replace("_", "-")
+    for kind in (TrainFlags, *AREAS.values())
+    for spec in dataclasses.fields(kind)
+    if str(spec.type).startswith("bool")
+)
+
+
 def parse(argv: Sequence[str]) -> TrainFlags:
     """The flags of `fastlocal train`, with `run` as they make it.
 
-    Raises UsageError for combinations that contradict each other, SystemExit(2) for what the parser refuses.
+    Raises UsageError for flags that do not exist or contradict each other, SystemExit(2) for what the parser refuses.
     """
     recipe, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
     words = normalise(rest)
+    refuse_unknown(words, (*OWN, *RUN, *AREA_OF), "fastlocal train")
+    _refuse_stray_recipe(recipe, words)
     base = _base(recipe, words)
     flags = tyro.cli(
         TrainFlags,
@@ -54,86 +66,41 @@ def parse(argv: Sequence[str]) -> TrainFlags:
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
         registry=registry(),
     )
-    given = {word.split("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
+    given = {word.lstrip("-").replace("-", "_") for word in words if is_flag(word)}
     return dataclasses.replace(flags, run=_settle(flags, given))
 
 
-def registry() -> tyro.constructors.ConstructorRegistry:
-    """Booleans as the reference writes them: 1/0/true/false, and bare they mean 1."""
-    rules = tyro.constructors.ConstructorRegistry()
-
-    @rules.primitive_rule
-    def boolean(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[bool] | None:
-        if info.type is not bool:
-            return None
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs="*",
-            metavar="{0,1}",
-            instance_from_str=_boolean,
-            is_instance=lambda value: isinstance(value, bool),
-            str_from_instance=lambda value: [str(int(value))],
-        )
-
-    return rules
-
-
-def _boolean(words: list[str]) -> bool:
-    meanings = {"1": True, "true": True, "1.0": True, "0": False, "false": False, "0.0": False}
-    if not words:
-        return True
-    if len(words) > 1 or words[0].lower() not in meanings:
-        raise ValueError(f"{' '.join(words)!r} is not 1, 0, true or false")
-    return meanings[words[0].lower()]
-
-
-def normalise(argv: Sequence[str]) -> list[str]:
-    """`--flag=value` as two words, commas in --mean and --std as spaces, and the reference's `--wandb None`."""
-    words: list[str] = []
-    for word in argv:
-        words += word.split("=", 1) if word.startswith("--") and "=" in word else [word]
-    out: list[str] = []
-    for previous, word in zip(["", *words], words, strict=False):
-        if previous == "--wandb" and word == "None":
-            out.append("online")
-        elif "," in word and not word.startswith("--"):
-            in_list = _flag_before(out) in ("--mean", "--std")
-            out += word.replace(",", " ").split() if in_list else [word]
-        else:
-            out.append(word)
-    return out
-
-
-def _flag_before(words: Sequence[str]) -> str:
-    return next((word for word in reversed(words) if word.startswith("--")), "")
+def _refuse_stray_recipe(recipe: str | None, words: Sequence[str]) -> None:
+    if recipe is not None and words and not is_flag(words[0]):
+        raise UsageError(f"{words[0]!r} after the recipe {recipe!r}: give one recipe, then flags")
+    for before, word in zip(words, words[1:], strict=False):
+        if word in RECIPES and (not is_flag(before) or before in BOOLEANS):
+            raise UsageError(f"the recipe {word!r} comes first: fastlocal train {word} {before} ...")
 
 
 def _base(recipe: str | None, words: Sequence[str]) -> RunConfig:
     """What the flags change: a recipe, a config.json, or the defaults of a program."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config")
-    first.add_argument("--schedule", choices=("rounds", "epochs"))
-    chosen, _ = first.parse_known_args(words)
-    if recipe is not None and chosen.config is not None:
-        raise UsageError(f"--config {chosen.config}: cannot be combined with the recipe {recipe!r}; give one of them")
+    stored = value_of("--config", words)
+    if recipe is not None and stored is not None:
+        raise UsageError(f"--config {stored}: cannot be combined with the recipe {recipe!r}; give one of them")
     if recipe is not None:
         if recipe not in RECIPES:
             known = ", ".join(RECIPES)
             raise UsageError(f"unknown recipe {recipe!r}{nearest(recipe, RECIPES)}; known: {known}")
         return RECIPES[recipe]()
-    if chosen.config is not None:
-        return _read(Path(chosen.config), words)
-    return default(chosen.schedule or "rounds")
+    if stored is not None:
+        return _read(Path(stored).absolute())
+    return default("epochs" if value_of("--schedule", words) == "epochs" else "rounds")
 
 
-def _read(path: Path, words: Sequence[str]) -> RunConfig:
-    """A run to repeat; it goes into a fresh directory unless --overwrite says to use its own again."""
+def _read(path: Path) -> RunConfig:
     try:
-        config = read_config(path)
+        return read_config(path)
     except OSError as error:
         raise UsageError(f"--config {path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise UsageError(f"--config {path}: is not a config.json of a run ({error})") from error
-    return config if "--overwrite" in words else config.with_values(log_pth=None)
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"--config {path}: is not the config.json of a run ({reason[:120]})") from error
 
 
 def _settle(flags: TrainFlags, given: set[str]) -> RunConfig:
@@ -162,4 +129,6 @@ def _settle(flags: TrainFlags, given: set[str]) -> RunConfig:
         changes["steps_per_epoch"] = None
     if config.model.n_groups == -1:
         changes["n_groups"] = RunConfig().model.n_groups
+    if flags.config is not None and "log_pth" not in given and not flags.overwrite:
+        changes["log_pth"] = None  # a repeated run gets a folder of its own
     return config.with_values(**changes)

@@ -9,11 +9,11 @@ from ..schedules.synchronization import decay_rounds
 
 def plan_text(prepared: Prepared) -> str:
     """The resolved plan: clients, H per phase, rounds, decay rounds, rates and memory."""
-    config, progress = prepared.config, prepared.progress
+    config, progress, data = prepared.config, prepared.progress, prepared.data
     schedule = config.schedule
     rows = [
         ("model", f"{config.model.model}, {prepared.layout.n_params:,} trained parameters"),
-        ("data", f"{config.data.dataset}, {len(prepared.data.train)} training and {len(prepared.data.test)} test samples"),
+        ("data", f"{config.data.dataset}, {len(data.train)} training and {len(data.test)} test samples"),
         ("clients", f"{config.clients}, {config.machine.chunk} resident at once"),
         ("batch", f"{config.client.batch_size} per client, {config.client.total_batch_size} in all"),
         ("steps", f"{progress.total_steps} local steps, {progress.steps_per_epoch} per epoch"),
@@ -29,7 +29,7 @@ def plan_text(prepared: Prepared) -> str:
         rates += f" to {progress.warm_up.peak:g} over {progress.warm_up.steps} steps"
     rows.append(("rate", f"{rates}, x {config.sgd.gamma:g} at each decay"))
     rows.append(("computed", f"{config.machine.executor} on {config.machine.device} in {config.machine.precision}"))
-    sizes = memory_bytes(config, prepared.data, prepared.layout.n_params)
+    sizes = memory_bytes(config, data, prepared.layout.n_params)
     for what, size in sizes.items():
         rows.append(("memory", f"{size / 2**20:,.1f} MiB {what}"))
     rows.append(("memory", "activations of the resident clients come on top"))

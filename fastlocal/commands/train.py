@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from ..checks import check
 from ..errors import NonFiniteLoss
+from ..interrupts import held_back
 from .flags import parse
 
 if TYPE_CHECKING:
@@ -26,38 +25,38 @@ def run(argv: Sequence[str]) -> int:
     flags = parse(argv)
     check(flags.run)
 
-    from ..directory import check_directory
-    from ..named import prepare_named
-    from ..run import train
-    from ..telemetry.console import summary_table
-    from ..telemetry.sinks import sinks
+    with held_back():
+        from ..directory import check_directory
+        from ..named import prepare_named
+        from ..run import train
+        from ..telemetry.console import summary_table
+        from ..telemetry.sinks import sinks
 
     if flags.run.log.log_pth is not None and not flags.dry_run:
         check_directory(Path(flags.run.log.log_pth).expanduser().absolute(), flags.overwrite)
-    prepared = prepare_named(flags.run, lambda text: print(text, file=sys.stderr))
+    prepared = prepare_named(flags.run, lambda text: print(text, file=sys.stderr), dry_run=flags.dry_run)
     if flags.dry_run:
         from .plan_text import plan_text
 
         print(plan_text(prepared))
         return 0
-    signal.signal(signal.SIGTERM, _interrupt)
     config = prepared.config
     directory = Path(str(config.log.log_pth))
     try:
         loop = train(prepared, overwrite=flags.overwrite, sinks=partial(sinks, config.log, config.name, console=True))
     except NonFiniteLoss as error:
-        last = "the last evaluated model is latest.pt" if (directory / "latest.pt").exists() else "nothing was evaluated"
-        print(f"fastlocal: stopped: {error}; {last} in {directory}", file=sys.stderr)
+        print(f"fastlocal: stopped: {error}; {_reached(directory)}", file=sys.stderr)
         return NOT_FINITE
     except KeyboardInterrupt:
-        print(f"fastlocal: stopped by a signal; the last averaged model is {directory / 'latest.pt'}", file=sys.stderr)
+        print(f"fastlocal: stopped by a signal; {_reached(directory)}", file=sys.stderr)
         return STOPPED
     _finish(prepared, loop, summary_table(loop.history))
     return 0
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _reached(directory: Path) -> str:
+    latest = directory / "latest.pt"
+    return f"the last model is {latest}" if latest.exists() else f"no model was written to {directory}"
 
 
 def _finish(prepared: Prepared, loop: Loop, table: str) -> None:

@@ -1,0 +1,95 @@
+"""The words of a command line before and around the parser: the reference's spellings, and flags that do not exist."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import tyro
+
+from ..errors import UsageError, nearest
+
+SEVERAL_VALUES = ("--mean", "--std")
+
+
+def registry() -> tyro.constructors.ConstructorRegistry:
+    """Booleans as the reference writes them: 1/0/true/false, and bare they mean 1."""
+    rules = tyro.constructors.ConstructorRegistry()
+
+    @rules.primitive_rule
+    def boolean(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[bool] | None:
+        if info.type is not bool:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="{0,1}",
+            instance_from_str=_boolean,
+            is_instance=lambda value: isinstance(value, bool),
+            str_from_instance=lambda value: [str(int(value))],
+        )
+
+    return rules
+
+
+def _boolean(words: list[str]) -> bool:
+    meanings = {"1": True, "true": True, "1.0": True, "0": False, "false": False, "0.0": False}
+    if not words:
+        return True
+    if len(words) > 1 or words[0].lower() not in meanings:
+        raise ValueError(f"{' '.join(words)!r} is not 1, 0, true or false")
+    return meanings[words[0].lower()]
+
+
+def normalise(argv: Sequence[str]) -> list[str]:
+    """`--flag=value` as two words, `_` in flags as `-`, commas in --mean and --std as spaces, and the reference's
+    `--wandb None`, which means online."""
+    words: list[str] = []
+    for word in argv:
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            words += [name.replace("_", "-"), value] if equals else [name.replace("_", "-")]
+        else:
+            words.append(word)
+    out: list[str] = []
+    flag = ""
+    for word in words:
+        if is_flag(word):
+            flag = word
+            out.append(word)
+        elif flag == "--wandb" and word == "None":
+            out.append("online")
+        elif flag in SEVERAL_VALUES:
+            out += word.replace(",", " ").split()
+        else:
+            out.append(word)
+    return out
+
+
+def is_number(word: str) -> bool:
+    """Whether a word reads as a number, NaN and infinity included."""
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def is_flag(word: str) -> bool:
+    """Whether a word is a flag, and not a value such as -1, -1e-3 or -inf."""
+    return word.startswith("-") and word not in ("-", "--") and not is_number(word)
+
+
+def refuse_unknown(words: Iterable[str], names: Iterable[str], command: str) -> None:
+    """Raise UsageError for the first flag among `words` that `command` does not have.
+
+    names: of the fields that are its flags
+    """
+    known = ["--" + name.replace("_", "-") for name in names]
+    for word in words:
+        if is_flag(word) and word not in (*known, "-h", "--help"):
+            raise UsageError(f"unknown flag {word}{nearest(word, known)}; `{command} --help` lists the flags")
+
+
+def value_of(flag: str, words: Sequence[str]) -> str | None:
+    """The word after the last `flag`, or None."""
+    found = [after for word, after in zip(words, words[1:], strict=False) if word == flag]
+    return found[-1] if found and not is_flag(found[-1]) else None
