@@ -167,6 +167,34 @@ def test_what_vmap_cannot_take(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err.count("training with --executor looped") == 1
 
 
+class PaddedWords(nn.Module):
+    """Uses the functional embedding, whose vmap rule in torch 2.15 misses the padding row of all clients but the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Parameter(torch.randn(20, 8, generator=torch.Generator().manual_seed(5)))
+        self.output = nn.Linear(8, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.output(nn.functional.embedding(tokens, self.words, padding_idx=3).mean(dim=1))
+
+
+def test_a_wrong_vmap_rule_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="gradients under vmap are not those of the plain module"):
+        fit(tmp_path, PaddedWords(), executor="stacked", **sentences())
+    module = PaddedWords()
+    run = fit(tmp_path, module, progress=True, weight_decay=0.0, **sentences())
+    assert "training with --executor looped" in capsys.readouterr().err
+    trained = run.model.state_dict()["words"]
+    assert torch.equal(trained[3], module.words[3]) and not torch.equal(trained[4], module.words[4])
+
+
+def test_running_statistics_that_nobody_estimates_are_refused(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Unflatten(1, (2, 4)), nn.InstanceNorm1d(2, track_running_stats=True), nn.Flatten())
+    with pytest.raises(ValueError, match="1 keeps running statistics"):
+        fit(tmp_path, nn.Sequential(*module, nn.Linear(8, 2)))
+
+
 class Extra(nn.Module):
     """A frozen layer, a parameter that nothing uses, and tied weights."""
 

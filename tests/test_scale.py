@@ -12,8 +12,6 @@ import torch
 
 from fastlocal.cli import main
 from fastlocal.config import read_config
-from fastlocal.data import datasets
-from fastlocal.errors import UsageError
 
 MANY = "--dataset digits --model mlp --replacement 1 --batch-size 8 --step1 2 --steps-per-epoch 4 --device cpu"
 MANY += " --start-lr 0.0002 --epochs 1 --executor stacked"
@@ -57,15 +55,6 @@ def train(folder: Path, words: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture(scope="module")
-def _fashion_mnist() -> None:
-    try:
-        datasets.load("fashion_mnist", data_pth=None)
-    except UsageError as error:
-        pytest.skip(f"Fashion-MNIST is not on this machine: {error}")
-
-
-@pytest.mark.usefixtures("_fashion_mnist")
 @pytest.mark.parametrize(("model", "clients", "chunk", "h"), [("mlp", 256, 64, 4), ("cnn", 64, 16, 8)])
 def test_many_clients_on_fashion_mnist(model: str, clients: int, chunk: int, h: int, tmp_path: Path) -> None:
     words = f"--dataset fashion_mnist --model {model} --clients {clients} --chunk {chunk} --batch-size 8 --device cpu"
