@@ -116,8 +116,7 @@ def _resolve_batchnorm(config: RunConfig, module: nn.Module) -> RunConfig:
         raise UsageError(f"--bn 1: {config.model.model} has no BatchNorm; use --bn 0")
     if config.model.bn is False and there:
         raise UsageError(
-        given, model = config.model.bn_batches, config.model.model
-        raise UsageError(f"--bn-batches {given}: must be at least 1, as {model} has BatchNorm")
+            f"--bn 0: {config.model.model} has BatchNorm, whose running statistics local steps do not keep; use --bn 1"
         )
     if there and config.model.bn_batches < 1:
         raise UsageError(f"--bn-batches {config.model.bn_batches}: {config.model.model} has BatchNorm; give at least 1")
@@ -165,6 +164,7 @@ def _problem(
         nesterov=config.sgd.nesterov,
         weight_decay=config.sgd.wd,
         numerics=numbers,
+        clip_norm=config.sgd.clip_norm,
     )
 
 
