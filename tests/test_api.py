@@ -168,7 +168,7 @@ def test_what_vmap_cannot_take(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 class PaddedWords(nn.Module):
-    """Uses the functional embedding, whose vmap rule in torch 2.15 misses the padding row of all clients but the first."""
+    """Uses the functional embedding, whose vmap rule in torch 2.15 finds the padding row of the first client alone."""
 
     def __init__(self) -> None:
         super().__init__()
