@@ -51,6 +51,9 @@ def _run(words: list[str]) -> int:
     if words[0] not in COMMANDS:
         known = ", ".join(COMMANDS)
         raise UsageError(f"unknown command {words[0]!r}{nearest(words[0], COMMANDS)}; known: {known}")
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if words[0] == "train" and processes != "1":
+        raise UsageError(f"WORLD_SIZE {processes}: a run is one process; start it without torchrun or with 1 process")
     command = importlib.import_module(f".commands.{words[0]}", __package__)
     status: int = command.run(words[1:])
     return status
