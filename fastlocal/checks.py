@@ -96,6 +96,8 @@ def _rates(config: RunConfig) -> Iterator[str]:
             yield f"--max-lr {sgd.max_lr}: is below {_flag(name)} {value}; the warm-up must rise"
     if not (math.isfinite(sgd.momentum) and 0 <= sgd.momentum < 1):
         yield f"--momentum {sgd.momentum}: must be in [0, 1)"
+    if sgd.clip_norm is not None and not (math.isfinite(sgd.clip_norm) and sgd.clip_norm > 0):
+        yield f"--clip-norm {sgd.clip_norm}: must be a finite number above 0, or None not to clip"
     if sgd.nesterov and sgd.momentum == 0:
         yield "--nesterov 1: needs momentum; set --momentum above 0 or --nesterov 0"
 

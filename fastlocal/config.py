@@ -105,6 +105,8 @@ class SgdConfig:
     """weight decay, added to the gradient"""
     group_weight: bool = False
     """no weight decay for biases and normalisation parameters"""
+    clip_norm: float | None = None
+    """scale a client's gradient down to this norm where it is longer; None: leave it"""
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,8 @@ class PlainProgram:
             outputs = client(self.inputs(ids, number, step))
             loss = self.loss(outputs, self.noisy(targets, number, step))
             loss.backward()
+            if self.config.sgd.clip_norm is not None:
+                nn.utils.clip_grad_norm_(client.parameters(), self.config.sgd.clip_norm)
             optimizer.step()
             self.loss_sum += loss.item() * len(ids)
             self.samples += len(ids)

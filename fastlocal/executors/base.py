@@ -68,6 +68,7 @@ class LocalProblem:
 
     module: in training mode, its BatchNorms without running statistics; executors copy what they change
     loss: (outputs of one batch, targets) -> scalar        topk: the k of the counted right predictions, or none
+    clip_norm: the largest norm of a client's gradient; longer ones are scaled to it before weight decay is added
     """
 
     module: nn.Module
@@ -80,6 +81,7 @@ class LocalProblem:
     nesterov: bool
     weight_decay: float
     numerics: Numerics
+    clip_norm: float | None = None
 
     def batch(self, plan: RoundPlan, step: int, clients: slice) -> tuple[Batch, Tensor]:
         """Local step `step` of these clients of the plan: the batch, and the targets that the loss sees."""

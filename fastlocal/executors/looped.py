@@ -7,11 +7,10 @@ import copy
 import torch
 from torch import Tensor
 
-from fastlocal import kernels
-
 from ..losses import count_correct
 from ..stack import ClientStack
 from .base import LocalProblem, RoundPlan, RoundResult
+from .update import Update
 
 
 class LoopedExecutor:
@@ -19,9 +18,8 @@ class LoopedExecutor:
 
     def __init__(self, problem: LocalProblem) -> None:
         self.problem = problem
-        self._sgd = kernels.get("client_sgd", device=problem.source.device)
+        self._update = Update(problem)
         source, layout = problem.source, problem.layout
-        self._decay_mask = layout.decay_mask.to(source.device, source.dtype)
         self._row = torch.zeros(1, layout.n_params, device=source.device, dtype=source.dtype)
         self._grads = torch.zeros_like(self._row)
         self._module = copy.deepcopy(problem.module)
@@ -55,14 +53,5 @@ class LoopedExecutor:
             outputs = self._module(inputs)
         loss = problem.loss(problem.numerics.full(outputs), targets)
         loss.backward()
-        self._sgd(
-            self._row,
-            momentum,
-            self._grads,
-            rate,
-            self._decay_mask,
-            mu=problem.momentum,
-            weight_decay=problem.weight_decay,
-            nesterov=problem.nesterov,
-        )
+        self._update(self._row, momentum, self._grads, rate)
         return loss.detach(), outputs.detach()

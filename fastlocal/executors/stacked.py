@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from fastlocal import kernels
-
 from ..losses import count_correct
 from ..stack import ClientStack
 from .base import LocalProblem, RoundPlan, RoundResult
+from .update import Update
 
 
 class StackedExecutor:
@@ -18,8 +17,7 @@ class StackedExecutor:
 
     def __init__(self, problem: LocalProblem) -> None:
         self.problem = problem
-        self._sgd = kernels.get("client_sgd", device=problem.source.device)
-        self._decay_mask = problem.layout.decay_mask.to(problem.source.device, problem.source.dtype)
+        self._update = Update(problem)
         self._forward = vmap(self._forward_one, randomness="different")
 
     def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
@@ -30,16 +28,7 @@ class StackedExecutor:
             params = stack.params.detach().requires_grad_()
             step_losses, outputs = self._forward(params, batch.inputs, targets)
             (grads,) = torch.autograd.grad(step_losses.sum(), params)
-            self._sgd(
-                stack.params,
-                stack.momentum,
-                grads,
-                plan.learning_rates[step],
-                self._decay_mask,
-                mu=problem.momentum,
-                weight_decay=problem.weight_decay,
-                nesterov=problem.nesterov,
-            )
+            self._update(stack.params, stack.momentum, grads, plan.learning_rates[step])
             losses.append(step_losses.detach())
             if problem.topk:
                 correct.append(count_correct(outputs, batch.targets, problem.topk))
