@@ -31,9 +31,9 @@ PIXELS_BY_CHANNELS = [
     _tile(128, 32, 16, 4, 4),
     _tile(128, 32, 64, 4, 3),
     _tile(256, 32, 32, 8, 3),
-    _tile(128, 64, 64, 4, 3),
+    _tile(128, 64, 64, 8, 3),
     _tile(128, 64, 32, 4, 3),
-    _tile(128, 64, 32, 8, 3),
+    _tile(64, 64, 32, 4, 4),
     _tile(64, 64, 64, 4, 3),
     _tile(256, 64, 32, 8, 3),
     _tile(128, 128, 64, 8, 3),
@@ -53,9 +53,9 @@ TERMS_BY_CHANNELS = [
     _tile(128, 64, 64, 8, 3),
 ]
 
-# Elements of a result, or of an operand whose loads are an element wide, that a warp holds without spilling registers
-# where its operands are fp32 or so loaded (compiled for sm_80, sm_90 and sm_100).
-PER_WARP = 1024
+# Elements of the result and of the images at a turn that a warp holds without spilling registers, compiled for sm_80,
+# sm_90 and sm_100, where elements have 4 bytes or are loaded one by one.
+PER_WARP = 1536
 
 
 def fitting(
@@ -71,13 +71,9 @@ def fitting(
     shallowest = min(tile.kwargs["DEPTH"] for tile in tiles if tile.kwargs["COLUMNS"] in widths)
 
     def fits(tile: triton.Config) -> bool:
-        rows, most = tile.kwargs["ROWS"], PER_WARP * tile.num_warps
-        return (
-            tile.kwargs["COLUMNS"] in widths
-            and tile.kwargs["DEPTH"] <= max(deep, shallowest)
-            and (rows * tile.kwargs["COLUMNS"] <= most or itemsize < 4 and not narrow)
-            and (rows * tile.kwargs["DEPTH"] <= most or not narrow)
-        )
+        rows, across, along = (tile.kwargs[name] for name in ("ROWS", "COLUMNS", "DEPTH"))
+        held = rows * (across + along) // tile.num_warps
+        return across in widths and along <= max(deep, shallowest) and (held <= PER_WARP or itemsize < 4 and not narrow)
 
     return [tile for tile in tiles if fits(tile)]
 
