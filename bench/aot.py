@@ -14,7 +14,6 @@ import argparse
 import csv
 import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -72,16 +71,9 @@ def row(compiled: Compiled) -> Row:
 
 
 def compile_op(op: str, target: int, most: int | None) -> list[Row]:
-    """The lines of one op on one target, at most so many of each kernel."""
-    seen: set[str] = set()
-    rows: list[Row] = []
-    count: Counter[str] = Counter()
-    for case in cases(op):
-        if case.large and (most is None or not count or min(count.values()) < most):
-            found = [row(one) for one in compile_case(op, case, target, seen)]
-            count.update(line["kernel"] for line in found)
-            rows += found
-    return rows
+    """The lines of one op on one target; with `most`, those of the first cases that have so many of each kernel."""
+    seen: dict[str, str] = {}
+    return [row(one) for case in cases(op) if case.large for one in compile_case(op, case, target, seen, most)]
 
 
 def faults(rows: Sequence[Row]) -> list[str]:

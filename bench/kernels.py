@@ -14,6 +14,7 @@ import csv
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from bench.device import NO_GPU, Timing, copy_bandwidth, describe, time_runs
 from fastlocal import kernels
 from fastlocal.kernels.case import Case, Inputs, cases
+from fastlocal.kernels.conv2d_clients import loop
 from tests.kernels.checker import check
 
 MEASURED = (
@@ -86,6 +88,8 @@ def variants(op: str, case: Case) -> Iterator[tuple[str, Run]]:
     if op in COMPILED:
         torch.compiler.reset()
         yield "torch.compile", runner(case, torch.compile(reference, fullgraph=True, dynamic=False))
+    if op.startswith("conv2d_clients"):
+        yield "loop of torch", runner(case, partial(looped_convolution, op))
     if op == "client_sgd" and not case.make_inputs(torch.device("meta")).keys() & {"grad_scale", "active", "shadow"}:
         yield "torch._foreach", runner(case, foreach_sgd)
 
@@ -104,6 +108,16 @@ def runner(case: Case, op: Callable[..., Any]) -> Run:
         return out
 
     return run
+
+
+def looped_convolution(op: str, **inputs: Any) -> object:
+    """A convolution of torch for each client; of the gradients, the one that the op computes. Without sums."""
+    inputs.pop("sums", None)
+    if op == "conv2d_clients":
+        return loop.conv2d_clients(**inputs)
+    return loop.conv2d_clients_backward(
+        **inputs, need_x=op.endswith("input_grad"), need_weight=op.endswith("weight_grad")
+    )
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -85,8 +85,13 @@ class _NoDevice:
 
 
 @contextmanager
-def recorded_launches(target: int) -> Iterator[list[tuple[Any, Any]]]:
-    """Within, every launch is compiled for `target` and noted as (kernel, what was compiled) instead of run."""
+def recorded_launches(
+    target: int, wanted: Callable[[str], bool] = lambda kernel: True
+) -> Iterator[list[tuple[Any, Any]]]:
+    """Within, every launch is compiled for `target` and noted as (kernel, what was compiled) instead of run.
+
+    wanted: whether a kernel of this name is compiled at all
+    """
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
     from triton.runtime.autotuner import Autotuner
@@ -95,10 +100,9 @@ def recorded_launches(target: int) -> Iterator[list[tuple[Any, Any]]]:
     launches: list[tuple[Any, Any]] = []
     run, tune = JITFunction.run, Autotuner.run
 
-    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
-        launches.append((self, compiled))
-        return compiled
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        if wanted(self.__name__):
+            launches.append((self, run(self, *args, grid=grid, warmup=True, **kwargs)))
 
     def every_configuration(self: Any, *args: Any, **kwargs: Any) -> None:
         self.nargs = dict(zip(self.arg_names, args, strict=False))
@@ -115,12 +119,17 @@ def recorded_launches(target: int) -> Iterator[list[tuple[Any, Any]]]:
         driver._active = None
 
 
-def compile_case(op: str, case: Case, target: int, seen: set[str]) -> Iterator[Compiled]:
-    """What the op's Triton backend launches for this case, gradients included; nothing that is in `seen` already."""
+def compile_case(op: str, case: Case, target: int, seen: dict[str, str], most: int | None = None) -> Iterator[Compiled]:
+    """What the op's Triton backend launches for this case, gradients included.
+
+    seen: {hash of what was compiled: its kernel}; what is in it is not given again, and what is new is added
+    most: leave out kernels of which so many are in `seen`
+    """
     launcher = kernels.load(op, "triton")
     inputs = {name: _materialized(value) for name, value in case.make_inputs(torch.device("meta")).items()}
     leaves = {name: inputs[name].requires_grad_() for name in case.differentiated}
-    with recorded_launches(target) as launches:
+    count = Counter(seen.values())
+    with recorded_launches(target, lambda kernel: most is None or count[kernel] < most) as launches:
         returned = launcher(**inputs)
         if leaves:
             parts = returned if isinstance(returned, tuple | list) else (returned,)
@@ -128,7 +137,7 @@ def compile_case(op: str, case: Case, target: int, seen: set[str]) -> Iterator[C
             torch.autograd.grad(outputs, list(leaves.values()), [torch.empty_like(part) for part in outputs])
     for kernel, compiled in launches:
         if compiled.metadata.hash not in seen:
-            seen.add(compiled.metadata.hash)
+            seen[compiled.metadata.hash] = kernel.__name__
             yield _measured(op, case, target, kernel, compiled)
 
 

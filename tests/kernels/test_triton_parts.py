@@ -1,4 +1,4 @@
-"""The parts that kernels share: random words inside a kernel, and offsets beyond 2^31 elements."""
+"""Random words drawn inside a kernel are the published ones, and those that torch draws."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from fastlocal.kernels import philox
-from fastlocal.kernels.triton_rows import blocks_per_row
 from tests.kernels.test_philox import KNOWN_ANSWERS
-from tests.kernels.triton_probes import offsets, words
+from tests.kernels.triton_probes import words
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -30,17 +29,3 @@ def test_words_are_those_of_torch(seed: int, step: int) -> None:
     for index, word in enumerate(expected):
         assert torch.equal(got[:, index], word)
     assert torch.equal(got[:, 4], philox.below(expected[0], 9))
-
-
-@pytest.mark.parametrize(("row", "stride"), [(5000, 855_770), (3, 2**30 + 1), (2**20, 2**13 + 3), (70_000, 70_001)])
-def test_offsets_beyond_two_to_the_31(row: int, stride: int) -> None:
-    block = 1024
-    blocks = blocks_per_row(stride, block)
-    begin = row * blocks
-    assert row * stride > 2**31
-    got = offsets(begin, 3, blocks, stride, block)
-    for program, (offset, first, next_start) in zip(range(begin, begin + 3), got.tolist(), strict=True):
-        client, index = divmod(program, blocks)
-        assert first == index * block - client * stride % 16
-        assert offset == client * stride + first and offset % 16 == 0
-        assert next_start == (client + 1) * stride

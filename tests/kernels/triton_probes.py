@@ -1,4 +1,4 @@
-"""Small kernels that bring to light what the ops' kernels compute on the way: random words and offsets."""
+"""A small kernel that brings to light the random words that the ops' kernels draw on the way."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import triton.language as tl
 from torch import Tensor
 
 from fastlocal.kernels.triton_philox import below, draw, seed_words
-from fastlocal.kernels.triton_rows import LEAD, row_block, row_starts
 
 
 @triton.jit
@@ -42,23 +41,4 @@ def words(seed: int, purpose: int, clients: Tensor, step: int, batch: int, bound
         PURPOSE=purpose,
         BATCH=batch,
     )
-    return out
-
-
-@triton.jit
-def _offsets(out_ptr, begin, blocks_per_row, stride, BLOCK: tl.constexpr):
-    # as the launch would reach them: the number of a program far into a grid that is not run
-    program = begin + tl.program_id(0).to(tl.int64)
-    row = program // blocks_per_row
-    first = program % blocks_per_row * BLOCK - row * stride % LEAD
-    tl.store(out_ptr + tl.program_id(0) * 3, row_block(row, stride, first, True))
-    tl.store(out_ptr + tl.program_id(0) * 3 + 1, first)
-    starts = row_starts(row + tl.arange(0, 2), stride, 1)
-    tl.store(out_ptr + tl.program_id(0) * 3 + 2, tl.max(starts, axis=0))
-
-
-def offsets(begin: int, programs: int, blocks_per_row: int, stride: int, block: int) -> Tensor:
-    """int64 [programs, 3] of the programs from `begin` on: a block's offset and first column, the next row's start."""
-    out = torch.empty(programs, 3, dtype=torch.int64)
-    _offsets[(programs,)](out_ptr=out, begin=begin, blocks_per_row=blocks_per_row, stride=stride, BLOCK=block)
     return out
