@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from fastlocal import kernels
 
-if TYPE_CHECKING:
-    from .base import LocalProblem
+from .base import LocalProblem
 
 EPSILON = 1e-6
 """Added to norms, as torch.nn.utils.clip_grad_norm_ does."""
