@@ -15,6 +15,7 @@ from .triton_tiles import PIXELS_BY_CHANNELS, launch, prune
     PIXELS_BY_CHANNELS,
     key=["pixels", "x_stride_channel", "GROUPS", "IN", "OUT", "KH", "KW", "OUT_H", "OUT_W", "STRIDE_H", "HAS_SUMS"],
     prune_configs_by=prune("OUT", ("KH", "KW", "IN"), images="x", channels="IN"),
+    cache_results=True,
     reset_to_zero=["sums_ptr"],
 )
 @triton.jit

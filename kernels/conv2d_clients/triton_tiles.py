@@ -106,7 +106,8 @@ def launch(
 ) -> None:
     """Launch an autotuned kernel with a given tile, or with that of its tiles which was the fastest when first timed.
 
-    Under torch.use_deterministic_algorithms it is the first that fits, as another may sum in another order.
+    The choice is kept on disk beside what Triton compiled, so that later runs make the same one. Under
+    torch.use_deterministic_algorithms it is the first that fits, as another may sum in another order.
     """
     if tile is None and torch.are_deterministic_algorithms_enabled():
         tile = kernel.early_config_prune(kernel.configs, {}, **arguments)[0]

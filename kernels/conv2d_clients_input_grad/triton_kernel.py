@@ -14,6 +14,7 @@ from ..conv2d_clients.triton_tiles import PIXELS_BY_CHANNELS, launch, prune
     PIXELS_BY_CHANNELS,
     key=["pixels", "grad_stride_channel", "GROUPS", "IN", "OUT", "KH", "KW", "OUT_H", "OUT_W", "STRIDE_H"],
     prune_configs_by=prune("IN", ("OUT",), images="grad", channels="OUT"),
+    cache_results=True,
 )
 @triton.jit
 def _input_grad_kernel(

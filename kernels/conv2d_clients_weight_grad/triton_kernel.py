@@ -32,6 +32,7 @@ FEWEST_PIXELS = 512
         "STRIDE_H",
     ],
     prune_configs_by=prune("OUT", ("pixels",), images="x", channels="IN"),
+    cache_results=True,
 )
 @triton.jit
 def _weight_grad_kernel(

@@ -88,6 +88,7 @@ def test_vmap_over_vmap() -> None:
     torch.testing.assert_close(ours, vmap(vmap(F.conv2d), (0, 1))(x, weight))
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize(
     ("padding", "kernel", "dilation"),
     [("same", (4, 3), 1), ("same", (2, 4), (1, 3)), ("valid", (3, 3), 1), ((2, 0), (3, 3), 2)],
@@ -123,7 +124,10 @@ def clients_of(module: nn.Module) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(1)
     return {
         name: torch.stack(
-            [value.detach() + 0.1 * torch.randn(value.shape, generator=draw, dtype=value.dtype) for _ in range(CLIENTS)]
+            [
+                value.detach() + 0.1 * torch.randn(value.shape, generator=draw, dtype=value.dtype).to(value.device)
+                for _ in range(CLIENTS)
+            ]
         ).requires_grad_()
         for name, value in module.named_parameters()
     }
@@ -174,6 +178,23 @@ def test_whatever_a_module_calls_is_redirected(strategy: str) -> None:
         "fastlocal::norm_act",
         "fastlocal::norm_act_backward",
     }
+
+
+def test_the_same_through_triton() -> None:
+    module = Everything()
+    names, device = list(dict(module.named_parameters())), "cuda" if torch.cuda.is_available() else "cpu"
+    images = normal(CLIENTS, BATCH, 3, 8, 8, grad=False)
+    targets = torch.zeros(CLIENTS, BATCH, dtype=torch.int64)
+    run = loss_of(module.to(device), lambda: StackedOps("triton", norms="triton"))
+    params = clients_of(module)
+    found = torch.autograd.grad(run(params, images.to(device).float(), targets.to(device)), list(params.values()))
+    wide = {name: value.detach().double().cpu().requires_grad_() for name, value in params.items()}
+    exact = torch.autograd.grad(loss_of(module.double().cpu(), ours)(wide, images, targets), list(wide.values()))
+    for name, grads, expected in zip(names, found, exact, strict=True):
+        atol = (2e-2 if device == "cuda" else 1e-5) * float(expected.abs().max() + 0.1)
+        torch.testing.assert_close(
+            grads.double().cpu(), expected, rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("n_groups", [2, None], ids=["GroupNorm", "BatchNorm"])
