@@ -73,4 +73,4 @@ def alignment(*buffers: Tensor | None) -> int:
 
 def tile(columns: int) -> tuple[int, int]:
     """Rows and columns of the tile in which one program goes down all rows: narrow where there are few columns."""
-    return (2, 512) if columns >= 2**17 else (8, 128)
+    return (2, 512) if columns >= 2**16 else (8, 128)

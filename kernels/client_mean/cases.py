@@ -47,7 +47,7 @@ CASES = (
     *(_case("mean", 3, n_params) for n_params in (1, 127, 128, 129, 1009)),
     *(_case("mean handed back", 5, n_params, broadcast=True) for n_params in (1, 127, 128, 129)),
     _case("more clients than a tile", 37, 129, broadcast=True),
-    _case("wide tiles", 2, 2**17 + 1, broadcast=True),
+    _case("wide tiles", 2, 2**16 + 1, broadcast=True),
     _case("one client", 1, 129, broadcast=True),
     _case("no clients", 0, 129),
     _case("weighted", 17, 257, weighted=True),

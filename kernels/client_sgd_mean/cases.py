@@ -62,7 +62,7 @@ def _case(
 CASES = (
     *(_case("momentum", 3, n_params) for n_params in (1, 127, 128, 129, 1009)),
     _case("more clients than a tile", 37, 129),
-    _case("wide tiles", 2, 2**17 + 1),
+    _case("wide tiles", 2, 2**16 + 1),
     _case("one client", 1, 129),
     _case("no clients", 0, 129),
     _case("no momentum, no decay", 3, 129, mu=0.0, weight_decay=0.0),

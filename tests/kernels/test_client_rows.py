@@ -1,0 +1,102 @@
+"""What the ops on the clients' rows promise beyond their formula: frozen rows, clipping, and any chunking."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastlocal import kernels
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BACKENDS = ("reference", "triton")
+ODD = [0.0, -0.0, float("inf"), -float("inf"), 1e-42, -3e38, 1.0]
+
+
+def rows(clients: int, n_params: int, seed: int) -> Tensor:
+    return torch.randn(clients, n_params, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("op", ["client_sgd", "client_sgd_mean"])
+def test_rows_of_inactive_clients_keep_every_bit(op: str, backend: str) -> None:
+    clients, n_params = 4, 7 * 19
+    active = torch.tensor([True, False, False, True], device=DEVICE)
+    params, momentum, grads = (rows(clients, n_params, seed) for seed in range(3))
+    for buffer in (params, momentum):
+        buffer[1:3] = torch.tensor(ODD, device=DEVICE).repeat(19)
+    rest: dict[str, Any] = {"mu": 0.9, "weight_decay": 0.1, "nesterov": True, "active": active}
+    if op == "client_sgd":
+        rest["shadow"] = shadow = params.to(torch.bfloat16)
+        shadow[1:3] = 7.0
+    else:
+        rest |= {"total": torch.zeros(n_params, device=DEVICE), "weight": 0.25}
+    before = [buffer.clone() for buffer in (params, momentum)]
+    rates, mask = torch.full((clients,), 0.1, device=DEVICE), torch.ones(n_params, device=DEVICE)
+    kernels.get(op, backend, DEVICE)(
+        params=params, momentum=momentum, grads=grads, learning_rate=rates, decay_mask=mask, **rest
+    )
+    for buffer, old in zip((params, momentum), before, strict=True):
+        same = (buffer.view(torch.int32) == old.view(torch.int32)).all(dim=1)
+        assert same.tolist() == [False, True, True, False]
+    if op == "client_sgd":
+        assert (shadow[1:3] == 7.0).all()
+        # the interpreter cuts where a GPU rounds
+        torch.testing.assert_close(shadow[0].float(), params[0], rtol=2**-7, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_clipping_is_that_of_torch(backend: str) -> None:
+    clients, n_params, largest = 3, 300, 2.5
+    params, grads = rows(clients, n_params, 0), rows(clients, n_params, 1)
+    grads[1] *= 1e-3
+    expected = []
+    for row, grad in zip(params, grads, strict=True):
+        parameter = torch.nn.Parameter(row.clone())
+        parameter.grad = grad.clone()
+        torch.nn.utils.clip_grad_norm_([parameter], largest)
+        torch.optim.SGD([parameter], lr=0.3, weight_decay=0.1).step()
+        expected.append(parameter.detach())
+    norms = kernels.get("client_norm", backend, DEVICE)(grads)
+    kernels.get("client_sgd", backend, DEVICE)(
+        params,
+        None,
+        grads,
+        torch.full((clients,), 0.3, device=DEVICE),
+        torch.ones(n_params, device=DEVICE),
+        mu=0.0,
+        weight_decay=0.1,
+        nesterov=False,
+        grad_scale=(largest / (norms + 1e-6)).clamp(max=1.0),
+    )
+    torch.testing.assert_close(params, torch.stack(expected))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_last_step_with_the_mean_is_the_step_then_the_mean(backend: str) -> None:
+    clients, n_params = 5, 257
+    arguments = {"mu": 0.9, "weight_decay": 0.1, "nesterov": False}
+    rates, mask = torch.rand(clients).to(DEVICE), torch.ones(n_params, device=DEVICE)
+    buffers = [rows(clients, n_params, seed) for seed in range(3)]
+    apart = [buffer.clone() for buffer in buffers]
+    total = torch.zeros(n_params, dtype=torch.float64, device=DEVICE)
+    kernels.get("client_sgd_mean", backend, DEVICE)(*buffers, rates, mask, total, 1 / clients, **arguments)
+    kernels.get("client_sgd", backend, DEVICE)(*apart, rates, mask, **arguments)
+    assert torch.equal(buffers[0], apart[0]) and torch.equal(buffers[1], apart[1])
+    torch.testing.assert_close(total, apart[0].double().mean(dim=0), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("chunk", [1, 2, 7])
+def test_the_mean_of_chunks_is_the_mean_and_goes_back_to_every_row(chunk: int, backend: str) -> None:
+    params = rows(7, 129, 0)
+    mean = kernels.get("client_mean", backend, DEVICE)
+    total = torch.zeros(129, dtype=torch.float64, device=DEVICE)
+    expected = params.double().mean(dim=0)
+    parts = params.split(chunk)
+    for part in parts:
+        mean(part, total, 1 / 7, broadcast=part is parts[-1])
+    torch.testing.assert_close(total, expected, rtol=1e-6, atol=1e-7)
+    assert all(torch.equal(row, total.float()) for row in parts[-1])
