@@ -84,19 +84,18 @@ def prune(
     """For the autotuner: `fitting`, told what the arguments and constants with these names are.
 
     columns, depth: constants, those of depth to be multiplied        channels: a constant, of the images per group
-    images: the argument {images}_ptr        In the interpreter nothing can be timed, and one tile is left.
+    images: the argument {images}_ptr
     """
 
     def kept(tiles: list[triton.Config], named: dict[str, Any], **constants: Any) -> list[triton.Config]:
         known = {**named, **constants}
-        fit = fitting(
+        return fitting(
             tiles,
             known[columns],
             math.prod(known[name] for name in depth),
             itemsize=known[f"{images}_ptr"].element_size(),
             narrow=known[f"{images}_stride_channel"] != 1 or known[channels] % 8 != 0,
         )
-        return fit[:1] if knobs.runtime.interpret else fit
 
     return {"early_config_prune": kept}
 
@@ -106,10 +105,10 @@ def launch(
 ) -> None:
     """Launch an autotuned kernel with a given tile, or with that of its tiles which was the fastest when first timed.
 
-    The choice is kept on disk beside what Triton compiled, so that later runs make the same one. Under
-    torch.use_deterministic_algorithms it is the first that fits, as another may sum in another order.
+    The choice is kept on disk beside what Triton compiled, so that later runs make the same one. It is the first that
+    fits under torch.use_deterministic_algorithms, as another may sum in another order, and in Triton's interpreter.
     """
-    if tile is None and torch.are_deterministic_algorithms_enabled():
+    if tile is None and (torch.are_deterministic_algorithms_enabled() or knobs.runtime.interpret):
         tile = kernel.early_config_prune(kernel.configs, {}, **arguments)[0]
     if tile is None:
         kernel[grid](**arguments)
