@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from bench import aot
+
 ROOT = Path(__file__).resolve().parents[2]
 OPS = ("conv2d_clients", "conv2d_clients_input_grad", "conv2d_clients_weight_grad")
 
@@ -57,3 +59,9 @@ def test_products_are_hoppers_own(op: str, dtype: str, operands: str, instructio
 def test_images_are_fetched_16_bytes_at_a_time(op: str, dtype: str, instructions: dict[str, dict[str, int]]) -> None:
     loads = {name for name in instructions[f"{op} {dtype}"] if name.startswith(("LDG.", "LDGSTS."))}
     assert loads and all(name.endswith(".128") for name in loads), loads
+
+
+def test_every_compiled_tile_uses_its_targets_tensor_cores() -> None:
+    rows = [row for row in aot.read_table() if row["op"] in OPS]
+    assert {row["target"] for row in rows} == {"sm_80", "sm_90", "sm_100"}
+    assert [row for row in rows if not int(row["tensor_core"])] == []
