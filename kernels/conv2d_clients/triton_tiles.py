@@ -51,20 +51,26 @@ TERMS_BY_CHANNELS = [
     _tile(64, 64, 32, 4, 4),
     _tile(128, 64, 32, 4, 3),
     _tile(128, 64, 64, 8, 3),
+    _tile(64, 16, 32, 4, 4),
+    _tile(64, 32, 32, 4, 4),
 ]
 
 # Elements of the result and of the images at a turn that a warp holds without spilling registers, compiled for sm_80,
 # sm_90 and sm_100, where elements have 4 bytes or are loaded one by one.
 PER_WARP = 1536
 
+# The same of the images alone where each product is three of TF32, whose operands are held twice.
+PER_WARP_SPLIT = 512
+
 
 def fitting(
-    tiles: list[triton.Config], columns: int, depth: int, *, itemsize: int, narrow: bool
+    tiles: list[triton.Config], columns: int, depth: int, *, itemsize: int, narrow: bool, split: bool
 ) -> list[triton.Config]:
     """Those that pad little and spill nothing: as wide as `columns`, between 16 and 128, and not far beyond `depth`.
 
     columns: channels of the product        depth: the length of its sum
     itemsize: bytes of an operand's element        narrow: whether loads of the images are an element wide
+    split: whether fp32 products are made of three in TF32
     """
     wide, deep = (max(16, triton.next_power_of_2(size)) for size in (columns, depth))
     widths = {64, 128} if wide >= 128 else {min(wide, 64)}
@@ -72,8 +78,12 @@ def fitting(
 
     def fits(tile: triton.Config) -> bool:
         rows, across, along = (tile.kwargs[name] for name in ("ROWS", "COLUMNS", "DEPTH"))
-        held = rows * (across + along) // tile.num_warps
-        return across in widths and along <= max(deep, shallowest) and (held <= PER_WARP or itemsize < 4 and not narrow)
+        return (
+            across in widths
+            and along <= max(deep, shallowest)
+            and (rows * (across + along) <= PER_WARP * tile.num_warps or itemsize < 4 and not narrow)
+            and (rows * along <= PER_WARP_SPLIT * tile.num_warps or not split)
+        )
 
     return [tile for tile in tiles if fits(tile)]
 
@@ -89,12 +99,14 @@ def prune(
 
     def kept(tiles: list[triton.Config], named: dict[str, Any], **constants: Any) -> list[triton.Config]:
         known = {**named, **constants}
+        itemsize = known[f"{images}_ptr"].element_size()
         return fitting(
             tiles,
             known[columns],
             math.prod(known[name] for name in depth),
-            itemsize=known[f"{images}_ptr"].element_size(),
+            itemsize=itemsize,
             narrow=known[f"{images}_stride_channel"] != 1 or known[channels] % 8 != 0,
+            split=itemsize == 4 and known["PRECISION"] == "tf32x3",
         )
 
     return {"early_config_prune": kept}

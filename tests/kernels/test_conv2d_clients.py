@@ -66,9 +66,10 @@ def test_every_tile(product: str, tile: Any) -> None:
 @pytest.mark.parametrize("depth", [1, 27, 10_000])
 @pytest.mark.parametrize("itemsize", [2, 4])
 @pytest.mark.parametrize("narrow", [False, True])
-def test_there_is_a_tile_for_every_layer(columns: int, depth: int, itemsize: int, narrow: bool) -> None:
+@pytest.mark.parametrize("split", [False, True])
+def test_there_is_a_tile_for_every_layer(columns: int, depth: int, itemsize: int, narrow: bool, split: bool) -> None:
     for tiles in TILES.values():
-        kept = triton_tiles.fitting(tiles, columns, depth, itemsize=itemsize, narrow=narrow)
+        kept = triton_tiles.fitting(tiles, columns, depth, itemsize=itemsize, narrow=narrow, split=split)
         assert kept
         assert all(min(columns, 64) <= tile.kwargs["COLUMNS"] < 2 * max(columns, 16) for tile in kept)
 
