@@ -246,6 +246,9 @@ def read_config(path: Path) -> RunConfig:
     stored = json.loads(path.read_text())
     if not isinstance(stored, dict):
         raise ValueError("it is not a JSON object")
+    missing = [area for area in AREAS if area not in stored]
+    if missing:
+        raise ValueError(f"it has no field {missing[0]}")
     return _build(RunConfig, stored, "")
 
 

@@ -16,7 +16,7 @@ from .errors import UsageError
 from .interrupts import held_back
 from .losses import cross_entropy
 from .models import build, refuse_unknown
-from .resolve import resolve_device
+from .resolve import check_memory, resolve_device
 from .run import Prepared, prepare
 
 PUBLISHED = {
@@ -25,6 +25,7 @@ PUBLISHED = {
     "fashion_mnist": (60_000, 10_000, (1, 28, 28), 10),
 }
 """Data sets whose sizes are known without reading them: training images, test images, shape, classes."""
+MOST_CLASSES = 1_000_000
 
 
 def load_data(config: RunConfig, message: Callable[[str], None]) -> DataSet:
@@ -57,6 +58,11 @@ def make_model(config: RunConfig, data: DataSet, state: dict[str, Tensor] | None
     classes = data.classes
     if state is not None and data.name == "npz":
         classes = max(classes, _classes(state))
+    if classes > MOST_CLASSES:
+        raise UsageError(
+            f"--data-pth {config.data.data_pth}: labels up to {classes - 1:,} ask for a model of {classes:,} classes; "
+            f"number them from 0 on, at most {MOST_CLASSES:,}"
+        )
     module = build(
         config.model.model,
         in_channels=channels,
@@ -84,13 +90,15 @@ def prepare_named(config: RunConfig, message: Callable[[str], None], *, dry_run:
     state = None if config.model.resume_pth is None else read_state(path, "--resume-pth")
     data = _outline(config) if dry_run and config.data.dataset in PUBLISHED else load_data(config, message)
     with held_back():
-        return prepare(
+        prepared = prepare(
             config,
             data,
             lambda: make_model(config, data, state, "--resume-pth", path),
             cross_entropy,
             model_flag=f"--model {config.model.model}",
         )
+    check_memory(prepared.config, prepared.data, prepared.layout.n_params)
+    return prepared
 
 
 def _outline(config: RunConfig) -> DataSet:

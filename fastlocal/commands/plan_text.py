@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..progress import Progress
 from ..resolve import memory_bytes
 from ..run import Prepared
 from ..schedules.synchronization import decay_rounds
@@ -18,12 +19,13 @@ def plan_text(prepared: Prepared) -> str:
         ("batch", f"{config.client.batch_size} per client, {config.client.total_batch_size} in all"),
         ("steps", f"{progress.total_steps} local steps, {progress.steps_per_epoch} per epoch"),
         ("H per phase", f"{schedule.step1}, {schedule.step2}, {schedule.step3}"),
-        ("rounds", str(progress.count())),
+        ("rounds", _rounds(progress)),
     ]
     if progress.by_epochs:
         rows.append(("decay epochs", f"{schedule.decay1}, {schedule.decay2}, {schedule.decay3}"))
     else:
-        rows.append(("decay rounds", ", ".join(str(r) for r in decay_rounds(schedule, progress.steps_per_epoch))))
+        decays, end = decay_rounds(schedule, progress.steps_per_epoch), progress.count()
+        rows.append(("decay rounds", ", ".join(str(at) if at <= end else f"{at} (after the end)" for at in decays)))
     rates = f"{progress.warm_up.start:g}"
     if progress.warm_up.steps:
         rates += f" to {progress.warm_up.peak:g} over {progress.warm_up.steps} steps"
@@ -31,6 +33,16 @@ def plan_text(prepared: Prepared) -> str:
     rows.append(("computed", f"{config.machine.executor} on {config.machine.device} in {config.machine.precision}"))
     sizes = memory_bytes(config, data, prepared.layout.n_params)
     for what, size in sizes.items():
-        rows.append(("memory", f"{size / 2**20:,.1f} MiB {what}"))
+        if size:
+            rows.append(("memory", f"{size / 2**20:,.1f} MiB {what}"))
     rows.append(("memory", "activations of the resident clients come on top"))
-    return "\n".join(f"{name:<13}{value}" for name, value in rows)
+    return "\n".join(f"{name:<14}{value}" for name, value in rows)
+
+
+def _rounds(progress: Progress) -> str:
+    """Rounds that end with an average, and the steps that are left over after them."""
+    last = [phase for phase in progress.phases if phase.first_step < progress.total_steps][-1]
+    left = (progress.total_steps - last.origin) % last.local_steps
+    if not left:
+        return str(progress.count())
+    return f"{progress.count() - 1}, then {left} local steps that are not averaged"

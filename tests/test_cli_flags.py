@@ -1,0 +1,388 @@
+"""The flags of `fastlocal train`: names, defaults, spellings, config.json, dry runs, run directories, help."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastlocal.commands.flags import parse
+from fastlocal.config import AREA_OF, AREAS
+from tests.tiny import metrics, run, train_words, tree, write_npz
+
+CIFAR_PROGRAM: dict[str, Any] = {
+    "nw": 2,
+    "bn": None,
+    "group_weight": False,
+    "batch_size": 128,
+    "start_lr": 0.01,
+    "lr": None,
+    "max_lr": None,
+    "wd": 5e-4,
+    "momentum": 0.0,
+    "nesterov": False,
+    "epochs": 300,
+    "warm_up": False,
+    "warmup_epochs": 5,
+    "bn_batches": 100,
+    "wandb": "disabled",
+    "wandb_save": False,
+    "total_batch_size": 128,
+    "steps_per_epoch": None,
+    "decay1": 250,
+    "decay2": 500,
+    "gamma": 0.1,
+    **{f"{name}{phase}": 1 for name in ("step", "eval_freq") for phase in (1, 2, 3)},
+    **{f"save_freq{phase}": 100 for phase in (1, 2, 3)},
+    "debug": False,
+    "log_pth": None,
+    "resume": 0,
+    "resume_pth": None,
+    "eval_on_start": False,
+    "replacement": False,
+    "aug": None,
+    "label_noise": False,
+    "noise_p": 0.1,
+    "n_groups": 8,
+    "dist_url": "env://",
+    "dataset": "digits",
+    "model": "mlp",
+    "seed": 0,
+    "executor": "auto",
+}
+IMAGENET_PROGRAM = CIFAR_PROGRAM | {
+    "nw": 12,
+    "model": "torchvision.resnet50",
+    "start_lr": None,
+    "lr": 0.01,
+    "epochs": 1,
+    "total_batch_size": 16384,
+    "decay1": 150,
+    "decay2": 225,
+    "decay3": 225,
+    **{f"save_freq{phase}": 50 for phase in (1, 2, 3)},
+    "group_weight": True,
+}
+REFERENCE_FLAGS = """
+    --data-pth --log-pth --model --resume --resume-pth --batch-size --total-batch-size --steps-per-epoch --debug
+    --warm-up --warmup-epochs --start-lr --max-lr --lr --wd --momentum --nesterov --bn --bn-batches --group-weight
+    --n-groups --epochs --decay1 --decay2 --decay3 --gamma --step1 --step2 --step3 --eval-freq1 --eval-freq2
+    --eval-freq3 --save-freq1 --save-freq2 --save-freq3 --eval-on-start --replacement --aug --label-noise --noise-p
+    --wandb --wandb-save --seed --nw --device --dist-url --train-pth --val-pth
+""".split()
+NEW_FLAGS = "--clients --dataset --mean --std --schedule --precision --executor --chunk --config --overwrite --dry-run"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
+
+
+def settings(*words: str) -> dict[str, Any]:
+    """Every field of what the words make, by name."""
+    config = parse(words).run
+    return {name: getattr(getattr(config, area), name) for name, area in AREA_OF.items()}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [((), CIFAR_PROGRAM), (("--schedule", "epochs"), IMAGENET_PROGRAM)], ids=["rounds", "epochs"]
+)
+def test_defaults_are_the_references(words: tuple[str, ...], expected: dict[str, Any]) -> None:
+    found = settings(*words)
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_help_lists_every_flag_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = run(capsys, "train", "--help")
+    assert outcome.status == 0 and outcome.err == ""
+    text = " ".join(outcome.out.replace("│", " ").split())
+    for flag in (*REFERENCE_FLAGS, *NEW_FLAGS.split()):
+        assert f" {flag} " in text, flag
+    assert text.count("(default: ") >= len(AREA_OF)
+    for group in ("data options", "model options", "client options", "sgd options", "schedule options"):
+        assert group in text
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (("cifar10-post-local",), ("(default: resnet56)", "(default: 4096)", "(default: 600)", "(default: 12)")),
+        (("imagenet-post-local",), ("(default: torchvision.resnet50)", "(default: 8192)", "(default: 0.005)")),
+        (("--schedule", "epochs"), ("(default: 16384)", "(default: epochs)")),
+    ],
+)
+def test_help_shows_what_is_changed(
+    words: tuple[str, ...], shown: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = " ".join(run(capsys, "train", *words, "--help").out.replace("│", " ").split())
+    for part in shown:
+        assert part in text
+
+
+def test_the_other_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, part in (("--help", "evaluate"), ("evaluate -h", "--n-groups"), ("recipes --help", "usage")):
+        outcome = run(capsys, *words.split())
+        assert outcome.status == 0 and part in outcome.out
+    assert run(capsys, "--version").out.startswith("fastlocal ")
+
+
+BOOLEANS = [spec.name for kind in AREAS.values() for spec in dataclasses.fields(kind) if "bool" in str(spec.type)]
+
+
+@pytest.mark.parametrize("name", BOOLEANS)
+def test_booleans(name: str) -> None:
+    flag = "--" + name.replace("_", "-")
+    bare = settings(flag, "--epochs", "3")
+    assert (bare[name], bare["epochs"]) == (True, 3)
+    assert settings(flag, "0")[name] is False
+
+
+@pytest.mark.parametrize("flag", ["--warm-up", "--aug", "--bn"])
+def test_spellings_of_booleans(flag: str) -> None:
+    name = flag[2:].replace("-", "_")
+    for words in ((flag, "1"), (flag, "true"), (flag, "True"), (f"{flag}=1",), (flag, "0", flag), (flag, "1.0")):
+        assert settings(*words)[name] is True, words
+    for words in ((flag, "false"), (flag, "False"), (f"{flag}=0",), (flag, "1", flag, "0"), (flag, "0.0")):
+        assert settings(*words)[name] is False, words
+
+
+@pytest.mark.parametrize(
+    ("word", "name", "value"),
+    [
+        ("--resume-pth None", "resume_pth", None),
+        ("--log-pth None", "log_pth", None),
+        ("--data-pth None", "data_pth", None),
+        ("--train-pth None", "train_pth", None),
+        ("--val-pth None", "val_pth", None),
+        ("--device None", "device", None),
+        ("--wandb None", "wandb", "online"),
+        ("--wandb=None", "wandb", "online"),
+        ("--wandb offline", "wandb", "offline"),
+        ("--wandb disabled", "wandb", "disabled"),
+        ("--max-lr -1", "max_lr", None),
+        ("--max-lr=-1", "max_lr", None),
+        ("--max-lr -1.0", "max_lr", None),
+        ("--max-lr None", "max_lr", None),
+        ("--max-lr 0.5", "max_lr", 0.5),
+        ("--steps-per-epoch -1", "steps_per_epoch", None),
+        ("--steps-per-epoch None", "steps_per_epoch", None),
+        ("--n-groups -1", "n_groups", 8),
+        ("--mean None", "mean", None),
+        ("--mean 0.1 0.2 0.3", "mean", (0.1, 0.2, 0.3)),
+        ("--mean=0.1,0.2,0.3", "mean", (0.1, 0.2, 0.3)),
+        ("--mean -0.5 --std 1", "mean", (-0.5,)),
+        ("--wd=1e-4", "wd", 1e-4),
+        ("--batch_size 4", "batch_size", 4),
+        ("--batch_size=4", "batch_size", 4),
+        ("--epochs 3 --epochs 7", "epochs", 7),
+        ("--resume-pth=a/H=1-1-1_init.pt", "resume_pth", "a/H=1-1-1_init.pt"),
+        ("--nesterov 0.0", "nesterov", False),
+        ("--data-pth a,b", "data_pth", "a,b"),
+        ("--lr 0.1", "start_lr", None),
+        ("--client-lr 0.1", "start_lr", None),
+        ("--schedule epochs --start-lr 0.1", "lr", None),
+        ("--clients 4", "total_batch_size", 512),
+        ("--clients 4 --batch-size 8", "total_batch_size", 32),
+    ],
+)
+def test_spellings(word: str, name: str, value: Any) -> None:
+    assert settings(*word.split())[name] == value
+
+
+def test_a_command_line_of_the_reference_trains(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every flag of its CIFAR program, as its scripts write them, with `None` and -1 for what is not set."""
+    words = f"""
+        --data-pth {data} --log-pth {tmp_path}/run --model resnet20_gn --resume 500 --resume-pth None --seed 7
+        --batch-size 8 --total-batch-size 16 --steps-per-epoch 2 --debug 1 --wandb disabled --wandb-save 0 --epochs 2
+        --start-lr 0.01 --max-lr -1 --wd 0.0005 --momentum 0.9 --nesterov 1 --warm-up 1 --warmup-epochs 1 --bn 0
+        --bn-batches 0 --group-weight 1 --n-groups 8 --decay1 5000000 --decay2 5000000 --gamma 0.1 --step1 2 --step2 2
+        --step3 2 --eval-freq1 1 --eval-freq2 1 --eval-freq3 1 --save-freq1 1 --save-freq2 1 --save-freq3 1
+        --eval-on-start 1 --replacement 1 --aug 0 --label-noise 1 --noise-p 0.1 --nw 2 --device cpu --dist-url env://
+    """
+    outcome = run(capsys, "train", "--dataset", "npz", *words.split())
+    assert outcome.status == 0, outcome.err
+    rows = metrics(tmp_path / "run")
+    assert [(row["epoch"], row["comm_round"]) for row in rows] == [(500, 0), (501, 1), (502, 2)]
+    assert [row["lr"] for row in rows] == pytest.approx([0.01, 0.02, 0.02])
+    assert tree(tmp_path / "run") == {
+        "config.json",
+        "metrics.jsonl",
+        "steps.jsonl",
+        "latest.pt",
+        "H=2-2-2_init.pt",
+        "H=2-2-2_epoch=500_round=0_phase_round=0.pt",
+        "H=2-2-2_epoch=501_round=1_phase_round=1.pt",
+        "H=2-2-2_epoch=502_round=2_phase_round=2.pt",
+    }
+    for path in (tmp_path / "run").glob("*"):
+        assert str(path) in outcome.out
+
+
+def test_the_imagenet_program_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    colour = write_npz(tmp_path / "colour.npz", channels=3, classes=8)
+    words = f"""
+        --data-pth {colour} --train-pth None --val-pth None --nw 2 --seed 3 --dist-url env:// --batch-size 8 --lr 0.32
+        --device cpu --epochs 2 --steps-per-epoch -1 --total-batch-size 32 --warm-up 0 --gamma 0.1 --model cnn
+        --momentum 0 --nesterov 0 --wd 0.0005 --decay1 1 --decay2 225 --decay3 225 --resume 0 --resume-pth None
+        --log-pth {tmp_path}/run --wandb disabled --step1 1 --step2 2 --step3 2 --eval-freq1 1 --eval-freq2 1 --eval-freq3 1 --save-freq1 1
+        --save-freq2 1 --save-freq3 1 --group-weight 1 --warmup-epochs 5 --bn-batches 100
+    """
+    outcome = run(capsys, "train", "--schedule", "epochs", "--dataset", "npz", *words.split())
+    assert outcome.status == 0, outcome.err
+    rows = metrics(tmp_path / "run")
+    assert [row["epoch"] for row in rows] == [1, 1, 2]
+    assert [row["lr"] for row in rows] == pytest.approx([0.04, 0.04, 0.004])
+    assert {"train_acc5", "val_acc5"} <= set(rows[0])
+    assert {path.name for path in (tmp_path / "run").glob("*.pt")} == {
+        "latest.pt",
+        "H=1-2-2_init.pt",
+        "phase_epoch=1.pt",
+        "H=1-2-2_epoch=1.pt",
+        "H=1-2-2_epoch=2.pt",
+    }
+
+
+PLAN = {
+    "clients": "2, 2 resident at once",
+    "H per phase": "2, 3, 4",
+    "rounds": "5, then 1 local steps that are not averaged",
+    "decay rounds": "2, 3",
+    "rate": "0.1 to 0.3 over 4 steps, x 0.5 at each decay",
+}
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(
+    data: Path, tmp_path: Path, caches: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = tree(caches)
+    words = "--dry-run --epochs 4 --step1 2 --step2 3 --step3 4 --decay1 1 --decay2 2 --warm-up --warmup-epochs 1"
+    rates = "--start-lr 0.1 --max-lr 0.3 --gamma 0.5 --wandb offline --tensorboard --debug --eval-on-start"
+    for directory in (tmp_path / "run", None):
+        outcome = run(capsys, *train_words(data, str(directory)), *words.split(), *rates.split())
+        assert outcome.status == 0, outcome.err
+        lines = dict(line.split("  ", 1) for line in outcome.out.splitlines() if "  " in line)
+        lines = {name: value.strip() for name, value in lines.items()}
+        assert {name: lines[name] for name in PLAN} == PLAN
+        assert "memory" in lines and "MiB" in outcome.out
+    assert tree(tmp_path) == set() and tree(caches) == before
+
+
+def test_a_run_directory_of_its_own(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert run(capsys, *train_words(data, "None")).status == 0
+    found = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert len(found) == 2 and all(name.startswith("train_2") for name in found)
+
+
+RICH = """
+    --model cnn --momentum 0.9 --nesterov --warm-up --warmup-epochs 1 --max-lr 0.3 --start-lr 0.05 --label-noise --aug 1
+    --replacement --mean 0.4 0.5 0.6 --std 0.2 0.2 0.3 --step1 2 --chunk 1 --seed 11 --epochs 3 --group-weight --wd 0.01
+    --eval-on-start --decay1 2 --precision fp64
+""".split()
+
+
+@pytest.mark.parametrize("flags", [[], RICH], ids=["plain", "rich"])
+def test_config_repeats_a_run(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From another working folder, with the data given relative to the first one."""
+    write_npz(tmp_path / "tiny.npz", channels=3)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, *train_words(Path("tiny.npz"), "first"), *flags).status == 0
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    config = tmp_path / "first" / "config.json"
+    outcome = run(capsys, "train", "--config", config, "--log-pth", tmp_path / "second")
+    assert outcome.status == 0, outcome.err
+    first, second = (tmp_path / name for name in ("first", "second"))
+    assert (first / "metrics.jsonl").read_bytes() == (second / "metrics.jsonl").read_bytes()
+    states = [torch.load(folder / "latest.pt", weights_only=True) for folder in (first, second)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    stored = [json.loads((folder / "config.json").read_text()) for folder in (first, second)]
+    assert stored[0].pop("log")["log_pth"] == str(first) and stored[1].pop("log")["log_pth"] == str(second)
+    assert stored[0] == stored[1]
+
+    assert run(capsys, "train", f"--config={config}").status == 0
+    (own,) = (tmp_path / "elsewhere" / "runs").iterdir()
+    assert (own / "metrics.jsonl").read_bytes() == (first / "metrics.jsonl").read_bytes()
+
+
+def test_flags_change_a_config(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, *train_words(data, tmp_path / "first")).status == 0
+    words = ["--config", str(tmp_path / "first" / "config.json")]
+    kept = settings(*words)
+    assert (kept["batch_size"], kept["start_lr"], kept["log_pth"]) == (8, 0.01, None)
+    changed = settings("--seed", "5", *words, "--lr", "0.2", "--clients", "4", "--rounds", "9")
+    assert (changed["seed"], changed["lr"], changed["start_lr"]) == (5, 0.2, None)
+    assert (changed["total_batch_size"], changed["rounds"], changed["epochs"]) == (32, 9, 1)
+    assert run(capsys, "train", *words, "--epochs", "2", "--log-pth", tmp_path / "longer").status == 0
+    assert len(metrics(tmp_path / "longer")) == 8
+
+    refused = run(capsys, "train", *words, "--log-pth", tmp_path / "first")
+    assert refused.status == 2 and "already holds a run" in refused.err
+    again = run(capsys, "train", *words, "--overwrite", "--seed", "5")
+    assert again.status == 0, again.err
+    assert json.loads((tmp_path / "first" / "config.json").read_text())["machine"]["seed"] == 5
+
+
+def test_overwrite_takes_the_place_of_a_run(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words, directory = train_words(data, tmp_path / "run"), tmp_path / "run"
+    assert run(capsys, *words, "--save-freq1", "1", "--debug", "--epochs", "2").status == 0
+    (directory / "notes.txt").write_text("mine")
+    (directory / "best.pt").write_text("mine too")
+    before = tree(directory)
+
+    outcome = run(capsys, *words)
+    assert outcome.status == 2 and "--log-pth" in outcome.err and "--overwrite" in outcome.err
+    assert tree(directory) == before and len(metrics(directory)) == 8
+
+    for flag in (("--overwrite",), ("--overwrite", "1")):
+        assert run(capsys, *words, *flag).status == 0
+        assert len(metrics(directory)) == 4
+        own = {"config.json", "metrics.jsonl", "latest.pt", "H=1-1-1_init.pt"}
+        assert tree(directory) == {*own, "notes.txt", "best.pt"}
+    assert run(capsys, *words, "--overwrite", "0").status == 2
+
+
+def test_overwrite_spares_the_start_weights(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words, start = train_words(data, tmp_path / "run"), tmp_path / "run" / "latest.pt"
+    assert run(capsys, *words).status == 0
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in tree(tmp_path / "run")}
+    outcome = run(capsys, *words, "--overwrite", "--resume-pth", start)
+    assert outcome.status == 2 and "--resume-pth" in outcome.err and "move it" in outcome.err
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in tree(tmp_path / "run")} == before
+
+
+def test_a_folder_without_a_run_keeps_its_files(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Start weights may lie in the folder that becomes the run directory."""
+    assert run(capsys, *train_words(data, tmp_path / "first")).status == 0
+    (tmp_path / "run").mkdir()
+    start = tmp_path / "run" / "H=1-1-1_start.pt"
+    start.write_bytes((tmp_path / "first" / "latest.pt").read_bytes())
+    assert run(capsys, *train_words(data, tmp_path / "run"), "--resume-pth", start).status == 0
+    assert tree(tmp_path / "run") == {start.name, "config.json", "metrics.jsonl", "latest.pt"}
+
+
+def test_a_run_without_evaluations(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, *train_words(data, tmp_path / "run"), "--step1", "100").status == 0
+    assert metrics(tmp_path / "run") == []
+
+
+def test_output_into_a_pipe_that_closes() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "fastlocal", "train", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141

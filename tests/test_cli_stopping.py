@@ -1,0 +1,179 @@
+"""Runs that end before their end: Ctrl-C, SIGTERM, and losses that are no longer finite."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import metrics, run, train_words, tree, write_npz
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PATIENCE_S = 120
+LONG = ("--epochs", "1000000", "--save-freq1", "1000000", "--save-freq2", "1000000", "--save-freq3", "1000000")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
+
+
+def start(folder: Path, *words: str, python: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """fastlocal in a process of its own that Ctrl-C reaches, though the tests themselves may run in the background."""
+    return subprocess.Popen(
+        [sys.executable, *python, "-m", "fastlocal", *words],
+        stdout=subprocess.PIPE,
+        stderr=(folder / "stderr").open("w"),
+        text=True,
+        cwd=folder,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def wait_for(process: subprocess.Popen[str], path: Path, text: str) -> None:
+    """Until the file at `path` holds `text`."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not path.exists() or text not in path.read_text():
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it was stopped"
+        time.sleep(0.005)
+
+
+def stopped(process: subprocess.Popen[str], number: signal.Signals, folder: Path) -> list[str]:
+    """Send the signal; the lines on standard error once the process has ended with status 75."""
+    process.send_signal(number)
+    process.communicate(timeout=PATIENCE_S)
+    text = (folder / "stderr").read_text()
+    assert process.returncode == 75, text
+    assert "Traceback" not in text and "Exception ignored" not in text
+    return text.splitlines()
+
+
+def assert_whole(directory: Path) -> None:
+    """Every line and every checkpoint of a run directory can be read, and nothing else is left."""
+    assert {path.suffix for path in directory.iterdir()} <= {".json", ".jsonl", ".pt"}
+    assert not [path for path in directory.iterdir() if path.name.startswith(".")]
+    json.loads((directory / "config.json").read_text())
+    metrics(directory)
+    for path in directory.glob("*.pt"):
+        assert torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("flags", [(), ("--model", "cnn", "--momentum", "0.9", "--debug", "--chunk", "1")])
+def test_stopped_in_the_middle(number: signal.Signals, flags: tuple[str, ...], data: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    process = start(tmp_path, *train_words(data, directory), *LONG, *flags)
+    wait_for(process, directory / "metrics.jsonl", '"comm_round": 7,')
+    lines = stopped(process, number, tmp_path)
+    assert lines[-1] == f"fastlocal: stopped by a signal; the last model is {directory / 'latest.pt'}"
+    assert_whole(directory)
+    rows = metrics(directory)
+    assert [row["comm_round"] for row in rows] == list(range(1, len(rows) + 1)) and len(rows) >= 7
+
+
+def test_the_last_average_is_saved(data: Path, tmp_path: Path) -> None:
+    """Without a single evaluation before: what the rounds reached is in latest.pt."""
+    directory = tmp_path / "run"
+    process = start(tmp_path, *train_words(data, directory), *LONG, "--eval-freq1", "1000000")
+    wait_for(process, tmp_path / "stderr", "round 3/")
+    stopped(process, signal.SIGTERM, tmp_path)
+    assert_whole(directory)
+    assert metrics(directory) == []
+    first = torch.load(directory / "H=1-1-1_init.pt", weights_only=True)
+    last = torch.load(directory / "latest.pt", weights_only=True)
+    assert not any(torch.equal(first[name], last[name]) for name in first)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("moment", ["fastlocal.checks", "torch._C", "torch", "fastlocal.named", "fastlocal.run"])
+def test_stopped_while_it_starts(number: signal.Signals, moment: str, data: Path, tmp_path: Path) -> None:
+    """The moments are those at which a module has been imported, which -X importtime tells."""
+    directory = tmp_path / "run"
+    process = start(tmp_path, *train_words(data, directory), *LONG, python=("-X", "importtime"))
+    wait_for(process, tmp_path / "stderr", f" {moment}\n")
+    lines = [line for line in stopped(process, number, tmp_path) if not line.startswith(("import time:", "round", "eval"))]
+    assert len(lines) == 1 and lines[0].startswith("fastlocal: stopped by a signal")
+    if directory.exists():
+        assert_whole(directory)
+    assert tree(tmp_path) - {f"run/{name}" for name in (tree(directory) if directory.exists() else ())} <= {"stderr", "run"}
+
+
+def test_stopped_while_images_are_decoded(tmp_path: Path) -> None:
+    """Ctrl-C on a terminal reaches the decoding processes too."""
+    from PIL import Image
+
+    for half in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "images" / half / name).mkdir(parents=True)
+            Image.effect_noise((1500, 1500), 80).save(tmp_path / "images" / half / name / "0.png")
+            for copy in range(1, 30):
+                os.link(*(tmp_path / "images" / half / name / f"{number}.png" for number in (0, copy)))
+    words = ["train", "--dataset", "image_folder", "--data-pth", str(tmp_path / "images"), "--log-pth", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastlocal", *words, "--device", "cpu", "--batch-size", "1", "--total-batch-size", "1"],
+        stderr=(tmp_path / "stderr").open("w"),
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + PATIENCE_S
+    while not list((tmp_path / "images").glob(".fastlocal_cache/*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)
+    status, text = process.wait(timeout=PATIENCE_S), (tmp_path / "stderr").read_text()
+    assert status == 75, text
+    assert "Traceback" not in text and text.splitlines()[-1] == "fastlocal: stopped by a signal"
+    assert not (tmp_path / "run").exists()
+    assert not [path for path in (tmp_path / "images" / ".fastlocal_cache").iterdir() if path.suffix == ".npy"]
+
+
+def test_evaluate_stops_too(tmp_path: Path) -> None:
+    process = start(tmp_path, "evaluate", "missing.pt", python=("-X", "importtime"))
+    wait_for(process, tmp_path / "stderr", " fastlocal.checks\n")
+    assert stopped(process, signal.SIGINT, tmp_path)[-1] == "fastlocal: stopped by a signal"
+
+
+DIVERGES = ("--model", "mlp", "--client-lr", "1e30", "--epochs", "2", "--precision", "fp32")
+
+
+@pytest.mark.parametrize("executor", ["stacked", "looped"])
+def test_a_loss_that_is_not_finite(
+    executor: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = (*DIVERGES, "--executor", executor, "--eval-on-start", "--step1", "2")
+    outcome = run(capsys, *train_words(data, tmp_path / "run"), *flags)
+    assert outcome.status == 3 and "Traceback" not in outcome.err
+    last = outcome.err.splitlines()[-1]
+    for part in ("round 1", "step 1", "client 0", "the loss is", str(tmp_path / "run" / "latest.pt")):
+        assert part in last
+    assert_whole(tmp_path / "run")
+    assert [row["comm_round"] for row in metrics(tmp_path / "run")] == [0]
+    first = torch.load(tmp_path / "run" / "H=2-1-1_init.pt", weights_only=True)
+    last_good = torch.load(tmp_path / "run" / "latest.pt", weights_only=True)
+    assert all(torch.equal(first[name], last_good[name]) for name in first)
+
+
+def test_the_client_that_diverges_is_named(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same start and rate, but one client's images alone make the loss overflow: those it draws decide."""
+    outcome = run(capsys, *train_words(data, tmp_path / "run"), "--client-lr", "1e30", "--chunk", "1", "--step1", "3")
+    assert outcome.status == 3
+    assert "round 1, step 1, client 0" in outcome.err
+    assert "no model was written" in outcome.err and not (tmp_path / "run" / "latest.pt").exists()
+
+
+def test_going_on_with_nan(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = run(capsys, *train_words(data, tmp_path / "run"), *DIVERGES, "--on-nan", "continue", "--debug")
+    assert outcome.status == 0
+    assert outcome.err.count("--on-nan continue") == 1
+    rows = metrics(tmp_path / "run")
+    assert [row["comm_round"] for row in rows] == list(range(1, 9))
+    assert rows[-1]["train_loss"] is None and rows[-1]["val_loss"] is None
