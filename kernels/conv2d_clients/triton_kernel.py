@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -11,12 +13,18 @@ from .geometry import Geometry, empty
 from .triton_tiles import PIXELS_BY_CHANNELS, launch, prune
 
 
+def _clear_sums(arguments: dict[str, Any], reset_only: bool = False) -> None:
+    """Before a tile is timed and after the last one: another tile has other parts of the sums."""
+    if arguments["sums_ptr"] is not None:
+        arguments["sums_ptr"].zero_()
+
+
 @triton.autotune(
     PIXELS_BY_CHANNELS,
     key=["pixels", "x_stride_channel", "GROUPS", "IN", "OUT", "KH", "KW", "OUT_H", "OUT_W", "STRIDE_H", "HAS_SUMS"],
     prune_configs_by=prune("OUT", ("KH", "KW", "IN"), images="x", channels="IN"),
     cache_results=True,
-    reset_to_zero=["sums_ptr"],
+    pre_hook=_clear_sums,
 )
 @triton.jit
 def _forward_kernel(
