@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -81,6 +82,27 @@ def test_a_sum_over_pixels_in_any_number_of_parts(pixels: int) -> None:
     got = triton_weight_grad.conv2d_clients_weight_grad(grad, x, weight, geometry=layer.geometry)
     expected = torch.einsum("cbohw,cbihw->coi", grad.double(), x.double()).view(weight.shape)
     torch.testing.assert_close(got.double(), expected, rtol=0, atol=TOLERANCES["tf32"] * float(expected.abs().max()))
+
+
+def test_sums_are_right_after_tiles_were_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[float] = []
+
+    def bench(run: Callable[[], None], quantiles: Any) -> list[float]:
+        run()
+        timed.append(1.0 + len(timed))
+        return [timed[-1]] * 3
+
+    def tuned(kernel: Any, grid: Any, tile: Any, **arguments: Any) -> None:
+        kernel[grid](**arguments)
+
+    monkeypatch.setattr(triton_kernel._forward_kernel, "_do_bench", bench)
+    monkeypatch.setattr(triton_kernel, "launch", tuned)
+    layer = Layer(1, 1, 2, (3, 41), 3)
+    x, weight, _ = operands(layer)
+    y, sums = triton_kernel.conv2d_clients(x, weight, geometry=layer.geometry, sums=True)
+    assert len(timed) > 1
+    torch.testing.assert_close(sums[:, 0], y.sum(dim=(1, 3, 4)))
+    torch.testing.assert_close(sums[:, 1], y.square().sum(dim=(1, 3, 4)))
 
 
 @pytest.mark.parametrize("way", [reference, loop, im2col], ids=lambda way: way.__name__.rpartition(".")[2])
