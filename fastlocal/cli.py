@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from . import __version__
 from .errors import UsageError, nearest
@@ -16,13 +20,14 @@ COMMANDS = {
     "evaluate": "accuracy and loss of a stored model",
     "recipes": "the named runs that train takes",
 }
-USAGE_STATUS, STOPPED_STATUS = 2, 75
+USAGE_STATUS, STOPPED_STATUS, FULL_DISK_STATUS = 2, 75, 1
 BROKEN_PIPE_STATUS = 128 + 13  # as a shell shows a program that SIGPIPE ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 2 a user's mistake, 3 a loss that is not finite, 75 stopped."""
-    with interruptible():
+    _open_streams()
+    with interruptible(to_the_end=argv is None):
         try:
             status = _run(list(sys.argv[1:] if argv is None else argv))
             sys.stdout.flush()
@@ -31,14 +36,48 @@ def main(argv: Sequence[str] | None = None) -> int:
             return USAGE_STATUS
         except KeyboardInterrupt:
             print("fastlocal: stopped by a signal", file=sys.stderr)
-            return STOPPED_STATUS
+            status = STOPPED_STATUS
         except SystemExit as parser:
             return parser.code if isinstance(parser.code, int) else USAGE_STATUS
         except BrokenPipeError:
             # whoever read our output, `head` say, has seen enough; Python would complain when it flushes at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _quiet_stdout()
             return BROKEN_PIPE_STATUS
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            print(f"fastlocal: error: {error}", file=sys.stderr)
+            _quiet_stdout()
+            return FULL_DISK_STATUS
+        if argv is None and status == STOPPED_STATUS:
+            _exit(status)
     return status
+
+
+def _exit(status: int) -> NoReturn:
+    """End the process with `status`, as sys.exit does not where an interrupt came in code that exec was given.
+
+    Python notes such an interrupt as unhandled, a dataclass being made is enough, and ends by SIGINT whatever follows.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(status)
+
+
+def _open_streams() -> None:
+    """Closed streams become the null device, and characters that a stream cannot encode are written as escapes."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _quiet_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(words: list[str]) -> int:
