@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
+import math
+import typing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,13 +14,28 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check
-from .config import AREA_OF, RunConfig
+from .config import AREA_OF, AREAS, RunConfig, convert
 from .data.types import DataSet, Split
 from .errors import UsageError, nearest
 from .losses import Loss, cross_entropy
 from .run import final_model, prepare
 from .run import train as train_prepared
 from .telemetry.sinks import sinks
+
+MEANINGLESS = (
+    *("data_pth", "train_pth", "val_pth", "image_size", "nw", "n_groups", "resume", "resume_pth", "epochs", "dist_url"),
+    *("start_lr", "lr", "log_pth", "total_batch_size"),
+)
+"""Fields that stand for what an argument says here, or that only named models and data sets have."""
+ARGUMENTS = {
+    "client_lr": "lr",
+    "step1": "local_steps",
+    "eval_freq1": "eval_every",
+    "save_freq1": "save_every",
+    "wd": "weight_decay",
+    "log_pth": "directory",
+}
+"""What the arguments are called whose fields have other names."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +89,14 @@ def train(
     Raises ValueError for what cannot work, before anything is written; NonFiniteLoss (an ArithmeticError) where a loss
     is no longer finite.
     """
+    if not isinstance(clients, int) or clients < 1:
+        raise UsageError(f"clients {clients!r}: must be a whole number, at least 1")
     config = _config(
         settings,
         dataset="python",
         model=type(model).__name__,
         batch_size=batch_size,
-        total_batch_size=clients * batch_size,
+        total_batch_size=clients * batch_size if isinstance(batch_size, int) else 1,
         start_lr=None,
         client_lr=lr,
         rounds=rounds,
@@ -97,8 +115,6 @@ def train(
         seed=seed,
         log_pth=None if directory is None else str(directory),
     )
-    if clients < 1:
-        raise UsageError(f"clients {clients}: must be at least 1")
     check(config)
     data = DataSet(
         "python", _split("train", train), _split("test", test), classes=None, mean=config.data.mean, std=config.data.std
@@ -113,14 +129,21 @@ def train(
 
 
 def _config(settings: dict[str, Any], **values: Any) -> RunConfig:
-    far = 2**31  # no decay unless a setting asks for one
+    far = 2**31 - 1  # no decay unless a setting asks for one
     for name in settings:
-        if name not in AREA_OF:
-            raise UsageError(f"{name}: unknown setting{nearest(name, AREA_OF)}")
+        if name not in AREA_OF or name in MEANINGLESS:
+            known = set(AREA_OF) - set(MEANINGLESS)
+            raise UsageError(f"{name}: is no setting of fastlocal.train{nearest(name, known)}")
         if name in values:
             raise UsageError(f"{name}: is set by another argument of fastlocal.train")
-    config = dataclasses.replace(RunConfig(), name="python")
-    return config.with_values(**{"decay1": far, "decay2": far, "decay3": far, **values, **settings})
+    wanted = {"decay1": far, "decay2": far, "decay3": far, **values, **settings}
+    checked = {}
+    for name, value in wanted.items():
+        try:
+            checked[name] = convert(typing.get_type_hints(AREAS[AREA_OF[name]])[name], value, ARGUMENTS.get(name, name))
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    return RunConfig().renamed("python").with_values(**checked)
 
 
 def _check_normalisation(data: DataSet) -> None:
@@ -131,6 +154,8 @@ def _check_normalisation(data: DataSet) -> None:
         raise UsageError("mean, std: give both, for uint8 images [n, channels, height, width]")
     if len(data.mean) != inputs.shape[1] or len(data.std) != inputs.shape[1]:
         raise UsageError(f"mean, std: give one value for each of the {inputs.shape[1]} channels")
+    if not all(map(math.isfinite, data.mean + data.std)) or min(data.std) <= 0:
+        raise UsageError("mean, std: must be finite, and std above 0")
 
 
 def _split(name: str, pair: tuple[Any, Any]) -> Split:
@@ -154,6 +179,6 @@ def _tensor(name: str, value: Any) -> Tensor:
         raise UsageError(f"{name}: is a single number; the first axis counts samples")
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
         raise UsageError(f"{name}: holds NaN or infinity")
-    if tensor.dtype in (torch.int8, torch.int16, torch.int32):
+    if tensor.dtype in (torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64):
         tensor = tensor.long()
     return tensor

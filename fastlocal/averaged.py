@@ -32,6 +32,10 @@ class AveragedModel:
         """Take over the clients' mean [n_params]."""
         self.row.copy_(mean)
 
+    def is_finite(self) -> bool:
+        """Whether the module, as last loaded, holds no NaN and no infinity."""
+        return all(bool(value.isfinite().all()) for value in self.module.state_dict().values())
+
     def count_steps(self, local_steps: int) -> None:
         """Client 0 has taken this many local steps, which num_batches_tracked is going to count."""
         self._steps_since_estimate += local_steps

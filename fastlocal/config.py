@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import numbers
 import types
 import typing
 from collections.abc import Mapping
@@ -216,6 +217,10 @@ class RunConfig:
         changed = {area: dataclasses.replace(getattr(self, area), **fields) for area, fields in areas.items()}
         return dataclasses.replace(self, **changed)
 
+    def value(self, name: str) -> Any:
+        """The field `name`, of whichever area."""
+        return getattr(getattr(self, AREA_OF[name]), name)
+
     def renamed(self, name: str) -> RunConfig:
         """A copy with another name."""
         return dataclasses.replace(self, name=name)
@@ -257,11 +262,16 @@ def _build(kind: type[T], stored: Mapping[str, Any], where: str) -> T:
     unknown = [name for name in stored if name not in hints]
     if unknown:
         raise ValueError(f"unknown field {where}{unknown[0]}")
-    values = {name: _convert(hints[name], value, where + name) for name, value in stored.items()}
+    values = {name: convert(hints[name], value, where + name) for name, value in stored.items()}
     return kind(**values)
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as a field of type `hint` holds it; numbers of other libraries become Python's.
+
+    where: the field's name, for the message
+    Raises ValueError where it is of another kind.
+    """
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise ValueError(f"{where} is {value!r}, not an object")
@@ -270,13 +280,16 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
-        return _convert(next(option for option in options if option is not type(None)), value, where)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_convert(options[0], item, where) for item in value)
+        return convert(next(option for option in options if option is not type(None)), value, where)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(convert(options[0], item, where) for item in value)
     if origin is Literal and value in options:
         return value
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+    if hint is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
         return float(value)
+    if hint is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
     if isinstance(hint, type) and type(value) is hint:
         return value
-    raise ValueError(f"{where} is {value!r}")
+    wanted = " or ".join(map(repr, options)) if origin is Literal else getattr(hint, "__name__", str(hint))
+    raise ValueError(f"{where} is {value!r}, not {wanted}")

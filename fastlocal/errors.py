@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os.path
 from collections.abc import Iterable
 
 
@@ -19,5 +20,11 @@ class NonFiniteLoss(ArithmeticError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """"; did you mean 'x'?" for the known name closest to `name`, or an empty string where none is close."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    found = difflib.get_close_matches(name, list(known), n=8, cutoff=0.5)
+    if not found:
+        return ""
+
+    def closeness(other: str) -> tuple[float, int]:
+        return difflib.SequenceMatcher(None, other, name).ratio(), len(os.path.commonprefix([other, name]))
+
+    return f"; did you mean {max(found, key=closeness)!r}?"

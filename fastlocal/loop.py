@@ -106,9 +106,11 @@ class Loop:
             self.averaged.load(self._batchnorm_inputs(epoch))
             self._loaded = True
 
-    def save_latest(self) -> Path:
-        """Write the averaged model to latest.pt."""
-        return self._save("latest.pt")
+    def save_latest(self) -> None:
+        """Write the averaged model to latest.pt, unless it is not finite and an earlier one is worth more."""
+        self.load_averaged()
+        if self.averaged.is_finite() or not self.stop_on_nan:
+            self._save("latest.pt")
 
     def _train(self, planned: Round) -> None:
         rates = [self.progress.learning_rate(planned.first_step + step) for step in range(planned.local_steps)]
@@ -128,7 +130,8 @@ class Loop:
         if self.steps is not None:
             self._write_steps(planned, rates, torch.cat(losses, dim=1))
         if bad:
-            self._stop_or_warn(planned, *min(bad))
+            step, client, what = min(bad)
+            self._stop_or_warn(planned, f"step {step}, client {client}", what)
         self.averaged.count_steps(planned.local_steps)
         self._step = planned.first_step + planned.local_steps
         if planned.averaged:
@@ -136,7 +139,7 @@ class Loop:
         self._stats.add(stats)
         loss, correct = stats.mean(len(self.topk))
         accuracy = correct[0] if self.topk else None
-        counters = planned.comm_round, planned.epoch, planned.local_steps
+        counters = planned.number, planned.epoch, planned.local_steps
         self.logger.round(RoundReport(*counters, rates[-1], loss, accuracy, stats.samples))
 
     def _train_chunk(
@@ -177,8 +180,8 @@ class Loop:
                 last = planned.first_step + planned.local_steps - 1
                 yield last, clients.start + client, "the parameters are no longer finite"
 
-    def _stop_or_warn(self, planned: Round, step: int, client: int, what: str) -> None:
-        where = f"round {planned.comm_round + (not planned.averaged)}, step {step}, client {client}: {what}"
+    def _stop_or_warn(self, planned: Round, who: str, what: str) -> None:
+        where = f"round {planned.number}, {who}: {what}"
         if self.stop_on_nan:
             raise NonFiniteLoss(where)
         if not self._warned:
@@ -201,6 +204,8 @@ class Loop:
         """Evaluate the averaged model, save it and log the line."""
         self.load_averaged()
         result = self.evaluate()
+        if not (math.isfinite(result.loss) and self.averaged.is_finite()):
+            self._stop_or_warn(planned, "averaged model", f"the test loss is {result.loss}")
         loss, accuracies = self._stats.mean(len(self.topk))
         self._stats = TrainStats()
         row: dict[str, Any] = {"epoch": planned.epoch, "comm_round": planned.comm_round}
@@ -221,12 +226,11 @@ class Loop:
             return {f"{half}_acc1": None}
         return {f"{half}_acc{k}": value for k, value in zip(self.topk, values, strict=True)}
 
-    def _save(self, name: str) -> Path:
+    def _save(self, name: str) -> None:
         self.load_averaged()
         path = self.directory / name
         save_model(path, self.averaged.module.state_dict())
         self.logger.checkpoint(path)
-        return path
 
     def _write_steps(self, planned: Round, rates: list[float], losses: Tensor) -> None:
         assert self.steps is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -46,11 +47,13 @@ def probe(
     flag: what the user set, for the message
     Raises UsageError where the module or the loss does not take the batch.
     """
+    module = copy.deepcopy(module)  # what a forward pass leaves behind in it stays here
+    buffers = {name: value.clone() for name, value in module.named_buffers()}
     row = layout.flatten(dict(module.named_parameters())).requires_grad_()
 
     def forward(row: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         with numerics.autocast():
-            outputs = functional_call(module, layout.views(row), (inputs,))
+            outputs = functional_call(module, layout.views(row) | buffers, (inputs,))
         return loss(numerics.full(outputs), targets), outputs
 
     devices = [numerics.device] if numerics.device.type == "cuda" else []
@@ -60,6 +63,9 @@ def probe(
         try:
             with numerics.autocast():
                 outputs = functional_call(module, parameters, (inputs,))
+            if not isinstance(outputs, Tensor):
+                kind = type(outputs).__name__
+                raise UsageError(f"{flag}: returns {kind}, not one tensor; wrap it in a module that returns one")
             classes = outputs.shape[1] if targets.dim() == 1 and outputs.dim() == 2 else None
             if labels is not None and classes is not None:
                 _check_labels(labels, classes, flag)

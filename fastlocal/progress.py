@@ -35,6 +35,11 @@ class Round:
     save_as: str | None
     phase_files: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
+    @property
+    def number(self) -> int:
+        """Its place in the run, counted from 1; steps left over count as a round of their own."""
+        return self.comm_round + (not self.averaged)
+
 
 class Progress:
     """The plan of a whole run.

@@ -195,6 +195,57 @@ def test_running_statistics_that_nobody_estimates_are_refused(tmp_path: Path) ->
         fit(tmp_path, nn.Sequential(*module, nn.Linear(8, 2)))
 
 
+class Forgetful(nn.Module):
+    """Reassigns one buffer and adds to another at each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(8))
+        self.register_buffer("calls", torch.zeros(()))
+        self.linear = nn.Linear(8, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.center = 0.9 * self.center + 0.1 * inputs.detach().mean(dim=0)
+        self.calls += 1
+        return self.linear(inputs - self.center) / self.calls
+
+
+def test_buffers_that_change_start_anew_at_each_step(tmp_path: Path) -> None:
+    module = Forgetful()
+    runs = [fit(tmp_path, module, executor, executor=executor, precision="fp64") for executor in ("stacked", "looped")]
+    for name, value in runs[0].model.state_dict().items():
+        torch.testing.assert_close(runs[1].model.state_dict()[name], value, rtol=1e-10, atol=1e-10)
+    assert module.calls == 0
+
+
+class Several(nn.Linear):
+    def forward(self, inputs: Tensor) -> Any:
+        return {"logits": super().forward(inputs)}
+
+
+def test_outputs_that_are_no_tensor_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="returns dict, not one tensor"):
+        fit(tmp_path, Several(8, 2))
+
+
+def test_labels_of_any_integer_kind(tmp_path: Path) -> None:
+    (inputs, labels), _ = table()
+    pair = inputs.numpy(), labels.numpy().astype(np.uint16)
+    assert fit(tmp_path, perceptron(), train=pair, test=pair, rounds=1).history[0]["val_acc1"] is not None
+
+
+def test_a_diverged_model_does_not_replace_the_last_good_one(tmp_path: Path) -> None:
+    module = nn.Linear(8, 1)
+    with pytest.raises(fastlocal.NonFiniteLoss):
+        fit(tmp_path, module, loss=nn.functional.mse_loss, lr=5.0, rounds=60, **regression())
+    state = torch.load(tmp_path / "run" / "latest.pt", weights_only=True)
+    module.load_state_dict(state)
+    loss = nn.functional.mse_loss(module(regression()["test"][0]), regression()["test"][1])
+    assert bool(loss.isfinite())
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert lines and "null" not in lines.replace('_acc1": null', "").replace('best_acc": null', "")
+
+
 class Extra(nn.Module):
     """A frozen layer, a parameter that nothing uses, and tied weights."""
 
@@ -260,6 +311,15 @@ def test_uint8_images_with_batchnorm_and_augmentation(tmp_path: Path) -> None:
         ({"loss": lambda outputs, targets: outputs.sum(dim=1)}, "must return one number per batch"),
         ({"bn": True}, "--bn 1"),
         ({"mean": (0.5,), "std": (0.5,)}, "mean, std: give both, for uint8 images"),
+        ({"test": (torch.zeros(8, 5), torch.zeros(8).long())}, r"cannot be evaluated on test samples of shape \(8, 5\)"),
+        ({"precision": "x"}, "precision is 'x', not 'fp32'"),
+        ({"executor": "x"}, "executor is 'x'"),
+        ({"wandb": "x"}, "wandb is 'x'"),
+        ({"chunk": 2.5}, "chunk is 2.5, not int"),
+        ({"batch_size": 4.0}, "batch_size is 4.0, not int"),
+        ({"lr": "a"}, "lr is 'a', not float"),
+        ({"epochs": 3}, "epochs: is no setting"),
+        ({"resume_pth": "start.pt"}, "resume_pth: is no setting"),
         ({"train": "digits"}, r"give a pair \(inputs, targets\)"),
         ({"test": (np.array(["a"]), np.array([1]))}, "not a tensor or an array"),
     ],

@@ -18,6 +18,16 @@ from .words import is_flag, normalise, refuse_unknown, registry, value_of
 
 RATES = ("start_lr", "lr", "client_lr")
 
+DERIVED = {
+    "dataset": ("mean", "std", "aug"),
+    "data_pth": ("mean", "std"),
+    "model": ("bn", "executor", "chunk"),
+    "device": ("executor", "chunk"),
+    "clients": ("chunk",),
+    "total_batch_size": ("chunk",),
+}
+"""What a config.json holds because of another field, and what is settled anew where a flag changes that one."""
+
 
 @dataclass(frozen=True)
 class TrainFlags:
@@ -129,6 +139,10 @@ def _settle(flags: TrainFlags, given: set[str]) -> RunConfig:
         changes["steps_per_epoch"] = None
     if config.model.n_groups == -1:
         changes["n_groups"] = RunConfig().model.n_groups
+    if flags.config is not None:
+        for cause, derived in DERIVED.items():
+            if cause in given:
+                changes |= {name: RunConfig().value(name) for name in derived if name not in given}
     if flags.config is not None and "log_pth" not in given and not flags.overwrite:
         changes["log_pth"] = None  # a repeated run gets a folder of its own
     return config.with_values(**changes)

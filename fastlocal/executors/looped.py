@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from ..losses import count_correct
 from ..stack import ClientStack
@@ -23,6 +24,7 @@ class LoopedExecutor:
         self._row = torch.zeros(1, layout.n_params, device=source.device, dtype=source.dtype)
         self._grads = torch.zeros_like(self._row)
         self._module = copy.deepcopy(problem.module)
+        self._buffers = dict(self._module.named_buffers())
         params, grads = layout.views(self._row[0]), layout.views(self._grads[0])
         for name, parameter in self._module.named_parameters():
             if name in params:
@@ -43,6 +45,15 @@ class LoopedExecutor:
             stack.params[client] = self._row[0]
         return RoundResult(losses, correct if self.problem.topk else None)
 
+    def _forward(self, inputs: Tensor) -> Tensor:
+        if not self._buffers:
+            outputs: Tensor = self._module(inputs)
+            return outputs
+        # every step starts from the module's own buffers, as all clients at once would
+        copies = {name: value.clone() for name, value in self._buffers.items()}
+        outputs = functional_call(self._module, copies, (inputs,))
+        return outputs
+
     def _local_step(
         self, inputs: Tensor, targets: Tensor, momentum: Tensor | None, rate: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -50,7 +61,7 @@ class LoopedExecutor:
         problem = self.problem
         self._grads.zero_()
         with problem.numerics.autocast():
-            outputs = self._module(inputs)
+            outputs = self._forward(inputs)
         loss = problem.loss(problem.numerics.full(outputs), targets)
         loss.backward()
         self._update(self._row, momentum, self._grads, rate)

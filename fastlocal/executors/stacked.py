@@ -18,6 +18,7 @@ class StackedExecutor:
     def __init__(self, problem: LocalProblem) -> None:
         self.problem = problem
         self._update = Update(problem)
+        self._buffers = dict(problem.module.named_buffers())
         self._forward = vmap(self._forward_one, randomness="different")
 
     def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
@@ -36,6 +37,8 @@ class StackedExecutor:
 
     def _forward_one(self, row: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         problem = self.problem
+        # every step starts from the module's own buffers, and what becomes of them is forgotten
+        values = problem.layout.views(row) | {name: value.clone() for name, value in self._buffers.items()}
         with problem.numerics.autocast():
-            outputs = functional_call(problem.module, problem.layout.views(row), (inputs,))
+            outputs = functional_call(problem.module, values, (inputs,))
         return problem.loss(problem.numerics.full(outputs), targets), outputs

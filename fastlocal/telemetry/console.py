@@ -31,6 +31,7 @@ class ConsoleLogger(Logger):
         if interactive is None:
             interactive = self._stream.isatty() and not console.is_dumb_terminal
         self._bar = _Bar(console) if interactive else None
+        self._read = True
         self._rounds = 0
         self._samples = 0
         self._samples_done = 0
@@ -75,7 +76,11 @@ class ConsoleLogger(Logger):
             self._bar.stop()
 
     def _line(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        if self._read:
+            try:
+                print(text, file=self._stream, flush=True)
+            except (OSError, ValueError):
+                self._read = False  # nobody reads any more, and the run is worth more than its lines
 
 
 class _Bar:
