@@ -230,8 +230,8 @@ def test_the_imagenet_program_trains(tmp_path: Path, capsys: pytest.CaptureFixtu
         --data-pth {colour} --train-pth None --val-pth None --nw 2 --seed 3 --dist-url env:// --batch-size 8 --lr 0.32
         --device cpu --epochs 2 --steps-per-epoch -1 --total-batch-size 32 --warm-up 0 --gamma 0.1 --model cnn
         --momentum 0 --nesterov 0 --wd 0.0005 --decay1 1 --decay2 225 --decay3 225 --resume 0 --resume-pth None
-        --log-pth {tmp_path}/run --wandb disabled --step1 1 --step2 2 --step3 2 --eval-freq1 1 --eval-freq2 1 --eval-freq3 1 --save-freq1 1
-        --save-freq2 1 --save-freq3 1 --group-weight 1 --warmup-epochs 5 --bn-batches 100
+        --log-pth {tmp_path}/run --wandb disabled --step1 1 --step2 2 --step3 2 --eval-freq1 1 --eval-freq2 1
+        --eval-freq3 1 --save-freq1 1 --save-freq2 1 --save-freq3 1 --group-weight 1 --warmup-epochs 5 --bn-batches 100
     """
     outcome = run(capsys, "train", "--schedule", "epochs", "--dataset", "npz", *words.split())
     assert outcome.status == 0, outcome.err
