@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from . import __version__
 from .errors import UsageError, nearest
-from .interrupts import interruptible
+from .interrupts import held_back, interruptible
 
 COMMANDS = {
     "train": "train many Local SGD clients; `fastlocal train --help` lists the flags",
@@ -93,7 +93,8 @@ def _run(words: list[str]) -> int:
     processes = os.environ.get("WORLD_SIZE", "1")
     if words[0] == "train" and processes != "1":
         raise UsageError(f"WORLD_SIZE {processes}: a run is one process; start it without torchrun or with 1 process")
-    command = importlib.import_module(f".commands.{words[0]}", __package__)
+    with held_back():
+        command = importlib.import_module(f".commands.{words[0]}", __package__)
     status: int = command.run(words[1:])
     return status
 

@@ -53,7 +53,7 @@ class ModelConfig:
     model: str = "mlp"
     """mlp, cnn, resnet20..1202, resnet20_gn..1202_gn, vgg11..19, or torchvision.NAME"""
     n_groups: int = 8
-    """groups of each GroupNorm"""
+    """groups of each GroupNorm; -1: 8"""
     bn: bool | None = None
     """re-estimate BatchNorm before each evaluation; None: whether the model has BatchNorm"""
     bn_batches: int = 100
@@ -91,7 +91,7 @@ class SgdConfig:
     client_lr: float | None = None
     """rate that each client applies, unscaled"""
     max_lr: float | None = None
-    """peak rate after a warm-up; None: as --start-lr, --lr or --client-lr say"""
+    """peak rate after a warm-up; None or -1: as --start-lr, --lr or --client-lr say"""
     warm_up: bool = False
     """raise the rate linearly to its peak at the start"""
     warmup_epochs: int = 5
@@ -121,7 +121,7 @@ class ScheduleConfig:
     rounds: int | None = None
     """communication rounds to train, instead of --epochs"""
     steps_per_epoch: int | None = None
-    """local steps per epoch; None: as many as the training set allows"""
+    """local steps per epoch; None or -1: as many as the training set allows"""
     decay1: int = 250
     """epoch of the first decay, which begins phase 2"""
     decay2: int = 500

@@ -26,7 +26,7 @@ class EvaluateFlags:
     model: str = "mlp"
     """the model that it was saved from"""
     n_groups: int = 8
-    """groups of each GroupNorm"""
+    """groups of each GroupNorm; -1: 8"""
     dataset: str = "digits"
     """digits, cifar10, cifar100, fashion_mnist, image_folder, npz or synthetic"""
     data_pth: str | None = None
