@@ -187,6 +187,7 @@ def test_spellings_of_booleans(flag: str) -> None:
         ("--lr 0.1", "start_lr", None),
         ("--client-lr 0.1", "start_lr", None),
         ("--schedule epochs --start-lr 0.1", "lr", None),
+        ("--config None", "epochs", 300),
         ("--clients 4", "total_batch_size", 512),
         ("--clients 4 --batch-size 8", "total_batch_size", 32),
     ],

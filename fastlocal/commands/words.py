@@ -90,6 +90,6 @@ def refuse_unknown(words: Iterable[str], names: Iterable[str], command: str) -> 
 
 
 def value_of(flag: str, words: Sequence[str]) -> str | None:
-    """The word after the last `flag`, or None."""
+    """The word after the last `flag`; None where there is none, or where it is `None`."""
     found = [after for word, after in zip(words, words[1:], strict=False) if word == flag]
-    return found[-1] if found and not is_flag(found[-1]) else None
+    return found[-1] if found and found[-1] != "None" and not is_flag(found[-1]) else None
