@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"fastlocal: stopped by a signal; {_reached(directory)}", file=sys.stderr)
         return STOPPED
-    _finish(prepared, loop, summary_table(loop.history))
+    _finish(prepared, loop, summary_table(loop.history) if loop.history else "Nothing was evaluated.")
     return 0
 
 
@@ -63,4 +63,4 @@ def _finish(prepared: Prepared, loop: Loop, table: str) -> None:
     print(table)
     print(f"{prepared.config.clients} clients, {loop.comm_round} communication rounds. Written:")
     for path in sorted(loop.directory.iterdir()):
-        print(f"  {path}")
+        print(f"  {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
