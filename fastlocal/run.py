@@ -68,6 +68,8 @@ def prepare(
     Raises UsageError for what cannot work; touches no disk.
     """
     device = resolve_device(config.machine.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # Triton launches on the current device, wherever its tensors are
     config, data = resolve_for_data(config, data, device)
     assert config.machine.precision is not None, "resolved just now"
     numbers = numerics(config.machine.precision, device)

@@ -41,6 +41,25 @@ def test_two_configurations_of_every_kernel(tmp_path: Path) -> None:
         assert any(loads >= least[0] and stores >= least[1] for loads, stores in found), (op, found)
 
 
+ONE_POSITION = """
+from bench import triton_compile
+from fastlocal.kernels.case import cases
+
+for op in ("norm_act", "norm_act_backward"):
+    small = [case for case in cases(op) if case.name == "7 groups 2x3x7 silu fp32"]
+    print(op, sum(1 for case in small for _ in triton_compile.compile_case(op, case, 90, {})))
+"""
+
+
+def test_norms_of_one_position_compile() -> None:
+    """Triton makes a constant of an argument that is 1, which the interpreter does not show."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", ONE_POSITION]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert all(int(line.split()[1]) > 0 for line in done.stdout.splitlines()) and len(done.stdout.splitlines()) == 2
+
+
 def test_the_committed_table_is_complete() -> None:
     table = aot.read_table()
     assert {row["op"] for row in table} == set(kernels.TRITON_OPS)
