@@ -68,7 +68,7 @@ def prepare(
     Raises UsageError for what cannot work; touches no disk.
     """
     device = resolve_device(config.machine.device)
-    if device.type == "cuda":
+    if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # Triton launches on the current device, wherever its tensors are
     config, data = resolve_for_data(config, data, device)
     assert config.machine.precision is not None, "resolved just now"
