@@ -59,13 +59,6 @@ def refuse_unknown(name: str) -> None:
         raise UsageError(f"--model {name!r} is unknown{_suggestion(name)}")
 
 
-def has_batchnorm(module: nn.Module) -> bool:
-    """Whether any layer of `module` normalises over the batch."""
-    from torch.nn.modules.batchnorm import _BatchNorm
-
-    return any(isinstance(layer, _BatchNorm) for layer in module.modules())
-
-
 def _construct(name: str, in_channels: int, classes: int, image_size: tuple[int, int], n_groups: int) -> nn.Module:
     if name in _RESNETS:
         from fastlocal.models.cifar_resnet import resnet

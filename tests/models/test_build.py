@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from fastlocal.batchnorm import has_batchnorm
 from fastlocal.errors import UsageError
-from fastlocal.models import NAMES, build, has_batchnorm
+from fastlocal.models import NAMES, build
 
 
 def _build(
