@@ -14,6 +14,9 @@ from .layout import ParamLayout
 from .losses import Loss
 from .precision import Numerics
 
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError)
+"""What a module or a loss raises on samples that it does not take."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -76,7 +79,7 @@ def probe(
             found = dict(zip(parameters, grads, strict=True))
         except UsageError:
             raise
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError) as error:
+        except FAILURES as error:
             raise UsageError(f"{flag}: does not take a batch of shape {tuple(inputs.shape)}: {_line(error)}") from error
         random = not torch.equal(before, _random_state(numerics.device))
         no_vmap = None
@@ -96,6 +99,24 @@ def probe(
         unused=tuple(name for name, grad in found.items() if grad is None),
         no_vmap=no_vmap,
     )
+
+
+@torch.no_grad()
+def try_evaluation(
+    module: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor, numerics: Numerics, *, flag: str
+) -> None:
+    """Raise UsageError where an evaluation would fail on test samples that are not like the training samples.
+
+    inputs, targets: a few test samples        flag: what the user set, for the message
+    """
+    trial = copy.deepcopy(module).eval()
+    try:
+        with numerics.autocast():
+            outputs = numerics.full(trial(inputs))
+        loss(outputs, targets)
+    except FAILURES as error:
+        shape = tuple(inputs.shape)
+        raise UsageError(f"{flag}: cannot be evaluated on test samples of shape {shape}: {_line(error)}") from error
 
 
 def _check_labels(labels: tuple[int, int], classes: int, flag: str) -> None:

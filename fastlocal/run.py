@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from .local_module import local_module
 from .loop import Loop
 from .losses import Loss, cross_entropy
 from .precision import Numerics, numerics
-from .probe import Probe, probe
+from .probe import Probe, probe, try_evaluation
 from .progress import Progress
 from .resolve import resolve_device, resolve_for_data, resolve_for_machine
 from .stack import MomentumStore
@@ -87,7 +86,8 @@ def prepare(
     sample = source.rows(0, min(PROBE_BATCH, config.client.batch_size))
     labels = _label_range(data, loss)
     seen = probe(local, layout, loss, sample.inputs, sample.targets, numbers, labels=labels, flag=model_flag)
-    _try_test(module, test, loss, numbers, model_flag)
+    held_out = test.rows(0, PROBE_BATCH)
+    try_evaluation(module, loss, held_out.inputs, held_out.targets, numbers, flag=model_flag)
     layout = _without_decay(layout, seen.unused)
     config, notes = resolve_for_machine(config, module, layout, device, seen)
     problem = _problem(config, local, layout, source, loss, numbers, seen)
@@ -126,21 +126,6 @@ def _resolve_batchnorm(config: RunConfig, module: nn.Module) -> RunConfig:
     if there and config.model.bn_batches < 1:
         raise UsageError(f"--bn-batches {config.model.bn_batches}: {config.model.model} has BatchNorm; give at least 1")
     return config.with_values(bn=there)
-
-
-@torch.no_grad()
-def _try_test(module: nn.Module, test: ResidentSource, loss: Loss, numbers: Numerics, flag: str) -> None:
-    """Raise UsageError where an evaluation would fail on test samples that are not like the training samples."""
-    sample = test.rows(0, PROBE_BATCH)
-    trial = copy.deepcopy(module).eval()
-    try:
-        with numbers.autocast():
-            outputs = numbers.full(trial(sample.inputs))
-        loss(outputs, sample.targets)
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:300]
-        shape = tuple(sample.inputs.shape)
-        raise UsageError(f"{flag}: cannot be evaluated on test samples of shape {shape}: {reason}") from error
 
 
 def _without_decay(layout: ParamLayout, unused: Sequence[str]) -> ParamLayout:
