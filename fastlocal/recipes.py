@@ -13,6 +13,11 @@ from .config import RunConfig, Schedule
 FAR = 5_000_000
 
 
+def _each_phase(**values: int) -> dict[str, int]:
+    """The same value for phases 1 to 3: {"step1": h, "step2": h, "step3": h} for step=h."""
+    return {f"{name}{phase}": value for name, value in values.items() for phase in (1, 2, 3)}
+
+
 def default(schedule: Schedule = "rounds") -> RunConfig:
     """The defaults of the reference's program that `schedule` names."""
     if schedule == "rounds":
@@ -29,9 +34,7 @@ def default(schedule: Schedule = "rounds") -> RunConfig:
         decay1=150,
         decay2=225,
         decay3=225,
-        save_freq1=50,
-        save_freq2=50,
-        save_freq3=50,
+        **_each_phase(save_freq=50),
         nw=12,
     )
 
@@ -46,9 +49,7 @@ def quickstart() -> RunConfig:
         client_lr=0.2,
         start_lr=None,
         epochs=60,
-        step1=5,
-        step2=5,
-        step3=5,
+        **_each_phase(step=5),
         eval_freq1=6,
         momentum=0.9,
         decay1=FAR,
@@ -78,12 +79,7 @@ def cifar10_post_local() -> RunConfig:
         start_lr=0.01,
         resume=250,
         epochs=250,
-        step1=600,
-        step2=600,
-        step3=600,
-        save_freq1=6000,
-        save_freq2=6000,
-        save_freq3=6000,
+        **_each_phase(step=600, save_freq=6000),
         bn_batches=100,
         aug=True,
     )
@@ -113,12 +109,7 @@ def _label_noise(name: str) -> RunConfig:
         resume=500,
         warm_up=True,
         warmup_epochs=1,
-        step1=384,
-        step2=384,
-        step3=384,
-        save_freq1=1000,
-        save_freq2=1000,
-        save_freq3=1000,
+        **_each_phase(step=384, save_freq=1000),
         replacement=True,
         aug=False,
         label_noise=True,
@@ -142,12 +133,7 @@ def imagenet_post_local() -> RunConfig:
         decay1=FAR,
         decay2=FAR,
         decay3=FAR,
-        step1=26,
-        step2=26,
-        step3=26,
-        eval_freq1=6,
-        eval_freq2=6,
-        eval_freq3=6,
+        **_each_phase(step=26, eval_freq=6),
     )
 
 
