@@ -147,6 +147,7 @@ def _config(settings: dict[str, Any], **values: Any) -> RunConfig:
 
 
 def _check_normalisation(data: DataSet) -> None:
+    assert isinstance(data.train, Split), "made of tensors above"
     if data.mean is None and data.std is None:
         return
     inputs = data.train.inputs

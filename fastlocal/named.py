@@ -54,7 +54,7 @@ def make_model(config: RunConfig, data: DataSet, state: dict[str, Tensor] | None
     flag, path: where `state` comes from, for messages
     """
     assert data.classes is not None
-    _, channels, height, width = data.train.inputs.shape
+    channels, height, width = data.train.sample_shape
     classes = data.classes
     if state is not None and data.name == "npz":
         classes = max(classes, _classes(state))

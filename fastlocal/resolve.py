@@ -132,7 +132,7 @@ def check_memory(config: RunConfig, data: DataSet, n_params: int) -> None:
     if config.machine.device != "cpu":
         return
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    sample = math.prod(data.train.inputs.shape[1:]) * (8 if config.machine.precision == "fp64" else 4)
+    sample = math.prod(data.train.sample_shape) * (8 if config.machine.precision == "fp64" else 4)
     step = config.client.batch_size * sample
     for flag, value, size in (
         ("--batch-size", config.client.batch_size, step),
@@ -148,9 +148,11 @@ def memory_bytes(config: RunConfig, data: DataSet, n_params: int) -> dict[str, i
     assert config.machine.chunk is not None
     item = 8 if config.machine.precision == "fp64" else 4
     row = n_params * item
-    tensors = (data.train.inputs, data.train.targets, data.test.inputs, data.test.targets)
+    targets = (data.train.targets, data.test.targets)
     return {
-        "data set": sum(math.prod(tensor.shape) * tensor.element_size() for tensor in tensors),
+        "data set": data.train.resident_bytes
+        + data.test.resident_bytes
+        + sum(math.prod(tensor.shape) * tensor.element_size() for tensor in targets),
         "resident parameters and gradients": 2 * row * config.machine.chunk,
         "momenta of all clients": row * config.clients if config.sgd.momentum else 0,
     }

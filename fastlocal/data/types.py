@@ -1,30 +1,112 @@
-"""What every data set is once it is loaded."""
+"""What every data set is once it is loaded: decoded, or listed and left where it is stored."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
+
+Image = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class BadSample(ValueError):
+    """A stored image that cannot be decoded.
+
+    sample: its file, or its place in one        reason: why, in a few words
+    """
+
+    def __init__(self, sample: str, reason: str) -> None:
+        super().__init__(sample, reason)
+        self.sample, self.reason = sample, reason
+
+    def __str__(self) -> str:
+        return f"{self.sample} cannot be decoded ({self.reason})"
+
+
+class StoredImages(Protocol):
+    """Images that stay on the disk and are read one by one, by any process: what implements this can be pickled.
+
+    channels: 1 or 3
+    """
+
+    @property
+    def channels(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of an image, without decoding it; raises BadSample."""
+        ...
+
+    def read(self, index: int) -> Image:
+        """One image decoded, [height, width, channels]; raises BadSample."""
+        ...
+
+    def encoded(self, index: int) -> bytes | None:
+        """The compressed file of an image, or None where its pixels are stored as they are; raises BadSample."""
+        ...
 
 
 @dataclass(frozen=True)
 class Split:
-    """One half of a data set.
+    """One half of a data set, decoded.
 
     inputs: uint8 images [n, channels, height, width], or any tensor of n rows that the model takes as it is
     targets: int64 labels [n], or any tensor of n rows that the loss takes
+    mapped: whether the inputs lie in a file and are paged in as they are used
     """
 
     inputs: Tensor
     targets: Tensor
+    mapped: bool = False
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
 
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample as the model sees it."""
+        return tuple(self.inputs.shape[1:])
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory that the inputs need beside a CPU."""
+        return 0 if self.mapped else self.inputs.numel() * self.inputs.element_size()
+
+
+@dataclass(frozen=True)
+class StoredSplit:
+    """One half of a data set that is not resident: a source reads and decodes its images as they are asked for.
+
+    targets: int64 labels [n]
+    side: height and width in pixels that crops of the images are brought to (random-resized crops in training, centre
+        crops in tests); None: all images have the size of the first and reach the model whole, as resident ones do
+    """
+
+    images: StoredImages
+    targets: Tensor
+    side: int | None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of one image as the model sees it."""
+        height, width = self.images.size(0) if self.side is None else (self.side, self.side)
+        return self.images.channels, height, width
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory that the images take: none, beside what the source prefetches."""
+        return 0
+
 
 @dataclass(frozen=True)
 class DataSet:
-    """Training and test samples, decoded.
+    """Training and test samples; either half may be stored rather than resident.
 
     classes: number of labels, or None where the targets are not labels
     mean, std: one value per channel in units of 1, so that a model sees (x / 255 - mean) / std; None where the inputs
@@ -32,8 +114,8 @@ class DataSet:
     """
 
     name: str
-    train: Split
-    test: Split
+    train: Split | StoredSplit
+    test: Split | StoredSplit
     classes: int | None
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
@@ -41,4 +123,4 @@ class DataSet:
     @property
     def is_rgb(self) -> bool:
         """Whether the inputs are three-channel uint8 images."""
-        return self.mean is not None and self.train.inputs.shape[1] == 3
+        return self.mean is not None and self.train.sample_shape[0] == 3

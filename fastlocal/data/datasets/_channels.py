@@ -7,28 +7,46 @@ import math
 import torch
 from torch import Tensor
 
-from fastlocal.data.types import DataSet
+from fastlocal.data.stored import read_tensor
+from fastlocal.data.types import DataSet, Split
 from fastlocal.errors import UsageError
 
 _ROWS_AT_ONCE = 4096
 
 
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def channel_statistics(images: Tensor) -> Statistics:
     """Mean and standard deviation (of the population) per channel of x / 255, in float64.
 
     images: uint8 [n, channels, height, width], n > 0
-    The grey levels are counted first, so that the sums are exact whatever the number of images.
     """
-    channels = images.shape[1]
-    counts = torch.zeros(channels, 256, dtype=torch.int64)
-    for rows in images.split(_ROWS_AT_ONCE):
-        for channel in range(channels):
-            counts[channel] += torch.bincount(rows[:, channel].reshape(-1), minlength=256)
+    return from_counts(sum(map(grey_levels, images.split(_ROWS_AT_ONCE)), torch.zeros((), dtype=torch.int64)))
+
+
+def grey_levels(images: Tensor) -> Tensor:
+    """How often each grey level occurs: int64 [channels, 256] of uint8 images [n, channels, height, width]."""
+    return torch.stack([torch.bincount(images[:, c].reshape(-1), minlength=256) for c in range(images.shape[1])])
+
+
+def from_counts(counts: Tensor) -> Statistics:
+    """The same as `channel_statistics` from the counts [channels, 256] of all images: exact, however many they are."""
     levels = torch.arange(256, dtype=torch.float64) / 255
     share = counts.double() / counts.sum(dim=1, keepdim=True)
     mean = share @ levels
     variance = (share * (levels - mean[:, None]) ** 2).sum(dim=1)
     return tuple(mean.tolist()), tuple(variance.sqrt().tolist())
+
+
+def _own_statistics(data: DataSet) -> Statistics:
+    """Those of the training images, which are read one by one where they are stored."""
+    if isinstance(data.train, Split):
+        return channel_statistics(data.train.inputs)
+    counts = torch.zeros((), dtype=torch.int64)
+    for index in range(len(data.train)):
+        counts = counts + grey_levels(read_tensor(data.train, index).unsqueeze(0))
+    return from_counts(counts)
 
 
 def resolve(
@@ -39,7 +57,7 @@ def resolve(
     Raises UsageError naming --mean or --std where a given one does not fit the channels, is not finite or (std) not
     above zero, and where a channel that never varies leaves nothing to divide by.
     """
-    channels = data.train.inputs.shape[1]
+    channels = data.train.sample_shape[0]
     for flag, values in (("--mean", mean), ("--std", std)):
         if values is None:
             continue
@@ -55,7 +73,7 @@ def resolve(
     mean = data.mean if mean is None else tuple(map(float, mean))
     std = data.std if std is None else tuple(map(float, std))
     if mean is None or std is None:
-        own_mean, own_std = channel_statistics(data.train.inputs)
+        own_mean, own_std = _own_statistics(data)
         if std is None and min(own_std) == 0:
             raise UsageError(
                 f"--std must be given: channel {own_std.index(0)} of {data.name}'s training images never varies"

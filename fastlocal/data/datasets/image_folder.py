@@ -57,8 +57,8 @@ def read(request: Request) -> DataSet:
     n_train = len(train.files)
     return DataSet(
         name=request.name,
-        train=Split(images[:n_train], torch.tensor(train.targets, dtype=torch.int64)),
-        test=Split(images[n_train:], torch.tensor(test.targets, dtype=torch.int64)),
+        train=Split(images[:n_train], torch.tensor(train.targets, dtype=torch.int64), mapped=True),
+        test=Split(images[n_train:], torch.tensor(test.targets, dtype=torch.int64), mapped=True),
         classes=len(train.classes),
         mean=None,
         std=None,

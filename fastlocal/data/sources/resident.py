@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fastlocal import kernels
 
-from ..types import Split
+from ..stored import decode_all
+from ..types import Split, StoredSplit
 
 PADDING = 4
 
@@ -36,7 +37,7 @@ class ResidentSource:
 
     def __init__(
         self,
-        split: Split,
+        split: Split | StoredSplit,
         *,
         mean: Sequence[float] | None,
         std: Sequence[float] | None,
@@ -45,6 +46,8 @@ class ResidentSource:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
+        if isinstance(split, StoredSplit):
+            split = decode_all(split)
         self.inputs = split.inputs.to(device)
         self.targets = split.targets.to(device)
         if mean is None and self.inputs.is_floating_point():

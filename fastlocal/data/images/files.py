@@ -1,0 +1,58 @@
+"""Image files, decoded by Pillow one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as Pillow
+
+from fastlocal.data.datasets._image_worker import Unfit, decode
+from fastlocal.data.types import BadSample, Image
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Files of any format that Pillow knows.
+
+    paths: one file per sample        channels: 1 for files that are all grey, 3 to read every one as RGB
+    square: the shorter side is resized to this many pixels and the centre square cut out; None: as they are
+    """
+
+    paths: Sequence[Path]
+    channels: int
+    square: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) as `read` gives it, from the file's header."""
+        if self.square is not None:
+            return self.square, self.square
+        path = self.paths[index]
+        try:
+            with Pillow.open(path) as image:
+                return image.height, image.width
+        except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and others
+            raise BadSample(str(path), " ".join(str(error).split())) from None
+
+    def read(self, index: int) -> Image:
+        """[height, width, channels]; raises BadSample naming a file that is corrupt, or coloured for one channel."""
+        try:
+            image = decode(str(self.paths[index]), self.channels, self.square)
+        except Unfit as stop:
+            raise BadSample(stop.path, stop.detail or "it is coloured, where grey ones are expected") from None
+        return np.array(image, dtype=np.uint8).reshape(image.height, image.width, self.channels)
+
+    def encoded(self, index: int) -> bytes | None:
+        """The file's content, of whatever format; None where `read` gives another image than the file holds."""
+        if self.square is not None:
+            return None
+        path = self.paths[index]
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise BadSample(str(path), error.strerror or str(error)) from None

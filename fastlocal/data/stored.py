@@ -1,0 +1,34 @@
+"""Stored images brought into memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastlocal.data.types import BadSample, Split, StoredSplit
+from fastlocal.errors import UsageError
+
+
+def read_tensor(split: StoredSplit, index: int) -> Tensor:
+    """One image, uint8 [channels, height, width]; raises UsageError where it cannot be decoded."""
+    try:
+        return torch.from_numpy(split.images.read(index)).permute(2, 0, 1)
+    except BadSample as bad:
+        raise UsageError(f"{bad}; replace or remove it") from None
+
+
+def decode_all(split: StoredSplit) -> Split:
+    """All images of a split decoded into one array. Raises UsageError where they are not of one size."""
+    if split.side is not None:
+        raise UsageError("--source resident: random-resized crops are cut from the stored images; use --source auto")
+    inputs = torch.empty(len(split), *split.sample_shape, dtype=torch.uint8)
+    for index in range(len(split)):
+        image = read_tensor(split, index)
+        if image.shape != inputs.shape[1:]:
+            (_, height, width), (_, first_height, first_width) = image.shape, inputs.shape[1:]
+            raise UsageError(
+                f"image {index} is {width}x{height} pixels (width x height), the first {first_width}x{first_height}; "
+                "all must have one size, or --image-size be given"
+            )
+        inputs[index] = image
+    return Split(inputs, split.targets)
