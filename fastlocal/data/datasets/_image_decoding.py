@@ -19,11 +19,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
-from fastlocal.data.datasets._image_worker import PIXELS, REPLY, Unfit
+from fastlocal.data.images.worker import PIXELS, REPLY, Unfit
 from fastlocal.errors import UsageError
 
 _BYTES_AT_ONCE = 4 << 20
-_START = "import sys; sys.path[:] = sys.argv[1:]; from fastlocal.data.datasets._image_worker import main; main()"
+_START = "import sys; sys.path[:] = sys.argv[1:]; from fastlocal.data.images.worker import main; main()"
 
 
 class _Worker:

@@ -15,8 +15,8 @@ import torch
 from fastlocal.data.datasets import Request
 from fastlocal.data.datasets._image_cache import CacheEntry, Images
 from fastlocal.data.datasets._image_decoding import decoded
-from fastlocal.data.datasets._image_worker import Unfit, decode
 from fastlocal.data.datasets._progress import decoding_progress
+from fastlocal.data.images.worker import Unfit, decode
 from fastlocal.data.types import DataSet, Split
 from fastlocal.errors import UsageError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Pillow
 
-from fastlocal.data.datasets._image_worker import Unfit, decode
+from fastlocal.data.images.worker import Unfit, decode
 from fastlocal.data.types import BadSample, Image
 
 
