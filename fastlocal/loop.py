@@ -24,6 +24,7 @@ from .progress import Progress, Round
 from .stack import ClientStack, MomentumStore
 from .telemetry.base import Logger, RoundReport
 from .telemetry.jsonl import StepLog
+from .telemetry.trace import span
 
 
 @dataclass
@@ -126,7 +127,8 @@ class Loop:
             if self.steps is not None:
                 losses.append(chunk_losses)
             if planned.averaged:
-                self._mean.add(params)
+                with span("average"):
+                    self._mean.add(params)
         if self.steps is not None:
             self._write_steps(planned, rates, torch.cat(losses, dim=1))
         if bad:
@@ -146,6 +148,23 @@ class Loop:
         self, planned: Round, clients: range, params: Tensor, rates: list[float]
     ) -> tuple[Tensor, TrainStats]:
         """The whole round of one chunk; returns its losses [local_steps, clients] on the CPU and its sums."""
+        with span("plan"):
+            stack, plan = self._plan(planned, clients, params, rates)
+        if self.module_seed is not None:
+            mixed = (self.module_seed * 1_000_003 + planned.first_step) * 1_000_003 + clients.start
+            torch.manual_seed(mixed % 2**63)
+        result = self.executor.run_round(stack, plan)
+        if self.momentum is not None:
+            self.momentum.store(clients)
+        losses = result.losses.cpu()
+        batch = plan.sample_ids.shape[-1]
+        correct = [] if result.correct is None else result.correct.tolist()
+        return losses, TrainStats(losses.double().sum().item() * batch, correct, losses.numel() * batch)
+
+    def _plan(
+        self, planned: Round, clients: range, params: Tensor, rates: list[float]
+    ) -> tuple[ClientStack, RoundPlan]:
+        """What a chunk starts its round from, in the buffer `params`, and what it is going to do."""
         row = self.averaged.row
         params.copy_(row.expand_as(params))
         stack = ClientStack(params, None if self.momentum is None else self.momentum.fetch(clients))
@@ -156,16 +175,7 @@ class Loop:
             learning_rates=torch.tensor(rates, dtype=row.dtype, device=row.device)[:, None].expand(-1, len(clients)),
             sample_ids=sample_ids.to(row.device),
         )
-        if self.module_seed is not None:
-            mixed = (self.module_seed * 1_000_003 + planned.first_step) * 1_000_003 + clients.start
-            torch.manual_seed(mixed % 2**63)
-        result = self.executor.run_round(stack, plan)
-        if self.momentum is not None:
-            self.momentum.store(clients)
-        losses = result.losses.cpu()
-        batch = sample_ids.shape[-1]
-        correct = [] if result.correct is None else result.correct.tolist()
-        return losses, TrainStats(losses.double().sum().item() * batch, correct, losses.numel() * batch)
+        return stack, plan
 
     def _not_finite(
         self, planned: Round, clients: range, losses: Tensor, params: Tensor
@@ -189,7 +199,10 @@ class Loop:
             self._warned = True
 
     def _average(self, planned: Round) -> None:
-        self.averaged.replace(self._mean.take())
+        with span("average"):
+            mean = self._mean.take()
+        with span("server"):
+            self.averaged.replace(mean)
         self.comm_round = planned.comm_round
         self._loaded = False
 
@@ -202,8 +215,9 @@ class Loop:
 
     def _report(self, planned: Round) -> None:
         """Evaluate the averaged model, save it and log the line."""
-        self.load_averaged()
-        result = self.evaluate()
+        with span("evaluate"):
+            self.load_averaged()
+            result = self.evaluate()
         if not (math.isfinite(result.loss) and self.averaged.is_finite()):
             self._stop_or_warn(planned, "averaged model", f"the test loss is {result.loss}")
         loss, accuracies = self._stats.mean(len(self.topk))

@@ -18,6 +18,7 @@ from ..layout import ParamLayout
 from ..losses import Loss
 from ..precision import Numerics
 from ..stack import ClientStack
+from ..telemetry.trace import span
 
 BLOCK_BYTES = 4 * 2**20
 """Inputs that one client's steps are gathered in at a time."""
@@ -103,6 +104,10 @@ class LocalProblem:
                 yield Batch(batch.inputs[step], batch.targets[step]), targets[step]
 
     def _batch(self, sample_ids: Tensor, clients: Tensor, step: Tensor | int) -> tuple[Batch, Tensor]:
+        with span("data"):
+            return self._drawn(sample_ids, clients, step)
+
+    def _drawn(self, sample_ids: Tensor, clients: Tensor, step: Tensor | int) -> tuple[Batch, Tensor]:
         batch = self.source.batch(sample_ids, clients, step)
         if self.noise is None:
             return batch, batch.targets

@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from ..losses import count_correct
 from ..stack import ClientStack
+from ..telemetry.trace import span
 from .base import LocalProblem, RoundPlan, RoundResult
 from .update import Update
 
@@ -59,10 +60,12 @@ class LoopedExecutor:
     ) -> tuple[Tensor, Tensor]:
         """One step of the client whose parameters are in the row; returns its loss and outputs."""
         problem = self.problem
-        self._grads.zero_()
-        with problem.numerics.autocast():
-            outputs = self._forward(inputs)
-        loss = problem.loss(problem.numerics.full(outputs), targets)
-        loss.backward()
+        with span("forward"):
+            with problem.numerics.autocast():
+                outputs = self._forward(inputs)
+            loss = problem.loss(problem.numerics.full(outputs), targets)
+        with span("backward"):
+            self._grads.zero_()
+            loss.backward()
         self._update(self._row, momentum, self._grads, rate)
         return loss.detach(), outputs.detach()

@@ -8,6 +8,7 @@ from torch.func import functional_call, vmap
 
 from ..losses import count_correct
 from ..stack import ClientStack
+from ..telemetry.trace import span
 from .base import LocalProblem, RoundPlan, RoundResult
 from .update import Update
 
@@ -27,8 +28,10 @@ class StackedExecutor:
         for step in range(plan.local_steps):
             batch, targets = problem.batch(plan, step, slice(None))
             params = stack.params.detach().requires_grad_()
-            step_losses, outputs = self._forward(params, batch.inputs, targets)
-            (grads,) = torch.autograd.grad(step_losses.sum(), params)
+            with span("forward"):
+                step_losses, outputs = self._forward(params, batch.inputs, targets)
+            with span("backward"):
+                (grads,) = torch.autograd.grad(step_losses.sum(), params)
             self._update(stack.params, stack.momentum, grads, plan.learning_rates[step])
             losses.append(step_losses.detach())
             if problem.topk:

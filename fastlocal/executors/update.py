@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fastlocal import kernels
 
+from ..telemetry.trace import span
 from .base import LocalProblem
 
 EPSILON = 1e-6
@@ -24,6 +25,10 @@ class Update:
 
     def __call__(self, params: Tensor, momentum: Tensor | None, grads: Tensor, learning_rates: Tensor) -> None:
         """params, momentum, grads: [clients, n_params], grads may be overwritten        learning_rates: [clients]"""
+        with span("client_sgd"):
+            self._step(params, momentum, grads, learning_rates)
+
+    def _step(self, params: Tensor, momentum: Tensor | None, grads: Tensor, learning_rates: Tensor) -> None:
         problem = self._problem
         scale = None
         if problem.clip_norm is not None:
