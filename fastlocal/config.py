@@ -162,6 +162,9 @@ class MachineConfig:
     """stacked: all resident clients at once; looped: one after the other; auto: looped for convolutions on a CPU"""
     chunk: int | None = None
     """clients resident at once; None: as many as fit comfortably"""
+    conv_strategy: str = "auto"
+    """stacked convolutions: grouped, loop, im2col or triton, also per layer (loop,conv1=im2col); auto: the fastest of
+    them for each layer, timed at the start"""
     seed: int = 0
     """seed of start weights, sampling, augmentation and label noise"""
     on_nan: Literal["stop", "continue"] = "stop"

@@ -22,6 +22,7 @@ from .directory import check_directory, create_directory
 from .errors import UsageError
 from .evaluation import evaluate
 from .executors.base import Executor, LabelNoise, LocalProblem
+from .executors.conv_strategy import conv_choices, parse, words
 from .executors.looped import LoopedExecutor
 from .executors.stacked import StackedExecutor
 from .interrupts import held_back
@@ -91,6 +92,7 @@ def prepare(
     layout = _without_decay(layout, seen.unused)
     config, notes = resolve_for_machine(config, module, layout, device, seen)
     problem = _problem(config, local, layout, source, loss, numbers, seen)
+    config = _resolve_conv_strategy(config, problem, notes)
     return Prepared(
         config=config,
         data=data,
@@ -173,12 +175,22 @@ def _problem(
     )
 
 
+def _resolve_conv_strategy(config: RunConfig, problem: LocalProblem, notes: list[str]) -> RunConfig:
+    """The strategy of every stacked convolution; what was timed is added to the notes."""
+    given = parse(config.machine.conv_strategy, problem.module, problem.numerics.device)
+    if config.machine.executor != "stacked":
+        return config
+    assert config.machine.chunk is not None, "resolved just now"
+    choices = conv_choices(problem, config.client.batch_size, config.machine.chunk, given)
+    notes += choices.table().splitlines()
+    return config.with_values(conv_strategy=words(choices.by_layer) if choices.timings else words(given))
+
+
 def _executor(prepared: Prepared) -> Executor:
-    kinds: dict[str, type[StackedExecutor] | type[LoopedExecutor]] = {
-        "stacked": StackedExecutor,
-        "looped": LoopedExecutor,
-    }
-    return kinds[prepared.config.machine.executor](prepared.problem)
+    problem, machine = prepared.problem, prepared.config.machine
+    if machine.executor == "looped":
+        return LoopedExecutor(problem)
+    return StackedExecutor(problem, conv_strategy=parse(machine.conv_strategy, problem.module, problem.numerics.device))
 
 
 def _build_loop(prepared: Prepared, logger: Logger) -> Loop:

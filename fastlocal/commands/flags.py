@@ -21,8 +21,8 @@ RATES = ("start_lr", "lr", "client_lr")
 DERIVED = {
     "dataset": ("mean", "std", "aug"),
     "data_pth": ("mean", "std"),
-    "model": ("bn", "executor", "chunk"),
-    "device": ("executor", "chunk"),
+    "model": ("bn", "executor", "chunk", "conv_strategy"),
+    "device": ("executor", "chunk", "conv_strategy"),
     "clients": ("chunk",),
     "total_batch_size": ("chunk",),
 }

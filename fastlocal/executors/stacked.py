@@ -10,14 +10,16 @@ from ..losses import count_correct
 from ..stack import ClientStack
 from ..telemetry.trace import span
 from .base import LocalProblem, RoundPlan, RoundResult
+from .conv_strategy import Stacking, Strategies
 from .update import Update
 
 
 class StackedExecutor:
     """One local step of every resident client is one program over their flat buffers."""
 
-    def __init__(self, problem: LocalProblem) -> None:
+    def __init__(self, problem: LocalProblem, *, conv_strategy: Strategies = "auto") -> None:
         self.problem = problem
+        self._stacking = Stacking(problem.module, conv_strategy)
         self._update = Update(problem)
         self._buffers = dict(problem.module.named_buffers())
         self._forward = vmap(self._forward_one, randomness="different")
@@ -28,7 +30,7 @@ class StackedExecutor:
         for step in range(plan.local_steps):
             batch, targets = problem.batch(plan, step, slice(None))
             params = stack.params.detach().requires_grad_()
-            with span("forward"):
+            with span("forward"), self._stacking.mode():
                 step_losses, outputs = self._forward(params, batch.inputs, targets)
             with span("backward"):
                 (grads,) = torch.autograd.grad(step_losses.sum(), params)
@@ -43,5 +45,5 @@ class StackedExecutor:
         # every step starts from the module's own buffers, and what becomes of them is forgotten
         values = problem.layout.views(row) | {name: value.clone() for name, value in self._buffers.items()}
         with problem.numerics.autocast():
-            outputs = functional_call(problem.module, values, (inputs,))
+            outputs = functional_call(self._stacking.module, values, (inputs,))
         return problem.loss(problem.numerics.full(outputs), targets), outputs

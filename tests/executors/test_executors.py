@@ -31,10 +31,14 @@ CLIENTS, STEPS, BATCH = 4, 3, 5
 
 
 def problem_of(
-    name: str, dtype: torch.dtype = torch.float64, low: torch.dtype | None = None, **values: Any
+    name: str,
+    dtype: torch.dtype = torch.float64,
+    low: torch.dtype | None = None,
+    module: nn.Module | None = None,
+    **values: Any,
 ) -> LocalProblem:
     data = small_models.sentences() if name == "words" else small_models.images()
-    module = small_models.make(name).to(dtype)
+    module = small_models.make(name).to(dtype) if module is None else module
     given: dict[str, Any] = {"noise": None, "momentum": 0.9, "nesterov": False, "weight_decay": 0.03, **values}
     return LocalProblem(
         module=local_module(module),

@@ -1,0 +1,149 @@
+"""Every stacked convolution takes the way that it was told to, and all ways lead to the same place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastlocal.config import read_config
+from fastlocal.errors import UsageError
+from fastlocal.executors.conv_strategy import Strategies, conv_choices, parse, words
+from fastlocal.executors.stacked import StackedExecutor
+from tests import tiny
+from tests.executors.test_executors import CPU, assert_same, problem_of, run, start
+
+WAYS = ["grouped", "loop", "im2col", {"conv1": "im2col", "conv2": "loop"}, {"conv2": "grouped"}]
+
+
+class Calls(TorchDispatchMode):
+    """Notes how the stacked convolution is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strategies: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.fastlocal.conv2d_clients.default:
+            self.strategies.append(args[-1])
+        elif func is torch.ops.aten.convolution.default:
+            self.strategies.append("grouped")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["batchnorm", "groupnorm"])
+@pytest.mark.parametrize("strategy", WAYS, ids=str)
+def test_all_strategies_take_the_looped_steps(strategy: Strategies, name: str) -> None:
+    problem = problem_of(name)
+    stack, plan = start(problem)
+    result = StackedExecutor(problem, conv_strategy=strategy).run_round(stack, plan)
+    assert_same((stack, result), run("looped", problem), 1e-11)
+
+
+def test_layers_take_the_strategies_that_they_are_given() -> None:
+    problem = problem_of("groupnorm")
+    for strategy, expected in (
+        ("loop", ["loop", "loop"]),
+        ({"conv1": "im2col", "conv2": "loop"}, ["im2col", "loop"]),
+        ({"conv1": "grouped", "conv2": "im2col"}, ["grouped", "im2col"]),
+    ):
+        with Calls() as calls:
+            StackedExecutor(problem, conv_strategy=strategy).run_round(*start(problem))
+        assert calls.strategies == expected * 3
+
+
+class Functional(nn.Module):
+    """A convolution without a layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 3, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, padding="same").mean(dim=(2, 3))
+
+
+def test_one_strategy_for_all_reaches_convolutions_that_are_no_layers() -> None:
+    problem = problem_of("groupnorm", module=Functional().double())
+    with Calls() as calls:
+        StackedExecutor(problem, conv_strategy="loop").run_round(*start(problem))
+    assert calls.strategies == ["loop"] * 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("auto", "auto"),
+        ("im2col", "im2col"),
+        ("conv1=loop", {"conv1": "loop", "conv2": "auto"}),
+        ("loop,conv2=im2col", {"conv1": "loop", "conv2": "im2col"}),
+        (" conv2=im2col , conv1=grouped", {"conv1": "grouped", "conv2": "im2col"}),
+    ],
+)
+def test_the_flag_is_read_and_written(text: str, expected: Strategies) -> None:
+    module = problem_of("groupnorm").module
+    read = parse(text, module, CPU)
+    assert read == expected
+    assert parse(words(read), module, CPU) == read
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lop", "unknown strategy 'lop'; did you mean 'loop'?"),
+        ("conv1=fft", "unknown strategy 'fft'; one of auto, grouped, loop, im2col, triton"),
+        ("conv3=loop", "no convolution 'conv3'; did you mean 'conv2'?"),
+        ("linear=loop", "no convolution 'linear'; the first is 'conv1'"),
+        ("conv1=triton", "cannot run: no CUDA device"),
+    ],
+)
+def test_mistakes_are_one_line(text: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    if "triton" in text and torch.cuda.is_available():
+        said = "the tensors are on cpu"
+    with pytest.raises(UsageError, match="--conv-strategy") as caught:
+        parse(text, problem_of("groupnorm").module, CPU)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_strategies_are_timed_once_per_layer_shape() -> None:
+    problem = problem_of("groupnorm", torch.float32)
+    choices = conv_choices(problem, batch=5, clients=4)
+    assert list(choices.by_layer) == ["conv1", "conv2"]
+    for timing in choices.timings:
+        assert set(timing.milliseconds) == {"grouped", "loop", "im2col"} and timing.clients == 4
+        assert timing.milliseconds[timing.chosen] == min(timing.milliseconds.values())
+    assert [timing.shape.x for timing in choices.timings] == [(5, 3, 6, 5), (5, 4, 6, 5)]
+    assert [timing.shape.leads for timing in choices.timings] == [True, False]
+    assert conv_choices(problem, batch=5, clients=4) == choices  # to the last digit of every time
+    assert len(choices.table().splitlines()) == 2
+
+
+def test_what_is_settled_is_not_timed() -> None:
+    problem = problem_of("groupnorm", torch.float32)
+    choices = conv_choices(problem, batch=5, clients=4, given={"conv1": "im2col", "conv2": "auto"})
+    assert choices.by_layer["conv1"] == "im2col" and [timing.layers for timing in choices.timings] == [("conv2",)]
+    assert conv_choices(problem, batch=5, clients=4, given="loop").timings == ()
+    late = conv_choices(problem, batch=3, clients=4, seconds=-1.0)
+    assert late.by_layer == {"conv1": "auto", "conv2": "auto"} and "not timed" in late.table()
+
+
+def test_a_run_writes_its_choice_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tiny.write_npz(tmp_path / "data.npz")
+    flags = ["--model", "cnn", "--executor", "stacked"]
+    assert tiny.run(capsys, *tiny.train_words(data, tmp_path / "run"), *flags).status == 0
+    machine = read_config(tmp_path / "run" / "config.json").machine
+    assert "auto" not in machine.conv_strategy
+    again = tiny.run(capsys, "train", "--config", tmp_path / "run" / "config.json", "--log-pth", tmp_path / "again")
+    assert again.status == 0
+    assert read_config(tmp_path / "again" / "config.json").machine == machine
+    other = tiny.run(
+        capsys, *tiny.train_words(data, tmp_path / "wrong"), *flags, "--conv-strategy", "conv9=loop"
+    )
+    assert other.status == 2 and len(other.err.splitlines()) == 1 and "'conv9'" in other.err
+    assert not (tmp_path / "wrong").exists()
