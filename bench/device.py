@@ -61,7 +61,7 @@ def _commit() -> str:
     return done.stdout.strip()
 
 
-def time_runs(run: Callable[[], object], *, budget_ms: float = 300.0, most: int = 200) -> Timing:
+def time_runs(run: Callable[[], object], *, budget_ms: float = 150.0, most: int = 200) -> Timing:
     """Time `run` by device events, each run with a cold L2.
 
     A run is captured as a CUDA graph, so that launches leave no gaps, unless it cannot be.

@@ -1,10 +1,10 @@
-"""Time every op's large cases on a GPU: Triton, plain torch, and for the client ops torch.compile and torch._foreach.
+"""Time every op's large cases on a GPU: Triton, and the same by torch in several ways.
 
-    python -m bench.kernels --out DIR [--ops OP ...] [--seconds N]
+    python -m bench.kernels --out DIR [--ops OP ...] [--seconds N] [--deterministic] [--only gate | times]
 
 First the gate: a kernel passes the checks of tests/kernels on the device, or is not timed. Then the variants of each
 case run on equal inputs; a row holds the median, the bytes that the case has to move, and the fraction of the bandwidth
-that a large copy reaches in the same process.
+that a large copy reaches in the same process. Where time runs out, rows say so: the first cases of an op matter most.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import csv
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from bench import baselines
 from bench.device import NO_GPU, Timing, copy_bandwidth, describe, time_runs
+from bench.targets import Row
 from fastlocal import kernels
 from fastlocal.kernels.case import Case, Inputs, cases
-from fastlocal.kernels.conv2d_clients import loop
 from tests.kernels.checker import check
 
 MEASURED = (
@@ -44,8 +44,16 @@ MEASURED = (
 COMPILED = ("client_sgd", "client_mean", "client_sgd_mean")
 """Ops whose reference torch.compile is given too, which takes seconds for each case."""
 
-Row = dict[str, str]
-Run = Callable[[], object]
+NEEDS = {"conv2d_clients": "y", "conv2d_clients_input_grad": "x", "conv2d_clients_weight_grad": "weight"}
+FOREACH: dict[str, Callable[..., baselines.Run]] = {
+    "client_sgd": baselines.foreach_sgd,
+    "client_mean": baselines.foreach_mean,
+    "client_sgd_mean": baselines.foreach_sgd_mean,
+}
+FOREACH_LACKS = {"grad_scale", "active", "shadow"}
+
+Variants = dict[str, Callable[[], baselines.Run]]
+"""Names of ways to run a case, and what prepares each on inputs of its own."""
 
 
 def row(op: str, case: Case, variant: str, timing: Timing | None, copy: float, note: str = "") -> Row:
@@ -75,28 +83,37 @@ def gate(op: str) -> list[Row]:
             try:
                 check(case, kernels.get(op, "triton", "cuda"), kernels.get(op, "reference", "cuda"), "cuda")
             except Exception as error:  # a launch that fails is a fault as well
-                fault = f"{type(error).__name__}: {error}".splitlines()[0]
+                fault = first_line(error)
             rows.append({"op": op, "case": case.name, "fault": fault})
     return rows
 
 
-def variants(op: str, case: Case) -> Iterator[tuple[str, Run]]:
-    """Ways to run a case, each on inputs of its own."""
-    reference = kernels.get(op, "reference", "cuda")
-    yield "triton", runner(case, kernels.get(op, "triton", "cuda"))
-    yield "torch", runner(case, reference)
-    if op in COMPILED:
-        torch.compiler.reset()
-        yield "torch.compile", runner(case, torch.compile(reference, fullgraph=True, dynamic=False))
-    if op.startswith("conv2d_clients"):
-        yield "loop of torch", runner(case, partial(looped_convolution, op))
-    if op == "client_sgd" and not case.make_inputs(torch.device("meta")).keys() & {"grad_scale", "active", "shadow"}:
-        yield "torch._foreach", runner(case, foreach_sgd)
+def variants(op: str, case: Case, device: str = "cuda") -> Variants:
+    """Ways to run a case that are quick to prepare."""
+    ways: Variants = {"triton": lambda: runner(case, kernels.get(op, "triton", device), device)}
+    if op in NEEDS:
+        ways["grouped"] = lambda: baselines.grouped_convolution(NEEDS[op], **inputs_of(case, device))
+        ways["loop"] = lambda: baselines.looped_convolution(NEEDS[op], **inputs_of(case, device))
+    else:
+        ways["torch"] = lambda: runner(case, kernels.get(op, "reference", device), device)
+    if op in FOREACH and not case.make_inputs(torch.device("meta")).keys() & FOREACH_LACKS:
+        ways["torch._foreach"] = lambda: FOREACH[op](**inputs_of(case, device))
+    return ways
 
 
-def runner(case: Case, op: Callable[..., Any]) -> Run:
+def compiled(op: str, case: Case, device: str = "cuda") -> baselines.Run:
+    """The reference as torch.compile makes it."""
+    torch.compiler.reset()
+    return runner(case, torch.compile(kernels.get(op, "reference", device), fullgraph=True, dynamic=False), device)
+
+
+def inputs_of(case: Case, device: str) -> Inputs:
+    return case.make_inputs(torch.device(device))
+
+
+def runner(case: Case, op: Callable[..., Any], device: str = "cuda") -> baselines.Run:
     """One run of an op, with its backward pass where the case has gradients."""
-    inputs: Inputs = case.make_inputs(torch.device("cuda"))
+    inputs = inputs_of(case, device)
     leaves = [inputs[name].requires_grad_() for name in case.differentiated]
 
     def run() -> object:
@@ -110,55 +127,52 @@ def runner(case: Case, op: Callable[..., Any]) -> Run:
     return run
 
 
-def looped_convolution(op: str, **inputs: Any) -> object:
-    """A convolution of torch for each client; of the gradients, the one that the op computes. Without sums."""
-    inputs.pop("sums", None)
-    if op == "conv2d_clients":
-        return loop.conv2d_clients(**inputs)
-    return loop.conv2d_clients_backward(
-        **inputs, need_x=op.endswith("input_grad"), need_weight=op.endswith("weight_grad")
-    )
+@contextmanager
+def deterministic_algorithms() -> Iterator[None]:
+    """What torch calls so, within."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
-@torch.no_grad()
-def foreach_sgd(
-    params: Tensor,
-    momentum: Tensor | None,
-    grads: Tensor,
-    learning_rate: Tensor,
-    decay_mask: Tensor,
-    *,
-    mu: float,
-    weight_decay: float,
-    nesterov: bool,
-) -> None:
-    """client_sgd as torch's foreach optimizers would do it, a tensor for each client."""
-    rows, updates = list(params.unbind()), list(grads.unbind())
-    if weight_decay:
-        decayed = torch._foreach_mul(rows, [decay_mask] * len(rows))
-        torch._foreach_add_(updates, decayed, alpha=weight_decay)
-    if momentum is not None:
-        velocities = list(momentum.unbind())
-        torch._foreach_mul_(velocities, mu)
-        torch._foreach_add_(velocities, updates)
-        updates = list(torch._foreach_add(updates, velocities, alpha=mu)) if nesterov else velocities
-    torch._foreach_add_(rows, torch._foreach_mul(updates, list((-learning_rate).to(params.dtype).unbind())))
+def measure(op: str, copy: float, deadline: float, *, deterministic: bool = False) -> Iterator[Row]:
+    """Rows of an op's large cases, until time.monotonic() reaches the deadline; torch.compile comes after all others.
 
-
-def measure(op: str, copy: float, deadline: float) -> Iterator[Row]:
-    """Rows of an op's large cases, until time.monotonic() reaches the deadline."""
-    for case in cases(op):
-        if not case.large:
-            continue
+    deterministic: also time Triton under torch.use_deterministic_algorithms
+    """
+    large = [case for case in cases(op) if case.large]
+    for case in large:
+        ways = variants(op, case)
         if time.monotonic() > deadline:
             yield row(op, case, "triton", None, copy, "not timed: no time was left")
             continue
-        for variant, run in variants(op, case):
-            try:
-                yield row(op, case, variant, time_runs(run), copy)
-            except Exception as error:  # torch.compile may not take an op; the others go on
-                yield row(op, case, variant, None, copy, f"{type(error).__name__}: {error}".splitlines()[0])
-            torch.cuda.empty_cache()
+        for variant, prepare in ways.items():
+            yield timed(op, case, variant, prepare, copy)
+        if deterministic:
+            with deterministic_algorithms():
+                yield timed(op, case, "triton deterministic", ways["triton"], copy)
+    for case in large if op in COMPILED else ():
+        if time.monotonic() < deadline:
+            yield timed(op, case, "torch.compile", lambda case=case: compiled(op, case), copy)  # type: ignore[misc]
+        else:
+            yield row(op, case, "torch.compile", None, copy, "not timed: no time was left")
+
+
+def timed(op: str, case: Case, variant: str, prepare: Callable[[], baselines.Run], copy: float) -> Row:
+    """A row of one variant; where it fails, as torch.compile may not take an op, the row says so."""
+    try:
+        return row(op, case, variant, time_runs(prepare()), copy)
+    except Exception as error:
+        return row(op, case, variant, None, copy, first_line(error))
+    finally:
+        torch.cuda.empty_cache()
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
@@ -170,36 +184,52 @@ def write(path: Path, rows: Sequence[Row]) -> None:
         writer.writerows(rows)
 
 
+def say(line: Row) -> None:
+    """A row on the console."""
+    print(
+        f"{line['op']:<26} {line['case']:<44} {line['variant']:<20} {line['median_ms']:>10} ms "
+        f"{line['copy_fraction']:>6} of a copy  {line['note']}",
+        flush=True,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.kernels", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for gate.csv and kernels.csv")
     parser.add_argument("--ops", nargs="+", default=kernels.TRITON_OPS, choices=kernels.TRITON_OPS, metavar="OP")
     parser.add_argument("--seconds", type=float, default=400.0, help="after which no further case is timed")
+    parser.add_argument("--deterministic", action="store_true", help="time deterministic algorithms too")
+    parser.add_argument("--only", choices=("gate", "times"), help="the checks or the timings alone")
     asked = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print(NO_GPU)
         return 2
     end = time.monotonic() + asked.seconds
+    checks: list[Row] = []
+    if asked.only != "times":
+        for op in asked.ops:
+            checks += gate(op)
+            write(asked.out / "gate.csv", checks)
+    failed = {line["op"] for line in checks if line["fault"]}
+    for op in sorted(failed):
+        print(f"{op} fails its checks and is not timed: see gate.csv")
+    if asked.only != "gate":
+        time_ops([op for op in asked.ops if op not in failed], asked.out, end, deterministic=asked.deterministic)
+    return 1 if failed else 0
+
+
+def time_ops(ops: Sequence[str], out: Path, end: float, *, deterministic: bool) -> None:
+    """Fill kernels.csv until time.monotonic() reaches `end`; what is left of the time is shared by the ops left."""
+    torch.backends.cudnn.benchmark = True  # the convolutions of torch as fast as they can be
     copy = copy_bandwidth()
     about = describe() | {"copy_gb_per_s": f"{copy / 1e9:.1f}"}
-    checks: list[Row] = []
     rows: list[Row] = []
-    for index, op in enumerate(asked.ops):
-        checks += gate(op)
-        write(asked.out / "gate.csv", checks)
-        if any(line["fault"] for line in checks if line["op"] == op):
-            print(f"{op} fails its checks and is not timed: see gate.csv")
-            continue
-        # what is left of the time is shared by the ops that are left
-        share = (end - time.monotonic()) / (len(asked.ops) - index)
-        for line in measure(op, copy, time.monotonic() + share):
+    for index, op in enumerate(ops):
+        share = (end - time.monotonic()) / (len(ops) - index)
+        for line in measure(op, copy, time.monotonic() + share, deterministic=deterministic):
             rows.append(line | about)
-            write(asked.out / "kernels.csv", rows)
-            print(
-                f"{op:<26} {line['case']:<44} {line['variant']:<14} {line['median_ms']:>10} ms "
-                f"{line['copy_fraction']:>6} of a copy  {line['note']}"
-            )
-    return 1 if any(line["fault"] for line in checks) else 0
+            write(out / "kernels.csv", rows)
+            say(line)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,7 @@ class Layer:
         return draw.normal(*self.weight_shape, dtype=self.dtype, scale=scale)
 
 
+SAME = Geometry(padding=(1, 1))
 HALF = Geometry(stride=(2, 2), padding=(1, 1))
 UNEVEN = Geometry(stride=(2, 1), padding=(1, 2), dilation=(1, 2))
 DILATED = Geometry(stride=(2, 2), padding=(2, 2), dilation=(2, 2))
@@ -112,15 +113,26 @@ SMALL = (
     Layer(2, 0, 4, (5, 4), 5),
 )
 
+CLIENTS = (32, 512, 8, 128)
+RESNET = tuple(
+    Layer(clients, 32, channels, (size, size), out, geometry=geometry, last=True, dtype=torch.bfloat16, large=True)
+    for clients in CLIENTS
+    for channels, size, out, geometry in (
+        (16, 32, 16, SAME),
+        (3, 32, 16, SAME),
+        (16, 32, 32, HALF),
+        (32, 16, 32, SAME),
+        (32, 16, 64, HALF),
+        (64, 8, 64, SAME),
+    )
+)
+"""Every layer of ResNet-20 and ResNet-56, whose shortcuts have no convolution."""
+
 LARGE = (
-    Layer(32, 32, 3, (32, 32), 16, last=True, dtype=torch.bfloat16, large=True),
-    Layer(32, 32, 16, (32, 32), 16, last=True, dtype=torch.bfloat16, large=True),
-    Layer(32, 32, 16, (32, 32), 16, dtype=torch.bfloat16, large=True),
+    *RESNET,
     Layer(32, 32, 16, (32, 32), 16, last=True, large=True),
-    Layer(32, 32, 16, (32, 32), 32, geometry=HALF, last=True, dtype=torch.bfloat16, large=True),
-    Layer(32, 32, 32, (16, 16), 32, last=True, dtype=torch.bfloat16, large=True),
-    Layer(32, 32, 64, (8, 8), 64, last=True, dtype=torch.bfloat16, large=True),
     Layer(32, 32, 64, (8, 8), 64, last=True, large=True),
+    Layer(32, 32, 16, (32, 32), 16, dtype=torch.bfloat16, large=True),
     Layer(4, 32, 3, (224, 224), 64, kernel=(7, 7), geometry=STEM, last=True, dtype=torch.bfloat16, large=True),
     Layer(4, 32, 64, (56, 56), 256, kernel=(1, 1), geometry=POINT, last=True, dtype=torch.bfloat16, large=True),
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastlocal.kernels import philox
-from tests.kernels.test_philox import KNOWN_ANSWERS
+from tests.kernels.philox_vectors import KNOWN_ANSWERS
 from tests.kernels.triton_probes import words
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

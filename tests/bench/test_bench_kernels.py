@@ -1,0 +1,102 @@
+"""The ways that benches time against each other compute the same, and a row says what was found."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench import baselines, linear
+from bench import kernels as bench
+from bench.device import Timing
+from fastlocal import kernels
+from fastlocal.kernels.case import Case, Inputs, cases
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CLIENT_OPS = ("client_sgd", "client_norm", "client_mean", "client_sgd_mean")
+
+
+def test_a_row_holds_rates_and_the_fraction_of_a_copy() -> None:
+    case = Case("3x4 fp32", lambda device: {}, "fp32", bytes_moved=2_000_000, flops=6_000_000, large=True)
+    got = bench.row("client_sgd", case, "triton", Timing(0.001, 0.0009, 0.0011, True), copy=4e12)
+    assert tuple(got) == bench.MEASURED
+    assert (got["gb_per_s"], got["copy_fraction"], got["tflop_per_s"]) == ("2000.0", "0.500", "6.00")
+    missing = bench.row("client_sgd", case, "triton", None, copy=4e12, note="not timed: no time was left")
+    assert missing["median_ms"] == "" and missing["note"] == "not timed: no time was left"
+
+
+def test_a_way_that_fails_leaves_a_row_that_says_so() -> None:
+    case = cases("client_norm")[0]
+
+    def prepare() -> baselines.Run:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nmore about it")
+
+    line = bench.timed("client_norm", case, "torch", prepare, copy=1e12)
+    assert line["note"] == "OutOfMemoryError: CUDA out of memory." and line["median_ms"] == ""
+
+
+def test_what_is_left_of_the_time_goes_to_the_first_cases() -> None:
+    lines = list(bench.measure("client_sgd", 1e12, deadline=0.0))
+    large = [case.name for case in cases("client_sgd") if case.large]
+    assert [line["case"] for line in lines] == large * 2  # Triton, and torch.compile after all others
+    assert {line["note"] for line in lines} == {"not timed: no time was left"}
+
+
+@pytest.mark.parametrize("op", CLIENT_OPS)
+def test_bytes_moved_are_those_of_the_tensors(op: str) -> None:
+    for case in cases(op):
+        if case.large:
+            inputs = case.make_inputs(torch.device("meta"))
+            tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+            read = sum(size(value) for name, value in tensors.items() if name != "shadow")
+            written = sum(size(tensors[name]) for name in case.changed)
+            # per-client numbers are not counted, and a mask is not read where nothing decays
+            assert 0.98 < case.bytes_moved / (read + written) <= 1.0, case.name
+
+
+def size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+@pytest.mark.parametrize("op", bench.FOREACH)
+def test_foreach_is_the_same_step(op: str) -> None:
+    for case in (case for case in cases(op) if not case.large):
+        inputs = case.make_inputs(torch.device(DEVICE))
+        if inputs.keys() & bench.FOREACH_LACKS or not inputs["params"].numel():
+            continue
+        expected = {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
+        kernels.get(op, "reference", DEVICE)(**expected)
+        bench.FOREACH[op](**inputs)()
+        for name in case.changed:
+            if inputs[name] is not None:
+                near = 0.05 if inputs["params"].dtype == torch.bfloat16 else 1e-5
+                torch.testing.assert_close(inputs[name], expected[name], rtol=near, atol=near)
+
+
+@pytest.mark.parametrize("op", bench.NEEDS)
+def test_the_convolutions_of_torch_are_the_same(op: str) -> None:
+    for case in cases(op):
+        if not case.large and case.tolerance == "tf32":
+            inputs: Inputs = case.make_inputs(torch.device(DEVICE))
+            inputs.pop("sums", None)
+            expected = kernels.get(op, "reference", DEVICE)(**inputs)
+            if not inputs["x"].numel():
+                continue
+            looped = torch.stack(baselines.looped_convolution(bench.NEEDS[op], **inputs)())  # type: ignore[arg-type]
+            grouped = baselines.grouped_convolution(bench.NEEDS[op], **inputs)()
+            assert isinstance(grouped, Tensor)
+            if op.endswith("weight_grad"):
+                grouped = grouped.view(expected.shape)
+            else:
+                grouped = grouped.unflatten(1, (expected.shape[0], -1)).transpose(0, 1)
+            torch.testing.assert_close(looped, expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(grouped, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_ways_of_a_linear_layer_are_the_same() -> None:
+    case = linear.linear_case(3, 5, 17, 9, torch.float32)
+    found = {name: linear.prepare(case, way, DEVICE)() for name, way in linear.WAYS.items()}
+    exact = found["torch.baddbmm"]
+    assert isinstance(exact, Tensor) and exact.shape == (3, 5, 9)
+    torch.testing.assert_close(torch.stack(found["loop"]), exact, rtol=1e-4, atol=1e-4)  # type: ignore[arg-type]
+    torch.testing.assert_close(found["triton"], exact, rtol=0, atol=2e-3 * float(exact.abs().max()))
