@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .checks import check
 from .config import AREA_OF, AREAS, RunConfig, convert
-from .data.types import DataSet, Split
+from .data.types import BadSample, DataSet, MapSplit, Split
 from .errors import UsageError, nearest
 from .losses import Loss, cross_entropy
 from .run import final_model, prepare
@@ -54,8 +55,8 @@ class Run:
 
 def train(
     model: nn.Module,
-    train: tuple[Any, Any],
-    test: tuple[Any, Any],
+    train: Any,
+    test: Any,
     *,
     clients: int,
     local_steps: int = 1,
@@ -78,7 +79,8 @@ def train(
 
     model: any module; its parameters that require a gradient are trained, in float32 unless `precision` says otherwise
     train, test: (inputs [n, ...], targets [n, ...]), tensors or arrays. Inputs reach the model as they are; uint8
-        images [n, channels, height, width] are normalised where the settings `mean` and `std` are given
+        images [n, channels, height, width] are normalised where the settings `mean` and `std` are given. Or map-style
+        Datasets of such pairs, read by `nw` worker processes
     batch_size: samples per client and step        lr: the rate that every client applies
     loss: (outputs of one batch, targets) -> mean loss as a scalar tensor; default cross-entropy
     eval_every, save_every: rounds between evaluations, and between named checkpoints
@@ -147,22 +149,31 @@ def _config(settings: dict[str, Any], **values: Any) -> RunConfig:
 
 
 def _check_normalisation(data: DataSet) -> None:
-    assert isinstance(data.train, Split), "made of tensors above"
     if data.mean is None and data.std is None:
         return
-    inputs = data.train.inputs
-    if data.mean is None or data.std is None or inputs.dtype != torch.uint8 or inputs.dim() != 4:
+    train, shape = data.train, data.train.sample_shape
+    levels = train.first[0].dtype == np.uint8 if isinstance(train, MapSplit) else False
+    levels = train.inputs.dtype == torch.uint8 if isinstance(train, Split) else levels
+    if data.mean is None or data.std is None or not levels or len(shape) != 3:
         raise UsageError("mean, std: give both, for uint8 images [n, channels, height, width]")
-    if len(data.mean) != inputs.shape[1] or len(data.std) != inputs.shape[1]:
-        raise UsageError(f"mean, std: give one value for each of the {inputs.shape[1]} channels")
+    if len(data.mean) != shape[0] or len(data.std) != shape[0]:
+        raise UsageError(f"mean, std: give one value for each of the {shape[0]} channels")
     if not all(map(math.isfinite, data.mean + data.std)) or min(data.std) <= 0:
         raise UsageError("mean, std: must be finite, and std above 0")
 
 
-def _split(name: str, pair: tuple[Any, Any]) -> Split:
-    """Tensors of both halves of a pair, with as many rows, and finite where they are floating."""
+def _split(name: str, pair: Any) -> Split | MapSplit:
+    """Tensors of both halves of a pair, with as many rows, and finite where they are floating; or a Dataset."""
+    values = isinstance(pair, tuple | list | str | bytes | dict | Tensor | np.ndarray)
+    if not values and hasattr(pair, "__getitem__") and hasattr(pair, "__len__"):
+        if len(pair) == 0:
+            raise UsageError(f"{name}: is empty")
+        try:
+            return MapSplit.of(pair)
+        except BadSample as bad:
+            raise UsageError(f"{name}: {bad}") from None
     if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise UsageError(f"{name}: give a pair (inputs, targets)")
+        raise UsageError(f"{name}: give a pair (inputs, targets), or a map-style Dataset")
     inputs, targets = _tensor(f"{name} inputs", pair[0]), _tensor(f"{name} targets", pair[1])
     if len(inputs) != len(targets):
         raise UsageError(f"{name}: {len(inputs)} inputs but {len(targets)} targets")

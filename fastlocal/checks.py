@@ -59,6 +59,7 @@ def _counts(config: RunConfig) -> Iterator[str]:
         "n_groups": config.model.n_groups,
         "chunk": config.machine.chunk,
         "image_size": config.data.image_size,
+        "prefetch": config.data.prefetch,
         "warmup_epochs": config.sgd.warmup_epochs if config.sgd.warm_up else None,
     }
     for phase in (1, 2, 3):

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 Schedule = Literal["rounds", "epochs"]
 Precision = Literal["fp32", "tf32", "bf16", "fp64"]
 Executor = Literal["auto", "stacked", "looped"]
+SourceKind = Literal["auto", "resident", "torch", "ffcv", "dali"]
 WandbMode = Literal["online", "offline", "disabled"]
 
 
@@ -44,6 +45,13 @@ class DataConfig:
     """resize and centre-crop the images of a folder to this many pixels; None: as they are"""
     nw: int = 2
     """worker processes that decode images"""
+    source: SourceKind = "auto"
+    """resident: decoded in the device's memory; torch: worker processes; ffcv: a .beton file; dali: NVIDIA DALI;
+    auto: resident where that fits, else what the data's format asks for"""
+    prefetch: int = 4
+    """batches that a source other than resident decodes ahead"""
+    on_bad_sample: Literal["stop", "skip"] = "stop"
+    """what an image that cannot be decoded does in training: end the run, or give its place to the next one"""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from . import interrupts
-from .data.sources.resident import ResidentSource
+from .data.sources.base import Source
 from .losses import Loss, count_correct
 from .precision import Numerics
 
@@ -28,7 +28,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     module: nn.Module,
-    source: ResidentSource,
+    source: Source,
     *,
     loss: Loss,
     topk: tuple[int, ...],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,16 +16,19 @@ from . import interrupts
 from .averaged import AveragedModel
 from .averaging.local_mean import LocalMean
 from .checkpoint import save_model
-from .data.sources.resident import ResidentSource
+from .data.sources.base import Source, Wanted
 from .data.streams import Streams
 from .errors import NonFiniteLoss
 from .evaluation import Evaluation
 from .executors.base import Executor, RoundPlan
+from .lookahead import Lookahead
 from .progress import Progress, Round
 from .stack import ClientStack, MomentumStore
 from .telemetry.base import Logger, RoundReport
 from .telemetry.jsonl import StepLog
 from .telemetry.trace import span
+
+INPUT_BOUND = 0.1
 
 
 @dataclass
@@ -49,6 +53,27 @@ class TrainStats:
 
 
 @dataclass
+class Waiting:
+    """Seconds that local steps took since the last evaluation, and how many of them went by without data."""
+
+    waited: float = 0.0
+    taken: float = 0.0
+
+    def add(self, waited: float, taken: float) -> None:
+        """One round's."""
+        self.waited += waited
+        self.taken += taken
+
+    def take(self) -> str | None:
+        """A line for a person where it was more than INPUT_BOUND of the time; starts afresh."""
+        share = min(1.0, self.waited / self.taken) if self.taken else 0.0
+        self.waited = self.taken = 0.0
+        if share <= INPUT_BOUND:
+            return None
+        return f"input-bound: {share:.0%} of the step waiting for data (more workers: --nw; further ahead: --prefetch)"
+
+
+@dataclass
 class Loop:
     """A run whose parts are built. `run` trains it to its end.
 
@@ -60,7 +85,7 @@ class Loop:
 
     progress: Progress
     streams: Streams
-    source: ResidentSource
+    source: Source
     executor: Executor
     averaged: AveragedModel
     momentum: MomentumStore | None
@@ -83,6 +108,7 @@ class Loop:
         self._params = torch.empty(self.chunk, row.numel(), dtype=row.dtype, device=row.device)
         self._mean = LocalMean(row.numel(), self.clients, row.device)
         self._stats = TrainStats()
+        self._waiting = Waiting()
         self._step = 0
         self._loaded = False
         self._warned = False
@@ -91,7 +117,8 @@ class Loop:
         """Every round of the plan."""
         if eval_on_start:
             self._report(self.progress.start())
-        for planned in self.progress.rounds():
+        self._rounds = Lookahead(self.progress.rounds())
+        for planned in self._rounds:
             for name in planned.phase_files[0]:
                 self._save(name)
             self._train(planned)
@@ -114,12 +141,13 @@ class Loop:
             self._save("latest.pt")
 
     def _train(self, planned: Round) -> None:
-        rates = [self.progress.learning_rate(planned.first_step + step) for step in range(planned.local_steps)]
+        rates = self._rates(planned)
         stats = TrainStats()
         losses: list[Tensor] = []
         bad: list[tuple[int, int, str]] = []
-        for begin in range(0, self.clients, self.chunk):
-            clients = range(begin, min(begin + self.chunk, self.clients))
+        self.source.take_waited()  # what BatchNorm's batches took
+        began = time.perf_counter()
+        for clients in self._chunks():
             params = self._params[: len(clients)]
             chunk_losses, chunk_stats = self._train_chunk(planned, clients, params, rates)
             stats.add(chunk_stats)
@@ -129,6 +157,9 @@ class Loop:
             if planned.averaged:
                 with span("average"):
                     self._mean.add(params)
+        self._waiting.add(self.source.take_waited(), time.perf_counter() - began)
+        for line in self.source.take_messages():
+            self.logger.message(line)
         if self.steps is not None:
             self._write_steps(planned, rates, torch.cat(losses, dim=1))
         if bad:
@@ -149,7 +180,7 @@ class Loop:
     ) -> tuple[Tensor, TrainStats]:
         """The whole round of one chunk; returns its losses [local_steps, clients] on the CPU and its sums."""
         with span("plan"):
-            stack, plan = self._plan(planned, clients, params, rates)
+            stack, plan = self._stack(clients, params), self._plan(planned, clients, rates)
         if self.module_seed is not None:
             mixed = (self.module_seed * 1_000_003 + planned.first_step) * 1_000_003 + clients.start
             torch.manual_seed(mixed % 2**63)
@@ -161,21 +192,39 @@ class Loop:
         correct = [] if result.correct is None else result.correct.tolist()
         return losses, TrainStats(losses.double().sum().item() * batch, correct, losses.numel() * batch)
 
-    def _plan(
-        self, planned: Round, clients: range, params: Tensor, rates: list[float]
-    ) -> tuple[ClientStack, RoundPlan]:
-        """What a chunk starts its round from, in the buffer `params`, and what it is going to do."""
+    def _stack(self, clients: range, params: Tensor) -> ClientStack:
+        """What a chunk starts its round from, in the buffer `params`."""
+        params.copy_(self.averaged.row.expand_as(params))
+        return ClientStack(params, None if self.momentum is None else self.momentum.fetch(clients))
+
+    def _chunks(self, begin: int = 0) -> Iterator[range]:
+        """The clients from `begin` on, as many at a time as are resident."""
+        for first in range(begin, self.clients, self.chunk):
+            yield range(first, min(first + self.chunk, self.clients))
+
+    def _rates(self, planned: Round) -> list[float]:
+        return [self.progress.learning_rate(planned.first_step + step) for step in range(planned.local_steps)]
+
+    def _plan(self, planned: Round, clients: range, rates: list[float]) -> RoundPlan:
         row = self.averaged.row
-        params.copy_(row.expand_as(params))
-        stack = ClientStack(params, None if self.momentum is None else self.momentum.fetch(clients))
         sample_ids = self.streams.sample_ids(planned.first_step, planned.local_steps, clients)
-        plan = RoundPlan(
+        return RoundPlan(
             client_ids=torch.arange(clients.start, clients.stop, device=row.device),
             first_step=planned.first_step,
             learning_rates=torch.tensor(rates, dtype=row.dtype, device=row.device)[:, None].expand(-1, len(clients)),
-            sample_ids=sample_ids.to(row.device),
+            sample_ids=sample_ids.to(self.source.index_device),
+            first_client=clients.start,
+            following=lambda: self._following(planned, clients.stop, rates),
         )
-        return stack, plan
+
+    def _following(self, planned: Round, begin: int, rates: list[float]) -> Iterator[RoundPlan]:
+        """The plans of the round's other chunks and of the rounds after it."""
+        later = self._rounds.later()
+        for clients in self._chunks(begin):
+            yield self._plan(planned, clients, rates)
+        for upcoming in later:
+            for clients in self._chunks():
+                yield self._plan(upcoming, clients, self._rates(upcoming))
 
     def _not_finite(
         self, planned: Round, clients: range, losses: Tensor, params: Tensor
@@ -207,11 +256,15 @@ class Loop:
         self._loaded = False
 
     def _batchnorm_inputs(self, epoch: int) -> Iterator[Tensor]:
-        device = self.averaged.row.device
-        for ids, client, step in self.streams.epoch_batches(epoch, self.bn_batches):
+        for batch in self.source.feed(
+            Wanted(ids.unsqueeze(0).to(self.source.index_device), self._number(client), step)
+            for ids, client, step in self.streams.epoch_batches(epoch, self.bn_batches)
+        ):
             interrupts.poll()
-            numbers = torch.tensor([client], device=device)
-            yield self.source.batch(ids.unsqueeze(0).to(device), numbers, step).inputs[0]
+            yield batch.inputs[0]
+
+    def _number(self, client: int) -> Tensor:
+        return torch.tensor([client], device=self.source.index_device)
 
     def _report(self, planned: Round) -> None:
         """Evaluate the averaged model, save it and log the line."""
@@ -234,6 +287,9 @@ class Loop:
             self._save(planned.save_as)
         self.history.append(row)
         self.logger.evaluation(row)
+        line = self._waiting.take()
+        if line is not None:
+            self.logger.message(line)
 
     def _accuracies(self, half: str, values: list[float] | tuple[float, ...]) -> dict[str, float | None]:
         if not self.topk:

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from .config import RunConfig
-from .data.types import DataSet
+from .data.sources import choose
+from .data.types import DataSet, MapSplit
 from .directory import default_directory
 from .errors import UsageError
 from .layout import ParamLayout
@@ -51,10 +52,13 @@ def resolve_for_data(config: RunConfig, data: DataSet, device: torch.device) -> 
     by_epochs = config.schedule.schedule == "epochs"
     if config.data.aug and data.mean is None:
         raise UsageError("--aug 1: the inputs are not uint8 images")
+    if config.data.aug and isinstance(data.train, MapSplit):
+        raise UsageError("--aug 1: a Dataset augments its samples itself")
     config = config.with_values(
         mean=data.mean,
         std=data.std,
-        aug=data.is_rgb if config.data.aug is None else config.data.aug,
+        aug=data.is_rgb and not isinstance(data.train, MapSplit) if config.data.aug is None else config.data.aug,
+        source=choose(config.data.source, data, device),
         precision=config.machine.precision or ("bf16" if by_epochs and device.type == "cuda" else "fp32"),
         device=str(device),
         steps_per_epoch=_steps_per_epoch(config, len(data.train)),
@@ -66,7 +70,7 @@ def _check_samples(data: DataSet) -> None:
     for name, split in (("training", data.train), ("test", data.test)):
         if len(split) == 0:
             raise UsageError(f"--dataset {data.name}: the {name} set is empty")
-        if len(split) != len(split.targets):
+        if split.targets is not None and len(split) != len(split.targets):
             raise UsageError(f"--dataset {data.name}: {len(split)} {name} inputs but {len(split.targets)} targets")
 
 
@@ -148,7 +152,7 @@ def memory_bytes(config: RunConfig, data: DataSet, n_params: int) -> dict[str, i
     assert config.machine.chunk is not None
     item = 8 if config.machine.precision == "fp64" else 4
     row = n_params * item
-    targets = (data.train.targets, data.test.targets)
+    targets = [split.targets for split in (data.train, data.test) if split.targets is not None]
     return {
         "data set": data.train.resident_bytes
         + data.test.resident_bytes

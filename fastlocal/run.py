@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +14,8 @@ from .averaged import AveragedModel
 from .batchnorm import has_batchnorm
 from .checkpoint import save_model
 from .config import RunConfig
-from .data.sources.resident import ResidentSource
+from .data.sources import Reading, make_source
+from .data.sources.base import Source
 from .data.streams import Streams, StreamSpec
 from .data.types import DataSet
 from .directory import check_directory, create_directory
@@ -53,7 +53,7 @@ class Prepared:
     module: nn.Module
     layout: ParamLayout
     problem: LocalProblem
-    test: ResidentSource
+    test: Source
     progress: Progress
     random: bool
     notes: tuple[str, ...]
@@ -78,11 +78,7 @@ def prepare(
     layout = param_layout(module, group_weight=config.sgd.group_weight)
     if layout.n_params == 0:
         raise UsageError(f"{model_flag}: has no parameter that requires a gradient")
-    resident = partial(
-        ResidentSource, mean=data.mean, std=data.std, seed=config.machine.seed, device=device, dtype=numbers.dtype
-    )
-    source = resident(data.train, augment=bool(config.data.aug))
-    test = resident(data.test, augment=False)
+    source, test = _sources(config, data, numbers)
     local = local_module(module)
     sample = source.rows(0, min(PROBE_BATCH, config.client.batch_size))
     labels = _label_range(data, loss)
@@ -106,10 +102,29 @@ def prepare(
     )
 
 
+def _sources(config: RunConfig, data: DataSet, numbers: Numerics) -> tuple[Source, Source]:
+    """Those of the training and of the test samples."""
+    reading = Reading(
+        kind=config.data.source,
+        workers=config.data.nw,
+        prefetch=config.data.prefetch,
+        on_bad_sample=config.data.on_bad_sample,
+        mean=data.mean,
+        std=data.std,
+        seed=config.machine.seed,
+        device=numbers.device,
+        dtype=numbers.dtype,
+    )
+    augment = bool(config.data.aug)
+    return make_source(data.train, reading, augment=augment), make_source(data.test, reading, augment=False)
+
+
 def _label_range(data: DataSet, loss: Loss) -> tuple[int, int] | None:
-    """Lowest and highest label, where the loss takes them as numbers of outputs."""
-    targets = [data.train.targets, data.test.targets]
-    if loss is not cross_entropy or any(target.dim() != 1 or target.is_floating_point() for target in targets):
+    """Lowest and highest label, where the loss takes them as numbers of outputs and they are known."""
+    targets = [split.targets for split in (data.train, data.test) if split.targets is not None]
+    if len(targets) < 2 or loss is not cross_entropy:
+        return None
+    if any(target.dim() != 1 or target.is_floating_point() for target in targets):
         return None
     return min(int(target.min()) for target in targets), max(int(target.max()) for target in targets)
 
@@ -145,7 +160,7 @@ def _problem(
     config: RunConfig,
     local: nn.Module,
     layout: ParamLayout,
-    source: ResidentSource,
+    source: Source,
     loss: Loss,
     numbers: Numerics,
     seen: Probe,

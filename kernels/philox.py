@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     SAMPLE = 0
     CROP = 1
     LABEL_NOISE = 2
+    RESIZED_CROP = 3
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:

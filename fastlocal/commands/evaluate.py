@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
 
     with held_back():
         from ..checkpoint import read_state
-        from ..data.sources.resident import ResidentSource
+        from ..data.sources import Reading, choose, make_source
         from ..evaluation import evaluate
         from ..losses import cross_entropy
         from ..named import load_data, make_model
@@ -63,9 +63,18 @@ def run(argv: Sequence[str]) -> int:
     state = read_state(flags.checkpoint, "CHECKPOINT")
     data = load_data(config, lambda text: print(text, file=sys.stderr))
     module = make_model(config, data, state, "CHECKPOINT", flags.checkpoint).to(device, numbers.dtype)
-    source = ResidentSource(
-        data.test, mean=data.mean, std=data.std, augment=False, seed=0, device=device, dtype=numbers.dtype
+    reading = Reading(
+        kind=choose(config.data.source, data, device),
+        workers=config.data.nw,
+        prefetch=config.data.prefetch,
+        on_bad_sample="stop",
+        mean=data.mean,
+        std=data.std,
+        seed=0,
+        device=device,
+        dtype=numbers.dtype,
     )
+    source = make_source(data.test, reading, augment=False)
     result = evaluate(module, source, loss=cross_entropy, topk=(1,), numerics=numbers)
     print(f"val_acc1 {result.accuracies[0]:.4f} val_loss {result.loss:.4f}")
     return 0

@@ -19,10 +19,10 @@ from .words import is_flag, normalise, refuse_unknown, registry, value_of
 RATES = ("start_lr", "lr", "client_lr")
 
 DERIVED = {
-    "dataset": ("mean", "std", "aug"),
-    "data_pth": ("mean", "std"),
+    "dataset": ("mean", "std", "aug", "source"),
+    "data_pth": ("mean", "std", "source"),
     "model": ("bn", "executor", "chunk", "conv_strategy"),
-    "device": ("executor", "chunk", "conv_strategy"),
+    "device": ("executor", "chunk", "conv_strategy", "source"),
     "clients": ("chunk",),
     "total_batch_size": ("chunk",),
 }

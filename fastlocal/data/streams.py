@@ -36,8 +36,7 @@ class Streams:
 
     def __init__(self, spec: StreamSpec) -> None:
         self.spec = spec
-        self._epoch = -1
-        self._order = torch.empty(0, dtype=torch.int64)
+        self._orders: dict[int, Tensor] = {}
 
     def sample_ids(self, first_step: int, local_steps: int, clients: range) -> Tensor:
         """int64 [local_steps, clients, batch] of the global local steps from `first_step` on, on the CPU."""
@@ -73,7 +72,10 @@ class Streams:
             yield ids, client, step
 
     def _permutation(self, epoch: int) -> Tensor:
-        if epoch != self._epoch:
+        order = self._orders.get(epoch)
+        if order is None:
             generator = torch.Generator().manual_seed(self.spec.seed + epoch)
-            self._order, self._epoch = torch.randperm(self.spec.samples, generator=generator), epoch
-        return self._order
+            order = torch.randperm(self.spec.samples, generator=generator)
+            # what is read ahead may be of the next epoch already
+            self._orders = {known: self._orders[known] for known in list(self._orders)[-1:]} | {epoch: order}
+        return order

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+Array = np.ndarray[Any, Any]
 Image = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -105,6 +106,71 @@ class StoredSplit:
 
 
 @dataclass(frozen=True)
+class MapSplit:
+    """One half of a data set behind a map-style Dataset, whose pairs are read as they are asked for.
+
+    dataset: has a length, and gives a pair (input, target) of tensors, arrays or numbers for an index
+    first: its first pair as arrays, whose shapes and dtypes all others have
+    """
+
+    dataset: Any
+    first: tuple[Array, Array]
+
+    @classmethod
+    def of(cls, dataset: Any) -> MapSplit:
+        """Raises BadSample where the first pair is none."""
+        return cls(dataset, _pair(dataset, 0))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.first[0].shape)
+
+    @property
+    def targets(self) -> None:
+        """Not known before they are read."""
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory that the samples take: none, beside what the source prefetches."""
+        return 0
+
+    def read(self, index: int) -> tuple[Array, Array]:
+        """One pair; raises BadSample where the Dataset fails, or gives one unlike the first."""
+        pair = _pair(self.dataset, index)
+        for name, found, first in zip(("input", "target"), pair, self.first, strict=True):
+            if (found.shape, found.dtype) != (first.shape, first.dtype):
+                like = f"{name} {found.dtype} {found.shape} is unlike the first, {first.dtype} {first.shape}"
+                raise BadSample(f"sample {index} of the Dataset", like)
+        return pair
+
+
+def _pair(dataset: Any, index: int) -> tuple[Array, Array]:
+    try:
+        inputs, target = dataset[index]
+        return _array(inputs), _array(target)
+    except Exception as error:  # whatever a user's Dataset raises
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise BadSample(f"sample {index} of the Dataset", reason) from None
+
+
+def _array(value: Any) -> Array:
+    """A tensor, an array or a number, as float32, or as int64 where torch has no such integers."""
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if array.dtype == np.float64 and not isinstance(value, Tensor | np.ndarray):
+        array = array.astype(np.float32)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{type(value).__name__} is neither a tensor nor an array nor a number")
+    return array.astype(np.int64) if array.dtype.kind in "iu" and array.dtype != np.uint8 else array
+
+
+AnySplit = Split | StoredSplit | MapSplit
+
+
+@dataclass(frozen=True)
 class DataSet:
     """Training and test samples; either half may be stored rather than resident.
 
@@ -114,8 +180,8 @@ class DataSet:
     """
 
     name: str
-    train: Split | StoredSplit
-    test: Split | StoredSplit
+    train: AnySplit
+    test: AnySplit
     classes: int | None
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -13,15 +14,21 @@ from torch import Tensor, nn
 from fastlocal import kernels
 
 from .. import interrupts
-from ..data.sources.resident import Batch, ResidentSource
+from ..data.sources.base import Batch, Source
+from ..data.sources.streaming import StreamingSource
 from ..layout import ParamLayout
 from ..losses import Loss
 from ..precision import Numerics
 from ..stack import ClientStack
 from ..telemetry.trace import span
+from .read_ahead import ReadAhead
 
 BLOCK_BYTES = 4 * 2**20
 """Inputs that one client's steps are gathered in at a time."""
+
+
+def _nothing() -> Iterator[RoundPlan]:
+    return iter(())
 
 
 @dataclass(frozen=True)
@@ -29,13 +36,17 @@ class RoundPlan:
     """One communication round of one chunk, on the device.
 
     client_ids: int64 [clients]        first_step: global number of the first local step
-    learning_rates: [local_steps, clients]        sample_ids: int64 [local_steps, clients, batch]
+    learning_rates: [local_steps, clients]
+    sample_ids: int64 [local_steps, clients, batch], where the source wants them
+    first_client: number of the first client        following: makes the plans that are to come after this one
     """
 
     client_ids: Tensor
     first_step: int
     learning_rates: Tensor
     sample_ids: Tensor
+    first_client: int = 0
+    following: Callable[[], Iterator[RoundPlan]] = _nothing
 
     @property
     def local_steps(self) -> int:
@@ -74,7 +85,7 @@ class LocalProblem:
 
     module: nn.Module
     layout: ParamLayout
-    source: ResidentSource
+    source: Source
     loss: Loss
     topk: tuple[int, ...]
     noise: LabelNoise | None
@@ -83,10 +94,19 @@ class LocalProblem:
     weight_decay: float
     numerics: Numerics
     clip_norm: float | None = None
+    _ahead: ReadAhead | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.source, StreamingSource):
+            object.__setattr__(self, "_ahead", ReadAhead(self.source))
 
     def batch(self, plan: RoundPlan, step: int, clients: slice) -> tuple[Batch, Tensor]:
         """Local step `step` of these clients of the plan: the batch, and the targets that the loss sees."""
         interrupts.poll()
+        if self._ahead is not None:
+            with span("data"):
+                batch = self._ahead.batch(plan, step, clients)
+                return batch, self._seen_targets(batch, plan.client_ids[clients], plan.first_step + step)
         return self._batch(plan.sample_ids[step, clients], plan.client_ids[clients], plan.first_step + step)
 
     def batches_of(self, plan: RoundPlan, client: int) -> Iterator[tuple[Batch, Tensor]]:
@@ -94,6 +114,15 @@ class LocalProblem:
 
         Drawn for many steps at once: on a CPU a draw of one small batch takes 0.6 ms, as long as its forward pass.
         """
+        if self._ahead is not None:
+            with closing(self._ahead.batches_of(plan, client)) as batches:
+                for step in range(plan.local_steps):
+                    interrupts.poll()
+                    with span("data"):
+                        batch = next(batches)
+                        targets = self._seen_targets(batch, plan.client_ids[client], plan.first_step + step)
+                    yield batch, targets
+            return
         block = max(1, BLOCK_BYTES // self.source.batch_bytes(plan.sample_ids.shape[-1]))
         for begin in range(0, plan.local_steps, block):
             sample_ids = plan.sample_ids[begin : begin + block, client]
@@ -105,17 +134,17 @@ class LocalProblem:
 
     def _batch(self, sample_ids: Tensor, clients: Tensor, step: Tensor | int) -> tuple[Batch, Tensor]:
         with span("data"):
-            return self._drawn(sample_ids, clients, step)
+            batch = self.source.batch(sample_ids, clients, step)
+            return batch, self._seen_targets(batch, clients, step)
 
-    def _drawn(self, sample_ids: Tensor, clients: Tensor, step: Tensor | int) -> tuple[Batch, Tensor]:
-        batch = self.source.batch(sample_ids, clients, step)
+    def _seen_targets(self, batch: Batch, clients: Tensor, step: Tensor | int) -> Tensor:
         if self.noise is None:
-            return batch, batch.targets
+            return batch.targets
         noise = self.noise
         targets: Tensor = self._noisy_targets(
             batch.targets, p=noise.p, classes=noise.classes, seed=noise.seed, clients=clients, step=step
         )
-        return batch, targets
+        return targets
 
     @functools.cached_property
     def _noisy_targets(self) -> Callable[..., Tensor]:

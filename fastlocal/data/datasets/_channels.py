@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastlocal.data.stored import read_tensor
-from fastlocal.data.types import DataSet, Split
+from fastlocal.data.types import DataSet, Split, StoredSplit
 from fastlocal.errors import UsageError
 
 _ROWS_AT_ONCE = 4096
@@ -43,6 +43,7 @@ def _own_statistics(data: DataSet) -> Statistics:
     """Those of the training images, which are read one by one where they are stored."""
     if isinstance(data.train, Split):
         return channel_statistics(data.train.inputs)
+    assert isinstance(data.train, StoredSplit), "a Dataset has no name to be loaded by"
     counts = torch.zeros((), dtype=torch.int64)
     for index in range(len(data.train)):
         counts = counts + grey_levels(read_tensor(data.train, index).unsqueeze(0))

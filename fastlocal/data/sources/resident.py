@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -12,20 +11,9 @@ from torch import Tensor
 from fastlocal import kernels
 
 from ..stored import decode_all
+from ..transforms import PADDING
 from ..types import Split, StoredSplit
-
-PADDING = 4
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One local step's samples of the resident clients.
-
-    inputs: [clients, batch, ...]        targets: [clients, batch, ...]
-    """
-
-    inputs: Tensor
-    targets: Tensor
+from .base import Batch, Wanted
 
 
 class ResidentSource:
@@ -58,6 +46,7 @@ class ResidentSource:
         self.augment = augment
         self.seed = seed
         self.device, self.dtype = device, dtype
+        self.index_device = device
         self._gather = kernels.get("gather_augment", device=device)
 
     def __len__(self) -> int:
@@ -80,6 +69,21 @@ class ResidentSource:
         """Samples [begin, end) in their stored order, not augmented, without a client axis."""
         ids = torch.arange(begin, min(end, len(self)), device=self.device)
         return Batch(self._inputs(ids, None, 0), self.targets[ids])
+
+    def feed(self, wanted: Iterable[Wanted]) -> Iterator[Batch]:
+        """These batches one after the other; there is nothing to read ahead."""
+        for one in wanted:
+            assert one.clients is not None, "rows() is for samples as evaluation sees them"
+            yield self.batch(one.sample_ids, one.clients, one.step)
+
+    def take_waited(self) -> float:
+        return 0.0
+
+    def take_messages(self) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        """There is nothing to end."""
 
     def _inputs(self, sample_ids: Tensor, clients: Tensor | None, step: Tensor | int) -> Tensor:
         if self.mean is None or self.std is None:

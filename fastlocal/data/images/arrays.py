@@ -1,0 +1,36 @@
+"""Decoded images that are read one by one, as stored ones are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from fastlocal.data.types import Image
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """images: uint8 [n, channels, height, width]"""
+
+    images: Tensor
+
+    @property
+    def channels(self) -> int:
+        return self.images.shape[1]
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width), the same for all."""
+        return self.images.shape[2], self.images.shape[3]
+
+    def read(self, index: int) -> Image:
+        """[height, width, channels]"""
+        return np.ascontiguousarray(self.images[index].permute(1, 2, 0).numpy())
+
+    def encoded(self, index: int) -> bytes | None:
+        """None: they are not compressed."""
+        return None

@@ -1,0 +1,64 @@
+"""Streaming sources, put together from a half of a data set and an engine."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch.utils.data import TensorDataset
+
+from fastlocal.errors import UsageError
+
+from ..images.arrays import ArrayImages
+from ..transforms import Augmentation
+from ..types import AnySplit, BadSample, MapSplit, Split, StoredSplit
+from . import Reading
+from .engine import Cutter, Engine
+from .streaming import Layout, StreamingSource
+
+
+def streaming(split: AnySplit, reading: Reading, *, augment: bool) -> StreamingSource:
+    """A source that decodes as `reading.kind` says: torch, ffcv or dali."""
+    try:
+        if isinstance(split, Split):
+            split = _readable(split, images=reading.mean is not None)
+        samples, layout = _map(split) if isinstance(split, MapSplit) else _images(split, reading.seed, augment)
+    except BadSample as bad:
+        raise UsageError(f"{bad}; replace or remove it") from None
+    return StreamingSource(
+        _engine(samples, layout, reading),
+        layout,
+        mean=reading.mean,
+        std=reading.std,
+        device=reading.device,
+        dtype=reading.dtype,
+        prefetch=reading.prefetch,
+        on_bad_sample=reading.on_bad_sample,
+    )
+
+
+def _readable(split: Split, *, images: bool) -> StoredSplit | MapSplit:
+    """Tensors as samples that are read one by one."""
+    if images:
+        return StoredSplit(ArrayImages(split.inputs), split.targets, side=None)
+    return MapSplit.of(TensorDataset(split.inputs, split.targets))
+
+
+def _map(split: MapSplit) -> tuple[MapSplit, Layout]:
+    inputs, target = split.first
+    return split, Layout(len(split), inputs.shape, inputs.dtype, None, target.shape, target.dtype, channels_last=False)
+
+
+def _images(split: StoredSplit, seed: int, augment: bool) -> tuple[Cutter, Layout]:
+    if split.side is None:
+        augmentation = Augmentation("crop" if augment else "none")
+    else:
+        augmentation = Augmentation("resized_crop" if augment else "centre_crop", split.side)
+    cutter = Cutter(split.images, augmentation, seed)
+    height, width = augmentation.output(*cutter.first_size())
+    return cutter, Layout(len(split), (height, width, split.images.channels), np.dtype(np.uint8), split.targets)
+
+
+def _engine(samples: Cutter | MapSplit, layout: Layout, reading: Reading) -> Engine:
+    assert reading.kind == "torch" or isinstance(samples, Cutter), "other kinds are refused before"
+    from .torch_workers import TorchWorkers
+
+    return TorchWorkers(samples, reading.workers)

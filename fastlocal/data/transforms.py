@@ -1,0 +1,138 @@
+"""What is cut out of an image: boxes as Philox draws, and the one resize that every source follows.
+
+A box is (top, left, height, width, mirrored), in pixels of the stored image. It may reach beyond the image, where
+there is black; it is resized to the model's size where it has another one, and mirrored after that.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image as Pillow
+from torch import Tensor
+
+from fastlocal.kernels import philox
+
+from .types import Image
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+PADDING = 4
+SCALE, LOG_RATIO, TRIES = (0.08, 1.0), (math.log(3 / 4), math.log(4 / 3)), 10
+CENTRE = 224 / 256
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How a sample's box is chosen.
+
+    none: the whole image
+    crop: a random crop of the image's own size after black padding by 4 pixels, mirrored at random
+    resized_crop: torchvision's RandomResizedCrop(scale 0.08 to 1, ratio 3/4 to 4/3), mirrored at random
+    centre_crop: the centre square of 224 / 256 of the shorter side
+    side: height and width in pixels that the last two are resized to
+    """
+
+    kind: Literal["none", "crop", "resized_crop", "centre_crop"]
+    side: int | None = None
+
+    def output(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of what is cut from an image of this size."""
+        return (height, width) if self.side is None else (self.side, self.side)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Samples and the places in the run that their draws belong to, each int64 [rows].
+
+    ids: into the data set        clients, steps, positions: client number, global local step, place in the batch
+    """
+
+    ids: Ints
+    clients: Ints
+    steps: Ints
+    positions: Ints
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def pick(self, chosen: Any) -> Rows:
+        """Some of the rows: a slice or an index array."""
+        return Rows(self.ids[chosen], self.clients[chosen], self.steps[chosen], self.positions[chosen])
+
+
+def boxes(augmentation: Augmentation, seed: int, rows: Rows, heights: Ints, widths: Ints) -> Ints:
+    """int64 [rows, 5]: the box of every row.
+
+    heights, widths: int64 [rows], of the stored images
+    The crops and mirrorings of `crop` are those of gather_augment, and resized crops are mirrored where crops are.
+    """
+    if augmentation.kind == "none":
+        zero = np.zeros_like(heights)
+        return np.stack([zero, zero, heights, widths, zero], axis=1)
+    if augmentation.kind == "centre_crop":
+        side = (CENTRE * np.minimum(heights, widths)).astype(np.int64)
+        return np.stack([(heights - side) // 2, (widths - side) // 2, side, side, np.zeros_like(side)], axis=1)
+    words = _words(seed, rows, philox.Purpose.CROP, 0)
+    mirrored = (words[2] < 2**31).numpy()
+    if augmentation.kind == "crop":
+        top, left = (philox.below(word, 2 * PADDING + 1).numpy() - PADDING for word in words[:2])
+        return np.stack([top, left, heights, widths, mirrored], axis=1)
+    return np.concatenate([_resized_crops(seed, rows, heights, widths), mirrored[:, None]], axis=1)
+
+
+def _words(seed: int, rows: Rows, purpose: philox.Purpose, variant: int) -> tuple[Tensor, ...]:
+    positions, clients, steps = map(torch.from_numpy, (rows.positions, rows.clients, rows.steps))
+    kind = torch.full_like(positions, int(purpose) + (variant << 16))
+    return philox.philox4x32((positions, clients, steps, kind), (seed & philox.MASK32, seed >> 32 & philox.MASK32))
+
+
+def _resized_crops(seed: int, rows: Rows, heights: Ints, widths: Ints) -> Ints:
+    """Top, left, height, width: a tenth try that does not fit leaves torchvision's central crop."""
+    found = _central(heights, widths)
+    waiting = np.arange(len(rows))
+    for attempt in range(TRIES):
+        if not len(waiting):
+            break
+        drawn = _words(seed, rows.pick(waiting), philox.Purpose.RESIZED_CROP, attempt)
+        area, ratio, top, left = (word.numpy() / 2**32 for word in drawn)
+        high, wide = heights[waiting], widths[waiting]
+        target = high * wide * (SCALE[0] + area * (SCALE[1] - SCALE[0]))
+        aspect = np.exp(LOG_RATIO[0] + ratio * (LOG_RATIO[1] - LOG_RATIO[0]))
+        width, height = (np.rint(np.sqrt(x)).astype(np.int64) for x in (target * aspect, target / aspect))
+        fits = (0 < width) & (width <= wide) & (0 < height) & (height <= high)
+        top, left = (top * (high - height + 1)).astype(np.int64), (left * (wide - width + 1)).astype(np.int64)
+        found[waiting[fits]] = np.stack([top, left, height, width], axis=1)[fits]
+        waiting = waiting[~fits]
+    return found
+
+
+def _central(heights: Ints, widths: Ints) -> Ints:
+    narrow, wide = math.exp(LOG_RATIO[0]), math.exp(LOG_RATIO[1])
+    height = np.where(widths < narrow * heights, np.rint(widths / narrow).astype(np.int64), heights)
+    width = np.where(widths > wide * heights, np.rint(heights * wide).astype(np.int64), widths)
+    return np.stack([(heights - height) // 2, (widths - width) // 2, height, width], axis=1)
+
+
+def cut(image: Image, box: Ints, height: int, width: int) -> Image:
+    """What a box [5] holds of an image [height, width, channels], as [`height`, `width`, channels].
+
+    The resize is Pillow's antialiased bilinear one, as in torchvision's transforms of Pillow images: weights rounded
+    to 2^-22, columns first, both passes rounded to whole grey levels.
+    """
+    top, left, box_height, box_width, mirrored = map(int, box)
+    there = image[max(top, 0) : max(top + box_height, 0), max(left, 0) : max(left + box_width, 0)]
+    if there.shape[:2] != (box_height, box_width):
+        whole = np.zeros((box_height, box_width, image.shape[2]), dtype=np.uint8)
+        row, column = max(-top, 0), max(-left, 0)
+        whole[row : row + there.shape[0], column : column + there.shape[1]] = there
+        there = whole
+    if (box_height, box_width) != (height, width):
+        flat = there[:, :, 0] if image.shape[2] == 1 else there
+        resized = Pillow.fromarray(np.ascontiguousarray(flat)).resize((width, height), Pillow.Resampling.BILINEAR)
+        there = np.asarray(resized).reshape(height, width, image.shape[2])
+    return there[:, ::-1] if mirrored else there

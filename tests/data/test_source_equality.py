@@ -1,0 +1,99 @@
+"""Every source delivers the resident source's batches: the same samples, crops, mirrorings, pixels and noisy labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastlocal.executors.base import LabelNoise
+from tests.data import sources
+
+KINDS = ["torch"]
+NOISE = LabelNoise(p=0.3, classes=10, seed=9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("augment", [True, False])
+def test_raw_images_have_the_same_pixels_in_every_order(kind: str, augment: bool) -> None:
+    split = sources.cifar()
+    rounds = sources.plans(len(split))
+    with sources.source_of("resident", split, augment=augment) as resident:
+        expected = sources.by_step(sources.problem(resident, NOISE), rounds)
+        assert sources.equal(sources.by_client(sources.problem(resident, NOISE), rounds), expected)
+    with sources.source_of(kind, split, augment=augment) as source:
+        assert sources.equal(sources.by_step(sources.problem(source, NOISE), rounds), expected)
+        assert sources.equal(sources.by_client(sources.problem(source, NOISE), rounds), expected)
+        # a run that starts in the middle, and a plan that is left half-way
+        assert sources.equal(sources.by_step(sources.problem(source, NOISE), rounds[1:]), expected[1:])
+        problem = sources.problem(source, NOISE)
+        problem.batch(rounds[0], 0, slice(None))
+        next(iter(problem.batches_of(rounds[0], 1)))
+        assert sources.equal(sources.by_client(problem, rounds), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_chunks_and_processes_see_what_one_chunk_sees(kind: str) -> None:
+    split = sources.cifar()
+    whole = sources.plans(len(split), clients=4)
+    with sources.source_of(kind, split) as source:
+        expected = sources.by_step(sources.problem(source), whole)
+        for first, size in ((0, 1), (1, 3), (2, 2)):
+            part = [
+                dataclasses.replace(
+                    plan,
+                    client_ids=plan.client_ids[first : first + size],
+                    sample_ids=plan.sample_ids[:, first : first + size],
+                    first_client=2 + first,
+                    following=lambda: iter(()),
+                )
+                for plan in whole
+            ]
+            wanted = [tuple(values[:, first : first + size] for values in one) for one in expected]
+            assert sources.equal(sources.by_step(sources.problem(source), part), wanted)
+            assert sources.equal(sources.by_client(sources.problem(source), part), wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_clients_may_be_taken_by_several_threads_at_once(kind: str) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    split = sources.cifar()
+    (plan,) = sources.plans(len(split), rounds=1, clients=6, steps=4)
+    with sources.source_of(kind, split) as source:
+        expected = sources.by_step(sources.problem(source), [plan])[0]
+        problem = sources.problem(source)
+
+        def inputs(client: int) -> torch.Tensor:
+            return torch.stack([batch.inputs for batch, _ in problem.batches_of(plan, client)])
+
+        with ThreadPoolExecutor(3) as threads:
+            found = torch.stack(list(threads.map(inputs, range(6))), dim=1)
+    assert torch.equal(found, expected[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluation_sees_every_sample_once_in_order(kind: str) -> None:
+    split = sources.cifar(50)
+    with (
+        sources.source_of("resident", split, augment=False) as resident,
+        sources.source_of(kind, split, augment=False) as source,
+    ):
+        for _, (begin, end) in itertools.product(range(2), ((0, 20), (20, 40), (40, 60))):
+            expected, found = resident.rows(begin, end), source.rows(begin, end)
+            assert torch.equal(found.inputs, expected.inputs) and torch.equal(found.targets, expected.targets)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_never_more_than_the_prefetch_depth_is_held(kind: str, tmp_path: Path) -> None:
+    with sources.source_of(kind, sources.cifar(), prefetch=2) as source:
+        rounds = sources.plans(60, rounds=4)
+        sources.by_step(sources.problem(source), rounds)
+        sources.by_client(sources.problem(source), rounds)
+        assert source.most_ahead == 2
+        source.rows(0, 10)
+        source.close_feeds()
+        assert source.ahead == 0
