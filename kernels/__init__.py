@@ -22,6 +22,8 @@ TRITON_OPS = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/triton_ke
 BACKENDS = ("auto", "reference", "triton")
 CAPABILITY = (8, 0)
 """The lowest compute capability for which the Triton kernels are compiled and tested."""
+TIMED = frozenset({"conv2d_clients", "conv2d_clients_input_grad", "conv2d_clients_weight_grad"})
+"""Ops whose Triton kernels take the tile that was the fastest when it was timed, and sum in the order of that tile."""
 
 
 def get(op: str, backend: str = "auto", device: torch.device | str | None = None) -> Callable[..., Any]:
@@ -50,6 +52,27 @@ def get(op: str, backend: str = "auto", device: torch.device | str | None = None
     return load(op, backend)
 
 
+def deterministic(op: str, backend: str = "triton") -> bool:
+    """Whether an op gives the same bits at every run on one kind of device.
+
+    No Triton kernel uses atomics, and sums that are split between programs are added in a fixed order, so that the
+    choice of a tile alone may differ, see `TIMED`: under torch.use_deterministic_algorithms it is the first that fits.
+    That switch also decides on what the references call in torch.
+    """
+    if torch.are_deterministic_algorithms_enabled():
+        return True
+    return backend == "triton" and op not in TIMED
+
+
+def runs_triton(device: torch.device) -> bool:
+    """Whether "auto" is Triton there."""
+    return _obstacle(device, interpreted=False) is None
+
+
+# What torch.compiler.assume_constant_result does, which would import triton for it.
+runs_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def load(op: str, backend: str) -> Callable[..., Any]:
     """The function of a backend, "reference" or "triton", whether or not it can run here."""
     file = "triton_kernel" if backend == "triton" else backend
@@ -62,9 +85,15 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
+@functools.cache
+def _has_triton() -> bool:
+    # asked for at each call of an op, and looking through the path takes 0.2 ms
+    return importlib.util.find_spec("triton") is not None
+
+
 def _obstacle(device: torch.device, *, interpreted: bool) -> str | None:
     """Why Triton kernels cannot run on this device, or None where they can."""
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         return "triton is not installed"
     if device.type == "cpu" and interpreted:
         return None

@@ -50,6 +50,7 @@ CASES = (
     _case("wide tiles", 2, 2**16 + 1, broadcast=True),
     _case("one client", 1, 129, broadcast=True),
     _case("no clients", 0, 129),
+    _case("no parameters", 3, 0, broadcast=True),
     _case("weighted", 17, 257, weighted=True),
     _case("weighted and handed back", 17, 257, weighted=True, broadcast=True),
     _case("total in float32", 17, 257, total=torch.float32, broadcast=True),

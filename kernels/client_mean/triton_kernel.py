@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..arguments import expect, matrix
 from ..triton_rows import alignment, both, load, row_starts, tile
 
 
@@ -94,9 +95,14 @@ def client_mean(params: Tensor, total: Tensor, weight: float | Tensor, *, broadc
     """Add the weighted sum of a chunk's rows to a running mean, in place; as the reference.
 
     The rows are added in float32 (float64 where they are), then to `total` in its own dtype. Loads are 16 bytes wide
-    where the rows' stride is a multiple of 16 bytes.
+    where the rows' stride is a multiple of 16 bytes. Raises ValueError for a tensor of another shape, kind or memory
+    layout.
     """
-    clients, n_params = params.shape
+    clients, n_params = matrix("params", params)
+    expect("params", params, params.shape, params.device, written=broadcast)
+    expect("total", total, (n_params,), params.device)
+    if isinstance(weight, Tensor):
+        expect("weight", weight, (clients,), params.device, dense=False)
     if params.numel() == 0:
         return
     if not isinstance(weight, Tensor):

@@ -32,6 +32,7 @@ CASES = (
     _case("two parts", 2, 9001),
     _case("one client", 1, 129),
     _case("no clients", 0, 129),
+    _case("no parameters", 3, 0),
     _case("rows apart", 3, 521, pad=5),
     _case("rows", 3, 521, dtype=torch.float64),
     _case("rows", 3, 521, dtype=torch.bfloat16),

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..arguments import expect, matrix
 from ..triton_rows import LEAD, blocks_per_row, load, row_block
 
 
@@ -41,8 +42,12 @@ def _squares(
 
 @torch.no_grad()
 def client_norm(rows: Tensor) -> Tensor:
-    """The Euclidean norm of every row; as the reference. rows: [clients, n_params], each row's elements side by side"""
-    clients, n_params = rows.shape
+    """The Euclidean norm of every row; as the reference.
+
+    rows: [clients, n_params]; raises ValueError where the elements of a row do not lie side by side
+    """
+    clients, n_params = matrix("rows", rows)
+    expect("rows", rows, rows.shape, rows.device)
     dtype = torch.promote_types(rows.dtype, torch.float32)
     if rows.numel() == 0:
         return torch.zeros(clients, dtype=dtype, device=rows.device)

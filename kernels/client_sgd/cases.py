@@ -99,6 +99,7 @@ CASES = (
     _case("several blocks of", 2, 4231),
     _case("one client of", 1, 129),
     _case("no clients of", 0, 129),
+    _case("no parameters of", 3, 0),
     _case("no momentum", 3, 129, mu=0.0),
     _case("no decay", 3, 129, weight_decay=0.0),
     _case("neither", 2, 127, mu=0.0, weight_decay=0.0),

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..arguments import expect, matrix
 from ..triton_rows import LEAD, blocks_per_row, congruent, load, row_block
 
 
@@ -156,6 +157,28 @@ def _client_sgd(
         )
 
 
+def check_step(
+    params: Tensor,
+    momentum: Tensor | None,
+    grads: Tensor,
+    learning_rate: Tensor,
+    decay_mask: Tensor,
+    grad_scale: Tensor | None,
+    active: Tensor | None,
+) -> tuple[int, int]:
+    """Clients and parameters of each; raises ValueError where the arguments of a step do not fit each other."""
+    clients, n_params = rows = matrix("params", params)
+    device, dtype = params.device, params.dtype
+    expect("params", params, rows, device, written=True)
+    expect("momentum", momentum, rows, device, dtype, written=True)
+    expect("grads", grads, rows, device)
+    expect("learning_rate", learning_rate, (clients,), device, dense=False)
+    expect("decay_mask", decay_mask, (n_params,), device)
+    expect("grad_scale", grad_scale, (clients,), device, dense=False)
+    expect("active", active, (clients,), device, torch.bool, dense=False)
+    return clients, n_params
+
+
 @torch.no_grad()
 def client_sgd(
     params: Tensor,
@@ -174,9 +197,10 @@ def client_sgd(
     """One SGD step of every client, in place; as the reference, with grads left as they are.
 
     Rows may lie apart by any stride, their elements lie side by side. `mu` and `weight_decay` are constants of the
-    compiled program: a run has one of each.
+    compiled program: a run has one of each. Raises ValueError for a tensor of another shape, kind or memory layout.
     """
-    clients, n_params = params.shape
+    clients, n_params = check_step(params, momentum, grads, learning_rate, decay_mask, grad_scale, active)
+    expect("shadow", shadow, params.shape, params.device, written=True)
     if params.numel() == 0:
         return
     block, num_warps = (1024, 4) if n_params > 1024 else (256, 2) if n_params > 128 else (128, 1)

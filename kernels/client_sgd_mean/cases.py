@@ -65,6 +65,7 @@ CASES = (
     _case("wide tiles", 2, 2**16 + 1),
     _case("one client", 1, 129),
     _case("no clients", 0, 129),
+    _case("no parameters", 3, 0),
     _case("no momentum, no decay", 3, 129, mu=0.0, weight_decay=0.0),
     _case("rows and gradients apart", 3, 129, pad=7, pad_grads=3),
     _case("rows apart by 16", 3, 129, pad=15),

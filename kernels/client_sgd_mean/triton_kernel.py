@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..client_sgd.triton_kernel import sgd_block
+from ..arguments import expect
+from ..client_sgd.triton_kernel import check_step, sgd_block
 from ..triton_rows import alignment, both, load, row_starts, tile
 
 
@@ -191,9 +192,12 @@ def client_sgd_mean(
     """One SGD step of every client, then their weighted sum added to a running mean, in place; as the reference.
 
     The sum is formed in float32 (float64 where params are). Loads are 16 bytes wide where the rows' strides are
-    multiples of 16 bytes.
+    multiples of 16 bytes. Raises ValueError for a tensor of another shape, kind or memory layout.
     """
-    clients, n_params = params.shape
+    clients, n_params = check_step(params, momentum, grads, learning_rate, decay_mask, grad_scale, active)
+    expect("total", total, (n_params,), params.device)
+    if isinstance(weight, Tensor):
+        expect("weight", weight, (clients,), params.device, dense=False)
     if params.numel() == 0:
         return
     if not isinstance(weight, Tensor):

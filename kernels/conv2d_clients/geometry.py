@@ -43,7 +43,7 @@ class Geometry:
         clients, batch, channels, height, width = x.shape
         if clients != weight.shape[0]:
             raise ValueError(f"not the same number of clients: {said}")
-        if channels != weight.shape[2] * self.groups or weight.shape[1] % self.groups:
+        if not channels or channels != weight.shape[2] * self.groups or weight.shape[1] % self.groups:
             raise ValueError(f"channels do not fit: {said}")
         out_height, out_width = self.output_size((height, width), (weight.shape[3], weight.shape[4]))
         if out_height < 1 or out_width < 1:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import CAPABILITY, get
+from .. import get, runs_triton
 from ..stacking import fold, unfold
 from . import im2col, loop, reference
 from .geometry import Geometry, empty
@@ -25,7 +25,7 @@ LOOP_FROM = 5e6
 
 def choose(x: Tensor, weight: Tensor, geometry: Geometry) -> str:
     """The strategy that "auto" takes for these images and filters on this device: the one place where it is decided."""
-    if x.is_cuda and x.dtype != torch.float64 and torch.cuda.get_device_capability(x.device) >= CAPABILITY:
+    if x.is_cuda and x.dtype != torch.float64 and runs_triton(x.device):
         return "triton"
     _, batch, out, height, width = geometry.check(x, weight)
     terms = weight.shape[2] * weight.shape[3] * weight.shape[4]

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .geometry import Geometry, empty
-from .triton_tiles import PIXELS_BY_CHANNELS, launch, prune
+from .triton_tiles import PIXELS_BY_CHANNELS, WINDOW, check_operands, launch, prune
 
 
 def _clear_sums(arguments: dict[str, Any], reset_only: bool = False) -> None:
@@ -21,7 +21,7 @@ def _clear_sums(arguments: dict[str, Any], reset_only: bool = False) -> None:
 
 @triton.autotune(
     PIXELS_BY_CHANNELS,
-    key=["pixels", "x_stride_channel", "GROUPS", "IN", "OUT", "KH", "KW", "OUT_H", "OUT_W", "STRIDE_H", "HAS_SUMS"],
+    key=["pixels", "x_stride_channel", *WINDOW, "PRECISION", "HAS_SUMS"],
     prune_configs_by=prune("OUT", ("KH", "KW", "IN"), images="x", channels="IN"),
     cache_results=True,
     pre_hook=_clear_sums,
@@ -146,14 +146,16 @@ def conv2d_clients(
     sums: also return fp32 [clients, 2, out], every channel's sum of y and of its squares over batch, height and width
     tf32: whether fp32 inputs may be rounded to TF32; else each product is three of TF32, about as exact as fp32
     tile: a given one; by default the fastest, timed once. Always deterministic for a given tile.
+    Raises ValueError also for other dtypes.
     The filters are repacked to [clients, out, kh, kw, in] first, which is little beside the images.
     """
     shape = geometry.check(x, weight)
     clients, batch, out_channels, out_h, out_w = shape
     groups = geometry.groups
+    check_operands(x, weight=(weight, weight.shape), bias=(bias, (clients, out_channels)))
     y = empty(shape, x)
     pixels = batch * out_h * out_w
-    assert pixels < 2**31, "pixels are counted in int32"
+    assert pixels < 2**31 - 2**10, "pixels are counted in int32, whole tiles of them"
     if y.numel() == 0:
         return (y, x.new_zeros((clients, 2, out_channels), dtype=torch.float32)) if sums else y
     packed = weight.to(x.dtype).permute(0, 1, 3, 4, 2).contiguous()

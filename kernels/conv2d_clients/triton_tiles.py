@@ -7,12 +7,24 @@ each turn of its loop, with num_stages turns' loads under way at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import triton
+from torch import Tensor
 from triton import knobs
+
+from ..arguments import expect
+
+WINDOW = ["GROUPS", "IN", "OUT", "KH", "KW", "OUT_H", "OUT_W", "STRIDE_H", "STRIDE_W", "DILATION_H", "DILATION_W"]
+"""Of the keys by which a choice is remembered, what all kernels have in common; Triton adds the dtypes.
+
+The number of clients is not among them: the last chunk of a round, which has fewer, takes the tile of the others, and
+with it their order of summation.
+"""
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _tile(rows: int, columns: int, depth: int, warps: int, stages: int) -> triton.Config:
@@ -110,6 +122,17 @@ def prune(
         )
 
     return {"early_config_prune": kept}
+
+
+def check_operands(x: Tensor, **others: tuple[Tensor | None, Sequence[int]]) -> None:
+    """Raises ValueError for images that tensor cores do not multiply, and for others of another shape, kind or device.
+
+    others: {name: (tensor, shape)}
+    """
+    if x.dtype not in DTYPES:
+        raise ValueError(f"the Triton convolutions take fp32, bf16 or fp16, not {x.dtype}; other strategies take that")
+    for name, (tensor, shape) in others.items():
+        expect(name, tensor, shape, x.device, dense=False)
 
 
 def launch(

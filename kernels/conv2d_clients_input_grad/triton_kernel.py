@@ -7,12 +7,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ..conv2d_clients.geometry import Geometry, empty
-from ..conv2d_clients.triton_tiles import PIXELS_BY_CHANNELS, launch, prune
+from ..conv2d_clients.triton_tiles import PIXELS_BY_CHANNELS, WINDOW, check_operands, launch, prune
 
 
 @triton.autotune(
     PIXELS_BY_CHANNELS,
-    key=["pixels", "grad_stride_channel", "GROUPS", "IN", "OUT", "KH", "KW", "OUT_H", "OUT_W", "STRIDE_H"],
+    key=["pixels", "grad_stride_channel", *WINDOW, "PRECISION"],
     prune_configs_by=prune("IN", ("OUT",), images="grad", channels="OUT"),
     cache_results=True,
 )
@@ -125,9 +125,13 @@ def conv2d_clients_input_grad(
 
     tf32: whether fp32 inputs may be rounded to TF32; else each product is three of TF32, about as exact as fp32
     tile: a given one; by default the fastest, timed once. Always deterministic for a given tile.
+    Raises ValueError also for other dtypes.
     The filters are repacked to [clients, in, kh, kw, out] first, which is little beside the images.
     """
-    _, batch, out_channels, out_h, out_w = geometry.check(x, weight)
+    shape = geometry.check(x, weight)
+    _, batch, out_channels, out_h, out_w = shape
+    check_operands(x, weight=(weight, weight.shape), grad=(grad, shape))
+    grad = grad.to(x.dtype)
     dx = empty(x.shape, x)
     if dx.numel() == 0:
         return dx
@@ -138,7 +142,7 @@ def conv2d_clients_input_grad(
     step_h, step_w = geometry.stride if geometry.dilation == (1, 1) else (1, 1)
     phase_h, phase_w = triton.cdiv(height, step_h), triton.cdiv(width, step_w)
     pixels = batch * phase_h * phase_w
-    assert pixels < 2**31, "pixels are counted in int32"
+    assert pixels < 2**31 - 2**10, "pixels are counted in int32, whole tiles of them"
     per_group = weight.shape[2]
     packed = weight.to(grad.dtype).unflatten(1, (groups, -1)).permute(0, 1, 3, 4, 5, 2).contiguous()
 

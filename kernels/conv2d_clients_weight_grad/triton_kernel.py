@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..conv2d_clients.geometry import Geometry
-from ..conv2d_clients.triton_tiles import TERMS_BY_CHANNELS, launch, prune
+from ..conv2d_clients.triton_tiles import TERMS_BY_CHANNELS, WINDOW, check_operands, launch, prune
 
 # The sum over pixels is split until there are about so many programs of 64 x 64 elements: four for each multiprocessor
 # of a large GPU. No property of the device, nor the tile, enters, so that the order of the sum depends on neither.
@@ -18,19 +18,7 @@ FEWEST_PIXELS = 512
 
 @triton.autotune(
     TERMS_BY_CHANNELS,
-    key=[
-        "pixels",
-        "pixels_per_split",
-        "x_stride_channel",
-        "GROUPS",
-        "IN",
-        "OUT",
-        "KH",
-        "KW",
-        "OUT_H",
-        "OUT_W",
-        "STRIDE_H",
-    ],
+    key=["pixels", "pixels_per_split", "x_stride_channel", "grad_stride_channel", *WINDOW, "PRECISION"],
     prune_configs_by=prune("OUT", ("pixels",), images="x", channels="IN"),
     cache_results=True,
 )
@@ -127,9 +115,12 @@ def conv2d_clients_weight_grad(
 
     tf32: whether fp32 inputs may be rounded to TF32; else each product is three of TF32, about as exact as fp32
     tile: a given one; by default the fastest, timed once. Always deterministic for a given tile.
+    Raises ValueError also for other dtypes.
     The sum over pixels is split between programs, whose fp32 parts are then added in a fixed order: no atomics.
     """
-    _, batch, out_channels, out_h, out_w = geometry.check(x, weight)
+    shape = geometry.check(x, weight)
+    _, batch, out_channels, out_h, out_w = shape
+    check_operands(x, weight=(weight, weight.shape), grad=(grad, shape))
     if grad.numel() == 0 or weight.numel() == 0:
         return weight.new_zeros(weight.shape)
     grad = grad.to(x.dtype)
@@ -138,7 +129,7 @@ def conv2d_clients_weight_grad(
     terms = weight[0, 0].numel()
     units = clients * groups
     pixels = batch * out_h * out_w
-    assert pixels < 2**31 - 2**16, "pixels are counted in int32"
+    assert pixels < 2**30, "pixels are counted in int32, and the last split's end lies beyond them"
 
     products = units * triton.cdiv(terms, 64) * triton.cdiv(per_group, 64)
     per_split = triton.cdiv(pixels, max(1, min(triton.cdiv(PROGRAMS, products), pixels // FEWEST_PIXELS)))

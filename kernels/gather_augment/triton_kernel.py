@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..arguments import expect
 from ..philox import Purpose
 from ..triton_philox import below, draw, seed_words
 
@@ -86,16 +87,32 @@ def gather_augment(
     """The normalised batches of every client; as the reference, computed in float32 (float64 for float64 out).
 
     images: contiguous. Shape, mean, std and padding are constants of the compiled program: a data set has one of each.
+    Raises ValueError for a tensor of another shape, kind or memory layout, and for mean and std of other lengths.
     """
+    device = images.device
+    if images.dim() != 4 or not images.is_contiguous():
+        raise ValueError(
+            f"images of shape {list(images.shape)} and strides {images.stride()}, "
+            "expected contiguous [n, channels, height, width]"
+        )
+    expect("images", images, images.shape, device, torch.uint8)
     lead, (channels, height, width) = sample_ids.shape, images.shape[1:]
+    expect("sample_ids", sample_ids, lead, device, torch.int64, dense=False)
+    expect("clients", clients, lead[:-1], device, torch.int64, dense=False)
+    if isinstance(step, Tensor):
+        expect("step", step, lead[:-1] if step.dim() else (), device, torch.int64, dense=False)
+    if not len(mean) == len(std) == channels:
+        raise ValueError(f"{len(mean)} means and {len(std)} standard deviations for {channels} channels")
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype {dtype}, expected a floating-point type")
     shape = (height, width, channels) if channels_last else (channels, height, width)
-    out = torch.empty(*lead, *shape, dtype=dtype, device=images.device)
+    out = torch.empty(*lead, *shape, dtype=dtype, device=device)
     size = math.prod(shape)
     if out.numel():
         if clients is not None:
-            clients = clients.expand(lead[:-1]).reshape(-1)
+            clients = clients.reshape(-1)
             if isinstance(step, int):
-                step = torch.full((), step, dtype=torch.int64, device=images.device)
+                step = torch.full((), step, dtype=torch.int64, device=device)
             step = step.expand(lead[:-1]).reshape(-1)
         block = 1024 if size > 256 else 256
         blocks = triton.cdiv(size, block)

@@ -6,7 +6,7 @@ import torch
 
 from ..case import Case, Draws, Inputs
 
-ROWS = {torch.float64: "fp64", torch.float32: "fp32 sum", torch.bfloat16: "bf16"}
+ROWS = {torch.float64: "fp64", torch.float32: "fp32 sum", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 def _case(
@@ -59,6 +59,7 @@ CASES = (
     _case("rows apart", 2, 9, 10, p=0.2, pad=3),
     _case("loss", 2, 9, 10, p=0.2, dtype=torch.float64),
     _case("loss", 2, 9, 10, p=0.2, dtype=torch.bfloat16),
+    _case("loss", 2, 9, 10, p=0.2, dtype=torch.float16),
     _case("CIFAR-10", 32, 128, 10, p=0.2, large=True),
     _case("CIFAR-10", 32, 128, 10, p=0.0, large=True),
     _case("CIFAR-10", 32, 128, 10, p=0.2, dtype=torch.bfloat16, large=True),

@@ -8,7 +8,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from ..arguments import expect
 from ..philox import Purpose
 from ..triton_philox import below, draw, seed_words
 
@@ -74,7 +76,11 @@ def _label_noise_loss(
 
 
 class _LabelNoiseLoss(torch.autograd.Function):
-    """The gradient is written with the loss; backward only scales it by each client's."""
+    """The gradient is written with the loss; backward only scales it by each client's.
+
+    For fp16 logits it is kept in fp32: the scale that a loss is given to keep small gradients, as autocast's scaler
+    does, comes after small ones would have been lost, and may itself lie beyond fp16.
+    """
 
     @staticmethod
     def forward(
@@ -84,7 +90,11 @@ class _LabelNoiseLoss(torch.autograd.Function):
         dtype = torch.promote_types(logits.dtype, torch.float32)
         losses = torch.empty(count, dtype=dtype, device=logits.device)
         correct = torch.empty(count, dtype=torch.int64, device=logits.device)
-        grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device) if ctx.needs_input_grad[0] else None
+        grad = None
+        if ctx.needs_input_grad[0]:
+            kept = torch.float32 if logits.dtype == torch.float16 else logits.dtype
+            grad = torch.empty(logits.shape, dtype=kept, device=logits.device)
+        ctx.dtype = logits.dtype
         ctx.mark_non_differentiable(correct)
         ctx.save_for_backward(grad)
         if not count:
@@ -97,7 +107,7 @@ class _LabelNoiseLoss(torch.autograd.Function):
             assert clients is not None
             if isinstance(step, int):
                 step = torch.full((), step, dtype=torch.int64, device=logits.device)
-            clients, step = clients.expand(count), step.expand(count)
+            step = step.expand(count)
         block = triton.next_power_of_2(classes)
         seed_low, seed_high = seed_words(seed)
         _label_noise_loss[(count,)](
@@ -126,9 +136,10 @@ class _LabelNoiseLoss(torch.autograd.Function):
         return losses, correct
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
-        return grad * grads[0].to(grad.dtype)[:, None, None], None, None, None, None, None
+        return (grad * grads[0][:, None, None]).to(ctx.dtype), None, None, None, None, None
 
 
 def label_noise_loss(
@@ -136,9 +147,18 @@ def label_noise_loss(
 ) -> tuple[Tensor, Tensor]:
     """Losses [clients] and right answers [clients]; as the reference. `p` is a constant of the compiled program.
 
-    Raises ValueError for more than 8192 classes, whose logits do not fit the registers of one program.
+    Raises ValueError for more than 8192 classes, whose logits do not fit the registers of one program, and for a tensor
+    of another shape or kind. Differentiable once.
     """
-    if logits.shape[-1] > MOST_CLASSES:
-        raise ValueError(f"label_noise_loss takes at most {MOST_CLASSES} classes, not {logits.shape[-1]}")
+    if logits.dim() != 3 or not 0 < logits.shape[-1] <= MOST_CLASSES:
+        raise ValueError(
+            f"logits of shape {list(logits.shape)}, expected [clients, batch, classes] with 1 to {MOST_CLASSES} classes"
+        )
+    device, count = logits.device, logits.shape[:1]
+    expect("logits", logits, logits.shape, device, dense=False)
+    expect("targets", targets, logits.shape[:2], device, torch.int64, dense=False)
+    expect("clients", clients, count, device, torch.int64, dense=False)
+    if isinstance(step, Tensor):
+        expect("step", step, count if step.dim() else (), device, torch.int64, dense=False)
     losses, correct = _LabelNoiseLoss.apply(logits, targets, clients, step, p, seed)
     return losses, correct

@@ -95,6 +95,9 @@ SMALL = (
     Activations(1, 1, 3, (150, 151), 1, "relu"),
     Activations(0, 2, 4, (3, 3), 2),
     Activations(0, 2, 4, (3, 3), 0),
+    Activations(2, 0, 4, (3, 3), 2),
+    Activations(2, 0, 4, (3, 3), 0, residual=True),
+    Activations(2, 2, 4, (3, 0), 4),
 )
 
 

@@ -30,10 +30,14 @@ def norm_act(
     groups: of channels, normalised sample by sample (GroupNorm, Wu & He 2018); 0: every channel over batch and
         spatial axes (BatchNorm in training, Ioffe & Szegedy 2015). The variance is the biased one.
     Statistics and arithmetic in fp32 (fp64 for fp64 inputs); y has the dtype and memory layout of x.
-    Returns y, mean and rstd, the latter two [clients, batch, groups], or [clients, 1, channels] where groups is 0.
+    Returns y, mean and rstd, the latter two [clients, batch, groups], or [clients, 1, channels] where groups is 0; mean
+    and variance of no elements are 0.
     Raises ValueError where the shapes do not fit, or for an unknown activation.
     """
     check(x, weight, bias, residual, groups, activation)
+    if x.numel() == 0:
+        mean = wide(x).new_zeros(statistics_shape(x, groups))
+        return torch.empty_like(x), mean, (mean + eps).rsqrt_()
     elements = units(wide(x), groups)
     mean = elements.mean(dim=-1)
     rstd = ((elements - mean.unsqueeze(-1)).square().mean(dim=-1) + eps).rsqrt()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .reference import Activation, check, statistics_shape
 from .triton_statistics import statistics
-from .triton_tile import channels, collapses, flat, moments, offsets, per_channel, plan, refuse_double, strides
+from .triton_tile import channels, check_tensors, collapses, flat, moments, offsets, per_channel, plan, strides
 
 ELEMENTS = 16384
 """That a program may hold."""
@@ -135,12 +135,12 @@ def norm_act(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As in reference.py, in fp32, bf16 or fp16; raises ValueError also for float64. Deterministic."""
     check(x, weight, bias, residual, groups, activation)
-    refuse_double(x)
+    check_tensors(x, weight=weight, bias=bias, residual=residual)
     mean = x.new_empty(statistics_shape(x, groups), dtype=torch.float32)
     rstd = torch.empty_like(mean)
     y = torch.empty_like(x)
     if x.numel() == 0:
-        return y, mean.zero_(), rstd.fill_(eps**-0.5)
+        return y, mean.zero_(), rstd.fill_(eps).rsqrt_()
     if not collapses(x):
         packed, mean, rstd = norm_act(
             x.contiguous(), weight, bias, residual, groups=groups, eps=eps, activation=activation

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..arguments import expect
+
 
 @triton.jit
 def channels(
@@ -185,7 +187,13 @@ def collapses(x: Tensor) -> bool:
     return all(x.stride(i) == x.shape[j] * x.stride(j) for i, j in zip(axes[:-1], axes[1:], strict=True))
 
 
-def refuse_double(x: Tensor) -> None:
-    """Raises ValueError for float64 inputs: the kernels compute in fp32."""
+def check_tensors(x: Tensor, **others: Tensor | None) -> None:
+    """Raises ValueError for float64 inputs, as the kernels compute in fp32, and for tensors of another kind or device.
+
+    others: {name: tensor}, of right shapes
+    """
     if x.dtype == torch.float64:
         raise ValueError("the Triton kernels of norm_act compute in fp32; use the reference for float64")
+    for name, tensor in {"x": x, **others}.items():
+        if tensor is not None:
+            expect(name, tensor, tensor.shape, x.device, dense=False)

@@ -7,16 +7,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..norm_act.reference import Activation, check
+from ..arguments import expect
+from ..norm_act.reference import Activation, check, statistics_shape
 from ..norm_act.triton_tile import (
     channels,
+    check_tensors,
     collapses,
     flat,
     group_sum,
     offsets,
     per_channel,
     plan,
-    refuse_double,
     strides,
 )
 
@@ -183,7 +184,11 @@ def norm_act_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """As in reference.py, in fp32, bf16 or fp16; raises ValueError also for float64. Deterministic."""
     check(x, weight, bias, residual, groups, activation)
-    refuse_double(x)
+    check_tensors(x, weight=weight, bias=bias, residual=residual)
+    expect("grad", grad, x.shape, x.device, dense=False)
+    for name, statistic in (("mean", mean), ("rstd", rstd)):
+        expect(name, statistic, statistics_shape(x, groups), x.device, torch.float32, dense=False)
+    mean, rstd = mean.contiguous(), rstd.contiguous()
     dx = torch.empty_like(x)
     dresidual = None if residual is None else torch.empty_like(x)
     if x.numel() == 0:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from triton.runtime.autotuner import Autotuner
 
 from fastlocal import kernels
+from fastlocal.kernels.conv2d_clients.geometry import Geometry
+from fastlocal.kernels.conv2d_clients.operator import choose
 from fastlocal.kernels.noisy_targets.reference import noisy_targets
+from fastlocal.kernels.norm_act.operator import worthwhile
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 
@@ -62,7 +68,39 @@ def test_auto_needs_capability_8(
 
 
 def test_auto_does_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(kernels, "_has_triton", lambda: False)
     assert kernels.get("client_sgd").__module__.endswith("client_sgd.reference")
     with pytest.raises(ValueError, match="triton is not installed"):
         kernels.get("client_sgd", "triton")
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_convolutions_and_norms_take_triton_where_it_runs(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(kernels, "_has_triton", lambda: installed)
+    with FakeTensorMode():
+        x, weight = torch.empty(2, 8, 4, 9, 9, device="cuda:0"), torch.empty(2, 5, 4, 3, 3, device="cuda:0")
+        assert choose(x, weight, Geometry()) == ("triton" if installed else "grouped")
+        assert choose(x.double(), weight.double(), Geometry()) == "grouped"
+        assert worthwhile(x) == installed and not worthwhile(x.double())
+
+
+def test_the_choice_is_a_constant_of_compiled_code() -> None:
+    def scaled(x: torch.Tensor) -> torch.Tensor:
+        return x * (3 if kernels.runs_triton(x.device) else 2)
+
+    assert torch.compile(scaled, fullgraph=True, backend="eager")(torch.ones(1)).item() == 2
+
+
+def test_ops_whose_bits_may_differ_say_so() -> None:
+    """Those that take the fastest tile. None uses atomics."""
+    timed = set()
+    for op in kernels.TRITON_OPS:
+        module = inspect.getmodule(kernels.load(op, "triton"))
+        if any(isinstance(value, Autotuner) for value in vars(module).values()):
+            timed.add(op)
+        assert "atomic_" not in inspect.getsource(module)
+    assert timed == kernels.TIMED
+    assert not kernels.deterministic("conv2d_clients") and kernels.deterministic("client_mean")
+    assert not kernels.deterministic("client_mean", "reference")
