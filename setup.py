@@ -34,11 +34,12 @@ def readme() -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-FFCV = ["ffcv>=1.0"]
+# Built from source against Debian's libopencv-dev and libturbojpeg0-dev; it names its Python dependencies itself.
+FFCV = ["ffcv>=1.0.2"]
 DALI = ["nvidia-dali-cuda130"]
 WANDB = ["wandb>=0.30"]
 TENSORBOARD = ["tensorboard"]
-TEST = [
+DEV = [
     *WANDB,
     *TENSORBOARD,
     "hypothesis>=6.100",
@@ -48,6 +49,7 @@ TEST = [
     "ruff>=0.6",
     "setuptools>=77",
 ]
+TEST = [*DEV, *FFCV, *DALI]
 
 setup(
     name="fastlocal",
@@ -77,6 +79,7 @@ setup(
         "dali": DALI,
         "wandb": WANDB,
         "tensorboard": TENSORBOARD,
+        "dev": DEV,
         "test": TEST,
         "all": [*FFCV, *DALI, *WANDB, *TENSORBOARD],
     },

@@ -1,10 +1,12 @@
 """What holds for every test: one torch thread per process, no deadlines, and caches in a temporary folder.
 
+A test marked `needs("ffcv")`, say, is skipped where that package is not installed; with FASTLOCAL_TEST_ALL=1 it fails.
 Without a CUDA device, Triton kernels run in Triton's interpreter, which has to be chosen before triton is imported.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,17 @@ if not torch.cuda.is_available():
 # a busy machine may stall any example
 settings.register_profile("fastlocal", deadline=None)
 settings.load_profile("fastlocal")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(*packages): optional packages without which the test is skipped")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for package in (name for mark in item.iter_markers("needs") for name in mark.args):
+        if importlib.util.find_spec(package) is None:
+            stop = pytest.fail if os.environ.get("FASTLOCAL_TEST_ALL") == "1" else pytest.skip
+            stop(f"the optional package {package} is not installed; `make test` installs it")
 
 
 @pytest.fixture(scope="session", autouse=True)
