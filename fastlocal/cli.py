@@ -18,6 +18,7 @@ from .interrupts import held_back, interruptible
 COMMANDS = {
     "train": "train many Local SGD clients; `fastlocal train --help` lists the flags",
     "evaluate": "accuracy and loss of a stored model",
+    "prepare": "write a data set to files that training reads fast",
     "recipes": "the named runs that train takes",
 }
 USAGE_STATUS, STOPPED_STATUS, FULL_DISK_STATUS = 2, 75, 1

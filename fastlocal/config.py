@@ -28,7 +28,7 @@ class DataConfig:
     """Data set and what is done to its images."""
 
     dataset: str = "digits"
-    """digits, cifar10, cifar100, fashion_mnist, image_folder, npz or synthetic"""
+    """digits, cifar10, cifar100, fashion_mnist, image_folder, npz, beton, array or synthetic"""
     data_pth: str | None = None
     """folder or file that holds the data set"""
     train_pth: str | None = None

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from .config import RunConfig
+from .data.datasets import IMAGENET_MEAN, IMAGENET_STD
 from .data.sources import choose
-from .data.types import DataSet, MapSplit
+from .data.types import DataSet, MapSplit, StoredSplit
 from .directory import default_directory
 from .errors import UsageError
 from .layout import ParamLayout
 from .probe import Probe
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHUNK_BYTES = 256 * 2**20
 
 
@@ -62,6 +62,7 @@ def resolve_for_data(config: RunConfig, data: DataSet, device: torch.device) -> 
         precision=config.machine.precision or ("bf16" if by_epochs and device.type == "cuda" else "fp32"),
         device=str(device),
         steps_per_epoch=_steps_per_epoch(config, len(data.train)),
+        image_size=(data.train.side if isinstance(data.train, StoredSplit) else None) or config.data.image_size,
     )
     return config, data
 

@@ -170,7 +170,7 @@ def test_importing_fastlocal_imports_no_torch() -> None:
     assert done.stdout.split()[1:] == ["False"], done.stderr
 
 
-@pytest.mark.parametrize("command", [(), ("train",), ("evaluate",), ("recipes",)])
+@pytest.mark.parametrize("command", [(), ("train",), ("evaluate",), ("prepare",), ("recipes",)])
 def test_help_imports_no_torch(command: tuple[str, ...]) -> None:
     done = python("-X", "importtime", "-m", "fastlocal", *command, "--help")
     assert done.returncode == 0, done.stderr.splitlines()[-1]

@@ -28,7 +28,7 @@ class EvaluateFlags:
     n_groups: int = 8
     """groups of each GroupNorm; -1: 8"""
     dataset: str = "digits"
-    """digits, cifar10, cifar100, fashion_mnist, image_folder, npz or synthetic"""
+    """digits, cifar10, cifar100, fashion_mnist, image_folder, npz, beton, array or synthetic"""
     data_pth: str | None = None
     """folder or file that holds the data set"""
     mean: tuple[float, ...] | None = None

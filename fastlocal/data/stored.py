@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -9,12 +12,19 @@ from fastlocal.data.types import BadSample, Split, StoredSplit
 from fastlocal.errors import UsageError
 
 
-def read_tensor(split: StoredSplit, index: int) -> Tensor:
-    """One image, uint8 [channels, height, width]; raises UsageError where it cannot be decoded."""
+@contextlib.contextmanager
+def undecodable_named() -> Iterator[None]:
+    """Turns BadSample into a UsageError."""
     try:
-        return torch.from_numpy(split.images.read(index)).permute(2, 0, 1)
+        yield
     except BadSample as bad:
         raise UsageError(f"{bad}; replace or remove it") from None
+
+
+def read_tensor(split: StoredSplit, index: int) -> Tensor:
+    """One image, uint8 [channels, height, width]; raises UsageError where it cannot be decoded."""
+    with undecodable_named():
+        return torch.from_numpy(split.images.read(index)).permute(2, 0, 1)
 
 
 def decode_all(split: StoredSplit) -> Split:
@@ -28,7 +38,7 @@ def decode_all(split: StoredSplit) -> Split:
             (_, height, width), (_, first_height, first_width) = image.shape, inputs.shape[1:]
             raise UsageError(
                 f"image {index} is {width}x{height} pixels (width x height), the first {first_width}x{first_height}; "
-                "all must have one size, or --image-size be given"
+                "all must have one size; prepare them with --image-size"
             )
         inputs[index] = image
     return Split(inputs, split.targets)

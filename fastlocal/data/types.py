@@ -177,6 +177,7 @@ class DataSet:
     classes: number of labels, or None where the targets are not labels
     mean, std: one value per channel in units of 1, so that a model sees (x / 255 - mean) / std; None where the inputs
         reach the model as they are
+    class_names: by label, where labels have names
     """
 
     name: str
@@ -185,6 +186,7 @@ class DataSet:
     classes: int | None
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+    class_names: tuple[str, ...] | None = None
 
     @property
     def is_rgb(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ import torch
 from PIL import Image
 
 from fastlocal.data.datasets import load
-from fastlocal.data.datasets._image_decoding import decoded
+from fastlocal.data.images.decoding import decoded
 from fastlocal.data.types import DataSet
 from fastlocal.errors import UsageError
 
@@ -206,7 +207,8 @@ def children(pid: int) -> list[int]:
     """Living child processes of all threads of `pid`."""
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(child) for child in (task / "children").read_text().split()]
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread may have ended meanwhile
+            found += [int(child) for child in (task / "children").read_text().split()]
     return found
 
 

@@ -24,7 +24,8 @@ def run_python(code: str) -> str:
 
 
 def test_the_names_are_those_of_the_files() -> None:
-    assert NAMES == ("cifar10", "cifar100", "digits", "fashion_mnist", "image_folder", "npz", "synthetic")
+    known = ("array", "beton", "cifar10", "cifar100", "digits", "fashion_mnist", "image_folder", "npz", "synthetic")
+    assert NAMES == known
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
@@ -33,8 +34,8 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
 
 
 def test_helpers_are_not_data_sets() -> None:
-    with pytest.raises(UsageError, match="--dataset '_channels' is unknown"):
-        load("_channels", data_pth=None)
+    with pytest.raises(UsageError, match="--dataset '_prepared' is unknown"):
+        load("_prepared", data_pth=None)
 
 
 def test_the_names_cost_no_torch_and_the_digits_nothing_but_torch_and_numpy() -> None:

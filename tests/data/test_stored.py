@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fastlocal.data.datasets import _channels, load
+from fastlocal.data import channels
+from fastlocal.data.datasets import load
 from fastlocal.data.images.files import FileImages
 from fastlocal.data.sources.resident import ResidentSource
 from fastlocal.data.stored import decode_all
@@ -58,7 +59,7 @@ def test_statistics_and_batches_are_those_of_the_decoded_images(files: list[Path
     stored = split(files)
     decoded = decode_all(stored)
     both = [DataSet("files", half, half, classes=10, mean=None, std=None) for half in (stored, decoded)]
-    assert _channels.resolve(both[0], None, None) == _channels.resolve(both[1], None, None)
+    assert channels.resolve(both[0], None, None) == channels.resolve(both[1], None, None)
     device = torch.device("cpu")
     batches = [
         ResidentSource(half, mean=(0.5,), std=(0.2,), augment=True, seed=3, device=device, dtype=torch.float32).batch(

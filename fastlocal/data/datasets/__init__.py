@@ -29,6 +29,11 @@ _FILE_OF = {
 NAMES: tuple[str, ...] = tuple(sorted(_FILE_OF))
 """What `load` knows, sorted."""
 
+STORABLE = ("array", "beton", "image_folder")
+"""Data sets whose images can stay where they are stored."""
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 
 @dataclass(frozen=True)
 class Request:
@@ -38,6 +43,8 @@ class Request:
     workers: processes that decode image files
     image_size: height and width to bring image files to, in pixels; None keeps theirs
     message: takes one line for a person
+    stored: leave images where they are stored        side: that of the crops that are cut from them, or None
+    whole: compare the checksums of prepared files with their manifests, whatever their times
     """
 
     name: str
@@ -48,6 +55,9 @@ class Request:
     workers: int
     image_size: int | None
     message: Callable[[str], None]
+    stored: bool = False
+    side: int | None = None
+    whole: bool = False
 
 
 def load(
@@ -62,30 +72,63 @@ def load(
     workers: int = 2,
     image_size: int | None = None,
     message: Callable[[str], None] | None = None,
+    stored: bool = False,
+    side: int | None = None,
+    whole: bool = False,
 ) -> DataSet:
     """The data set `name`: images uint8 [n, channels, height, width], labels int64 [n], contiguous tensors on the CPU.
 
     data_pth: folder or file that holds it; None: where the data set is looked for by default
-    train_pth, val_pth: image_folder only: training and test folder, instead of train/ and test/ in data_pth
+    train_pth, val_pth: STORABLE only: training and test folder or file, instead of those in data_pth
     mean, std: one value per channel, in units of 1; None: the published ones, else those of the training images
     seed: synthetic only: what the images are drawn from
     workers: image_folder only: processes that decode
     image_size: image_folder only: resize the shorter side to this many pixels and crop the centre square
     message: called with one line for a person, where there is something to say
+    stored, side: STORABLE only: leave the images where they are stored, for a source to read them one by one, and to
+        cut crops of side x side pixels from them, which are normalised as ImageNet is; a .beton always stays stored
+    whole: STORABLE only: compare the checksums of prepared files, whatever their times of change
 
     Raises UsageError where the name is unknown, files are missing or malformed, or mean and std do not fit.
     """
+    request = Request(
+        name=name,
+        data_pth=data_pth,
+        train_pth=train_pth,
+        val_pth=val_pth,
+        seed=seed,
+        workers=workers,
+        image_size=image_size,
+        message=message or (lambda text: None),
+        stored=stored or side is not None,
+        side=side,
+        whole=whole,
+    )
+    data = read(request)
+
+    from fastlocal.data import channels
+    from fastlocal.data.types import StoredSplit
+
+    if isinstance(data.train, StoredSplit) and data.train.side is not None and data.train.images.channels == 3:
+        data = dataclasses.replace(data, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    mean, std = channels.resolve(data, mean, std)
+    return dataclasses.replace(data, mean=mean, std=std)
+
+
+def read(request: Request) -> DataSet:
+    """The same as its own file reads it, whose mean and std may be None. Raises UsageError as `load` does."""
+    name, size = request.name, request.image_size
     if name not in _FILE_OF:
         raise UsageError(f"--dataset {name!r} is unknown{nearest(name, NAMES)}; known are {', '.join(NAMES)}")
-    if image_size is not None and image_size < 1:
-        raise UsageError(f"--image-size takes a number of pixels above 0; got {image_size}")
-    say = message or (lambda text: None)
-    request = Request(name, data_pth, train_pth, val_pth, seed, workers, image_size, say)
-    if image_size is not None and name != "image_folder":
-        say(f"--image-size {image_size} does nothing: it is for image_folder, and {name} keeps its own size")
-    data: DataSet = importlib.import_module(f"{__name__}.{_FILE_OF[name]}").read(request)
+    if size is not None and size < 1:
+        raise UsageError(f"--image-size takes a number of pixels above 0; got {size}")
+    if size is not None and name != "image_folder":
+        request.message(f"--image-size {size} does nothing: it is for image_folder, and {name} keeps its own size")
 
-    from fastlocal.data.datasets import _channels
+    from fastlocal.data.types import BadSample
 
-    mean, std = _channels.resolve(data, mean, std)
-    return dataclasses.replace(data, mean=mean, std=std)
+    try:
+        data: DataSet = importlib.import_module(f"{__name__}.{_FILE_OF[name]}").read(request)
+    except BadSample as bad:
+        raise UsageError(f"--dataset {name}: {bad}; replace or remove it") from None
+    return data

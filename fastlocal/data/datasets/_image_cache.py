@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from fastlocal.data.manifest import replacing
 
 _VERSION = 1
 _READ_BYTES = 16 << 20
@@ -67,14 +68,14 @@ class CacheEntry:
         The manifest comes last and carries the array's checksum: stopped in between, the old manifest does not fit.
         """
         crc = 0
-        with _replacing(self.array) as file:
+        with replacing(self.array) as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             for piece in pieces:
                 crc = zlib.crc32(piece, crc)
                 file.write(piece)
         manifest = {"version": _VERSION, "fingerprint": self.fingerprint, "shape": list(shape), "crc32": crc}
-        with _replacing(self.manifest) as file:
+        with replacing(self.manifest) as file:
             file.write((json.dumps(manifest, indent=2) + "\n").encode())
         return self._mapped()
 
@@ -94,20 +95,6 @@ class CacheEntry:
             except OSError:
                 pass
             yield
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Any]:
-    """A binary file that takes the name `path` once it is complete and on the disk; on an error nothing remains."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _checksum(images: Images) -> int:

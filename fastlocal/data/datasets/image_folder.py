@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fastlocal.data.datasets import Request
 from fastlocal.data.datasets._image_cache import CacheEntry, Images
-from fastlocal.data.datasets._image_decoding import decoded
-from fastlocal.data.datasets._progress import decoding_progress
-from fastlocal.data.images.worker import Unfit, decode
-from fastlocal.data.types import DataSet, Split
+from fastlocal.data.images.decoding import decoded
+from fastlocal.data.images.files import FileImages, mode_and_size
+from fastlocal.data.images.worker import GREY_MODES, Unfit, decode
+from fastlocal.data.progress_bar import progress_bar
+from fastlocal.data.types import DataSet, Split, StoredSplit
 from fastlocal.errors import UsageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pbm", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
@@ -44,6 +47,7 @@ def read(request: Request) -> DataSet:
 
     The decoded array lies in `data_pth`/.fastlocal_cache or, where that cannot be written, in the user's cache folder;
     it is made anew when a file comes, goes or changes. Images become squares of one size only where image_size asks.
+    Where they are to stay stored the files are only listed.
     Raises UsageError naming the folder flag for folders and files that do not fit.
     """
     train = _scan(*_folder(request, "--train-pth", request.train_pth, "train"))
@@ -53,16 +57,34 @@ def read(request: Request) -> DataSet:
         here, there = (train, test) if odd[0] in train.classes else (test, train)
         raise UsageError(f"{there.origin} has no class folder {odd[0]!r}, but {here.folder} has; both need the same")
 
-    images = torch.from_numpy(_images(request, train, test))
-    n_train = len(train.files)
+    targets = [torch.tensor(half.targets, dtype=torch.int64) for half in (train, test)]
+    halves: list[Split | StoredSplit]
+    if request.stored:
+        halves = _listed(request, (train, test), targets)
+    else:
+        images = torch.from_numpy(_images(request, train, test)).tensor_split([len(train.files)])
+        halves = [Split(*pair, mapped=True) for pair in zip(images, targets, strict=True)]
     return DataSet(
         name=request.name,
-        train=Split(images[:n_train], torch.tensor(train.targets, dtype=torch.int64), mapped=True),
-        test=Split(images[n_train:], torch.tensor(test.targets, dtype=torch.int64), mapped=True),
+        train=halves[0],
+        test=halves[1],
         classes=len(train.classes),
         mean=None,
         std=None,
+        class_names=tuple(train.classes),
     )
+
+
+def _listed(request: Request, halves: Sequence[_Half], targets: Sequence[Tensor]) -> list[Split | StoredSplit]:
+    """The files as they are, to be decoded one by one; without crops of a given side they must be of one size."""
+    files = [half.files for half in halves]
+    if request.side is not None:
+        images = [FileImages(paths, channels=3, square=request.image_size) for paths in files]
+    else:
+        grey = all(mode_and_size(path)[0] in GREY_MODES for path in chain(*files))
+        expected = None if request.image_size else mode_and_size(files[0][0])[1]
+        images = [FileImages(paths, 1 if grey else 3, request.image_size, expected) for paths in files]
+    return [StoredSplit(each, labels, request.side) for each, labels in zip(images, targets, strict=True)]
 
 
 def _folder(request: Request, flag: str, given: str | None, name: str) -> tuple[str, Path]:
@@ -166,7 +188,7 @@ def _pixels(files: list[Path], shape: tuple[int, ...], request: Request) -> Gene
     """The pixels of all files in order, with progress on standard error."""
     _, channels, height, width = shape
     start = time.perf_counter()
-    with decoding_progress(len(files)) as advance:
+    with progress_bar("decoding images", len(files)) as advance:
         with closing(
             decoded(
                 files,

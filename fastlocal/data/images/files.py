@@ -13,17 +13,28 @@ from fastlocal.data.images.worker import Unfit, decode
 from fastlocal.data.types import BadSample, Image
 
 
+def mode_and_size(path: Path) -> tuple[str, tuple[int, int]]:
+    """Pillow's mode, and (height, width), from a file's header; raises BadSample."""
+    try:
+        with Pillow.open(path) as image:
+            return image.mode, (image.height, image.width)
+    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and others
+        raise BadSample(str(path), " ".join(str(error).split())) from None
+
+
 @dataclass(frozen=True)
 class FileImages:
     """Files of any format that Pillow knows.
 
     paths: one file per sample        channels: 1 for files that are all grey, 3 to read every one as RGB
     square: the shorter side is resized to this many pixels and the centre square cut out; None: as they are
+    expected: (height, width) that every image must have, None where sizes may differ
     """
 
     paths: Sequence[Path]
     channels: int
     square: int | None = None
+    expected: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -32,12 +43,7 @@ class FileImages:
         """(height, width) as `read` gives it, from the file's header."""
         if self.square is not None:
             return self.square, self.square
-        path = self.paths[index]
-        try:
-            with Pillow.open(path) as image:
-                return image.height, image.width
-        except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and others
-            raise BadSample(str(path), " ".join(str(error).split())) from None
+        return mode_and_size(self.paths[index])[1]
 
     def read(self, index: int) -> Image:
         """[height, width, channels]; raises BadSample naming a file that is corrupt, or coloured for one channel."""
@@ -45,6 +51,9 @@ class FileImages:
             image = decode(str(self.paths[index]), self.channels, self.square)
         except Unfit as stop:
             raise BadSample(stop.path, stop.detail or "it is coloured, where grey ones are expected") from None
+        if self.expected is not None and self.expected != (image.height, image.width):
+            size = f"{image.width}x{image.height} pixels (width x height), others {self.expected[1]}x{self.expected[0]}"
+            raise BadSample(str(self.paths[index]), f"it is {size}; --image-size brings all to one size")
         return np.array(image, dtype=np.uint8).reshape(image.height, image.width, self.channels)
 
     def encoded(self, index: int) -> bytes | None:

@@ -1,4 +1,4 @@
-"""How far decoding has come, on standard error."""
+"""How far reading or writing many images has come, on standard error."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ _PLAIN_LINES = 4
 
 
 @contextlib.contextmanager
-def decoding_progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Gives a function to call with each number of images done: a bar in a terminal, else four lines over the whole."""
+def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Gives a function to call with each number of images done: a bar in a terminal, else four lines over the whole.
+
+    done: what was done before
+    """
     console = Console(stderr=True)
     if console.is_terminal:
-        columns = (TextColumn("decoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console) as progress:
-            task = progress.add_task("", total=total)
+            task = progress.add_task("", total=total, completed=done)
             yield lambda count: progress.advance(task, count)
         return
-
-    done = 0
 
     def advance(count: int) -> None:
         nonlocal done
         before, done = done, done + count
         if before * _PLAIN_LINES // total < done * _PLAIN_LINES // total:
-            print(f"decoding images: {done} of {total}", file=sys.stderr, flush=True)
+            print(f"{title}: {done} of {total}", file=sys.stderr, flush=True)
 
     yield advance

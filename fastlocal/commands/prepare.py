@@ -1,0 +1,132 @@
+"""fastlocal prepare: a data set to files that training reads fast."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from ..errors import UsageError
+from ..interrupts import held_back
+from .words import normalise, refuse_unknown, registry
+
+
+@dataclass(frozen=True)
+class PrepareFlags:
+    """Write a data set to --out as train.beton and val.beton, or train.npy and val.npy, each with a manifest.
+
+    What was stopped goes on with the same command: an array where it was, a .beton file from its beginning. Halves that
+    are there already are left as they are.
+    """
+
+    out: Path
+    """folder to write to; it is made"""
+    dataset: str = "image_folder"
+    """digits, cifar10, cifar100, fashion_mnist, image_folder, npz or synthetic"""
+    data_pth: str | None = None
+    """folder or file that holds the data set"""
+    train_pth: str | None = None
+    """training folder of images, where it lies apart from --data-pth"""
+    val_pth: str | None = None
+    """test folder of images, where it lies apart from --data-pth"""
+    format: Literal["beton", "array"] = "beton"
+    """beton: FFCV's format, of images of any size; array: one mapped array of images of one size"""
+    image_size: int | None = None
+    """bring image files to squares: the shorter side resized to this many pixels, then the centre cut out"""
+    write_mode: Literal["raw", "jpg", "proportion"] = "raw"
+    """of .beton: raw pixels, JPEG, or JPEG for --jpeg-share of the images and raw for the others"""
+    max_resolution: int | None = None
+    """of .beton: longest side in pixels, longer ones are scaled down to it; None: as they are"""
+    quality: int = 90
+    """of .beton: JPEG quality, 1 to 100"""
+    jpeg_share: float = 0.5
+    """of .beton --write-mode proportion: share of the images stored as JPEG, 0 to 1"""
+    workers: int | None = None
+    """processes that decode and write; None: one per core"""
+    overwrite: bool = False
+    """replace files of other data or settings"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Write both halves and name the files."""
+    words = normalise(argv)
+    refuse_unknown(words, (spec.name for spec in dataclasses.fields(PrepareFlags)), "fastlocal prepare")
+    flags = tyro.cli(
+        PrepareFlags,
+        prog="fastlocal prepare",
+        args=words,
+        config=(tyro.conf.FlagConversionOff,),
+        registry=registry(),
+    )
+    _check(flags)
+
+    with held_back():
+        from ..data import datasets
+        from ..data.preparing.beton import BetonSettings
+        from ..data.preparing.run import Preparing, prepare
+
+    start = time.perf_counter()
+    workers = flags.workers or os.cpu_count() or 1
+    paths = {name: getattr(flags, name) for name in ("data_pth", "train_pth", "val_pth")}
+    try:
+        request = datasets.Request(
+            name=flags.dataset,
+            **paths,
+            seed=0,
+            workers=workers,
+            image_size=flags.image_size,
+            message=_say,
+            stored=True,
+        )
+        data = datasets.read(request)
+        beton = BetonSettings(flags.write_mode, flags.max_resolution, flags.quality, flags.jpeg_share)
+        how = Preparing(
+            out=flags.out.expanduser(),
+            format=flags.format,
+            beton=beton if flags.format == "beton" else None,
+            image_size=flags.image_size,
+            workers=workers,
+            overwrite=flags.overwrite,
+            source={"dataset": flags.dataset}
+            | {name: os.path.abspath(os.path.expanduser(path)) for name, path in paths.items() if path is not None},
+            message=_say,
+        )
+        files = prepare(data, how)
+    except PermissionError as error:
+        raise UsageError(f"--out {flags.out}: cannot be written or read ({error})") from None
+    print(f"{len(data.train)} training and {len(data.test)} test images in {time.perf_counter() - start:.1f} s")
+    print(f"fastlocal train --dataset {flags.format} --train-pth {files[0]} --val-pth {files[1]}")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _check(flags: PrepareFlags) -> None:
+    for flag, value, highest in (
+        ("--image-size", flags.image_size, 65_535),
+        ("--max-resolution", flags.max_resolution, 65_535),
+        ("--quality", flags.quality, 100),
+        ("--workers", flags.workers, 1024),
+    ):
+        if value is not None and not 1 <= value <= highest:
+            raise UsageError(f"{flag} {value}: must be from 1 to {highest}")
+    if not 0 <= flags.jpeg_share <= 1:
+        raise UsageError(f"--jpeg-share {flags.jpeg_share}: must be a share from 0 to 1")
+    usual = {spec.name: spec.default for spec in dataclasses.fields(flags)}
+    if flags.format == "array":
+        for name in ("write_mode", "max_resolution", "quality", "jpeg_share"):
+            if getattr(flags, name) != usual[name]:
+                raise UsageError(f"--{name.replace('_', '-')}: is for --format beton; an array holds raw pixels")
+    if flags.write_mode == "raw" and flags.quality != usual["quality"]:
+        raise UsageError("--quality: means nothing with --write-mode raw; use --write-mode jpg or proportion")
+    if flags.write_mode != "proportion" and flags.jpeg_share != usual["jpeg_share"]:
+        raise UsageError(f"--jpeg-share: means nothing with --write-mode {flags.write_mode}; use proportion")

@@ -1,0 +1,1 @@
+"""Data sets written to files that training reads fast: FFCV's .beton and plain arrays."""

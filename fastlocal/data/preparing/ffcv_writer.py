@@ -1,0 +1,181 @@
+"""What a process runs that writes a .beton file with FFCV's own writer.
+
+It is a process of its own because that writer waits for ever where one of its workers dies: here it ends, and says why.
+A pickled Job comes in on standard input; JSON lines go out on standard output: {"done": images}, {"grey_levels": counts
+of every grey level in each channel} at the end, {"failed": why}. It and its workers end with their parents.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, NoReturn
+
+import numpy as np
+
+from fastlocal.data.types import BadSample, Image, StoredImages
+
+PAGE_BYTES = 8 << 20
+_DEATH_OF_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
+_CHUNK = 100  # images that a worker takes at a time, FFCV's default
+_MOST_TEXT = 2000
+
+_replies = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to write: `path`, images and labels, and how, in the terms of FFCV's RGBImageField.
+
+    parent: the process that asks for it
+    """
+
+    path: str
+    images: StoredImages
+    labels: list[int]
+    write_mode: str
+    max_resolution: int | None
+    quality: int
+    jpeg_share: float
+    workers: int
+    parent: int
+
+
+class _Samples:
+    """(image, label) by index, for the workers, which share what they count and the first failure."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.page_bytes = page_bytes(job)
+        self.failure = multiprocessing.Array(ctypes.c_char, _MOST_TEXT)
+        self.counts = multiprocessing.Array(ctypes.c_int64, 3 * 256)
+        self.parent, self.inside = os.getpid(), 0
+
+    def __len__(self) -> int:
+        return len(self.job.images)
+
+    def __getitem__(self, index: int) -> tuple[Image, int]:
+        """After the first failure all are black pixels, with which the writer comes to its end at once."""
+        if self.inside != os.getpid():
+            end_with(self.parent)
+            self.inside = os.getpid()
+        image = np.zeros((1, 1, 3), dtype=np.uint8)
+        if not self.failure.value:
+            try:
+                image = self._read(int(index))
+            except BadSample as bad:
+                self.failure.value = f"{bad}; replace or remove it".encode()[: _MOST_TEXT - 1]
+        # FFCV draws there which images become JPEGs; so they are the same ones whatever the workers
+        np.random.seed(int(index))
+        return image, self.job.labels[index]
+
+    def _read(self, index: int) -> Image:
+        image = self.job.images.read(index)
+        if image.shape[2] == 1:
+            image = image.repeat(3, axis=2)
+        height, width = image.shape[:2]
+        longest = max(height, width)
+        shrunk = min(1.0, (self.job.max_resolution or longest) / longest)
+        if self.job.write_mode != "jpg" and int(height * shrunk) * int(width * shrunk) * 3 > self.page_bytes:
+            reason = f"{width}x{height} pixels are more than a page of the file holds; give --max-resolution"
+            raise BadSample(f"image {index}", reason)
+        with self.counts.get_lock():
+            grey_levels = self.grey_levels()
+            for channel in range(3):
+                grey_levels[channel] += np.bincount(image[:, :, channel].reshape(-1), minlength=256)
+        return image
+
+    def grey_levels(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Counts [3, 256], shared by all workers."""
+        shared: Any = self.counts.get_obj()
+        return np.frombuffer(shared, dtype=np.int64).reshape(3, 256)
+
+
+def page_bytes(job: Job) -> int:
+    """Bytes of a page: 8 MiB as FFCV has it, more where the largest image that --max-resolution leaves needs more."""
+    needed = 3 * job.max_resolution**2 if job.max_resolution is not None and job.write_mode != "jpg" else 0
+    return int(max(PAGE_BYTES, 1 << max(0, needed - 1).bit_length()))
+
+
+class _Progress:
+    """In the place of the bar that FFCV's writer draws."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+
+    def update(self, count: int) -> None:
+        say(done=count)
+
+    def close(self) -> None:
+        pass
+
+
+def say(**message: Any) -> None:
+    """One line to the parent."""
+    os.write(_replies, json.dumps(message).encode() + b"\n")
+
+
+def end_with(parent: int) -> None:
+    """The kernel kills this process when its parent ends."""
+    ctypes.CDLL(None).prctl(_DEATH_OF_PARENT, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _worker_ended(number: int, frame: FrameType | None) -> None:
+    """FFCV waits for none of its workers: those that failed are found here."""
+    try:
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            if status:
+                code = os.waitstatus_to_exitcode(status)
+                how = f"signal {-code}" if code < 0 else f"status {code}"
+                say(failed=f"a process of FFCV's writer ended ({how}); fewer --workers need less memory")
+                os._exit(1)
+    except ChildProcessError:
+        return
+
+
+def main() -> NoReturn:
+    """Reads the job, writes the file, and ends the process."""
+    global _replies
+    _replies = os.dup(1)
+    os.dup2(2, 1)  # what libraries print is none of the replies
+    job: Job = pickle.load(sys.stdin.buffer)
+    end_with(job.parent)
+    try:
+        import ffcv.writer
+        from ffcv.fields import IntField, RGBImageField
+    except Exception as error:  # a missing system library is an OSError, an unfit numpy can be anything
+        say(failed=f"FFCV cannot be imported ({' '.join(str(error).split())})")
+        os._exit(1)
+    ffcv.writer.tqdm = _Progress
+    multiprocessing.set_start_method("fork", force=True)  # FFCV's writer is written for it
+    samples = _Samples(job)
+    fields = {
+        "image": RGBImageField(
+            write_mode=job.write_mode,
+            max_resolution=job.max_resolution,
+            jpeg_quality=job.quality,
+            compress_probability=job.jpeg_share,
+        ),
+        "label": IntField(),
+    }
+    writer = ffcv.writer.DatasetWriter(job.path, fields, page_size=samples.page_bytes, num_workers=job.workers)
+    signal.signal(signal.SIGCHLD, _worker_ended)
+    chunk = max(1, min(_CHUNK, len(samples) // (4 * job.workers)))
+    writer.from_indexed_dataset(samples, chunksize=chunk)
+    if samples.failure.value:
+        say(failed=samples.failure.value.decode(errors="replace"))
+        os._exit(1)
+    say(grey_levels=samples.grey_levels().tolist())
+    os._exit(0)
