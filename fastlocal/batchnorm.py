@@ -28,10 +28,12 @@ def re_estimate(module: nn.Module, batches: Iterable[Tensor], local_steps: int) 
             norm.num_batches_tracked += local_steps
     was_training = module.training
     module.train()
-    for index, inputs in enumerate(batches):
-        for norm in norms:
-            norm.momentum = 1 / (index + 1)
-        module(inputs)
-    module.train(was_training)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    try:
+        for index, inputs in enumerate(batches):
+            for norm in norms:
+                norm.momentum = 1 / (index + 1)
+            module(inputs)
+    finally:
+        module.train(was_training)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import tempfile
@@ -20,8 +21,13 @@ TEMPORARY_SUFFIX = ".fastlocal.tmp"
 
 
 @held_back()
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Call `write(file)` on a temporary file beside `path`, flush it to disk, and rename it to `path`."""
+def write_atomically(
+    path: Path, write: Callable[[BinaryIO], object], *, first: Callable[[], object] = lambda: None
+) -> None:
+    """Call `write(file)` on a temporary file beside `path`, flush it to disk, and rename it to `path`.
+
+    first: called when the new file is whole, before it takes its name
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -29,6 +35,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())
+        first()
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -49,7 +56,9 @@ def _umask() -> int:
 def save_model(path: Path, state: Mapping[str, Tensor]) -> None:
     """Write a plain state_dict on the CPU that loads into the plain module."""
     plain = {name: value.detach().cpu().clone() for name, value in state.items()}
-    write_atomically(path, lambda file: torch.save(plain, file))
+    held = io.BytesIO()  # torch.save hides what goes wrong on a full disk
+    torch.save(plain, held)
+    write_atomically(path, lambda file: file.write(held.getbuffer()))
 
 
 def read_state(path: Path, flag: str) -> dict[str, Tensor]:

@@ -61,6 +61,7 @@ def _counts(config: RunConfig) -> Iterator[str]:
         "image_size": config.data.image_size,
         "prefetch": config.data.prefetch,
         "warmup_epochs": config.sgd.warmup_epochs if config.sgd.warm_up else None,
+        "keep": config.log.keep,
     }
     for phase in (1, 2, 3):
         for name in ("step", "eval_freq", "save_freq"):
@@ -73,10 +74,14 @@ def _counts(config: RunConfig) -> Iterator[str]:
     from_zero = {
         "resume": config.model.resume,
         "nw": config.data.nw,
+        "save_every": config.log.save_every,
     }
     for name, value in from_zero.items():
-        if not 0 <= value <= LARGEST:
+        if value is not None and not 0 <= value <= LARGEST:
             yield f"{_flag(name)} {value}: must be 0 or more, and at most {LARGEST}"
+    for name, seconds in {"save_minutes": config.log.save_minutes, "grace": config.log.grace}.items():
+        if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
+            yield f"{_flag(name)} {seconds}: must be a finite number, 0 or more"
     # the permutation of epoch e is seeded with seed + e, which torch takes below 2^64
     if not 0 <= config.machine.seed < 2**63:
         yield f"--seed {config.machine.seed}: must be 0 or more, and below 2^63"

@@ -199,6 +199,14 @@ class LogConfig:
     """also upload checkpoints to wandb"""
     tensorboard: bool = False
     """also write TensorBoard event files into the run directory"""
+    save_every: int | None = None
+    """rounds between saves of resume.pt, 0 for none; None: at each evaluation, or by --save-minutes alone"""
+    save_minutes: float | None = None
+    """minutes between saves of resume.pt, within long rounds too; None: by rounds alone"""
+    keep: int = 2
+    """saved states to keep: resume.pt and those before it"""
+    grace: float = 30.0
+    """seconds after Ctrl-C or SIGTERM in which the chunk at hand may end and be saved"""
 
 
 @dataclass(frozen=True)

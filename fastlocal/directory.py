@@ -9,6 +9,7 @@ from pathlib import Path
 from .checkpoint import TEMPORARY_SUFFIX, write_atomically
 from .config import RunConfig
 from .errors import UsageError
+from .lock import refuse_locked
 
 SIGNS = ("config.json", "metrics.jsonl", "latest.pt")
 """Any of these files shows that a folder holds a run."""
@@ -16,6 +17,7 @@ OURS = (
     *SIGNS,
     "steps.jsonl",
     "resume.pt",
+    "resume.*.pt",
     "H=*.pt",
     "phase_epoch=*.pt",
     "events.out.tfevents.*",
@@ -41,19 +43,28 @@ def check_directory(path: Path, overwrite: bool) -> None:
     found = [name for name in SIGNS if os.path.exists(path / name)]
     if found and not overwrite:
         raise UsageError(f"--log-pth {path}: already holds a run ({found[0]}); give another folder or --overwrite 1")
+    if os.path.isdir(path):
+        refuse_locked(path)
     there = next(parent for parent in (path, *path.parents) if os.path.exists(parent) or parent == parent.parent)
     if not os.access(there, os.W_OK | os.X_OK):
         raise UsageError(f"--log-pth {path}: {there} cannot be written to; give another folder")
 
 
+def make_directory(path: Path) -> None:
+    """Make `path` where it is not there; raises UsageError where it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
 def create_directory(path: Path, config: RunConfig) -> None:
-    """Make `path`, remove an earlier run's files from it, and write config.json.
+    """Remove an earlier run's files from `path`, which exists, and write config.json.
 
     Raises UsageError where it cannot be written, and where the start weights are among the files to remove.
     """
     start = config.model.resume_pth
     try:
-        path.mkdir(parents=True, exist_ok=True)
         # files that only look like ours, in a folder without a run, belong to somebody else
         earlier = sorted(old for pattern in OURS for old in path.glob(pattern)) if _holds_run(path) else []
         if start is not None and any(os.path.samefile(old, start) for old in earlier if os.path.exists(start)):
@@ -62,7 +73,18 @@ def create_directory(path: Path, config: RunConfig) -> None:
             old.unlink()
         write_atomically(path / "config.json", lambda file: file.write(config.to_json().encode()))
     except OSError as error:
-        raise UsageError(f"--log-pth {path}: cannot be written ({error.strerror or error}); give another") from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"--log-pth {path}: cannot be written ({error.strerror or error}); give another")
+
+
+def reopen_directory(path: Path, config: RunConfig) -> None:
+    """Write the config.json of a run that goes on, and remove what a killed process left half-written."""
+    for left in path.glob(f".*{TEMPORARY_SUFFIX}"):
+        left.unlink()
+    write_atomically(path / "config.json", lambda file: file.write(config.to_json().encode()))
 
 
 def _holds_run(path: Path) -> bool:

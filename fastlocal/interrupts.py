@@ -17,10 +17,16 @@ from typing import Any
 Handler = Callable[[int, FrameType | None], None]
 
 SAME_REQUEST_S = 1.0
-"""Signals that follow one that interrupted within this time say the same again, as where a shell passes one on."""
+"""Signals that follow one within this time say the same again, as where a shell passes one on."""
 
 _waiting: list[int] = []
+_first_at: float | None = None
+_asked_again = False
+_patience: float | None = None
 _interrupted_at = -SAME_REQUEST_S
+
+POLITE_SHARE = 0.9
+"""Of the time that is given to finish something, before it is given up; the rest is for giving up."""
 
 
 @contextlib.contextmanager
@@ -48,24 +54,59 @@ def held_back() -> Iterator[None]:
             yield
     except BaseException:
         if numbers:
-            _waiting.clear()
+            _forget_requests()
         raise
     if numbers:
         poll()
+        _forget_requests()
+
+
+@contextlib.contextmanager
+def finishing(seconds: float) -> Iterator[None]:
+    """While it lasts, `poll` lets what is at hand go on for so long after the first signal, unless a second comes."""
+    global _patience
+    before, _patience = _patience, seconds * POLITE_SHARE
+    try:
+        yield
+    finally:
+        _patience = before
 
 
 def poll() -> None:
     """Raise KeyboardInterrupt if a signal came meanwhile; costs nothing otherwise."""
-    if _waiting:
-        _interrupted()
-        _waiting.clear()
-        raise KeyboardInterrupt
+    if _patience is None:
+        if not _waiting:
+            return
+    elif not requested_for(_patience):
+        return
+    _interrupted()
+    _waiting.clear()
+    raise KeyboardInterrupt
+
+
+def requested_for(seconds: float) -> bool:
+    """Whether the first signal is longer ago than that, or a second one came after it."""
+    return _first_at is not None and (_asked_again or time.monotonic() - _first_at > seconds)
+
+
+def _note() -> None:
+    global _first_at, _asked_again
+    if _first_at is None:
+        _first_at = time.monotonic()
+    elif time.monotonic() - _first_at > SAME_REQUEST_S:
+        _asked_again = True
 
 
 def _forget() -> None:
     global _interrupted_at
-    _waiting.clear()
+    _forget_requests()
     _interrupted_at = -SAME_REQUEST_S
+
+
+def _forget_requests() -> None:
+    global _first_at, _asked_again
+    _waiting.clear()
+    _first_at, _asked_again = None, False
 
 
 def _interrupted() -> None:
@@ -91,6 +132,7 @@ def _handled(numbers: list[signal.Signals], handler: Handler, afterwards: Any = 
 
 
 def _wait(number: int, frame: FrameType | None) -> None:
+    _note()
     if not _same_request():
         _waiting.append(number)
 

@@ -79,9 +79,11 @@ class Progress:
         name = self._file(epoch, 0, 0) if save else None
         return Round(0, 0, True, 0, 0, epoch, 0, self._rate(0, first), True, name)
 
-    def rounds(self) -> Iterator[Round]:
-        """Every round of the run in order; the last may be left over without averaging."""
-        step = comm_round = 0
+    def rounds(self, step: int = 0, comm_round: int = 0) -> Iterator[Round]:
+        """Every round of the run in order; the last may be left over without averaging.
+
+        step, comm_round: local steps and averages that a run that goes on has behind it, at the end of a round
+        """
         while step < self.total_steps:
             end = self._next_average(step)
             averaged = end <= self.total_steps

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +20,7 @@ from .data.sources import Reading, make_source
 from .data.sources.base import Source
 from .data.streams import Streams, StreamSpec
 from .data.types import DataSet
-from .directory import check_directory, create_directory
+from .directory import check_directory, create_directory, make_directory, reopen_directory
 from .errors import UsageError
 from .evaluation import evaluate
 from .executors.base import Executor, LabelNoise, LocalProblem
@@ -28,15 +30,19 @@ from .executors.stacked import StackedExecutor
 from .interrupts import held_back
 from .layout import ParamLayout, param_layout
 from .local_module import local_module
+from .lock import locked
 from .loop import Loop
 from .losses import Loss, cross_entropy
 from .precision import Numerics, numerics
 from .probe import Probe, probe, try_evaluation
 from .progress import Progress
 from .resolve import resolve_device, resolve_for_data, resolve_for_machine
+from .resume import check_state, find_state, is_complete
+from .saving import Saver
 from .stack import MomentumStore
+from .state_file import State
 from .telemetry.base import Logger, Loggers, RunSummary
-from .telemetry.jsonl import JsonlLogger, StepLog
+from .telemetry.jsonl import JsonlLogger, StepLog, read_rows
 
 PROBE_BATCH = 8
 
@@ -208,7 +214,7 @@ def _executor(prepared: Prepared) -> Executor:
     return StackedExecutor(problem, conv_strategy=parse(machine.conv_strategy, problem.module, problem.numerics.device))
 
 
-def _build_loop(prepared: Prepared, logger: Logger) -> Loop:
+def _build_loop(prepared: Prepared, logger: Logger, steps: StepLog | None) -> Loop:
     config, problem = prepared.config, prepared.problem
     assert config.machine.chunk is not None and config.log.log_pth is not None
     directory = Path(config.log.log_pth)
@@ -237,7 +243,7 @@ def _build_loop(prepared: Prepared, logger: Logger) -> Loop:
             averaged.module, prepared.test, loss=problem.loss, topk=problem.topk, numerics=problem.numerics
         ),
         logger=logger,
-        steps=StepLog(directory) if config.log.debug else None,
+        steps=steps,
         directory=directory,
         clients=config.clients,
         chunk=config.machine.chunk,
@@ -245,43 +251,90 @@ def _build_loop(prepared: Prepared, logger: Logger) -> Loop:
         topk=problem.topk,
         stop_on_nan=config.machine.on_nan == "stop",
         module_seed=config.machine.seed if prepared.random else None,
+        saver=Saver(
+            directory,
+            every=config.log.save_every,
+            minutes=config.log.save_minutes,
+            keep=config.log.keep,
+            sync=(lambda: None) if steps is None else steps.sync,
+        ),
+        config=dataclasses.asdict(config),
+        grace=config.log.grace,
     )
 
 
 @held_back()
-def train(prepared: Prepared, *, overwrite: bool, sinks: Callable[[Path], Sequence[Logger]]) -> Loop:
-    """Create the run directory and train to the end.
+def train(
+    prepared: Prepared, *, overwrite: bool, sinks: Callable[[Path], Sequence[Logger]], resume: bool = False
+) -> Loop:
+    """Train to the end, in a new run directory or going on in one.
 
     sinks: makes the loggers beside metrics.jsonl, given the run directory
-    Returns the finished loop. On KeyboardInterrupt and NonFiniteLoss the averaged model so far is on disk.
+    resume: go on from the last state that was saved there; start over where there is none
+    Returns the finished loop. On KeyboardInterrupt what was reached is saved.
     """
     config = prepared.config
     assert config.log.log_pth is not None
     directory = Path(config.log.log_pth)
-    check_directory(directory, overwrite)
-    others = list(sinks(directory))
-    create_directory(directory, config)
-    logger = Loggers([JsonlLogger(directory), *others])
-    try:
-        loop = _build_loop(prepared, logger)
-        if config.model.resume_pth is None:
-            schedule = config.schedule
-            name = f"H={schedule.step1}-{schedule.step2}-{schedule.step3}_init.pt"
-            save_model(directory / name, prepared.module.state_dict())
-        logger.start(_summary(prepared, directory))
+    check_directory(directory, overwrite or resume)
+    others = Loggers(sinks(directory))
+    with ExitStack() as closing:
+        closing.callback(others.close)
+        make_directory(directory)
+        closing.enter_context(locked(directory))
+        state = find_state(directory, others.message) if resume else None
+        logged: dict[str, Any] = {}
+        if state is None:
+            create_directory(directory, config)
+        else:
+            check_state(state, config, prepared.progress, prepared.layout.n_params)
+            if is_complete(state, prepared.progress):
+                loop = _build_loop(prepared, others, None)
+                _restore(loop, state)
+                others.message(f"the run is complete after {loop.comm_round} rounds; --rounds or --epochs extends it")
+                return loop
+            logged = state.numbers["logged"]
+            reopen_directory(directory, config)
+        lines = JsonlLogger(directory, logged.get("metrics.jsonl", 0))
+        closing.callback(lines.close)
+        logger = Loggers([lines, others])
+        steps = StepLog(directory, logged.get("steps.jsonl", 0)) if config.log.debug else None
+        loop = _build_loop(prepared, logger, steps)
+        closing.callback(loop.saver.close)
+        if state is None:
+            _save_start(prepared, directory)
+        else:
+            logger.restore(logged)
+            _restore(loop, state)
+            logger.message(f"going on after {loop.comm_round} rounds")
+        logger.start(_summary(prepared, directory, loop.at.first_step))
         for note in prepared.notes:
             logger.message(note)
         try:
             loop.run(config.schedule.eval_on_start)
         except KeyboardInterrupt:
-            loop.save_latest()
+            if not (loop.history and loop.saver.enabled):  # a model to look at, where no evaluation has left one
+                loop.save_latest()
             raise
         return loop
-    finally:
-        logger.close()
 
 
-def _summary(prepared: Prepared, directory: Path) -> RunSummary:
+def _save_start(prepared: Prepared, directory: Path) -> None:
+    """Write the start weights, where they were drawn from the seed."""
+    if prepared.config.model.resume_pth is None:
+        schedule = prepared.config.schedule
+        name = f"H={schedule.step1}-{schedule.step2}-{schedule.step3}_init.pt"
+        save_model(directory / name, prepared.module.state_dict())
+
+
+def _restore(loop: Loop, state: State) -> None:
+    loop.restore(state)
+    loop.history.extend(read_rows(loop.directory / "metrics.jsonl", state.numbers["logged"]["metrics.jsonl"]))
+    if not loop.history:
+        (loop.directory / "latest.pt").unlink(missing_ok=True)  # written as the run stopped, or later than `state`
+
+
+def _summary(prepared: Prepared, directory: Path, steps_done: int) -> RunSummary:
     config = prepared.config
     return RunSummary(
         name=config.name,
@@ -290,6 +343,7 @@ def _summary(prepared: Prepared, directory: Path) -> RunSummary:
         clients=config.clients,
         rounds=prepared.progress.count(),
         samples=prepared.progress.total_steps * config.client.total_batch_size,
+        samples_done=steps_done * config.client.total_batch_size,
     )
 
 

@@ -214,6 +214,8 @@ def test_a_command_line_of_the_reference_trains(data: Path, tmp_path: Path, caps
         "metrics.jsonl",
         "steps.jsonl",
         "latest.pt",
+        "resume.pt",
+        "resume.1.pt",
         "H=2-2-2_init.pt",
         "H=2-2-2_epoch=500_round=0_phase_round=0.pt",
         "H=2-2-2_epoch=501_round=1_phase_round=1.pt",
@@ -240,6 +242,8 @@ def test_the_imagenet_program_trains(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert {"train_acc5", "val_acc5"} <= set(rows[0])
     assert {path.name for path in (tmp_path / "run").glob("*.pt")} == {
         "latest.pt",
+        "resume.pt",
+        "resume.1.pt",
         "H=1-2-2_init.pt",
         "phase_epoch=1.pt",
         "H=1-2-2_epoch=1.pt",

@@ -118,7 +118,7 @@ def test_overwrite_takes_the_place_of_a_run(data: Path, tmp_path: Path, capsys: 
     for flag in (("--overwrite",), ("--overwrite", "1")):
         assert run(capsys, *words, *flag).status == 0
         assert len(metrics(directory)) == 4
-        own = {"config.json", "metrics.jsonl", "latest.pt", "H=1-1-1_init.pt"}
+        own = {"config.json", "metrics.jsonl", "latest.pt", "H=1-1-1_init.pt", "resume.pt", "resume.1.pt"}
         assert tree(directory) == {*own, "notes.txt", "best.pt"}
     assert run(capsys, *words, "--overwrite", "0").status == 2
 
@@ -139,7 +139,8 @@ def test_a_folder_without_a_run_keeps_its_files(data: Path, tmp_path: Path, caps
     start = tmp_path / "run" / "H=1-1-1_start.pt"
     start.write_bytes((tmp_path / "first" / "latest.pt").read_bytes())
     assert run(capsys, *train_words(data, tmp_path / "run"), "--resume-pth", start).status == 0
-    assert tree(tmp_path / "run") == {start.name, "config.json", "metrics.jsonl", "latest.pt"}
+    ours = {"config.json", "metrics.jsonl", "latest.pt", "resume.pt", "resume.1.pt"}
+    assert tree(tmp_path / "run") == {start.name, *ours}
 
 
 def test_a_run_without_evaluations(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastlocal.state_file import read_state_file
 from tests.tiny import arrays, metrics, run, train_words, tree, write_npz
 
 PATIENCE_S = 120
@@ -64,7 +65,7 @@ def assert_whole(directory: Path) -> None:
     json.loads((directory / "config.json").read_text())
     metrics(directory)
     for path in directory.glob("*.pt"):
-        assert torch.load(path, weights_only=True)
+        assert read_state_file(path) if path.name.startswith("resume") else torch.load(path, weights_only=True)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,8 @@ def test_stopped_in_the_middle(number: signal.Signals, flags: tuple[str, ...], d
     process = start(tmp_path, *train_words(data, directory), *LONG, *flags)
     wait_for(process, directory / "metrics.jsonl", '"comm_round": 7,')
     lines = stopped(process, number, tmp_path)
-    assert lines[-1] == f"fastlocal: stopped by a signal; the last model is {directory / 'latest.pt'}"
+    goes_on = f"`fastlocal train --config {directory / 'config.json'} --continue` goes on"
+    assert lines[-1] == f"fastlocal: stopped by a signal; {goes_on}"
     assert_whole(directory)
     rows = metrics(directory)
     assert [row["comm_round"] for row in rows] == list(range(1, len(rows) + 1)) and len(rows) >= 7

@@ -20,6 +20,10 @@ class LocalMean:
         """Add the rows of a chunk. params: [clients, n_params]"""
         self._add(params, self._total, self._weight)
 
+    def so_far(self) -> Tensor:
+        """The sum [n_params] of what was added, itself: what is changed in it is changed here."""
+        return self._total
+
     def take(self) -> Tensor:
         """The mean [n_params] in float64 of what was added, and start over."""
         mean = self._total.clone()

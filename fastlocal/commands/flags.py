@@ -43,15 +43,17 @@ class TrainFlags:
     """repeat the run of this config.json; other flags change it"""
     overwrite: bool = False
     """start afresh in a --log-pth that holds a run"""
+    continue_: Annotated[bool, tyro.conf.arg(name="continue")] = False
+    """go on with the run of --log-pth, by default the one of --config, from its resume.pt; without one start over"""
     dry_run: bool = False
     """print the resolved plan and stop"""
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
 
-OWN = tuple(spec.name for spec in dataclasses.fields(TrainFlags) if spec.name != "run")
+OWN = tuple(spec.name.rstrip("_") for spec in dataclasses.fields(TrainFlags) if spec.name != "run")
 RUN = tuple(spec.name for spec in dataclasses.fields(RunConfig) if spec.name not in AREAS)
 BOOLEANS = tuple(
-    "--" + spec.name.replace("_", "-")
+    "--" + spec.name.rstrip("_").replace("_", "-")
     for kind in (TrainFlags, *AREAS.values())
     for spec in dataclasses.fields(kind)
     if str(spec.type).startswith("bool")
@@ -143,6 +145,13 @@ def _settle(flags: TrainFlags, given: set[str]) -> RunConfig:
         for cause, derived in DERIVED.items():
             if cause in given:
                 changes |= {name: RunConfig().value(name) for name in derived if name not in given}
-    if flags.config is not None and "log_pth" not in given and not flags.overwrite:
+    if flags.continue_:
+        if flags.overwrite:
+            raise UsageError("--continue and --overwrite: give one of them")
+        if flags.config is None and config.log.log_pth is None:
+            raise UsageError("--continue: which run? give --config RUN/config.json or --log-pth RUN")
+        if "log_pth" not in given and flags.config is not None:
+            changes["log_pth"] = str(flags.config.absolute().parent)
+    elif flags.config is not None and "log_pth" not in given and not flags.overwrite:
         changes["log_pth"] = None  # a repeated run gets a folder of its own
     return config.with_values(**changes)

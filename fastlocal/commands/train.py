@@ -23,18 +23,23 @@ NOT_FINITE, STOPPED = 3, 75
 def run(argv: Sequence[str]) -> int:
     """Parse, check, build, train; returns the exit status."""
     flags = parse(argv)
-    check(flags.run)
+    config = flags.run
+    check(config)
 
     with held_back():
         from ..directory import check_directory
         from ..named import prepare_named
+        from ..resume import as_before
         from ..run import train
         from ..telemetry.console import summary_table
         from ..telemetry.sinks import sinks
 
-    if flags.run.log.log_pth is not None and not flags.dry_run:
-        check_directory(Path(flags.run.log.log_pth).expanduser().absolute(), flags.overwrite)
-    prepared = prepare_named(flags.run, lambda text: print(text, file=sys.stderr), dry_run=flags.dry_run)
+    if config.log.log_pth is not None and not flags.dry_run:
+        given = Path(config.log.log_pth).expanduser().absolute()
+        check_directory(given, flags.overwrite or flags.continue_)
+        if flags.continue_:
+            config = as_before(config, given, fill_in=flags.config is None)
+    prepared = prepare_named(config, lambda text: print(text, file=sys.stderr), dry_run=flags.dry_run)
     if flags.dry_run:
         from .plan_text import plan_text
 
@@ -43,7 +48,12 @@ def run(argv: Sequence[str]) -> int:
     config = prepared.config
     directory = Path(str(config.log.log_pth))
     try:
-        loop = train(prepared, overwrite=flags.overwrite, sinks=partial(sinks, config.log, config.name, console=True))
+        loop = train(
+            prepared,
+            overwrite=flags.overwrite,
+            sinks=partial(sinks, config.log, config.name, console=True),
+            resume=flags.continue_,
+        )
     except NonFiniteLoss as error:
         print(f"fastlocal: stopped: {error}; {_reached(directory)}", file=sys.stderr)
         return NOT_FINITE
@@ -55,6 +65,8 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _reached(directory: Path) -> str:
+    if (directory / "resume.pt").exists():
+        return f"`fastlocal train --config {directory / 'config.json'} --continue` goes on"
     latest = directory / "latest.pt"
     return f"the last model is {latest}" if latest.exists() else f"no model was written to {directory}"
 

@@ -16,6 +16,7 @@ class RunSummary:
     config: the resolved RunConfig as nested plain dictionaries
     rounds: communication rounds, a last one without averaging included
     samples: training samples of all clients over the whole run
+    samples_done: those before this process, in a run that goes on
     """
 
     name: str
@@ -24,6 +25,7 @@ class RunSummary:
     clients: int
     rounds: int
     samples: int
+    samples_done: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,13 @@ class Logger:
     def close(self) -> None:
         """The run ended, in whatever way."""
 
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs to go on after what was logged so far, as JSON holds it, under names of its own."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The run goes on from where `state` was asked for; comes before `start`."""
+
 
 class Loggers(Logger):
     """Passes every call on to each of `sinks`, in order."""
@@ -91,6 +100,13 @@ class Loggers(Logger):
     def message(self, text: str) -> None:
         for sink in self.sinks:
             sink.message(text)
+
+    def state(self) -> dict[str, Any]:
+        return {name: value for sink in self.sinks for name, value in sink.state().items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        for sink in self.sinks:
+            sink.restore(state)
 
     def close(self) -> None:
         with ExitStack() as stack:  # one that fails keeps none of the others open

@@ -21,8 +21,8 @@ class ConsoleLogger(Logger):
 
     stream: where to, standard error by default
     interactive: whether to draw a live bar; by default, whether `stream` is a terminal that can move its cursor
-    Samples per second are all samples so far over all time since `start`, evaluation and saving included; the time left
-    is that of the samples to come at this speed.
+    Samples per second are all samples since `start` over all time since then, evaluation and saving included; the time
+    left is that of the samples to come at this speed.
     """
 
     def __init__(self, stream: TextIO | None = None, interactive: bool | None = None) -> None:
@@ -35,11 +35,13 @@ class ConsoleLogger(Logger):
         self._rounds = 0
         self._samples = 0
         self._samples_done = 0
+        self._samples_before = 0
         self._started = 0.0
 
     def start(self, summary: RunSummary) -> None:
         self._rounds = summary.rounds
         self._samples = summary.samples
+        self._samples_before = summary.samples_done
         self._started = time.monotonic()
         if self._bar is not None:
             self._bar.start(summary)
@@ -48,8 +50,9 @@ class ConsoleLogger(Logger):
         self._samples_done += report.samples
         speed = self._samples_done / max(time.monotonic() - self._started, 1e-9)
         if self._bar is not None:
-            seconds_left = max(self._samples - self._samples_done, 0) / max(speed, 1e-9)
-            self._bar.round(report, self._samples_done, speed, seconds_left)
+            done = self._samples_before + self._samples_done
+            seconds_left = max(self._samples - done, 0) / max(speed, 1e-9)
+            self._bar.round(report, done, speed, seconds_left)
             return
         accuracy = "" if report.train_acc1 is None else f" acc {report.train_acc1:.4f}"
         self._line(

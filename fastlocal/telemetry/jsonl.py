@@ -10,8 +10,9 @@ import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from fastlocal.errors import UsageError
 from fastlocal.telemetry.base import Logger
 
 
@@ -19,25 +20,33 @@ class JsonlLogger(Logger):
     """Writes one line per evaluation to `directory`/metrics.jsonl, which is there and empty from the beginning.
 
     Each line is on the disk before `evaluation` returns, so that a crash loses none.
+
+    size: bytes of the file that stay, where a run goes on
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._file = (directory / "metrics.jsonl").open("w", encoding="utf-8")
+    def __init__(self, directory: Path, size: int = 0) -> None:
+        self._file = _open(directory / "metrics.jsonl", size)
 
     def evaluation(self, row: dict[str, Any]) -> None:
         self._file.write(_line(row))
         self._file.flush()
         os.fsync(self._file.fileno())
 
+    def state(self) -> dict[str, Any]:
+        return {"metrics.jsonl": _size(self._file)}
+
     def close(self) -> None:
         self._file.close()
 
 
 class StepLog:
-    """Writes `directory`/steps.jsonl: one line {step, client, rate, loss} per local step of each client."""
+    """Writes `directory`/steps.jsonl: one line {step, client, rate, loss} per local step of each client.
 
-    def __init__(self, directory: Path) -> None:
-        self._file = (directory / "steps.jsonl").open("w", encoding="utf-8")
+    size: bytes of the file that stay, where a run goes on
+    """
+
+    def __init__(self, directory: Path, size: int = 0) -> None:
+        self._file = _open(directory / "steps.jsonl", size)
 
     def write(self, rows: Iterable[tuple[int, int, float, float]]) -> None:
         """Appends rows of (step, client, learning rate, mean loss of the client's batch)."""
@@ -45,8 +54,36 @@ class StepLog:
         self._file.writelines(_line(dict(zip(keys, row, strict=True))) for row in rows)
         self._file.flush()
 
+    def state(self) -> dict[str, Any]:
+        """As a Logger's."""
+        return {"steps.jsonl": _size(self._file)}
+
+    def sync(self) -> None:
+        """Bring what is written to the disk."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         self._file.close()
+
+
+def read_rows(path: Path, size: int) -> list[dict[str, Any]]:
+    """The rows in the first `size` bytes of a metrics.jsonl, as they were logged; a loss of null was not finite."""
+    rows = [json.loads(line) for line in path.read_bytes()[:size].splitlines()]
+    for row in rows:
+        row.update({key: math.nan for key in row if key.endswith("_loss") and row[key] is None})
+    return rows
+
+
+def _open(path: Path, size: int) -> TextIO:
+    file = path.open("a", encoding="utf-8")
+    if _size(file) < size:
+        raise UsageError(f"--continue: {path} is shorter than when the run was saved; --overwrite 1 starts afresh")
+    os.ftruncate(file.fileno(), size)
+    return file
+
+
+def _size(file: TextIO) -> int:
+    return os.fstat(file.fileno()).st_size
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -27,9 +27,18 @@ class TensorboardLogger(Logger):
         self._directory = directory
         self._make_writer = SummaryWriter
         self._writer: SummaryWriter | None = None
+        self._last: int | None = None
+        self._hide_from: int | None = None
+
+    def state(self) -> dict[str, Any]:
+        return {"tensorboard": self._last}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._last = state.get("tensorboard")
+        self._hide_from = 0 if self._last is None else self._last + 1
 
     def start(self, summary: RunSummary) -> None:
-        self._writer = self._make_writer(log_dir=str(self._directory))
+        self._writer = self._make_writer(log_dir=str(self._directory), purge_step=self._hide_from)
 
     def evaluation(self, row: dict[str, Any]) -> None:
         assert self._writer is not None, "an evaluation before start"
@@ -37,6 +46,7 @@ class TensorboardLogger(Logger):
             if key != AXIS and isinstance(value, (int, float)):
                 self._writer.add_scalar(key, value, global_step=row[AXIS])
         self._writer.flush()
+        self._last = row[AXIS]
 
     def close(self) -> None:
         if self._writer is not None:

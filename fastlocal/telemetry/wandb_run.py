@@ -38,6 +38,7 @@ class WandbLogger(Logger):
         self._wandb = None if mode == "disabled" else _import_wandb()
         self._run: Any = None
         self._handled_before: BaseException | None = None
+        self._logged = 0
         if mode == "online":
             _require_login(self._wandb)
 
@@ -51,9 +52,18 @@ class WandbLogger(Logger):
             except self._wandb.errors.Error as error:
                 raise UsageError(f"--wandb {self._options['mode']}: {_first_line(error)}") from error
 
+    def state(self) -> dict[str, Any]:
+        return {} if self._run is None else {"wandb": [self._run.id, self._logged]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if self._wandb is not None and "wandb" in state:
+            run_id, self._logged = state["wandb"]
+            self._options |= {"id": run_id, "resume": "allow"}
+
     def evaluation(self, row: dict[str, Any]) -> None:
         if self._run is not None:
-            self._run.log(row)
+            self._run.log(row, step=self._logged)  # so that wandb drops a row that it was sent before
+            self._logged += 1
 
     def checkpoint(self, path: Path) -> None:
         if self._run is not None and self._save_checkpoints:

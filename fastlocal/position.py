@@ -1,0 +1,95 @@
+"""How far a run is: all that changes from round to round beside tensors, and that JSON holds to the bit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+Stage = Literal["start", "train", "report", "files"]
+
+
+@dataclass
+class TrainStats:
+    """Sums over every client's samples, on the host."""
+
+    loss: float = 0.0
+    correct: list[float] = field(default_factory=list)
+    samples: int = 0
+
+    def add(self, other: TrainStats) -> None:
+        """Add another stretch's sums."""
+        self.loss += other.loss
+        self.correct = [a + b for a, b in zip(self.correct or [0.0] * len(other.correct), other.correct, strict=True)]
+        self.samples += other.samples
+
+    def mean(self, count: int) -> tuple[float, list[float]]:
+        """Mean loss and `count` accuracies, zero where nothing was added."""
+        if not self.samples:
+            return 0.0, [0.0] * count
+        return self.loss / self.samples, [value / self.samples for value in self.correct]
+
+
+@dataclass
+class RoundSoFar:
+    """What the chunks of the round at hand have left.
+
+    clients: that are done, from the first of this process on        stats: sums over them
+    bad: (step, client, what) that is no longer finite
+    losses: [local_steps, clients] on the CPU, chunk by chunk, where every step is logged
+    """
+
+    clients: int = 0
+    stats: TrainStats = field(default_factory=TrainStats)
+    bad: list[tuple[int, int, str]] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
+class Position:
+    """Where a run stands.
+
+    stage: what comes next of the round at hand: its training, its evaluation, its files ("start": none began)
+    first_step, rounds_before: local steps and averages before the round at hand
+    trained, comm_round: local steps that every client has taken, and averages, so far
+    round_end: local steps when the round at hand ends
+    stats: sums since the last evaluation
+    """
+
+    stage: Stage = "start"
+    first_step: int = 0
+    rounds_before: int = 0
+    trained: int = 0
+    comm_round: int = 0
+    round_end: int = 0
+    best_acc: float = 0.0
+    stats: TrainStats = field(default_factory=TrainStats)
+    so_far: RoundSoFar = field(default_factory=RoundSoFar)
+
+    @property
+    def between_rounds(self) -> bool:
+        """Whether no round has begun that has not ended."""
+        return self.stage == "start" or (self.stage == "train" and not self.so_far.clients)
+
+    def numbers(self) -> dict[str, Any]:
+        """Everything but the losses, as JSON holds it."""
+        shared = {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self)[:-2]}
+        so_far = self.so_far
+        return shared | {
+            "stats": dataclasses.asdict(self.stats),
+            "so_far": {"clients": so_far.clients, "stats": dataclasses.asdict(so_far.stats), "bad": list(so_far.bad)},
+        }
+
+    @classmethod
+    def of(cls, numbers: Mapping[str, Any], losses: list[Tensor]) -> Position:
+        """What `numbers` gave, with the losses of the round at hand."""
+        so_far = numbers["so_far"]
+        bad = [(step, client, what) for step, client, what in so_far["bad"]]
+        return cls(
+            **{spec.name: numbers[spec.name] for spec in dataclasses.fields(cls)[:-2]},
+            stats=TrainStats(**numbers["stats"]),
+            so_far=RoundSoFar(so_far["clients"], TrainStats(**so_far["stats"]), bad, losses),
+        )

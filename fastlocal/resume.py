@@ -1,0 +1,126 @@
+"""Going on with a run: which saved state is taken, and which flags may differ from those it was trained with."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .config import AREA_OF, AREAS, RunConfig, read_config
+from .errors import UsageError
+from .position import Position
+from .progress import Progress
+from .saving import RESUME_NAME, saved_paths
+from .state_file import DamagedState, State, read_state_file
+
+FREE = {
+    *("epochs", "rounds", "data_pth", "train_pth", "val_pth", "nw"),
+    *(name for name, area in AREA_OF.items() if area in ("machine", "log") and name not in ("precision", "seed")),
+}
+"""Fields that say where a run ends, where things are and how it is computed, not what was computed so far."""
+PATHS = ("resume_pth",)
+
+
+def find_state(directory: Path, message: Callable[[str], None]) -> State | None:
+    """The newest whole state of a run, None where none was saved.
+
+    A damaged one is named in `message`, and the one before takes its place. Raises UsageError where none is whole.
+    """
+    damaged: list[str] = []
+    for path in saved_paths(directory):
+        try:
+            state = read_state_file(path)
+        except DamagedState as error:
+            damaged.append(f"{path} {error}")
+            continue
+        if damaged:
+            message(f"{'; '.join(damaged)}; going on from {path.name}")
+            os.replace(path, directory / RESUME_NAME)
+        return state
+    if damaged:
+        raise UsageError(f"--continue: {'; '.join(damaged)}; no state is whole, --overwrite 1 starts afresh")
+    return None
+
+
+def as_before(config: RunConfig, directory: Path, *, fill_in: bool) -> RunConfig:
+    """`config`, not resolved yet, for a run that goes on in `directory`; unchanged where nothing was saved there.
+
+    fill_in: settle what `config` leaves open as the run's own config.json has it, so that it is not settled otherwise
+    Raises UsageError for a flag that would have changed what was trained so far.
+    """
+    if not saved_paths(directory) or not (directory / "config.json").exists():
+        return config
+    try:
+        stored = read_config(directory / "config.json")
+    except ValueError as error:
+        raise UsageError(f"--continue: {directory / 'config.json'} is not that of a run ({error})") from error
+    if fill_in:
+        config = _filled(config, stored)
+    refuse_changes(config, dataclasses.asdict(stored))
+    return config
+
+
+def _filled(config: RunConfig, stored: RunConfig) -> RunConfig:
+    moved = config.machine.device not in (None, stored.machine.device)
+    settled = {
+        name: stored.value(name)
+        for name, area in AREA_OF.items()
+        if config.value(name) in (None, "auto")
+        and area != "log"
+        and name not in ("rounds", "start_lr", "lr", "client_lr")
+        and not (moved and name in FREE)
+    }
+    return config.with_values(**settled)
+
+
+def check_state(state: State, config: RunConfig, progress: Progress, n_params: int) -> None:
+    """Raise UsageError where a run of the resolved `config` cannot go on from `state`."""
+    refuse_changes(config, state.numbers["config"])
+    if len(state.tensors["row"]) != n_params:
+        raise UsageError(f"--continue: the run's model has {len(state.tensors['row'])} parameters, this one {n_params}")
+    position = Position.of(state.numbers["position"], [])
+    fits = position.first_step <= progress.total_steps
+    if not position.between_rounds:
+        at_hand = next(progress.rounds(position.first_step, position.rounds_before), None)
+        fits = at_hand is not None and (at_hand.averaged, at_hand.first_step + at_hand.local_steps) == (
+            True,
+            position.round_end,
+        )
+    if not fits:
+        schedule = config.schedule
+        given = f"--epochs {schedule.epochs}" if schedule.rounds is None else f"--rounds {schedule.rounds}"
+        reached = f"{position.rounds_before} rounds and {max(position.trained, position.first_step)} steps"
+        raise UsageError(f"{given}: the run is further already ({reached}); give more")
+
+
+def is_complete(state: State, progress: Progress) -> bool:
+    """Whether nothing is left to do."""
+    return bool(state.numbers["ended"] == progress.total_steps)
+
+
+def refuse_changes(config: RunConfig, stored: dict[str, Any]) -> None:
+    """Raise UsageError for the first field of `config` that would have changed what was trained so far.
+
+    config: resolved        stored: the resolved RunConfig of the state, as nested plain dictionaries
+    """
+    changed = []
+    for area, kind in AREAS.items():
+        for spec in dataclasses.fields(kind):
+            before, given = stored[area].get(spec.name, spec.default), config.value(spec.name)
+            if spec.name not in FREE and _plain(spec.name, before) != _plain(spec.name, given):
+                changed.append((given is None, "--" + spec.name.replace("_", "-"), before, given))
+    if changed:
+        _, flag, before, given = min(changed, key=lambda one: one[0])  # of two rates, the one that was given
+        raise UsageError(
+            f"{flag} {given}: the run was trained with {before}, and --continue cannot change that; "
+            f"leave {flag} as it was, or start another run"
+        )
+
+
+def _plain(name: str, value: Any) -> Any:
+    """As values are compared: tuples as JSON gives them back, paths absolute."""
+    if isinstance(value, tuple):
+        return list(value)
+    return os.path.abspath(Path(value).expanduser()) if name in PATHS and value is not None else value

@@ -1,0 +1,85 @@
+"""Runs that signals stop at chosen moments, and what must then be the same as in a run that nothing stopped."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastlocal.config import RunConfig
+from fastlocal.data.types import DataSet
+from fastlocal.interrupts import interruptible
+from fastlocal.loop import Loop
+from fastlocal.losses import cross_entropy
+from fastlocal.run import prepare, train
+from fastlocal.state_file import read_state_file
+from fastlocal.telemetry.base import Logger
+
+RUN: dict[str, Any] = {
+    "batch_size": 4,
+    "total_batch_size": 20,
+    "start_lr": None,
+    "client_lr": 0.1,
+    "wd": 0.02,
+    "epochs": 4,
+    "steps_per_epoch": 3,
+    "step1": 2,
+    "step2": 2,
+    "decay1": 100,
+    "decay2": 100,
+    "seed": 3,
+    "device": "cpu",
+    "executor": "looped",
+    "chunk": 2,
+    "debug": True,
+    "save_freq1": 2,
+}
+CALLS = [0]
+
+
+class Ticking(nn.Module):
+    """Counts its forward passes, and stops the process at those in `moments`."""
+
+    def __init__(self, inner: nn.Module, moments: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.inner, self.moments = inner, moments
+
+    def forward(self, x: Tensor) -> Tensor:
+        CALLS[0] += 1
+        if CALLS[0] in self.moments:
+            signal.raise_signal(signal.SIGINT)
+        return self.inner(x)
+
+
+def run(folder: Path, module: nn.Module, data: DataSet, *loggers: Logger, resume: bool = False, **values: Any) -> Loop:
+    """One process's share of a run; raises KeyboardInterrupt where a signal stopped it."""
+    config = RunConfig().with_values(**{**RUN, "log_pth": str(folder), **values})
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background may not have
+    with interruptible(to_the_end=False):
+        ready = prepare(config, data, lambda: module, cross_entropy, model_flag="model")
+        CALLS[0] = 0
+        return train(ready, overwrite=False, sinks=lambda path: list(loggers), resume=resume)
+
+
+def left_behind(directory: Path) -> dict[str, Any]:
+    """Everything in a run directory but where it is, tensors bit for bit; half-written files are none of it."""
+    found: dict[str, Any] = {}
+    for path in sorted(directory.iterdir()):
+        if path.suffix == ".jsonl":
+            found[path.name] = path.read_text()
+        elif path.name == "resume.pt":
+            state = read_state_file(path)
+            numbers = {name: value for name, value in state.numbers.items() if name != "config"}
+            found[path.name] = repr(numbers), _bits(state.tensors)
+        elif path.suffix == ".pt" and not path.name.startswith("resume."):
+            found[path.name] = _bits(torch.load(path, weights_only=True))
+        elif path.suffix != ".pt":
+            assert path.name == "config.json", f"{path.name} is left"
+    return found
+
+
+def _bits(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    return {name: (value.dtype, value.shape, value.numpy().tobytes()) for name, value in tensors.items()}
