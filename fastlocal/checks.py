@@ -59,6 +59,7 @@ def _counts(config: RunConfig) -> Iterator[str]:
         "n_groups": config.model.n_groups,
         "chunk": config.machine.chunk,
         "image_size": config.data.image_size,
+        "profile_rounds": config.log.profile_rounds,
         "prefetch": config.data.prefetch,
         "warmup_epochs": config.sgd.warmup_epochs if config.sgd.warm_up else None,
         "keep": config.log.keep,
@@ -82,6 +83,9 @@ def _counts(config: RunConfig) -> Iterator[str]:
     for name, seconds in {"save_minutes": config.log.save_minutes, "grace": config.log.grace}.items():
         if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
             yield f"{_flag(name)} {seconds}: must be a finite number, 0 or more"
+    limit = config.machine.memory_limit
+    if limit is not None and not (math.isfinite(limit) and limit > 0):
+        yield f"--memory-limit {limit}: must be a finite number of GiB above 0"
     # the permutation of epoch e is seeded with seed + e, which torch takes below 2^64
     if not 0 <= config.machine.seed < 2**63:
         yield f"--seed {config.machine.seed}: must be 0 or more, and below 2^63"

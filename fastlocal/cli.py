@@ -17,6 +17,8 @@ from .interrupts import held_back, interruptible
 
 COMMANDS = {
     "train": "train many Local SGD clients; `fastlocal train --help` lists the flags",
+    "profile": "train for a few rounds under a profiler: where the time goes, and a trace",
+    "plan": "how much memory a run is going to take, and how many clients fit at once",
     "evaluate": "accuracy and loss of a stored model",
     "prepare": "write a data set to files that training reads fast",
     "recipes": "the named runs that train takes",
@@ -92,7 +94,7 @@ def _run(words: list[str]) -> int:
         known = ", ".join(COMMANDS)
         raise UsageError(f"unknown command {words[0]!r}{nearest(words[0], COMMANDS)}; known: {known}")
     processes = os.environ.get("WORLD_SIZE", "1")
-    if words[0] == "train" and processes != "1":
+    if words[0] in ("train", "profile") and processes != "1":
         raise UsageError(f"WORLD_SIZE {processes}: a run is one process; start it without torchrun or with 1 process")
     with held_back():
         command = importlib.import_module(f".commands.{words[0]}", __package__)

@@ -169,7 +169,9 @@ class MachineConfig:
     executor: Executor = "auto"
     """stacked: all resident clients at once; looped: one after the other; auto: looped for convolutions on a CPU"""
     chunk: int | None = None
-    """clients resident at once; None: as many as fit comfortably"""
+    """clients resident at once; None: as many as fit comfortably into --memory-limit"""
+    memory_limit: float | None = None
+    """GiB that the run may take (8, 8GiB, 500MiB), on a GPU of its memory; None: what is free"""
     conv_strategy: str = "auto"
     """stacked convolutions: grouped, loop, im2col or triton, also per layer (loop,conv1=im2col); auto: the fastest of
     them for each layer, timed at the start"""
@@ -199,6 +201,10 @@ class LogConfig:
     """also upload checkpoints to wandb"""
     tensorboard: bool = False
     """also write TensorBoard event files into the run directory"""
+    profile: bool = False
+    """profile the rounds after the first: a trace, a table of where the time goes and memory snapshots"""
+    profile_rounds: int = 3
+    """rounds that are profiled"""
     save_every: int | None = None
     """rounds between saves of resume.pt, 0 for none; None: at each evaluation, or by --save-minutes alone"""
     save_minutes: float | None = None

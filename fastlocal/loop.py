@@ -112,7 +112,8 @@ class Loop:
         try:
             if at.stage == "start":
                 if eval_on_start:
-                    self._report(self.progress.start(), then="train")
+                    with span("evaluate"):
+                        self._report(self.progress.start(), then="train")
                 at.stage = "train"
             self._rounds = Lookahead(self.progress.rounds(at.first_step, at.rounds_before))
             for planned in self._rounds:
@@ -190,7 +191,8 @@ class Loop:
             self._train(planned)
         if at.stage == "report":
             if planned.evaluate:
-                self._report(planned, then="files")
+                with span("evaluate"):
+                    self._report(planned, then="files")
             at.stage = "files"
         for name in planned.phase_files[1]:
             self._save(name)
@@ -330,10 +332,9 @@ class Loop:
     def _report(self, planned: Round, then: Stage) -> None:
         """Evaluate the averaged model, save it and log the line; afterwards the run is at stage `then`."""
         at = self.at
-        with span("evaluate"):
-            self.load_averaged()
-            self._seed_module(at.trained, self.clients + 1)
-            result = self.evaluate()
+        self.load_averaged()
+        self._seed_module(at.trained, self.clients + 1)
+        result = self.evaluate()
         if not (math.isfinite(result.loss) and self.averaged.is_finite()):
             self._stop_or_warn(planned, "averaged model", f"the test loss is {result.loss}")
         loss, accuracies = at.stats.mean(len(self.topk))

@@ -16,7 +16,7 @@ from .errors import UsageError
 from .interrupts import held_back
 from .losses import cross_entropy
 from .models import build, refuse_unknown
-from .resolve import check_memory, resolve_device
+from .resolve import resolve_device
 from .run import Prepared, prepare
 
 PUBLISHED = {
@@ -90,15 +90,13 @@ def prepare_named(config: RunConfig, message: Callable[[str], None], *, dry_run:
     state = None if config.model.resume_pth is None else read_state(path, "--resume-pth")
     data = _outline(config) if dry_run and config.data.dataset in PUBLISHED else load_data(config, message)
     with held_back():
-        prepared = prepare(
+        return prepare(
             config,
             data,
             lambda: make_model(config, data, state, "--resume-pth", path),
             cross_entropy,
             model_flag=f"--model {config.model.model}",
         )
-    check_memory(prepared.config, prepared.data, prepared.layout.n_params)
-    return prepared
 
 
 def _outline(config: RunConfig) -> DataSet:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from pathlib import Path
 
@@ -130,34 +129,3 @@ def _absolute(path: str | None) -> str | None:
 
 def _has_convolution(module: nn.Module) -> bool:
     return any(isinstance(part, nn.modules.conv._ConvNd) for part in module.modules())
-
-
-def check_memory(config: RunConfig, data: DataSet, n_params: int) -> None:
-    """Raise UsageError where a resolved run on a CPU cannot fit into this machine's memory."""
-    if config.machine.device != "cpu":
-        return
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    sample = math.prod(data.train.sample_shape) * (8 if config.machine.precision == "fp64" else 4)
-    step = config.client.batch_size * sample
-    for flag, value, size in (
-        ("--batch-size", config.client.batch_size, step),
-        ("--chunk", config.machine.chunk, sum(memory_bytes(config, data, n_params).values())),
-    ):
-        if size > there:
-            needed = f"needs {size / 2**30:,.0f} GiB of memory, this machine has {there / 2**30:,.0f}"
-            raise UsageError(f"{flag} {value}: {needed}; lower it or take a smaller --model")
-
-
-def memory_bytes(config: RunConfig, data: DataSet, n_params: int) -> dict[str, int]:
-    """Bytes of what a resolved run keeps in memory, activations left out: {what: bytes}."""
-    assert config.machine.chunk is not None
-    item = 8 if config.machine.precision == "fp64" else 4
-    row = n_params * item
-    targets = [split.targets for split in (data.train, data.test) if split.targets is not None]
-    return {
-        "data set": data.train.resident_bytes
-        + data.test.resident_bytes
-        + sum(math.prod(tensor.shape) * tensor.element_size() for tensor in targets),
-        "resident parameters and gradients": 2 * row * config.machine.chunk,
-        "momenta of all clients": row * config.clients if config.sgd.momentum else 0,
-    }

@@ -33,8 +33,10 @@ from .local_module import local_module
 from .lock import locked
 from .loop import Loop
 from .losses import Loss, cross_entropy
+from .memory import MemoryPlan, plan_memory, resolve_chunk
 from .precision import Numerics, numerics
 from .probe import Probe, probe, try_evaluation
+from .profiled import profiler
 from .progress import Progress
 from .resolve import resolve_device, resolve_for_data, resolve_for_machine
 from .resume import check_state, find_state, is_complete
@@ -61,6 +63,7 @@ class Prepared:
     problem: LocalProblem
     test: Source
     progress: Progress
+    memory: MemoryPlan
     random: bool
     notes: tuple[str, ...]
 
@@ -92,8 +95,10 @@ def prepare(
     held_out = test.rows(0, PROBE_BATCH)
     try_evaluation(module, loss, held_out.inputs, held_out.targets, numbers, flag=model_flag)
     layout = _without_decay(layout, seen.unused)
+    asked = config.machine.chunk
     config, notes = resolve_for_machine(config, module, layout, device, seen)
     problem = _problem(config, local, layout, source, loss, numbers, seen)
+    config = resolve_chunk(config, problem, data, asked)
     config = _resolve_conv_strategy(config, problem, notes)
     return Prepared(
         config=config,
@@ -103,6 +108,7 @@ def prepare(
         problem=problem,
         test=test,
         progress=Progress(config),
+        memory=plan_memory(config, problem, data),
         random=seen.random,
         notes=tuple(notes),
     )
@@ -265,12 +271,18 @@ def _build_loop(prepared: Prepared, logger: Logger, steps: StepLog | None) -> Lo
 
 @held_back()
 def train(
-    prepared: Prepared, *, overwrite: bool, sinks: Callable[[Path], Sequence[Logger]], resume: bool = False
+    prepared: Prepared,
+    *,
+    overwrite: bool,
+    sinks: Callable[[Path], Sequence[Logger]],
+    resume: bool = False,
+    eval_every: int | None = None,
 ) -> Loop:
     """Train to the end, in a new run directory or going on in one.
 
     sinks: makes the loggers beside metrics.jsonl, given the run directory
     resume: go on from the last state that was saved there; start over where there is none
+    eval_every: rounds between evaluations that a profile reckons with, where they are not those of the run
     Returns the finished loop. On KeyboardInterrupt what was reached is saved.
     """
     config = prepared.config
@@ -298,6 +310,10 @@ def train(
         lines = JsonlLogger(directory, logged.get("metrics.jsonl", 0))
         closing.callback(lines.close)
         logger = Loggers([lines, others])
+        if config.log.profile:
+            watch = profiler(config, prepared.problem, directory, others.message, eval_every)
+            closing.callback(watch.close)
+            logger.sinks.append(watch)
         steps = StepLog(directory, logged.get("steps.jsonl", 0)) if config.log.debug else None
         loop = _build_loop(prepared, logger, steps)
         closing.callback(loop.saver.close)
@@ -351,4 +367,3 @@ def final_model(loop: Loop) -> nn.Module:
     """The plain module with the averaged weights, in evaluation mode."""
     loop.load_averaged()
     return loop.averaged.module.eval()
-

@@ -258,7 +258,7 @@ def test_label_beyond_memory(refused: Callable[..., Outcome], tmp_path: Path) ->
     [
         ("--batch-size 2000000000 --total-batch-size 2000000000", "--batch-size 2000000000"),
         ("--batch-size 1 --total-batch-size 100000000 --chunk 100000000", "--chunk 100000000"),
-        ("--batch-size 1 --total-batch-size 100000000 --momentum 0.9", "--chunk"),
+        ("--batch-size 1 --total-batch-size 100000000 --momentum 0.9", "--clients 100000000"),
     ],
 )
 def test_more_than_memory(words: str, says: str, refused: Callable[..., Outcome], tmp_path: Path) -> None:

@@ -60,19 +60,19 @@ BOOLEANS = tuple(
 )
 
 
-def parse(argv: Sequence[str]) -> TrainFlags:
-    """The flags of `fastlocal train`, with `run` as they make it.
+def parse(argv: Sequence[str], command: str = "fastlocal train") -> TrainFlags:
+    """The flags of `fastlocal train` and of the commands that take the same, with `run` as they make it.
 
     Raises UsageError for flags that do not exist or contradict each other, SystemExit(2) for what the parser refuses.
     """
     recipe, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
     words = normalise(rest)
-    refuse_unknown(words, (*OWN, *RUN, *AREA_OF), "fastlocal train")
-    _refuse_stray_recipe(recipe, words)
+    refuse_unknown(words, (*OWN, *RUN, *AREA_OF), command)
+    _refuse_stray_recipe(recipe, words, command)
     base = _base(recipe, words)
     flags = tyro.cli(
         TrainFlags,
-        prog="fastlocal train",
+        prog=command,
         args=words,
         default=TrainFlags(run=base),
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
@@ -82,12 +82,12 @@ def parse(argv: Sequence[str]) -> TrainFlags:
     return dataclasses.replace(flags, run=_settle(flags, given))
 
 
-def _refuse_stray_recipe(recipe: str | None, words: Sequence[str]) -> None:
+def _refuse_stray_recipe(recipe: str | None, words: Sequence[str], command: str) -> None:
     if recipe is not None and words and not is_flag(words[0]):
         raise UsageError(f"{words[0]!r} after the recipe {recipe!r}: give one recipe, then flags")
     for before, word in zip(words, words[1:], strict=False):
         if word in RECIPES and (not is_flag(before) or before in BOOLEANS):
-            raise UsageError(f"the recipe {word!r} comes first: fastlocal train {word} {before} ...")
+            raise UsageError(f"the recipe {word!r} comes first: {command} {word} {before} ...")
 
 
 def _base(recipe: str | None, words: Sequence[str]) -> RunConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ..progress import Progress
-from ..resolve import memory_bytes
 from ..run import Prepared
 from ..schedules.synchronization import decay_rounds
 
@@ -31,11 +30,11 @@ def plan_text(prepared: Prepared) -> str:
         rates += f" to {progress.warm_up.peak:g} over {progress.warm_up.steps} steps"
     rows.append(("rate", f"{rates}, x {config.sgd.gamma:g} at each decay"))
     rows.append(("computed", f"{config.machine.executor} on {config.machine.device} in {config.machine.precision}"))
-    sizes = memory_bytes(config, data, prepared.layout.n_params)
-    for what, size in sizes.items():
+    memory = prepared.memory
+    for what, size in memory.needs.parts(memory.chunk).items():
         if size:
             rows.append(("memory", f"{size / 2**20:,.1f} MiB {what}"))
-    rows.append(("memory", "activations of the resident clients come on top"))
+    rows.append(("memory", f"{memory.needs.total(memory.chunk) / 2**20:,.1f} MiB in all at the peak"))
     return "\n".join(f"{name:<14}{value}" for name, value in rows)
 
 

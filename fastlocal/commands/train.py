@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..checks import check
 from ..errors import NonFiniteLoss
 from ..interrupts import held_back
-from .flags import parse
+from .flags import TrainFlags, parse
 
 if TYPE_CHECKING:
     from ..loop import Loop
@@ -22,16 +23,24 @@ NOT_FINITE, STOPPED = 3, 75
 
 def run(argv: Sequence[str]) -> int:
     """Parse, check, build, train; returns the exit status."""
-    flags = parse(argv)
+    return start(parse(argv), _finish)
+
+
+def start(flags: TrainFlags, finish: Callable[[Prepared, Loop], None], *, eval_every: int | None = None) -> int:
+    """Check, build, train, and hand the finished run to `finish`; returns the exit status.
+
+    eval_every: rounds between evaluations that a profile reckons with, where they are not those of the run
+    """
     config = flags.run
     check(config)
+    if config.log.profile:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read as torch is imported; else it talks on stderr
 
     with held_back():
         from ..directory import check_directory
         from ..named import prepare_named
         from ..resume import as_before
         from ..run import train
-        from ..telemetry.console import summary_table
         from ..telemetry.sinks import sinks
 
     if config.log.log_pth is not None and not flags.dry_run:
@@ -53,6 +62,7 @@ def run(argv: Sequence[str]) -> int:
             overwrite=flags.overwrite,
             sinks=partial(sinks, config.log, config.name, console=True),
             resume=flags.continue_,
+            eval_every=eval_every,
         )
     except NonFiniteLoss as error:
         print(f"fastlocal: stopped: {error}; {_reached(directory)}", file=sys.stderr)
@@ -60,7 +70,7 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"fastlocal: stopped by a signal; {_reached(directory)}", file=sys.stderr)
         return STOPPED
-    _finish(prepared, loop, summary_table(loop.history) if loop.history else "Nothing was evaluated.")
+    finish(prepared, loop)
     return 0
 
 
@@ -71,8 +81,15 @@ def _reached(directory: Path) -> str:
     return f"the last model is {latest}" if latest.exists() else f"no model was written to {directory}"
 
 
-def _finish(prepared: Prepared, loop: Loop, table: str) -> None:
-    print(table)
+def _finish(prepared: Prepared, loop: Loop) -> None:
+    from ..telemetry.console import summary_table
+
+    print(summary_table(loop.history) if loop.history else "Nothing was evaluated.")
+    written(prepared, loop)
+
+
+def written(prepared: Prepared, loop: Loop) -> None:
+    """Say what is in the run directory."""
     print(f"{prepared.config.clients} clients, {loop.comm_round} communication rounds. Written:")
     for path in sorted(loop.directory.iterdir()):
         print(f"  {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")

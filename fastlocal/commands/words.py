@@ -9,6 +9,7 @@ import tyro
 from ..errors import UsageError, nearest
 
 SEVERAL_VALUES = ("--mean", "--std")
+UNITS = {"MiB": 2**20, "MB": 10**6, "GiB": 2**30, "GB": 10**9, "TiB": 2**40, "TB": 10**12}
 
 
 def registry() -> tyro.constructors.ConstructorRegistry:
@@ -40,8 +41,8 @@ def _boolean(words: list[str]) -> bool:
 
 
 def normalise(argv: Sequence[str]) -> list[str]:
-    """`--flag=value` as two words, `_` in flags as `-`, commas in --mean and --std as spaces, and the reference's
-    `--wandb None`, which means online."""
+    """`--flag=value` as two words, `_` in flags as `-`, commas in --mean and --std as spaces, units of
+    --memory-limit, and the reference's `--wandb None`, which means online."""
     words: list[str] = []
     for word in argv:
         if word.startswith("--"):
@@ -55,6 +56,8 @@ def normalise(argv: Sequence[str]) -> list[str]:
         if is_flag(word):
             flag = word
             out.append(word)
+        elif flag == "--memory-limit":
+            out.append(_gib(word))
         elif flag == "--wandb" and word == "None":
             out.append("online")
         elif flag in SEVERAL_VALUES:
@@ -62,6 +65,13 @@ def normalise(argv: Sequence[str]) -> list[str]:
         else:
             out.append(word)
     return out
+
+
+def _gib(word: str) -> str:
+    """A size with a unit as a number of GiB; other words as they are."""
+    number = word.rstrip("GMTiB")
+    unit = UNITS.get(word.removeprefix(number))
+    return repr(float(number) * unit / 2**30) if unit is not None and is_number(number) else word
 
 
 def is_number(word: str) -> bool:

@@ -1,0 +1,35 @@
+"""fastlocal profile: a few rounds of a run under a profiler."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .flags import parse
+from .train import start, written
+
+if TYPE_CHECKING:
+    from ..loop import Loop
+    from ..run import Prepared
+
+
+def run(argv: Sequence[str]) -> int:
+    """Train one round and --profile-rounds more, each evaluated, and print where their time went."""
+    flags = parse(argv, "fastlocal profile")
+    schedule, rounds = flags.run.schedule, 1 + flags.run.log.profile_rounds
+    config = flags.run.with_values(
+        profile=True,
+        rounds=rounds if schedule.rounds is None else min(rounds, schedule.rounds),
+        eval_freq1=1,
+        eval_freq2=1,
+        eval_freq3=1,
+    )
+    return start(dataclasses.replace(flags, run=config), _finish, eval_every=schedule.eval_freq1)
+
+
+def _finish(prepared: Prepared, loop: Loop) -> None:
+    for table in sorted(loop.directory.glob("profile_rank*.txt")):
+        print(table.read_text(encoding="utf-8"))
+    written(prepared, loop)
+    print("Traces open in ui.perfetto.dev and chrome://tracing.")

@@ -1,0 +1,288 @@
+"""How much memory a run is going to take, and how many clients fit at once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.func import functional_call, vmap
+
+from .config import RunConfig
+from .data.types import DataSet, Split
+from .errors import UsageError
+from .evaluation import BATCH
+from .executors.base import LocalProblem
+from .executors.conv_strategy import Stacking, Strategies, parse
+
+GIB = 2**30
+FEW, MORE = 2, 4
+"""Samples of the passes in which activations are counted."""
+IN_FLIGHT = 4
+"""Tensors of an activation's size that a backward pass holds at once: a gradient read and one written, and the same of
+a residual or of a layout that a convolution wants."""
+SLACK = {"cpu": 0.2, "cuda": 0.0}
+"""Of the activations: blocks that malloc keeps although nobody uses them, as measured by bench.memory."""
+EVALUATING = 3
+"""Activations that an evaluation holds at once: a layer's input and output, and a residual."""
+SPARE = 0.9
+"""Of a GPU's free memory, the rest being left to what libraries take for themselves."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes that one client's forward pass keeps for the backward pass: fixed + per_sample * batch.
+
+    largest: bytes per sample of the largest of them
+    """
+
+    fixed: int
+    per_sample: int
+    largest: int
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run needs, in bytes, apart from how many clients are resident.
+
+    torch: of the process before training, data excepted        data: the data set where the steps read it
+    row: one client's parameters        item: one number        stacked: whether all resident clients step at once
+    workers: clients that step at once where they do not        device: "cpu" or "cuda"
+    """
+
+    torch: int
+    data: int
+    row: int
+    item: int
+    activations: Activations
+    clients: int
+    batch: int
+    momentum: bool
+    stacked: bool
+    workers: int
+    device: str
+
+    def parts(self, chunk: int) -> dict[str, int]:
+        """{what: bytes} at the peak with `chunk` clients resident, on the device where the steps are taken."""
+        kept, at_once = self.activations, chunk if self.stacked else min(self.workers, chunk)
+        resident = self.clients if self.device == "cpu" or chunk == self.clients else chunk
+        activations = at_once * (kept.fixed + kept.per_sample * self.batch)
+        grads = at_once * self.row
+        # the backward pass holds gradients of activations first; at its end, when the activations are gone, it makes
+        # those of the parameters contiguous and gathers them; an evaluation has neither
+        workspace = max(
+            IN_FLIGHT * at_once * kept.largest * self.batch + int(SLACK[self.device] * activations),
+            2 * grads - activations,
+            EVALUATING * kept.largest * BATCH[self.device] - activations - grads,
+        )
+        # the averaged row, the module, the decay mask and the start; the running mean in float64
+        own = 4 * self.row + 8 * (self.row // self.item)
+        return {
+            "torch itself": self.torch,
+            "data set": self.data,
+            "parameters": (chunk if self.stacked else chunk + at_once) * self.row + own,
+            "gradients": grads,
+            "momentum": resident * self.row if self.momentum else 0,
+            "activations": activations,
+            "workspace": workspace,
+        }
+
+    def total(self, chunk: int) -> int:
+        """Bytes at the peak."""
+        return sum(self.parts(chunk).values())
+
+    def largest_chunk(self, limit: int) -> int:
+        """The largest number of resident clients that fits into `limit` bytes; 0 where one does not."""
+        low, high = 0, self.clients
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.total(middle) <= limit else (low, middle - 1)
+        return low
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """limit: bytes that the run may take        given: whether --memory-limit says so, else it is what is free
+    fits: the largest chunk that fits
+    """
+
+    needs: Needs
+    chunk: int
+    limit: int
+    given: bool
+    fits: int
+
+    def table(self) -> str:
+        """Lines for a person: bytes of each part, and the largest chunk."""
+        parts = self.needs.parts(self.chunk)
+        lines = [f"{name:<16}{size / 2**20:>12,.1f} MiB" for name, size in parts.items()]
+        lines.append(f"{'peak':<16}{sum(parts.values()) / 2**20:>12,.1f} MiB with --chunk {self.chunk}")
+        where = "allowed" if self.given else "free"
+        lines.append(
+            f"{'limit':<16}{self.limit / 2**20:>12,.1f} MiB {where}; at most --chunk {self.fits} of "
+            f"{self.needs.clients} clients fits"
+        )
+        return "\n".join(lines)
+
+
+def resolve_chunk(config: RunConfig, problem: LocalProblem, data: DataSet, asked: int | None) -> RunConfig:
+    """`config` with a chunk that fits: on a GPU all that does, on a CPU no more than is comfortable.
+
+    asked: what the user wants, or None
+    Raises UsageError where what was asked for cannot fit.
+    """
+    wanted = config.with_values(chunk=asked)
+    plan = plan_memory(wanted, problem, data)
+    refuse_too_large(wanted, plan)
+    if asked is not None:
+        return config
+    assert config.machine.chunk is not None, "resolved before"
+    on_gpu = problem.numerics.device.type == "cuda"
+    return config.with_values(chunk=plan.fits if on_gpu else min(config.machine.chunk, plan.fits))
+
+
+def plan_memory(config: RunConfig, problem: LocalProblem, data: DataSet) -> MemoryPlan:
+    """What the resolved run of `config` takes; its chunk may still be open, and is then the largest that fits."""
+    machine = config.machine
+    limit = available(problem.numerics.device)
+    if machine.memory_limit is not None:
+        limit = int(machine.memory_limit * GIB)
+    strategies = parse(machine.conv_strategy, problem.module, problem.numerics.device)
+    needs = _needs(config, problem, data, strategies)
+    fits = needs.largest_chunk(limit)
+    return MemoryPlan(needs, machine.chunk or max(fits, 1), limit, machine.memory_limit is not None, fits)
+
+
+def refuse_too_large(config: RunConfig, plan: MemoryPlan) -> None:
+    """Raise UsageError where what the user asked for cannot fit."""
+    needs = plan.needs
+    if plan.fits and (config.machine.chunk is None or config.machine.chunk <= plan.fits):
+        return
+    have = f"--memory-limit allows {_gib(plan.limit)}" if plan.given else f"{_gib(plan.limit)} are free"
+    if plan.fits:
+        raise UsageError(
+            f"--chunk {config.machine.chunk}: needs {_gib(needs.total(plan.chunk))}, {have}; --chunk {plan.fits} fits"
+        )
+    parts = needs.parts(1)
+    largest = max((name for name in parts if name != "torch itself"), key=parts.__getitem__)
+    flag, more = {
+        "momentum": (f"--clients {config.clients}", "lower it or take --momentum 0"),
+        "data set": (f"--dataset {config.data.dataset}", "take a smaller one"),
+        "activations": (f"--batch-size {config.client.batch_size}", "lower it or take a smaller --model"),
+        "workspace": (f"--batch-size {config.client.batch_size}", "lower it or take a smaller --model"),
+    }.get(largest, (f"--model {config.model.model}", "take a smaller one"))
+    raise UsageError(
+        f"{flag}: one resident client already needs {_gib(sum(parts.values()))}, of it {_gib(parts[largest])} for "
+        f"{largest}; {have}; {more}"
+    )
+
+
+def activations(problem: LocalProblem, *, stacked: bool, strategies: Strategies) -> Activations:
+    """Counted in forward passes of one client with few samples; random states are left as they were."""
+    stacking = Stacking(problem.module, strategies)
+    buffers = dict(stacking.module.named_buffers())
+    row = problem.layout.flatten(dict(problem.module.named_parameters())).unsqueeze(0).requires_grad_()
+
+    def forward(row: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        values = problem.layout.views(row) | {name: value.clone() for name, value in buffers.items()}
+        with problem.numerics.autocast():
+            outputs = functional_call(stacking.module, values, (inputs,))
+        return problem.loss(problem.numerics.full(outputs), targets)
+
+    def kept(samples: int) -> tuple[int, int]:
+        batch = problem.source.rows(0, samples)
+        inputs, targets = (_repeated(part, samples).unsqueeze(0) for part in (batch.inputs, batch.targets))
+        found: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() != row.untyped_storage().data_ptr():
+                found[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with saved_tensors_hooks(note, lambda tensor: tensor):
+            if stacked:
+                with stacking.mode():
+                    losses = vmap(forward, randomness="different")(row, inputs, targets)
+            else:
+                losses = forward(row[0], inputs[0], targets[0])
+        del losses
+        return sum(found.values()), max(found.values(), default=0)
+
+    device = problem.numerics.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        few, _ = kept(FEW)
+        more, largest = kept(MORE)
+    per_sample = max(more - few, 0) // (MORE - FEW)
+    return Activations(max(few - FEW * per_sample, 0), per_sample, largest // MORE)
+
+
+def _repeated(rows: Tensor, samples: int) -> Tensor:
+    """The rows, over again where there are fewer than `samples`."""
+    return rows[torch.arange(samples, device=rows.device) % len(rows)]
+
+
+def _needs(config: RunConfig, problem: LocalProblem, data: DataSet, strategies: Strategies) -> Needs:
+    numbers, stacked = problem.numerics, config.machine.executor == "stacked"
+    halves = [half for half in (data.train, data.test) if isinstance(half, Split)]
+    torch_itself, images = 0, sum(half.resident_bytes for half in halves)
+    if numbers.device.type == "cpu":
+        # a data set that is only outlined has no storage behind its sizes
+        held = [half.resident_bytes for half in halves if half.inputs.untyped_storage().nbytes() >= half.resident_bytes]
+        torch_itself = max(resident_bytes() - sum(held), 0)
+    else:
+        images = torch.cuda.memory_allocated(numbers.device)  # what is read from is there already
+    return Needs(
+        torch=torch_itself,
+        data=images,
+        row=problem.layout.n_params * numbers.dtype.itemsize,
+        item=numbers.dtype.itemsize,
+        activations=activations(problem, stacked=stacked, strategies=strategies),
+        clients=config.clients,
+        batch=config.client.batch_size,
+        momentum=bool(problem.momentum),
+        stacked=stacked,
+        workers=1,
+        device=numbers.device.type,
+    )
+
+
+def available(device: torch.device) -> int:
+    """Bytes that this process may take in all: what it has and what is free.
+
+    On a GPU: those of torch's allocator, without the CUDA context.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(SPARE * (free + torch.cuda.memory_reserved(device)))
+    free = _meminfo("MemAvailable")
+    most, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
+    if most is not None and used is not None:
+        free = min(free, max(most - used, 0))
+    return free + resident_bytes()
+
+
+def resident_bytes() -> int:
+    """Resident set of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _meminfo(name: str) -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:,.1f} GiB"

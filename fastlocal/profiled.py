@@ -1,0 +1,46 @@
+"""What a profile has to know of a run, and the logger that takes it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .config import RunConfig
+from .executors.base import LocalProblem
+from .telemetry.profiling import ProfileLogger, Subject, flops_of
+
+SAMPLES = 8
+
+
+def profiler(
+    config: RunConfig, problem: LocalProblem, directory: Path, message: Callable[[str], None], eval_every: int | None
+) -> ProfileLogger:
+    """The logger that profiles a resolved run.
+
+    message: takes one line for a person        eval_every: rounds between evaluations, where not those of `config`
+    """
+    numbers = problem.numerics
+    few = problem.source.rows(0, min(SAMPLES, config.client.batch_size))
+    module = copy.deepcopy(problem.module)  # what a forward pass leaves behind in it stays here
+
+    def step() -> Tensor:
+        with numbers.autocast():
+            outputs = module(few.inputs)
+        return problem.loss(numbers.full(outputs), few.targets)
+
+    with torch.random.fork_rng(devices=[numbers.device] if numbers.device.type == "cuda" else []):
+        flops = flops_of(step) // len(few.inputs)
+    subject = Subject(
+        device=numbers.device,
+        dtype=numbers.dtype,
+        low=numbers.low,
+        row_bytes=problem.layout.n_params * numbers.dtype.itemsize,
+        flops=flops,
+        momentum=bool(problem.momentum),
+        eval_every=eval_every or config.schedule.eval_freq1,
+    )
+    return ProfileLogger(directory, subject, config.log.profile_rounds, message)
