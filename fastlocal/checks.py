@@ -12,6 +12,9 @@ from .errors import UsageError
 LARGEST = 2**31 - 1
 """Of every count: beyond it, products of two counts leave 64 bits."""
 
+MOST_WORKERS = 1024
+"""Threads that one process starts."""
+
 
 def check(config: RunConfig) -> None:
     """Raise UsageError for the first thing in `config` that no data set and no machine could make work."""
@@ -58,6 +61,7 @@ def _counts(config: RunConfig) -> Iterator[str]:
         "bn_batches": config.model.bn_batches if config.model.bn else None,
         "n_groups": config.model.n_groups,
         "chunk": config.machine.chunk,
+        "workers": config.machine.workers,
         "image_size": config.data.image_size,
         "profile_rounds": config.log.profile_rounds,
         "prefetch": config.data.prefetch,
@@ -72,6 +76,8 @@ def _counts(config: RunConfig) -> Iterator[str]:
             yield f"{_flag(name)} {value}: must be at least 1"
         if value is not None and value > LARGEST:
             yield f"{_flag(name)} {value}: must be at most {LARGEST}"
+    if config.machine.workers is not None and config.machine.workers > MOST_WORKERS:
+        yield f"--workers {config.machine.workers}: must be at most {MOST_WORKERS}"
     from_zero = {
         "resume": config.model.resume,
         "nw": config.data.nw,

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 Schedule = Literal["rounds", "epochs"]
 Precision = Literal["fp32", "tf32", "bf16", "fp64"]
-Executor = Literal["auto", "stacked", "looped"]
+Executor = Literal["auto", "stacked", "looped", "threaded"]
 SourceKind = Literal["auto", "resident", "torch", "ffcv", "dali"]
 WandbMode = Literal["online", "offline", "disabled"]
 
@@ -167,7 +167,12 @@ class MachineConfig:
     precision: Precision | None = None
     """None: fp32, and bf16 for --schedule epochs on a GPU"""
     executor: Executor = "auto"
-    """stacked: all resident clients at once; looped: one after the other; auto: looped for convolutions on a CPU"""
+    """stacked: all resident clients at once; looped: one after the other; threaded: one in each worker thread of a CPU;
+    auto: looped for convolutions on a CPU"""
+    workers: int | None = None
+    """threads of --executor threaded; None: one per core that this process may use"""
+    channels_last: bool | None = None
+    """--executor threaded computes convolutions channels-last; None: 0"""
     chunk: int | None = None
     """clients resident at once; None: as many as fit comfortably into --memory-limit"""
     memory_limit: float | None = None

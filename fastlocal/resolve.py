@@ -102,6 +102,8 @@ def resolve_for_machine(
         raise UsageError(
             f"--executor stacked: vmap cannot take this model ({seen.no_vmap}); --executor looped trains it"
         )
+    if executor == "threaded":
+        _check_threaded(device, seen)
     if executor == "auto":
         executor = "looped" if device.type == "cpu" and _has_convolution(module) else "stacked"
         if executor == "stacked" and seen.no_vmap:
@@ -113,6 +115,8 @@ def resolve_for_machine(
     comfortable = max(1, CHUNK_BYTES // (row_bytes * (3 if config.sgd.momentum else 2)))
     config = config.with_values(
         executor=executor,
+        workers=min(config.machine.workers or cores(), config.clients),
+        channels_last=bool(config.machine.channels_last),
         chunk=min(config.clients, config.machine.chunk or comfortable),
         log_pth=_absolute(config.log.log_pth) or str(default_directory(config.name)),
         data_pth=_absolute(config.data.data_pth),
@@ -121,6 +125,21 @@ def resolve_for_machine(
         resume_pth=_absolute(config.model.resume_pth),
     )
     return config, notes
+
+
+def _check_threaded(device: torch.device, seen: Probe) -> None:
+    if device.type != "cpu":
+        raise UsageError(f"--executor threaded: its threads are for --device cpu, not {device}; use --executor stacked")
+    if seen.random:
+        raise UsageError(
+            "--executor threaded: the model draws random numbers itself (dropout, say), and threads would draw them in "
+            "any order; use --executor looped"
+        )
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _absolute(path: str | None) -> str | None:

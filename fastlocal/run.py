@@ -27,6 +27,7 @@ from .executors.base import Executor, LabelNoise, LocalProblem
 from .executors.conv_strategy import conv_choices, parse, words
 from .executors.looped import LoopedExecutor
 from .executors.stacked import StackedExecutor
+from .executors.threaded import ThreadedExecutor
 from .interrupts import held_back
 from .layout import ParamLayout, param_layout
 from .local_module import local_module
@@ -217,6 +218,9 @@ def _executor(prepared: Prepared) -> Executor:
     problem, machine = prepared.problem, prepared.config.machine
     if machine.executor == "looped":
         return LoopedExecutor(problem)
+    if machine.executor == "threaded":
+        assert machine.workers is not None
+        return ThreadedExecutor(problem, workers=machine.workers, channels_last=bool(machine.channels_last))
     return StackedExecutor(problem, conv_strategy=parse(machine.conv_strategy, problem.module, problem.numerics.device))
 
 

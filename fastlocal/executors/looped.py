@@ -35,16 +35,33 @@ class LoopedExecutor:
         losses = torch.zeros(plan.sample_ids.shape[:2], device=self._row.device, dtype=self._row.dtype)
         correct = torch.zeros(len(self.problem.topk), device=self._row.device, dtype=torch.float64)
         for client in range(stack.params.shape[0]):
-            momentum = None if stack.momentum is None else stack.momentum[client : client + 1]
-            self._row.copy_(stack.params[client])
-            for step, (batch, targets) in enumerate(self.problem.batches_of(plan, client)):
-                rate = plan.learning_rates[step, client : client + 1]
-                loss, outputs = self._local_step(batch.inputs, targets, momentum, rate)
-                losses[step, client] = loss
-                if self.problem.topk:
-                    correct += count_correct(outputs, batch.targets, self.problem.topk)
-            stack.params[client] = self._row[0]
+            correct += self.run_client(stack, plan, client, losses[:, client])
         return RoundResult(losses, correct if self.problem.topk else None)
+
+    def run_client(self, stack: ClientStack, plan: RoundPlan, client: int, losses: Tensor) -> Tensor:
+        """All local steps of one client of the stack; fills `losses` [local_steps].
+
+        Returns right predictions, float64 [len(topk)].
+        """
+        correct = torch.zeros(len(self.problem.topk), device=self._row.device, dtype=torch.float64)
+        momentum = None if stack.momentum is None else stack.momentum[client : client + 1]
+        self._row.copy_(stack.params[client])
+        for step, (batch, targets) in enumerate(self.problem.batches_of(plan, client)):
+            rate = plan.learning_rates[step, client : client + 1]
+            loss, outputs = self._local_step(batch.inputs, targets, momentum, rate)
+            losses[step] = loss
+            if self.problem.topk:
+                correct += count_correct(outputs, batch.targets, self.problem.topk)
+        stack.params[client] = self._row[0]
+        return correct
+
+    def first_step(self, params: Tensor, momentum: Tensor | None, inputs: Tensor, targets: Tensor) -> Tensor:
+        """One step at rate 1 of a client with these rows [n_params], which change; returns its loss."""
+        self._row.copy_(params)
+        rate = torch.ones(1, device=params.device, dtype=params.dtype)
+        loss, _ = self._local_step(inputs, targets, None if momentum is None else momentum.unsqueeze(0), rate)
+        params.copy_(self._row[0])
+        return loss
 
     def _forward(self, inputs: Tensor) -> Tensor:
         if not self._buffers:

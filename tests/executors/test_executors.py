@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from fastlocal.data.types import DataSet
 from fastlocal.executors.base import Executor, LabelNoise, LocalProblem, RoundPlan, RoundResult
 from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.stacked import StackedExecutor
+from fastlocal.executors.threaded import ThreadedExecutor
 from fastlocal.layout import param_layout
 from fastlocal.local_module import local_module
 from fastlocal.losses import cross_entropy
@@ -23,9 +26,10 @@ from fastlocal.stack import ClientStack
 from tests import small_models
 
 CPU = torch.device("cpu")
-EXECUTORS: dict[str, type[StackedExecutor] | type[LoopedExecutor]] = {
+EXECUTORS: dict[str, Callable[[LocalProblem], Executor]] = {
     "stacked": StackedExecutor,
     "looped": LoopedExecutor,
+    "threaded": partial(ThreadedExecutor, workers=3),
 }
 CLIENTS, STEPS, BATCH = 4, 3, 5
 
@@ -90,7 +94,7 @@ def run(kind: str, problem: LocalProblem, chunk: int = CLIENTS) -> tuple[ClientS
             learning_rates=plan.learning_rates[:, here],
             sample_ids=plan.sample_ids[:, here],
         )
-        executor: Executor = EXECUTORS[kind](problem)
+        executor = EXECUTORS[kind](problem)
         result = executor.run_round(part, part_plan)
         assert result.correct is not None
         losses.append(result.losses)

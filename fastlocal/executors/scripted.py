@@ -1,0 +1,259 @@
+"""One client's local step as a TorchScript function: forward, backward and update without the Python interpreter.
+
+The step is traced once through autograd into torch's own operations, which are written out as TorchScript. A step of a
+small model takes a third of the time of the same step from Python (two linear layers on 28 x 28 images, batch 16: 0.2
+against 0.6 ms on one core), and threads do not wait for each other's interpreter lock.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.func import functional_call
+
+from ..losses import count_correct
+from ..stack import ClientStack
+from .base import LocalProblem, RoundPlan
+from .update import ListUpdate, decays
+
+LARGE_WEIGHT, FEW_SAMPLES, SAMPLES = 2**18, 12, 64
+"""x @ W.T is computed as (W @ x.T).T where W is large and x has few rows.
+
+16 x 3072 x 128 on one core: 0.2 ms against 0.6 (MKL 2024.2); for other sizes the first form is the faster one.
+"""
+
+Step = Callable[..., tuple[Tensor, Tensor, list[Tensor]]]
+
+
+class ScriptedSteps:
+    """Takes a client's local steps by a function that `script` made; several threads may share one."""
+
+    def __init__(self, problem: LocalProblem, step: Step, constants: list[Tensor], update: ListUpdate) -> None:
+        self.problem = problem
+        self._step = step
+        self._constants = constants
+        self._update = update
+
+    @torch.no_grad()
+    def run_client(self, stack: ClientStack, plan: RoundPlan, client: int, losses: Tensor) -> Tensor:
+        """All local steps of one client of the stack; fills `losses` [local_steps].
+
+        Returns right predictions, float64 [len(topk)].
+        """
+        problem = self.problem
+        take = self._stepper(stack.params[client], None if stack.momentum is None else stack.momentum[client])
+        rates = plan.learning_rates[:, client].tolist()
+        correct = torch.zeros(len(problem.topk), dtype=torch.float64)
+        for step, (batch, targets) in enumerate(problem.batches_of(plan, client)):
+            loss, outputs = take(batch.inputs, targets, rates[step])
+            losses[step] = loss
+            if problem.topk:
+                correct += count_correct(outputs, batch.targets, problem.topk)
+        return correct
+
+    @torch.no_grad()
+    def first_step(self, params: Tensor, momentum: Tensor | None, inputs: Tensor, targets: Tensor) -> Tensor:
+        """One step at rate 1 of a client with these rows [n_params], which change; returns its loss."""
+        return self._stepper(params, momentum)(inputs, targets, 1.0)[0]
+
+    def _stepper(self, row: Tensor, momentum: Tensor | None) -> Callable[..., tuple[Tensor, Tensor]]:
+        """(inputs, targets, rate) -> (loss, outputs) of the client with these rows."""
+        layout, step, constants = self.problem.layout, self._step, self._constants
+        params = list(layout.views(row).values())
+        momenta = [] if momentum is None else list(layout.views(momentum).values())
+        update = self._update.of(params, momenta)
+
+        def take(inputs: Tensor, targets: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+            loss, outputs, grads = step(params, momenta, constants, inputs, targets, rate)
+            update(grads, rate)
+            return loss, outputs
+
+        return take
+
+
+def script(problem: LocalProblem, inputs: Tensor, targets: Tensor, *, channels_last: bool) -> ScriptedSteps:
+    """The local step for batches of these shapes and types on a CPU.
+
+    inputs, targets: one batch, without a client axis        channels_last: memory layout of images and filters
+    Raises one of probe.FAILURES where the module cannot be traced.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx  # takes 0.5 s to import
+
+    module = copy.deepcopy(problem.module)
+    buffers = dict(module.named_buffers())
+
+    def forward(params: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        if channels_last:
+            inputs = _channels_last(inputs)
+            params = {name: _channels_last(value) for name, value in params.items()}
+        # every step starts from the module's own buffers
+        values = {**params, **{name: value.clone() for name, value in buffers.items()}}
+        with problem.numerics.autocast():
+            outputs = functional_call(module, values, (inputs,))
+        return problem.loss(problem.numerics.full(outputs), targets), outputs
+
+    def gradients(params: list[Tensor], inputs: Tensor, targets: Tensor) -> list[Tensor]:
+        leaves = {
+            name: value.detach().requires_grad_() for name, value in zip(problem.layout.names, params, strict=True)
+        }
+        with torch.enable_grad():
+            loss, outputs = forward(leaves, inputs, targets)
+            grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        found = [torch.zeros_like(value) if grad is None else grad for value, grad in zip(params, grads, strict=True)]
+        return [loss.detach(), outputs.detach(), *found]
+
+    row = problem.layout.flatten(dict(module.named_parameters()))
+    params = list(problem.layout.views(row).values())
+    traced = make_fx(gradients)(params, inputs, targets)
+    written = _Writer(problem, traced)
+    unit = torch.jit.CompilationUnit(written.source())
+    return ScriptedSteps(problem, unit.step, written.constants, ListUpdate(problem, written.left))
+
+
+def _channels_last(value: Tensor) -> Tensor:
+    return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A gradient a @ b that nothing else needs, so that it can be added up where it goes."""
+
+    a: str
+    b: str
+
+
+class _Writer:
+    """The text of `step`: the traced operations, then the update of every parameter in place."""
+
+    def __init__(self, problem: LocalProblem, traced: fx.GraphModule) -> None:
+        self._problem = problem
+        nodes = list(traced.graph.nodes)
+        attributes = [node for node in nodes if node.op == "get_attr"]
+        self.constants = [_attribute(traced, node.target).detach() for node in attributes]
+        self._places = {node: f"constants[{index}]" for index, node in enumerate(attributes)}
+        self._inputs = [node for node in nodes if node.op == "placeholder"]
+        self._calls = [node for node in nodes if node.op == "call_function"]
+        results = next(node for node in nodes if node.op == "output").args[0]
+        self._loss, self._outputs, *self._grads = results
+        self._decays = decays(problem)
+        self._products = self._find_products() if self._added_in_place() else {}
+        self.left = [index for index in range(len(self._grads)) if index not in self._products]
+
+    def source(self) -> str:
+        """def step(params, momenta, constants, inputs, targets, rate) -> (loss, outputs, gradients left)"""
+        names = ["params: List[Tensor]", "momenta: List[Tensor]", "constants: List[Tensor]"]
+        names += ["inputs: Tensor", "targets: Tensor", "rate: float"]
+        given = [f"params[{index}]" for index in range(len(self._inputs) - 2)] + ["inputs", "targets"]
+        body = [f"{_name(node)} = {value}" for node, value in zip(self._inputs, given, strict=True)]
+        body += [f"{_name(node)} = {value}" for node, value in self._places.items()]
+        skipped = {node for chain in self._products.values() for node in chain[1]}
+        body += [self._line(node) for node in self._calls if node not in skipped]
+        body += self._updates()
+        grads = ", ".join(f"g{index}" for index in self.left)
+        body.append(f"return {_name(self._loss)}, {_name(self._outputs)}, [{grads}]")
+        return f"def step({', '.join(names)}):\n" + "".join(f"    {line}\n" for line in body)
+
+    def _line(self, node: fx.Node) -> str:
+        target: Any = node.target
+        if target.__module__ == "_operator":
+            return f"{_name(node)} = {_text(node.args[0])}[{node.args[1]}]"
+        arguments = [_text(value) for value in node.args]
+        if target in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default) and not node.kwargs:
+            x, weight = node.args[-2:]
+            turned = _turned(weight)
+            if turned is not None and _worth_turning(x, turned):
+                product = f"torch.mm({_name(turned)}, {_text(x)}.t()).t().contiguous()"
+                return f"{_name(node)} = {product}" + (f" + {arguments[0]}" if len(arguments) == 3 else "")
+        arguments += [f"{name}={_text(value)}" for name, value in node.kwargs.items()]
+        return f"{_name(node)} = torch.ops.{target.namespace}.{target._opname}({', '.join(arguments)})"
+
+    def _added_in_place(self) -> bool:
+        return self._problem.clip_norm is None and not self._problem.nesterov
+
+    def _find_products(self) -> dict[int, tuple[_Product, list[fx.Node]]]:
+        """{parameter: the product that its gradient is, and the nodes that go}, where an update needs nothing else.
+
+        The product is then added into the momentum, or into the parameter where there is none: one pass over memory
+        in place of a gradient's three.
+        """
+        found = {}
+        transpose, product = torch.ops.aten.t.default, torch.ops.aten.mm.default
+        for index, (node, decay) in enumerate(zip(self._grads, self._decays, strict=True)):
+            if self._problem.momentum and decay:
+                continue
+            chain = [node]
+            while chain[-1].target is transpose and len(chain[-1].users) == 1:
+                chain.append(chain[-1].args[0])
+            last = chain[-1]
+            same = last.target is product and last.meta["tensor_meta"].dtype == self._problem.numerics.dtype
+            if not same or any(len(link.users) != 1 for link in chain):
+                continue
+            a, b = (_name(value) for value in last.args)
+            whole = _Product(a, b) if len(chain) % 2 else _Product(f"{b}.t()", f"{a}.t()")
+            found[index] = whole, chain
+        return found
+
+    def _updates(self) -> Iterator[str]:
+        """Gradients that the caller applies, and the updates by those that are products."""
+        problem = self._problem
+        for index, node in enumerate(self._grads):
+            if index not in self._products:
+                yield f"g{index} = {_name(node)}.contiguous()"
+        if problem.momentum:
+            for index, (product, _) in self._products.items():
+                yield f"momenta[{index}].addmm_({product.a}, {product.b}, beta={problem.momentum!r})"
+        for index, (product, _) in self._products.items():
+            if problem.momentum:
+                yield f"params[{index}].add_(momenta[{index}], alpha=-rate)"
+            else:
+                kept = f"1.0 - rate * {self._decays[index]!r}"
+                yield f"params[{index}].addmm_({product.a}, {product.b}, beta={kept}, alpha=-rate)"
+
+
+def _attribute(module: Any, path: Any) -> Tensor:
+    for name in str(path).split("."):
+        module = getattr(module, name)
+    assert isinstance(module, Tensor)
+    return module
+
+
+def _turned(node: Any) -> fx.Node | None:
+    """What a node is the transpose of, or None."""
+    if isinstance(node, fx.Node) and node.target is torch.ops.aten.t.default:
+        inner = node.args[0]
+        return inner if isinstance(inner, fx.Node) else None
+    return None
+
+
+def _worth_turning(x: Any, weight: fx.Node) -> bool:
+    if (
+        "tensor_meta" not in x.meta or "tensor_meta" not in weight.meta
+    ):  # what is not computed but given with the module
+        return False
+    rows, size = x.meta["tensor_meta"].shape[0], weight.meta["tensor_meta"].shape.numel()
+    return FEW_SAMPLES <= rows <= SAMPLES and size >= LARGE_WEIGHT
+
+
+def _name(node: Any) -> str:
+    return f"v_{node.name}"  # whatever TorchScript's own words are
+
+
+def _text(value: Any) -> str:
+    """An argument as TorchScript writes it."""
+    if isinstance(value, fx.Node):
+        return _name(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_text, value)) + "]"
+    if isinstance(value, torch.device):
+        return f'torch.device("{value}")'
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'float("{value}")'
+    if value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.layout | torch.memory_format):
+        return str(value) if isinstance(value, torch.dtype | torch.layout | torch.memory_format) else repr(value)
+    raise TypeError(f"TorchScript has no word for {value!r}")

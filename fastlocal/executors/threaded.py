@@ -1,0 +1,112 @@
+"""Worker threads on a CPU, each taking the local steps of whole clients on one core."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+
+import torch
+from torch import Tensor
+
+from ..interrupts import held_back
+from ..stack import ClientStack
+from .base import LocalProblem, RoundPlan, RoundResult
+from .looped import LoopedExecutor
+from .scripted import ScriptedSteps, script
+
+Steps = LoopedExecutor | ScriptedSteps
+
+
+class ThreadedExecutor:
+    """Hands out clients one by one, so that no worker waits for another; which worker takes a client decides nothing.
+
+    workers: threads, each without intra-op threads of its own
+    channels_last: compute convolutions in that memory layout
+    Steps run as one TorchScript function where the module can be traced, which keeps workers out of each other's way:
+    no interpreter lock is held within a step. Else they run as in the looped executor.
+    """
+
+    def __init__(self, problem: LocalProblem, *, workers: int, channels_last: bool = False) -> None:
+        self.problem = problem
+        self.workers = workers
+        self._channels_last = channels_last
+        self._steps: dict[int, Sequence[Steps]] = {}
+
+    @held_back()
+    def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
+        steps = self._steps_for(plan)
+        losses = torch.zeros(plan.sample_ids.shape[:2], dtype=stack.params.dtype)
+        correct = torch.zeros(len(self.problem.topk), dtype=torch.float64)
+        clients = iter(range(stack.params.shape[0]))
+        stop, lock = threading.Event(), threading.Lock()
+
+        def left() -> Iterator[int]:
+            while not stop.is_set():
+                with lock:
+                    client = next(clients, None)
+                if client is None:
+                    return
+                yield client
+
+        def work(own: Steps) -> None:
+            torch.set_num_threads(1)  # of this thread alone, except that threads begun later start from it
+            for client in left():
+                hits = own.run_client(stack, plan, client, losses[:, client])
+                with lock:
+                    correct.add_(hits)
+
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(self.workers, "fastlocal-worker") as pool:
+            try:
+                futures = [pool.submit(work, own) for own in steps]
+                wait(futures, return_when=FIRST_EXCEPTION)
+            finally:
+                stop.set()
+                torch.set_num_threads(threads)
+        for future in futures:
+            future.result()
+        return RoundResult(losses, correct if self.problem.topk else None)
+
+    def _steps_for(self, plan: RoundPlan) -> Sequence[Steps]:
+        """What each worker takes steps with, made once per batch size."""
+        size = plan.sample_ids.shape[-1]
+        if size not in self._steps:
+            scripted = self._scripted(size)
+            if scripted is None:
+                self._steps[size] = [LoopedExecutor(self.problem) for _ in range(self.workers)]
+            else:
+                self._steps[size] = [scripted] * self.workers
+        return self._steps[size]
+
+    def _scripted(self, batch_size: int) -> ScriptedSteps | None:
+        """The traced step, if there is one and it does what the plain module does."""
+        rows = self.problem.source.rows(0, batch_size)
+        some = torch.arange(batch_size) % len(rows.inputs)
+        inputs, targets = rows.inputs[some], rows.targets[some]
+        try:
+            steps = script(self.problem, inputs, targets, channels_last=self._channels_last)
+            wrong = self._difference(steps, inputs, targets)
+        except Exception as error:  # whatever keeps a module from being traced, its plain steps work
+            wrong = " ".join(str(error).split())[:300]
+        if wrong is None:
+            return steps
+        logging.getLogger(__name__).info("steps of the plain module, as it cannot be traced: %s", wrong)
+        return None
+
+    def _difference(self, steps: ScriptedSteps, inputs: Tensor, targets: Tensor) -> str | None:
+        """What a step from the start weights has otherwise than the plain module's, or None."""
+        problem = self.problem
+        row = problem.layout.flatten(dict(problem.module.named_parameters()))
+        results = []
+        for taken in (steps, LoopedExecutor(problem)):
+            params, momentum = row.clone(), torch.zeros_like(row) if problem.momentum else None
+            loss = taken.first_step(params, momentum, inputs, targets)
+            results.append((loss, params - row))
+        tolerance = 1e-6 if problem.numerics.dtype == torch.float64 else 1e-2 if problem.numerics.low is None else 1e-1
+        for name, got, wanted in zip(("loss", "step"), *results, strict=True):
+            size = wanted.norm()
+            if bool(size.isfinite()) and not bool((got - wanted).norm() <= tolerance * size):
+                return f"its traced {name} is another"
+        return None

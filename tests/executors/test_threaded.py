@@ -1,0 +1,266 @@
+"""Worker threads: which one takes a client decides nothing, and none outlives a round."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastlocal
+from fastlocal import interrupts
+from fastlocal.executors.base import LocalProblem
+from fastlocal.executors.looped import LoopedExecutor
+from fastlocal.executors.scripted import ScriptedSteps, script
+from fastlocal.executors.threaded import ThreadedExecutor
+from fastlocal.layout import param_layout
+from tests import small_models
+from tests.executors.test_executors import (
+    BATCH,
+    STEPS,
+    assert_same,
+    in_plain_torch,
+    problem_of,
+    run,
+    start,
+)
+from tests.tiny import metrics, train_words, write_npz
+from tests.tiny import run as run_command
+
+
+class ReadsValues(nn.Module):
+    """Cannot be traced, as a value decides which way it goes; tells every thread that calls it."""
+
+    def __init__(self, told: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self.linear = nn.Linear(90, 4)
+        self.told = (told,)  # in a tuple, which copies of the module share
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.told[0]()
+        x = self.linear(x.flatten(1))
+        return x if float(x.detach().sum()) > 0 else 2 * x
+
+    def __deepcopy__(self, memo: dict[int, object]) -> ReadsValues:
+        other = ReadsValues(self.told[0])
+        other.load_state_dict(self.state_dict())
+        return other.to(self.linear.weight.dtype)
+
+
+def problem_with(module: nn.Module, dtype: torch.dtype = torch.float32, **values: Any) -> LocalProblem:
+    module = module.to(dtype).train()
+    given: dict[str, Any] = {"module": module, "layout": param_layout(module, group_weight=False), **values}
+    return dataclasses.replace(problem_of("perceptron", dtype), **given)
+
+
+@pytest.mark.parametrize("name", ["perceptron", "batchnorm", "groupnorm", "odd", "words"])
+def test_every_small_model_runs_without_the_interpreter(name: str) -> None:
+    problem = problem_of(name)
+    _, plan = start(problem)
+    batch = problem.source.rows(0, BATCH)
+    steps = script(problem, batch.inputs, batch.targets, channels_last=False)
+    executor = ThreadedExecutor(problem, workers=1)
+    assert executor._difference(steps, batch.inputs, batch.targets) is None
+    assert all(isinstance(own, ScriptedSteps) for own in executor._steps_for(plan))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"weight_decay": 0.0}, {"weight_decay": 0.0, "nesterov": True}, {"clip_norm": 0.3}, {"momentum": 0.0}],
+    ids=str,
+)
+def test_large_weights_and_products_added_in_place(values: dict[str, float]) -> None:
+    """16 samples of 90 values and weights of 2^18: forward turned around, gradients added where they go."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(90, 3000), nn.Tanh(), nn.Linear(3000, 100), nn.Linear(100, 4))
+    problem = problem_with(module, torch.float64, **values)
+    stack, plan = start(problem, clients=2)
+    plan = dataclasses.replace(plan, sample_ids=plan.sample_ids.repeat(1, 1, 4)[..., :16])
+    results = []
+    for executor in (LoopedExecutor(problem), ThreadedExecutor(problem, workers=2)):
+        copies = dataclasses.replace(
+            stack, params=stack.params.clone(), momentum=None if stack.momentum is None else stack.momentum.clone()
+        )
+        results.append((copies, executor.run_round(copies, plan)))
+    assert_same(results[1], results[0], 1e-10)
+
+
+@pytest.mark.parametrize("name", ["batchnorm", "groupnorm", "odd", "words"])
+def test_the_memory_layout_changes_nothing_but_rounding(name: str) -> None:
+    problem = problem_of(name)
+    stack, plan = start(problem)
+    result = ThreadedExecutor(problem, workers=2, channels_last=True).run_round(stack, plan)
+    assert_same((stack, result), in_plain_torch(problem), 1e-11)
+
+
+def test_momentum_without_decay_is_that_of_torch() -> None:
+    problem = problem_of("odd", weight_decay=0.0)
+    assert_same(run("threaded", problem), in_plain_torch(problem), 1e-11)
+
+
+def test_a_weight_that_multiplies_another_weight() -> None:
+    class Factors(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.randn(90, 6)), nn.Parameter(torch.randn(6, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1) @ (self.a @ self.b)
+
+    for momentum in (0.0, 0.9):
+        problem = problem_with(Factors(), torch.float64, weight_decay=0.0, momentum=momentum)
+        assert_same(run("threaded", problem), in_plain_torch(problem), 1e-11)
+
+
+@pytest.mark.parametrize("module", [ReadsValues, small_models.perceptron])
+def test_the_number_of_workers_changes_no_bit(module: Callable[[], nn.Module]) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        problem = problem_with(module())
+    results = []
+    for workers in (1, 2, 7):
+        stack, plan = start(problem)
+        result = ThreadedExecutor(problem, workers=workers).run_round(stack, plan)
+        results.append((stack.params, stack.momentum, result.losses, result.correct))
+    assert all(torch.equal(a, b) for one in results[1:] for a, b in zip(one, results[0], strict=True))
+
+
+def test_what_cannot_be_traced_takes_the_looped_executors_steps() -> None:
+    problem = problem_with(ReadsValues())
+    (stack, result), (wanted_stack, wanted) = (run(kind, problem) for kind in ("threaded", "looped"))
+    assert torch.equal(stack.params, wanted_stack.params) and torch.equal(result.losses, wanted.losses)
+
+
+def test_a_module_that_trains_otherwise_than_it_was_traced_is_not_traced() -> None:
+    class Alternates(nn.Module):
+        calls = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(90, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            Alternates.calls += 1
+            return self.linear(x.flatten(1)) * (1 + Alternates.calls % 2)
+
+    executor = ThreadedExecutor(problem_with(Alternates()), workers=1)
+    executor.run_round(*start(executor.problem))
+    assert [type(own) for steps in executor._steps.values() for own in steps] == [LoopedExecutor]
+
+
+def test_every_worker_has_one_intra_op_thread_and_the_caller_keeps_its_own() -> None:
+    seen = set()
+    problem = problem_with(
+        ReadsValues(lambda: seen.add((threading.current_thread().name[:9], torch.get_num_threads())))
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        ThreadedExecutor(problem, workers=2).run_round(*start(problem))
+        assert torch.get_num_threads() == 3
+        fresh = []
+        thread = threading.Thread(target=lambda: fresh.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert fresh == [3]
+    finally:
+        torch.set_num_threads(before)
+    assert {count for name, count in seen if name == "fastlocal"} == {1}
+
+
+class Failure(Exception):
+    pass
+
+
+def test_an_exception_stops_all_workers() -> None:
+    calls = []
+
+    def told() -> None:
+        if threading.current_thread() is not threading.main_thread():
+            calls.append(0)
+            if len(calls) == 3:
+                raise Failure
+
+    problem = problem_with(ReadsValues(told))
+    with pytest.raises(Failure):
+        ThreadedExecutor(problem, workers=2).run_round(*start(problem, clients=200))
+    assert len(calls) < 200
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fastlocal-worker")]
+
+
+@pytest.mark.parametrize("held_back", [True, False])
+def test_a_signal_stops_all_workers(held_back: bool) -> None:
+    calls = []
+
+    def told() -> None:
+        if threading.current_thread() is not threading.main_thread():
+            calls.append(0)
+            if len(calls) == 3:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    problem = problem_with(ReadsValues(told))
+    executor = ThreadedExecutor(problem, workers=2)
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            if held_back:
+                with interrupts.held_back():
+                    executor.run_round(*start(problem, clients=3000))
+            else:
+                executor.run_round(*start(problem, clients=3000))
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        interrupts._forget()
+    assert len(calls) < 3000 * STEPS
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fastlocal-worker")]
+
+
+class Dropping(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Dropout(0.5), nn.Linear(90, 4))
+
+
+def test_modules_that_draw_random_numbers_are_refused(tmp_path: Path) -> None:
+    data = small_models.images()
+    halves = {
+        "train": (data.train.inputs.float(), data.train.targets),
+        "test": (data.test.inputs.float(), data.test.targets),
+    }
+    with pytest.raises(ValueError, match=r"--executor threaded: .*dropout.*--executor looped"):
+        fastlocal.train(Dropping(), **halves, clients=2, batch_size=8, directory=tmp_path / "run", executor="threaded")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1025])
+def test_impossible_numbers_of_workers(workers: int, capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = run_command(capsys, "train", "--workers", workers)
+    assert outcome.status == 2 and f"--workers {workers}: must be at" in outcome.err
+
+
+def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_npz(tmp_path / "tiny.npz")
+    rows = []
+    for words in ("looped", "threaded", "threaded --workers 1 --chunk 1", "threaded --channels-last"):
+        directory = tmp_path / words
+        flags = ["--model", "cnn", "--momentum", "0.9", "--precision", "fp64", "--executor", *words.split()]
+        assert run_command(capsys, *train_words(data, directory), *flags).status == 0
+        rows.append(metrics(directory))
+    for row in rows[1:]:
+        assert row == [pytest.approx(wanted, rel=1e-9) for wanted in rows[0]]
+
+
+def test_uneven_batches_of_one_executor() -> None:
+    """A batch size of its own is traced on its own."""
+    problem = problem_of("groupnorm")
+    executor = ThreadedExecutor(problem, workers=2)
+    for batch in (BATCH, 2):
+        stack, plan = start(problem)
+        plan = dataclasses.replace(plan, sample_ids=plan.sample_ids[..., :batch])
+        other, _ = start(problem)
+        got = stack, executor.run_round(stack, plan)
+        assert_same(got, (other, LoopedExecutor(problem).run_round(other, plan)), 1e-11)
