@@ -32,7 +32,7 @@ def norm_act(
     Statistics and arithmetic in fp32 (fp64 for fp64 inputs); y has the dtype and memory layout of x.
     Returns y, mean and rstd, the latter two [clients, batch, groups], or [clients, 1, channels] where groups is 0; mean
     and variance of no elements are 0.
-    Raises ValueError where the shapes do not fit, or for an unknown activation.
+    Raises ValueError where the shapes do not fit, for BatchNorm of one value per channel, or an unknown activation.
     """
     check(x, weight, bias, residual, groups, activation)
     if x.numel() == 0:
@@ -55,6 +55,8 @@ def check(
         raise ValueError(f"inputs of shape {list(x.shape)}; they need axes for clients, batch and channels")
     if groups < 0 or groups and x.shape[2] % groups:
         raise ValueError(f"{groups} groups do not divide {x.shape[2]} channels")
+    if not groups and x.numel() > 0 and x.numel() == x.shape[0] * x.shape[2]:
+        raise ValueError(f"one value per channel to normalise over the batch, for inputs of shape {list(x.shape)}")
     for name, affine in (("weight", weight), ("bias", bias)):
         if affine is not None and affine.shape != (x.shape[0], x.shape[2]):
             raise ValueError(f"{name} of shape {list(affine.shape)} for inputs of shape {list(x.shape)}")
