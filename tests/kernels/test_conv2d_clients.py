@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastlocal.kernels.case import Draws
 from fastlocal.kernels.conv2d_clients import im2col, loop, reference, triton_kernel, triton_tiles
 from fastlocal.kernels.conv2d_clients.cases import Layer
 from fastlocal.kernels.conv2d_clients.geometry import Geometry, channels_last
@@ -18,7 +19,9 @@ from fastlocal.kernels.conv2d_clients_weight_grad import triton_kernel as triton
 from tests.kernels.checker import TOLERANCES
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-LAYER = Layer(2, 1, 9, (5, 6), 18, geometry=Geometry(stride=(2, 1), padding=(1, 1)), last=True)
+ODD = Layer(2, 1, 9, (5, 6), 18, geometry=Geometry(stride=(2, 1), padding=(1, 1)), last=True)
+# of whole tiles of channels each turn of the forward kernel takes those of one tap
+WHOLE = Layer(1, 1, 64, (3, 4), 18, kernel=(2, 3), last=True)
 TILES = {
     "forward": triton_tiles.PIXELS_BY_CHANNELS,
     "input_grad": triton_tiles.PIXELS_BY_CHANNELS,
@@ -26,33 +29,31 @@ TILES = {
 }
 
 
-def operands(layer: Layer, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+def operands(layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
     """Images, filters and a gradient of the result."""
-    draw = torch.Generator(DEVICE).manual_seed(0)
-    x, weight, grad = (
-        torch.randn(shape, generator=draw, device=DEVICE, dtype=dtype)
-        for shape in (layer.x_shape, layer.weight_shape, layer.y_shape)
-    )
-    return x, weight, grad
+    draw = Draws(DEVICE)
+    return layer.images(draw, layer.x_shape), layer.filters(draw), layer.images(draw, layer.y_shape)
 
 
 @pytest.mark.parametrize(
-    ("product", "tile"),
+    ("product", "layer", "tile"),
     [
-        pytest.param(name, tile, id=f"{name} {' '.join(map(str, tile.all_kwargs().values()))}")
+        pytest.param(name, layer, tile, id=f"{name} {kind} {' '.join(map(str, tile.all_kwargs().values()))}")
         for name, tiles in TILES.items()
+        for kind, layer in (("odd", ODD), *([("whole", WHOLE)] if name == "forward" else []))
         for tile in tiles
     ],
 )
-def test_every_tile(product: str, tile: Any) -> None:
-    x, weight, grad = operands(LAYER)
+def test_every_tile(product: str, layer: Layer, tile: Any) -> None:
+    x, weight, grad = operands(layer)
+    assert channels_last(x) and channels_last(grad)
     wide = [operand.double() for operand in (grad, x, weight)]
-    exact = reference.conv2d_clients_backward(*wide, geometry=LAYER.geometry)
-    options: dict[str, Any] = {"geometry": LAYER.geometry, "tile": tile}
+    exact = reference.conv2d_clients_backward(*wide, geometry=layer.geometry)
+    options: dict[str, Any] = {"geometry": layer.geometry, "tile": tile}
     if product == "forward":
         got, expected = (
             triton_kernel.conv2d_clients(x, weight, **options),
-            reference.conv2d_clients(*wide[1:], geometry=LAYER.geometry),
+            reference.conv2d_clients(*wide[1:], geometry=layer.geometry),
         )
     elif product == "input_grad":
         got, expected = triton_input_grad.conv2d_clients_input_grad(grad, x, weight, **options), exact[0]

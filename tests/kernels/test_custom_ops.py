@@ -19,6 +19,8 @@ from fastlocal.models.cifar_resnet import resnet
 
 CLIENTS, BATCH = 3, 2
 WINDOW = ([2, 1], [1, 2], [1, 2], 2)
+STRUCTURE = ("test_schema", "test_faketensor")
+"""Of torch.library.opcheck, what there is to check of an operator that autograd does not know."""
 
 
 def normal(*shape: int, grad: bool = True, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -39,6 +41,28 @@ def test_the_convolution_is_registered_soundly(strategy: str) -> None:
     saved = (grad, x.detach(), weight.detach(), *WINDOW, strategy)
     torch.library.opcheck(conv2d_stacked_backward, (*saved, True, True))
     torch.library.opcheck(conv2d_stacked_backward, (*saved, False, True))
+
+
+def test_what_runs_in_triton_is_registered_soundly() -> None:
+    """Shapes, strides and dtypes of fake tensors are those of the kernels, and what they write is their own."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def given(*shape: int) -> Tensor:
+        return normal(*shape, grad=False, dtype=torch.float32).to(device).requires_grad_()
+
+    x, weight, bias, window = given(2, 1, 4, 3, 4), given(2, 2, 2, 3, 2), given(2, 2), (*WINDOW, "triton")
+    torch.library.opcheck(conv2d_stacked, (last(x), weight, bias, *window))
+    torch.library.opcheck(conv2d_stacked, (x, weight, bias, *window), test_utils=STRUCTURE)
+    saved = (given(2, 1, 2, 2, 6).detach(), x.detach(), weight.detach(), *window)
+    for need_x, need_weight in ((True, True), (True, False)):
+        torch.library.opcheck(conv2d_stacked_backward, (*saved, need_x, need_weight), test_utils=STRUCTURE)
+    options = (2, 1e-5, "silu", "triton")
+    inputs = (last(x), given(2, 4), given(2, 4), last(x))
+    torch.library.opcheck(norm_act_stacked, (*inputs, *options))
+    with torch.no_grad():
+        _, mean, rstd = norm_act_stacked(*inputs, *options)
+    saved = (x.detach(), *(tensor.detach() for tensor in inputs), mean, rstd, *options)
+    torch.library.opcheck(norm_act_stacked_backward, saved, test_utils=STRUCTURE)
 
 
 @pytest.mark.parametrize(("groups", "activation"), [(2, "silu"), (0, "relu"), (4, "none")])
@@ -212,6 +236,14 @@ def test_compiled_without_a_graph_break(n_groups: int | None) -> None:
     module = without_running_statistics(resnet(8, 3, 10, n_groups=n_groups).double())
     run = torch.compile(loss_of(module, ours), fullgraph=True, backend="aot_eager")
     check_against_the_loop(module, run, size=8)
+
+
+def test_compiled_by_inductor() -> None:
+    """To the end, by the CPU's own compiler."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Flatten()).double()
+    run = torch.compile(loss_of(module, ours), fullgraph=True, backend="inductor")
+    check_against_the_loop(module, run, size=3)
 
 
 def without_running_statistics(module: nn.Module) -> nn.Module:
