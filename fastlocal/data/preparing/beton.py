@@ -10,10 +10,10 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from fastlocal.data.preparing.ffcv_writer import Job
 from fastlocal.data.preparing.half import Half
 from fastlocal.errors import UsageError
 
-_START = "import sys; sys.path[:] = sys.argv[1:]; from fastlocal.data.preparing.ffcv_writer import main; main()"
+_START = "import sys; sys.path[:] = sys.argv[2:]; from fastlocal.data.preparing.ffcv_writer import main; main()"
 INSTALL = (
     "install it with pip install 'fastlocal[ffcv]', which on Debian needs "
     "apt-get install g++ python3-dev pkg-config libopencv-dev libturbojpeg0-dev"
@@ -48,8 +48,71 @@ class BetonSettings:
     jpeg_share: float
 
 
+class FfcvWriter:
+    """The process that writes .beton files; it ends with the context, and is made with the first file.
+
+    workers: processes of its own that decode and compress
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._errors = tempfile.TemporaryFile()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> FfcvWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._process is not None:
+            self._process.kill()  # the kernel ends its workers with it
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+        self._errors.close()
+
+    def write(self, job: Job, progress: Callable[[int], None]) -> Tensor:
+        """Writes one file; the grey levels [3, 256] of its images before they are scaled and compressed."""
+        if self._process is None:
+            self._process = self._start()
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            pickle.dump(job, process.stdin)
+            process.stdin.flush()
+        for line in process.stdout:
+            message: dict[str, Any] = json.loads(line)
+            if "failed" in message:
+                raise UsageError(f"--format beton: {message['failed']}{self._why(message['failed'])}")
+            if "grey_levels" in message:
+                return torch.tensor(message["grey_levels"])
+            progress(message["done"])
+        ended = f"FFCV's writer ended early (status {process.wait()})"
+        raise UsageError(f"--format beton: {ended}; fewer --workers need less memory")
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        if importlib.util.find_spec("ffcv") is None:
+            raise UsageError(f"--format beton: needs FFCV; {INSTALL}")
+        return subprocess.Popen(
+            [sys.executable, "-c", _START, str(os.getpid()), *(path or os.getcwd() for path in sys.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            start_new_session=True,  # Ctrl-C is its parent's to handle
+        )
+
+    def _why(self, failed: str) -> str:
+        """What else there is to say of a failure."""
+        if "cannot be imported" in failed:
+            return f"; {INSTALL}"
+        self._errors.seek(0)
+        last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
+        return f": {last[0]}" if last and "a process" in failed else ""
+
+
 def write_beton(
-    half: Half, folder: Path, settings: BetonSettings, workers: int, progress: Callable[[int], None]
+    half: Half, folder: Path, settings: BetonSettings, writer: FfcvWriter, progress: Callable[[int], None]
 ) -> Path:
     """Writes NAME.beton and its manifest and returns the first; grey images become RGB, as FFCV has no others.
 
@@ -57,8 +120,6 @@ def write_beton(
     The file has another name until both are complete, and a writing that was stopped starts again from the beginning.
     Raises UsageError where FFCV is missing or broken, or an image cannot be decoded or stored.
     """
-    if importlib.util.find_spec("ffcv") is None:
-        raise UsageError(f"--format beton: needs FFCV; {INSTALL}")
     path = folder / f"{half.name}.beton"
     partial = path.with_name(f"{path.name}.partial")
     job = Job(
@@ -69,11 +130,10 @@ def write_beton(
         max_resolution=settings.max_resolution,
         quality=settings.quality,
         jpeg_share=settings.jpeg_share,
-        workers=workers,
-        parent=os.getpid(),
+        workers=writer.workers,
     )
     try:
-        counts = _written(job, progress)
+        counts = writer.write(job, progress)
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
         images = BetonImages(partial, "--out")
@@ -85,44 +145,3 @@ def write_beton(
     finally:
         partial.unlink(missing_ok=True)
     return path
-
-
-def _written(job: Job, progress: Callable[[int], None]) -> Tensor:
-    """Writes the file; the grey levels [3, 256] of its images before they are scaled and compressed."""
-    with tempfile.TemporaryFile() as errors, _process(errors) as process:
-        assert process.stdin is not None and process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            pickle.dump(job, process.stdin)
-            process.stdin.close()
-        for line in process.stdout:
-            message: dict[str, Any] = json.loads(line)
-            if "failed" in message:
-                errors.seek(0)
-                last = errors.read().decode(errors="replace").strip().splitlines()[-1:]
-                hint = f"; {INSTALL}" if "cannot be imported" in message["failed"] else ""
-                raise UsageError(f"--format beton: {message['failed']}{''.join(f': {text}' for text in last)}{hint}")
-            if "grey_levels" in message:
-                return torch.tensor(message["grey_levels"])
-            progress(message["done"])
-        status = process.wait()
-    raise UsageError(f"--format beton: FFCV's writer ended early (status {status}); fewer --workers need less memory")
-
-
-@contextlib.contextmanager
-def _process(errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", _START, *(path or os.getcwd() for path in sys.path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        start_new_session=True,  # Ctrl-C is its parent's to handle
-    )
-    try:
-        yield process
-    finally:
-        process.kill()  # the kernel ends its workers with it
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()

@@ -1,12 +1,14 @@
-"""What a process runs that writes a .beton file with FFCV's own writer.
+"""What a process runs that writes .beton files with FFCV's own writer.
 
 It is a process of its own because that writer waits for ever where one of its workers dies: here it ends, and says why.
-A pickled Job comes in on standard input; JSON lines go out on standard output: {"done": images}, {"grey_levels": counts
-of every grey level in each channel} at the end, {"failed": why}. It and its workers end with their parents.
+Pickled Jobs come in on standard input, one after the other; JSON lines go out on standard output: {"done": images},
+{"grey_levels": counts of every grey level in each channel} at the end of each, or {"failed": why} at the end of all. It
+and its workers end with their parents.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import multiprocessing
@@ -32,10 +34,7 @@ _replies = 1
 
 @dataclass(frozen=True)
 class Job:
-    """What to write: `path`, images and labels, and how, in the terms of FFCV's RGBImageField.
-
-    parent: the process that asks for it
-    """
+    """What to write: `path`, images and labels, and how, in the terms of FFCV's RGBImageField."""
 
     path: str
     images: StoredImages
@@ -45,7 +44,6 @@ class Job:
     quality: int
     jpeg_share: float
     workers: int
-    parent: int
 
 
 class _Samples:
@@ -56,16 +54,12 @@ class _Samples:
         self.page_bytes = page_bytes(job)
         self.failure = multiprocessing.Array(ctypes.c_char, _MOST_TEXT)
         self.counts = multiprocessing.Array(ctypes.c_int64, 3 * 256)
-        self.parent, self.inside = os.getpid(), 0
 
     def __len__(self) -> int:
         return len(self.job.images)
 
     def __getitem__(self, index: int) -> tuple[Image, int]:
         """After the first failure all are black pixels, with which the writer comes to its end at once."""
-        if self.inside != os.getpid():
-            end_with(self.parent)
-            self.inside = os.getpid()
         image = np.zeros((1, 1, 3), dtype=np.uint8)
         if not self.failure.value:
             try:
@@ -146,20 +140,31 @@ def _worker_ended(number: int, frame: FrameType | None) -> None:
 
 
 def main() -> NoReturn:
-    """Reads the job, writes the file, and ends the process."""
+    """Writes one file after the other until there are no more jobs; the first word given is the parent's number."""
     global _replies
     _replies = os.dup(1)
     os.dup2(2, 1)  # what libraries print is none of the replies
-    job: Job = pickle.load(sys.stdin.buffer)
-    end_with(job.parent)
+    end_with(int(sys.argv[1]))
     try:
         import ffcv.writer
-        from ffcv.fields import IntField, RGBImageField
     except Exception as error:  # a missing system library is an OSError, an unfit numpy can be anything
         say(failed=f"FFCV cannot be imported ({' '.join(str(error).split())})")
         os._exit(1)
     ffcv.writer.tqdm = _Progress
     multiprocessing.set_start_method("fork", force=True)  # FFCV's writer is written for it
+    own = os.getpid()
+    os.register_at_fork(after_in_child=lambda: end_with(own))
+    signal.signal(signal.SIGCHLD, _worker_ended)
+    with contextlib.suppress(EOFError):
+        while True:
+            _write(pickle.load(sys.stdin.buffer))
+    os._exit(0)
+
+
+def _write(job: Job) -> None:
+    import ffcv.writer
+    from ffcv.fields import IntField, RGBImageField
+
     samples = _Samples(job)
     fields = {
         "image": RGBImageField(
@@ -171,11 +176,9 @@ def main() -> NoReturn:
         "label": IntField(),
     }
     writer = ffcv.writer.DatasetWriter(job.path, fields, page_size=samples.page_bytes, num_workers=job.workers)
-    signal.signal(signal.SIGCHLD, _worker_ended)
     chunk = max(1, min(_CHUNK, len(samples) // (4 * job.workers)))
     writer.from_indexed_dataset(samples, chunksize=chunk)
     if samples.failure.value:
         say(failed=samples.failure.value.decode(errors="replace"))
         os._exit(1)
     say(grey_levels=samples.grey_levels().tolist())
-    os._exit(0)

@@ -15,7 +15,7 @@ from fastlocal.data.images.arrays import ArrayImages
 from fastlocal.data.images.files import FileImages
 from fastlocal.data.manifest import verified
 from fastlocal.data.preparing.array import write_array
-from fastlocal.data.preparing.beton import BetonSettings, write_beton
+from fastlocal.data.preparing.beton import BetonSettings, FfcvWriter, write_beton
 from fastlocal.data.preparing.half import Half
 from fastlocal.data.progress_bar import progress_bar
 from fastlocal.data.types import AnySplit, DataSet, MapSplit, Split
@@ -52,7 +52,9 @@ def prepare(data: DataSet, how: Preparing) -> list[Path]:
     halves = [_half(data, name, split, how) for name, split in (("train", data.train), ("val", data.test))]
     with _locked(how.out):
         there = [_is_there(half, how) for half in halves]
-        return [path if path is not None else _write(half, how) for half, path in zip(halves, there, strict=True)]
+        with FfcvWriter(how.workers) as writer:
+            pairs = zip(halves, there, strict=True)
+            return [path if path is not None else _write(half, how, writer) for half, path in pairs]
 
 
 def _half(data: DataSet, name: str, split: AnySplit, how: Preparing) -> Half:
@@ -98,10 +100,10 @@ def _is_there(half: Half, how: Preparing) -> Path | None:
     raise UsageError(f"--out {how.out}: holds a {path.name} of other data or settings; --overwrite replaces it")
 
 
-def _write(half: Half, how: Preparing) -> Path:
+def _write(half: Half, how: Preparing, writer: FfcvWriter) -> Path:
     if how.beton is not None:
         with progress_bar(f"writing {half.name}.beton", len(half)) as advance:
-            return write_beton(half, how.out, how.beton, how.workers, advance)
+            return write_beton(half, how.out, how.beton, writer, advance)
     with contextlib.ExitStack() as stack:
         advances: list[Callable[[int], None]] = []
 

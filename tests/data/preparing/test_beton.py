@@ -1,0 +1,242 @@
+"""`fastlocal prepare --format beton`: FFCV's own writer, and files read back without it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastlocal.data.channels import channel_statistics
+from fastlocal.data.datasets import load
+from fastlocal.data.images.arrays import ArrayImages
+from fastlocal.data.images.beton import BetonImages
+from fastlocal.data.preparing.beton import BetonSettings, FfcvWriter, write_beton
+from fastlocal.data.preparing.half import Half
+from fastlocal.data.stored import decode_all
+from fastlocal.data.types import BadSample, StoredImages, StoredSplit
+from fastlocal.errors import UsageError
+from tests.tiny import run, tree, write_npz
+
+ROOT = Path(__file__).resolve().parents[3]
+REAL = ROOT / "tests" / "reference" / "cifar_sample.npz"
+RAW_PIXELS = BetonSettings("raw", None, 90, 0.5)
+
+pytestmark = pytest.mark.needs("ffcv")
+
+
+def half(images: StoredImages, name: str = "train") -> Half:
+    targets = torch.arange(len(images)) % 3
+    return Half(name, images, targets, 3, ("a", "b", "c"), {"dataset": "npz"}, {})
+
+
+def cifar(count: int) -> ArrayImages:
+    return ArrayImages(torch.from_numpy(np.load(REAL)["x_train"][:count].transpose(0, 3, 1, 2).copy()))
+
+
+@pytest.fixture(scope="module")
+def writer() -> Iterator[FfcvWriter]:
+    with FfcvWriter(workers=2) as process:
+        yield process
+
+
+def write(folder: Path, images: StoredImages, settings: BetonSettings, writer: FfcvWriter) -> BetonImages:
+    folder.mkdir(exist_ok=True)
+    done: list[int] = []
+    path = write_beton(half(images), folder, settings, writer, done.append)
+    assert sum(done) == len(images)
+    return BetonImages(path)
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory, writer: FfcvWriter) -> Path:
+    """The folder of two hundred images, stored raw, as train.beton and val.beton."""
+    folder = tmp_path_factory.mktemp("raw")
+    for name in ("train", "val"):
+        write_beton(half(cifar(200), name), folder, RAW_PIXELS, writer, lambda count: None)
+    return folder
+
+
+@pytest.fixture
+def copied(raw: Path, tmp_path: Path) -> Path:
+    """The same, to be spoilt."""
+    for path in raw.iterdir():
+        target = tmp_path / path.name
+        target.write_bytes(path.read_bytes())
+        os.utime(target, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    return tmp_path
+
+
+def test_raw_images_have_their_pixels_labels_and_statistics(raw: Path) -> None:
+    assert tree(raw) == {f"{name}.beton{suffix}" for name in ("train", "val") for suffix in ("", ".json")}
+    data = load("beton", data_pth=str(raw))
+    assert isinstance(data.train, StoredSplit)
+    decoded = decode_all(data.train)
+    assert torch.equal(decoded.inputs, cifar(200).images) and decoded.targets.tolist() == [i % 3 for i in range(200)]
+    assert (data.mean, data.std) == channel_statistics(decoded.inputs)
+    assert data.classes == 3 and data.class_names == ("a", "b", "c")
+    images = pickle.loads(pickle.dumps(data.train.images))
+    assert np.array_equal(images.read(7), data.train.images.read(7)) and images.encoded(7) is None
+    assert json.loads((raw / "train.beton.json").read_text())["shape"] == [3, 32, 32]
+
+
+def test_ffcv_reads_the_same_metadata(raw: Path) -> None:
+    from ffcv.reader import Reader
+
+    theirs, ours = Reader(str(raw / "train.beton")), BetonImages(raw / "train.beton")
+    assert theirs.field_names == [ours.image_field, ours.label_field] == ["image", "label"]
+    assert np.array_equal(theirs.metadata["f1"], ours.labels)
+    assert np.array_equal(theirs.metadata["f0"]["height"], ours.heights)
+
+
+def test_jpegs_are_near_and_a_share_is_drawn_from_the_numbers_alone(tmp_path: Path, writer: FfcvWriter) -> None:
+    settings = BetonSettings("proportion", None, 95, 0.25)
+    two = write(tmp_path / "two", cifar(200), settings, writer)
+    writer.workers = 1
+    one = write(tmp_path / "one", cifar(200), settings, writer)
+    writer.workers = 2
+    compressed = [i for i in range(200) if two.encoded(i) is not None]
+    assert 25 <= len(compressed) <= 75
+    assert compressed == [i for i in range(200) if one.encoded(i) is not None]
+    assert (two.encoded(compressed[0]) or b"")[:2] == b"\xff\xd8"
+    for index in range(200):
+        error = np.abs(two.read(index).astype(int) - cifar(200).read(index))
+        assert error.mean() < 6 if index in compressed else not error.any()
+
+
+def test_grey_images_become_rgb_and_large_ones_are_scaled_down(tmp_path: Path, writer: FfcvWriter) -> None:
+    column = torch.arange(60, dtype=torch.uint8)[:, None].expand(5, 1, 60, 40).contiguous()
+    images = write(tmp_path, ArrayImages(column), BetonSettings("jpg", 30, 90, 0.5), writer)
+    assert images.size(4) == (30, 20) and images.read(4).shape == (30, 20, 3)
+    assert np.abs(images.read(4)[:, 0, 1].astype(int) - np.arange(0.5, 60, 2)).max() <= 3
+
+
+def spoilt(change: Callable[[bytearray], bytes]) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(change(bytearray(path.read_bytes()))) and None
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda path: path.write_bytes(b""), r"is no \.beton file of version 2"),
+        (lambda path: Image.new("RGB", (64, 64)).save(path, "png"), r"is no \.beton file of version 2"),
+        (spoilt(lambda content: content[:-24000]), "is cut short"),
+        (spoilt(lambda content: content[:3000]), "is cut short"),
+        (spoilt(lambda content: content[:16] + bytes(8) + content[24:]), "was never finished; prepare it again"),
+        (spoilt(lambda content: content[:24] + b"\xff" + content[25:]), "has a field of the unknown type 255"),
+        (spoilt(lambda content: content[:24] + b"\x01" + content[25:]), r"is cut short|has no image field"),
+        (lambda path: path.unlink(), r"train\.beton does not exist; a \.beton file is expected"),
+    ],
+)
+def test_a_truncated_or_foreign_file_is_refused_in_one_line(
+    copied: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    (copied / "train.beton.json").unlink()
+    spoil(copied / "train.beton")
+    with pytest.raises(UsageError, match=message) as caught:
+        load("beton", data_pth=str(copied))
+    assert "\n" not in str(caught.value) and "train.beton" in str(caught.value)
+
+
+def test_a_file_that_is_not_what_its_manifest_says_is_refused(copied: Path) -> None:
+    content = bytearray((copied / "train.beton").read_bytes())
+    content[9 << 20] ^= 1
+    (copied / "train.beton").write_bytes(content)
+    with pytest.raises(UsageError, match="its content does not match its manifest train.beton.json"):
+        load("beton", data_pth=str(copied))
+    (copied / "train.beton.json").unlink()
+    assert load("beton", data_pth=str(copied)).classes == 3, "as FFCV's own files, which have no manifest"
+
+
+def test_a_damaged_jpeg_is_named_by_its_place(tmp_path: Path, writer: FfcvWriter) -> None:
+    path = write(tmp_path, cifar(5), BetonSettings("jpg", None, 90, 0.5), writer).path
+    images = BetonImages(path)
+    jpeg = images.encoded(3)
+    assert jpeg is not None
+    path.write_bytes(path.read_bytes().replace(jpeg, bytes(len(jpeg))))
+    with pytest.raises(BadSample, match=r"sample 3 of .*train\.beton cannot be decoded"):
+        BetonImages(path).read(3)
+
+
+def test_a_corrupt_image_ends_the_writing_and_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in [f"{half}/{label}/{i}.png" for half in ("train", "test") for label in "ab" for i in range(40)]:
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16 + len(name), 9)).save(tmp_path / "images" / name)
+    (tmp_path / "images" / "train" / "b" / "7.png").write_bytes(b"no image")
+    outcome = run(capsys, "prepare", "--data-pth", tmp_path / "images", "--out", tmp_path / "out", "--workers", 2)
+    assert outcome.status == 2 and "train/b/7.png cannot be decoded" in outcome.err.splitlines()[-1]
+    assert tree(tmp_path / "out") == set()
+
+
+def test_a_missing_system_library_is_named_with_the_packages_to_install(tmp_path: Path) -> None:
+    (tmp_path / "ffcv").mkdir()
+    reason = "libopencv_imgproc.so.406: cannot open shared object file"
+    (tmp_path / "ffcv" / "__init__.py").write_text(f"raise ImportError({reason!r})")
+    path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "fastlocal", "prepare", "--dataset", "digits", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and reason in last and "libopencv-dev libturbojpeg0-dev" in last
+    assert tree(tmp_path / "out") == set()
+
+
+def running(word: str) -> list[str]:
+    """Command lines of processes that name `word`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if word in line and int(entry.name) != os.getpid():
+                found.append(line)
+    return found
+
+
+def test_a_killed_run_leaves_no_file_to_train_on_and_no_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = np.arange(6_000) % 4
+    images = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None], (6_000, 64, 64, 3))
+    many = write_npz(tmp_path / "many.npz", x_train=images, y_train=labels, x_test=images[:8], y_test=labels[:8])
+    out = tmp_path / "out"
+    words = ["--dataset", "npz", "--data-pth", str(many), "--out", str(out), "--workers", "2"]
+    partial = out / "train.beton.partial"
+    # The writing process finds fastlocal on a path of its own, by which it and its workers are known.
+    mark = tmp_path / "mark"
+    mark.mkdir()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(mark)])}
+    for moment in (1, 20 << 20):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fastlocal", "prepare", *words], cwd=ROOT, env=environment, stderr=subprocess.PIPE
+        )
+        while process.poll() is None and (not partial.exists() or partial.stat().st_size < moment):
+            time.sleep(0.0005)
+        assert running(str(mark))
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "it was over before"
+        with pytest.raises(UsageError, match=r"train\.beton does not exist"):
+            load("beton", data_pth=str(out))
+        with pytest.raises(UsageError, match="is no .beton file|was never finished|is cut short"):
+            BetonImages(partial)
+        end = time.monotonic() + 20
+        while running(str(mark)):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    outcome = run(capsys, "prepare", *words)
+    assert outcome.status == 0, outcome.err
+    assert tree(out) == {f"{name}.beton{suffix}" for name in ("train", "val") for suffix in ("", ".json")}
+    data = load("beton", data_pth=str(out), whole=True)
+    assert (len(data.train), len(data.test), data.classes) == (6_000, 8, 4)
