@@ -92,6 +92,9 @@ def _counts(config: RunConfig) -> Iterator[str]:
     limit = config.machine.memory_limit
     if limit is not None and not (math.isfinite(limit) and limit > 0):
         yield f"--memory-limit {limit}: must be a finite number of GiB above 0"
+    tune_seconds = config.machine.tune_seconds
+    if not (math.isfinite(tune_seconds) and tune_seconds >= 0):
+        yield f"--tune-seconds {tune_seconds}: must be a finite number, 0 or more"
     # the permutation of epoch e is seeded with seed + e, which torch takes below 2^64
     if not 0 <= config.machine.seed < 2**63:
         yield f"--seed {config.machine.seed}: must be 0 or more, and below 2^63"

@@ -15,6 +15,7 @@ from torch import nn
 from .averaged import AveragedModel
 from .batchnorm import has_batchnorm
 from .checkpoint import save_model
+from .choosing import choose_executor, make_executor
 from .config import RunConfig
 from .data.sources import Reading, make_source
 from .data.sources.base import Source
@@ -23,11 +24,8 @@ from .data.types import DataSet
 from .directory import check_directory, create_directory, make_directory, reopen_directory
 from .errors import UsageError
 from .evaluation import evaluate
-from .executors.base import Executor, LabelNoise, LocalProblem
+from .executors.base import LabelNoise, LocalProblem
 from .executors.conv_strategy import conv_choices, parse, words
-from .executors.looped import LoopedExecutor
-from .executors.stacked import StackedExecutor
-from .executors.threaded import ThreadedExecutor
 from .interrupts import held_back
 from .layout import ParamLayout, param_layout
 from .local_module import local_module
@@ -96,10 +94,14 @@ def prepare(
     held_out = test.rows(0, PROBE_BATCH)
     try_evaluation(module, loss, held_out.inputs, held_out.targets, numbers, flag=model_flag)
     layout = _without_decay(layout, seen.unused)
-    asked = config.machine.chunk
+    asked = config.machine
     config, notes = resolve_for_machine(config, module, layout, device, seen)
     problem = _problem(config, local, layout, source, loss, numbers, seen)
-    config = resolve_chunk(config, problem, data, asked)
+    config = resolve_chunk(config, problem, data, asked.chunk)
+    config, timed = choose_executor(config, asked, problem, seen)
+    if timed:
+        notes += timed
+        config = resolve_chunk(config, problem, data, asked.chunk)
     config = _resolve_conv_strategy(config, problem, notes)
     return Prepared(
         config=config,
@@ -214,16 +216,6 @@ def _resolve_conv_strategy(config: RunConfig, problem: LocalProblem, notes: list
     return config.with_values(conv_strategy=words(choices.by_layer) if choices.timings else words(given))
 
 
-def _executor(prepared: Prepared) -> Executor:
-    problem, machine = prepared.problem, prepared.config.machine
-    if machine.executor == "looped":
-        return LoopedExecutor(problem)
-    if machine.executor == "threaded":
-        assert machine.workers is not None
-        return ThreadedExecutor(problem, workers=machine.workers, channels_last=bool(machine.channels_last))
-    return StackedExecutor(problem, conv_strategy=parse(machine.conv_strategy, problem.module, problem.numerics.device))
-
-
 def _build_loop(prepared: Prepared, logger: Logger, steps: StepLog | None) -> Loop:
     config, problem = prepared.config, prepared.problem
     assert config.machine.chunk is not None and config.log.log_pth is not None
@@ -246,7 +238,7 @@ def _build_loop(prepared: Prepared, logger: Logger, steps: StepLog | None) -> Lo
         progress=prepared.progress,
         streams=Streams(spec),
         source=problem.source,
-        executor=_executor(prepared),
+        executor=make_executor(config.machine, problem),
         averaged=averaged,
         momentum=momentum,
         evaluate=lambda: evaluate(

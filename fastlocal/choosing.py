@@ -1,0 +1,131 @@
+"""The executor of a run: built from its name, and what --executor auto comes to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .config import MachineConfig, RunConfig
+from .executors.base import Executor, LocalProblem
+from .executors.conv_strategy import parse
+from .executors.looped import LoopedExecutor
+from .executors.stacked import StackedExecutor
+from .executors.threaded import ThreadedExecutor
+from .executors.tuning import Timing, Values, Work, tune, worthwhile
+from .probe import Probe
+from .progress import Progress
+from .remembered import cache_file, keep, recall
+
+CACHE_BYTES = 2 * 2**20
+"""Of a core's own cache: stacked rows that fit in it are a chunk worth timing."""
+
+
+def make_executor(machine: MachineConfig, problem: LocalProblem) -> Executor:
+    """What --executor and the flags beside it say, apart from "auto"."""
+    if machine.executor == "looped":
+        return LoopedExecutor(problem)
+    if machine.executor == "threaded":
+        assert machine.workers is not None
+        return ThreadedExecutor(problem, workers=machine.workers, channels_last=bool(machine.channels_last))
+    return StackedExecutor(problem, conv_strategy=parse(machine.conv_strategy, problem.module, problem.numerics.device))
+
+
+def choose_executor(
+    config: RunConfig, asked: MachineConfig, problem: LocalProblem, seen: Probe
+) -> tuple[RunConfig, list[str]]:
+    """`config` with the fastest executor and what belongs to it, and lines that say how it was found.
+
+    config: resolved without timing, and what is kept where the run is too short for it        asked: what the user gave
+    What the user gave is kept. Nothing is timed with --tune-seconds 0 and under deterministic algorithms, as executors
+    round differently.
+    """
+    machine = config.machine
+    if asked.executor != "auto" or not machine.tune_seconds or torch.are_deterministic_algorithms_enabled():
+        return config, []
+    assert machine.chunk is not None, "resolved before"
+    progress = Progress(config)
+    work = Work(machine.chunk, config.client.batch_size, config.schedule.step1, progress.total_steps * config.clients)
+    options = _candidates(config, asked, problem, seen)
+    path, key = cache_file("tuning.json"), _key(config, problem, options)
+    known = recall(path, key)
+    if isinstance(known, dict) and known.get("fastest") in options and isinstance(known.get("by_rule"), float):
+        if not worthwhile(work, known["by_rule"], machine.tune_seconds):
+            return config, []
+        fastest = known["fastest"]
+        return config.with_values(**fastest), [f"{_words(fastest)}: the fastest when it was timed, says {path}"]
+    timings = tune(
+        problem,
+        work,
+        options,
+        lambda local, values: make_executor(config.with_values(**values).machine, local),
+        machine.tune_seconds,
+    )
+    if not timings:
+        return config, []
+    by_rule = next(timing.seconds for timing in timings if timing.values == options[0])
+    keep(path, key, {"fastest": dict(timings[0].values), "by_rule": by_rule})
+    return config.with_values(**timings[0].values), _table(timings, path)
+
+
+def _candidates(config: RunConfig, asked: MachineConfig, problem: LocalProblem, seen: Probe) -> list[Values]:
+    """What is worth timing, first what would be taken without."""
+    on_cpu = problem.numerics.device.type == "cpu"
+    convolutions = any(isinstance(part, nn.modules.conv._ConvNd) for part in problem.module.modules())
+    found: list[Values] = [{"executor": config.machine.executor}]
+    if on_cpu and not seen.random:
+        layouts = (False, True) if convolutions and asked.channels_last is None else (bool(asked.channels_last),)
+        found += [{"executor": "threaded", "channels_last": last} for last in layouts]
+    if not seen.no_vmap:
+        strategies = ("loop", "im2col") if on_cpu and convolutions and asked.conv_strategy == "auto" else (None,)
+        for strategy in strategies:
+            chosen = {} if strategy is None else {"conv_strategy": strategy}
+            found.append({"executor": "stacked", **chosen})
+        if on_cpu and asked.chunk is None and not convolutions:
+            rows = 3 if problem.momentum else 2
+            cached = max(1, CACHE_BYTES // (rows * problem.layout.n_params * problem.numerics.dtype.itemsize))
+            found += [{"executor": "stacked", "chunk": chunk} for chunk in {cached, 8} if chunk < config.clients]
+    found.append({"executor": "looped"})
+    return [values for place, values in enumerate(found) if values not in found[:place]]
+
+
+def _key(config: RunConfig, problem: LocalProblem, options: list[Values]) -> str:
+    """Of all that the times depend on."""
+    device = problem.numerics.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    sample = problem.source.rows(0, 1)
+    about = {
+        "machine": [platform.node(), name, config.machine.workers, torch.get_num_threads()],
+        "versions": [torch.__version__, platform.python_version()],
+        "model": [repr(problem.module), [list(shape) for shape in problem.layout.shapes]],
+        "inputs": [list(sample.inputs.shape), str(sample.inputs.dtype), type(problem.source).__name__],
+        "run": [config.clients, config.client.batch_size, config.schedule.step1, config.machine.precision],
+        "update": [bool(problem.momentum), bool(problem.weight_decay), problem.nesterov, problem.clip_norm is not None],
+        "options": options,
+    }
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _words(values: Mapping[str, Any]) -> str:
+    """As flags, without those that are off."""
+    names = [(name, value) for name, value in values.items() if value is not False]
+    return " ".join(f"--{name.replace('_', '-')} {1 if value is True else value}" for name, value in names)
+
+
+def _table(timings: list[Timing], path: Path) -> list[str]:
+    lines = [f"{_words(timing.values):<48} {1e3 * timing.seconds:>10.3f} ms" for timing in timings]
+    return ["timed, per client and local step:", *lines, f"taking the first; remembered in {path}"]

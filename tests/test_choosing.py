@@ -1,0 +1,162 @@
+"""--executor auto: what is timed, what is remembered, and what is left alone."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastlocal.commands.flags import parse
+from fastlocal.executors.threaded import ThreadedExecutor
+from fastlocal.executors.tuning import Work, tune
+from fastlocal.named import prepare_named
+from fastlocal.remembered import cache_file, keep, recall
+from fastlocal.run import Prepared
+from tests.executors.test_executors import EXECUTORS, problem_of
+from tests.tiny import run, train_words, write_npz
+
+LONG = ("--epochs", "10000000", "--tune-seconds", "0.2")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "fastlocal" / "tuning.json"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
+
+
+def prepared(data: Path, *flags: str) -> Prepared:
+    return prepare_named(parse([*train_words(data, "unused")[1:], *flags]).run, lambda text: None)
+
+
+def test_a_long_run_takes_what_it_timed_and_remembers_it(data: Path, own_cache: Path) -> None:
+    first = prepared(data, *LONG)
+    assert first.config.machine.executor in EXECUTORS
+    lines = [line for line in first.notes if line.endswith(" ms")]
+    assert {line.split()[1] for line in lines} >= {"stacked", "threaded"}
+    times = [float(line.split()[-2]) for line in lines]
+    assert times == sorted(times) and times[0] > 0
+    assert lines[0].startswith(f"--executor {first.config.machine.executor}")
+
+    again = prepared(data, *LONG)
+    assert again.config.machine == first.config.machine
+    (note,) = again.notes
+    assert "the fastest when it was timed" in note and str(own_cache) in note
+
+    other = prepared(data, *LONG, "--batch-size", "4")
+    assert len(other.notes) > 1 and len(json.loads(own_cache.read_text())) == 2
+
+    (value, _) = json.loads(own_cache.read_text()).values()
+    assert value["fastest"]["executor"] == first.config.machine.executor
+    short = prepared(data)
+    assert short.config.machine.executor == "stacked" and short.notes == ()
+
+
+@pytest.mark.parametrize("flags", [(), ("--epochs", "10000000", "--tune-seconds", "0")])
+def test_short_runs_and_those_that_shall_not_go_by_rule(flags: tuple[str, ...], data: Path, own_cache: Path) -> None:
+    for model, executor in (("mlp", "stacked"), ("cnn", "looped")):
+        found = prepared(data, "--model", model, *flags)
+        assert found.config.machine.executor == executor and "timed" not in str(found.notes)
+    assert not own_cache.exists()
+
+
+def test_what_was_chosen_is_never_timed_again(data: Path, own_cache: Path) -> None:
+    found = prepared(data, *LONG, "--executor", "looped")
+    assert found.config.machine.executor == "looped" and found.notes == ()
+    with_config = parse(["--config", str(_written(found, data.parent / "config.json"))]).run
+    again = prepare_named(with_config, lambda text: None)
+    assert again.config.machine == found.config.machine and again.notes == () and not own_cache.exists()
+
+
+def _written(found: Prepared, path: Path) -> Path:
+    path.write_text(found.config.to_json())
+    return path
+
+
+def test_what_the_user_gave_is_kept(data: Path) -> None:
+    flags = ("--model", "cnn", "--chunk", "1", "--workers", "2", "--channels-last", "--conv-strategy", "im2col")
+    found = prepared(data, *LONG, *flags)
+    machine = found.config.machine
+    assert (machine.chunk, machine.workers, machine.conv_strategy) == (1, 2, "im2col")
+    timed = [line for line in found.notes if "--executor threaded" in line]
+    assert len(timed) == 1 and "--channels-last 1" in timed[0]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"x": 1}', "\x00\xff"])
+def test_a_file_that_is_none(text: str, data: Path, own_cache: Path) -> None:
+    own_cache.parent.mkdir(parents=True)
+    own_cache.write_text(text)
+    assert len(prepared(data, *LONG).notes) > 1
+    assert len(json.loads(own_cache.read_text())) in (1, 2)
+
+
+def test_entries_of_another_kind(data: Path, own_cache: Path) -> None:
+    prepared(data, *LONG)
+    (key,) = json.loads(own_cache.read_text())
+    for value in (None, 3, "threaded", {"fastest": {"executor": "fast"}, "by_rule": 1.0}, {"fastest": {}}):
+        own_cache.write_text(json.dumps({key: value}))
+        assert prepared(data, *LONG).config.machine.executor in EXECUTORS
+
+
+def test_a_cache_that_cannot_be_written(data: Path, own_cache: Path) -> None:
+    own_cache.parent.parent.write_text("a file where a folder should be")
+    assert prepared(data, *LONG).config.machine.executor in EXECUTORS
+
+
+def test_writers_at_once_leave_a_whole_file(own_cache: Path) -> None:
+    assert own_cache == cache_file("tuning.json")
+    failed: list[Any] = []
+
+    def write(name: str) -> None:
+        for number in range(30):
+            keep(own_cache, f"{name}{number}", [number] * 100)
+            try:
+                json.loads(own_cache.read_text())
+            except ValueError as error:
+                failed.append(error)
+
+    writers = [threading.Thread(target=write, args=(name,)) for name in "abcd"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert not failed and [path.name for path in own_cache.parent.iterdir()] == ["tuning.json"]
+    keep(own_cache, "last", 7)
+    assert recall(own_cache, "last") == 7
+
+
+def test_random_states_and_the_model_are_left_alone() -> None:
+    problem = problem_of("batchnorm", torch.float32)
+    before, state = problem.module.state_dict(), torch.get_rng_state()
+    before = {name: value.clone() for name, value in before.items()}
+    options = [{"executor": name} for name in ("looped", "threaded")]
+    timings = tune(problem, Work(3, 5, 2, 10**9), options, lambda p, v: EXECUTORS[v["executor"]](p), 0.1)
+    assert {timing.values["executor"] for timing in timings} == {"looped", "threaded"}
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in problem.module.state_dict().items())
+
+
+def test_a_candidate_that_fails_is_left_out() -> None:
+    def make(problem: Any, values: Any) -> Any:
+        if values["executor"] == "bad":
+            raise RuntimeError("out of memory")
+        return ThreadedExecutor(problem, workers=1)
+
+    problem, work = problem_of("perceptron", torch.float32), Work(3, 5, 2, 10**9)
+    timings = tune(problem, work, [{"executor": "good"}, {"executor": "bad"}], make, 0.1)
+    assert [timing.values["executor"] for timing in timings] == ["good"]
+    assert tune(problem, work, [{"executor": "bad"}, {"executor": "good"}], make, 0.1) == []
+
+
+@pytest.mark.parametrize("seconds", ["-1", "nan", "inf"])
+def test_impossible_seconds(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = run(capsys, "train", "--tune-seconds", seconds)
+    assert outcome.status == 2 and "--tune-seconds" in outcome.err and "0 or more" in outcome.err
