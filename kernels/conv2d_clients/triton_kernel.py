@@ -162,7 +162,7 @@ def conv2d_clients(
     if bias is not None:
         bias = bias.contiguous()
     per_group = out_channels // groups
-    fewest_rows = min(tile.kwargs["ROWS"] for tile in PIXELS_BY_CHANNELS)
+    fewest_rows = min(one.kwargs["ROWS"] for one in (PIXELS_BY_CHANNELS if tile is None else [tile]))
     partial = (
         x.new_zeros((clients, triton.cdiv(pixels, fewest_rows), 2, out_channels), dtype=torch.float32) if sums else None
     )

@@ -142,6 +142,7 @@ def plan(x: Tensor, groups: int, *, elements: int) -> Plan:
     batch, count, pixels = x.shape[1:]
     per_group = count // groups if groups else 1
     positions = pixels if groups else batch * pixels
+    assert per_group * positions < 2**31 - 2**15, "a unit's elements are counted in int32, whole tiles of them"
     padded, whole = triton.next_power_of_2(per_group), triton.next_power_of_2(positions)
     most = triton.next_power_of_2(count // per_group)
     last = x.stride(2) == 1 and count > 1

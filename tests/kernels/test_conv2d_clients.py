@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import triton
 from torch import Tensor
 
 from fastlocal.kernels.case import Draws
@@ -104,6 +105,14 @@ def test_sums_are_right_after_tiles_were_timed(monkeypatch: pytest.MonkeyPatch) 
     assert len(timed) > 1
     torch.testing.assert_close(sums[:, 0], y.sum(dim=(1, 3, 4)))
     torch.testing.assert_close(sums[:, 1], y.square().sum(dim=(1, 3, 4)))
+
+
+def test_sums_of_a_given_small_tile() -> None:
+    tile = triton.Config({"ROWS": 16, "COLUMNS": 16, "DEPTH": 16}, num_warps=1)
+    layer = Layer(2, 1, 2, (5, 9), 3)
+    x, weight, _ = operands(layer)
+    y, sums = triton_kernel.conv2d_clients(x, weight, geometry=layer.geometry, sums=True, tile=tile)
+    torch.testing.assert_close(sums[:, 0], y.sum(dim=(1, 3, 4)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("way", [reference, loop, im2col], ids=lambda way: way.__name__.rpartition(".")[2])
