@@ -25,15 +25,19 @@ PUBLISHED = {
     "fashion_mnist": (60_000, 10_000, (1, 28, 28), 10),
 }
 """Data sets whose sizes are known without reading them: training images, test images, shape, classes."""
+IMAGENET_SIDE = 224
 MOST_CLASSES = 1_000_000
 
 
 def load_data(config: RunConfig, message: Callable[[str], None]) -> DataSet:
     """The data set that the flags name; raises UsageError where it cannot be read."""
     data = config.data
+    name = "beton" if (data.train_pth or "").endswith(".beton") else data.dataset
+    storable = name in datasets.STORABLE
+    crops = storable and config.schedule.schedule == "epochs"
     try:
         return datasets.load(
-            data.dataset,
+            name,
             data_pth=data.data_pth,
             train_pth=data.train_pth,
             val_pth=data.val_pth,
@@ -43,6 +47,8 @@ def load_data(config: RunConfig, message: Callable[[str], None]) -> DataSet:
             workers=data.nw,
             image_size=data.image_size,
             message=message,
+            stored=storable and data.source in ("torch", "ffcv", "dali"),
+            side=(data.image_size or IMAGENET_SIDE) if crops else None,
         )
     except OSError as error:
         raise UsageError(f"--data-pth {data.data_pth}: {data.dataset} cannot be read ({error})") from error

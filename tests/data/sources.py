@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.images.files import FileImages
+from fastlocal.data.preparing.beton import BetonSettings, WriteMode, write_beton
+from fastlocal.data.preparing.half import Half
 from fastlocal.data.sources import Reading, make_source
 from fastlocal.data.sources.base import Source
-from fastlocal.data.types import AnySplit, Split, StoredSplit
+from fastlocal.data.types import AnySplit, Split, StoredImages, StoredSplit
 from fastlocal.executors.base import LabelNoise, LocalProblem, RoundPlan
 from fastlocal.layout import param_layout
 from fastlocal.losses import cross_entropy
@@ -47,6 +51,19 @@ def jpegs(folder: Path, count: int, quality: int = 90) -> list[Path]:
 
 def stored(paths: list[Path], side: int | None = 48) -> StoredSplit:
     return StoredSplit(FileImages(paths, 3), torch.arange(len(paths)) % 10, side)
+
+
+def beton(folder: Path, images: StoredImages, write_mode: WriteMode, quality: int = 95) -> Path:
+    """A .beton file of these images; none where FFCV is not installed."""
+    if importlib.util.find_spec("ffcv") is None:
+        return folder / "train.beton"
+    half = Half("train", images, torch.arange(len(images)) % 10, 10, None, {}, {})
+    return write_beton(half, folder, BetonSettings(write_mode, None, quality, 0.5), 1, lambda done: None)
+
+
+def as_read_by(kind: str, split: Split, path: Path) -> AnySplit:
+    """The split, or the same images in the .beton file `path` for FFCV."""
+    return StoredSplit(BetonImages(path), split.targets, None) if kind == "ffcv" else split
 
 
 @contextmanager

@@ -9,22 +9,32 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastlocal.data.images.arrays import ArrayImages
 from fastlocal.executors.base import LabelNoise
 from tests.data import sources
 
-KINDS = ["torch"]
+KINDS = [
+    "torch",
+    pytest.param("ffcv", marks=pytest.mark.needs("ffcv")),
+]
 NOISE = LabelNoise(p=0.3, classes=10, seed=9)
+
+
+@pytest.fixture(scope="module")
+def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CIFAR images stored raw; not there without FFCV, which writes it."""
+    return sources.beton(tmp_path_factory.mktemp("beton"), ArrayImages(sources.cifar().inputs), "raw")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("augment", [True, False])
-def test_raw_images_have_the_same_pixels_in_every_order(kind: str, augment: bool) -> None:
+def test_raw_images_have_the_same_pixels_in_every_order(kind: str, augment: bool, beton: Path) -> None:
     split = sources.cifar()
     rounds = sources.plans(len(split))
     with sources.source_of("resident", split, augment=augment) as resident:
         expected = sources.by_step(sources.problem(resident, NOISE), rounds)
         assert sources.equal(sources.by_client(sources.problem(resident, NOISE), rounds), expected)
-    with sources.source_of(kind, split, augment=augment) as source:
+    with sources.source_of(kind, sources.as_read_by(kind, split, beton), augment=augment) as source:
         assert sources.equal(sources.by_step(sources.problem(source, NOISE), rounds), expected)
         assert sources.equal(sources.by_client(sources.problem(source, NOISE), rounds), expected)
         # a run that starts in the middle, and a plan that is left half-way
@@ -36,10 +46,10 @@ def test_raw_images_have_the_same_pixels_in_every_order(kind: str, augment: bool
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_chunks_and_processes_see_what_one_chunk_sees(kind: str) -> None:
+def test_chunks_and_processes_see_what_one_chunk_sees(kind: str, beton: Path) -> None:
     split = sources.cifar()
     whole = sources.plans(len(split), clients=4)
-    with sources.source_of(kind, split) as source:
+    with sources.source_of(kind, sources.as_read_by(kind, split, beton)) as source:
         expected = sources.by_step(sources.problem(source), whole)
         for first, size in ((0, 1), (1, 3), (2, 2)):
             part = [
@@ -58,12 +68,12 @@ def test_chunks_and_processes_see_what_one_chunk_sees(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_clients_may_be_taken_by_several_threads_at_once(kind: str) -> None:
+def test_clients_may_be_taken_by_several_threads_at_once(kind: str, beton: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     split = sources.cifar()
     (plan,) = sources.plans(len(split), rounds=1, clients=6, steps=4)
-    with sources.source_of(kind, split) as source:
+    with sources.source_of(kind, sources.as_read_by(kind, split, beton)) as source:
         expected = sources.by_step(sources.problem(source), [plan])[0]
         problem = sources.problem(source)
 
@@ -76,20 +86,20 @@ def test_clients_may_be_taken_by_several_threads_at_once(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_evaluation_sees_every_sample_once_in_order(kind: str) -> None:
-    split = sources.cifar(50)
+def test_evaluation_sees_every_sample_once_in_order(kind: str, beton: Path) -> None:
+    split = sources.cifar()
     with (
         sources.source_of("resident", split, augment=False) as resident,
-        sources.source_of(kind, split, augment=False) as source,
+        sources.source_of(kind, sources.as_read_by(kind, split, beton), augment=False) as source,
     ):
-        for _, (begin, end) in itertools.product(range(2), ((0, 20), (20, 40), (40, 60))):
+        for _, (begin, end) in itertools.product(range(2), ((0, 25), (25, 50), (50, 75))):
             expected, found = resident.rows(begin, end), source.rows(begin, end)
             assert torch.equal(found.inputs, expected.inputs) and torch.equal(found.targets, expected.targets)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_never_more_than_the_prefetch_depth_is_held(kind: str, tmp_path: Path) -> None:
-    with sources.source_of(kind, sources.cifar(), prefetch=2) as source:
+def test_never_more_than_the_prefetch_depth_is_held(kind: str, beton: Path) -> None:
+    with sources.source_of(kind, sources.as_read_by(kind, sources.cifar(), beton), prefetch=2) as source:
         rounds = sources.plans(60, rounds=4)
         sources.by_step(sources.problem(source), rounds)
         sources.by_client(sources.problem(source), rounds)

@@ -8,11 +8,14 @@ from torch.utils.data import TensorDataset
 from fastlocal.errors import UsageError
 
 from ..images.arrays import ArrayImages
+from ..images.beton import BetonImages
 from ..transforms import Augmentation
 from ..types import AnySplit, BadSample, MapSplit, Split, StoredSplit
 from . import Reading
 from .engine import Cutter, Engine
 from .streaming import Layout, StreamingSource
+
+FFCV = "apt-get install g++ pkg-config libopencv-dev libturbojpeg0-dev, then pip install 'fastlocal[ffcv]'"
 
 
 def streaming(split: AnySplit, reading: Reading, *, augment: bool) -> StreamingSource:
@@ -58,7 +61,15 @@ def _images(split: StoredSplit, seed: int, augment: bool) -> tuple[Cutter, Layou
 
 
 def _engine(samples: Cutter | MapSplit, layout: Layout, reading: Reading) -> Engine:
-    assert reading.kind == "torch" or isinstance(samples, Cutter), "other kinds are refused before"
-    from .torch_workers import TorchWorkers
+    if isinstance(samples, MapSplit) or reading.kind == "torch":
+        from .torch_workers import TorchWorkers
 
-    return TorchWorkers(samples, reading.workers)
+        return TorchWorkers(samples, reading.workers)
+    height, width, channels = layout.sample_shape
+    assert reading.kind == "ffcv" and isinstance(samples.images, BetonImages), "others are refused before"
+    try:
+        from .ffcv_stream import FfcvStream
+    except ImportError as error:
+        raise UsageError(f"--source ffcv: FFCV cannot be imported ({error}); {FFCV}") from None
+    path, field = str(samples.images.path), samples.images.image_field
+    return FfcvStream(path, field, samples, (height, width, channels), reading.workers)
