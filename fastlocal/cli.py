@@ -24,6 +24,7 @@ COMMANDS = {
     "recipes": "the named runs that train takes",
 }
 USAGE_STATUS, STOPPED_STATUS, FULL_DISK_STATUS = 2, 75, 1
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BROKEN_PIPE_STATUS = 128 + 13  # as a shell shows a program that SIGPIPE ended
 
 
@@ -47,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             _quiet_stdout()
             return BROKEN_PIPE_STATUS
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in FULL_DISK:
                 raise
-            print(f"fastlocal: error: {error}", file=sys.stderr)
+            print(f"fastlocal: error: {error.strerror}; what was written before is whole", file=sys.stderr)
             _quiet_stdout()
             return FULL_DISK_STATUS
         if argv is None and status == STOPPED_STATUS:

@@ -1,5 +1,7 @@
 """Ctrl-C and SIGTERM: both raise KeyboardInterrupt, and where that would do harm, at `poll` alone.
 
+What is worth finishing first, such as a chunk's round, is `finishing`: there `poll` waits a while with it.
+
 A KeyboardInterrupt can come up between any two instructions. Within torch.save it turns into a RuntimeError, within a
 callback of the interpreter it is printed and lost, and while torch is imported it ends the process in C++.
 """
@@ -21,10 +23,11 @@ SAME_REQUEST_S = 1.0
 
 _waiting: list[int] = []
 _first_at: float | None = None
-_asked_again = False
+_again_at: float | None = None
 _patience: float | None = None
 _interrupted_at = -SAME_REQUEST_S
 
+WATCH_S = 0.1
 POLITE_SHARE = 0.9
 """Of the time that is given to finish something, before it is given up; the rest is for giving up."""
 
@@ -72,6 +75,30 @@ def finishing(seconds: float) -> Iterator[None]:
         _patience = before
 
 
+@contextlib.contextmanager
+def deadline(seconds: float, too_late: Callable[[], object]) -> Iterator[None]:
+    """While it lasts, `too_late` is called where what a signal asks for takes longer than that, from a thread.
+
+    A second signal leaves SAME_REQUEST_S. For steps that take long and poll nothing meanwhile.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(WATCH_S):
+            now = time.monotonic()
+            first = _first_at is not None and now - _first_at > max(seconds, SAME_REQUEST_S)
+            again = _again_at is not None and now - _again_at > SAME_REQUEST_S
+            if first or again:
+                too_late()
+                return
+
+    threading.Thread(target=watch, name="deadline", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
 def poll() -> None:
     """Raise KeyboardInterrupt if a signal came meanwhile; costs nothing otherwise."""
     if _patience is None:
@@ -86,15 +113,16 @@ def poll() -> None:
 
 def requested_for(seconds: float) -> bool:
     """Whether the first signal is longer ago than that, or a second one came after it."""
-    return _first_at is not None and (_asked_again or time.monotonic() - _first_at > seconds)
+    return _first_at is not None and (_again_at is not None or time.monotonic() - _first_at > seconds)
 
 
 def _note() -> None:
-    global _first_at, _asked_again
+    global _first_at, _again_at
+    now = time.monotonic()
     if _first_at is None:
-        _first_at = time.monotonic()
-    elif time.monotonic() - _first_at > SAME_REQUEST_S:
-        _asked_again = True
+        _first_at = now
+    elif _again_at is None and now - _first_at > SAME_REQUEST_S:
+        _again_at = now
 
 
 def _forget() -> None:
@@ -104,9 +132,9 @@ def _forget() -> None:
 
 
 def _forget_requests() -> None:
-    global _first_at, _asked_again
+    global _first_at, _again_at
     _waiting.clear()
-    _first_at, _asked_again = None, False
+    _first_at = _again_at = None
 
 
 def _interrupted() -> None:

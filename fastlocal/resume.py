@@ -16,7 +16,7 @@ from .saving import RESUME_NAME, saved_paths
 from .state_file import DamagedState, State, read_state_file
 
 FREE = {
-    *("epochs", "rounds", "data_pth", "train_pth", "val_pth", "nw"),
+    *("epochs", "rounds", "data_pth", "train_pth", "val_pth", "nw", "source", "prefetch"),
     *(name for name, area in AREA_OF.items() if area in ("machine", "log") and name not in ("precision", "seed")),
 }
 """Fields that say where a run ends, where things are and how it is computed, not what was computed so far."""

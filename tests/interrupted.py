@@ -1,4 +1,4 @@
-"""Runs that signals stop at chosen moments, and what must then be the same as in a run that nothing stopped."""
+"""Runs in this process that signals stop at chosen moments."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fastlocal.config import RunConfig
@@ -15,7 +14,6 @@ from fastlocal.interrupts import interruptible
 from fastlocal.loop import Loop
 from fastlocal.losses import cross_entropy
 from fastlocal.run import prepare, train
-from fastlocal.state_file import read_state_file
 from fastlocal.telemetry.base import Logger
 
 RUN: dict[str, Any] = {
@@ -62,24 +60,3 @@ def run(folder: Path, module: nn.Module, data: DataSet, *loggers: Logger, resume
         ready = prepare(config, data, lambda: module, cross_entropy, model_flag="model")
         CALLS[0] = 0
         return train(ready, overwrite=False, sinks=lambda path: list(loggers), resume=resume)
-
-
-def left_behind(directory: Path) -> dict[str, Any]:
-    """Everything in a run directory but where it is, tensors bit for bit; half-written files are none of it."""
-    found: dict[str, Any] = {}
-    for path in sorted(directory.iterdir()):
-        if path.suffix == ".jsonl":
-            found[path.name] = path.read_text()
-        elif path.name == "resume.pt":
-            state = read_state_file(path)
-            numbers = {name: value for name, value in state.numbers.items() if name != "config"}
-            found[path.name] = repr(numbers), _bits(state.tensors)
-        elif path.suffix == ".pt" and not path.name.startswith("resume."):
-            found[path.name] = _bits(torch.load(path, weights_only=True))
-        elif path.suffix != ".pt":
-            assert path.name == "config.json", f"{path.name} is left"
-    return found
-
-
-def _bits(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    return {name: (value.dtype, value.shape, value.numpy().tobytes()) for name, value in tensors.items()}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.interrupted import left_behind
+from bench.kill import difference, left_behind
 from tests.tiny import metrics, run, train_words, tree, write_npz
 
 MOMENTUM = ("--momentum", "0.9", "--debug", "--chunk", "1", "--step1", "3")
@@ -44,7 +44,7 @@ def test_a_longer_run(by: str, data: Path, copied: Path, tmp_path: Path, capsys:
         longer = [*train_words(data, copied), *MOMENTUM, "--continue", "1", "--epochs", "5"]
     outcome = run(capsys, *longer)
     assert outcome.status == 0 and "going on after 2 rounds" in outcome.err, outcome.err
-    assert left_behind(copied) == left_behind(tmp_path / "long")
+    assert difference(left_behind(copied), left_behind(tmp_path / "long")) == ""
     stored = [json.loads((folder / "config.json").read_text()) for folder in (copied, tmp_path / "long")]
     assert [one["log"].pop("log_pth") for one in stored] == [str(copied), str(tmp_path / "long")]
     assert stored[0] == stored[1]
@@ -66,10 +66,10 @@ def test_without_a_saved_state_it_starts_over(
     (copied / "metrics.jsonl").write_text('{"comm_ro')
     (copied / ".latest.pt.abc.fastlocal.tmp").write_text("half")
     assert run(capsys, "train", "--config", copied / "config.json", "--continue").status == 0
-    assert left_behind(copied) == wanted
+    assert difference(left_behind(copied), wanted) == ""
     words = [*train_words(data, tmp_path / "new"), *MOMENTUM, "--epochs", "2", "--continue"]
     assert run(capsys, *words).status == 0
-    assert left_behind(tmp_path / "new") == wanted
+    assert difference(left_behind(tmp_path / "new"), wanted) == ""
 
 
 REFUSED: dict[str, tuple[Any, ...]] = {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..checks import check
 from ..errors import NonFiniteLoss
-from ..interrupts import held_back
+from ..interrupts import deadline, held_back
 from .flags import TrainFlags, parse
 
 if TYPE_CHECKING:
@@ -57,13 +57,14 @@ def start(flags: TrainFlags, finish: Callable[[Prepared, Loop], None], *, eval_e
     config = prepared.config
     directory = Path(str(config.log.log_pth))
     try:
-        loop = train(
-            prepared,
-            overwrite=flags.overwrite,
-            sinks=partial(sinks, config.log, config.name, console=True),
-            resume=flags.continue_,
-            eval_every=eval_every,
-        )
+        with deadline(config.log.grace, partial(_leave, directory)):
+            loop = train(
+                prepared,
+                overwrite=flags.overwrite,
+                sinks=partial(sinks, config.log, config.name, console=True),
+                resume=flags.continue_,
+                eval_every=eval_every,
+            )
     except NonFiniteLoss as error:
         print(f"fastlocal: stopped: {error}; {_reached(directory)}", file=sys.stderr)
         return NOT_FINITE
@@ -72,6 +73,12 @@ def start(flags: TrainFlags, finish: Callable[[Prepared, Loop], None], *, eval_e
         return STOPPED
     finish(prepared, loop)
     return 0
+
+
+def _leave(directory: Path) -> None:
+    """End the process where it stands: what is on the disk is whole at every moment."""
+    print(f"fastlocal: stopped by a signal, without saving in time; {_reached(directory)}", file=sys.stderr, flush=True)
+    os._exit(STOPPED)
 
 
 def _reached(directory: Path) -> str:

@@ -1,0 +1,188 @@
+"""Runs that are killed at random moments and continued, against the same runs undisturbed.
+
+    python -m bench.kill [--kills 100] [--seed 0]        prints and writes bench/results/cpu/kill.csv
+
+A process is killed by SIGKILL after a random time, or when it has begun to write a file, and started again with
+--continue, until a fair share of the kills is done; the next process ends the run. Everything in the run directory must
+then be as in the undisturbed run to the bit: models, momenta, counters, metrics and the loss of every step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import platform
+import random
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.forks import Fork, Forks, wait_until
+from fastlocal.checkpoint import TEMPORARY_SUFFIX
+from fastlocal.state_file import read_state_file
+
+TABLE = Path(__file__).parent / "results" / "cpu" / "kill.csv"
+COMMON = """
+    --device cpu --batch-size 4 --total-batch-size 12 --chunk 1 --debug --momentum 0.9 --save-freq1 3 --bn-batches 4
+"""
+CASES = {
+    "mlp, Nesterov, label noise, warm-up, a decay": (
+        "--model mlp --nesterov --label-noise --warm-up --warmup-epochs 2 --decay1 2 --step1 2 --step2 3 --epochs 5"
+    ),
+    "mlp, replacement, stacked, seldom evaluated": (
+        "--model mlp --replacement --executor stacked --step1 2 --step2 2 --eval-freq1 3 --save-every 1 --epochs 6"
+    ),
+    "resnet20, BatchNorm, augmented, by epochs": (
+        "--model resnet20 --aug 1 --schedule epochs --step1 2 --lr 0.1 --epochs 2"
+    ),
+    "resnet20_gn, saved by the clock": "--model resnet20_gn --save-minutes 0.002 --step1 2 --step2 2 --epochs 2",
+}
+LONGEST_S = 120.0
+
+
+@dataclass
+class Outcome:
+    """Of one run: processes killed, and how many of them had a file half-written; what went wrong, or nothing."""
+
+    kills: int
+    while_writing: int
+    failure: str
+
+
+def write_data(path: Path) -> None:
+    """64 and 16 grey images of 8 x 8 with 4 classes."""
+    draw = np.random.default_rng(0)
+    halves = {"train": 64, "test": 16}
+    images = {f"x_{half}": draw.integers(0, 256, (n, 8, 8), dtype=np.uint8) for half, n in halves.items()}
+    np.savez(path, **images, **{f"y_{half}": np.arange(n) % 4 for half, n in halves.items()})
+
+
+def left_behind(directory: Path) -> dict[str, Any]:
+    """Everything in a run directory that must not depend on interruptions, tensors bit for bit.
+
+    config.json says where the directory is, and which earlier states are kept depends on when they were saved.
+    """
+    found: dict[str, Any] = {}
+    for path in sorted(directory.iterdir()):
+        if path.name == "resume.pt":
+            state = read_state_file(path)
+            numbers = {name: value for name, value in state.numbers.items() if name != "config"}
+            found[path.name] = repr(numbers), _bits(state.tensors)
+        elif path.suffix == ".pt":
+            if not path.name.startswith("resume."):
+                found[path.name] = _bits(torch.load(path, weights_only=True))
+        elif path.name != "config.json":
+            found[path.name] = path.read_bytes()
+    return found
+
+
+def _bits(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    return {name: (value.dtype, value.shape, value.numpy().tobytes()) for name, value in tensors.items()}
+
+
+def words_of(case: str, data: Path, directory: Path) -> list[str]:
+    """The command line of a case; the same starts it and goes on with it."""
+    where = ["train", "--dataset", "npz", "--data-pth", str(data), "--log-pth", str(directory), "--continue"]
+    return [*where, *COMMON.split(), *CASES[case].split()]
+
+
+def undisturbed(forks: Forks, case: str, data: Path, directory: Path) -> tuple[dict[str, Any], float]:
+    """What a run leaves that nothing disturbs, and the seconds that it takes."""
+    began = time.monotonic()
+    status = forks.start(words_of(case, data, directory), directory.with_suffix(".log")).status()
+    if status != 0:
+        raise RuntimeError(f"{case}: status {status}\n{directory.with_suffix('.log').read_text()}")
+    return left_behind(directory), time.monotonic() - began
+
+
+def killed(
+    forks: Forks, case: str, data: Path, directory: Path, kills: int, seconds: float, draw: random.Random
+) -> Outcome:
+    """A run that is killed so often, or as often as it lasts, and then ends; `failure` is left empty."""
+    outcome = Outcome(0, 0, "")
+    while True:
+        process = forks.start(words_of(case, data, directory), directory.with_suffix(".log"))
+        if outcome.kills < kills:
+            _wait_for_a_moment(process, directory, seconds, draw)
+            process.send(signal.SIGKILL)
+        status = process.status()
+        if status == 0:
+            return outcome
+        if status != -signal.SIGKILL:
+            outcome.failure = f"status {status}: {directory.with_suffix('.log').read_text()[-300:]!r}"
+            return outcome
+        outcome.kills += 1
+        outcome.while_writing += bool(list(directory.glob(f".*{TEMPORARY_SUFFIX}")))
+
+
+def _wait_for_a_moment(process: Fork, directory: Path, seconds: float, draw: random.Random) -> None:
+    if draw.random() < 0.5:
+        time.sleep(draw.uniform(0, 0.7 * seconds))
+        return
+    time.sleep(draw.uniform(0, 0.5 * seconds))
+    name = draw.choice([".resume.pt.*", ".resume.pt.*", ".latest.pt.*"])
+    wait_until(lambda: not process.running() or any(directory.glob(name)), LONGEST_S)
+    time.sleep(draw.choice([0, 0, draw.uniform(0, 0.003)]))
+
+
+def kill_cases(folder: Path, kills: int, runs_of: int, seed: int) -> Iterator[tuple[str, Outcome]]:
+    """The outcome of run after run, at most `runs_of` kills each, case after case, until so many kills are done."""
+    draw, done = random.Random(seed), 0
+    write_data(folder / "data.npz")
+    with Forks() as forks:
+        wanted = {
+            case: undisturbed(forks, case, folder / "data.npz", folder / f"undisturbed{number}")
+            for number, case in enumerate(CASES)
+        }
+        for number in range(10 * kills):
+            if done >= kills:
+                return
+            case = list(CASES)[number % len(CASES)]
+            directory = folder / f"killed{number}"
+            most = min(runs_of, kills - done)
+            outcome = killed(forks, case, folder / "data.npz", directory, most, wanted[case][1], draw)
+            if not outcome.failure:
+                outcome.failure = difference(left_behind(directory), wanted[case][0])
+            done += outcome.kills
+            yield case, outcome
+
+
+def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """Which files differ, or an empty string."""
+    names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    return f"differ: {', '.join(names)}" if names else ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    rows: dict[str, list[Outcome]] = {case: [] for case in CASES}
+    with tempfile.TemporaryDirectory() as folder:
+        for case, outcome in kill_cases(Path(folder), given.kills, 6, given.seed):
+            rows[case].append(outcome)
+            print(f"{case}: {outcome.kills} kills, {outcome.while_writing} while writing {outcome.failure}", flush=True)
+    TABLE.parent.mkdir(parents=True, exist_ok=True)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    with TABLE.open("w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["commit", "torch", "python", "seed", "case", "runs", "kills", "while_writing", "failures"])
+        about = [commit, torch.__version__, platform.python_version(), given.seed]
+        for case, outcomes in rows.items():
+            counts = [sum(one.kills for one in outcomes), sum(one.while_writing for one in outcomes)]
+            table.writerow([*about, case, len(outcomes), *counts, sum(bool(one.failure) for one in outcomes)])
+    print(TABLE.read_text())
+
+
+if __name__ == "__main__":
+    main()
