@@ -39,9 +39,11 @@ FFCV = ["ffcv>=1.0.2"]
 DALI = ["nvidia-dali-cuda130"]
 WANDB = ["wandb>=0.30"]
 TENSORBOARD = ["tensorboard"]
+BENCH = ["matplotlib>=3.8"]
 DEV = [
     *WANDB,
     *TENSORBOARD,
+    *BENCH,
     "hypothesis>=6.100",
     "mypy>=1.15",
     "pytest>=8",
@@ -79,9 +81,10 @@ setup(
         "dali": DALI,
         "wandb": WANDB,
         "tensorboard": TENSORBOARD,
+        "bench": BENCH,
         "dev": DEV,
         "test": TEST,
-        "all": [*FFCV, *DALI, *WANDB, *TENSORBOARD],
+        "all": [*FFCV, *DALI, *WANDB, *TENSORBOARD, *BENCH],
     },
     entry_points={"console_scripts": ["fastlocal = fastlocal.cli:main"]},
     classifiers=[

@@ -1,0 +1,110 @@
+"""Figures of what bench.throughput and bench.scaling measured.
+
+    python -m bench.plot [--folder bench/results/cpu]
+
+Writes throughput.png (ratio to the reference's loop over clients, a panel per model) and scaling.png (cost of a
+client-step). Needs matplotlib: pip install fastlocal[bench].
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.case import RESULTS, device_name
+
+Row = dict[str, str]
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a CSV file; none where there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def pyplot() -> Any:
+    """matplotlib's, without a display; imported here so that the other benches need none."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
+
+
+def ratios(rows: Sequence[Row], path: Path) -> bool:
+    """Times as fast as the reference over clients, one panel per model, batch and precision with several counts."""
+    panels: dict[tuple[str, str, str], dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row["ratio"]:
+            place = panels[row["model"], row["batch"], row["precision"]]
+            place[row["variant"]].append((int(row["clients"]), float(row["ratio"])))
+    several = {key: lines for key, lines in panels.items() if any(len(points) > 1 for points in lines.values())}
+    if not several:
+        return False
+    plt = pyplot()
+    figure, axes = plt.subplots(1, len(several), figsize=(4.6 * len(several), 4.2), squeeze=False)
+    for axis, ((model, batch, precision), lines) in zip(axes[0], several.items(), strict=True):
+        for name, points in lines.items():
+            ours = name.startswith("fastlocal")
+            style = {"linewidth": 2.4, "marker": "o"} if ours else {"linewidth": 1.2, "linestyle": "--", "marker": "."}
+            axis.plot(*zip(*sorted(points), strict=True), label=name, **style)
+        axis.set(xscale="log", xlabel="clients", title=f"{model}, batch {batch}, {precision}")
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:.0f}")
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("times as fast as the loop")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=4, fontsize="small", frameon=False)
+    figure.tight_layout(rect=(0, 0.14, 1, 1))
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return True
+
+
+def costs(rows: Sequence[Row], path: Path) -> bool:
+    """Milliseconds per client-step over clients."""
+    lines: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for row in rows:
+        name = f"{row['model']}, batch {row['batch']}, H={row['local_steps']}"
+        lines[name].append((int(row["clients"]), float(row["ms_per_client_step"])))
+    lines = defaultdict(list, {name: points for name, points in lines.items() if len(points) > 1})
+    if not lines:
+        return False
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(5, 3.6))
+    for name, points in lines.items():
+        axis.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:.0f}")
+    axis.set(xlabel="clients", ylabel="ms per client-step", ylim=(0, None))
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return True
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.plot", description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=RESULTS / device_name(), help="where the CSV files are")
+    folder = parser.parse_args(arguments).folder
+    drawn = 0
+    for draw, name in ((ratios, "throughput"), (costs, "scaling")):
+        if draw(read(folder / f"{name}.csv"), folder / f"{name}.png"):
+            print(folder / f"{name}.png")
+            drawn += 1
+    return 0 if drawn else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""One way to train one case, in a process of its own that takes turns with the others.
+
+    python -m bench.worker VARIANT CASE FILE
+
+On its standard input, each line "go" is one communication round; the answer is its seconds on standard output, after
+a first line that describes the variant or says why there is none. FILE gets the parameters after a first round, which
+no timing includes. The end of the input ends the process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.case import Case
+from bench.loops import LOOPS, Task
+from fastlocal.checks import check
+from fastlocal.data.streams import Streams, StreamSpec
+from fastlocal.errors import UsageError
+from fastlocal.named import prepare_named
+from fastlocal.run import Prepared, train
+from fastlocal.telemetry.base import Logger, RoundReport, RunSummary
+
+
+def answer(pipe: Any, **values: Any) -> None:
+    print(json.dumps(values), file=pipe, flush=True)
+
+
+def turn() -> bool:
+    """Wait for the word to go; False at the end."""
+    return sys.stdin.readline().strip() == "go"
+
+
+class Turns(Logger):
+    """Lets a run train one round at a time."""
+
+    def __init__(self, pipe: Any, about: dict[str, Any]) -> None:
+        self._pipe, self._about = pipe, about
+        self._began = 0.0
+
+    def _wait(self) -> None:
+        if not turn():
+            raise KeyboardInterrupt
+        self._began = time.perf_counter()
+
+    def start(self, summary: RunSummary) -> None:
+        answer(self._pipe, **self._about)
+        self._wait()
+
+    def round(self, report: RoundReport) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        answer(self._pipe, seconds=time.perf_counter() - self._began)
+        self._wait()
+
+
+def prepared_run(case: Case, folder: Path, **more: Any) -> Prepared:
+    config = case.config(folder, **more)
+    check(config)
+    return prepare_named(config, lambda text: None)
+
+
+def run_fastlocal(executor: str, case: Case, folder: Path, file: Path, pipe: Any) -> None:
+    """The trainer itself, as `fastlocal train` runs it."""
+    prepared = prepared_run(case, folder / "run", executor=executor)
+    machine = prepared.config.machine
+    chosen = {name: getattr(machine, name) for name in vars(machine) if name not in ("seed", "memory_limit")}
+    once = prepared_run(case, folder / "gate", **{**chosen, "rounds": 1, "eval_freq1": 1})
+    loop = train(once, overwrite=False, sinks=lambda directory: [])
+    torch.save(loop.averaged.row.cpu(), file)
+    backend = f"{machine.executor}, chunk {machine.chunk}"
+    if machine.executor == "stacked" and machine.conv_strategy != "auto":
+        backend += f", {machine.conv_strategy}"
+    try:
+        train(prepared, overwrite=False, sinks=lambda directory: [Turns(pipe, {"backend": backend})])
+    except KeyboardInterrupt:
+        pass
+
+
+def run_loop(name: str, case: Case, folder: Path, file: Path, pipe: Any) -> None:
+    """One of the other ways, on the same samples."""
+    prepared = prepared_run(case, folder, executor="looped", chunk=1)
+    problem = prepared.problem
+    whole = problem.source.rows(0, len(problem.source))
+
+    def make() -> Any:
+        task = Task(problem.module, whole.inputs, whole.targets, case.clients, problem.numerics, case.momentum)
+        return LOOPS[name](task)
+
+    config = prepared.config
+    spec = StreamSpec(len(problem.source), case.clients, case.batch, prepared.progress.steps_per_epoch, True, 0)
+    streams = Streams(spec)
+
+    def sample_ids(number: int) -> Tensor:
+        first = number * case.local_steps
+        return streams.sample_ids(first, case.local_steps, range(config.clients)).to(whole.inputs.device)
+
+    way = make()
+    way.round(sample_ids(0))
+    torch.save(way.row().detach().cpu(), file)
+    answer(pipe, backend=name)
+    number = 1
+    while turn():
+        began = time.perf_counter()
+        way.round(sample_ids(number))
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        answer(pipe, seconds=time.perf_counter() - began)
+        number += 1
+
+
+def main(variant: str, case_text: str, file: str) -> int:
+    pipe = os.fdopen(os.dup(1), "w")  # what anything prints besides must not be taken for an answer
+    os.dup2(2, 1)
+    case = Case(**json.loads(case_text))
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            if variant.startswith("fastlocal "):
+                run_fastlocal(variant.removeprefix("fastlocal "), case, Path(folder), Path(file), pipe)
+            else:
+                run_loop(variant, case, Path(folder), Path(file), pipe)
+        except (UsageError, RuntimeError, MemoryError) as error:
+            answer(pipe, fault=f"{type(error).__name__}: {error}".splitlines()[0])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
