@@ -88,6 +88,8 @@ PARTS = (
     _timing("norm_act_backward", 35),
     Part("count bytes", ("-m", "bench.dram"), 90),
     _timing("label_noise_loss", 15),
+    Part("training", ("-m", "bench.throughput", "--cases", "targets", "--turns", "8"), 200),
+    Part("training over clients", ("-m", "bench.scaling", "--model", "resnet20_gn", "--turns", "4"), 120),
     _timing("client_norm", 10),
 )
 """The most important first. Another bench joins by a line here."""

@@ -91,9 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(run_one(Measured(**given | {"case": Case(**given["case"])}))))
         return 0
     about, rows, worst = machine(), [], 0.0
-    print(
-        "| case | executor | chunk | predicted MiB | measured MiB | ratio | without torch |\n|---|---|--:|--:|--:|--:|--:|"
-    )
+    print("| case | executor | chunk | predicted MiB | measured MiB | ratio | without torch |")
+    print("|---|---|--:|--:|--:|--:|--:|")
     for one in CASES:
         if asked.only not in (None, one.case.model):
             continue

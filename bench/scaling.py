@@ -1,6 +1,6 @@
 """The cost of one client-step as the clients grow, and as H grows: flat or falling is what is aimed at.
 
-    python -m bench.scaling --model mlp --seconds 60
+    python -m bench.scaling --model mlp
 
 Each size is a process of its own with `--executor auto`; all take turns. Rows go to bench/results/DEVICE/scaling.csv.
 """
@@ -42,9 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clients", type=numbers, default=CLIENTS)
     parser.add_argument("--steps", type=numbers, default=STEPS, help=f"H to compare at {AT} clients")
     parser.add_argument("--executor", default="auto")
-    parser.add_argument("--seconds", type=float, default=10.0, help="for the rounds of one size")
+    parser.add_argument("--turns", type=float, default=8.0, help="seconds for the rounds of one size")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no size is started")
     parser.add_argument("--out", type=Path, default=RESULTS / device_name(), help="folder for scaling.csv")
     asked = parser.parse_args(arguments)
+    end = time.monotonic() + asked.seconds
     base, about, rows = Case(asked.model, AT, asked.batch, asked.local_steps, momentum=0.0), machine(), []
     print("| clients | H | ms per client-step | p20 to p80 | ran as |\n|--:|--:|--:|--:|---|", flush=True)
     for case in sizes(base, asked.clients, asked.steps):
@@ -52,8 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if case.clients * SIZES[case.model][0] * 4 * COPIES > available(torch.device(_kind())):
             print(f"{place} skipped: does not fit | | |", flush=True)
             continue
+        if time.monotonic() > end:
+            print(f"{place} skipped: no time was left | | |", flush=True)
+            continue
         began = time.monotonic()
-        one = measure(case, [f"fastlocal {asked.executor}"], None, asked.seconds)[0]
+        one = measure(case, [f"fastlocal {asked.executor}"], None, asked.turns)[0]
         if not one.seconds:
             print(f"{place} {one.fault} | | |", flush=True)
             continue

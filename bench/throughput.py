@@ -1,6 +1,6 @@
 """Client-steps and samples per second of every executor here, beside the loops that other code trains with.
 
-    python -m bench.throughput --cases targets --seconds 30         the cases that the project aims at
+    python -m bench.throughput --cases targets --turns 30           the cases that the project aims at
     python -m bench.throughput --cases mlp,cnn --clients 1,8,32     part of the grid; all of it by default
     python -m bench.throughput --cases "resnet20_gn:8x32" --variants "loop, sync per step" "fastlocal auto"
 
@@ -167,24 +167,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batches", type=numbers, default=BATCHES, help="of the grid")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--variants", nargs="+", help="some of those that are printed; all by default")
-    parser.add_argument("--seconds", type=float, default=30.0, help="for the turns of one case, its start apart")
-    parser.add_argument("--most", type=float, default=float("inf"), help="seconds after which no case is started")
+    parser.add_argument("--turns", type=float, default=30.0, help="seconds for the turns of one case, its start apart")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no case is started")
     parser.add_argument("--out", type=Path, default=RESULTS / device_name(), help="folder for throughput.csv")
     asked = parser.parse_args(arguments)
     try:
         cases = cases_of(asked.cases, asked.clients, asked.batches, asked.precision)
     except ValueError as error:
         parser.error(f"--cases {error}")
-    about, end, failed = machine(), time.monotonic() + asked.most, False
+    about, end, failed = machine(), time.monotonic() + asked.seconds, False
     for case in cases:
         wanted = asked.variants or variants(case)
-        reason = too_large(case, wanted, asked.seconds)
+        reason = too_large(case, wanted, asked.turns)
         if time.monotonic() > end:
             reason = "no time was left"
         if reason:
             print(f"{case.name}: skipped, {reason}\n", flush=True)
             continue
-        found = measure(case, wanted, REFERENCE if REFERENCE in wanted else None, asked.seconds)
+        found = measure(case, wanted, REFERENCE if REFERENCE in wanted else None, asked.turns)
         failed = failed or any("away from the reference" in one.fault for one in found)
         rows = rows_of(case, found, about)
         keys = ("model", "clients", "batch", "local_steps", "precision", "variant")

@@ -245,7 +245,7 @@ def _needs(config: RunConfig, problem: LocalProblem, data: DataSet, strategies: 
         batch=config.client.batch_size,
         momentum=bool(problem.momentum),
         stacked=stacked,
-        workers=1,
+        workers=(config.machine.workers or 1) if config.machine.executor == "threaded" else 1,
         device=numbers.device.type,
     )
 

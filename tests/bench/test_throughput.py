@@ -55,7 +55,7 @@ def test_cases_by_name() -> None:
 
 
 def test_what_cannot_fit_or_takes_too_long_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    words = ["--cases", "mlp:2000000x8,resnet56:512x128", "--seconds", "1", "--out", str(tmp_path)]
+    words = ["--cases", "mlp:2000000x8,resnet56:512x128", "--turns", "1", "--out", str(tmp_path)]
     assert throughput.main(words) == 0
     printed = capsys.readouterr().out
     assert "GiB together" in printed and "may take" in printed
@@ -64,7 +64,7 @@ def test_what_cannot_fit_or_takes_too_long_is_said(capsys: pytest.CaptureFixture
 
 def test_scaling_and_memory_write_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--model", "mlp", "--clients", "2", "--steps", "", "--local-steps", "1", "--executor", "stacked"]
-    assert scaling.main([*words, "--seconds", "0", "--out", str(tmp_path)]) == 0
+    assert scaling.main([*words, "--turns", "0", "--out", str(tmp_path)]) == 0
     (row,) = read(tmp_path / "scaling.csv")
     assert row["clients"] == "2" and float(row["ms_per_client_step"]) > 0
     monkeypatch.setattr(memory, "CASES", (memory.Measured(Case("mlp", 64, 4, 1), "stacked"),))
