@@ -55,7 +55,7 @@ def test_cases_by_name() -> None:
 
 
 def test_what_cannot_fit_or_takes_too_long_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    words = ["--cases", "mlp:2000000x8,resnet56:512x128", "--turns", "1", "--out", str(tmp_path)]
+    words = ["--cases", "mlp:2000000x8,resnet56:8x128", "--turns", "1", "--out", str(tmp_path)]
     assert throughput.main(words) == 0
     printed = capsys.readouterr().out
     assert "GiB together" in printed and "may take" in printed
