@@ -73,3 +73,12 @@ def test_profile_rounds_must_be_positive(data: Path, tmp_path: Path, capsys: pyt
     done = run(capsys, "profile", *train_words(data, tmp_path / "run")[1:], "--profile-rounds", "0")
     assert done.status == 2 and "--profile-rounds 0: must be at least 1" in done.err
     assert not (tmp_path / "run").exists()
+
+
+def test_worker_threads_are_seen(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their steps are one program each, in threads that were not there when the profiler began."""
+    words = [*train_words(data, tmp_path / "run")[1:], "--executor", "threaded", "--workers", "2"]
+    done = run(capsys, "profile", *words, "--profile-rounds", "2")
+    assert done.status == 0, done.err
+    assert spans(tmp_path / "run")["fastlocal::local_step"] == 4
+    assert "local_step" in done.out and "0.00 values read by the host" in done.out

@@ -19,6 +19,7 @@ from torch.func import functional_call
 
 from ..losses import count_correct
 from ..stack import ClientStack
+from ..telemetry.trace import span
 from .base import LocalProblem, RoundPlan
 from .update import ListUpdate, decays
 
@@ -70,8 +71,9 @@ class ScriptedSteps:
         update = self._update.of(params, momenta)
 
         def take(inputs: Tensor, targets: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-            loss, outputs, grads = step(params, momenta, constants, inputs, targets, rate)
-            update(grads, rate)
+            with span("local_step"):
+                loss, outputs, grads = step(params, momenta, constants, inputs, targets, rate)
+                update(grads, rate)
             return loss, outputs
 
         return take

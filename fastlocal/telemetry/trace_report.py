@@ -9,7 +9,7 @@ from typing import Any
 
 from .trace import PREFIX
 
-STEP_SPANS = ("data", "forward", "backward", "client_sgd")
+STEP_SPANS = ("data", "forward", "backward", "client_sgd", "local_step")
 SPANS = ("plan", *STEP_SPANS, "average", "server")
 """Of a round, as in telemetry.trace; `evaluate` comes apart from them."""
 TOP = 12
