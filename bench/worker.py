@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,25 +86,26 @@ def run_fastlocal(executor: str, case: Case, folder: Path, file: Path, pipe: Any
         pass
 
 
-def run_loop(name: str, case: Case, folder: Path, file: Path, pipe: Any) -> None:
-    """One of the other ways, on the same samples."""
+def task_of(case: Case, folder: Path) -> tuple[Task, Callable[[int], Tensor]]:
+    """What the trainer trains, for other ways to train it: the task, and the sample ids of each round by its number."""
     prepared = prepared_run(case, folder, executor="looped", chunk=1)
     problem = prepared.problem
     whole = problem.source.rows(0, len(problem.source))
-
-    def make() -> Any:
-        task = Task(problem.module, whole.inputs, whole.targets, case.clients, problem.numerics, case.momentum)
-        return LOOPS[name](task)
-
-    config = prepared.config
+    task = Task(problem.module, whole.inputs, whole.targets, case.clients, problem.numerics, case.momentum)
     spec = StreamSpec(len(problem.source), case.clients, case.batch, prepared.progress.steps_per_epoch, True, 0)
     streams = Streams(spec)
 
     def sample_ids(number: int) -> Tensor:
-        first = number * case.local_steps
-        return streams.sample_ids(first, case.local_steps, range(config.clients)).to(whole.inputs.device)
+        ids = streams.sample_ids(number * case.local_steps, case.local_steps, range(case.clients))
+        return ids.to(whole.inputs.device)
 
-    way = make()
+    return task, sample_ids
+
+
+def run_loop(name: str, case: Case, folder: Path, file: Path, pipe: Any) -> None:
+    """One of the other ways, on the same samples."""
+    task, sample_ids = task_of(case, folder)
+    way = LOOPS[name](task)
     way.round(sample_ids(0))
     torch.save(way.row().detach().cpu(), file)
     answer(pipe, backend=name)

@@ -6,11 +6,13 @@ import csv
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import memory, plot, scaling, throughput
 from bench.case import Case
-from bench.loops import REFERENCE
+from bench.loops import LOOPS, ON_GPU_ONLY, REFERENCE
 from bench.turns import Variant, measure
+from bench.worker import task_of
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -18,12 +20,26 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_every_loop_trains_what_the_trainer_trains() -> None:
-    """The gate of a real case: each variant's first round from the same weights on the same samples."""
-    wanted = [name for name in throughput.variants(Case("cnn", 3, 4, 2)) if name not in ("loop, compiled",)]
-    found = measure(Case("cnn", 3, 4, 2), wanted, REFERENCE, 0.0, at_least=1, most=1)
-    assert {one.name: one.fault for one in found} == dict.fromkeys(wanted, "")
-    assert all(len(one.seconds) == 1 and one.seconds[0] > 0 for one in found)
+def test_processes_take_turns_after_the_gate() -> None:
+    """The reference and an executor train the same round from the same weights; an unknown one has a fault."""
+    wanted = [REFERENCE, "fastlocal stacked", "no such loop"]
+    found = measure(Case("mlp", 3, 4, 2), wanted, REFERENCE, 0.0, at_least=2, most=2)
+    assert [len(one.seconds) for one in found] == [2, 2, 0]
+    assert [bool(one.fault) for one in found] == [False, False, True]
+    assert found[1].backend == "stacked, chunk 3"
+
+
+@pytest.mark.parametrize("name", [name for name in LOOPS if name not in (REFERENCE, "loop, compiled", *ON_GPU_ONLY)])
+def test_every_loop_trains_what_the_reference_trains(name: str, tmp_path: Path) -> None:
+    task, sample_ids = task_of(Case("cnn", 3, 4, 2), tmp_path)
+    rows = []
+    for way in (LOOPS[REFERENCE](task), LOOPS[name](task)):
+        for number in range(2):
+            way.round(sample_ids(number))
+        rows.append(way.row().clone())
+    start = torch.cat([value.detach().flatten() for value in task.module.parameters()])
+    assert (rows[0] - start).norm() > 1e-3
+    assert (rows[1] - rows[0]).norm() < 1e-3 * (rows[0] - start).norm()
 
 
 def test_rows_hold_medians_and_ratios_of_the_same_turn(tmp_path: Path) -> None:
