@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.images.files import FileImages
-from fastlocal.data.preparing.beton import BetonSettings, WriteMode, write_beton
+from fastlocal.data.preparing.beton import BetonSettings, FfcvWriter, WriteMode, write_beton
 from fastlocal.data.preparing.half import Half
 from fastlocal.data.sources import Reading, make_source
 from fastlocal.data.sources.base import Source
@@ -58,7 +58,8 @@ def beton(folder: Path, images: StoredImages, write_mode: WriteMode, quality: in
     if importlib.util.find_spec("ffcv") is None:
         return folder / "train.beton"
     half = Half("train", images, torch.arange(len(images)) % 10, 10, None, {}, {})
-    return write_beton(half, folder, BetonSettings(write_mode, None, quality, 0.5), 1, lambda done: None)
+    with FfcvWriter(1) as writer:
+        return write_beton(half, folder, BetonSettings(write_mode, None, quality, 0.5), writer, lambda done: None)
 
 
 def as_read_by(kind: str, split: Split, path: Path) -> AnySplit:

@@ -16,6 +16,7 @@ from tests.data import sources
 KINDS = [
     "torch",
     pytest.param("ffcv", marks=pytest.mark.needs("ffcv")),
+    pytest.param("dali", marks=pytest.mark.needs("nvidia.dali")),
 ]
 NOISE = LabelNoise(p=0.3, classes=10, seed=9)
 

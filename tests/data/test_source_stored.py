@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as vision
 
+from fastlocal.data.images.arrays import ArrayImages
 from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.images.files import FileImages
 from fastlocal.data.transforms import Augmentation, Rows, boxes, cut
@@ -21,7 +23,7 @@ from fastlocal.errors import UsageError
 from tests.data import sources
 
 LEVELS: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
-MOST_APART = {"ffcv": (12, 1.5)}
+MOST_APART = {"ffcv": (12, 1.5), "dali": (8, 0.5)}
 """Grey levels between a JPEG's pixels by Pillow and by another decoder after a resize: at most, and on average."""
 
 
@@ -113,6 +115,39 @@ def check_apart(kind: str, ours: list[Any], expected: list[Any]) -> None:
         assert all(map(torch.equal, others, targets))
         apart = (inputs - wanted).abs() * 255
         assert apart.max() <= most and apart.mean() <= average
+
+
+@pytest.mark.needs("nvidia.dali")
+@pytest.mark.parametrize("augment", [True, False])
+def test_dali_decodes_and_resizes_jpegs_a_few_grey_levels_apart(files: list[Path], augment: bool) -> None:
+    split = sources.stored(files)
+    check_apart("dali", found(split, "dali", augment), found(split, "torch", augment))
+
+
+@pytest.mark.needs("nvidia.dali")
+def test_dali_resizes_raw_images_to_two_levels() -> None:
+    images = sources.cifar(24)
+    split = StoredSplit(ArrayImages(images.inputs), images.targets, 24)
+    for (inputs, *_), (wanted, *_) in zip(found(split, "dali"), found(split, "torch"), strict=True):
+        assert ((inputs - wanted).abs() * 255).max() < 2.5
+
+
+@pytest.mark.needs("nvidia.dali")
+def test_what_dali_cannot_decode_is_named_skipped_or_read_by_pillow(files: list[Path], tmp_path: Path) -> None:
+    paths = [shutil.copy(path, tmp_path) for path in files[:8]]
+    Path(paths[2]).write_bytes(Path(paths[2]).read_bytes()[:400])
+    with Image.open(paths[4]) as image:
+        image.save(tmp_path / "004.gif")  # which DALI does not know
+    paths[4] = tmp_path / "004.gif"
+    split, client = sources.stored([Path(path) for path in paths]), torch.tensor([0])
+    with sources.source_of("dali", split) as source, sources.source_of("torch", split) as workers:
+        gif = torch.tensor([[1, 4]])
+        assert torch.allclose(source.batch(gif, client, 0).inputs, workers.batch(gif, client, 0).inputs, atol=0.3)
+        with pytest.raises(UsageError, match=r"002.jpg cannot be decoded .*--on-bad-sample skip"):
+            source.batch(torch.tensor([[1, 2]]), client, 0)
+        source.on_bad_sample = workers.on_bad_sample = "skip"
+        found, expected = (each.batch(torch.tensor([[2, 7]]), client, 0) for each in (source, workers))
+    assert torch.equal(found.targets, expected.targets) and found.targets.tolist() == [[3, 7]]
 
 
 @pytest.mark.needs("ffcv")

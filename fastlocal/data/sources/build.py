@@ -17,6 +17,8 @@ from .streaming import Layout, StreamingSource
 
 FFCV = "apt-get install g++ pkg-config libopencv-dev libturbojpeg0-dev, then pip install 'fastlocal[ffcv]'"
 
+DALI = "pip install 'fastlocal[dali]'"
+
 
 def streaming(split: AnySplit, reading: Reading, *, augment: bool) -> StreamingSource:
     """A source that decodes as `reading.kind` says: torch, ffcv or dali."""
@@ -66,6 +68,13 @@ def _engine(samples: Cutter | MapSplit, layout: Layout, reading: Reading) -> Eng
 
         return TorchWorkers(samples, reading.workers)
     height, width, channels = layout.sample_shape
+    if reading.kind == "dali":
+        try:
+            from .dali_stream import DaliStream
+        except ImportError as error:
+            raise UsageError(f"--source dali: DALI cannot be imported ({error}); {DALI}") from None
+        device = reading.device.index or 0 if reading.device.type == "cuda" else None
+        return DaliStream(samples, (height, width, channels), reading.workers, device)
     assert reading.kind == "ffcv" and isinstance(samples.images, BetonImages), "others are refused before"
     try:
         from .ffcv_stream import FfcvStream

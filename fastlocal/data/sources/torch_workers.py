@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import queue
@@ -38,6 +39,8 @@ class TorchWorkers:
         self._crew: list[tuple[multiprocessing.process.BaseProcess, Connection]] = []
         context = multiprocessing.get_context("fork")
         read = samples.images if isinstance(samples, Cutter) else samples
+        gc.collect()
+        gc.freeze()  # a worker that collected the parent's garbage would run its finalizers: DALI's end in a crash
         try:
             for _ in range(max(1, workers)):
                 ours, theirs = context.Pipe()
@@ -49,6 +52,8 @@ class TorchWorkers:
         except OSError as error:
             self.close()
             raise UsageError(f"--nw {workers}: {len(self._crew) + 1} processes cannot be started ({error})") from None
+        finally:
+            gc.unfreeze()
         self._threads = [threading.Thread(target=self._serve, args=member, daemon=True) for member in self._crew]
         for thread in self._threads:
             thread.start()

@@ -1,0 +1,138 @@
+"""Images of any storage through a DALI pipeline that is fed their bytes and our boxes."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import Any
+
+import numpy as np
+from nvidia.dali import Pipeline, fn, types
+
+from ..transforms import Ints, cut
+from ..types import BadSample
+from .engine import Cutter, Piece
+
+MOST_ROWS = 128
+
+
+class DaliStream:
+    """An engine that is one DALI pipeline with `workers` threads.
+
+    device_id: the GPU that decodes and resizes, or None for the CPU
+    shape: (height, width, channels) of what is cut out
+    JPEGs are decoded by nvJPEG on a GPU. What DALI cannot decode, Pillow decodes, or says why it cannot.
+    """
+
+    def __init__(self, cutter: Cutter, shape: tuple[int, int, int], workers: int, device_id: int | None) -> None:
+        self.most_rows = MOST_ROWS
+        self._cutter, self._shape = cutter, shape
+        self._threads, self._device_id = max(1, workers), device_id
+        self._compressed = cutter.images.encoded(0) is not None
+        self._pipeline = self._build()
+        self._waiting: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def begin(self, piece: Piece) -> None:
+        self._waiting.put(piece)
+
+    def advance(self, piece: Piece, seconds: float) -> None:
+        piece.done.wait(seconds)
+
+    def close(self) -> None:
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _build(self) -> Any:
+        height, width, channels = self._shape
+        place = "cpu" if self._device_id is None else "gpu"
+        pipeline = Pipeline(
+            batch_size=MOST_ROWS,
+            num_threads=self._threads,
+            device_id=self._device_id,
+            prefetch_queue_depth=1,
+            exec_async=False,
+            exec_pipelined=False,
+        )
+        with pipeline:
+            mirrored = fn.external_source(name="mirrored", batch=True, dtype=types.INT32, ndim=0)
+            starts = fn.external_source(name="starts", batch=True, dtype=types.INT32, ndim=1)
+            ends = fn.external_source(name="ends", batch=True, dtype=types.INT32, ndim=1)
+            if self._compressed:
+                stored = fn.external_source(name="stored", batch=True, dtype=types.UINT8, ndim=1)
+                kind = types.GRAY if channels == 1 else types.RGB
+                images = fn.decoders.image(stored, device="cpu" if place == "cpu" else "mixed", output_type=kind)
+            else:
+                images = fn.external_source(name="stored", batch=True, dtype=types.UINT8, ndim=3, layout="HWC")
+                images = images.gpu() if place == "gpu" else images
+            # cut first: a region of interest would be resized together with the pixels around it
+            images = fn.slice(
+                images, start=starts, end=ends, axes=[0, 1], out_of_bounds_policy="pad", fill_values=0
+            )
+            if self._cutter.augmentation.side is not None:
+                images = fn.resize(images, size=[height, width], interp_type=types.INTERP_LINEAR, antialias=True)
+            pipeline.set_outputs(fn.flip(images, horizontal=mirrored))
+        pipeline.build()
+        return pipeline
+
+    def _serve(self) -> None:
+        """Fill pieces until there is none."""
+        while (piece := self._waiting.get()) is not None:
+            try:
+                self._fill(piece)
+            except BaseException as error:  # raised where the piece is waited for
+                piece.error = error
+            piece.done.set()
+
+    def _fill(self, piece: Piece) -> None:
+        boxes = self._cutter.boxes(piece)
+        refused = {row for row, _ in piece.bad}
+        stored = {}
+        for row, index in enumerate(piece.rows.ids):
+            if row not in refused:
+                try:
+                    stored[row] = self._stored(int(index))
+                except BadSample as bad:
+                    piece.bad.append((row, bad))
+        rows = np.array(list(stored), dtype=np.int64)
+        if not len(rows):
+            return
+        try:
+            piece.out[rows] = self._run(list(stored.values()), boxes[rows])
+        except RuntimeError:  # one image is enough, and the pipeline cannot be used again
+            self._pipeline = self._build()
+            self._one_by_one(piece, rows, boxes)
+
+    def _stored(self, index: int) -> Any:
+        """What DALI is fed for an image: its file, or its pixels, with a header where other images are compressed."""
+        images = self._cutter.images
+        if self._cutter.augmentation.side is None and images.size(index) != self._shape[:2]:
+            height, width = images.size(index)
+            found = f"it is {width}x{height} pixels, the first one {self._shape[1]}x{self._shape[0]}"
+            raise BadSample(f"image {index}", found)
+        if not self._compressed:
+            return images.read(index)
+        content = images.encoded(index)
+        if content is None:
+            pixels = images.read(index)
+            height, width, channels = pixels.shape
+            content = b"P%d %d %d 255\n" % (5 if channels == 1 else 6, width, height) + pixels.tobytes()
+        return np.frombuffer(content, dtype=np.uint8)
+
+    def _run(self, stored: list[Any], boxes: Ints) -> Any:
+        pipeline, numbers = self._pipeline, boxes.astype(np.int32)
+        pipeline.feed_input("stored", stored)
+        pipeline.feed_input("starts", np.ascontiguousarray(numbers[:, :2]))
+        pipeline.feed_input("ends", numbers[:, :2] + numbers[:, 2:4])
+        pipeline.feed_input("mirrored", np.ascontiguousarray(numbers[:, 4]))
+        (images,) = pipeline.run()
+        return (images if self._device_id is None else images.as_cpu()).as_array()
+
+    def _one_by_one(self, piece: Piece, rows: Ints, boxes: Ints) -> None:
+        for row in rows:
+            try:
+                image = self._cutter.images.read(int(piece.rows.ids[row]))
+                piece.out[row] = cut(image, boxes[row], *self._shape[:2])
+            except BadSample as bad:
+                piece.bad.append((int(row), bad))
