@@ -19,6 +19,7 @@ from .config import AREA_OF, AREAS, RunConfig, convert
 from .data.types import BadSample, DataSet, MapSplit, Split
 from .errors import UsageError, nearest
 from .losses import Loss, cross_entropy
+from .precision import kept
 from .run import final_model, prepare
 from .run import train as train_prepared
 from .telemetry.sinks import sinks
@@ -122,12 +123,12 @@ def train(
         "python", _split("train", train), _split("test", test), classes=None, mean=config.data.mean, std=config.data.std
     )
     _check_normalisation(data)
-    prepared = prepare(
-        config, data, lambda: copy.deepcopy(model), loss or cross_entropy, model_flag=f"model {type(model).__name__}"
-    )
-    others = partial(sinks, prepared.config.log, prepared.config.name, console=progress)
-    loop = train_prepared(prepared, overwrite=overwrite, sinks=others)
-    return Run(history=list(loop.history), model=final_model(loop), directory=loop.directory)
+    flag = f"model {type(model).__name__}"
+    with kept():
+        prepared = prepare(config, data, lambda: copy.deepcopy(model), loss or cross_entropy, model_flag=flag)
+        others = partial(sinks, prepared.config.log, prepared.config.name, console=progress)
+        loop = train_prepared(prepared, overwrite=overwrite, sinks=others)
+        return Run(history=list(loop.history), model=final_model(loop), directory=loop.directory)
 
 
 def _config(settings: dict[str, Any], **values: Any) -> RunConfig:

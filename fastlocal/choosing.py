@@ -28,13 +28,14 @@ CACHE_BYTES = 2 * 2**20
 
 
 def make_executor(machine: MachineConfig, problem: LocalProblem) -> Executor:
-    """What --executor and the flags beside it say, apart from "auto"."""
+    """What --executor and the flags beside it say, apart from "auto"; stacked steps are not replayed by it."""
     if machine.executor == "looped":
         return LoopedExecutor(problem)
     if machine.executor == "threaded":
         assert machine.workers is not None
         return ThreadedExecutor(problem, workers=machine.workers, channels_last=bool(machine.channels_last))
-    return StackedExecutor(problem, conv_strategy=parse(machine.conv_strategy, problem.module, problem.numerics.device))
+    strategies = parse(machine.conv_strategy, problem.module, problem.numerics.device)
+    return StackedExecutor(problem, conv_strategy=strategies, compile=bool(machine.compile))
 
 
 def choose_executor(
@@ -43,11 +44,12 @@ def choose_executor(
     """`config` with the fastest executor and what belongs to it, and lines that say how it was found.
 
     config: resolved without timing, and what is kept where the run is too short for it        asked: what the user gave
-    What the user gave is kept. Nothing is timed with --tune-seconds 0 and under deterministic algorithms, as executors
-    round differently.
+    What the user gave is kept. Nothing is timed with --compile 1 and --cuda-graph 1, which are for one executor
+    alone, with --tune-seconds 0, and under deterministic algorithms, as executors round differently.
     """
     machine = config.machine
-    if asked.executor != "auto" or not machine.tune_seconds or torch.are_deterministic_algorithms_enabled():
+    settled = asked.executor != "auto" or asked.compile or asked.cuda_graph or not machine.tune_seconds
+    if settled or torch.are_deterministic_algorithms_enabled():
         return config, []
     assert machine.chunk is not None, "resolved before"
     progress = Progress(config)

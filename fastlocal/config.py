@@ -182,6 +182,12 @@ class MachineConfig:
     conv_strategy: str = "auto"
     """stacked convolutions: grouped, loop, im2col or triton, also per layer (loop,conv1=im2col); auto: the fastest of
     them for each layer, timed at the start"""
+    compile: bool | None = None
+    """compile the stacked forward and backward pass with torch.compile; None: 0"""
+    cuda_graph: bool | None = None
+    """capture the stacked local step as a CUDA graph and replay it; None: on a GPU, where the step allows it"""
+    deterministic: bool = False
+    """bit-identical repeats on one device, by deterministic algorithms alone"""
     seed: int = 0
     """seed of start weights, sampling, augmentation and label noise"""
     on_nan: Literal["stop", "continue"] = "stop"

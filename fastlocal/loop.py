@@ -250,6 +250,8 @@ class Loop:
             stack, plan = self._stack(clients, params), self._plan(planned, clients, rates)
         self._seed_module(planned.first_step, clients.start)
         result = self.executor.run_round(stack, plan)
+        for note in result.notes:
+            self.logger.message(note)
         if self.momentum is not None:
             self.momentum.store(clients)
         losses = result.losses.cpu()

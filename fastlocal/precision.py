@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import deterministic
 
 from .config import Precision
 from .errors import UsageError
@@ -29,11 +33,20 @@ class Numerics:
         return outputs.to(self.dtype) if self.low is not None and outputs.is_floating_point() else outputs
 
 
-def numerics(precision: Precision, device: torch.device) -> Numerics:
+_MEMORY: Any = deterministic  # a module that is an object with properties, which its annotations do not say
+
+
+def numerics(precision: Precision, device: torch.device, *, repeatable: bool = False) -> Numerics:
     """What `precision` means on `device`; sets whether float32 matrix products may use TF32.
 
+    repeatable: also allow torch no algorithm whose result can differ between repeats
     Raises UsageError where the device cannot compute in it.
     """
+    if repeatable:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as cuBLAS asks for
+        torch.use_deterministic_algorithms(True)
+        # nothing here reads memory before it is written, and filling it would be one more pass over each buffer
+        _MEMORY.fill_uninitialized_memory = False
     if precision == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
         raise UsageError("--precision tf32: needs a CUDA device of capability 8.0 or newer; use fp32 or bf16")
     if device.type == "cuda":
@@ -44,3 +57,18 @@ def numerics(precision: Precision, device: torch.device) -> Numerics:
         dtype=torch.float64 if precision == "fp64" else torch.float32,
         low=torch.bfloat16 if precision == "bf16" else None,
     )
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """What `numerics` sets for the whole process is afterwards as it was."""
+    algorithms = torch.are_deterministic_algorithms_enabled()
+    warns, fills = torch.is_deterministic_algorithms_warn_only_enabled(), _MEMORY.fill_uninitialized_memory
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    allowed = matmul.allow_tf32, cudnn.allow_tf32
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(algorithms, warn_only=warns)
+        _MEMORY.fill_uninitialized_memory = fills
+        matmul.allow_tf32, cudnn.allow_tf32 = allowed

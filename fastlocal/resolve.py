@@ -105,7 +105,8 @@ def resolve_for_machine(
     if executor == "threaded":
         _check_threaded(device, seen)
     if executor == "auto":
-        executor = "looped" if device.type == "cpu" and _has_convolution(module) else "stacked"
+        stacked = device.type != "cpu" or not _has_convolution(module) or config.machine.compile
+        executor = "stacked" if stacked else "looped"
         if executor == "stacked" and seen.no_vmap:
             executor = "looped"
             notes.append(f"vmap cannot take this model ({seen.no_vmap}); training with --executor looped")

@@ -15,7 +15,7 @@ from torch import nn
 from .averaged import AveragedModel
 from .batchnorm import has_batchnorm
 from .checkpoint import save_model
-from .choosing import choose_executor, make_executor
+from .choosing import choose_executor
 from .config import RunConfig
 from .data.sources import Reading, make_source
 from .data.sources.base import Source
@@ -24,8 +24,7 @@ from .data.types import DataSet
 from .directory import check_directory, create_directory, make_directory, reopen_directory
 from .errors import UsageError
 from .evaluation import evaluate
-from .executors.base import LabelNoise, LocalProblem
-from .executors.conv_strategy import conv_choices, parse, words
+from .executors.base import Executor, LabelNoise, LocalProblem
 from .interrupts import held_back
 from .layout import ParamLayout, param_layout
 from .local_module import local_module
@@ -44,6 +43,7 @@ from .stack import MomentumStore
 from .state_file import State
 from .telemetry.base import Logger, Loggers, RunSummary
 from .telemetry.jsonl import JsonlLogger, StepLog, read_rows
+from .trying import try_executor
 
 PROBE_BATCH = 8
 
@@ -60,6 +60,7 @@ class Prepared:
     module: nn.Module
     layout: ParamLayout
     problem: LocalProblem
+    executor: Executor
     test: Source
     progress: Progress
     memory: MemoryPlan
@@ -80,7 +81,7 @@ def prepare(
         torch.cuda.set_device(device)  # Triton launches on the current device, wherever its tensors are
     config, data = resolve_for_data(config, data, device)
     assert config.machine.precision is not None, "resolved just now"
-    numbers = numerics(config.machine.precision, device)
+    numbers = numerics(config.machine.precision, device, repeatable=config.machine.deterministic)
     module = make_module().to(device, numbers.dtype)
     config = _resolve_batchnorm(config, module)
     layout = param_layout(module, group_weight=config.sgd.group_weight)
@@ -102,18 +103,19 @@ def prepare(
     if timed:
         notes += timed
         config = resolve_chunk(config, problem, data, asked.chunk)
-    config = _resolve_conv_strategy(config, problem, notes)
+    executor, config, tried = try_executor(config, problem)
     return Prepared(
         config=config,
         data=data,
         module=module,
         layout=layout,
         problem=problem,
+        executor=executor,
         test=test,
         progress=Progress(config),
         memory=plan_memory(config, problem, data),
         random=seen.random,
-        notes=tuple(notes),
+        notes=(*notes, *tried),
     )
 
 
@@ -205,17 +207,6 @@ def _problem(
     )
 
 
-def _resolve_conv_strategy(config: RunConfig, problem: LocalProblem, notes: list[str]) -> RunConfig:
-    """The strategy of every stacked convolution; what was timed is added to the notes."""
-    given = parse(config.machine.conv_strategy, problem.module, problem.numerics.device)
-    if config.machine.executor != "stacked":
-        return config
-    assert config.machine.chunk is not None, "resolved just now"
-    choices = conv_choices(problem, config.client.batch_size, config.machine.chunk, given)
-    notes += choices.table().splitlines()
-    return config.with_values(conv_strategy=words(choices.by_layer) if choices.timings else words(given))
-
-
 def _build_loop(prepared: Prepared, logger: Logger, steps: StepLog | None) -> Loop:
     config, problem = prepared.config, prepared.problem
     assert config.machine.chunk is not None and config.log.log_pth is not None
@@ -238,7 +229,7 @@ def _build_loop(prepared: Prepared, logger: Logger, steps: StepLog | None) -> Lo
         progress=prepared.progress,
         streams=Streams(spec),
         source=problem.source,
-        executor=make_executor(config.machine, problem),
+        executor=prepared.executor,
         averaged=averaged,
         momentum=momentum,
         evaluate=lambda: evaluate(

@@ -18,6 +18,10 @@ class ClientStack:
     params: Tensor
     momentum: Tensor | None
 
+    def part(self, clients: slice) -> ClientStack:
+        """Views of these clients' rows."""
+        return ClientStack(self.params[clients], None if self.momentum is None else self.momentum[clients])
+
 
 class MomentumStore:
     """The momenta of all clients, which stay with them from round to round.

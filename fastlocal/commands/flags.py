@@ -21,8 +21,8 @@ RATES = ("start_lr", "lr", "client_lr")
 DERIVED = {
     "dataset": ("mean", "std", "aug", "source"),
     "data_pth": ("mean", "std", "source"),
-    "model": ("bn", "executor", "chunk", "conv_strategy"),
-    "device": ("executor", "chunk", "conv_strategy", "source"),
+    "model": ("bn", "executor", "chunk", "conv_strategy", "compile", "cuda_graph"),
+    "device": ("executor", "chunk", "conv_strategy", "compile", "cuda_graph", "source"),
     "clients": ("chunk",),
     "total_batch_size": ("chunk",),
 }

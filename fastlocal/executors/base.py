@@ -59,10 +59,12 @@ class RoundResult:
 
     losses: [local_steps, clients] mean loss of each batch
     correct: float64 [len(topk)] right predictions of all of them, or None where targets are not labels
+    notes: lines for a person
     """
 
     losses: Tensor
     correct: Tensor | None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,13 @@ class LocalProblem:
                 batch = self._ahead.batch(plan, step, clients)
                 return batch, self._seen_targets(batch, plan.client_ids[clients], plan.first_step + step)
         return self._batch(plan.sample_ids[step, clients], plan.client_ids[clients], plan.first_step + step)
+
+    def batch_at(self, sample_ids: Tensor, clients: Tensor, step: Tensor) -> tuple[Batch, Tensor]:
+        """The same of a resident source, for a step that the device alone knows.
+
+        sample_ids: int64 [clients, batch]        clients: int64 [clients]        step: int64 [1], the global number
+        """
+        return self._batch(sample_ids, clients, step)
 
     def batches_of(self, plan: RoundPlan, client: int) -> Iterator[tuple[Batch, Tensor]]:
         """The same of one client, step after step and without a client axis.

@@ -29,9 +29,10 @@ class Update:
     def __call__(self, params: Tensor, momentum: Tensor | None, grads: Tensor, learning_rates: Tensor) -> None:
         """params, momentum, grads: [clients, n_params], grads may be overwritten        learning_rates: [clients]"""
         with span("client_sgd"):
-            self._step(params, momentum, grads, learning_rates)
+            self.step(params, momentum, grads, learning_rates)
 
-    def _step(self, params: Tensor, momentum: Tensor | None, grads: Tensor, learning_rates: Tensor) -> None:
+    def step(self, params: Tensor, momentum: Tensor | None, grads: Tensor, learning_rates: Tensor) -> None:
+        """The same without a name for profilers, as torch.compile takes it."""
         problem = self._problem
         scale = None
         if problem.clip_norm is not None:

@@ -43,22 +43,24 @@ def problem_of(
 ) -> LocalProblem:
     data = small_models.sentences() if name == "words" else small_models.images()
     module = small_models.make(name).to(dtype) if module is None else module
-    given: dict[str, Any] = {"noise": None, "momentum": 0.9, "nesterov": False, "weight_decay": 0.03, **values}
+    given: dict[str, Any] = {"loss": cross_entropy, "noise": None, "momentum": 0.9, "nesterov": False}
+    given |= {"weight_decay": 0.03, **values}
     return LocalProblem(
         module=local_module(module),
         layout=param_layout(module, group_weight=True),
         source=source_of(data, dtype),
-        loss=cross_entropy,
         topk=(1, 2),
         numerics=Numerics(CPU, dtype, low),
         **given,
     )
 
 
-def source_of(data: DataSet, dtype: torch.dtype, augment: bool = True) -> ResidentSource:
+def source_of(
+    data: DataSet, dtype: torch.dtype, augment: bool = True, device: torch.device = CPU
+) -> ResidentSource:
     augment = augment and data.mean is not None
     return ResidentSource(
-        data.train, mean=data.mean, std=data.std, augment=augment, seed=9, device=CPU, dtype=dtype
+        data.train, mean=data.mean, std=data.std, augment=augment, seed=9, device=device, dtype=dtype
     )
 
 

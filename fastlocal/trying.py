@@ -1,0 +1,90 @@
+"""The executor that a run's settings name, tried out before the run begins."""
+
+from __future__ import annotations
+
+import torch
+
+from .choosing import make_executor
+from .config import RunConfig
+from .data.sources.resident import ResidentSource
+from .errors import UsageError
+from .executors.base import Executor, LocalProblem, RoundPlan
+from .executors.conv_strategy import conv_choices, parse, words
+from .executors.graphed import CudaGraphs, GraphedExecutor
+from .executors.stacked import StackedExecutor
+from .stack import ClientStack
+
+
+def try_executor(config: RunConfig, problem: LocalProblem) -> tuple[Executor, RunConfig, list[str]]:
+    """The executor, the settings with what was left open filled in, and lines for a person.
+
+    config: with executor and chunk resolved
+    Raises UsageError where a setting that was given cannot be had.
+    """
+    machine, device = config.machine, problem.numerics.device
+    given = parse(machine.conv_strategy, problem.module, device)
+    if machine.executor != "stacked":
+        for name, value in (("compile", machine.compile), ("cuda-graph", machine.cuda_graph)):
+            if value:
+                raise UsageError(f"--{name} 1: is for --executor stacked, and this run's is {machine.executor}")
+        return make_executor(machine, problem), config.with_values(compile=False, cuda_graph=False), []
+    assert machine.chunk is not None
+    choices = conv_choices(problem, config.client.batch_size, machine.chunk, given)
+    notes = choices.table().splitlines()
+    strategies = choices.by_layer if choices.timings else given
+    stacked = StackedExecutor(problem, conv_strategy=strategies, compile=bool(machine.compile))
+    config = config.with_values(conv_strategy=words(strategies), compile=bool(machine.compile))
+    if machine.compile:
+        try:
+            _one_step(stacked, machine.chunk, config.client.batch_size)
+        except RuntimeError as error:
+            reason = f"torch.compile cannot take this model ({_line(error)})"
+            raise UsageError(f"--compile 1: {reason}; use --compile 0") from error
+    graphed, why = _graphed(stacked, config)
+    if why is not None and machine.cuda_graph:
+        raise UsageError(f"--cuda-graph 1: {why}; use --cuda-graph 0")
+    if why is not None and device.type == "cuda" and machine.cuda_graph is None:
+        notes.append(f"local steps are launched one kernel after the other: {why}")
+    return graphed or stacked, config.with_values(cuda_graph=graphed is not None), notes
+
+
+def _graphed(stacked: StackedExecutor, config: RunConfig) -> tuple[GraphedExecutor | None, str | None]:
+    """An executor that replays steps, or why there is none."""
+    machine, problem = config.machine, stacked.problem
+    if machine.cuda_graph is False:
+        return None, None
+    if problem.numerics.device.type != "cuda":
+        return None, f"the run is on {problem.numerics.device}, not on a CUDA GPU"
+    if not isinstance(problem.source, ResidentSource):
+        return None, "the data come from the host, step by step"
+    assert machine.chunk is not None
+    graphs = CudaGraphs()
+    try:
+        _one_step(GraphedExecutor(stacked, graphs), machine.chunk, config.client.batch_size)
+    except torch.OutOfMemoryError:
+        return None, "one client's step does not fit into the GPU's memory"
+    except RuntimeError as error:
+        return None, f"a local step cannot be captured ({_line(error)})"
+    return GraphedExecutor(stacked, graphs), None
+
+
+def _one_step(executor: StackedExecutor | GraphedExecutor, clients: int, batch: int) -> None:
+    """A step of clients that are thrown away: what can fail, fails, and what is compiled stays."""
+    problem = executor.problem
+    device = problem.numerics.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        params = problem.layout.flatten(dict(problem.module.named_parameters())).repeat(clients, 1)
+        stack = ClientStack(params, torch.zeros_like(params) if problem.momentum else None)
+        ids = torch.arange(clients, device=device)
+        rates = torch.zeros(1, dtype=params.dtype, device=device).expand(1, clients)
+        sample_ids = torch.zeros(1, clients, batch, dtype=torch.int64, device=device)
+        if isinstance(executor, GraphedExecutor):
+            executor.run_round(stack, RoundPlan(ids, 0, rates, sample_ids))
+        else:
+            drawn, targets = problem.batch_at(sample_ids[0], ids, torch.zeros_like(ids[:1]))
+            executor.local_step(stack, drawn, targets, rates[0])
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."

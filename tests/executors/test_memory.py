@@ -1,0 +1,75 @@
+"""Where memory runs out, fewer clients are stepped at once, and nothing else changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastlocal.executors.base import LabelNoise
+from fastlocal.executors.graphed import GraphedExecutor
+from fastlocal.executors.stacked import StackedExecutor
+from fastlocal.losses import cross_entropy
+from tests.executors.test_executors import assert_same, problem_of, start
+
+
+class Scarce(StackedExecutor):
+    """Has memory for the activations of `room` clients, from local step `since` on."""
+
+    def __init__(self, problem: Any, room: int, since: int = 0) -> None:
+        super().__init__(problem)
+        self.room, self.since, self.sizes = room, since, list[int]()
+        program = self._program
+
+        def limited(params: Tensor, *given: Tensor) -> Any:
+            self.sizes.append(len(params))
+            if len(params) > self.room and len(self.sizes) > self.since:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return program(params, *given)
+
+        self._program = limited
+
+
+@pytest.mark.parametrize("since", [0, 2])
+@pytest.mark.parametrize("graphed", [False, True])
+def test_the_result_is_the_same(graphed: bool, since: int) -> None:
+    problem = problem_of("batchnorm", noise=LabelNoise(p=0.5, classes=4, seed=2), nesterov=True, clip_norm=0.5)
+    scarce = Scarce(problem, room=2, since=since)
+    stack, plan = start(problem, clients=5)
+    executor = GraphedExecutor(scarce, lambda program: program.step) if graphed else scarce
+    result = executor.run_round(stack, plan)
+    wanted, _ = start(problem, clients=5)
+    assert_same((stack, result), (wanted, StackedExecutor(problem).run_round(wanted, plan)), 1e-12)
+    assert result.notes == (
+        "out of memory: 3 of 5 resident clients are stepped at once now",
+        "out of memory: 2 of 5 resident clients are stepped at once now",
+    )
+    scarce.sizes.clear()
+    assert executor.run_round(stack, plan).notes == ()
+    assert scarce.sizes == [2, 2, 1] * plan.local_steps
+
+
+def test_one_client_that_does_not_fit_is_an_error() -> None:
+    problem = problem_of("perceptron")
+    stack, plan = start(problem)
+    with pytest.raises(torch.OutOfMemoryError):
+        Scarce(problem, room=0).run_round(stack, plan)
+
+
+def test_a_user_s_own_loss_that_runs_out_is_retried_from_the_step_s_start() -> None:
+    calls = 0
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return cross_entropy(outputs, targets)
+
+    problem = problem_of("perceptron", noise=None)
+    failing = problem_of("perceptron", noise=None, loss=loss)
+    (stack, plan), (wanted, _) = start(problem), start(problem)
+    result = StackedExecutor(failing).run_round(stack, plan)
+    assert_same((stack, result), (wanted, StackedExecutor(problem).run_round(wanted, plan)), 1e-12)
