@@ -77,7 +77,7 @@ def _one_step(executor: StackedExecutor | GraphedExecutor, clients: int, batch: 
         stack = ClientStack(params, torch.zeros_like(params) if problem.momentum else None)
         ids = torch.arange(clients, device=device)
         rates = torch.zeros(1, dtype=params.dtype, device=device).expand(1, clients)
-        sample_ids = torch.zeros(1, clients, batch, dtype=torch.int64, device=device)
+        sample_ids = torch.zeros(1, clients, batch, dtype=torch.int64, device=problem.source.index_device)
         if isinstance(executor, GraphedExecutor):
             executor.run_round(stack, RoundPlan(ids, 0, rates, sample_ids))
         else:

@@ -221,7 +221,7 @@ def _timed(
 ) -> tuple[int, dict[str, float], str]:
     """Clients timed, milliseconds by strategy, and the fastest."""
     key = (layer, clients, device, dtype, torch.get_num_threads(), torch.backends.cudnn.allow_tf32)
-    if key in _measured:
+    if key in _measured and not torch.are_deterministic_algorithms_enabled():
         return _measured[key]
     here = min(clients, max(2, int(FLOPS[device.type] / _flops(layer))))
     if torch.are_deterministic_algorithms_enabled() or time.perf_counter() > deadline:
