@@ -132,14 +132,23 @@ class LocalProblem:
                         targets = self._seen_targets(batch, plan.client_ids[client], plan.first_step + step)
                     yield batch, targets
             return
-        block = max(1, BLOCK_BYTES // self.source.batch_bytes(plan.sample_ids.shape[-1]))
-        for begin in range(0, plan.local_steps, block):
-            sample_ids = plan.sample_ids[begin : begin + block, client]
-            steps = plan.first_step + begin + torch.arange(len(sample_ids), device=sample_ids.device)
-            batch, targets = self._batch(sample_ids, plan.client_ids[client].expand_as(steps), steps)
-            for step in range(len(steps)):
+        for batch, targets in self.blocks_of(plan, client):
+            for step in range(len(targets)):
                 interrupts.poll()
                 yield Batch(batch.inputs[step], batch.targets[step]), targets[step]
+
+    def blocks_of(self, plan: RoundPlan, client: int) -> Iterator[tuple[Batch, Tensor]]:
+        """The same of several steps at a time: [steps, batch, ...]."""
+        if self._ahead is not None:
+            for batch, targets in self.batches_of(plan, client):
+                yield Batch(batch.inputs.unsqueeze(0), batch.targets.unsqueeze(0)), targets.unsqueeze(0)
+            return
+        block = max(1, BLOCK_BYTES // self.source.batch_bytes(plan.sample_ids.shape[-1]))
+        for begin in range(0, plan.local_steps, block):
+            interrupts.poll()
+            sample_ids = plan.sample_ids[begin : begin + block, client]
+            steps = plan.first_step + begin + torch.arange(len(sample_ids), device=sample_ids.device)
+            yield self._batch(sample_ids, plan.client_ids[client].expand_as(steps), steps)
 
     def _batch(self, sample_ids: Tensor, clients: Tensor, step: Tensor | int) -> tuple[Batch, Tensor]:
         with span("data"):

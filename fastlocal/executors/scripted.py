@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, fx
 from torch.func import functional_call
 
-from ..losses import count_correct
 from ..stack import ClientStack
 from ..telemetry.trace import span
 from .base import LocalProblem, RoundPlan
-from .update import ListUpdate, decays
+from .update import EPSILON
 
 LARGE_WEIGHT, FEW_SAMPLES, SAMPLES = 2**18, 12, 64
 """x @ W.T is computed as (W @ x.T).T where W is large and x has few rows.
@@ -29,17 +28,19 @@ LARGE_WEIGHT, FEW_SAMPLES, SAMPLES = 2**18, 12, 64
 16 x 3072 x 128 on one core: 0.2 ms against 0.6 (MKL 2024.2); for other sizes the first form is the faster one.
 """
 
-Step = Callable[..., tuple[Tensor, Tensor, list[Tensor]]]
+BLOCK = 2**17
+"""Numbers of a weight that are updated at a time, so that they and their momenta stay in a core's cache meanwhile."""
+
+Steps = Callable[..., tuple[Tensor, Tensor]]
 
 
 class ScriptedSteps:
     """Takes a client's local steps by a function that `script` made; several threads may share one."""
 
-    def __init__(self, problem: LocalProblem, step: Step, constants: list[Tensor], update: ListUpdate) -> None:
+    def __init__(self, problem: LocalProblem, steps: Steps, constants: list[Tensor]) -> None:
         self.problem = problem
-        self._step = step
+        self._steps = steps
         self._constants = constants
-        self._update = update
 
     @torch.no_grad()
     def run_client(self, stack: ClientStack, plan: RoundPlan, client: int, losses: Tensor) -> Tensor:
@@ -47,36 +48,28 @@ class ScriptedSteps:
 
         Returns right predictions, float64 [len(topk)].
         """
-        problem = self.problem
-        take = self._stepper(stack.params[client], None if stack.momentum is None else stack.momentum[client])
+        params, momenta = self._views(stack.params[client], None if stack.momentum is None else stack.momentum[client])
         rates = plan.learning_rates[:, client].tolist()
-        correct = torch.zeros(len(problem.topk), dtype=torch.float64)
-        for step, (batch, targets) in enumerate(problem.batches_of(plan, client)):
-            loss, outputs = take(batch.inputs, targets, rates[step])
-            losses[step] = loss
-            if problem.topk:
-                correct += count_correct(outputs, batch.targets, problem.topk)
+        correct = torch.zeros(len(self.problem.topk), dtype=torch.float64)
+        begin = 0
+        for batch, targets in self.problem.blocks_of(plan, client):
+            end = begin + len(targets)
+            some = params, momenta, self._constants, batch.inputs, targets, batch.targets, rates[begin:end]
+            with span("local_step"):
+                losses[begin:end], hits = self._steps(*some)
+            correct += hits
+            begin = end
         return correct
 
     @torch.no_grad()
     def first_step(self, params: Tensor, momentum: Tensor | None, inputs: Tensor, targets: Tensor) -> Tensor:
         """One step at rate 1 of a client with these rows [n_params], which change; returns its loss."""
-        return self._stepper(params, momentum)(inputs, targets, 1.0)[0]
+        block = inputs.unsqueeze(0), targets.unsqueeze(0), targets.unsqueeze(0)
+        return self._steps(*self._views(params, momentum), self._constants, *block, [1.0])[0][0]
 
-    def _stepper(self, row: Tensor, momentum: Tensor | None) -> Callable[..., tuple[Tensor, Tensor]]:
-        """(inputs, targets, rate) -> (loss, outputs) of the client with these rows."""
-        layout, step, constants = self.problem.layout, self._step, self._constants
-        params = list(layout.views(row).values())
-        momenta = [] if momentum is None else list(layout.views(momentum).values())
-        update = self._update.of(params, momenta)
-
-        def take(inputs: Tensor, targets: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-            with span("local_step"):
-                loss, outputs, grads = step(params, momenta, constants, inputs, targets, rate)
-                update(grads, rate)
-            return loss, outputs
-
-        return take
+    def _views(self, row: Tensor, momentum: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
+        views = self.problem.layout.views
+        return list(views(row).values()), [] if momentum is None else list(views(momentum).values())
 
 
 def script(problem: LocalProblem, inputs: Tensor, targets: Tensor, *, channels_last: bool) -> ScriptedSteps:
@@ -115,7 +108,7 @@ def script(problem: LocalProblem, inputs: Tensor, targets: Tensor, *, channels_l
     traced = make_fx(gradients)(params, inputs, targets)
     written = _Writer(problem, traced)
     unit = torch.jit.CompilationUnit(written.source())
-    return ScriptedSteps(problem, unit.step, written.constants, ListUpdate(problem, written.left))
+    return ScriptedSteps(problem, unit.steps, written.constants)
 
 
 def _channels_last(value: Tensor) -> Tensor:
@@ -131,7 +124,7 @@ class _Product:
 
 
 class _Writer:
-    """The text of `step`: the traced operations, then the update of every parameter in place."""
+    """The text of `steps`: of every step the traced operations, then the update of every parameter in place."""
 
     def __init__(self, problem: LocalProblem, traced: fx.GraphModule) -> None:
         self._problem = problem
@@ -143,23 +136,30 @@ class _Writer:
         self._calls = [node for node in nodes if node.op == "call_function"]
         results = next(node for node in nodes if node.op == "output").args[0]
         self._loss, self._outputs, *self._grads = results
-        self._decays = decays(problem)
-        self._products = self._find_products() if self._added_in_place() else {}
-        self.left = [index for index in range(len(self._grads)) if index not in self._products]
+        masks = problem.layout.views(problem.layout.decay_mask).values()
+        self._decays = [problem.weight_decay * float(mask.sum() > 0) for mask in masks]
+        in_place = problem.clip_norm is None and not problem.nesterov
+        self._products = self._find_products() if in_place else {}
 
     def source(self) -> str:
-        """def step(params, momenta, constants, inputs, targets, rate) -> (loss, outputs, gradients left)"""
+        """def steps(params, momenta, constants, inputs, targets, labels, rates) -> (losses [steps], right predictions)
+
+        inputs, targets, labels: [steps, batch, ...]
+        """
         names = ["params: List[Tensor]", "momenta: List[Tensor]", "constants: List[Tensor]"]
-        names += ["inputs: Tensor", "targets: Tensor", "rate: float"]
-        given = [f"params[{index}]" for index in range(len(self._inputs) - 2)] + ["inputs", "targets"]
-        body = [f"{_name(node)} = {value}" for node, value in zip(self._inputs, given, strict=True)]
+        names += ["inputs: Tensor", "targets: Tensor", "labels: Tensor", "rates: List[float]"]
+        given = [f"params[{index}]" for index in range(len(self._inputs) - 2)] + ["inputs[step]", "targets[step]"]
+        body = ["rate = rates[step]"]
+        body += [f"{_name(node)} = {value}" for node, value in zip(self._inputs, given, strict=True)]
         body += [f"{_name(node)} = {value}" for node, value in self._places.items()]
         skipped = {node for chain in self._products.values() for node in chain[1]}
         body += [self._line(node) for node in self._calls if node not in skipped]
-        body += self._updates()
-        grads = ", ".join(f"g{index}" for index in self.left)
-        body.append(f"return {_name(self._loss)}, {_name(self._outputs)}, [{grads}]")
-        return f"def step({', '.join(names)}):\n" + "".join(f"    {line}\n" for line in body)
+        body += [*self._counts(), f"losses.append({_name(self._loss)})", *self._updates()]
+        lines = ["losses: List[Tensor] = []"]
+        lines.append(f"correct = torch.zeros([{len(self._problem.topk)}], dtype=torch.float64)")
+        lines += ["for step in range(len(rates)):", *("    " + line for line in body)]
+        lines.append("return torch.stack(losses), correct")
+        return f"def steps({', '.join(names)}):\n" + "".join(f"    {line}\n" for line in lines)
 
     def _line(self, node: fx.Node) -> str:
         target: Any = node.target
@@ -175,47 +175,85 @@ class _Writer:
         arguments += [f"{name}={_text(value)}" for name, value in node.kwargs.items()]
         return f"{_name(node)} = torch.ops.{target.namespace}.{target._opname}({', '.join(arguments)})"
 
-    def _added_in_place(self) -> bool:
-        return self._problem.clip_norm is None and not self._problem.nesterov
+    def _counts(self) -> Iterator[str]:
+        """As losses.count_correct does."""
+        topk = self._problem.topk
+        if topk:
+            outputs = _name(self._outputs)
+            yield f"most = min({max(topk)}, {outputs}.size(-1))"
+            yield f"hits = torch.topk({outputs}, most, -1)[1] == labels[step].unsqueeze(-1)"
+            for place, k in enumerate(topk):
+                yield f"correct[{place}] += hits.narrow(-1, 0, min({k}, most)).sum(dtype=torch.float64)"
 
     def _find_products(self) -> dict[int, tuple[_Product, list[fx.Node]]]:
-        """{parameter: the product that its gradient is, and the nodes that go}, where an update needs nothing else.
+        """{parameter: the product that its gradient is, and the nodes that go}, where nothing else needs the gradient.
 
-        The product is then added into the momentum, or into the parameter where there is none: one pass over memory
-        in place of a gradient's three.
+        The product is then added into the momentum, or into the parameter where there is none, block by block: a third
+        of the passes over memory that a gradient of its own takes.
         """
         found = {}
         transpose, product = torch.ops.aten.t.default, torch.ops.aten.mm.default
-        for index, (node, decay) in enumerate(zip(self._grads, self._decays, strict=True)):
-            if self._problem.momentum and decay:
-                continue
+        for index, node in enumerate(self._grads):
             chain = [node]
             while chain[-1].target is transpose and len(chain[-1].users) == 1:
                 chain.append(chain[-1].args[0])
             last = chain[-1]
             same = last.target is product and last.meta["tensor_meta"].dtype == self._problem.numerics.dtype
-            if not same or any(len(link.users) != 1 for link in chain):
+            if not same or any(len(link.users) != 1 for link in chain) or any(map(self._is_parameter, last.args)):
                 continue
             a, b = (_name(value) for value in last.args)
-            whole = _Product(a, b) if len(chain) % 2 else _Product(f"{b}.t()", f"{a}.t()")
-            found[index] = whole, chain
+            found[index] = (_Product(a, b) if len(chain) % 2 else _Product(f"{b}.t()", f"{a}.t()")), chain
         return found
 
+    def _is_parameter(self, node: Any) -> bool:
+        """Whether this is memory of a parameter, which another update may have changed."""
+        while node.op == "call_function" and node.target in VIEWS:
+            node = node.args[0]
+        return node in self._inputs[:-2]
+
     def _updates(self) -> Iterator[str]:
-        """Gradients that the caller applies, and the updates by those that are products."""
         problem = self._problem
-        for index, node in enumerate(self._grads):
-            if index not in self._products:
-                yield f"g{index} = {_name(node)}.contiguous()"
-        if problem.momentum:
-            for index, (product, _) in self._products.items():
-                yield f"momenta[{index}].addmm_({product.a}, {product.b}, beta={problem.momentum!r})"
+        own = [index for index in range(len(self._grads)) if index not in self._products]
+        for index in own:
+            yield f"g{index} = {_name(self._grads[index])}"
+        if problem.clip_norm is not None:
+            yield f"norms = torch.stack([{', '.join(f'torch.linalg.vector_norm(g{index})' for index in own)}])"
+            yield f"scale = ({problem.clip_norm!r} / (torch.linalg.vector_norm(norms) + {EPSILON!r})).clamp(max=1.0)"
+            for index in own:
+                yield f"g{index} = g{index} * scale"
         for index, (product, _) in self._products.items():
-            if problem.momentum:
-                yield f"params[{index}].add_(momenta[{index}], alpha=-rate)"
-            else:
-                kept = f"1.0 - rate * {self._decays[index]!r}"
-                yield f"params[{index}].addmm_({product.a}, {product.b}, beta={kept}, alpha=-rate)"
+            yield from self._product_update(index, product)
+        for index in own:
+            yield from self._update(index)
+
+    def _update(self, index: int) -> Iterator[str]:
+        mu, decay, p, g, m = self._problem.momentum, self._decays[index], f"params[{index}]", f"g{index}", ""
+        if decay:
+            yield f"{g} = torch.add({g}, {p}, alpha={decay!r})"
+        if mu:
+            m = f"momenta[{index}]"
+            yield f"{m}.mul_({mu!r}).add_({g})"
+            if self._problem.nesterov:
+                m = f"torch.add({g}, {m}, alpha={mu!r})"
+        yield f"{p}.add_({m or g}, alpha=-rate)"
+
+    def _product_update(self, index: int, product: _Product) -> Iterator[str]:
+        mu, decay = self._problem.momentum, self._decays[index]
+        rows, size = self._problem.layout.shapes[index]
+        if not mu:
+            yield f"params[{index}].addmm_({product.a}, {product.b}, beta=1.0 - rate * {decay!r}, alpha=-rate)"
+            return
+        block = max(1, BLOCK // max(1, size))
+        yield f"for row in range(0, {rows}, {block}):"
+        yield f"    some = min({block}, {rows} - row)"
+        yield f"    p, m = params[{index}].narrow(0, row, some), momenta[{index}].narrow(0, row, some)"
+        yield f"    m.addmm_({product.a}.narrow(0, row, some), {product.b}, beta={mu!r})"
+        if decay:
+            yield f"    m.add_(p, alpha={decay!r})"
+        yield "    p.add_(m, alpha=-rate)"
+
+
+VIEWS = (torch.ops.aten.alias.default, torch.ops.aten.t.default, torch.ops.aten.view.default)
 
 
 def _attribute(module: Any, path: Any) -> Tensor:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import torch
 from torch import Tensor
 
 from fastlocal import kernels
@@ -48,54 +45,3 @@ class Update:
             nesterov=problem.nesterov,
             grad_scale=scale,
         )
-
-
-def decays(problem: LocalProblem) -> list[float]:
-    """The weight decay of every tensor of the layout."""
-    masks = problem.layout.views(problem.layout.decay_mask)
-    return [problem.weight_decay * float(mask.flatten()[0]) if mask.numel() else 0.0 for mask in masks.values()]
-
-
-class ListUpdate:
-    """The same for one client on a CPU, tensor by tensor in one pass over memory each, where `Update` takes several.
-
-    which: places in the layout of the tensors that it is given
-    """
-
-    def __init__(self, problem: LocalProblem, which: Sequence[int]) -> None:
-        self._problem = problem
-        self._which = which
-        rates = decays(problem)
-        self._groups = {
-            decay: [place for place, index in enumerate(which) if rates[index] == decay]
-            for decay in sorted({rates[index] for index in which})
-        }
-
-    def of(self, params: Sequence[Tensor], momenta: Sequence[Tensor]) -> Callable[[list[Tensor], float], None]:
-        """(gradients, learning rate) -> None, for a client whose parameters and momenta are these, all of them."""
-        problem = self._problem
-        groups = []
-        for decay, places in self._groups.items():
-            own = [self._which[place] for place in places]
-            groups.append((decay, places, [params[i] for i in own], [momenta[i] for i in own] if momenta else []))
-
-        def update(grads: list[Tensor], rate: float) -> None:
-            if problem.clip_norm is not None:
-                norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-                # one tensor may be the gradient of two parameters
-                grads = list(torch._foreach_mul(grads, (problem.clip_norm / (norm + EPSILON)).clamp_(max=1.0)))
-            for decay, places, changed, kept in groups:
-                torch._fused_sgd_(
-                    changed,
-                    [grads[place] for place in places],
-                    kept,
-                    weight_decay=decay,
-                    momentum=problem.momentum,
-                    lr=rate,
-                    dampening=0.0,
-                    nesterov=problem.nesterov,
-                    maximize=False,
-                    is_first_step=False,
-                )
-
-        return update
