@@ -112,7 +112,8 @@ def script(problem: LocalProblem, inputs: Tensor, targets: Tensor, *, channels_l
 
 
 def _channels_last(value: Tensor) -> Tensor:
-    return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
+    # a clone has that layout's strides with one channel too, where `contiguous` leaves them as they are
+    return value.clone(memory_format=torch.channels_last) if value.dim() == 4 else value
 
 
 @dataclass(frozen=True)
