@@ -19,8 +19,8 @@ import torch
 
 from bench.case import Case, cores
 
-WARM_UP = 2
-"""Rounds that are not counted: lazy loading, and the first touch of buffers."""
+WARM_UP = 1
+"""Rounds that are not counted, beside the one of the gate: the first touch of buffers."""
 TOLERANCE = {"fp64": 1e-6, "fp32": 2e-3, "tf32": 2e-2, "bf16": 0.3}
 """How far a round's change of the parameters may be from the reference's, relative to its norm."""
 START_SECONDS = 150.0
@@ -101,11 +101,12 @@ def measure(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         workers = []
         for index, name in enumerate(variants):
-            tunes = name.startswith("fastlocal")  # what is timed at the start wants quiet
-            if tunes:
+            if name == "fastlocal auto":  # what it times at the start wants quiet
                 for earlier in workers:
                     earlier.ready()
             workers.append(stack.enter_context(Worker(name, case, folder / f"{index}.pt")))
+            if name == "fastlocal auto":
+                workers[-1].ready()
         for worker in workers:
             worker.ready()
         files = {name: folder / f"{index}.pt" for index, name in enumerate(variants)}
