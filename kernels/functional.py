@@ -83,7 +83,7 @@ def group_norm(
     """
     ours = backend != "auto" or worthwhile(input)
     if not ours or num_groups < 1 or not _has_statistics(input, weight, bias, num_groups):
-        return F.group_norm(input, num_groups, weight, bias, eps)
+        return F.group_norm(_wide(input), num_groups, weight, bias, eps).to(input.dtype)
     return norm_act(input, weight, bias, groups=num_groups, eps=eps, backend=backend)
 
 
@@ -107,8 +107,14 @@ def batch_norm(
     given = running_mean is not None or running_var is not None
     ours = training and not given and (backend != "auto" or worthwhile(input))
     if not ours or not _has_statistics(input, weight, bias, 0):
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        wide = _wide(input)
+        return F.batch_norm(wide, running_mean, running_var, weight, bias, training, momentum, eps).to(input.dtype)
     return norm_act(input, weight, bias, groups=0, eps=eps, backend=backend)
+
+
+def _wide(input: Tensor) -> Tensor:
+    """In fp32 where it is less: under vmap, torch would keep a bf16 input's statistics in bf16 and return fp32."""
+    return input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
 
 
 def norm_act(
