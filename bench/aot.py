@@ -3,9 +3,10 @@
     python -m bench.aot            compile, compare with the committed table, exit 1 where something is worse
     python -m bench.aot --write    compile and write the table, or another file that is named
 
-Every large case of every op is compiled for sm_80, sm_90 and sm_100. Each must fit the target's shared memory and spill
-no registers. With the Triton that wrote the table, the theoretical occupancy may not fall and the accesses of 16 bytes
-may not disappear.
+Every case of every op, and every tile of the convolutions in every format, is compiled for sm_80, sm_90 and sm_100.
+Each must fit the target's shared memory and spill no registers. With the Triton that wrote the table, nothing may be
+missing or new, the theoretical occupancy may not fall, and neither accesses of 16 bytes nor matrix instructions may
+disappear. The machine code is read of the large cases alone.
 """
 
 from __future__ import annotations
@@ -21,34 +22,41 @@ from pathlib import Path
 
 import triton
 
-from bench.triton_compile import SHARED_PER_BLOCK, TARGETS, Compiled, compile_case
+from bench.aot_cases import CONVOLUTIONS, compiled_cases
+from bench.triton_compile import SHARED_PER_BLOCK, TARGETS, Compiled, compile_case, list_case
 from fastlocal import kernels
-from fastlocal.kernels.case import cases
 
 TABLE = Path(__file__).parent / "results" / "aot" / "kernels.csv"
-KEY = ("op", "case", "kernel", "configuration", "target")
+KEY = ("op", "kernel", "configuration", "target")
 COLUMNS = (
     *KEY,
+    "case",
     "num_warps",
     "num_stages",
     "registers",
     "shared_bytes",
     "spilled_bytes",
     "occupancy",
+    "products",
     "loads_128",
     "loads_narrower",
     "stores_128",
-    "tensor_core",
     "triton",
 )
 WIDE_LOAD, WIDE_STORE = r"LDG\.E.*\.128|LDGSTS.*\.128|UTMALDG", r"STG\.E.*\.128|UTMASTG"
-TENSOR_CORE = r"HMMA|HGMMA|UTC\w*MMA"
 Row = dict[str, str]
 
 
 def row(compiled: Compiled) -> Row:
     """A line of the table."""
-    wide = compiled.count(WIDE_LOAD)
+    accesses = dict.fromkeys(("loads_128", "loads_narrower", "stores_128"), "")
+    if compiled.sass is not None:
+        wide = compiled.count(WIDE_LOAD)
+        accesses = {
+            "loads_128": str(wide),
+            "loads_narrower": str(compiled.count("LDG|UTMALDG") - wide),
+            "stores_128": str(compiled.count(WIDE_STORE)),
+        }
     values = {
         "op": compiled.op,
         "case": compiled.case,
@@ -61,11 +69,9 @@ def row(compiled: Compiled) -> Row:
         "shared_bytes": compiled.shared,
         "spilled_bytes": compiled.stack,
         "occupancy": f"{compiled.occupancy:.3f}",
-        "loads_128": wide,
-        "loads_narrower": compiled.count("LDG|UTMALDG") - wide,
-        "stores_128": compiled.count(WIDE_STORE),
-        "tensor_core": compiled.count(TENSOR_CORE),
+        "products": compiled.products,
         "triton": triton.__version__,
+        **accesses,
     }
     return {name: str(values[name]) for name in COLUMNS}
 
@@ -73,7 +79,24 @@ def row(compiled: Compiled) -> Row:
 def compile_op(op: str, target: int, most: int | None) -> list[Row]:
     """The lines of one op on one target; with `most`, those of the first cases that have so many of each kernel."""
     seen: dict[str, str] = {}
-    return [row(one) for case in cases(op) if case.large for one in compile_case(op, case, target, seen, most)]
+    return [
+        row(one)
+        for case, every_tile in compiled_cases(op)
+        for one in compile_case(op, case, target, seen, most, every_tile=every_tile, disassemble=case.large)
+    ]
+
+
+def listed(op: str, target: int) -> set[tuple[str, ...]]:
+    """The KEYs of what `compile_op` compiles, which takes much less time to say."""
+    return {
+        (op, kernel, configuration, f"sm_{target}")
+        for case, every_tile in compiled_cases(op)
+        for kernel, configuration in list_case(op, case, target, every_tile=every_tile)
+    }
+
+
+def key(line: Row) -> tuple[str, ...]:
+    return tuple(line[column] for column in KEY)
 
 
 def faults(rows: Sequence[Row]) -> list[str]:
@@ -88,28 +111,41 @@ def faults(rows: Sequence[Row]) -> list[str]:
     return found
 
 
-def regressions(rows: Sequence[Row], table: Sequence[Row]) -> list[str]:
-    """Where rows are worse than those that the same Triton left in the table, or missing there."""
+def regressions(rows: Sequence[Row], table: Sequence[Row], *, complete: bool = True) -> list[str]:
+    """Where rows are worse than those that the same Triton left in the table, or not the same ones.
+
+    complete: rows are all that there are of their ops and targets
+    """
     versions = {line["triton"] for line in table}
-    before = {tuple(line[column] for column in KEY): line for line in table}
+    before, now = ({key(line): line for line in lines} for lines in (table, rows))
     found = []
-    for line in rows:
-        old = before.get(tuple(line[column] for column in KEY))
+    for place, line in now.items():
+        old = before.get(place)
         if line["triton"] not in versions:
             continue
         if old is None:
-            found.append(f"{name(line)} is not in the table; write it anew with --write")
+            found.append(f"{name(line)} is not in the table; write it anew with --write: {line['configuration']}")
             continue
         if float(line["occupancy"]) < float(old["occupancy"]):
             found.append(f"{name(line)} has occupancy {line['occupancy']}, before {old['occupancy']}")
-        for column in ("loads_128", "stores_128", "tensor_core"):
-            if int(old[column]) and not int(line[column]):
+        if line["products"] != old["products"]:
+            found.append(f"{name(line)} has products by {line['products'] or 'none'}, before {old['products']}")
+        for column in ("loads_128", "stores_128"):
+            if int(old[column] or 0) and not int(line[column] or 0):
                 found.append(f"{name(line)} has lost its {column}")
+    compiled = {(line["op"], line["target"], line["triton"]) for line in rows}
+    for place, old in before.items():
+        if complete and place not in now and (old["op"], old["target"], old["triton"]) in compiled:
+            found.append(f"{name(old)} is in the table, but nothing compiles it: {old['configuration']}")
     return found
 
 
 def name(line: Row) -> str:
     return f"{line['op']} ({line['case']}, {line['kernel']}) on {line['target']}"
+
+
+def loads(line: Row) -> str:
+    return f"loads {line['loads_128']} wide, {line['loads_narrower']} narrower" if line["loads_128"] else ""
 
 
 def read_table(path: Path = TABLE) -> list[Row]:
@@ -137,23 +173,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
 
     os.environ.pop("TRITON_INTERPRET", None)
-    tasks = [(op, target, asked.most) for op in asked.ops for target in asked.targets]
+    longest_first = sorted(asked.ops, key=lambda op: (op not in CONVOLUTIONS, op))
+    tasks = [(op, target, asked.most) for op in longest_first for target in asked.targets]
     with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
         rows = [line for lines in pool.map(compile_op, *zip(*tasks, strict=True)) for line in lines]
-    rows.sort(key=lambda line: [line[column] for column in ("op", "case", "kernel", "configuration")])
+    rows.sort(key=key)
     for line in rows:
         print(
             f"{line['op']:<20} {line['case']:<44} {line['target']:<6} {line['kernel']:<22} "
             f"{line['registers']:>3} registers  {line['shared_bytes']:>6} B shared  occupancy {line['occupancy']}  "
-            f"loads {line['loads_128']} wide, {line['loads_narrower']} narrower"
+            f"{line['products']:<8} {loads(line)}"
         )
     bad = faults(rows)
     if asked.write:
         before = read_table(asked.write) if asked.write.exists() else []
-        kept = [line for line in before if line["op"] not in asked.ops]
-        write_table(asked.write, sorted(kept + rows, key=lambda line: [line[column] for column in KEY]))
+        made = {(op, f"sm_{target}") for op in asked.ops for target in asked.targets}
+        kept = [line for line in before if (line["op"], line["target"]) not in made]
+        write_table(asked.write, sorted(kept + rows, key=key))
     else:
-        bad += regressions(rows, read_table())
+        bad += regressions(rows, read_table(), complete=asked.most is None)
     for fault in bad:
         print(fault, file=sys.stderr)
     print(f"{len(rows)} compiled, {len(bad)} at fault (Triton {triton.__version__})")

@@ -43,23 +43,24 @@ def run_file(path: Path, seconds: float) -> Row:
     with tempfile.TemporaryDirectory() as place:
         report = Path(place) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider"]
-        process = subprocess.Popen(
-            [*command, f"--junitxml={report}", str(path)],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            printed, _ = process.communicate(timeout=max(seconds, 1.0))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            return _row(path, failed=1, first=f"still running after {seconds:.0f} s")
+        with tempfile.TemporaryFile("w+", errors="replace") as log:
+            process = subprocess.Popen(
+                [*command, f"--junitxml={report}", str(path)],
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                process.wait(max(seconds, 1.0))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                return _row(path, failed=1, first=f"still running after {seconds:.0f} s")
+            log.seek(0)
+            words = [line.strip() for line in log if line.strip()]
         if not report.exists():
-            words = [line for line in printed.splitlines() if line.strip()]
             return _row(path, failed=1, first=words[-1] if words else f"exit status {process.returncode}")
         return read_report(path, report)
 

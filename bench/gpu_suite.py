@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -133,18 +132,17 @@ def run_part(part: Part, folder: Path, end: float, flags: Sequence[str] = ()) ->
     seconds = min(part.seconds, left)
     command = [sys.executable, *part.command, "--out", str(folder), "--seconds", f"{seconds:.0f}", *flags]
     began = time.monotonic()
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
-    )
-    try:
-        printed, _ = process.communicate(timeout=seconds + GRACE)
-        state = "done" if process.returncode == 0 else "failed"
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # with whatever it has started
-        printed, _ = process.communicate()
-        state = "stopped"
+    with tempfile.TemporaryFile("w+", errors="replace") as log:  # a pipe would stay open in what a part leaves behind
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            state = "done" if process.wait(seconds + GRACE) == 0 else "failed"
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with whatever it has started
+            process.wait()
+            state = "stopped"
+        log.seek(0)
+        words = [line.strip() for line in log if line.strip()]
     took = time.monotonic() - began
-    words = [line for line in printed.splitlines() if line.strip()]
     why = {
         "done": "",
         "failed": f"exit status {process.returncode}: {words[-1] if words else 'nothing printed'}",
@@ -159,14 +157,11 @@ def _state(part: Part, state: str, took: float, why: str) -> Row:
 
 
 def gather(folders: Sequence[Path], out: Path) -> None:
-    """Join the CSV files of the same name that lie in these folders, in their order, and copy any others."""
+    """Join the CSV files of the same name that lie in these folders, in their order."""
     tables: dict[str, list[Row]] = {}
     for folder in folders:
-        for path in sorted(folder.glob("*")):
-            if path.suffix == ".csv":
-                tables.setdefault(path.name, []).extend(read(path))
-            else:
-                shutil.copy(path, out / path.name)
+        for path in sorted(folder.glob("*.csv")):
+            tables.setdefault(path.name, []).extend(read(path))
     for name, rows in tables.items():
         write(out / name, rows)
 

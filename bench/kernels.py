@@ -176,12 +176,14 @@ def first_line(error: Exception) -> str:
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
-    """A CSV file of rows with the same columns."""
+    """A CSV file of rows, whole or as it was before: whoever writes may be stopped at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else ["op"], lineterminator="\n")
+    part = path.with_suffix(".part")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for line in rows for name in line)), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    part.replace(path)
 
 
 def say(line: Row) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from bench.targets import LEAST_BYTES, TARGETS, Row, judge
@@ -18,6 +19,7 @@ def summary(
     missing = [line for line in states if line["state"] != "done"]
     lines += ["", f"Parts: {len(states) - len(missing)} of {len(states)} ran to their end.", ""]
     lines += [f"- {line['part']}: {line['state']}, {line['why']}" for line in missing]
+    lines += _untimed(kernels)
     faults = [line for line in gate if line["fault"]]
     lines += ["", f"Gate: {len(gate) - len(faults)} of {len(gate)} checks passed.", ""]
     lines += [f"- {line['op']} ({line['case']}): {line['fault']}" for line in faults]
@@ -37,6 +39,12 @@ def summary(
     else:
         lines += ["", "No bytes in DRAM were counted: there is no ncu, or no time was left."]
     return "\n".join(lines) + "\n"
+
+
+def _untimed(rows: Sequence[Row]) -> list[str]:
+    """How many rows of each op were not timed, by reason."""
+    reasons = Counter((line["op"], line["note"]) for line in rows if line["note"])
+    return [f"- {op}: {count} rows are empty: {note}" for (op, note), count in reasons.items()]
 
 
 def _machine(rows: Sequence[Row]) -> list[str]:

@@ -31,6 +31,9 @@ SHARED_PER_SM = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
 REGISTERS_PER_SM, WARPS_PER_SM, BLOCKS_PER_SM = 65536, 64, 32
 """As in the tables of compute capabilities in NVIDIA's CUDA C++ programming guide."""
 
+MATRIX_INSTRUCTIONS = {"mma": "mma.sync.", "wgmma": "wgmma.mma_async.", "tcgen05": "tcgen05.mma."}
+"""Of tensor cores in PTX: those of Ampere, which later targets have too, of Hopper, and of Blackwell."""
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -38,7 +41,8 @@ class Compiled:
 
     configuration: types of the arguments, constants and launch options, in words
     registers: per thread        shared, stack: bytes per block and per thread; a stack holds spilled registers
-    sass: how often each load, store and matrix instruction occurs
+    products: the matrix instructions of its PTX, a key of MATRIX_INSTRUCTIONS, or ""
+    sass: how often each load, store and matrix instruction occurs in the machine code; None where that was not read
     """
 
     op: str
@@ -51,7 +55,8 @@ class Compiled:
     registers: int
     shared: int
     stack: int
-    sass: Counter[str]
+    products: str
+    sass: Counter[str] | None
 
     @property
     def occupancy(self) -> float:
@@ -65,6 +70,7 @@ class Compiled:
 
     def count(self, pattern: str) -> int:
         """How many instructions have a name that begins as the regular expression `pattern`."""
+        assert self.sass is not None
         return sum(number for name, number in self.sass.items() if re.match(pattern, name))
 
 
@@ -86,23 +92,32 @@ class _NoDevice:
 
 @contextmanager
 def recorded_launches(
-    target: int, wanted: Callable[[str], bool] = lambda kernel: True
-) -> Iterator[list[tuple[Any, Any]]]:
-    """Within, every launch is compiled for `target` and noted as (kernel, what was compiled) instead of run.
+    target: int, wanted: Callable[[str, str], bool] = lambda kernel, configuration: True
+) -> Iterator[list[tuple[Any, str, Any]]]:
+    """Within, every launch is compiled for `target` and noted as (kernel, configuration, what was compiled).
 
-    wanted: whether a kernel of this name is compiled at all
+    Nothing runs, and what was compiled before is not noted again.
+    wanted: whether a kernel of this name is compiled in this configuration; else it is noted with None
     """
+    from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
     from triton.runtime.autotuner import Autotuner
     from triton.runtime.jit import JITFunction
 
-    launches: list[tuple[Any, Any]] = []
-    run, tune = JITFunction.run, Autotuner.run
+    launches: list[tuple[Any, str, Any]] = []
+    new: list[str] = []
+    run, tune, hook = JITFunction.run, Autotuner.run, knobs.runtime.jit_cache_hook
+
+    def before_compilation(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
+        names = [parameter.name for parameter in fn.jit_function.params]
+        new.append(_configuration(names, compile["signature"], compile["constants"], compile["configs"][0]))
+        return not wanted(fn.jit_function.__name__, new[-1])
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        if wanted(self.__name__):
-            launches.append((self, run(self, *args, grid=grid, warmup=True, **kwargs)))
+        new.clear()
+        compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
+        launches.extend((self, configuration, compiled) for configuration in new)
 
     def every_configuration(self: Any, *args: Any, **kwargs: Any) -> None:
         self.nargs = dict(zip(self.arg_names, args, strict=False))
@@ -111,34 +126,65 @@ def recorded_launches(
         self.nargs = None
 
     driver.set_active(_NoDevice(GPUTarget("cuda", target, 32)))
-    JITFunction.run, Autotuner.run = compile_only, every_configuration
+    JITFunction.run, Autotuner.run, knobs.runtime.jit_cache_hook = compile_only, every_configuration, before_compilation
     try:
         yield launches
     finally:
-        JITFunction.run, Autotuner.run = run, tune
+        JITFunction.run, Autotuner.run, knobs.runtime.jit_cache_hook = run, tune, hook
         driver._active = None
 
 
-def compile_case(op: str, case: Case, target: int, seen: dict[str, str], most: int | None = None) -> Iterator[Compiled]:
+def compile_case(
+    op: str,
+    case: Case,
+    target: int,
+    seen: dict[str, str],
+    most: int | None = None,
+    *,
+    every_tile: bool = True,
+    disassemble: bool = True,
+) -> Iterator[Compiled]:
     """What the op's Triton backend launches for this case, gradients included.
 
-    seen: {hash of what was compiled: its kernel}; what is in it is not given again, and what is new is added
+    seen: {configuration: its kernel}; what is in it is not given again, and what is new is added
     most: leave out kernels of which so many are in `seen`
+    every_tile: all that the autotuner may choose, or the first that fits
+    disassemble: whether to read the machine code, which takes a third of the time
     """
+    count = Counter(seen.values())
+    with recorded_launches(target, lambda kernel, _: most is None or count[kernel] < most) as launches:
+        _launch(op, case, every_tile)
+    for kernel, configuration, compiled in launches:
+        if compiled is not None and f"{kernel.__name__} {configuration}" not in seen:
+            seen[f"{kernel.__name__} {configuration}"] = kernel.__name__
+            yield _measured(op, case, target, kernel.__name__, configuration, compiled, disassemble)
+
+
+def list_case(op: str, case: Case, target: int, *, every_tile: bool = True) -> set[tuple[str, str]]:
+    """Kernel and configuration of everything that `compile_case` would compile."""
+    with recorded_launches(target, lambda kernel, configuration: False) as launches:
+        _launch(op, case, every_tile)
+    return {(kernel.__name__, configuration) for kernel, configuration, _ in launches}
+
+
+def _launch(op: str, case: Case, every_tile: bool) -> None:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(not every_tile)  # with which launchers take one tile, without timing
+    try:
+        _call(op, case)
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _call(op: str, case: Case) -> None:
     launcher = kernels.load(op, "triton")
     inputs = {name: _materialized(value) for name, value in case.make_inputs(torch.device("meta")).items()}
     leaves = {name: inputs[name].requires_grad_() for name in case.differentiated}
-    count = Counter(seen.values())
-    with recorded_launches(target, lambda kernel: most is None or count[kernel] < most) as launches:
-        returned = launcher(**inputs)
-        if leaves:
-            parts = returned if isinstance(returned, tuple | list) else (returned,)
-            outputs = [part for part in parts if part is not None and part.requires_grad]
-            torch.autograd.grad(outputs, list(leaves.values()), [torch.empty_like(part) for part in outputs])
-    for kernel, compiled in launches:
-        if compiled.metadata.hash not in seen:
-            seen[compiled.metadata.hash] = kernel.__name__
-            yield _measured(op, case, target, kernel, compiled)
+    returned = launcher(**inputs)
+    if leaves:
+        parts = returned if isinstance(returned, tuple | list) else (returned,)
+        outputs = [part for part in parts if part is not None and part.requires_grad]
+        torch.autograd.grad(outputs, list(leaves.values()), [torch.empty_like(part) for part in outputs])
 
 
 def _materialized(value: Any) -> Any:
@@ -148,42 +194,53 @@ def _materialized(value: Any) -> Any:
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
 
 
-def _measured(op: str, case: Case, target: int, kernel: Any, compiled: Any) -> Compiled:
+def _measured(
+    op: str, case: Case, target: int, kernel: str, configuration: str, compiled: Any, disassemble: bool
+) -> Compiled:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         usage = _tool("cuobjdump", "-res-usage", file.name)
-        code = _tool("nvdisasm", "-c", "-ndf", file.name)
+        code = _tool("nvdisasm", "-c", "-ndf", file.name) if disassemble else None
     used = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    instructions = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]+)", code, re.MULTILINE)
-    watched = re.compile(r"LDG|STG|LDL|STL|LDGSTS|UTMA|HMMA|HGMMA|IMMA|UTC\w*MMA|RED|ATOM")
     meta = compiled.metadata
+    ptx = compiled.asm["ptx"]
     return Compiled(
         op=op,
         case=case.name,
-        kernel=kernel.__name__,
-        configuration=_configuration(kernel, compiled),
+        kernel=kernel,
+        configuration=configuration,
         target=target,
         num_warps=meta.num_warps,
         num_stages=meta.num_stages,
         registers=used["REG"],
         shared=meta.shared,
         stack=used["STACK"] + used["LOCAL"],
-        sass=Counter(name for name in instructions if watched.match(name)),
+        products=" ".join(name for name, start in MATRIX_INSTRUCTIONS.items() if start in ptx),
+        sass=None if code is None else _instructions(code),
     )
 
 
-def _configuration(kernel: Any, compiled: Any) -> str:
-    source = compiled.src
-    names = [parameter.name for parameter in kernel.params]
-    constants = {path[0]: value for path, value in source.constants.items()}
-    wide = {path[0] for path in source.attrs}
+def _instructions(code: str) -> Counter[str]:
+    names = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]+)", code, re.MULTILINE)
+    watched = re.compile(r"LDG|STG|LDL|STL|LDGSTS|UTMA|HMMA|HGMMA|IMMA|UTC\w*MMA|RED|ATOM")
+    return Counter(name for name in names if watched.match(name))
+
+
+def _configuration(
+    names: list[str],
+    signature: dict[str, str],
+    constants: dict[tuple[int, ...], object],
+    attributes: dict[tuple[int, ...], object],
+) -> str:
+    fixed = {path[0]: value for path, value in constants.items()}
+    wide = {path[0] for path in attributes}
     words = []
     for index, name in enumerate(names):
-        if index in constants:
-            words.append(f"{name}={constants[index]}")
+        if index in fixed:
+            words.append(f"{name}={fixed[index]}")
         else:
-            words.append(f"{name}:{source.signature[name]}{'/16' if index in wide else ''}")
+            words.append(f"{name}:{signature[name]}{'/16' if index in wide else ''}")
     return " ".join(words)
 
 

@@ -26,13 +26,18 @@ with it their order of summation.
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
+# Registers that a thread can have. Where nothing is said the assembler may stop at 80, 96 or 128, so that more blocks
+# are resident, and spill 8 bytes on sm_80, with fp32 operands in many shapes.
+ALL_REGISTERS = 255
 
-def _tile(rows: int, columns: int, depth: int, warps: int, stages: int) -> triton.Config:
+
+def _tile(rows: int, columns: int, depth: int, warps: int, stages: int, registers: int | None = None) -> triton.Config:
     sizes = {"ROWS": rows, "COLUMNS": columns, "DEPTH": depth}
-    return triton.Config(sizes, num_warps=warps, num_stages=stages)
+    return triton.Config(sizes, num_warps=warps, num_stages=stages, maxnreg=registers)
 
 
 # Rows are pixels and columns channels. A program takes all channels where it can, so that the images are read once.
+# Four warps do not take 64 x 64 and 64 deep: on sm_80 that spills in one shape or another whatever their registers.
 PIXELS_BY_CHANNELS = [
     _tile(128, 16, 16, 4, 4),
     _tile(128, 16, 32, 4, 3),
@@ -46,15 +51,17 @@ PIXELS_BY_CHANNELS = [
     _tile(128, 64, 64, 8, 3),
     _tile(128, 64, 32, 4, 3),
     _tile(64, 64, 32, 4, 4),
-    _tile(64, 64, 64, 4, 3),
     _tile(256, 64, 32, 8, 3),
     _tile(128, 128, 64, 8, 3),
     _tile(128, 128, 32, 8, 3),
+    _tile(64, 16, 16, 4, 3),
+    _tile(64, 32, 16, 4, 3),
+    _tile(64, 64, 16, 4, 3),
 ]
 
 # Rows are taps and input channels, columns output channels; the sum runs over pixels.
 TERMS_BY_CHANNELS = [
-    _tile(64, 16, 64, 4, 3),
+    _tile(64, 16, 64, 4, 3, ALL_REGISTERS),  # else 8 bytes spill for 1x1 filters on sm_80
     _tile(128, 16, 64, 4, 3),
     _tile(64, 16, 128, 4, 2),
     _tile(64, 32, 64, 4, 3),
@@ -65,39 +72,65 @@ TERMS_BY_CHANNELS = [
     _tile(128, 64, 64, 8, 3),
     _tile(64, 16, 32, 4, 4),
     _tile(64, 32, 32, 4, 4),
+    _tile(64, 16, 16, 4, 3),
+    _tile(64, 32, 16, 4, 3),
+    _tile(64, 64, 16, 4, 3),
 ]
 
 # Elements of the result and of the images at a turn that a warp holds without spilling registers, compiled for sm_80,
-# sm_90 and sm_100, where elements have 4 bytes or are loaded one by one.
+# sm_90 and sm_100: of 2 bytes and loaded one by one, and of 4 bytes.
 PER_WARP = 1536
+PER_WARP_FP32 = 1280
 
-# The same of the images alone where each product is three of TF32, whose operands are held twice.
-PER_WARP_SPLIT = 512
+# The same of fp32 images alone where they are loaded one by one, each with an address and a mask of its own, or where
+# each product is three of TF32, whose operands are held twice.
+PER_WARP_IMAGES = 512
+
+# The same of images that are loaded one by one where there is more to hold: operands twice, or the taps that the pixels
+# of a phase meet. Elsewhere tiles so small are for 4 bytes alone.
+PER_WARP_SCATTERED = 256
 
 
 def fitting(
-    tiles: list[triton.Config], columns: int, depth: int, *, itemsize: int, narrow: bool, split: bool
+    tiles: list[triton.Config],
+    columns: int,
+    depth: int,
+    *,
+    itemsize: int,
+    narrow: bool,
+    split: bool,
+    phases: bool = False,
 ) -> list[triton.Config]:
     """Those that pad little and spill nothing: as wide as `columns`, between 16 and 128, and not far beyond `depth`.
 
     columns: channels of the product        depth: the length of its sum
     itemsize: bytes of an operand's element        narrow: whether loads of the images are an element wide
-    split: whether fp32 products are made of three in TF32
+    split: whether fp32 products are made of three in TF32        phases: whether pixels differ in the taps they meet
     """
     wide, deep = (max(16, triton.next_power_of_2(size)) for size in (columns, depth))
     widths = {64, 128} if wide >= 128 else {min(wide, 64)}
-    shallowest = min(tile.kwargs["DEPTH"] for tile in tiles if tile.kwargs["COLUMNS"] in widths)
+    scattered = narrow and (split or phases)
+    most = PER_WARP_FP32 if itemsize > 2 else PER_WARP if narrow else math.inf
+
+    def per_warp(tile: triton.Config, *others: str) -> float:
+        return tile.kwargs["ROWS"] * sum(tile.kwargs[name] for name in others) / tile.num_warps
 
     def fits(tile: triton.Config) -> bool:
-        rows, across, along = (tile.kwargs[name] for name in ("ROWS", "COLUMNS", "DEPTH"))
+        small = per_warp(tile, "DEPTH") <= PER_WARP_SCATTERED
         return (
-            across in widths
-            and along <= max(deep, shallowest)
-            and (rows * (across + along) <= PER_WARP * tile.num_warps or itemsize < 4 and not narrow)
-            and (rows * along <= PER_WARP_SPLIT * tile.num_warps or not split)
+            (small if scattered else itemsize > 2 or not small)
+            and per_warp(tile, "COLUMNS", "DEPTH") <= most
+            and (itemsize == 2 or not (narrow or split) or per_warp(tile, "DEPTH") <= PER_WARP_IMAGES)
         )
 
-    return [tile for tile in tiles if fits(tile)]
+    as_wide = [tile for tile in tiles if tile.kwargs["COLUMNS"] in widths and fits(tile)]
+    deepest = max(deep, min(tile.kwargs["DEPTH"] for tile in as_wide))
+    found = [tile for tile in as_wide if tile.kwargs["DEPTH"] <= deepest]
+    return [_with_all_registers(tile) for tile in found] if itemsize > 2 else found
+
+
+def _with_all_registers(tile: triton.Config) -> triton.Config:
+    return triton.Config(tile.kwargs, num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=ALL_REGISTERS)
 
 
 def prune(
@@ -117,8 +150,9 @@ def prune(
             known[columns],
             math.prod(known[name] for name in depth),
             itemsize=itemsize,
-            narrow=known[f"{images}_stride_channel"] != 1 or known[channels] % 8 != 0,
+            narrow=known[f"{images}_stride_channel"] != 1 or known[channels] % 16 != 0,
             split=itemsize == 4 and known["PRECISION"] == "tf32x3",
+            phases="STEP_H" in known and known["STRIDE_H"] * known["STRIDE_W"] > 1,
         )
 
     return {"early_config_prune": kept}

@@ -22,7 +22,7 @@ FEWEST_PIXELS = 512
     prune_configs_by=prune("OUT", ("pixels",), images="x", channels="IN"),
     cache_results=True,
 )
-@triton.jit
+@triton.jit(do_not_specialize=["splits", "units"])
 def _weight_grad_kernel(
     grad_ptr,
     x_ptr,

@@ -132,6 +132,9 @@ ELEMENTS_PER_WARP = 1024
 SPLIT_CHANNELS = 64
 """Neighbours in channels-last memory that a tile takes where a unit is too large for one program."""
 
+FP32_ELEMENTS = 8192
+"""Of 4 bytes in a part of a unit: twice as many take 16 warps, whose threads have 128 registers each and spill."""
+
 
 def plan(x: Tensor, groups: int, *, elements: int) -> Plan:
     """How to cut x [clients, batch, channels, pixels].
@@ -151,8 +154,9 @@ def plan(x: Tensor, groups: int, *, elements: int) -> Plan:
     if resident:
         tile_groups, tile_positions = max(1, min(most, fits)), whole
     else:
+        held = elements if x.element_size() < 4 else min(elements, FP32_ELEMENTS)
         tile_groups = max(1, min(most, SPLIT_CHANNELS // padded)) if last else 1
-        tile_positions = max(1, min(whole, elements // (tile_groups * padded)))
+        tile_positions = max(1, min(whole, held // (tile_groups * padded)))
     return Plan(
         groups=count // per_group,
         per_group=per_group,

@@ -84,6 +84,21 @@ def test_what_no_time_is_left_for_is_said(tmp_path: Path) -> None:
     assert "- never: skipped, no time was left" in summary(rows, gate=[], tests=[], kernels=[], dram=[])
 
 
+def test_rows_that_no_time_was_left_for_are_counted() -> None:
+    untimed = bench.row("client_sgd", CASE, "torch.compile", None, 4e12, "not timed: no time was left")
+    text = summary([], gate=[], tests=[], kernels=[line("triton", 0.05), untimed | ABOUT, untimed | ABOUT], dram=[])
+    assert "- client_sgd: 2 rows are empty: not timed: no time was left" in text
+
+
+def test_a_table_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    bench.write(tmp_path / "a.csv", [{"op": "a"}])
+    with pytest.raises(TypeError):
+        bench.write(tmp_path / "a.csv", [{"op": "b"}, None])  # type: ignore[list-item]
+    assert read(tmp_path / "a.csv") == [{"op": "a"}]
+    bench.write(tmp_path / "a.csv", [{"op": "b"}, {"op": "c", "ms": "1"}])
+    assert read(tmp_path / "a.csv") == [{"op": "b", "ms": ""}, {"op": "c", "ms": "1"}]
+
+
 def test_a_kernel_that_fails_its_checks_is_not_timed(tmp_path: Path) -> None:
     parts = [
         part("check bad", GATE.format(op="bad", fault="wrong"), together=True),

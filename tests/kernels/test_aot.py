@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
-from bench import aot
+import pytest
+import triton
+
+from bench import aot, aot_cases
 from fastlocal import kernels
 from fastlocal.kernels.case import cases
+from fastlocal.kernels.conv2d_clients import triton_tiles
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,25 +25,32 @@ WIDE = {
     "client_mean": (16, 4),
     "client_sgd_mean": (9, 4),
     "gather_augment": (0, 1),
+    "norm_act": (1, 1),
+    "norm_act_backward": (2, 1),
 }
 """Ops whose time is memory traffic, and how many loads and stores of 16 bytes one of two configurations has at least.
 
 Rows of the means have to begin at multiples of 16 bytes for that; images are gathered byte by byte."""
 
 
+def compiling(program: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a Python without Triton's interpreter, which the tests have chosen."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", *program], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+
 def test_two_configurations_of_every_kernel(tmp_path: Path) -> None:
     """Compiled for sm_90 by a Python without the interpreter: they fit, spill nothing, and the widths are there."""
     table = tmp_path / "kernels.csv"
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     options = ["--targets", "90", "--most", "2", "--jobs", "1", "--write", str(table)]
-    command = [sys.executable, "-m", "bench.aot", *options]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = compiling(["-m", "bench.aot", *options])
     assert done.returncode == 0, done.stdout + done.stderr
     rows = aot.read_table(table)
     assert {row["op"] for row in rows} == set(kernels.TRITON_OPS)
     for op, least in WIDE.items():
         found = [(int(row["loads_128"]), int(row["stores_128"])) for row in rows if row["op"] == op]
-        assert len(found) == 2
         assert any(loads >= least[0] and stores >= least[1] for loads, stores in found), (op, found)
 
 
@@ -53,20 +66,66 @@ for op in ("norm_act", "norm_act_backward"):
 
 def test_norms_of_one_position_compile() -> None:
     """Triton makes a constant of an argument that is 1, which the interpreter does not show."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", ONE_POSITION]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = compiling(["-c", ONE_POSITION])
     assert done.returncode == 0, done.stderr[-2000:]
     assert all(int(line.split()[1]) > 0 for line in done.stdout.splitlines()) and len(done.stdout.splitlines()) == 2
 
 
-def test_the_committed_table_is_complete() -> None:
+LISTED = """
+import json
+from bench import aot
+from fastlocal import kernels
+print(json.dumps([list(key) for op in kernels.TRITON_OPS for target in aot.TARGETS for key in aot.listed(op, target)]))
+"""
+
+
+def test_the_committed_table_holds_what_is_compiled_and_nothing_else() -> None:
     table = aot.read_table()
+    assert aot.faults(table) == []
     assert {row["op"] for row in table} == set(kernels.TRITON_OPS)
     assert {row["target"] for row in table} == {"sm_80", "sm_90", "sm_100"}
-    assert aot.faults(table) == []
-    known = {(op, case.name) for op in kernels.TRITON_OPS for case in cases(op) if case.large}
-    assert {(row["op"], row["case"]) for row in table} <= known
+    keys = [aot.key(row) for row in table]
+    assert len(set(keys)) == len(keys)
+    done = compiling(["-c", LISTED])
+    assert done.returncode == 0, done.stderr[-2000:]
+    listed = {tuple(key) for key in json.loads(done.stdout)}
+    if {row["triton"] for row in table} == {triton.__version__}:  # another one may tell arguments apart otherwise
+        assert sorted(set(keys) - listed) == [], "in the table, but not compiled"
+        assert sorted(listed - set(keys)) == [], "compiled, but not in the table"
+
+
+FORMATS = {
+    "two bytes": ("bf16", "tf32", {"itemsize": 2, "split": False}),
+    "tf32": ("fp32", "tf32", {"itemsize": 4, "split": False}),
+    "three of tf32": ("fp32", "tf32x3", {"itemsize": 4, "split": True}),
+}
+
+
+@pytest.mark.parametrize("op", aot_cases.CONVOLUTIONS)
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_tile_that_can_be_chosen_is_in_the_table(op: str, name: str) -> None:
+    dtype, precision, options = FORMATS[name]
+    tiles = triton_tiles.TERMS_BY_CHANNELS if op.endswith("weight_grad") else triton_tiles.PIXELS_BY_CHANNELS
+    phases = (False, True) if op.endswith("input_grad") else (False,)
+    choosable = {
+        tuple(tile.kwargs.values())
+        for columns, depth, narrow, apart in product((16, 32, 64, 128), (16, 32, 64, 4096), (False, True), phases)
+        for tile in triton_tiles.fitting(tiles, columns, depth, narrow=narrow, phases=apart, **options)
+    }
+    for target in ("sm_80", "sm_90", "sm_100"):
+        compiled = set()
+        for row in aot.read_table():
+            words = dict(word.split("=", 1) for word in row["configuration"].split() if "=" in word)
+            if (row["op"], row["target"]) == (op, target) and words["PRECISION"] == precision:
+                if f"*{dtype}" in row["configuration"]:
+                    compiled.add(tuple(int(words[size]) for size in ("ROWS", "COLUMNS", "DEPTH")))
+        assert choosable - compiled == set(), target
+
+
+def test_the_table_holds_every_dtype_and_option() -> None:
+    forward = [row["configuration"] for row in aot.read_table() if row["op"] == "conv2d_clients"]
+    for words in ("x_ptr:*fp16", "x_ptr:*bf16", "x_ptr:*fp32", "HAS_BIAS=True", "HAS_SUMS=True", "PRECISION=tf32x3"):
+        assert any(words in configuration for configuration in forward), words
 
 
 def test_every_op_with_a_kernel_has_cases_of_the_size_that_matters() -> None:
@@ -79,12 +138,18 @@ def test_what_is_worse_is_found() -> None:
         "target": "sm_90",
         "occupancy": "0.500",
         "loads_128": "4",
+        "products": "wgmma",
         "triton": "3.9.0",
     }
     assert aot.regressions([old], [old]) == []
     assert "occupancy 0.250, before 0.500" in aot.regressions([{**old, "occupancy": "0.250"}], [old])[0]
     assert "lost its loads_128" in aot.regressions([{**old, "loads_128": "0"}], [old])[0]
-    assert "not in the table" in aot.regressions([{**old, "case": "new"}], [old])[0]
+    assert "products by mma, before wgmma" in aot.regressions([{**old, "products": "mma"}], [old])[0]
+    new, gone = {**old, "configuration": "new"}, {**old, "configuration": "gone"}
+    assert "not in the table" in aot.regressions([old, new], [old])[0]
+    assert "nothing compiles it: gone" in aot.regressions([old], [old, gone])[0]
+    assert aot.regressions([old], [old, gone], complete=False) == []
+    assert aot.regressions([old], [old, {**gone, "op": "another"}]) == []  # that op was not asked for
     # another compiler may choose otherwise, within what every kernel must keep
     assert aot.regressions([{**old, "occupancy": "0.250", "triton": "3.10.0"}], [old]) == []
     assert "spills 8 bytes" in aot.faults([{**old, "spilled_bytes": "8"}])[0]

@@ -70,9 +70,13 @@ def test_every_tile(product: str, layer: Layer, tile: Any) -> None:
 @pytest.mark.parametrize("itemsize", [2, 4])
 @pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("split", [False, True])
-def test_there_is_a_tile_for_every_layer(columns: int, depth: int, itemsize: int, narrow: bool, split: bool) -> None:
+@pytest.mark.parametrize("phases", [False, True])
+def test_there_is_a_tile_for_every_layer(
+    columns: int, depth: int, itemsize: int, narrow: bool, split: bool, phases: bool
+) -> None:
+    options = {"itemsize": itemsize, "narrow": narrow, "split": split and itemsize == 4, "phases": phases}
     for tiles in TILES.values():
-        kept = triton_tiles.fitting(tiles, columns, depth, itemsize=itemsize, narrow=narrow, split=split)
+        kept = triton_tiles.fitting(tiles, columns, depth, **options)
         assert kept
         assert all(min(columns, 64) <= tile.kwargs["COLUMNS"] < 2 * max(columns, 16) for tile in kept)
 
