@@ -96,5 +96,5 @@ def wait_until(happened: Callable[[], bool], seconds: float) -> bool:
     while not happened():
         if time.monotonic() > until:
             return False
-        time.sleep(0)
+        time.sleep(0.0002)
     return True

@@ -1,10 +1,10 @@
 """Runs that are killed at random moments and continued, against the same runs undisturbed.
 
-    python -m bench.kill [--kills 100] [--seed 0]        prints and writes bench/results/cpu/kill.csv
+    python -m bench.kill [--kills 100] [--seed 0]        prints and adds to bench/results/cpu/kill.csv
 
-A process is killed by SIGKILL after a random time, or when it has begun to write a file, and started again with
---continue, until a fair share of the kills is done; the next process ends the run. Everything in the run directory must
-then be as in the undisturbed run to the bit: models, momenta, counters, metrics and the loss of every step.
+A process is killed by SIGKILL when it has come a random part of the way that is left, often as it begins to write a
+file, and started again with --continue, six times for a run; the next process ends it. Everything in the run directory
+must then be as in the undisturbed run to the bit: models, momenta, counters, metrics and the loss of every step.
 """
 
 from __future__ import annotations
@@ -95,24 +95,26 @@ def words_of(case: str, data: Path, directory: Path) -> list[str]:
     return [*where, *COMMON.split(), *CASES[case].split()]
 
 
-def undisturbed(forks: Forks, case: str, data: Path, directory: Path) -> tuple[dict[str, Any], float]:
-    """What a run leaves that nothing disturbs, and the seconds that it takes."""
-    began = time.monotonic()
+def undisturbed(forks: Forks, case: str, data: Path, directory: Path) -> dict[str, Any]:
+    """What a run leaves that nothing disturbs."""
     status = forks.start(words_of(case, data, directory), directory.with_suffix(".log")).status()
     if status != 0:
         raise RuntimeError(f"{case}: status {status}\n{directory.with_suffix('.log').read_text()}")
-    return left_behind(directory), time.monotonic() - began
+    return left_behind(directory)
 
 
 def killed(
-    forks: Forks, case: str, data: Path, directory: Path, kills: int, seconds: float, draw: random.Random
+    forks: Forks, case: str, data: Path, directory: Path, kills: int, whole: int, draw: random.Random
 ) -> Outcome:
-    """A run that is killed so often, or as often as it lasts, and then ends; `failure` is left empty."""
+    """A run that is killed so often, or as often as it lasts, and then ends.
+
+    whole: bytes of steps.jsonl when it has ended        failure: a status that cannot be, or nothing
+    """
     outcome = Outcome(0, 0, "")
     while True:
         process = forks.start(words_of(case, data, directory), directory.with_suffix(".log"))
         if outcome.kills < kills:
-            _wait_for_a_moment(process, directory, seconds, draw)
+            _wait_for_a_moment(process, directory, whole, draw)
             process.send(signal.SIGKILL)
         status = process.status()
         if status == 0:
@@ -124,14 +126,20 @@ def killed(
         outcome.while_writing += bool(list(directory.glob(f".*{TEMPORARY_SUFFIX}")))
 
 
-def _wait_for_a_moment(process: Fork, directory: Path, seconds: float, draw: random.Random) -> None:
-    if draw.random() < 0.5:
-        time.sleep(draw.uniform(0, 0.7 * seconds))
+def _wait_for_a_moment(process: Fork, directory: Path, whole: int, draw: random.Random) -> None:
+    log, name = directory / "steps.jsonl", draw.choice(["", ".resume.pt.*", ".latest.pt.*"])
+    there = log.stat().st_size if log.exists() else 0
+    wanted = there + draw.uniform(0, 0.4) * (whole - there)
+
+    def come() -> bool:
+        return not process.running() or (log.exists() and log.stat().st_size >= wanted)
+
+    if draw.random() < 0.1:  # as it starts
+        time.sleep(draw.uniform(0, 0.1))
         return
-    time.sleep(draw.uniform(0, 0.5 * seconds))
-    name = draw.choice([".resume.pt.*", ".resume.pt.*", ".latest.pt.*"])
-    wait_until(lambda: not process.running() or any(directory.glob(name)), LONGEST_S)
-    time.sleep(draw.choice([0, 0, draw.uniform(0, 0.003)]))
+    wait_until(come, LONGEST_S)
+    wait_until(lambda: not process.running() or not name or any(directory.glob(name)), LONGEST_S)
+    time.sleep(draw.choice([0, draw.uniform(0, 0.01)]))
 
 
 def kill_cases(folder: Path, kills: int, runs_of: int, seed: int) -> Iterator[tuple[str, Outcome]]:
@@ -149,9 +157,9 @@ def kill_cases(folder: Path, kills: int, runs_of: int, seed: int) -> Iterator[tu
             case = list(CASES)[number % len(CASES)]
             directory = folder / f"killed{number}"
             most = min(runs_of, kills - done)
-            outcome = killed(forks, case, folder / "data.npz", directory, most, wanted[case][1], draw)
+            outcome = killed(forks, case, folder / "data.npz", directory, most, len(wanted[case]["steps.jsonl"]), draw)
             if not outcome.failure:
-                outcome.failure = difference(left_behind(directory), wanted[case][0])
+                outcome.failure = difference(left_behind(directory), wanted[case])
             done += outcome.kills
             yield case, outcome
 
@@ -174,9 +182,11 @@ def main() -> None:
             print(f"{case}: {outcome.kills} kills, {outcome.while_writing} while writing {outcome.failure}", flush=True)
     TABLE.parent.mkdir(parents=True, exist_ok=True)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    with TABLE.open("w", newline="") as file:
+    new = not TABLE.exists()
+    with TABLE.open("a", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(["commit", "torch", "python", "seed", "case", "runs", "kills", "while_writing", "failures"])
+        if new:
+            table.writerow(["commit", "torch", "python", "seed", "case", "runs", "kills", "while_writing", "failures"])
         about = [commit, torch.__version__, platform.python_version(), given.seed]
         for case, outcomes in rows.items():
             counts = [sum(one.kills for one in outcomes), sum(one.while_writing for one in outcomes)]

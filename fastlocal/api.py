@@ -73,6 +73,7 @@ def train(
     seed: int = 0,
     directory: str | Path | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     progress: bool = True,
     **settings: Any,
 ) -> Run:
@@ -86,6 +87,8 @@ def train(
     loss: (outputs of one batch, targets) -> mean loss as a scalar tensor; default cross-entropy
     eval_every, save_every: rounds between evaluations, and between named checkpoints
     directory: the run directory, a fresh one below runs/ by default        progress: show a progress bar
+    overwrite, resume: start afresh in a `directory` that holds a run, or go on with it from its resume.pt (without one,
+        start over), to more `rounds` if you like; other arguments must be what they were
     settings: any other field of RunConfig by its name, such as replacement=True, precision="bf16", executor="looped",
         chunk=50, warm_up=True, group_weight=True, wandb="offline"
 
@@ -94,6 +97,8 @@ def train(
     """
     if not isinstance(clients, int) or clients < 1:
         raise UsageError(f"clients {clients!r}: must be a whole number, at least 1")
+    if resume and (directory is None or overwrite):
+        raise UsageError("resume: needs the directory of the run, and no overwrite")
     config = _config(
         settings,
         dataset="python",
@@ -127,7 +132,7 @@ def train(
     with kept():
         prepared = prepare(config, data, lambda: copy.deepcopy(model), loss or cross_entropy, model_flag=flag)
         others = partial(sinks, prepared.config.log, prepared.config.name, console=progress)
-        loop = train_prepared(prepared, overwrite=overwrite, sinks=others)
+        loop = train_prepared(prepared, overwrite=overwrite, sinks=others, resume=resume)
         return Run(history=list(loop.history), model=final_model(loop), directory=loop.directory)
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .config import AREA_OF, AREAS, RunConfig, read_config
 from .errors import UsageError
 from .position import Position
@@ -75,11 +77,17 @@ def _filled(config: RunConfig, stored: RunConfig) -> RunConfig:
     return config.with_values(**settled)
 
 
-def check_state(state: State, config: RunConfig, progress: Progress, n_params: int) -> None:
-    """Raise UsageError where a run of the resolved `config` cannot go on from `state`."""
+def check_state(state: State, config: RunConfig, progress: Progress, shapes: dict[str, torch.Size]) -> None:
+    """Raise UsageError where a run of the resolved `config` cannot go on from `state`.
+
+    shapes: of the averaged row and of the model's buffers, by the names that they have in a state
+    """
     refuse_changes(config, state.numbers["config"])
-    if len(state.tensors["row"]) != n_params:
-        raise UsageError(f"--continue: the run's model has {len(state.tensors['row'])} parameters, this one {n_params}")
+    for name in {name for name in state.tensors if name.startswith("buffer ")} | shapes.keys():
+        saved = state.tensors[name].shape if name in state.tensors else None
+        if saved != shapes.get(name):
+            found = f"{name} is {tuple(saved) if saved else 'not there'}"
+            raise UsageError(f"--continue: the run's model is another one: its {found}; give the model that it had")
     position = Position.of(state.numbers["position"], [])
     fits = position.first_step <= progress.total_steps
     if not position.between_rounds:

@@ -286,7 +286,9 @@ def train(
         if state is None:
             create_directory(directory, config)
         else:
-            check_state(state, config, prepared.progress, prepared.layout.n_params)
+            averaged = AveragedModel(prepared.module, prepared.layout, prepared.problem.numerics)
+            shapes = {name: value.shape for name, value in averaged.tensors().items()}
+            check_state(state, config, prepared.progress, shapes)
             if is_complete(state, prepared.progress):
                 loop = _build_loop(prepared, others, None)
                 _restore(loop, state)

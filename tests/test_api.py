@@ -349,3 +349,30 @@ def test_a_run_directory_is_not_reused_unasked(tmp_path: Path) -> None:
         fit(tmp_path, perceptron(), rounds=1)
     again = fit(tmp_path, perceptron(), rounds=2, overwrite=True)
     assert len((again.directory / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_resume_goes_on_to_more_rounds(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"momentum": 0.9, "eval_every": 2}
+    whole = fit(tmp_path, perceptron(), "whole", **values)
+    fit(tmp_path, perceptron(), "parts", rounds=5, resume=True, **values)
+    parts = fit(tmp_path, perceptron(), "parts", resume=True, **values)
+    assert parts.history == whole.history
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, parts.model.state_dict()[name])
+    again = fit(tmp_path, perceptron(), "parts", resume=True, **values)
+    assert again.history == whole.history and torch.equal(again.model[0].weight, whole.model[0].weight)  # type: ignore[index]
+
+
+def test_what_resume_refuses(tmp_path: Path) -> None:
+    fit(tmp_path, perceptron(), rounds=2)
+    wider = nn.Sequential(nn.Linear(8, 17), nn.Tanh(), nn.Linear(17, 2))
+    normed = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16, affine=False), nn.Linear(16, 2))
+    for module, options, said in (
+        (perceptron(), {"lr": 0.2}, "--client-lr 0.2"),
+        (wider, {}, "row is"),
+        (normed, {}, "--bn True"),
+        (perceptron(), {"overwrite": True}, "overwrite"),
+        (perceptron(), {"directory": None}, "directory"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            fit(tmp_path, module, resume=True, **options)

@@ -51,3 +51,20 @@ def test_without_tensorboard_the_extra_is_named_and_nothing_is_written(tmp_path:
     ).stdout
     assert shown == "--tensorboard needs the package tensorboard: pip install 'fastlocal[tensorboard]'\n"
     assert not directory.exists()
+
+
+def test_a_run_that_goes_on_hides_what_came_after_its_saved_state(tmp_path: Path) -> None:
+    first = TensorboardLogger(tmp_path)
+    first.start(RunSummary("run", tmp_path, {}, 4, 20, 1000))
+    first.evaluation({"comm_round": 3, "val_loss": 1.0})
+    state = first.state()
+    first.evaluation({"comm_round": 7, "val_loss": 2.0})
+    first.close()
+    second = TensorboardLogger(tmp_path)
+    second.restore(state)
+    second.start(RunSummary("run", tmp_path, {}, 4, 20, 1000))
+    second.evaluation({"comm_round": 7, "val_loss": 4.0})
+    second.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("val_loss")] == [(3, 1.0), (7, 4.0)]

@@ -209,3 +209,23 @@ def test_without_wandb_the_extra_is_named(tmp_path: Path) -> None:
 def test_a_wandb_that_is_too_old_is_refused(tmp_path: Path) -> None:
     shown = _refusal(tmp_path, before="import wandb; wandb.__version__ = '0.19.11'")
     assert shown == "--wandb needs wandb 0.30 or newer and finds 0.19.11: pip install --upgrade 'fastlocal[wandb]'\n"
+
+
+def test_a_run_that_goes_on_keeps_its_id_and_sends_no_row_twice(tmp_path: Path) -> None:
+    """wandb numbers rows by step, and drops one whose step it has."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    first = _logger(tmp_path / "first")
+    first.start(_summary(tmp_path / "first"))
+    first.evaluation(ROW)
+    state = json.loads(json.dumps(first.state()))
+    first.close()
+    second = _logger(tmp_path / "second")
+    second.restore(state)
+    second.start(_summary(tmp_path / "second"))
+    second.evaluation({**ROW, "comm_round": 6})
+    second.close()
+    runs = [_of_kind(tmp_path / name, "run")[0] for name in ("first", "second")]
+    assert runs[0].run_id == runs[1].run_id
+    steps = [history.step.num for name in ("first", "second") for history in _of_kind(tmp_path / name, "history")]
+    assert steps == [0, 1]
