@@ -174,7 +174,7 @@ class MachineConfig:
     workers: int | None = None
     """threads of --executor threaded; None: one per core that this process may use"""
     channels_last: bool | None = None
-    """--executor threaded computes convolutions channels-last; None: 0"""
+    """--executor threaded computes convolutions channels-last; None: in fp32, apart from what auto times"""
     chunk: int | None = None
     """clients resident at once; None: as many as fit comfortably into --memory-limit"""
     memory_limit: float | None = None

@@ -117,7 +117,7 @@ def resolve_for_machine(
     config = config.with_values(
         executor=executor,
         workers=min(config.machine.workers or cores(), config.clients),
-        channels_last=bool(config.machine.channels_last),
+        channels_last=_channels_last(config, module),
         chunk=min(config.clients, config.machine.chunk or comfortable),
         log_pth=_absolute(config.log.log_pth) or str(default_directory(config.name)),
         data_pth=_absolute(config.data.data_pth),
@@ -126,6 +126,13 @@ def resolve_for_machine(
         resume_pth=_absolute(config.model.resume_pth),
     )
     return config, notes
+
+
+def _channels_last(config: RunConfig, module: nn.Module) -> bool:
+    """On one core: `cnn` takes 2.7 ms a client-step so and else 4.0, resnet20_gn 126 either way, in bf16 165 and 65."""
+    if config.machine.channels_last is not None:
+        return config.machine.channels_last
+    return config.machine.precision == "fp32" and _has_convolution(module)
 
 
 def _check_threaded(device: torch.device, seen: Probe) -> None:
