@@ -175,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1, help="of torch, in this process")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -204,7 +204,7 @@ def sets(folder: Path, workers: int) -> Iterator[tuple[str, int, int, dict[str, 
     raw = beton(folder / "small", stored, "raw")
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in split.inputs]
     crop = transforms.RandomCrop(32, padding=4)
-    yield "32x32 raw", batch, 64, {
+    yield "32x32 raw", batch, 32, {
         "DataLoader": data_loader(pictures.__getitem__, len(split), crop, batch, workers),
         "resident": ours("resident", split, batch, workers),
         "torch": ours("torch", split, batch, workers),
@@ -218,7 +218,7 @@ def sets(folder: Path, workers: int) -> Iterator[tuple[str, int, int, dict[str, 
     packed = beton(folder / "jpeg", files, "jpg")
     contents = [path.read_bytes() for path in paths]
     decode = lambda index: Image.open(io.BytesIO(contents[index])).convert("RGB")  # noqa: E731
-    yield "256x256 JPEG", batch, 16, {
+    yield "256x256 JPEG", batch, 8, {
         "DataLoader": data_loader(decode, len(paths), transforms.RandomResizedCrop(side), batch, workers),
         "torch": ours("torch", files, batch, workers),
         "dali": ours("dali", files, batch, workers),
