@@ -40,9 +40,14 @@ class DataConfig:
     std: tuple[float, ...] | None = None
     """one value per channel, in units of 1; None: the data set's own"""
     aug: bool | None = None
-    """random crop after padding by 4, and horizontal flip, in training; None: 1 for RGB images, else 0"""
+    """random crop after padding by 4 (random-resized crop where crops are cut from stored images), and horizontal flip,
+    in training; None: 1 for RGB images, else 0"""
     image_size: int | None = None
-    """resize and centre-crop the images of a folder to this many pixels; None: as they are"""
+    """side in pixels. --schedule rounds: images of a folder are resized and cropped to centre squares; None: as they
+    are. --schedule epochs: random-resized crops in training and centre crops (224/256 of the shorter side) in tests, of
+    a folder, beton or array; None: 224"""
+    check_data: bool = False
+    """read prepared files as a whole and compare their checksums; else sizes and times of change are compared"""
     nw: int = 2
     """worker processes that decode images"""
     source: SourceKind = "auto"
@@ -165,7 +170,8 @@ class MachineConfig:
     device: str | None = None
     """cpu, cuda or cuda:N; None: cuda where present, else cpu"""
     precision: Precision | None = None
-    """None: fp32, and bf16 for --schedule epochs on a GPU"""
+    """None: fp32, and bf16 for --schedule epochs on a GPU. bf16 has the exponents of fp32, so that gradients do not
+    vanish and no loss scaling is needed; fp16, which would need it per client, is not offered"""
     executor: Executor = "auto"
     """stacked: all resident clients at once; looped: one after the other; threaded: one in each worker thread of a CPU;
     auto: the fastest of them, by timing where the run is long enough for it"""

@@ -32,12 +32,11 @@ MOST_CLASSES = 1_000_000
 def load_data(config: RunConfig, message: Callable[[str], None]) -> DataSet:
     """The data set that the flags name; raises UsageError where it cannot be read."""
     data = config.data
-    name = "beton" if (data.train_pth or "").endswith(".beton") else data.dataset
-    storable = name in datasets.STORABLE
+    storable = data.dataset in datasets.STORABLE
     crops = storable and config.schedule.schedule == "epochs"
     try:
         return datasets.load(
-            name,
+            data.dataset,
             data_pth=data.data_pth,
             train_pth=data.train_pth,
             val_pth=data.val_pth,
@@ -47,6 +46,7 @@ def load_data(config: RunConfig, message: Callable[[str], None]) -> DataSet:
             workers=data.nw,
             image_size=data.image_size,
             message=message,
+            whole=data.check_data,
             stored=storable and data.source in ("torch", "ffcv", "dali"),
             side=(data.image_size or IMAGENET_SIDE) if crops else None,
         )

@@ -120,7 +120,7 @@ def _label_noise(name: str) -> RunConfig:
 def imagenet_post_local() -> RunConfig:
     """ResNet-50 from epoch 100 to 150: 256 clients x 32, rate 0.005 per 256 samples, H=26."""
     return default("epochs").renamed("imagenet-post-local").with_values(
-        dataset="image_folder",
+        dataset="beton",
         image_size=224,
         batch_size=32,
         total_batch_size=8192,

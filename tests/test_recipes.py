@@ -68,7 +68,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     | {"model": "resnet56_gn", "n_groups": 8, "wd": 5e-4, "group_weight": True, "epochs": 500_000},
     "cifar10-vgg-label-noise": LABEL_NOISE | {"model": "vgg16", "wd": 0.0, "group_weight": False, "epochs": 50_000},
     "imagenet-post-local": {
-        "dataset": "image_folder",
+        "dataset": "beton",
         "model": "torchvision.resnet50",
         "schedule": "epochs",
         "image_size": 224,
@@ -177,7 +177,7 @@ def test_the_imagenet_plan_on_a_few_images(tmp_path: Path, capsys: pytest.Captur
             for number in range(2):
                 image = random.integers(0, 256, (40, 50, 3)).astype(np.uint8)
                 Image.fromarray(image).save(tmp_path / half / name / f"{number}.png")
-    folders = ("--train-pth", tmp_path / "train", "--val-pth", tmp_path / "val")
+    folders = ("--dataset", "image_folder", "--train-pth", tmp_path / "train", "--val-pth", tmp_path / "val")
     words = ("--replacement", "--dry-run", "--device", "cpu", "--chunk", "1", "--image-size", "32")
     outcome = run(capsys, "train", "imagenet-post-local", *folders, *words, "--resume-pth", "None")
     assert outcome.status == 0, outcome.err

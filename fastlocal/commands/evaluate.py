@@ -11,10 +11,10 @@ from pathlib import Path
 import tyro
 
 from ..checks import check
-from ..config import Precision, RunConfig
+from ..config import Precision, RunConfig, Schedule
 from ..interrupts import held_back
 from ..recipes import default
-from .words import SEVERAL_VALUES, is_number, normalise, refuse_unknown, registry
+from .words import SEVERAL_VALUES, is_number, normalise, refuse_half_precision, refuse_unknown, registry
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,14 @@ class EvaluateFlags:
     """digits, cifar10, cifar100, fashion_mnist, image_folder, npz, beton, array or synthetic"""
     data_pth: str | None = None
     """folder or file that holds the data set"""
+    train_pth: str | None = None
+    """training half, where it lies apart; its classes and statistics count"""
+    val_pth: str | None = None
+    """test half, where it lies apart; alone it is enough for beton and array"""
+    schedule: Schedule = "rounds"
+    """epochs: evaluate as the ImageNet program does, on centre crops of --image-size, with top-5 accuracy"""
+    image_size: int | None = None
+    """side in pixels, as `fastlocal train` takes it"""
     mean: tuple[float, ...] | None = None
     """one value per channel, in units of 1; None: the data set's own"""
     std: tuple[float, ...] | None = None
@@ -44,9 +52,11 @@ class EvaluateFlags:
 def run(argv: Sequence[str]) -> int:
     """Print `val_acc1 ... val_loss ...`."""
     words = _checkpoint_first(normalise(argv))
+    refuse_half_precision(words)
     refuse_unknown(words, (spec.name for spec in dataclasses.fields(EvaluateFlags)[1:]), "fastlocal evaluate")
     flags = tyro.cli(EvaluateFlags, prog="fastlocal evaluate", args=words, registry=registry())
     config = _config(flags)
+    topk = (1, 5) if flags.schedule == "epochs" else (1,)
     check(config)
 
     with held_back():
@@ -75,8 +85,9 @@ def run(argv: Sequence[str]) -> int:
         dtype=numbers.dtype,
     )
     source = make_source(data.test, reading, augment=False)
-    result = evaluate(module, source, loss=cross_entropy, topk=(1,), numerics=numbers)
-    print(f"val_acc1 {result.accuracies[0]:.4f} val_loss {result.loss:.4f}")
+    result = evaluate(module, source, loss=cross_entropy, topk=topk, numerics=numbers)
+    accuracies = (f"val_acc{k} {value:.4f}" for k, value in zip(topk, result.accuracies, strict=True))
+    print(*accuracies, f"val_loss {result.loss:.4f}")
     return 0
 
 
@@ -94,7 +105,11 @@ def _checkpoint_first(words: list[str]) -> list[str]:
 
 def _config(flags: EvaluateFlags) -> RunConfig:
     n_groups = RunConfig().model.n_groups if flags.n_groups == -1 else flags.n_groups
-    return default().with_values(
+    alone = flags.val_pth if flags.data_pth is None and flags.dataset in ("beton", "array") else None
+    return default(flags.schedule).with_values(
+        train_pth=flags.train_pth or alone,
+        val_pth=flags.val_pth,
+        image_size=flags.image_size,
         model=flags.model,
         n_groups=n_groups,
         dataset=flags.dataset,

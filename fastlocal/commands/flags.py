@@ -14,7 +14,7 @@ import tyro
 from ..config import AREA_OF, AREAS, RunConfig, read_config
 from ..errors import UsageError, nearest
 from ..recipes import RECIPES, default
-from .words import is_flag, normalise, refuse_unknown, registry, value_of
+from .words import is_flag, normalise, refuse_half_precision, refuse_unknown, registry, value_of
 
 RATES = ("start_lr", "lr", "client_lr")
 
@@ -68,6 +68,7 @@ def parse(argv: Sequence[str], command: str = "fastlocal train") -> TrainFlags:
     recipe, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
     words = normalise(rest)
     refuse_unknown(words, (*OWN, *RUN, *AREA_OF), command)
+    refuse_half_precision(words)
     _refuse_stray_recipe(recipe, words, command)
     base = _base(recipe, words)
     flags = tyro.cli(

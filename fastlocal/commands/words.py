@@ -99,6 +99,15 @@ def refuse_unknown(words: Iterable[str], names: Iterable[str], command: str) -> 
             raise UsageError(f"unknown flag {word}{nearest(word, known)}; `{command} --help` lists the flags")
 
 
+def refuse_half_precision(words: Sequence[str]) -> None:
+    """Raise UsageError for --precision fp16, which other programs have."""
+    if value_of("--precision", words) in ("fp16", "float16", "half"):
+        raise UsageError(
+            "--precision fp16: gradients below 6e-8 would vanish without a loss scale per client; use bf16, whose "
+            "exponents are those of fp32"
+        )
+
+
 def value_of(flag: str, words: Sequence[str]) -> str | None:
     """The word after the last `flag`; None where there is none, or where it is `None`."""
     found = [after for word, after in zip(words, words[1:], strict=False) if word == flag]

@@ -98,7 +98,7 @@ def load(
         val_pth=val_pth,
         seed=seed,
         workers=workers,
-        image_size=image_size,
+        image_size=image_size if side is None else None,
         message=message or (lambda text: None),
         stored=stored or side is not None,
         side=side,

@@ -79,7 +79,7 @@ def _listed(request: Request, halves: Sequence[_Half], targets: Sequence[Tensor]
     """The files as they are, to be decoded one by one; without crops of a given side they must be of one size."""
     files = [half.files for half in halves]
     if request.side is not None:
-        images = [FileImages(paths, channels=3, square=request.image_size) for paths in files]
+        images = [FileImages(paths, channels=3) for paths in files]
     else:
         grey = all(mode_and_size(path)[0] in GREY_MODES for path in chain(*files))
         expected = None if request.image_size else mode_and_size(files[0][0])[1]

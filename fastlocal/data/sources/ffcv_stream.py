@@ -57,7 +57,7 @@ class FfcvStream:
             loader = Loader(
                 path,
                 batch_size=self.most_rows,
-                num_workers=max(1, workers),
+                num_workers=min(max(1, workers), numba.config.NUMBA_NUM_THREADS),  # numba takes no more
                 os_cache=True,
                 order=_NoOrder(),
                 drop_last=False,
