@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
+from fastlocal import kernels
+
 from ..data.sources.base import Batch
-from ..losses import count_correct
+from ..losses import count_correct, cross_entropy
 from ..stack import ClientStack
 from ..telemetry.trace import span
 from .base import LocalProblem, RoundPlan, RoundResult
@@ -15,19 +17,35 @@ from .compiled import Compiler
 from .conv_strategy import Stacking, Strategies
 from .update import Update
 
+FUSED_CLASSES = 8192
+"""At most, as the kernel of the loss holds a sample's logits in registers."""
+
 
 class StackedExecutor:
     """One local step of every resident client is one program over their flat buffers.
 
     compile: whether torch.compile makes that program, one for each number of clients and batch size
+    fused_loss: whether cross-entropy is one operation of all clients, which also counts right predictions and makes the
+        gradient; None: on a GPU, where nothing else fuses it
     Where memory runs out, fewer clients are stepped at once from then on, with the same result.
     """
 
-    def __init__(self, problem: LocalProblem, *, conv_strategy: Strategies = "auto", compile: bool = False) -> None:
+    def __init__(
+        self,
+        problem: LocalProblem,
+        *,
+        conv_strategy: Strategies = "auto",
+        compile: bool = False,
+        fused_loss: bool | None = None,
+    ) -> None:
         self.problem = problem
         self._stacking = Stacking(problem.module, conv_strategy)
         self._buffers = dict(problem.module.named_buffers())
         self._stacked = vmap(self._forward_one, randomness="different")
+        self._outputs = vmap(self._outputs_one, randomness="different")
+        can_fuse = problem.loss is cross_entropy and bool(problem.topk)
+        wanted = problem.source.device.type == "cuda" and not compile if fused_loss is None else fused_loss
+        self._loss = kernels.get("label_noise_loss", device=problem.source.device) if can_fuse and wanted else None
         self._update = Update(problem)
         self.compiler = Compiler() if compile else None
         self._program = self._forward if self.compiler is None else self.compiler.compile(self._forward)
@@ -60,8 +78,9 @@ class StackedExecutor:
         while begin < clients:
             part = slice(begin, min(begin + (self._most or clients), clients))
             given = Batch(batch.inputs[part], batch.targets[part])
+            seen = given.targets if targets is batch.targets else targets[part]
             try:
-                some, hits = self._step(stack.part(part), given, targets[part], learning_rates[part])
+                some, hits = self._step(stack.part(part), given, seen, learning_rates[part])
             except torch.OutOfMemoryError:
                 if part.stop - part.start == 1:
                     raise
@@ -96,18 +115,31 @@ class StackedExecutor:
 
     def _forward(self, params: Tensor, inputs: Tensor, targets: Tensor, clean: Tensor) -> tuple[Tensor, Tensor | None]:
         """Losses [clients] of the targets that the loss sees, and how often the outputs are right about clean ones."""
-        with self._stacking.mode():
-            losses, outputs = self._stacked(params, inputs, targets)
         topk = self.problem.topk
+        with self._stacking.mode():
+            if self._loss is None:
+                losses, outputs = self._stacked(params, inputs, targets)
+            else:
+                outputs = self._outputs(params, inputs)
+        if self._loss is not None and outputs.shape[-1] <= FUSED_CLASSES:
+            losses, hits = self._loss(outputs, targets, None, 0, p=0.0, seed=0)
+            if topk == (1,) and targets is clean:
+                return losses, hits.sum().to(torch.float64).unsqueeze(0)
+        elif self._loss is not None:
+            losses = vmap(self.problem.loss)(self.problem.numerics.full(outputs), targets)
         return losses, count_correct(outputs, clean, topk) if topk else None
 
     def _forward_one(self, row: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = self._outputs_one(row, inputs)
+        return self.problem.loss(self.problem.numerics.full(outputs), targets), outputs
+
+    def _outputs_one(self, row: Tensor, inputs: Tensor) -> Tensor:
         problem = self.problem
         # every step starts from the module's own buffers, and what becomes of them is forgotten
         values = problem.layout.views(row) | {name: value.clone() for name, value in self._buffers.items()}
         with problem.numerics.autocast():
-            outputs = functional_call(self._stacking.module, values, (inputs,))
-        return problem.loss(problem.numerics.full(outputs), targets), outputs
+            outputs: Tensor = functional_call(self._stacking.module, values, (inputs,))
+        return outputs
 
 
 def _sum(counts: list[Tensor | None]) -> Tensor | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastlocal.data.sources.resident import ResidentSource
 from fastlocal.data.types import DataSet
+from fastlocal.executors import stacked
 from fastlocal.executors.base import Executor, LabelNoise, LocalProblem, RoundPlan, RoundResult
 from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.stacked import StackedExecutor
@@ -237,6 +238,22 @@ def test_an_executor_changes_the_stack_alone(kind: str) -> None:
     assert torch.equal(first[0].params, second[0].params)
     assert all(torch.equal(value, before[name]) for name, value in problem.module.state_dict().items())
     assert all(value.grad is None for value in problem.module.parameters())
+
+
+@pytest.mark.parametrize("low", [None, torch.bfloat16])
+@pytest.mark.parametrize("noise", [None, LabelNoise(p=0.5, classes=4, seed=2)])
+@pytest.mark.parametrize("topk", [(1,), (1, 2)], ids=["fused", "too many classes"])
+def test_a_fused_loss_takes_the_same_steps(
+    topk: tuple[int, ...], noise: LabelNoise | None, low: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if topk == (1, 2):
+        monkeypatch.setattr(stacked, "FUSED_CLASSES", 3)
+    problem = problem_of("groupnorm", torch.float64 if low is None else torch.float32, low, noise=noise)
+    problem = dataclasses.replace(problem, topk=topk)
+    (stack, plan), (wanted, _) = start(problem), start(problem)
+    fused = StackedExecutor(problem, fused_loss=True).run_round(stack, plan)
+    apart = StackedExecutor(problem).run_round(wanted, plan)
+    assert_same((stack, fused), (wanted, apart), 1e-11 if low is None else 1e-5)
 
 
 class Dropping(nn.Module):
