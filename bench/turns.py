@@ -101,12 +101,10 @@ def measure(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         workers = []
         for index, name in enumerate(variants):
-            if name == "fastlocal auto":  # what it times at the start wants quiet
+            if name.startswith("fastlocal"):  # may time what it takes; the others start on one thread each
                 for earlier in workers:
                     earlier.ready()
             workers.append(stack.enter_context(Worker(name, case, folder / f"{index}.pt")))
-            if name == "fastlocal auto":
-                workers[-1].ready()
         for worker in workers:
             worker.ready()
         files = {name: folder / f"{index}.pt" for index, name in enumerate(variants)}

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.case import Case
+from bench.case import Case, cores
 from bench.loops import LOOPS, Task
 from fastlocal.checks import check
 from fastlocal.data.streams import Streams, StreamSpec
@@ -104,6 +104,7 @@ def task_of(case: Case, folder: Path) -> tuple[Task, Callable[[int], Tensor]]:
 
 def run_loop(name: str, case: Case, folder: Path, file: Path, pipe: Any) -> None:
     """One of the other ways, on the same samples."""
+    torch.set_num_threads(1)  # until it is its turn: others start at the same time
     task, sample_ids = task_of(case, folder)
     way = LOOPS[name](task)
     way.round(sample_ids(0))
@@ -111,6 +112,7 @@ def run_loop(name: str, case: Case, folder: Path, file: Path, pipe: Any) -> None
     answer(pipe, backend=name)
     number = 1
     while turn():
+        torch.set_num_threads(cores())
         began = time.perf_counter()
         way.round(sample_ids(number))
         if torch.cuda.is_available():

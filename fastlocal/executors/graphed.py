@@ -8,6 +8,7 @@ import torch
 
 from .. import interrupts
 from ..stack import ClientStack
+from ..telemetry.trace import span
 from .base import RoundPlan, RoundResult
 from .stacked import StackedExecutor
 
@@ -135,4 +136,9 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             program.step()
-        return graph.replay
+
+        def replay() -> None:
+            with span("local_step"):
+                graph.replay()
+
+        return replay
