@@ -77,7 +77,7 @@ def too_large(case: Case, wanted: Sequence[str], seconds: float) -> str:
         return f"its {len(wanted)} variants need {needed / 2**30:.0f} GiB together, {there / 2**30:.0f} are free"
     samples = case.clients * case.batch * case.local_steps
     least = 5 * len(wanted) * samples * flops / RATE["cuda" if gpu else "cpu"]
-    if least > 4 * seconds:
+    if least > 20 * seconds:
         return f"five rounds of all variants may take {least:.0f} s"
     return ""
 
