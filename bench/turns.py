@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -41,7 +42,8 @@ class Worker:
 
     def __init__(self, variant: str, case: Case, file: Path) -> None:
         self.variant = Variant(variant)
-        environment = os.environ | {"OMP_NUM_THREADS": str(cores()), "MKL_NUM_THREADS": str(cores())}
+        threads = {"OMP_NUM_THREADS": str(cores()), "MKL_NUM_THREADS": str(cores())}
+        environment = os.environ | threads | {"TMPDIR": str(file.parent)}
         command = [sys.executable, "-m", "bench.worker", variant, case.to_json(), str(file)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
@@ -52,13 +54,11 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
+        self._process.kill()  # a run that is told to stop would save its state first
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
 
     def answer(self, timeout: float) -> dict[str, object]:
         """Its next line; a fault where none comes in time."""
