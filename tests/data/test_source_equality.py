@@ -11,6 +11,7 @@ import torch
 
 from fastlocal.data.images.arrays import ArrayImages
 from fastlocal.executors.base import LabelNoise
+from tests import tiny
 from tests.data import sources
 
 KINDS = [
@@ -108,3 +109,17 @@ def test_never_more_than_the_prefetch_depth_is_held(kind: str, beton: Path) -> N
         source.rows(0, 10)
         source.close_feeds()
         assert source.ahead == 0
+
+
+@pytest.mark.needs("ffcv", "nvidia.dali")
+def test_the_command_line_trains_alike_through_every_source(
+    beton: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kinds = ("resident", "torch", "ffcv", "dali")
+    for kind in kinds:
+        words = ("train", "--dataset", "beton", "--train-pth", beton, "--val-pth", beton, "--source", kind)
+        sizes = ("--batch-size", 5, "--clients", 3, "--epochs", 2, "--step1", 3, "--device", "cpu")
+        outcome = tiny.run(capsys, *words, *sizes, "--executor", "stacked", "--log-pth", tmp_path / kind)
+        assert outcome.status == 0, outcome.err
+    first, *others = (tiny.metrics(tmp_path / kind) for kind in kinds)
+    assert first and all(other == first for other in others)
