@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check
-from .config import AREA_OF, AREAS, RunConfig, convert
+from .config import AREA_OF, AREAS, RunConfig
+from .config_file import convert
 from .data.types import BadSample, DataSet, MapSplit, Split
 from .errors import UsageError, nearest
 from .losses import Loss, cross_entropy

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from .config import AREA_OF, AREAS, RunConfig, read_config
+from .config import AREA_OF, AREAS, RunConfig
+from .config_file import read_config
 from .errors import UsageError
 from .position import Position
 from .progress import Progress

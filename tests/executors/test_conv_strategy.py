@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastlocal.config import read_config
+from fastlocal.config_file import read_config
 from fastlocal.errors import UsageError
 from fastlocal.executors.conv_strategy import Strategies, conv_choices, parse, words
 from fastlocal.executors.stacked import StackedExecutor
