@@ -25,6 +25,8 @@ from .remembered import cache_file, keep, recall
 
 CACHE_BYTES = 2 * 2**20
 """Of a core's own cache: stacked rows that fit in it are a chunk worth timing."""
+COMPILE_SECONDS = 30.0
+"""Compiled steps are timed only where --tune-seconds is at least this: compiling them takes about as long."""
 
 
 def make_executor(machine: MachineConfig, problem: LocalProblem) -> Executor:
@@ -94,6 +96,8 @@ def _candidates(config: RunConfig, asked: MachineConfig, problem: LocalProblem, 
             cached = max(1, CACHE_BYTES // (rows * problem.layout.n_params * problem.numerics.dtype.itemsize))
             found += [{"executor": "stacked", "chunk": chunk} for chunk in {cached, 8} if chunk < config.clients]
     found.append({"executor": "looped"})
+    if not seen.no_vmap and asked.compile is None and config.machine.tune_seconds >= COMPILE_SECONDS:
+        found.append({"executor": "stacked", "compile": True})
     return [values for place, values in enumerate(found) if values not in found[:place]]
 
 

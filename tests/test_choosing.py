@@ -156,6 +156,33 @@ def test_a_candidate_that_fails_is_left_out() -> None:
     assert tune(problem, work, [{"executor": "bad"}, {"executor": "good"}], make, 0.1) == []
 
 
+def test_compiled_steps_are_timed_in_whole_chunks() -> None:
+    stepped: list[tuple[bool, int]] = []
+
+    def make(problem: Any, values: Any) -> Any:
+        executor = ThreadedExecutor(problem, workers=1)
+        train = executor.run_round
+        executor.run_round = lambda stack, plan: (  # type: ignore[method-assign]
+            stepped.append((bool(values.get("compile")), len(stack.params))) or train(stack, plan)
+        )
+        return executor
+
+    work = Work(7, 5, 2, 10**9)
+    tune(problem_of("perceptron", torch.float32), work, [{"executor": "plain"}, {"compile": True}], make, 1.0)
+    assert {clients for compiled, clients in stepped if compiled} == {7}
+    assert min(clients for compiled, clients in stepped if not compiled) < 7
+
+
+@pytest.mark.parametrize(("flags", "tried"), [(["29"], False), (["30"], True), (["30", "--compile", "0"], False)])
+def test_compiled_steps_are_tried_where_there_is_time(
+    flags: list[str], tried: bool, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []  # compiling takes half a minute, so what would be timed is only listed
+    monkeypatch.setattr("fastlocal.choosing.tune", lambda problem, work, options, *rest: seen.extend(options) or [])
+    prepared(data, *LONG[:-1], *flags)
+    assert ({"executor": "stacked", "compile": True} in seen) == tried and {"executor": "looped"} in seen
+
+
 @pytest.mark.parametrize("seconds", ["-1", "nan", "inf"])
 def test_impossible_seconds(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
     outcome = run(capsys, "train", "--tune-seconds", seconds)

@@ -76,7 +76,8 @@ def tune(
                 break
             try:
                 executor = make(problem, values)
-                rough = min(_once(executor, problem, min(FEW, work.clients), 1, work.batch) for _ in range(2))
+                clients = _clients(values, work, FEW)
+                rough = min(_once(executor, problem, clients, 1, work.batch) for _ in range(2))
             except (RuntimeError, ValueError, MemoryError):
                 if not best:
                     return []  # what fails by rule is for the run itself to say
@@ -101,13 +102,18 @@ def _refine(
             timing = best[place]
             count = max(1, int(slice_s / timing.seconds))
             steps = max(1, min(work.local_steps, count // min(FEW, work.clients)))
-            chunk = min(work.clients, timing.values.get("chunk") or work.clients)
-            clients = max(1, min(chunk, count // steps))
+            clients = _clients(timing.values, work, max(1, count // steps))
             took = _once(executors[place], problem, clients, steps, work.batch)
             best[place] = Timing(timing.values, took if first else min(timing.seconds, took))
         fastest = min(best[place].seconds for place in close)
         close = [place for place in close if best[place].seconds < CLOSE * fastest]
         first = False
+
+
+def _clients(values: Values, work: Work, most: int) -> int:
+    """How many clients to time at once: a whole chunk of compiled steps, as they are compiled for it alone."""
+    chunk = min(work.clients, values.get("chunk") or work.clients)
+    return chunk if values.get("compile") else min(chunk, most)
 
 
 def _once(executor: Executor, problem: LocalProblem, clients: int, steps: int, batch: int) -> float:
