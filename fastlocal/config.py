@@ -171,8 +171,8 @@ class MachineConfig:
     """stacked: all resident clients at once; looped: one after the other; threaded: one in each worker thread of a CPU;
     auto: the fastest of them, by timing where the run is long enough for it"""
     tune_seconds: float = 5.0
-    """seconds that --executor auto may time for, from 30 on compiled steps too; 0: by rule, looped for convolutions on a
-    CPU and else stacked"""
+    """seconds that --executor auto may time for, from 30 on compiled steps too; 0: by rule, looped for convolutions
+    on a CPU and else stacked"""
     workers: int | None = None
     """threads of --executor threaded; None: one per core that this process may use"""
     channels_last: bool | None = None
