@@ -25,7 +25,9 @@ def _mean_of_columns(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    accumulator: tl.constexpr = tl.float64 if params_ptr.dtype.scalar.element_ty == tl.float64 else tl.float32
+    compute: tl.constexpr = tl.float64 if params_ptr.dtype.scalar.element_ty == tl.float64 else tl.float32
+    # in total's dtype where it is wider: 1/clients rounded to float32 would scale the mean anew in every round
+    accumulator: tl.constexpr = tl.float64 if total_ptr.dtype.scalar.element_ty == tl.float64 else compute
     partial = tl.zeros((ROWS, BLOCK), accumulator)
     for begin in range(0, clients, ROWS):
         client = begin + tl.arange(0, ROWS).to(tl.int64)
@@ -41,7 +43,7 @@ def _mean_of_columns(
             client = begin + tl.arange(0, ROWS).to(tl.int64)
             rows = params_ptr[None, :] + row_starts(client, params_stride_client, ALIGNMENT)[:, None]
             values = tl.broadcast_to(total[None, :], (ROWS, BLOCK))
-            tl.store(rows, values.to(accumulator), mask=both(client < clients, inside))
+            tl.store(rows, values.to(compute), mask=both(client < clients, inside))
 
 
 @triton.jit
@@ -94,8 +96,8 @@ def _client_mean(
 def client_mean(params: Tensor, total: Tensor, weight: float | Tensor, *, broadcast: bool = False) -> None:
     """Add the weighted sum of a chunk's rows to a running mean, in place; as the reference.
 
-    The rows are added in float32 (float64 where they are), then to `total` in its own dtype. Loads are 16 bytes wide
-    where the rows' stride is a multiple of 16 bytes. Raises ValueError for a tensor of another shape, kind or memory
+    The rows are weighted and added in float64 where they or `total` are, else in float32. Loads are 16 bytes wide where
+    the rows' stride is a multiple of 16 bytes. Raises ValueError for a tensor of another shape, kind or memory
     layout.
     """
     clients, n_params = matrix("params", params)

@@ -44,12 +44,14 @@ def _step_of_columns(
     decay = None
     if WEIGHT_DECAY != 0:
         decay = WEIGHT_DECAY * load(decay_mask_ptr, inside).to(compute)[None, :]
-    partial = tl.zeros((ROWS, BLOCK), compute)
+    # in total's dtype where it is wider: 1/clients rounded to float32 would scale the mean anew in every round
+    accumulator: tl.constexpr = tl.float64 if total_ptr.dtype.scalar.element_ty == tl.float64 else compute
+    partial = tl.zeros((ROWS, BLOCK), accumulator)
     for begin in range(0, clients, ROWS):
         client = begin + tl.arange(0, ROWS).to(tl.int64)
         exists = client < clients
         rate = tl.load(learning_rate_ptr + client * learning_rate_stride, mask=exists, other=0.0).to(compute)
-        weight = tl.load(weight_ptr + client * weight_stride, mask=exists, other=0.0).to(compute)
+        weight = tl.load(weight_ptr + client * weight_stride, mask=exists, other=0.0).to(accumulator)
         scale = None
         if grad_scale_ptr is not None:
             scale = tl.load(grad_scale_ptr + client * grad_scale_stride, mask=exists, other=0.0).to(compute)[:, None]
@@ -74,7 +76,7 @@ def _step_of_columns(
             MU,
             NESTEROV,
         )
-        partial += weight[:, None] * stepped
+        partial += weight[:, None] * stepped.to(accumulator)
     total = load(total_ptr, inside)
     tl.store(total_ptr, total + tl.sum(partial, axis=0).to(total.dtype), mask=inside)
 
@@ -191,8 +193,8 @@ def client_sgd_mean(
 ) -> None:
     """One SGD step of every client, then their weighted sum added to a running mean, in place; as the reference.
 
-    The sum is formed in float32 (float64 where params are). Loads are 16 bytes wide where the rows' strides are
-    multiples of 16 bytes. Raises ValueError for a tensor of another shape, kind or memory layout.
+    The sum is formed in float64 where params or `total` are, else in float32. Loads are 16 bytes wide where the rows'
+    strides are multiples of 16 bytes. Raises ValueError for a tensor of another shape, kind or memory layout.
     """
     clients, n_params = check_step(params, momentum, grads, learning_rate, decay_mask, grad_scale, active)
     expect("total", total, (n_params,), params.device)

@@ -100,3 +100,20 @@ def test_the_mean_of_chunks_is_the_mean_and_goes_back_to_every_row(chunk: int, b
         mean(part, total, 1 / 7, broadcast=part is parts[-1])
     torch.testing.assert_close(total, expected, rtol=1e-6, atol=1e-7)
     assert all(torch.equal(row, total.float()) for row in parts[-1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("clients", [3, 7, 49])
+def test_equal_rows_average_to_themselves(clients: int, backend: str) -> None:
+    """To the rounding of the total's dtype, whatever 1/clients is in float32: a factor would grow with every round."""
+    row = rows(1, 129, 0)
+    expected, params = row[0].double(), row.repeat(clients, 1)
+    total, stepped = torch.zeros_like(expected), torch.zeros_like(expected)
+    kernels.get("client_mean", backend, DEVICE)(params, total, 1 / clients, broadcast=True)
+    torch.testing.assert_close(total, expected, rtol=1e-14, atol=0)
+    assert torch.equal(params, row.expand(clients, -1))
+    rates, mask, zeros = torch.ones(clients, device=DEVICE), torch.ones(129, device=DEVICE), torch.zeros_like(params)
+    kernels.get("client_sgd_mean", backend, DEVICE)(
+        params, None, zeros, rates, mask, stepped, 1 / clients, mu=0.0, weight_decay=0.0, nesterov=False
+    )
+    torch.testing.assert_close(stepped, expected, rtol=1e-14, atol=0)
