@@ -58,6 +58,7 @@ def _counts(config: RunConfig) -> Iterator[str]:
         "epochs": schedule.epochs,
         "rounds": schedule.rounds,
         "steps_per_epoch": schedule.steps_per_epoch,
+        "sampling_pages": config.client.sampling_pages,
         "bn_batches": config.model.bn_batches if config.model.bn else None,
         "n_groups": config.model.n_groups,
         "chunk": config.machine.chunk,
@@ -132,3 +133,5 @@ def _clients(config: RunConfig) -> Iterator[str]:
         )
     if not (math.isfinite(client.noise_p) and 0 <= client.noise_p <= 1):
         yield f"--noise-p {client.noise_p}: must be a probability in [0, 1]"
+    if client.sampling == "quasi-random" and client.replacement:
+        yield "--sampling quasi-random: is without replacement; leave --replacement out, or use --sampling shuffle"

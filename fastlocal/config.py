@@ -82,6 +82,11 @@ class ClientConfig:
     """samples of all clients per local step; divided by --batch-size it is the number of clients"""
     replacement: bool = False
     """draw samples with replacement"""
+    sampling: Literal["shuffle", "quasi-random"] = "shuffle"
+    """quasi-random: for a .beton on a slow disk, mix samples only among a few of its pages at a time, these drawn at
+    random, so that it is read nearly in sequence; this changes which samples a client sees"""
+    sampling_pages: int = 16
+    """pages (8 MiB each, as FFCV writes them) that --sampling quasi-random mixes at a time"""
     label_noise: bool = False
     """replace labels at random, anew at each step"""
     noise_p: float = 0.1

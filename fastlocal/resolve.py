@@ -12,6 +12,7 @@ from torch import nn
 from .config import RunConfig
 from .data.datasets import IMAGENET_MEAN, IMAGENET_STD
 from .data.sources import choose
+from .data.streams import Pages
 from .data.types import DataSet, MapSplit, StoredSplit
 from .directory import default_directory
 from .errors import UsageError
@@ -42,6 +43,7 @@ def resolve_device(name: str | None) -> torch.device:
 def resolve_for_data(config: RunConfig, data: DataSet, device: torch.device) -> tuple[RunConfig, DataSet]:
     """Normalisation, augmentation, precision and steps per epoch."""
     _check_samples(data)
+    sample_pages(config, data)
     if config.schedule.schedule == "epochs" and data.is_rgb:
         data = dataclasses.replace(
             data,
@@ -64,6 +66,19 @@ def resolve_for_data(config: RunConfig, data: DataSet, device: torch.device) -> 
         image_size=(data.train.side if isinstance(data.train, StoredSplit) else None) or config.data.image_size,
     )
     return config, data
+
+
+def sample_pages(config: RunConfig, data: DataSet) -> Pages | None:
+    """What a quasi-random order goes by, else None; raises UsageError where the training samples are in no .beton."""
+    if config.client.sampling == "shuffle":
+        return None
+    from .data.images.beton import BetonImages
+
+    if not (isinstance(data.train, StoredSplit) and isinstance(data.train.images, BetonImages)):
+        raise UsageError(
+            "--sampling quasi-random: is for .beton files; `fastlocal prepare` writes one, or use --sampling shuffle"
+        )
+    return Pages(torch.from_numpy(data.train.images.pages), config.client.sampling_pages)
 
 
 def _check_samples(data: DataSet) -> None:

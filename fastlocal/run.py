@@ -36,7 +36,7 @@ from .precision import Numerics, numerics
 from .probe import Probe, probe, try_evaluation
 from .profiled import profiler
 from .progress import Progress
-from .resolve import resolve_device, resolve_for_data, resolve_for_machine
+from .resolve import resolve_device, resolve_for_data, resolve_for_machine, sample_pages
 from .resume import check_state, find_state, is_complete
 from .saving import Saver
 from .stack import MomentumStore
@@ -227,7 +227,7 @@ def _build_loop(prepared: Prepared, logger: Logger, steps: StepLog | None) -> Lo
     )
     return Loop(
         progress=prepared.progress,
-        streams=Streams(spec),
+        streams=Streams(spec, sample_pages(config, prepared.data)),
         source=problem.source,
         executor=prepared.executor,
         averaged=averaged,

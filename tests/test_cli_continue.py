@@ -83,6 +83,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "--mean": ("0.3",),
     "--model": ("cnn",),
     "--replacement": (),
+    "--sampling-pages": ("4",),
     "--epochs": ("1",),
     "--rounds": ("1",),
 }

@@ -3,6 +3,9 @@
 Without replacement, epoch e is the permutation torch.randperm(samples) seeded with seed + e, and at local step t of the
 epoch client c takes positions [(t * clients + c) * batch_size, ... + batch_size): torch's DistributedSampler on one
 process. With replacement every index is a Philox draw. Neither depends on chunks or processes.
+
+In a quasi-random order, for data on slow disks, a file's pages come in random order, and samples are mixed among a few
+pages at a time only, after the idea of FFCV's order of that name: clients then see samples that are less independent.
 """
 
 from __future__ import annotations
@@ -31,11 +34,26 @@ class StreamSpec:
     seed: int
 
 
-class Streams:
-    """The sample streams of all clients."""
+@dataclass(frozen=True)
+class Pages:
+    """What a quasi-random order goes by.
 
-    def __init__(self, spec: StreamSpec) -> None:
-        self.spec = spec
+    of: int64 [samples], the page of a file that each sample is in; any numbers, one a page
+    mixed: pages whose samples are mixed with each other
+    """
+
+    of: Tensor
+    mixed: int
+
+
+class Streams:
+    """The sample streams of all clients.
+
+    pages: of a quasi-random order; None: every permutation is as likely
+    """
+
+    def __init__(self, spec: StreamSpec, pages: Pages | None = None) -> None:
+        self.spec, self.pages = spec, pages
         self._orders: dict[int, Tensor] = {}
 
     def sample_ids(self, first_step: int, local_steps: int, clients: range) -> Tensor:
@@ -75,7 +93,22 @@ class Streams:
         order = self._orders.get(epoch)
         if order is None:
             generator = torch.Generator().manual_seed(self.spec.seed + epoch)
-            order = torch.randperm(self.spec.samples, generator=generator)
+            if self.pages is None:
+                order = torch.randperm(self.spec.samples, generator=generator)
+            else:
+                order = quasi_random(self.pages, generator)
             # what is read ahead may be of the next epoch already
             self._orders = {known: self._orders[known] for known in list(self._orders)[-1:]} | {epoch: order}
         return order
+
+
+def quasi_random(pages: Pages, generator: torch.Generator) -> Tensor:
+    """int64 [samples]: all samples, those of `pages.mixed` pages drawn at random first, mixed, then those of others.
+
+    Whoever reads on from any place in it needs at most `pages.mixed` pages before the next group of pages begins.
+    """
+    _, page = torch.unique(pages.of, return_inverse=True)
+    rank = torch.randperm(int(page.max()) + 1, generator=generator)
+    mixed = torch.randperm(len(page), generator=generator)
+    group = rank[page[mixed]].div(pages.mixed, rounding_mode="floor")
+    return mixed[group.argsort(stable=True)]

@@ -70,7 +70,7 @@ class BetonImages:
         if not len(header) or header["version"][0] != VERSION or not 0 < header["fields"][0] <= _MOST_FIELDS:
             raise UsageError(f"{origin}: is no .beton file of version {VERSION}; `fastlocal prepare` makes one")
         n_fields, n_samples, table = (int(header[name][0]) for name in ("fields", "samples", "table"))
-        if table == 0:
+        if table == 0 or header["page_bytes"][0] == 0:
             raise UsageError(f"{origin}: was never finished; prepare it again")
         fields = np.fromfile(self.path, _FIELD, count=n_fields, offset=_HEADER.itemsize)
         custom = [int(kind) for kind in fields["type"] if int(kind) not in _RECORDS]
@@ -87,7 +87,7 @@ class BetonImages:
         self.image_field, self.label_field = (fields["name"][i].decode("ascii", "replace") for i in (image, label))
         self.labels: Array = records[f"f{label}"].copy()
         self._records: Array = records[f"f{image}"].copy()
-        self._table = table
+        self._table, self._page_bytes = table, int(header["page_bytes"][0])
         if int(self._records["place"].max()) >= table or not self._records["height"].all():
             raise UsageError(f"{origin}: its records point beyond its pages; copy or prepare it again")
 
@@ -123,6 +123,11 @@ class BetonImages:
         """Of all images, in pixels."""
         widths: Array = self._records["width"]
         return widths
+
+    @property
+    def pages(self) -> Array:
+        """int64 [n]: which of the file's pages each image is in."""
+        return self._records["place"].astype(np.int64) // self._page_bytes
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width), from the metadata."""
