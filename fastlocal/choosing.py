@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .config import MachineConfig, RunConfig
+from .data.sources.resident import ResidentSource
 from .executors.base import Executor, LocalProblem
 from .executors.conv_strategy import parse
 from .executors.looped import LoopedExecutor
@@ -56,8 +57,10 @@ def choose_executor(
     assert machine.chunk is not None, "resolved before"
     progress = Progress(config)
     work = Work(machine.chunk, config.client.batch_size, config.schedule.step1, progress.total_steps * config.clients)
-    options = _candidates(config, asked, problem, seen)
-    path, key = cache_file("tuning.json"), _key(config, problem, options)
+    options = candidates(config, asked, problem, seen)
+    if len(options) == 1:
+        return config, []
+    path, key = cache_file("tuning.json"), _key(config, asked, problem, options)
     known = recall(path, key)
     if isinstance(known, dict) and known.get("fastest") in options and isinstance(known.get("by_rule"), float):
         if not worthwhile(work, known["by_rule"], machine.tune_seconds):
@@ -78,7 +81,7 @@ def choose_executor(
     return config.with_values(**timings[0].values), _table(timings, path)
 
 
-def _candidates(config: RunConfig, asked: MachineConfig, problem: LocalProblem, seen: Probe) -> list[Values]:
+def candidates(config: RunConfig, asked: MachineConfig, problem: LocalProblem, seen: Probe) -> list[Values]:
     """What is worth timing, first what would be taken without."""
     on_cpu = problem.numerics.device.type == "cpu"
     convolutions = any(isinstance(part, nn.modules.conv._ConvNd) for part in problem.module.modules())
@@ -95,13 +98,15 @@ def _candidates(config: RunConfig, asked: MachineConfig, problem: LocalProblem, 
             rows = 3 if problem.momentum else 2
             cached = max(1, CACHE_BYTES // (rows * problem.layout.n_params * problem.numerics.dtype.itemsize))
             found += [{"executor": "stacked", "chunk": chunk} for chunk in {cached, 8} if chunk < config.clients]
-    found.append({"executor": "looped"})
+    replayed = not on_cpu and asked.cuda_graph is not False and isinstance(problem.source, ResidentSource)
+    if not replayed or seen.no_vmap:  # replayed, they would be timed launched one by one
+        found.append({"executor": "looped"})
     if not seen.no_vmap and asked.compile is None and config.machine.tune_seconds >= COMPILE_SECONDS:
         found.append({"executor": "stacked", "compile": True})
     return [values for place, values in enumerate(found) if values not in found[:place]]
 
 
-def _key(config: RunConfig, problem: LocalProblem, options: list[Values]) -> str:
+def _key(config: RunConfig, asked: MachineConfig, problem: LocalProblem, options: list[Values]) -> str:
     """Of all that the times depend on."""
     device = problem.numerics.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
@@ -114,6 +119,7 @@ def _key(config: RunConfig, problem: LocalProblem, options: list[Values]) -> str
         "run": [config.clients, config.client.batch_size, config.schedule.step1, config.machine.precision],
         "update": [bool(problem.momentum), bool(problem.weight_decay), problem.nesterov, problem.clip_norm is not None],
         "options": options,
+        "kept": [asked.chunk, asked.conv_strategy, asked.channels_last],
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from fastlocal.choosing import candidates
 from fastlocal.commands.flags import parse
 from fastlocal.executors.threaded import ThreadedExecutor
 from fastlocal.executors.tuning import Work, tune
 from fastlocal.named import prepare_named
+from fastlocal.probe import Probe
 from fastlocal.remembered import cache_file, keep, recall
 from fastlocal.run import Prepared
 from tests.executors.test_executors import EXECUTORS, problem_of
@@ -88,6 +91,23 @@ def test_what_the_user_gave_is_kept(data: Path) -> None:
     assert (machine.chunk, machine.workers, machine.conv_strategy) == (1, 2, "im2col")
     timed = [line for line in found.notes if "--executor threaded" in line]
     assert len(timed) == 1 and "--channels-last 1" in timed[0]
+
+
+def test_what_was_timed_with_other_flags_is_not_taken(data: Path, own_cache: Path) -> None:
+    flags = ("--model", "cnn", "--channels-last", "1")
+    for more in (("--conv-strategy", "loop"), ("--conv-strategy", "grouped"), ("--chunk", "1")):
+        assert len(prepared(data, *LONG, *flags, *more).notes) > 1
+    assert len(json.loads(own_cache.read_text())) == 3
+
+
+def test_steps_that_a_gpu_replays_are_not_held_against_a_loop(data: Path) -> None:
+    found = prepared(data)
+    numerics = dataclasses.replace(found.problem.numerics, device=torch.device("cuda"))
+    problem, seen = dataclasses.replace(found.problem, numerics=numerics), Probe(3, False, (), None)
+    machine = dataclasses.replace(found.config.machine, executor="auto", cuda_graph=None)
+    assert candidates(found.config, machine, problem, seen) == [{"executor": "stacked"}]
+    launched = dataclasses.replace(machine, cuda_graph=False)
+    assert candidates(found.config, launched, problem, seen) == [{"executor": "stacked"}, {"executor": "looped"}]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"x": 1}', "\x00\xff"])

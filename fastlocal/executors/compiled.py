@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import fx
+
+from ..remembered import cache_file
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 P = ParamSpec("P")
@@ -25,8 +26,7 @@ class Compiler:
 
     def __init__(self) -> None:
         self.graphs = 0
-        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        os.environ.setdefault(CACHE, str(home / "fastlocal" / "inductor"))
+        os.environ.setdefault(CACHE, str(cache_file("inductor")))
 
     def compile(self, method: Callable[P, T]) -> Callable[P, T]:
         """The bound method `method`, compiled when it is first called."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from weakref import WeakSet
 
 import torch
 
@@ -111,7 +112,8 @@ class CudaGraphs:
     """Captures step programs as CUDA graphs that share one pool of memory, as never two of them run at once."""
 
     def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+        # a pool whose graphs are all gone cannot be captured into again while anything is left in it
+        self._alive: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
     def __call__(self, program: StepProgram) -> Callable[[], None]:
         """What replays a step of the program, whose round must have been loaded; its buffers are left as they were.
@@ -134,8 +136,10 @@ class CudaGraphs:
         del before
         torch.cuda.set_rng_state(random, device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        pool = next((other.pool() for other in self._alive), None)
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             program.step()
+        self._alive.add(graph)
 
         def replay() -> None:
             with span("local_step"):

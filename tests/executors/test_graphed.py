@@ -141,6 +141,20 @@ def test_captured_rounds_are_those_of_the_cpu(name: str) -> None:
 
 
 @NEEDS_GPU
+def test_a_program_takes_the_place_of_one_that_is_gone() -> None:
+    problem = small_on_gpu("perceptron")
+    graphs = CudaGraphs()
+    for _ in range(2):
+        executor = GraphedExecutor(StackedExecutor(problem), graphs)
+        stack, plan = on_gpu(problem)
+        result = executor.run_round(stack, plan)
+        executor.run_round(*on_gpu(problem))  # other buffers, of as many clients
+    wanted, wanted_plan = start(problem_of("perceptron", torch.float32))
+    expected = StackedExecutor(problem_of("perceptron", torch.float32)).run_round(wanted, wanted_plan)
+    assert_same(on_cpu(stack, result), (wanted, expected), 1e-4)
+
+
+@NEEDS_GPU
 def test_replays_do_not_wait_for_the_host() -> None:
     problem = small_on_gpu("groupnorm", noise=NOISE)
     executor = GraphedExecutor(StackedExecutor(problem), CudaGraphs())
