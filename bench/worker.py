@@ -27,7 +27,8 @@ from fastlocal.checks import check
 from fastlocal.data.streams import Streams, StreamSpec
 from fastlocal.errors import UsageError
 from fastlocal.named import prepare_named
-from fastlocal.run import Prepared, train
+from fastlocal.prepared import Prepared
+from fastlocal.run import train
 from fastlocal.telemetry.base import Logger, RoundReport, RunSummary
 
 

@@ -21,7 +21,8 @@ from .data.types import BadSample, DataSet, MapSplit, Split
 from .errors import UsageError, nearest
 from .losses import Loss, cross_entropy
 from .precision import kept
-from .run import final_model, prepare
+from .prepared import prepare
+from .run import final_model
 from .run import train as train_prepared
 from .telemetry.sinks import sinks
 

@@ -16,8 +16,8 @@ from .errors import UsageError
 from .interrupts import held_back
 from .losses import cross_entropy
 from .models import build, refuse_unknown
+from .prepared import Prepared, prepare
 from .resolve import resolve_device
-from .run import Prepared, prepare
 
 PUBLISHED = {
     "cifar10": (50_000, 10_000, (3, 32, 32), 10),

@@ -13,7 +13,8 @@ from fastlocal.data.types import DataSet
 from fastlocal.interrupts import interruptible
 from fastlocal.loop import Loop
 from fastlocal.losses import cross_entropy
-from fastlocal.run import prepare, train
+from fastlocal.prepared import prepare
+from fastlocal.run import train
 from fastlocal.telemetry.base import Logger
 
 RUN: dict[str, Any] = {

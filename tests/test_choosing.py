@@ -16,9 +16,9 @@ from fastlocal.commands.flags import parse
 from fastlocal.executors.threaded import ThreadedExecutor
 from fastlocal.executors.tuning import Work, tune
 from fastlocal.named import prepare_named
+from fastlocal.prepared import Prepared
 from fastlocal.probe import Probe
 from fastlocal.remembered import cache_file, keep, recall
-from fastlocal.run import Prepared
 from tests.executors.test_executors import EXECUTORS, problem_of
 from tests.tiny import run, train_words, write_npz
 

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-CHAIN = ("layout", "stack", "executors", "loop", "run", "named", "commands", "cli")
+CHAIN = ("layout", "stack", "executors", "loop", "prepared", "run", "named", "commands", "cli")
 """Each may import those before it, never those after it."""
 
 LEAVES = ("models", "losses", "data", "schedules", "progress", "averaging", "telemetry", "checkpoint")

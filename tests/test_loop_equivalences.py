@@ -13,7 +13,8 @@ from fastlocal.config import RunConfig
 from fastlocal.data.types import DataSet
 from fastlocal.loop import Loop
 from fastlocal.losses import cross_entropy
-from fastlocal.run import final_model, prepare, train
+from fastlocal.prepared import prepare
+from fastlocal.run import final_model, train
 from fastlocal.telemetry.base import Logger, RoundReport
 from tests import small_models
 

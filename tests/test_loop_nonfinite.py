@@ -14,7 +14,8 @@ from fastlocal.data.types import DataSet, Split
 from fastlocal.errors import NonFiniteLoss
 from fastlocal.loop import Loop
 from fastlocal.losses import cross_entropy
-from fastlocal.run import prepare, train
+from fastlocal.prepared import prepare
+from fastlocal.run import train
 from fastlocal.telemetry.base import Logger
 from tests import small_models
 

@@ -16,7 +16,8 @@ from fastlocal.data.types import DataSet, Split
 from fastlocal.evaluation import evaluate
 from fastlocal.losses import count_correct, cross_entropy
 from fastlocal.precision import Numerics
-from fastlocal.run import prepare, train
+from fastlocal.prepared import prepare
+from fastlocal.run import train
 from tests import small_models
 
 NUMERICS = Numerics(torch.device("cpu"), torch.float64, None)

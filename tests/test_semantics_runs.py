@@ -14,7 +14,8 @@ from torch import nn
 from fastlocal.config import RunConfig
 from fastlocal.data.types import DataSet
 from fastlocal.losses import cross_entropy
-from fastlocal.run import Prepared, prepare, train
+from fastlocal.prepared import Prepared, prepare
+from fastlocal.run import train
 from tests import small_models
 from tests.plain_program import PlainProgram, PlainRun
 

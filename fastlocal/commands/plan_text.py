@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..prepared import Prepared
 from ..progress import Progress
-from ..run import Prepared
 from ..schedules.synchronization import decay_rounds
 
 

@@ -11,7 +11,7 @@ from .train import start, written
 
 if TYPE_CHECKING:
     from ..loop import Loop
-    from ..run import Prepared
+    from ..prepared import Prepared
 
 
 def run(argv: Sequence[str]) -> int:

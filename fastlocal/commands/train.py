@@ -16,7 +16,7 @@ from .flags import TrainFlags, parse
 
 if TYPE_CHECKING:
     from ..loop import Loop
-    from ..run import Prepared
+    from ..prepared import Prepared
 
 NOT_FINITE, STOPPED = 3, 75
 

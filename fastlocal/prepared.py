@@ -1,0 +1,189 @@
+"""A run that can start: a RunConfig resolved, and the parts that train built from it. Nothing is written yet."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .batchnorm import has_batchnorm
+from .choosing import choose_executor
+from .config import RunConfig
+from .data.sources import Reading, make_source
+from .data.sources.base import Source
+from .data.types import DataSet
+from .errors import UsageError
+from .executors.base import Executor, LabelNoise, LocalProblem
+from .layout import ParamLayout, param_layout
+from .local_module import local_module
+from .losses import Loss, cross_entropy
+from .memory import MemoryPlan, plan_memory, resolve_chunk
+from .precision import Numerics, numerics
+from .probe import Probe, probe, try_evaluation
+from .progress import Progress
+from .resolve import resolve_device, resolve_for_data, resolve_for_machine
+from .trying import try_executor
+
+PROBE_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can start: everything is checked and nothing is written yet.
+
+    config: fully resolved        notes: lines that a person should see before the first round
+    """
+
+    config: RunConfig
+    data: DataSet
+    module: nn.Module
+    layout: ParamLayout
+    problem: LocalProblem
+    executor: Executor
+    test: Source
+    progress: Progress
+    memory: MemoryPlan
+    random: bool
+    notes: tuple[str, ...]
+
+
+def prepare(
+    config: RunConfig, data: DataSet, make_module: Callable[[], nn.Module], loss: Loss, *, model_flag: str
+) -> Prepared:
+    """Resolve `config` against the data, the model and the machine, and build what trains.
+
+    config: checked by checks.check        make_module: the plain module, its start weights loaded
+    Raises UsageError for what cannot work; touches no disk.
+    """
+    device = resolve_device(config.machine.device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # Triton launches on the current device, wherever its tensors are
+    config, data = resolve_for_data(config, data, device)
+    assert config.machine.precision is not None, "resolved just now"
+    numbers = numerics(config.machine.precision, device, repeatable=config.machine.deterministic)
+    module = make_module().to(device, numbers.dtype)
+    config = _resolve_batchnorm(config, module)
+    layout = param_layout(module, group_weight=config.sgd.group_weight)
+    if layout.n_params == 0:
+        raise UsageError(f"{model_flag}: has no parameter that requires a gradient")
+    source, test = _sources(config, data, numbers)
+    local = local_module(module)
+    sample = source.rows(0, min(PROBE_BATCH, config.client.batch_size))
+    labels = _label_range(data, loss)
+    seen = probe(local, layout, loss, sample.inputs, sample.targets, numbers, labels=labels, flag=model_flag)
+    held_out = test.rows(0, PROBE_BATCH)
+    try_evaluation(module, loss, held_out.inputs, held_out.targets, numbers, flag=model_flag)
+    layout = _without_decay(layout, seen.unused)
+    asked = config.machine
+    config, notes = resolve_for_machine(config, module, layout, device, seen)
+    problem = _problem(config, local, layout, source, loss, numbers, seen)
+    config = resolve_chunk(config, problem, data, asked.chunk)
+    config, timed = choose_executor(config, asked, problem, seen)
+    if timed:
+        notes += timed
+        config = resolve_chunk(config, problem, data, asked.chunk)
+    executor, config, tried = try_executor(config, problem)
+    return Prepared(
+        config=config,
+        data=data,
+        module=module,
+        layout=layout,
+        problem=problem,
+        executor=executor,
+        test=test,
+        progress=Progress(config),
+        memory=plan_memory(config, problem, data),
+        random=seen.random,
+        notes=(*notes, *tried),
+    )
+
+
+def _sources(config: RunConfig, data: DataSet, numbers: Numerics) -> tuple[Source, Source]:
+    """Those of the training and of the test samples."""
+    reading = Reading(
+        kind=config.data.source,
+        workers=config.data.nw,
+        prefetch=config.data.prefetch,
+        on_bad_sample=config.data.on_bad_sample,
+        mean=data.mean,
+        std=data.std,
+        seed=config.machine.seed,
+        device=numbers.device,
+        dtype=numbers.dtype,
+    )
+    augment = bool(config.data.aug)
+    return make_source(data.train, reading, augment=augment), make_source(data.test, reading, augment=False)
+
+
+def _label_range(data: DataSet, loss: Loss) -> tuple[int, int] | None:
+    """Lowest and highest label, where the loss takes them as numbers of outputs and they are known."""
+    targets = [split.targets for split in (data.train, data.test) if split.targets is not None]
+    if len(targets) < 2 or loss is not cross_entropy:
+        return None
+    if any(target.dim() != 1 or target.is_floating_point() for target in targets):
+        return None
+    return min(int(target.min()) for target in targets), max(int(target.max()) for target in targets)
+
+
+def _resolve_batchnorm(config: RunConfig, module: nn.Module) -> RunConfig:
+    for name, part in module.named_modules():
+        if isinstance(part, nn.modules.instancenorm._InstanceNorm) and part.track_running_stats:
+            raise UsageError(f"model: {name} keeps running statistics, which local steps do not; leave them out")
+    there = has_batchnorm(module)
+    if config.model.bn and not there:
+        raise UsageError(f"--bn 1: {config.model.model} has no BatchNorm; use --bn 0")
+    if config.model.bn is False and there:
+        raise UsageError(
+            f"--bn 0: {config.model.model} has BatchNorm, whose running statistics local steps do not keep; use --bn 1"
+        )
+    if there and config.model.bn_batches < 1:
+        raise UsageError(f"--bn-batches {config.model.bn_batches}: {config.model.model} has BatchNorm; give at least 1")
+    return config.with_values(bn=there)
+
+
+def _without_decay(layout: ParamLayout, unused: Sequence[str]) -> ParamLayout:
+    """As torch.optim.SGD leaves parameters without a gradient alone, no weight decay reaches unused ones."""
+    if not unused:
+        return layout
+    mask = layout.decay_mask.clone()
+    for name, view in layout.views(mask).items():
+        if name in unused:
+            view.zero_()
+    return dataclasses.replace(layout, decay_mask=mask)
+
+
+def _problem(
+    config: RunConfig,
+    local: nn.Module,
+    layout: ParamLayout,
+    source: Source,
+    loss: Loss,
+    numbers: Numerics,
+    seen: Probe,
+) -> LocalProblem:
+    noise = None
+    if config.client.label_noise:
+        if seen.classes is None:
+            raise UsageError("--label-noise 1: the targets are not class labels")
+        if seen.classes < 2:
+            raise UsageError("--label-noise 1: needs at least two classes, the model has one")
+        noise = LabelNoise(config.client.noise_p, seen.classes, config.machine.seed)
+    topk: tuple[int, ...] = ()
+    if seen.classes is not None:
+        topk = (1, 5) if config.schedule.schedule == "epochs" else (1,)
+    return LocalProblem(
+        module=local,
+        layout=layout,
+        source=source,
+        loss=loss,
+        topk=topk,
+        noise=noise,
+        momentum=config.sgd.momentum,
+        nesterov=config.sgd.nesterov,
+        weight_decay=config.sgd.wd,
+        numerics=numbers,
+        clip_norm=config.sgd.clip_norm,
+    )
