@@ -134,7 +134,7 @@ def resolve_chunk(config: RunConfig, problem: LocalProblem, data: DataSet, asked
     asked: what the user wants, or None
     Raises UsageError where what was asked for cannot fit.
     """
-    wanted = config.with_values(chunk=asked)
+    wanted = config.with_values(chunk=None if asked is None else min(asked, config.clients))
     plan = plan_memory(wanted, problem, data)
     refuse_too_large(wanted, plan)
     if asked is not None:
