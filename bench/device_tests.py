@@ -1,4 +1,4 @@
-"""The tests of the kernels on a GPU, a process for each file, so that one that breaks the device breaks no other.
+"""The tests of what runs on a GPU, a process for each file, so that one that breaks the device breaks no other.
 
     python -m bench.device_tests --out DIR [--seconds N]
 
@@ -9,6 +9,7 @@ walk through all cases (tests/kernels/test_ops.py) is left to the gate of bench.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -27,22 +29,40 @@ from bench.targets import Row
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = (
-    "test_conv2d_clients.py",
-    "test_client_rows.py",
-    "test_norm_act.py",
-    "test_checker.py",
-    "test_triton_parts.py",
+    "kernels/test_conv2d_clients.py",
+    "kernels/test_client_rows.py",
+    "kernels/test_norm_act.py",
+    "kernels/test_in_training.py",
+    "executors/test_graphed.py",
+    "kernels/test_label_noise_loss.py",
+    "kernels/test_arguments.py",
+    "kernels/test_custom_ops.py",
+    "kernels/test_functional_refusals.py",
+    "kernels/test_checker.py",
+    "kernels/test_triton_parts.py",
 )
-"""In tests/kernels: those whose tensors live on the CUDA device where there is one."""
+"""In tests: those whose tensors live on the CUDA device where there is one.
+
+Tests of addresses and of the choice of tiles need Triton's interpreter and skip themselves there."""
+
+TRAINING = ("kernels/test_in_training.py", "executors/test_graphed.py")
+"""Of these, those that import the trainer, and with it Pillow."""
+
+AT_ONCE = 4
+"""Files, as most of their time is that of compilers."""
+
+ELSEWHERE = "tests/kernels/test_custom_ops.py::test_compiled_by_inductor"
+"""Is about the CPU, and needs a C++ compiler."""
 
 
 def run_file(path: Path, seconds: float) -> Row:
     """A row of counts, and the first line of what went wrong first."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as place:
         report = Path(place) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider"]
+        command += ["--deselect", ELSEWHERE]
         with tempfile.TemporaryFile("w+", errors="replace") as log:
             process = subprocess.Popen(
                 [*command, f"--junitxml={report}", str(path)],
@@ -97,11 +117,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(NO_GPU)
         return 2
     end = time.monotonic() + asked.seconds
+
+    def run(name: str) -> Row:
+        path = ROOT / "tests" / name
+        if name in TRAINING and importlib.util.find_spec("PIL") is None:
+            return _row(path, first="not run: Pillow is not installed")
+        return run_file(path, end - time.monotonic())
+
     rows: list[Row] = []
-    for name in FILES:
-        rows.append(run_file(ROOT / "tests" / "kernels" / name, end - time.monotonic()))
-        write(asked.out / "tests.csv", rows)
-        print(" ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for row in pool.map(run, FILES):
+            rows.append(row)
+            write(asked.out / "tests.csv", rows)
+            print(" ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     return 1 if any(row["failed"] != "0" for row in rows) else 0
 
 

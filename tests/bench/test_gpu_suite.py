@@ -193,7 +193,7 @@ def test_a_file_of_tests_is_counted(tmp_path: Path) -> None:
     assert row["first"].startswith("test_b: AssertionError: not so")
     tests.write_text("import no_such_module\n")
     assert device_tests.run_file(tests, 60.0)["failed"] == "1"
-    assert all((device_tests.ROOT / "tests" / "kernels" / name).is_file() for name in device_tests.FILES)
+    assert all((device_tests.ROOT / "tests" / name).is_file() for name in device_tests.FILES)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
