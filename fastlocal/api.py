@@ -187,6 +187,8 @@ def _split(name: str, pair: Any) -> Split | MapSplit:
         raise UsageError(f"{name}: {len(inputs)} inputs but {len(targets)} targets")
     if len(inputs) == 0:
         raise UsageError(f"{name}: is empty")
+    if inputs.dtype == torch.uint8:  # the kernels read images as [n, channels, height, width] lies in memory
+        inputs = inputs.contiguous()
     return Split(inputs, targets)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastlocal import kernels
+from fastlocal.api import _split
 from fastlocal.kernels.arguments import expect
 from fastlocal.kernels.case import cases
 
@@ -188,6 +189,16 @@ def test_any_other_strides_are_followed(op: str, names: list[str]) -> None:
 def _parts(returned: Any) -> list[Tensor]:
     parts = returned if isinstance(returned, tuple) else (returned,)
     return [part for part in parts if part is not None]
+
+
+def test_images_of_a_user_with_their_channels_last_are_read_as_they_are() -> None:
+    """As `fastlocal.train` takes them, and the kernel from there."""
+    pixels = torch.arange(2 * 4 * 5 * 3, dtype=torch.uint8).view(2, 4, 5, 3)
+    split = _split("train", (pixels.permute(0, 3, 1, 2), torch.zeros(2)))
+    options = {"seed": 1, "padding": 1, "mean": [0.0] * 3, "std": [1 / 255] * 3, "dtype": torch.float32}
+    gather = kernels.get("gather_augment", "triton", DEVICE)
+    found = gather(split.inputs.to(DEVICE), torch.tensor([1, 0], device=DEVICE), None, 0, **options)
+    torch.testing.assert_close(found.cpu(), pixels.permute(0, 3, 1, 2)[[1, 0]].float())
 
 
 def test_one_rate_for_all_clients_may_be_expanded() -> None:
