@@ -37,7 +37,7 @@ READERS = {
     JPEG: ("DataLoader", "torch", "dali", "ffcv", BARE, OWN_DECODER),
 }
 SPEEDS = ("batches_per_s", "p20", "p80", "turns", "ratio", "of")
-FIELDS = ("commit", "torch", "device", "set", "source", "batch", "workers", *SPEEDS, "note")
+FIELDS = ("commit", "torch", "device", "set", "source", "batch", "workers", "threads", *SPEEDS, "note")
 SETTLE_S = 0.4
 """So that a reader has read ahead as far as it goes when its turn comes, and does not while another is measured."""
 
@@ -110,7 +110,10 @@ def measure(
                 if not reader.note:
                     time.sleep(SETTLE_S)
                     reader.turn(turn, given.seconds, given.turn_limit)
-            rows = [row | {"set": title, "batch": BATCH[title], "workers": given.workers} for row in summary(readers)]
+            rows = [
+                row | {"set": title, "batch": BATCH[title], "workers": given.workers, "threads": given.threads}
+                for row in summary(readers)
+            ]
             save(out, [*before, *rows])
     finally:
         for reader in readers:
@@ -158,7 +161,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2, help="of torch, in each reader")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, in each reader")
     parser.add_argument("--seconds", type=float, default=1.0, help="that a reader reads for in its turn")
     parser.add_argument("--open-limit", type=float, default=120.0, help="seconds for all readers of a set to open")
     parser.add_argument("--turn-limit", type=float, default=20.0, help="seconds for one reader's turn")
