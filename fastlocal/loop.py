@@ -20,8 +20,9 @@ from .data.sources.base import Source, Wanted
 from .data.streams import Streams
 from .errors import NonFiniteLoss
 from .evaluation import Evaluation
-from .executors.base import Executor, RoundPlan
-from .lookahead import Lookahead
+from .executors.base import Executor
+from .finite import not_finite
+from .planner import Planner
 from .position import Position, RoundSoFar, Stage, TrainStats
 from .progress import Progress, Round
 from .saving import Saver
@@ -30,29 +31,7 @@ from .state_file import State
 from .telemetry.base import Logger, RoundReport
 from .telemetry.jsonl import StepLog
 from .telemetry.trace import span
-
-INPUT_BOUND = 0.1
-
-
-@dataclass
-class Waiting:
-    """Seconds that local steps took since the last evaluation, and how many of them went by without data."""
-
-    waited: float = 0.0
-    taken: float = 0.0
-
-    def add(self, waited: float, taken: float) -> None:
-        """One round's."""
-        self.waited += waited
-        self.taken += taken
-
-    def take(self) -> str | None:
-        """A line for a person where it was more than INPUT_BOUND of the time; starts afresh."""
-        share = min(1.0, self.waited / self.taken) if self.taken else 0.0
-        self.waited = self.taken = 0.0
-        if share <= INPUT_BOUND:
-            return None
-        return f"input-bound: {share:.0%} of the step waiting for data (more workers: --nw; further ahead: --prefetch)"
+from .waiting import Waiting
 
 
 @dataclass
@@ -94,6 +73,10 @@ class Loop:
         row = self.averaged.row
         self._params = torch.empty(self.chunk, row.numel(), dtype=row.dtype, device=row.device)
         self._mean = LocalMean(row.numel(), self.clients, row.device)
+        index_device = self.source.index_device
+        self._planner = Planner(
+            self.progress, self.streams, self.clients, self.chunk, row.dtype, row.device, index_device
+        )
         self._waiting = Waiting()
         self._whole = True
         self._warned = False
@@ -115,8 +98,7 @@ class Loop:
                     with span("evaluate"):
                         self._report(self.progress.start(), then="train")
                 at.stage = "train"
-            self._rounds = Lookahead(self.progress.rounds(at.first_step, at.rounds_before))
-            for planned in self._rounds:
+            for planned in self._planner.rounds(at):
                 if not planned.averaged:
                     before_leftover = self.snapshot()  # a longer run would not have stopped to train these alone
                 self._round(planned)
@@ -200,17 +182,17 @@ class Loop:
 
     def _train(self, planned: Round) -> None:
         at, so_far = self.at, self.at.so_far
-        rates = self._rates(planned)
+        rates = self._planner.rates(planned)
         self.source.take_waited()  # what BatchNorm's batches took
         began = time.perf_counter()
-        for clients in self._chunks(so_far.clients):
+        for clients in self._planner.chunks(so_far.clients):
             interrupts.poll()
             params = self._params[: len(clients)]
             self._whole = False
             with interrupts.finishing(self.grace):
                 losses, stats = self._train_chunk(planned, clients, params, rates)
             so_far.stats.add(stats)
-            so_far.bad += self._not_finite(planned, clients, losses, params)
+            so_far.bad += not_finite(losses, params, planned.first_step, clients.start)
             if self.steps is not None:
                 so_far.losses.append(losses)
             if planned.averaged:
@@ -247,7 +229,7 @@ class Loop:
     ) -> tuple[Tensor, TrainStats]:
         """The whole round of one chunk; returns its losses [local_steps, clients] on the CPU and its sums."""
         with span("plan"):
-            stack, plan = self._stack(clients, params), self._plan(planned, clients, rates)
+            stack, plan = self._stack(clients, params), self._planner.plan(planned, clients, rates)
         self._seed_module(planned.first_step, clients.start)
         result = self.executor.run_round(stack, plan)
         for note in result.notes:
@@ -264,53 +246,11 @@ class Loop:
         params.copy_(self.averaged.row.expand_as(params))
         return ClientStack(params, None if self.momentum is None else self.momentum.fetch(clients))
 
-    def _chunks(self, begin: int = 0) -> Iterator[range]:
-        """The clients from `begin` on, as many at a time as are resident."""
-        for first in range(begin, self.clients, self.chunk):
-            yield range(first, min(first + self.chunk, self.clients))
-
-    def _rates(self, planned: Round) -> list[float]:
-        return [self.progress.learning_rate(planned.first_step + step) for step in range(planned.local_steps)]
-
-    def _plan(self, planned: Round, clients: range, rates: list[float]) -> RoundPlan:
-        row = self.averaged.row
-        sample_ids = self.streams.sample_ids(planned.first_step, planned.local_steps, clients)
-        return RoundPlan(
-            client_ids=torch.arange(clients.start, clients.stop, device=row.device),
-            first_step=planned.first_step,
-            learning_rates=torch.tensor(rates, dtype=row.dtype, device=row.device)[:, None].expand(-1, len(clients)),
-            sample_ids=sample_ids.to(self.source.index_device),
-            first_client=clients.start,
-            following=lambda: self._following(planned, clients.stop, rates),
-        )
-
-    def _following(self, planned: Round, begin: int, rates: list[float]) -> Iterator[RoundPlan]:
-        """The plans of the round's other chunks and of the rounds after it."""
-        later = self._rounds.later()
-        for clients in self._chunks(begin):
-            yield self._plan(planned, clients, rates)
-        for upcoming in later:
-            for clients in self._chunks():
-                yield self._plan(upcoming, clients, self._rates(upcoming))
-
     def _seed_module(self, step: int, what: int) -> None:
         """Make what the module draws itself depend on nothing that an interruption changes."""
         if self.module_seed is not None:
             mixed = (self.module_seed * 1_000_003 + step) * 1_000_003 + what
             torch.manual_seed(mixed % 2**63)
-
-    def _not_finite(
-        self, planned: Round, clients: range, losses: Tensor, params: Tensor
-    ) -> Iterator[tuple[int, int, str]]:
-        """(step, client, what) of the first loss of a chunk, and of its first client's parameters, not finite."""
-        if not math.isfinite(losses.double().sum().item()):
-            for step, client in (~losses.isfinite()).nonzero()[:1].tolist():
-                value = losses[step, client].item()
-                yield planned.first_step + step, clients.start + client, f"the loss is {value}"
-        if not math.isfinite(params.sum(dim=1).sum().item()):
-            for client in (~params.isfinite().all(dim=1)).nonzero()[:1].flatten().tolist():
-                last = planned.first_step + planned.local_steps - 1
-                yield last, clients.start + client, "the parameters are no longer finite"
 
     def _stop_or_warn(self, planned: Round, who: str, what: str) -> None:
         where = f"round {planned.number}, {who}: {what}"

@@ -1,0 +1,66 @@
+"""What the chunks of each round are given: clients, samples and learning rates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from .data.streams import Streams
+from .executors.base import RoundPlan
+from .lookahead import Lookahead
+from .position import Position
+from .progress import Progress, Round
+
+
+@dataclass
+class Planner:
+    """Plans of a run's rounds, chunk by chunk.
+
+    chunk: clients resident at once        dtype, device: of the parameters
+    index_device: where the data source takes the numbers of samples
+    """
+
+    progress: Progress
+    streams: Streams
+    clients: int
+    chunk: int
+    dtype: torch.dtype
+    device: torch.device
+    index_device: torch.device
+
+    def rounds(self, at: Position) -> Iterator[Round]:
+        """Those still to come from `at` on; the plans that follow are taken from the same."""
+        self._rounds = Lookahead(self.progress.rounds(at.first_step, at.rounds_before))
+        return self._rounds
+
+    def chunks(self, begin: int = 0) -> Iterator[range]:
+        """The clients from `begin` on, as many at a time as are resident."""
+        for first in range(begin, self.clients, self.chunk):
+            yield range(first, min(first + self.chunk, self.clients))
+
+    def rates(self, planned: Round) -> list[float]:
+        """The learning rate of each local step."""
+        return [self.progress.learning_rate(planned.first_step + step) for step in range(planned.local_steps)]
+
+    def plan(self, planned: Round, clients: range, rates: list[float]) -> RoundPlan:
+        """One chunk's round at the rates of `planned`."""
+        sample_ids = self.streams.sample_ids(planned.first_step, planned.local_steps, clients)
+        return RoundPlan(
+            client_ids=torch.arange(clients.start, clients.stop, device=self.device),
+            first_step=planned.first_step,
+            learning_rates=torch.tensor(rates, dtype=self.dtype, device=self.device)[:, None].expand(-1, len(clients)),
+            sample_ids=sample_ids.to(self.index_device),
+            first_client=clients.start,
+            following=lambda: self._following(planned, clients.stop, rates),
+        )
+
+    def _following(self, planned: Round, begin: int, rates: list[float]) -> Iterator[RoundPlan]:
+        """The plans of the round's other chunks and of the rounds after it."""
+        later = self._rounds.later()
+        for clients in self.chunks(begin):
+            yield self.plan(planned, clients, rates)
+        for upcoming in later:
+            for clients in self.chunks():
+                yield self.plan(upcoming, clients, self.rates(upcoming))
