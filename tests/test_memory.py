@@ -130,9 +130,9 @@ def test_plan_prints_every_part_and_the_chunk(words: list[str], capsys: pytest.C
 def test_the_chunk_follows_the_limit_and_training_keeps_it(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    peak = re.search(r"peak +([\d.]+) MiB", run(capsys, "plan", *words, "--chunk", "1").out)
+    peak = re.search(r"peak +([\d.,]+) MiB", run(capsys, "plan", *words, "--chunk", "1").out)
     assert peak is not None
-    limit = ["--memory-limit", f"{float(peak[1]) + 60:.0f}MiB"]
+    limit = ["--memory-limit", f"{float(peak[1].replace(',', '')) + 60:.0f}MiB"]
     planned = re.search(r"with --chunk (\d+)", run(capsys, "plan", *words, *limit).out)
     assert planned is not None and 2 <= int(planned[1]) < 40
     done = run(capsys, "train", *words, *limit)

@@ -197,10 +197,11 @@ def test_nowhere_to_write_is_said(root: Path, own_cache: Path) -> None:
 
 def test_an_error_leaves_no_cache_and_no_process(root: Path) -> None:
     (root / "test" / "b" / "0.png").write_bytes(b"no image")
+    others = set(children(os.getpid()))
     with pytest.raises(UsageError, match="test/b/0.png cannot be decoded"):
         load("image_folder", data_pth=str(root))
     assert [path.name for path in (root / ".fastlocal_cache").iterdir()] == ["lock"]
-    assert children(os.getpid()) == []
+    assert set(children(os.getpid())) <= others
 
 
 def children(pid: int) -> list[int]:
@@ -291,15 +292,16 @@ def test_two_at_once_decode_once(slow: Path) -> None:
 
 def test_a_process_that_dies_is_reported(slow: Path) -> None:
     files = sorted((slow / "train" / "a").iterdir())
+    others = set(children(os.getpid()))
     chunks = decoded(files, channels=3, width=400, height=300, image_size=None, workers=2)
     next(chunks)
-    os.kill(children(os.getpid())[0], signal.SIGKILL)
+    os.kill(min(set(children(os.getpid())) - others), signal.SIGKILL)
     with pytest.raises(
         UsageError, match=r"^--nw: a decoding process ended \(status -9\) between .*; fewer of them need"
     ):
         for _ in chunks:
             pass
-    assert children(os.getpid()) == []
+    assert set(children(os.getpid())) <= others
 
 
 def test_the_manifest_says_what_the_array_is(root: Path, start: Loader) -> None:
