@@ -22,9 +22,12 @@ from .errors import UsageError, nearest
 from .losses import Loss, cross_entropy
 from .precision import kept
 from .prepared import prepare
+from .ranks import launched
+from .resolve import resolve_device
 from .run import final_model
 from .run import train as train_prepared
 from .telemetry.sinks import sinks
+from .world import connected
 
 MEANINGLESS = (
     *("data_pth", "train_pth", "val_pth", "image_size", "nw", "n_groups", "resume", "resume_pth", "epochs", "dist_url"),
@@ -131,8 +134,16 @@ def train(
     )
     _check_normalisation(data)
     flag = f"model {type(model).__name__}"
-    with kept():
-        prepared = prepare(config, data, lambda: copy.deepcopy(model), loss or cross_entropy, model_flag=flag)
+    ranks, machine = launched(), config.machine
+    with (
+        kept(),
+        connected(
+            ranks, url=machine.dist_url, timeout=machine.timeout, device=resolve_device(machine.device, ranks)
+        ) as world,
+    ):
+        prepared = prepare(
+            config, data, lambda: copy.deepcopy(model), loss or cross_entropy, model_flag=flag, world=world
+        )
         others = partial(sinks, prepared.config.log, prepared.config.name, console=progress)
         loop = train_prepared(prepared, overwrite=overwrite, sinks=others, resume=resume)
         return Run(history=list(loop.history), model=final_model(loop), directory=loop.directory)

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from . import __version__
-from .errors import UsageError, nearest
+from .errors import AgreedError, UsageError, nearest
 from .interrupts import held_back, interruptible
+from .ranks import launched
 
 COMMANDS = {
     "train": "train many Local SGD clients; `fastlocal train --help` lists the flags",
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = _run(list(sys.argv[1:] if argv is None else argv))
             sys.stdout.flush()
         except UsageError as error:
+            if _is_said_elsewhere(error):
+                return USAGE_STATUS
             print(f"fastlocal: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
             return USAGE_STATUS
         except KeyboardInterrupt:
@@ -56,6 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv is None and status == STOPPED_STATUS:
             _exit(status)
     return status
+
+
+def _is_said_elsewhere(error: UsageError) -> bool:
+    """Whether another process of the run prints the same: the first one, or the first of this node."""
+    with contextlib.suppress(UsageError):
+        ranks = launched()
+        return ranks.rank > 0 if isinstance(error, AgreedError) else not ranks.speaks
+    return False
 
 
 def _exit(status: int) -> NoReturn:
@@ -94,9 +105,6 @@ def _run(words: list[str]) -> int:
     if words[0] not in COMMANDS:
         known = ", ".join(COMMANDS)
         raise UsageError(f"unknown command {words[0]!r}{nearest(words[0], COMMANDS)}; known: {known}")
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if words[0] in ("train", "profile") and processes != "1":
-        raise UsageError(f"WORLD_SIZE {processes}: a run is one process; start it without torchrun or with 1 process")
     with held_back():
         command = importlib.import_module(f".commands.{words[0]}", __package__)
     status: int = command.run(words[1:])

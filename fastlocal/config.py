@@ -200,7 +200,9 @@ class MachineConfig:
     on_nan: Literal["stop", "continue"] = "stop"
     """what a loss that is no longer finite does"""
     dist_url: str = "env://"
-    """how processes find each other; a run of one process needs none"""
+    """how processes find each other: env:// as torchrun or srun say, or tcp://HOST:PORT of the first one"""
+    timeout: float = 600.0
+    """seconds that processes wait for each other before the run ends, naming those that are missing"""
 
 
 @dataclass(frozen=True)

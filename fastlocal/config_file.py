@@ -21,7 +21,11 @@ def read_config(path: Path) -> RunConfig:
 
     Raises OSError where the file cannot be read, ValueError where it is not such a file.
     """
-    stored = json.loads(path.read_text())
+    return config_of(json.loads(path.read_text()))
+
+
+def config_of(stored: Any) -> RunConfig:
+    """The RunConfig that JSON gave back; raises ValueError where it is none."""
     if not isinstance(stored, dict):
         raise ValueError("it is not a JSON object")
     missing = [area for area in AREAS if area not in stored]

@@ -14,6 +14,14 @@ class UsageError(ValueError):
     """
 
 
+class AgreedError(UsageError):
+    """A mistake that every process of a run knows of, so that one of them says it."""
+
+
+class RankMissing(Exception):
+    """Processes of a run that did not come to where the others wait; the text is one line that names them."""
+
+
 class NonFiniteLoss(ArithmeticError):
     """A client's loss or the averaged parameters are NaN or infinite. The command line exits with status 3."""
 

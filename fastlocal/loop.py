@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,17 +12,15 @@ from torch import Tensor
 
 from . import interrupts
 from .averaged import AveragedModel
-from .averaging.local_mean import LocalMean
-from .checkpoint import save_model
-from .data.sources.base import Source, Wanted
-from .data.streams import Streams
-from .errors import NonFiniteLoss
-from .evaluation import Evaluation
+from .averaging.averager import Averager
+from .data.sources.base import Source
 from .executors.base import Executor
 from .finite import not_finite
+from .meeting import Meeting, meet
 from .planner import Planner
-from .position import Position, RoundSoFar, Stage, TrainStats
+from .position import Position, RoundSoFar, TrainStats
 from .progress import Progress, Round
+from .reports import Reports
 from .saving import Saver
 from .stack import ClientStack, MomentumStore
 from .state_file import State
@@ -32,59 +28,58 @@ from .telemetry.base import Logger, RoundReport
 from .telemetry.jsonl import StepLog
 from .telemetry.trace import span
 from .waiting import Waiting
+from .world import World
 
 
 @dataclass
 class Loop:
     """A run whose parts are built. `run` trains it to its end.
 
-    chunk: clients resident at once        momentum: None where there is none
-    evaluate: the model on the test set        topk: the k of accuracies, empty where targets are not labels
-    steps: where every local step is written, or None        stop_on_nan: whether a non-finite loss ends the run
-    module_seed: seed of a module that draws random numbers itself, or None
+    world: the processes of the run        planner: with the clients of this one
+    momentum: None where there is none
+    steps: where every local step is written, or None        log_steps: whether some rank writes them
     saver: keeps what `restore` goes on from        config: the resolved RunConfig as nested plain dictionaries
     grace: seconds that a chunk may still take after a signal
     at: how far the run is
     """
 
+    world: World
     progress: Progress
-    streams: Streams
+    planner: Planner
     source: Source
     executor: Executor
     averaged: AveragedModel
+    averager: Averager
     momentum: MomentumStore | None
-    evaluate: Callable[[], Evaluation]
+    reports: Reports
     logger: Logger
     steps: StepLog | None
-    directory: Path
-    clients: int
-    chunk: int
-    bn_batches: int
-    topk: tuple[int, ...]
-    stop_on_nan: bool
-    module_seed: int | None
+    log_steps: bool
     saver: Saver
     config: dict[str, Any]
     grace: float
-    history: list[dict[str, Any]] = field(default_factory=list)
     at: Position = field(default_factory=Position)
 
     def __post_init__(self) -> None:
         row = self.averaged.row
-        self._params = torch.empty(self.chunk, row.numel(), dtype=row.dtype, device=row.device)
-        self._mean = LocalMean(row.numel(), self.clients, row.device)
-        index_device = self.source.index_device
-        self._planner = Planner(
-            self.progress, self.streams, self.clients, self.chunk, row.dtype, row.device, index_device
-        )
+        self._params = torch.empty(self.planner.chunk, row.numel(), dtype=row.dtype, device=row.device)
         self._waiting = Waiting()
         self._whole = True
-        self._warned = False
 
     @property
     def comm_round(self) -> int:
         """Averages so far."""
         return self.at.comm_round
+
+    @property
+    def directory(self) -> Path:
+        """Of the run."""
+        return self.reports.directory
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl so far."""
+        return self.reports.history
 
     def run(self, eval_on_start: bool) -> None:
         """Every round of the plan that is still to come.
@@ -95,10 +90,9 @@ class Loop:
         try:
             if at.stage == "start":
                 if eval_on_start:
-                    with span("evaluate"):
-                        self._report(self.progress.start(), then="train")
+                    self._report(self.progress.start())
                 at.stage = "train"
-            for planned in self._planner.rounds(at):
+            for planned in self.planner.rounds(at):
                 if not planned.averaged:
                     before_leftover = self.snapshot()  # a longer run would not have stopped to train these alone
                 self._round(planned)
@@ -109,29 +103,32 @@ class Loop:
             with interrupts.finishing(self.grace):
                 self.saver.finish(last)
         except KeyboardInterrupt:
-            if self._whole:
-                with interrupts.finishing(self.grace):
+            with interrupts.finishing(self.grace):
+                self.world.ask_to_stop()
+                if all(self.world.exchange(self._whole, "the save before the end")):
                     self.saver.finish(before_leftover or self.snapshot())
             raise
 
     def snapshot(self) -> State:
-        """A copy of all that `restore` needs."""
+        """A copy of all that `restore` needs; of a run of several processes, this one's clients' and what all share."""
         device = self.averaged.row.device
         tensors = self.averaged.tensors() | {"torch random state": torch.get_rng_state()}
         if device.type == "cuda":
             tensors["cuda random state"] = torch.cuda.get_rng_state(device)
         if self.momentum is not None:
             tensors["momentum"] = self.momentum.all
-        if self.at.so_far.clients:
-            tensors["mean so far"] = self._mean.so_far()
+        if self.at.so_far.done:
+            tensors |= {f"sum {name}": value for name, value in self.averager.so_far().items()}
             tensors |= {f"losses {index}": losses for index, losses in enumerate(self.at.so_far.losses)}
-        logged = self.logger.state() | ({} if self.steps is None else self.steps.state())
+        tensors |= {f"feedback {name}": value for name, value in self.averager.state().items()}
+        clients = self.planner.clients
         numbers = {
             "config": self.config,
             "position": self.at.numbers(),
             "averaged": self.averaged.numbers(),
-            "clients": [0, self.clients],
-            "logged": logged,
+            "clients": [clients.start, clients.stop],
+            "ranks": self.world.size,
+            "logged": self.logger.state() | ({} if self.steps is None else self.steps.state()),
             "ended": None,
         }
         return State(numbers, {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()})
@@ -144,175 +141,119 @@ class Loop:
         self.averaged.restore(numbers["averaged"], tensors)
         if self.momentum is not None:
             self.momentum.all.copy_(tensors["momentum"])
-        if self.at.so_far.clients:
-            self._mean.so_far().copy_(tensors["mean so far"])
+        for kind, held in (("sum", self.averager.so_far()), ("feedback", self.averager.state())):
+            for name, value in held.items():
+                if f"{kind} {name}" in tensors:
+                    value.copy_(tensors[f"{kind} {name}"])
         torch.set_rng_state(tensors["torch random state"].clone())
         if "cuda random state" in tensors and self.averaged.row.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["cuda random state"].clone(), self.averaged.row.device)
-
-    def load_averaged(self) -> None:
-        """Bring the plain module up to the averaged row, BatchNorm re-estimated, unless it is there already."""
-        if not self.averaged.loaded:
-            epoch = max(self.at.trained - 1, 0) // self.progress.steps_per_epoch
-            self._seed_module(self.at.trained, self.clients)
-            self.averaged.load(self._batchnorm_inputs(epoch))
-
-    def save_latest(self) -> None:
-        """Write the averaged model to latest.pt, unless it is not finite and an earlier one is worth more."""
-        self.load_averaged()
-        if self.averaged.is_finite() or not self.stop_on_nan:
-            self._save("latest.pt")
 
     def _round(self, planned: Round) -> None:
         at = self.at
         at.round_end = planned.first_step + planned.local_steps
         if at.stage == "train":
-            if not at.so_far.clients:
+            if not at.so_far.done:
                 for name in planned.phase_files[0]:
-                    self._save(name)
+                    self.reports.save(name, at.trained)
             self._train(planned)
         if at.stage == "report":
             if planned.evaluate:
-                with span("evaluate"):
-                    self._report(planned, then="files")
+                self._report(planned)
             at.stage = "files"
         for name in planned.phase_files[1]:
-            self._save(name)
+            self.reports.save(name, at.trained)
         at.stage, at.first_step, at.rounds_before = "train", at.round_end, at.comm_round
 
     def _train(self, planned: Round) -> None:
         at, so_far = self.at, self.at.so_far
-        rates = self._planner.rates(planned)
+        rates = self.planner.rates(planned)
         self.source.take_waited()  # what BatchNorm's batches took
         began = time.perf_counter()
-        for clients in self._planner.chunks(so_far.clients):
+        chunks = self.planner.chunks(so_far.done)
+        for place, clients in enumerate(chunks):
             interrupts.poll()
-            params = self._params[: len(clients)]
-            self._whole = False
-            with interrupts.finishing(self.grace):
-                losses, stats = self._train_chunk(planned, clients, params, rates)
-            so_far.stats.add(stats)
-            so_far.bad += not_finite(losses, params, planned.first_step, clients.start)
-            if self.steps is not None:
-                so_far.losses.append(losses)
-            if planned.averaged:
-                with span("average"):
-                    self._mean.add(params)
-            so_far.clients = clients.stop
-            self._whole = True
-            if planned.averaged and clients.stop < self.clients:
+            self.world.poll()
+            self._train_chunk(planned, clients, chunks[place + 1 :], rates)
+            if planned.averaged and place + 1 < len(chunks):
                 self.saver.after_chunk(self.snapshot)
-        self._waiting.add(self.source.take_waited(), time.perf_counter() - began)
+        ended = time.perf_counter()
+        self._waiting.trained(ended - began, self.source.take_waited())
         for line in self.source.take_messages():
             self.logger.message(line)
+        met = meet(self.world, f"the end of round {planned.number}", so_far, self.saver.asked(), losses=self.log_steps)
+        self._waiting.met(time.perf_counter() - ended)
         if self.steps is not None:
-            self._write_steps(planned, rates, torch.cat(so_far.losses, dim=1))
-        if so_far.bad:
-            step, client, what = min(so_far.bad)
-            self._stop_or_warn(planned, f"step {step}, client {client}", what)
+            self._write_steps(planned, rates, met)
+        if met.bad:
+            step, client, what = min(met.bad)
+            self.reports.stop_or_warn(planned, f"step {step}, client {client}", what)
         self.averaged.count_steps(planned.local_steps)
         if planned.averaged:
-            with span("average"):
-                mean = self._mean.take()
-            with span("server"):
-                self.averaged.replace(mean)
-            at.comm_round = planned.comm_round
-        at.stats.add(so_far.stats)
+            self.saver.catch_up(met.save, self.snapshot)
+            self._average(planned)
+        at.stats.add(met.stats)
         at.trained, at.stage, at.so_far = at.round_end, "report", RoundSoFar()
-        loss, correct = so_far.stats.mean(len(self.topk))
-        accuracy = correct[0] if self.topk else None
+        loss, correct = met.stats.mean(len(self.reports.topk))
+        accuracy = correct[0] if self.reports.topk else None
         counters = planned.number, planned.epoch, planned.local_steps
-        self.logger.round(RoundReport(*counters, rates[-1], loss, accuracy, so_far.stats.samples))
+        self.logger.round(RoundReport(*counters, rates[-1], loss, accuracy, met.stats.samples))
 
-    def _train_chunk(
-        self, planned: Round, clients: range, params: Tensor, rates: list[float]
-    ) -> tuple[Tensor, TrainStats]:
-        """The whole round of one chunk; returns its losses [local_steps, clients] on the CPU and its sums."""
-        with span("plan"):
-            stack, plan = self._stack(clients, params), self._planner.plan(planned, clients, rates)
-        self._seed_module(planned.first_step, clients.start)
-        result = self.executor.run_round(stack, plan)
+    def _train_chunk(self, planned: Round, clients: range, rest: list[range], rates: list[float]) -> None:
+        """The whole round of one chunk of clients; `rest` are those after it."""
+        so_far, params = self.at.so_far, self._params[: len(clients)]
+        self._whole = False
+        with interrupts.finishing(self.grace):
+            with span("plan"):
+                stack = self._stack(clients, params)
+                plan = self.planner.plan(planned, clients, rates, rest)
+            self.reports.seed_module(planned.first_step, clients.start)
+            result = self.executor.run_round(stack, plan)
+            if self.momentum is not None:
+                self.momentum.store(clients)
+            losses = result.losses.cpu()
         for note in result.notes:
             self.logger.message(note)
-        if self.momentum is not None:
-            self.momentum.store(clients)
-        losses = result.losses.cpu()
         batch = plan.sample_ids.shape[-1]
         correct = [] if result.correct is None else result.correct.tolist()
-        return losses, TrainStats(losses.double().sum().item() * batch, correct, losses.numel() * batch)
+        so_far.stats.add(TrainStats(losses.double().sum().item() * batch, correct, losses.numel() * batch))
+        so_far.bad += not_finite(losses, params, planned.first_step, clients.start)
+        if self.log_steps:
+            so_far.losses.append(losses)
+        if planned.averaged:
+            with span("average"):
+                self.averager.add(params)
+        so_far.done.append((clients.start, clients.stop))
+        self._whole = True
+
+    def _average(self, planned: Round) -> None:
+        began = time.perf_counter()
+        with self.world.averaging(f"the average of round {planned.number}"), span("average"):
+            self.averager.launch(self.averaged.row)
+            mean = self.averager.wait()
+        self._waiting.averaged(time.perf_counter() - began)
+        with span("server"):
+            self.averaged.replace(mean)
+        self.at.comm_round = planned.comm_round
 
     def _stack(self, clients: range, params: Tensor) -> ClientStack:
         """What a chunk starts its round from, in the buffer `params`."""
         params.copy_(self.averaged.row.expand_as(params))
         return ClientStack(params, None if self.momentum is None else self.momentum.fetch(clients))
 
-    def _seed_module(self, step: int, what: int) -> None:
-        """Make what the module draws itself depend on nothing that an interruption changes."""
-        if self.module_seed is not None:
-            mixed = (self.module_seed * 1_000_003 + step) * 1_000_003 + what
-            torch.manual_seed(mixed % 2**63)
-
-    def _stop_or_warn(self, planned: Round, who: str, what: str) -> None:
-        where = f"round {planned.number}, {who}: {what}"
-        if self.stop_on_nan:
-            raise NonFiniteLoss(where)
-        if not self._warned:
-            self.logger.message(f"{where}; going on (--on-nan continue), said once")
-            self._warned = True
-
-    def _batchnorm_inputs(self, epoch: int) -> Iterator[Tensor]:
-        for batch in self.source.feed(
-            Wanted(ids.unsqueeze(0).to(self.source.index_device), self._number(client), step)
-            for ids, client, step in self.streams.epoch_batches(epoch, self.bn_batches)
-        ):
-            interrupts.poll()
-            yield batch.inputs[0]
-
-    def _number(self, client: int) -> Tensor:
-        return torch.tensor([client], device=self.source.index_device)
-
-    def _report(self, planned: Round, then: Stage) -> None:
-        """Evaluate the averaged model, save it and log the line; afterwards the run is at stage `then`."""
-        at = self.at
-        self.load_averaged()
-        self._seed_module(at.trained, self.clients + 1)
-        result = self.evaluate()
-        if not (math.isfinite(result.loss) and self.averaged.is_finite()):
-            self._stop_or_warn(planned, "averaged model", f"the test loss is {result.loss}")
-        loss, accuracies = at.stats.mean(len(self.topk))
-        at.stats = TrainStats()
-        row: dict[str, Any] = {"epoch": planned.epoch, "comm_round": planned.comm_round}
-        if self.topk:
-            at.best_acc = max(at.best_acc, result.accuracies[0])
-        row |= self._accuracies("train", accuracies) | {"train_loss": loss}
-        row |= self._accuracies("val", result.accuracies) | {"val_loss": result.loss}
-        row |= {"best_acc": at.best_acc if self.topk else None}
-        row |= {"iter": planned.iteration, "lr": planned.learning_rate}
-        self.save_latest()
-        if planned.save_as is not None:
-            self._save(planned.save_as)
-        self.history.append(row)
-        at.stage = then
-        self.logger.evaluation(row)
-        line = self._waiting.take()
-        if line is not None:
+    def _report(self, planned: Round) -> None:
+        """Afterwards the run is past its evaluation."""
+        with span("evaluate"):
+            self.reports.report(planned, self.at)
+        self.at.stage = "train" if self.at.stage == "start" else "files"
+        self.logger.evaluation(self.history[-1])
+        for line in self._waiting.take(self.world):
             self.logger.message(line)
 
-    def _accuracies(self, half: str, values: list[float] | tuple[float, ...]) -> dict[str, float | None]:
-        if not self.topk:
-            return {f"{half}_acc1": None}
-        return {f"{half}_acc{k}": value for k, value in zip(self.topk, values, strict=True)}
-
-    def _save(self, name: str) -> None:
-        self.load_averaged()
-        path = self.directory / name
-        save_model(path, self.averaged.module.state_dict())
-        self.logger.checkpoint(path)
-
-    def _write_steps(self, planned: Round, rates: list[float], losses: Tensor) -> None:
+    def _write_steps(self, planned: Round, rates: list[float], met: Meeting) -> None:
         assert self.steps is not None
         self.steps.write(
             (planned.first_step + step, client, rates[step], loss)
-            for step, row in enumerate(losses.tolist())
-            for client, loss in enumerate(row)
+            for step in range(planned.local_steps)
+            for client, loss in enumerate(losses[step] for losses in met.losses)
         )

@@ -17,7 +17,9 @@ from .interrupts import held_back
 from .losses import cross_entropy
 from .models import build, refuse_unknown
 from .prepared import Prepared, prepare
+from .ranks import Ranks
 from .resolve import resolve_device
+from .world import World
 
 PUBLISHED = {
     "cifar10": (50_000, 10_000, (3, 32, 32), 10),
@@ -84,13 +86,15 @@ def make_model(config: RunConfig, data: DataSet, state: dict[str, Tensor] | None
     return module
 
 
-def prepare_named(config: RunConfig, message: Callable[[str], None], *, dry_run: bool = False) -> Prepared:
+def prepare_named(
+    config: RunConfig, message: Callable[[str], None], *, dry_run: bool = False, world: World | None = None
+) -> Prepared:
     """A run of a named model on a named data set, ready to start.
 
-    message: takes one line for a person while data are read
+    message: takes one line for a person while data are read        world: the processes of the run; None: one
     dry_run: neither read nor download a data set whose sizes are known; what comes back can be looked at, not trained
     """
-    resolve_device(config.machine.device)
+    resolve_device(config.machine.device, world.ranks if world else Ranks())
     refuse_unknown(config.model.model)
     path = Path(config.model.resume_pth or "").expanduser()
     state = None if config.model.resume_pth is None else read_state(path, "--resume-pth")
@@ -102,6 +106,7 @@ def prepare_named(config: RunConfig, message: Callable[[str], None], *, dry_run:
             lambda: make_model(config, data, state, "--resume-pth", path),
             cross_entropy,
             model_flag=f"--model {config.model.model}",
+            world=world,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,13 +18,13 @@ from .progress import Progress, Round
 class Planner:
     """Plans of a run's rounds, chunk by chunk.
 
-    chunk: clients resident at once        dtype, device: of the parameters
+    clients: that this process trains        chunk: those resident at once        dtype, device: of the parameters
     index_device: where the data source takes the numbers of samples
     """
 
     progress: Progress
     streams: Streams
-    clients: int
+    clients: range
     chunk: int
     dtype: torch.dtype
     device: torch.device
@@ -35,17 +35,21 @@ class Planner:
         self._rounds = Lookahead(self.progress.rounds(at.first_step, at.rounds_before))
         return self._rounds
 
-    def chunks(self, begin: int = 0) -> Iterator[range]:
-        """The clients from `begin` on, as many at a time as are resident."""
-        for first in range(begin, self.clients, self.chunk):
-            yield range(first, min(first + self.chunk, self.clients))
+    def chunks(self, done: Sequence[tuple[int, int]] = ()) -> list[range]:
+        """The clients that are not `done`, [first, last + 1) each, as many at a time as are resident."""
+        bounds = [self.clients.start, *(bound for pair in sorted(done) for bound in pair), self.clients.stop]
+        return [
+            range(first, min(first + self.chunk, end))
+            for begin, end in zip(bounds[::2], bounds[1::2], strict=True)
+            for first in range(begin, end, self.chunk)
+        ]
 
     def rates(self, planned: Round) -> list[float]:
         """The learning rate of each local step."""
         return [self.progress.learning_rate(planned.first_step + step) for step in range(planned.local_steps)]
 
-    def plan(self, planned: Round, clients: range, rates: list[float]) -> RoundPlan:
-        """One chunk's round at the rates of `planned`."""
+    def plan(self, planned: Round, clients: range, rates: list[float], rest: Sequence[range]) -> RoundPlan:
+        """One chunk's round at the rates of `planned`; `rest` are the chunks that come after it."""
         sample_ids = self.streams.sample_ids(planned.first_step, planned.local_steps, clients)
         return RoundPlan(
             client_ids=torch.arange(clients.start, clients.stop, device=self.device),
@@ -53,14 +57,16 @@ class Planner:
             learning_rates=torch.tensor(rates, dtype=self.dtype, device=self.device)[:, None].expand(-1, len(clients)),
             sample_ids=sample_ids.to(self.index_device),
             first_client=clients.start,
-            following=lambda: self._following(planned, clients.stop, rates),
+            following=lambda: self._following(planned, rest, rates),
         )
 
-    def _following(self, planned: Round, begin: int, rates: list[float]) -> Iterator[RoundPlan]:
+    def _following(self, planned: Round, rest: Sequence[range], rates: list[float]) -> Iterator[RoundPlan]:
         """The plans of the round's other chunks and of the rounds after it."""
         later = self._rounds.later()
-        for clients in self.chunks(begin):
-            yield self.plan(planned, clients, rates)
+        yield from self._plans(planned, rest, rates)
         for upcoming in later:
-            for clients in self.chunks():
-                yield self.plan(upcoming, clients, self.rates(upcoming))
+            yield from self._plans(upcoming, self.chunks(), self.rates(upcoming))
+
+    def _plans(self, planned: Round, chunks: Sequence[range], rates: list[float]) -> Iterator[RoundPlan]:
+        for place, clients in enumerate(chunks):
+            yield self.plan(planned, clients, rates, chunks[place + 1 :])

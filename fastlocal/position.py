@@ -22,6 +22,8 @@ class TrainStats:
 
     def add(self, other: TrainStats) -> None:
         """Add another stretch's sums."""
+        if not other.samples:
+            return
         self.loss += other.loss
         self.correct = [a + b for a, b in zip(self.correct or [0.0] * len(other.correct), other.correct, strict=True)]
         self.samples += other.samples
@@ -37,12 +39,12 @@ class TrainStats:
 class RoundSoFar:
     """What the chunks of the round at hand have left.
 
-    clients: that are done, from the first of this process on        stats: sums over them
+    done: clients [first, last + 1) of each chunk        stats: sums over them
     bad: (step, client, what) that is no longer finite
-    losses: [local_steps, clients] on the CPU, chunk by chunk, where every step is logged
+    losses: [local_steps, clients] of each chunk on the CPU, where every step is logged
     """
 
-    clients: int = 0
+    done: list[tuple[int, int]] = field(default_factory=list)
     stats: TrainStats = field(default_factory=TrainStats)
     bad: list[tuple[int, int, str]] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
@@ -72,7 +74,7 @@ class Position:
     @property
     def between_rounds(self) -> bool:
         """Whether no round has begun that has not ended."""
-        return self.stage == "start" or (self.stage == "train" and not self.so_far.clients)
+        return self.stage == "start" or (self.stage == "train" and not self.so_far.done)
 
     def numbers(self) -> dict[str, Any]:
         """Everything but the losses, as JSON holds it."""
@@ -80,7 +82,11 @@ class Position:
         so_far = self.so_far
         return shared | {
             "stats": dataclasses.asdict(self.stats),
-            "so_far": {"clients": so_far.clients, "stats": dataclasses.asdict(so_far.stats), "bad": list(so_far.bad)},
+            "so_far": {
+                "done": list(so_far.done),
+                "stats": dataclasses.asdict(so_far.stats),
+                "bad": list(so_far.bad),
+            },
         }
 
     @classmethod
@@ -91,5 +97,5 @@ class Position:
         return cls(
             **{spec.name: numbers[spec.name] for spec in dataclasses.fields(cls)[:-2]},
             stats=TrainStats(**numbers["stats"]),
-            so_far=RoundSoFar(so_far["clients"], TrainStats(**so_far["stats"]), bad, losses),
+            so_far=RoundSoFar([(a, b) for a, b in so_far["done"]], TrainStats(**so_far["stats"]), bad, losses),
         )

@@ -25,7 +25,9 @@ from .precision import Numerics, numerics
 from .probe import Probe, probe, try_evaluation
 from .progress import Progress
 from .resolve import resolve_device, resolve_for_data, resolve_for_machine
+from .shares import part_of, whole_of
 from .trying import try_executor
+from .world import World
 
 PROBE_BATCH = 8
 
@@ -38,6 +40,7 @@ class Prepared:
     """
 
     config: RunConfig
+    world: World
     data: DataSet
     module: nn.Module
     layout: ParamLayout
@@ -51,14 +54,22 @@ class Prepared:
 
 
 def prepare(
-    config: RunConfig, data: DataSet, make_module: Callable[[], nn.Module], loss: Loss, *, model_flag: str
+    config: RunConfig,
+    data: DataSet,
+    make_module: Callable[[], nn.Module],
+    loss: Loss,
+    *,
+    model_flag: str,
+    world: World | None = None,
 ) -> Prepared:
     """Resolve `config` against the data, the model and the machine, and build what trains.
 
     config: checked by checks.check        make_module: the plain module, its start weights loaded
+    world: the processes of the run, of which the first chooses the executor for all; None: one
     Raises UsageError for what cannot work; touches no disk.
     """
-    device = resolve_device(config.machine.device)
+    world = world or World.alone()
+    device = resolve_device(config.machine.device, world.ranks)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # Triton launches on the current device, wherever its tensors are
     config, data = resolve_for_data(config, data, device)
@@ -77,17 +88,26 @@ def prepare(
     held_out = test.rows(0, PROBE_BATCH)
     try_evaluation(module, loss, held_out.inputs, held_out.targets, numbers, flag=model_flag)
     layout = _without_decay(layout, seen.unused)
-    asked = config.machine
-    config, notes = resolve_for_machine(config, module, layout, device, seen)
     problem = _problem(config, local, layout, source, loss, numbers, seen)
-    config = resolve_chunk(config, problem, data, asked.chunk)
-    config, timed = choose_executor(config, asked, problem, seen)
-    if timed:
-        notes += timed
-        config = resolve_chunk(config, problem, data, asked.chunk)
-    executor, config, tried = try_executor(config, problem)
+    part = part_of(config, world, device)
+    executor, notes = None, list[str]()
+    if world.is_first:
+        asked = part.machine
+        part, notes = resolve_for_machine(part, module, layout, device, seen)
+        part = resolve_chunk(part, problem, data, asked.chunk)
+        part, timed = choose_executor(part, asked, problem, seen)
+        if timed:
+            notes += timed
+            part = resolve_chunk(part, problem, data, asked.chunk)
+        executor, part, tried = try_executor(part, problem)
+        notes += tried
+    config = whole_of(config, part, world)
+    if executor is None:
+        part = part_of(config, world, device)
+        executor, part, _ = try_executor(part, problem)
     return Prepared(
         config=config,
+        world=world,
         data=data,
         module=module,
         layout=layout,
@@ -95,9 +115,9 @@ def prepare(
         executor=executor,
         test=test,
         progress=Progress(config),
-        memory=plan_memory(config, problem, data),
+        memory=plan_memory(part, problem, data),
         random=seen.random,
-        notes=(*notes, *tried),
+        notes=tuple(notes),
     )
 
 

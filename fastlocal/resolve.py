@@ -18,14 +18,19 @@ from .directory import default_directory
 from .errors import UsageError
 from .layout import ParamLayout
 from .probe import Probe
+from .ranks import Ranks
 
 CHUNK_BYTES = 256 * 2**20
+ONE = Ranks()
 
 
-def resolve_device(name: str | None) -> torch.device:
-    """The device that --device means; cuda where present, else cpu, where it is None."""
+def resolve_device(name: str | None, ranks: Ranks = ONE) -> torch.device:
+    """The device that --device means; cuda where present, else cpu, where it is None.
+
+    ranks: where there are several, each takes a GPU of its own
+    """
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -37,7 +42,21 @@ def resolve_device(name: str | None) -> torch.device:
             raise UsageError(f"--device {name}: no CUDA GPU is available here; use --device cpu")
         if device.index is not None and device.index >= torch.cuda.device_count():
             raise UsageError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, counted from 0")
+        if ranks.size > 1:
+            return _gpu_of(device, ranks)
     return device
+
+
+def _gpu_of(device: torch.device, ranks: Ranks) -> torch.device:
+    gpus = torch.cuda.device_count()
+    if device.index is not None and ranks.local_size > 1:
+        raise UsageError(f"--device {device}: every process takes a GPU of its own; give --device cuda")
+    if ranks.local_size > gpus:
+        raise UsageError(
+            f"--nproc-per-node {ranks.local_size}: every process takes a GPU of its own, and there are {gpus}; start "
+            "as many, or give --device cpu"
+        )
+    return device if device.index is not None else torch.device("cuda", ranks.local_rank)
 
 
 def resolve_for_data(config: RunConfig, data: DataSet, device: torch.device) -> tuple[RunConfig, DataSet]:

@@ -11,15 +11,19 @@ from typing import Any
 from torch import nn
 
 from .averaged import AveragedModel
+from .averaging.averager import make_averager
 from .checkpoint import save_model
 from .data.streams import Streams, StreamSpec
 from .directory import check_directory, create_directory, make_directory, reopen_directory
+from .errors import UsageError
 from .evaluation import evaluate
 from .interrupts import held_back
 from .lock import locked
 from .loop import Loop
+from .planner import Planner
 from .prepared import Prepared
 from .profiled import profiler
+from .reports import Reports
 from .resolve import sample_pages
 from .resume import check_state, find_state, is_complete
 from .saving import Saver
@@ -27,18 +31,19 @@ from .stack import MomentumStore
 from .state_file import State
 from .telemetry.base import Logger, Loggers, RunSummary
 from .telemetry.jsonl import JsonlLogger, StepLog, read_rows
+from .telemetry.rank_messages import RankMessages
+from .world import World
 
 
 def _build_loop(prepared: Prepared, logger: Logger, steps: StepLog | None) -> Loop:
-    config, problem = prepared.config, prepared.problem
+    config, problem, world = prepared.config, prepared.problem, prepared.world
     assert config.machine.chunk is not None and config.log.log_pth is not None
     directory = Path(config.log.log_pth)
+    mine = world.mine(config.clients)
+    chunk = min(config.machine.chunk, len(mine))
     averaged = AveragedModel(prepared.module, prepared.layout, problem.numerics)
     n_params = prepared.layout.n_params
     dtype, device = problem.numerics.dtype, problem.numerics.device
-    momentum = None
-    if config.sgd.momentum:
-        momentum = MomentumStore(config.clients, n_params, config.machine.chunk, device, dtype)
     spec = StreamSpec(
         samples=len(problem.source),
         clients=config.clients,
@@ -47,25 +52,39 @@ def _build_loop(prepared: Prepared, logger: Logger, steps: StepLog | None) -> Lo
         replacement=config.client.replacement,
         seed=config.machine.seed,
     )
+    streams = Streams(spec, sample_pages(config, prepared.data))
     return Loop(
+        world=world,
         progress=prepared.progress,
-        streams=Streams(spec, sample_pages(config, prepared.data)),
+        planner=Planner(prepared.progress, streams, mine, chunk, dtype, device, problem.source.index_device),
         source=problem.source,
         executor=prepared.executor,
         averaged=averaged,
-        momentum=momentum,
-        evaluate=lambda: evaluate(
-            averaged.module, prepared.test, loss=problem.loss, topk=problem.topk, numerics=problem.numerics
+        averager=make_averager(averaged.row, config.clients, nodes=world.nodes, rank=world.rank),
+        momentum=MomentumStore(mine, n_params, chunk, device, dtype) if config.sgd.momentum else None,
+        reports=Reports(
+            averaged=averaged,
+            source=problem.source,
+            streams=streams,
+            evaluate=lambda: evaluate(
+                averaged.module,
+                prepared.test,
+                loss=problem.loss,
+                topk=problem.topk,
+                numerics=problem.numerics,
+                world=world,
+            ),
+            logger=logger,
+            directory=directory,
+            bn_batches=config.model.bn_batches,
+            topk=problem.topk,
+            stop_on_nan=config.machine.on_nan == "stop",
+            module_seed=config.machine.seed if prepared.random else None,
+            writes=world.is_first,
         ),
         logger=logger,
         steps=steps,
-        directory=directory,
-        clients=config.clients,
-        chunk=config.machine.chunk,
-        bn_batches=config.model.bn_batches,
-        topk=problem.topk,
-        stop_on_nan=config.machine.on_nan == "stop",
-        module_seed=config.machine.seed if prepared.random else None,
+        log_steps=config.log.debug,
         saver=Saver(
             directory,
             every=config.log.save_every,
@@ -94,19 +113,22 @@ def train(
     eval_every: rounds between evaluations that a profile reckons with, where they are not those of the run
     Returns the finished loop. On KeyboardInterrupt what was reached is saved.
     """
-    config = prepared.config
+    config, world = prepared.config, prepared.world
     assert config.log.log_pth is not None
     directory = Path(config.log.log_pth)
-    check_directory(directory, overwrite or resume)
-    others = Loggers(sinks(directory))
+    if world.is_first:
+        check_directory(directory, overwrite or resume)
+    others = Loggers(sinks(directory) if world.is_first else [RankMessages(world.rank)])
     with ExitStack() as closing:
         closing.callback(others.close)
-        make_directory(directory)
-        closing.enter_context(locked(directory))
+        if world.is_first:
+            make_directory(directory)
+            closing.enter_context(locked(directory))
         state = find_state(directory, others.message) if resume else None
         logged: dict[str, Any] = {}
         if state is None:
-            create_directory(directory, config)
+            if world.is_first:
+                create_directory(directory, config)
         else:
             averaged = AveragedModel(prepared.module, prepared.layout, prepared.problem.numerics)
             shapes = {name: value.shape for name, value in averaged.tensors().items()}
@@ -114,25 +136,33 @@ def train(
             if is_complete(state, prepared.progress):
                 loop = _build_loop(prepared, others, None)
                 _restore(loop, state)
-                others.message(f"the run is complete after {loop.comm_round} rounds; --rounds or --epochs extends it")
+                if world.is_first:
+                    others.message(
+                        f"the run is complete after {loop.comm_round} rounds; --rounds or --epochs extends it"
+                    )
                 return loop
             logged = state.numbers["logged"]
-            reopen_directory(directory, config)
-        lines = JsonlLogger(directory, logged.get("metrics.jsonl", 0))
-        closing.callback(lines.close)
-        logger = Loggers([lines, others])
+            if world.is_first:
+                reopen_directory(directory, config)
+        _see_directory(directory, world)
+        logger, steps = others, None
+        if world.is_first:
+            lines = JsonlLogger(directory, logged.get("metrics.jsonl", 0))
+            closing.callback(lines.close)
+            logger = Loggers([lines, others])
+            steps = StepLog(directory, logged.get("steps.jsonl", 0)) if config.log.debug else None
         if config.log.profile:
             watch = profiler(config, prepared.problem, directory, others.message, eval_every)
             closing.callback(watch.close)
             logger.sinks.append(watch)
-        steps = StepLog(directory, logged.get("steps.jsonl", 0)) if config.log.debug else None
         loop = _build_loop(prepared, logger, steps)
         closing.callback(loop.saver.close)
-        if state is None:
-            _save_start(prepared, directory)
-        else:
+        if state is not None:
             logger.restore(logged)
             _restore(loop, state)
+        elif world.is_first:
+            _save_start(prepared, directory)
+        if world.is_first and state is not None:
             logger.message(f"going on after {loop.comm_round} rounds")
         logger.start(_summary(prepared, directory, loop.at.first_step))
         for note in prepared.notes:
@@ -140,10 +170,18 @@ def train(
         try:
             loop.run(config.schedule.eval_on_start)
         except KeyboardInterrupt:
-            if not (loop.history and loop.saver.enabled):  # a model to look at, where no evaluation has left one
-                loop.save_latest()
+            if world.is_first and not (loop.history and loop.saver.enabled):
+                loop.reports.save_latest(loop.at.trained)  # a model to look at, where no evaluation has left one
             raise
         return loop
+
+
+def _see_directory(directory: Path, world: World) -> None:
+    """Wait until the run directory is there; raises UsageError on a node that does not share it with the first."""
+    world.exchange(None, "the run directory")
+    if not (directory / "config.json").exists():
+        raise UsageError(f"--log-pth {directory}: is not the first node's; give a folder that all nodes share")
+    world.exchange(None, "the run directory")
 
 
 def _save_start(prepared: Prepared, directory: Path) -> None:
@@ -157,7 +195,7 @@ def _save_start(prepared: Prepared, directory: Path) -> None:
 def _restore(loop: Loop, state: State) -> None:
     loop.restore(state)
     loop.history.extend(read_rows(loop.directory / "metrics.jsonl", state.numbers["logged"]["metrics.jsonl"]))
-    if not loop.history:
+    if not loop.history and loop.reports.writes:
         (loop.directory / "latest.pt").unlink(missing_ok=True)  # written as the run stopped, or later than `state`
 
 
@@ -176,5 +214,5 @@ def _summary(prepared: Prepared, directory: Path, steps_done: int) -> RunSummary
 
 def final_model(loop: Loop) -> nn.Module:
     """The plain module with the averaged weights, in evaluation mode."""
-    loop.load_averaged()
+    loop.reports.load_averaged(loop.at.trained)
     return loop.averaged.module.eval()

@@ -69,6 +69,12 @@ class Saver:
         if self.enabled and self._due and (self._thread is None or not self._thread.is_alive()):
             self._start(snapshot())
 
+    def asked(self) -> int:
+        return 0
+
+    def catch_up(self, number: int, snapshot: Callable[[], State]) -> None:
+        pass
+
     def finish(self, state: State) -> None:
         """Save `state` and wait until it is on the disk.
 

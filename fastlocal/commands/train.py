@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checks import check
-from ..errors import NonFiniteLoss
+from ..config import RunConfig
+from ..errors import NonFiniteLoss, RankMissing, UsageError
 from ..interrupts import deadline, held_back
+from ..ranks import Ranks, launched
 from .flags import TrainFlags, parse
 
 if TYPE_CHECKING:
     from ..loop import Loop
     from ..prepared import Prepared
+    from ..world import World
 
-NOT_FINITE, STOPPED = 3, 75
+MISSING, NOT_FINITE, STOPPED = 1, 3, 75
 
 
 def run(argv: Sequence[str]) -> int:
@@ -31,11 +34,32 @@ def start(flags: TrainFlags, finish: Callable[[Prepared, Loop], None], *, eval_e
 
     eval_every: rounds between evaluations that a profile reckons with, where they are not those of the run
     """
-    config = flags.run
+    config, ranks = flags.run, launched()
     check(config)
+    _check_restarts(config, ranks)
     if config.log.profile:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read as torch is imported; else it talks on stderr
 
+    with held_back():
+        from ..resolve import resolve_device
+        from ..world import connected
+
+    machine = config.machine
+    device = resolve_device(machine.device, ranks)
+    try:
+        with connected(ranks, url=machine.dist_url, timeout=machine.timeout, device=device) as world:
+            return _start(flags, world, finish, eval_every)
+    except RankMissing as error:
+        print(f"fastlocal: error: {error}", file=sys.stderr)
+        return MISSING
+
+
+def _check_restarts(config: RunConfig, ranks: Ranks) -> None:
+    if ranks.restarts and config.log.log_pth is None:
+        raise UsageError("--max-restarts: needs --log-pth RUN, so that a run that is started again finds itself")
+
+
+def _start(flags: TrainFlags, world: World, finish: Callable[[Prepared, Loop], None], eval_every: int | None) -> int:
     with held_back():
         from ..directory import check_directory
         from ..named import prepare_named
@@ -43,16 +67,22 @@ def start(flags: TrainFlags, finish: Callable[[Prepared, Loop], None], *, eval_e
         from ..run import train
         from ..telemetry.sinks import sinks
 
+    config = flags.run
+    # what a launcher starts again goes on, whatever it was told to begin with
+    again = flags.continue_ or world.ranks.restart > 0
     if config.log.log_pth is not None and not flags.dry_run:
         given = Path(config.log.log_pth).expanduser().absolute()
-        check_directory(given, flags.overwrite or flags.continue_)
-        if flags.continue_:
+        if world.is_first:
+            check_directory(given, flags.overwrite or again)
+        world.exchange(None, "the run directory")
+        if again:
             config = as_before(config, given, fill_in=flags.config is None)
-    prepared = prepare_named(config, lambda text: print(text, file=sys.stderr), dry_run=flags.dry_run)
+    prepared = prepare_named(config, lambda text: print(text, file=sys.stderr), dry_run=flags.dry_run, world=world)
     if flags.dry_run:
         from .plan_text import plan_text
 
-        print(plan_text(prepared))
+        if world.is_first:
+            print(plan_text(prepared))
         return 0
     config = prepared.config
     directory = Path(str(config.log.log_pth))
@@ -60,18 +90,21 @@ def start(flags: TrainFlags, finish: Callable[[Prepared, Loop], None], *, eval_e
         with deadline(config.log.grace, partial(_leave, directory)):
             loop = train(
                 prepared,
-                overwrite=flags.overwrite,
+                overwrite=flags.overwrite and not again,
                 sinks=partial(sinks, config.log, config.name, console=True),
-                resume=flags.continue_,
+                resume=again,
                 eval_every=eval_every,
             )
     except NonFiniteLoss as error:
-        print(f"fastlocal: stopped: {error}; {_reached(directory)}", file=sys.stderr)
+        if world.is_first:
+            print(f"fastlocal: stopped: {error}; {_reached(directory)}", file=sys.stderr)
         return NOT_FINITE
     except KeyboardInterrupt:
-        print(f"fastlocal: stopped by a signal; {_reached(directory)}", file=sys.stderr)
+        if world.is_first:
+            print(f"fastlocal: stopped by a signal; {_reached(directory)}", file=sys.stderr)
         return STOPPED
-    finish(prepared, loop)
+    if world.is_first:
+        finish(prepared, loop)
     return 0
 
 

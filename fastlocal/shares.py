@@ -1,0 +1,50 @@
+"""A run's settings as one of its processes sees them: with its clients alone, and its part of the machine."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from .config import RunConfig
+from .config_file import config_of
+from .errors import UsageError
+from .memory import GIB, available
+from .resolve import cores
+from .world import World
+
+
+def part_of(config: RunConfig, world: World, device: torch.device) -> RunConfig:
+    """`config` with the clients of this rank, and with threads and memory that leave the others of its node theirs.
+
+    Raises UsageError where there are more ranks than clients.
+    """
+    if world.size == 1:
+        return config
+    if config.clients < world.size:
+        raise UsageError(
+            f"--clients {config.clients}: fewer than the {world.size} processes; give at least as many, or start fewer "
+            "processes"
+        )
+    clients, machine = len(world.mine(config.clients)), config.machine
+    part = config.with_values(total_batch_size=clients * config.client.batch_size, device=str(device))
+    if machine.chunk is not None:
+        part = part.with_values(chunk=min(machine.chunk, clients))
+    if machine.workers is None:
+        part = part.with_values(workers=max(1, cores() // world.local_size))
+    if machine.memory_limit is None and device.type == "cpu":
+        part = part.with_values(memory_limit=available(device) / world.local_size / GIB)
+    return part
+
+
+def whole_of(config: RunConfig, part: RunConfig, world: World) -> RunConfig:
+    """The settings that the first rank's `part`, settled, comes to for all, of which each has an unsettled `config`."""
+    if world.size == 1:
+        return part
+    told = config_of(world.exchange(dataclasses.asdict(part), "the choice of an executor")[0])
+    device = told.machine.device or ""
+    return told.with_values(
+        total_batch_size=config.client.total_batch_size,
+        memory_limit=config.machine.memory_limit,
+        device=device if world.local_size == 1 else device.partition(":")[0],
+    )

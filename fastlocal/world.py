@@ -1,0 +1,298 @@
+"""The processes of a run: how they find each other, agree, and notice that one is missing.
+
+What ranks tell each other beside parameters is short and goes through a store, so that a rank that does not come is
+known by its number; parameters are averaged by torch.distributed's default process group, which is set up here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+
+from .channel import Channel, Peer
+from .errors import AgreedError, RankMissing, UsageError
+from .ranks import Ranks, deal
+
+MARGIN_S = 10.0
+"""Beyond the timeout, after which a thread ends a process that is stuck where Python cannot help itself."""
+FAREWELL_S = SAYING_S = 5.0
+LOOK_S = 0.5
+STUCK_STATUS = 1
+
+
+class World:
+    """This process among all of a run.
+
+    nodes: the node of each rank        stopped: whether some rank asked the others to stop
+    """
+
+    def __init__(self, ranks: Ranks, store: Store | None, peers: Sequence[Peer], nodes: Sequence[int]) -> None:
+        self.ranks = ranks
+        self.rank, self.size = ranks.rank, ranks.size
+        self.local_rank, self.local_size = ranks.local_rank, ranks.local_size
+        self.nodes = tuple(nodes)
+        self.stopped = False
+        self.timeout = 0.0
+        self._store, self._peers = store, peers
+        self._count = 0
+        self._look_again = 0.0
+        self._until: float | None = None
+        self._what = ""
+
+    @classmethod
+    def alone(cls) -> World:
+        """One process, which waits for nobody."""
+        return cls(Ranks(), None, [], [0])
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes what there is one of."""
+        return self.rank == 0
+
+    def mine(self, clients: int) -> range:
+        """This rank's part of so many clients."""
+        return deal(clients, self.rank, self.size)
+
+    def channel(self) -> Channel:
+        """A connection for another thread."""
+        assert self._store is not None, "nobody to talk to"
+        return Channel(PrefixStore("other", self._store.clone()), self.timeout, self._missing)
+
+    def poll(self) -> None:
+        """Raise KeyboardInterrupt where another rank waits for this one to stop; looks every now and then."""
+        if self.size > 1 and time.monotonic() > self._look_again:
+            self._look_again = time.monotonic() + LOOK_S
+            if self._channel(0.0).read("stop") is not None:
+                raise KeyboardInterrupt
+
+    def ask_to_stop(self) -> None:
+        """Wait until every rank stops; returns where the ranks meet, none of them having gone on from there."""
+        if self.size > 1 and not self.stopped:
+            self._channel(0.0).post("stop", "")
+            with contextlib.suppress(KeyboardInterrupt):
+                self.exchange(None, "the end that a signal asks for", stop=True)
+
+    def _channel(self, timeout: float) -> Channel:
+        assert self._store is not None, "nobody to talk to"
+        return Channel(self._store, timeout, self._missing)
+
+    def exchange(self, value: Any, what: str, *, stop: bool = False, error: str | None = None) -> list[Any]:
+        """One value of each rank, which JSON can hold, in rank order, on every rank.
+
+        what: for a person, where the ranks meet
+        stop: ask all of them to stop        error: make all of them fail
+        Raises on every rank UsageError where one fails, KeyboardInterrupt where one asks to stop, RankMissing where one
+        does not come.
+        """
+        if self.size == 1:
+            return [value]
+        with self.watched(what):
+            told = self._gathered(json.dumps([stop, error, value]), what)
+        errors = {rank: text for rank, (_, text, _) in enumerate(told) if text}
+        if errors:
+            who = "" if 0 in errors else f"rank {', '.join(map(str, errors))}: "
+            raise AgreedError(who + next(iter(errors.values())))
+        if any(stop for stop, _, _ in told):
+            self.stopped = True
+            raise KeyboardInterrupt
+        return [value for _, _, value in told]
+
+    @contextlib.contextmanager
+    def agreed(self) -> Iterator[None]:
+        """While it lasts, a UsageError of one rank ends them all, where they meet next."""
+        try:
+            yield
+        except AgreedError:
+            raise
+        except UsageError as mistake:
+            self.exchange(None, "the error of another rank", error=str(mistake))
+            raise
+
+    @contextlib.contextmanager
+    def averaging(self, what: str) -> Iterator[None]:
+        """While it lasts, an error of the process group becomes a RankMissing that says who is not there any more."""
+        if self.size == 1:
+            yield
+            return
+        with self.watched(what):
+            try:
+                yield
+            except RuntimeError as error:
+                raise RankMissing(self._roll_call(what, error)) from error
+
+    @contextlib.contextmanager
+    def watched(self, what: str) -> Iterator[None]:
+        """While it lasts, the process ends where it takes much longer than the timeout, Python or no Python."""
+        self._what, self._until = what, time.monotonic() + self.timeout + MARGIN_S
+        try:
+            yield
+        finally:
+            self._until = None
+
+    def _gathered(self, text: str, what: str) -> list[Any]:
+        # the first rank says who is missing, and the others wait for that
+        channel = self._channel(self.timeout + (0 if self.is_first else SAYING_S))
+        self._count += 1
+        name = f"meeting {self._count}"
+        keys = [f"{name}/{rank}" for rank in range(self.size)]
+        if self.is_first:
+            try:
+                told = [text, *channel.collect(keys[1:], what)]
+            except RankMissing as error:
+                channel.post(f"{name}/all", json.dumps(str(error)))
+                raise
+            channel.post(f"{name}/all", json.dumps(told))
+            channel.forget([f"meeting {self._count - 1}/all", *keys[1:]])
+        else:
+            channel.post(keys[self.rank], text)
+            told = json.loads(channel.collect([f"{name}/all"], what)[0])
+            if isinstance(told, str):
+                raise RankMissing(told)
+        return [json.loads(one) for one in told]
+
+    def _missing(self, keys: Sequence[str], late: bool) -> str | None:
+        ranks = {int(end) if (end := key.rpartition("/")[2]).isdigit() else 0 for key in keys}
+        gone = [rank for rank in range(self.size) if rank in ranks or not self.is_first]
+        gone = [rank for rank in gone if self._peers[rank].is_gone()]
+        if gone:
+            return f"{self._named(gone)} {'are' if len(gone) > 1 else 'is'} gone"
+        if late:
+            return f"{self._named(sorted(ranks))} did not come within {self.timeout:g} s"
+        return None
+
+    def _named(self, ranks: Sequence[int]) -> str:
+        names = [f"{rank} (process {self._peers[rank].pid} on {self._peers[rank].host})" for rank in ranks]
+        return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(names)}"
+
+    def _roll_call(self, what: str, error: BaseException) -> str:
+        """Who does not answer within a few seconds after the process group failed."""
+        why = str(error).splitlines()[0][:160]
+        channel = self._channel(FAREWELL_S)
+        try:
+            channel.post(f"failed {self._count}/{self.rank}", "")
+            channel.collect([f"failed {self._count}/{rank}" for rank in range(self.size)], what)
+        except RankMissing as missing:
+            return str(missing)
+        return f"{what} failed on every rank: {why}"
+
+    def _watch(self, over: threading.Event) -> None:
+        while not over.wait(0.2):
+            until = self._until
+            if until is not None and time.monotonic() > until:
+                text = f"fastlocal: error: rank {self.rank}: the other ranks cannot be reached at {self._what}"
+                print(text, file=sys.stderr, flush=True)
+                os._exit(STUCK_STATUS)
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[None]:
+        over = threading.Event()
+        threading.Thread(target=self._watch, args=(over,), name="watch", daemon=True).start()
+        try:
+            yield
+        finally:
+            self._until = None
+            over.set()
+
+    def _farewell(self) -> None:
+        """The first rank may keep the store, and goes last."""
+        with contextlib.suppress(RankMissing):
+            channel = self._channel(FAREWELL_S)
+            channel.post(f"farewell/{self.rank}", "")
+            if self.is_first:
+                channel.collect([f"farewell/{rank}" for rank in range(self.size)], "the end")
+
+
+@contextlib.contextmanager
+def connected(ranks: Ranks, *, url: str, timeout: float, device: torch.device) -> Iterator[World]:
+    """The world of this process, its process group set up, until it ends.
+
+    url: env:// as the launcher says, or tcp://HOST:PORT        timeout: seconds that ranks wait for each other
+    device: where this rank's parameters are
+    Raises RankMissing where not all ranks come.
+    """
+    if ranks.size == 1:
+        yield World.alone()
+        return
+    host, port = _place(ranks, url)
+    limit = datetime.timedelta(seconds=timeout)
+    hosted = ranks.hosted and url == "env://"
+    try:
+        store = TCPStore(host, port, None, ranks.rank == 0 and not hosted, limit, wait_for_workers=False)
+    except dist.DistError as error:
+        line = str(error).splitlines()[0][:160]
+        raise RankMissing(f"rank {ranks.rank} cannot reach the store at {host}:{port} ({line})") from error
+    token, cards = _meet(store, ranks, timeout)
+    world = World(ranks, PrefixStore(token, store), [Peer(**card["peer"]) for card in cards], _nodes(cards))
+    world.timeout = timeout
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    with world._connected():
+        with world.averaging("the start"):
+            group = PrefixStore(f"{token} group", store)
+            dist.init_process_group(backend, store=group, rank=ranks.rank, world_size=ranks.size, timeout=limit)
+        try:
+            with world.agreed():
+                yield world
+            world._farewell()
+        finally:
+            # where a rank is missing, waiting for its process group would take as long again
+            if sys.exc_info()[0] is None:
+                dist.destroy_process_group()
+
+
+def _place(ranks: Ranks, url: str) -> tuple[str, int]:
+    if url.startswith("tcp://"):
+        host, _, port = url.removeprefix("tcp://").rpartition(":")
+        return host, int(port)
+    if ranks.address is None or ranks.port is None:
+        raise UsageError("MASTER_ADDR, MASTER_PORT: are not set; start the run with torchrun, or give --dist-url")
+    return ranks.address, ranks.port
+
+
+def _meet(store: Store, ranks: Ranks, timeout: float) -> tuple[str, list[dict[str, Any]]]:
+    """A name that this meeting of ranks alone has, and what each of them says of itself.
+
+    The store may hold what ranks said that a launcher has started again since, and it counts restarts by node. So the
+    first rank reads who is there until all have answered to the name that it made for just these.
+    """
+    card = {"id": uuid.uuid4().hex, "node": ranks.node, "peer": asdict(Peer.this())}
+    store.set(f"hello/{ranks.rank}", json.dumps(card))
+    hellos = [f"hello/{rank}" for rank in range(ranks.size)]
+    until = time.monotonic() + timeout
+    token, cards, there = "", list[dict[str, Any]](), list[int]()
+    while time.monotonic() < until:
+        there = [rank for rank, key in enumerate(hellos) if store.check([key])]
+        if ranks.rank == 0 and len(there) == ranks.size:
+            found = [json.loads(value) for value in store.multi_get(hellos)]
+            if found != cards:
+                token, cards = uuid.uuid4().hex, found
+                store.set("roster", json.dumps([token, cards]))
+            if all(store.check([f"{token}/here/{rank}"]) for rank in range(1, ranks.size)):
+                store.set(f"{token}/go", "")
+                return token, cards
+        elif ranks.rank and store.check(["roster"]):
+            token, cards = json.loads(store.get("roster"))
+            if cards[ranks.rank : ranks.rank + 1] == [card]:
+                store.set(f"{token}/here/{ranks.rank}", "")
+                if store.check([f"{token}/go"]):
+                    return token, cards
+        time.sleep(0.01)
+    missing = ", ".join(str(rank) for rank in range(ranks.size) if rank not in there)
+    who = f"rank {missing}" if missing else "a rank"
+    raise RankMissing(f"{who} did not come within {timeout:g} s, waited for at the start")
+
+
+def _nodes(cards: Sequence[dict[str, Any]]) -> list[int]:
+    return [int(card["node"]) for card in cards]
