@@ -222,7 +222,7 @@ class Loop:
             so_far.losses.append(losses)
         if planned.averaged:
             with span("average"):
-                self.averager.add(params)
+                self.averager.add(params, last=not rest)
         so_far.done.append((clients.start, clients.stop))
         self._whole = True
 

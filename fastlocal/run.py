@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,14 @@ def _build_loop(prepared: Prepared, logger: Logger, steps: StepLog | None) -> Lo
         source=problem.source,
         executor=prepared.executor,
         averaged=averaged,
-        averager=make_averager(averaged.row, config.clients, nodes=world.nodes, rank=world.rank),
+        averager=make_averager(
+            averaged.row,
+            config.clients,
+            nodes=world.nodes,
+            rank=world.rank,
+            bucket_mb=25.0,
+            timeout=timedelta(seconds=config.machine.timeout),
+        ),
         momentum=MomentumStore(mine, n_params, chunk, device, dtype) if config.sgd.momentum else None,
         reports=Reports(
             averaged=averaged,
