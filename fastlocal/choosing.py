@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,7 @@ from .executors.threaded import ThreadedExecutor
 from .executors.tuning import Timing, Values, Work, tune, worthwhile
 from .probe import Probe
 from .progress import Progress
-from .remembered import cache_file, keep, recall
+from .remembered import cache_file, keep, key_of, machine_name, recall
 
 CACHE_BYTES = 2 * 2**20
 """Of a core's own cache: stacked rows that fit in it are a chunk worth timing."""
@@ -86,6 +83,8 @@ def candidates(config: RunConfig, asked: MachineConfig, problem: LocalProblem, s
     on_cpu = problem.numerics.device.type == "cpu"
     convolutions = any(isinstance(part, nn.modules.conv._ConvNd) for part in problem.module.modules())
     found: list[Values] = [{"executor": config.machine.executor}]
+    if asked.conv_strategy != "auto":
+        return found if seen.no_vmap else [{"executor": "stacked"}]
     if on_cpu and not seen.random:
         layouts = (False, True) if convolutions and asked.channels_last is None else (bool(asked.channels_last),)
         found += [{"executor": "threaded", "channels_last": last} for last in layouts]
@@ -109,11 +108,9 @@ def candidates(config: RunConfig, asked: MachineConfig, problem: LocalProblem, s
 def _key(config: RunConfig, asked: MachineConfig, problem: LocalProblem, options: list[Values]) -> str:
     """Of all that the times depend on."""
     device = problem.numerics.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     sample = problem.source.rows(0, 1)
     about = {
-        "machine": [platform.node(), name, config.machine.workers, torch.get_num_threads()],
-        "versions": [torch.__version__, platform.python_version()],
+        "machine": [*machine_name(device), config.machine.workers, torch.get_num_threads()],
         "model": [repr(problem.module), [list(shape) for shape in problem.layout.shapes]],
         "inputs": [list(sample.inputs.shape), str(sample.inputs.dtype), type(problem.source).__name__],
         "run": [config.clients, config.client.batch_size, config.schedule.step1, config.machine.precision],
@@ -121,15 +118,7 @@ def _key(config: RunConfig, asked: MachineConfig, problem: LocalProblem, options
         "options": options,
         "kept": [asked.chunk, asked.conv_strategy, asked.channels_last],
     }
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return key_of(about)
 
 
 def _words(values: Mapping[str, Any]) -> str:

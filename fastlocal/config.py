@@ -176,8 +176,8 @@ class MachineConfig:
     """stacked: all resident clients at once; looped: one after the other; threaded: one in each worker thread of a CPU;
     auto: the fastest of them, by timing where the run is long enough for it"""
     tune_seconds: float = 5.0
-    """seconds that --executor auto may time for, from 30 on compiled steps too; 0: by rule, looped for convolutions
-    on a CPU and else stacked"""
+    """seconds that --executor auto may time for, from 30 on compiled steps too, and then --conv-strategy auto; 0: by
+    rule, looped for convolutions on a CPU and else stacked"""
     workers: int | None = None
     """threads of --executor threaded; None: one per core that this process may use"""
     channels_last: bool | None = None
@@ -188,7 +188,7 @@ class MachineConfig:
     """GiB that the run may take (8, 8GiB, 500MiB), on a GPU of its memory; None: what is free"""
     conv_strategy: str = "auto"
     """stacked convolutions: grouped, loop, im2col or triton, also per layer (loop,conv1=im2col); auto: the fastest of
-    them for each layer, timed at the start"""
+    them for each layer, timed at the start. Other than auto, it makes --executor auto stacked"""
     compile: bool | None = None
     """compile the stacked forward and backward pass with torch.compile; None: 0"""
     cuda_graph: bool | None = None

@@ -75,6 +75,13 @@ def finishing(seconds: float) -> Iterator[None]:
         _patience = before
 
 
+def begin_grace() -> None:
+    """What is `finishing` counts from now on where no signal came: for an interrupt that a logger raises, say."""
+    global _first_at
+    if _first_at is None:
+        _first_at = time.monotonic()
+
+
 @contextlib.contextmanager
 def deadline(seconds: float, too_late: Callable[[], object]) -> Iterator[None]:
     """While it lasts, `too_late` is called where what a signal asks for takes longer than that, from a thread.

@@ -103,6 +103,7 @@ class Loop:
             with interrupts.finishing(self.grace):
                 self.saver.finish(last)
         except KeyboardInterrupt:
+            interrupts.begin_grace()
             with interrupts.finishing(self.grace):
                 self.world.ask_to_stop()
                 if all(self.world.exchange(self._whole, "the save before the end")):

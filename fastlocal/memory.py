@@ -285,4 +285,4 @@ def _number(path: Path) -> int | None:
 
 
 def _gib(size: int) -> str:
-    return f"{size / GIB:,.1f} GiB"
+    return f"{size / GIB:,.1f} GiB" if size >= GIB / 20 else f"{size / 2**20:.2g} MiB"

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
 import json
 import os
+import platform
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
 
 MOST = 1000
 """Entries that are kept, the latest."""
@@ -19,6 +25,25 @@ def cache_file(name: str) -> Path:
     return (Path(home) if os.path.isabs(home) else Path("~/.cache").expanduser()) / "fastlocal" / name
 
 
+def key_of(*about: Any) -> str:
+    """A short key of all that a value depends on, which JSON can hold."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def machine_name(device: torch.device) -> list[str]:
+    """The machine, the device in it, and the versions that decide how fast it is."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return [platform.node(), name, torch.__version__, platform.python_version()]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
 def recall(path: Path, key: str) -> Any:
     """What was kept under `key`, or None; a file that cannot be read holds nothing."""
     return _entries(path).get(key)
@@ -27,23 +52,35 @@ def recall(path: Path, key: str) -> Any:
 def keep(path: Path, key: str, value: Any) -> None:
     """Keep a value that JSON can hold. Where nothing can be written nothing is kept.
 
-    The file is replaced as a whole: of two processes that write at once one may lose its entry, and none reads half of
-    one.
+    The file is replaced as a whole, so that who reads it meanwhile never finds half of one; who writes it meanwhile
+    waits, so that none loses its entry.
     """
-    entries = _entries(path)
-    entries.pop(key, None)
-    entries[key] = value
-    text = json.dumps(dict(list(entries.items())[-MOST:]), indent=1)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        number, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(number, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with _alone(path.parent):
+            entries = _entries(path)
+            entries.pop(key, None)
+            entries[key] = value
+            number, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            try:
+                with os.fdopen(number, "w", encoding="utf-8") as file:
+                    json.dump(dict(list(entries.items())[-MOST:]), file, indent=1)
+                os.replace(temporary, path)
+            except BaseException:
+                os.unlink(temporary)
+                raise
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a lock of the folder itself; some network file systems have none, and there nobody waits."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
 
 
 def _entries(path: Path) -> dict[str, Any]:

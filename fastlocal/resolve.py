@@ -139,7 +139,8 @@ def resolve_for_machine(
     if executor == "threaded":
         _check_threaded(device, seen)
     if executor == "auto":
-        stacked = device.type != "cpu" or not _has_convolution(module) or config.machine.compile
+        wanted = config.machine.compile or config.machine.conv_strategy != "auto"  # which others do not have
+        stacked = wanted or device.type != "cpu" or not _has_convolution(module)
         executor = "stacked" if stacked else "looped"
         if executor == "stacked" and seen.no_vmap:
             executor = "looped"

@@ -9,7 +9,8 @@ from .config import RunConfig
 from .data.sources.resident import ResidentSource
 from .errors import UsageError
 from .executors.base import Executor, LocalProblem, RoundPlan
-from .executors.conv_strategy import conv_choices, parse, words
+from .executors.conv_strategy import parse, words
+from .executors.conv_timing import conv_choices
 from .executors.graphed import CudaGraphs, GraphedExecutor
 from .executors.stacked import StackedExecutor
 from .stack import ClientStack
@@ -24,14 +25,19 @@ def try_executor(config: RunConfig, problem: LocalProblem) -> tuple[Executor, Ru
     machine, device = config.machine, problem.numerics.device
     given = parse(machine.conv_strategy, problem.module, device)
     if machine.executor != "stacked":
-        for name, value in (("compile", machine.compile), ("cuda-graph", machine.cuda_graph)):
-            if value:
-                raise UsageError(f"--{name} 1: is for --executor stacked, and this run's is {machine.executor}")
+        only_stacked = {
+            f"--conv-strategy {machine.conv_strategy}": machine.conv_strategy != "auto",
+            "--compile 1": machine.compile,
+            "--cuda-graph 1": machine.cuda_graph,
+        }
+        for flag, wanted in only_stacked.items():
+            if wanted:
+                raise UsageError(f"{flag}: is for --executor stacked, and this run's is {machine.executor}")
         return make_executor(machine, problem), config.with_values(compile=False, cuda_graph=False), []
     assert machine.chunk is not None
-    choices = conv_choices(problem, config.client.batch_size, machine.chunk, given)
+    choices = conv_choices(problem, config.client.batch_size, machine.chunk, given, machine.tune_seconds)
     notes = choices.table().splitlines()
-    strategies = choices.by_layer if choices.timings else given
+    strategies = choices.by_layer or given
     stacked = StackedExecutor(problem, conv_strategy=strategies, compile=bool(machine.compile))
     config = config.with_values(conv_strategy=words(strategies), compile=bool(machine.compile))
     if machine.compile:

@@ -140,7 +140,7 @@ def norm_act(
 
 
 class StackedOps(TorchFunctionMode):
-    """Within, torch.nn.functional's conv2d, group_norm and batch_norm are those of this module.
+    """Within, torch.nn.functional's conv2d, group_norm and batch_norm are those of this module, other norms in fp32.
 
     strategy: of the convolutions        norms: backend of the norms
     Of both, "auto" leaves to torch what it computes faster, and so does nothing to small convolutions on a CPU.
@@ -161,6 +161,9 @@ class StackedOps(TorchFunctionMode):
             return group_norm(*args, **kwargs, backend=self.norms)
         if func is F.batch_norm:
             return batch_norm(*args, **kwargs, backend=self.norms)
+        if func in (F.layer_norm, F.instance_norm):
+            input, *rest = args
+            return func(_wide(input), *rest, **kwargs).to(input.dtype)
         return func(*args, **kwargs)
 
 

@@ -58,6 +58,18 @@ class Odd(nn.Module):
         return self.last(self.gain * self.frozen(x))
 
 
+class Wide(nn.Module):
+    """A million parameters, most of them without effect: what is slow to write, not to train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rest = nn.Parameter(torch.zeros(1_000_000))
+        self.linear = nn.Linear(3 * 6 * 5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flatten(1)) + self.rest[0]
+
+
 class Words(nn.Module):
     """Integer inputs: the mean of embedded words, one of which pads."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -85,18 +87,23 @@ def _written(found: Prepared, path: Path) -> Path:
 
 
 def test_what_the_user_gave_is_kept(data: Path) -> None:
-    flags = ("--model", "cnn", "--chunk", "1", "--workers", "2", "--channels-last", "--conv-strategy", "im2col")
-    found = prepared(data, *LONG, *flags)
+    found = prepared(data, *LONG, "--model", "cnn", "--chunk", "1", "--workers", "2", "--channels-last")
     machine = found.config.machine
-    assert (machine.chunk, machine.workers, machine.conv_strategy) == (1, 2, "im2col")
+    assert (machine.chunk, machine.workers) == (1, 2)
     timed = [line for line in found.notes if "--executor threaded" in line]
     assert len(timed) == 1 and "--channels-last 1" in timed[0]
 
 
+def test_a_conv_strategy_leaves_only_what_has_one(data: Path) -> None:
+    found = prepared(data, *LONG, "--model", "cnn", "--conv-strategy", "im2col")
+    machine = found.config.machine
+    assert (machine.executor, machine.conv_strategy) == ("stacked", "im2col")
+    assert not any("--executor" in note for note in found.notes)
+
+
 def test_what_was_timed_with_other_flags_is_not_taken(data: Path, own_cache: Path) -> None:
-    flags = ("--model", "cnn", "--channels-last", "1")
-    for more in (("--conv-strategy", "loop"), ("--conv-strategy", "grouped"), ("--chunk", "1")):
-        assert len(prepared(data, *LONG, *flags, *more).notes) > 1
+    for more in (("--channels-last", "1"), ("--channels-last", "0"), ("--chunk", "1")):
+        assert len(prepared(data, *LONG, "--model", "cnn", *more).notes) > 1
     assert len(json.loads(own_cache.read_text())) == 3
 
 
@@ -149,6 +156,7 @@ def test_writers_at_once_leave_a_whole_file(own_cache: Path) -> None:
     for writer in writers:
         writer.join()
     assert not failed and [path.name for path in own_cache.parent.iterdir()] == ["tuning.json"]
+    assert len(json.loads(own_cache.read_text())) == 120, "no writer loses another's entry"
     keep(own_cache, "last", 7)
     assert recall(own_cache, "last") == 7
 
@@ -202,6 +210,22 @@ def test_compiled_steps_are_tried_where_there_is_time(
     monkeypatch.setattr("fastlocal.choosing.tune", lambda problem, work, options, *rest: seen.extend(options) or [])
     prepared(data, *LONG[:-1], *flags)
     assert ({"executor": "stacked", "compile": True} in seen) == tried and {"executor": "looped"} in seen
+
+
+def test_two_runs_at_once_remember_both(data: Path, tmp_path: Path, own_cache: Path) -> None:
+    words = [sys.executable, "-m", "fastlocal", *train_words(data, "unused")[:-4], "--total-batch-size", "16"]
+    words += ["--rounds", "200", "--eval-freq1", "200", "--tune-seconds", "0.05"]
+    runs = [
+        subprocess.Popen([*words, "--momentum", value, "--log-pth", str(tmp_path / value)], stderr=subprocess.PIPE)
+        for value in ("0.0", "0.9")
+    ]
+    said = [one.communicate(timeout=120)[1].decode() for one in runs]
+    assert [one.returncode for one in runs] == [0, 0], said
+    held = json.loads(own_cache.read_text())
+    chosen = {value["fastest"]["executor"] for value in held.values()}
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("0.0", "0.9")]
+    assert len(held) == 2 and {config["machine"]["executor"] for config in configs} == chosen
+    assert [path.name for path in own_cache.parent.iterdir()] == ["tuning.json"]
 
 
 @pytest.mark.parametrize("seconds", ["-1", "nan", "inf"])

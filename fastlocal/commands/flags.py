@@ -24,6 +24,7 @@ DERIVED = {
     "data_pth": ("mean", "std", "source"),
     "model": ("bn", "executor", "chunk", "conv_strategy", "compile", "cuda_graph"),
     "device": ("executor", "chunk", "conv_strategy", "compile", "cuda_graph", "source"),
+    "executor": ("conv_strategy", "cuda_graph"),
     "clients": ("chunk",),
     "total_batch_size": ("chunk",),
 }

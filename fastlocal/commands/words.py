@@ -9,7 +9,11 @@ import tyro
 from ..errors import UsageError, nearest
 
 SEVERAL_VALUES = ("--mean", "--std")
-UNITS = {"MiB": 2**20, "MB": 10**6, "GiB": 2**30, "GB": 10**9, "TiB": 2**40, "TB": 10**12}
+UNITS = {"B": 1} | {
+    letter + suffix: base**power
+    for power, letter in enumerate("KMGT", 1)
+    for suffix, base in (("iB", 1024), ("B", 1000))
+}
 
 
 def registry() -> tyro.constructors.ConstructorRegistry:
@@ -68,10 +72,17 @@ def normalise(argv: Sequence[str]) -> list[str]:
 
 
 def _gib(word: str) -> str:
-    """A size with a unit as a number of GiB; other words as they are."""
-    number = word.rstrip("GMTiB")
-    unit = UNITS.get(word.removeprefix(number))
-    return repr(float(number) * unit / 2**30) if unit is not None and is_number(number) else word
+    """A size, which may have a unit, as a number of GiB.
+
+    Raises UsageError for what is none.
+    """
+    number = word.rstrip("BiKMGT")
+    unit = word.removeprefix(number)
+    if word == "None" or (not unit and is_number(number)):
+        return word
+    if unit not in UNITS or not is_number(number):
+        raise UsageError(f"--memory-limit {word}: give GiB as a number, or a size in one of {', '.join(UNITS)}: 500MiB")
+    return repr(float(number) * UNITS[unit] / 2**30)
 
 
 def is_number(word: str) -> bool:

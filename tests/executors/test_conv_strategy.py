@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastlocal.config_file import read_config
 from fastlocal.errors import UsageError
-from fastlocal.executors.conv_strategy import Strategies, conv_choices, parse, words
+from fastlocal.executors.conv_strategy import Strategies, parse, words
+from fastlocal.executors.conv_timing import conv_choices
 from fastlocal.executors.stacked import StackedExecutor
 from tests import tiny
 from tests.executors.test_executors import CPU, assert_same, problem_of, run, start
@@ -111,7 +113,13 @@ def test_mistakes_are_one_line(text: str, said: str, monkeypatch: pytest.MonkeyP
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_strategies_are_timed_once_per_layer_shape() -> None:
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "fastlocal" / "convolutions.json"
+
+
+def test_strategies_are_timed_once_per_layer_shape_and_machine(own_cache: Path) -> None:
     problem = problem_of("groupnorm", torch.float32)
     choices = conv_choices(problem, batch=5, clients=4)
     assert list(choices.by_layer) == ["conv1", "conv2"]
@@ -122,6 +130,11 @@ def test_strategies_are_timed_once_per_layer_shape() -> None:
     assert [timing.shape.leads for timing in choices.timings] == [True, False]
     assert conv_choices(problem, batch=5, clients=4) == choices  # to the last digit of every time
     assert len(choices.table().splitlines()) == 2
+    assert len(json.loads(own_cache.read_text())) == 2
+    own_cache.write_text(json.dumps(dict.fromkeys(json.loads(own_cache.read_text()), {"fft": 1.0})))
+    assert {way for timing in conv_choices(problem, batch=5, clients=4).timings for way in timing.milliseconds} == {
+        *("grouped", "loop", "im2col")
+    }
 
 
 def test_what_is_settled_is_not_timed() -> None:
@@ -129,8 +142,10 @@ def test_what_is_settled_is_not_timed() -> None:
     choices = conv_choices(problem, batch=5, clients=4, given={"conv1": "im2col", "conv2": "auto"})
     assert choices.by_layer["conv1"] == "im2col" and [timing.layers for timing in choices.timings] == [("conv2",)]
     assert conv_choices(problem, batch=5, clients=4, given="loop").timings == ()
-    late = conv_choices(problem, batch=3, clients=4, seconds=-1.0)
-    assert late.by_layer == {"conv1": "auto", "conv2": "auto"} and "not timed" in late.table()
+    late = conv_choices(problem, batch=3, clients=4, seconds=0.0)
+    assert late.by_layer == {"conv1": "grouped", "conv2": "grouped"} and "not timed" in late.table()
+    larger = conv_choices(problem, batch=4000, clients=4, seconds=0.0)
+    assert larger.by_layer == {"conv1": "loop", "conv2": "loop"}, "as `auto` would do, layer by layer"
 
 
 def test_a_run_writes_its_choice_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,8 +157,36 @@ def test_a_run_writes_its_choice_down(tmp_path: Path, capsys: pytest.CaptureFixt
     again = tiny.run(capsys, "train", "--config", tmp_path / "run" / "config.json", "--log-pth", tmp_path / "again")
     assert again.status == 0
     assert read_config(tmp_path / "again" / "config.json").machine == machine
-    other = tiny.run(
-        capsys, *tiny.train_words(data, tmp_path / "wrong"), *flags, "--conv-strategy", "conv9=loop"
-    )
-    assert other.status == 2 and len(other.err.splitlines()) == 1 and "'conv9'" in other.err
-    assert not (tmp_path / "wrong").exists()
+    assert "not timed" not in again.out + again.err
+    rule = tiny.run(capsys, *tiny.train_words(data, tmp_path / "rule"), *flags, "--tune-seconds", "0")
+    assert rule.status == 0 and "not timed" in rule.out + rule.err
+    assert "auto" not in read_config(tmp_path / "rule" / "config.json").machine.conv_strategy
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--executor stacked --conv-strategy conv9=loop", "'conv9'"),
+        ("--executor looped --conv-strategy loop", "--conv-strategy loop: is for --executor stacked"),
+        ("--executor threaded --conv-strategy conv1=loop", "--conv-strategy conv1=loop: is for --executor stacked"),
+    ],
+)
+def test_a_strategy_that_cannot_be_had(
+    flags: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tiny.write_npz(tmp_path / "data.npz")
+    outcome = tiny.run(capsys, *tiny.train_words(data, tmp_path / "run"), "--model", "cnn", *flags.split())
+    assert outcome.status == 2 and len(outcome.err.splitlines()) == 1 and said in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_strategy_asks_for_the_executor_that_has_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By rule a CPU loops over the clients of a convolutional model; another executor starts without the strategy."""
+    data, run = tiny.write_npz(tmp_path / "data.npz"), tmp_path / "run"
+    words = [*tiny.train_words(data, run), "--model", "cnn", "--conv-strategy", "im2col"]
+    assert tiny.run(capsys, *words).status == 0
+    machine = read_config(run / "config.json").machine
+    assert (machine.executor, machine.conv_strategy) == ("stacked", "im2col")
+    again = ["train", "--config", run / "config.json", "--executor", "looped", "--log-pth", tmp_path / "again"]
+    assert tiny.run(capsys, *again).status == 0
+    assert read_config(tmp_path / "again" / "config.json").machine.executor == "looped"

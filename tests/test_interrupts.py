@@ -1,0 +1,33 @@
+"""Interrupts that no signal brought, such as a logger's own."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from fastlocal.telemetry.base import Logger, RoundReport
+from tests import small_models
+from tests.interrupted import run
+
+
+class Leaving(Logger):
+    """Ends the run after its first round."""
+
+    def round(self, report: RoundReport) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("grace", "saved"), [(30.0, True), (0.0, False)])
+def test_a_logger_that_interrupts_waits_no_longer_than_a_signal_would(
+    grace: float, saved: bool, tmp_path: Path
+) -> None:
+    """Else the save at the end takes as long as the disk does: 100 MB of momenta here, half a minute on a busy one."""
+    data, module = small_models.images(), small_models.Wide()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", module, data, Leaving(), grace=grace, momentum=0.9, replacement=True, debug=False)
+    assert (tmp_path / "run" / "resume.pt").exists() == saved
+    assert time.monotonic() - began < 20
+    assert [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")] == []
