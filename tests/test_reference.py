@@ -19,8 +19,8 @@ FLOAT32_CASES = ("three_phases_gn", "synchronous_sgd")
 TOLERANCE = {"fp64": 1e-9, "fp32": 1e-4}
 
 
-def reproduce(case: str, directory: Path, *flags: str) -> dict[str, Any]:
-    """Run a case through the command line into `directory`; returns what the reference got."""
+def reference_words(case: str, directory: Path, *flags: str) -> tuple[list[str], dict[str, Any]]:
+    """The command line of a case that writes to `directory`, and what the reference got."""
     expected: dict[str, Any] = json.loads((HERE / f"{case}.json").read_text())
     start = directory.parent / "start.pt"
     torch.save(start_weights(expected["tensors"]), start)
@@ -28,6 +28,12 @@ def reproduce(case: str, directory: Path, *flags: str) -> dict[str, Any]:
     words += [word for name, value in expected["flags"].items() for word in (name, str(value))]
     words += ["--mean", *map(str, expected["mean"]), "--std", *map(str, expected["std"])]
     words += ["--log-pth", str(directory), "--debug", "1", "--device", "cpu", *flags]
+    return words, expected
+
+
+def reproduce(case: str, directory: Path, *flags: str) -> dict[str, Any]:
+    """Run a case through the command line into `directory`; returns what the reference got."""
+    words, expected = reference_words(case, directory, *flags)
     assert main(words) == 0
     return expected
 

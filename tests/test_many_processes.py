@@ -1,0 +1,95 @@
+"""The same run on one process and on several: the same samples, the same model, one writer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastlocal.cli import main
+from tests.many import launch
+from tests.test_reference import CASES, assert_same_run, reference_words
+
+DIGITS = ("train", "--dataset", "digits", "--device", "cpu", "--precision", "fp64", "--tune-seconds", "0")
+LOGS = ("--debug", "1", "--save-every", "0")
+SGD = ("--batch-size", "4", "--client-lr", "0.05", "--wd", "0.01")
+RUNS: dict[str, tuple[str, ...]] = {
+    "momentum, label noise, uneven clients, left-over steps": (
+        *("--model", "mlp", "--clients", "7", "--momentum", "0.9", "--nesterov", "1", "--label-noise", "1"),
+        *("--steps-per-epoch", "5", "--epochs", "2", "--step1", "3", "--decay1", "100", "--decay2", "100"),
+    ),
+    "BatchNorm, with replacement, in chunks": (
+        *("--model", "resnet20", "--clients", "5", "--replacement", "1", "--chunk", "2", "--bn-batches", "3"),
+        *("--rounds", "2", "--step1", "2", "--aug", "1", "--eval-on-start", "1"),
+    ),
+    "GroupNorm, warm-up and decay, one client after the other": (
+        *("--model", "resnet20_gn", "--clients", "4", "--executor", "looped", "--warm-up", "1"),
+        *("--warmup-epochs", "1", "--max-lr", "0.2", "--steps-per-epoch", "2", "--epochs", "3"),
+        *("--step1", "1", "--step2", "2", "--step3", "2", "--decay1", "1", "--decay2", "100"),
+    ),
+    "by epochs, in worker threads": (
+        *("--schedule", "epochs", "--model", "cnn", "--clients", "6", "--executor", "threaded", "--workers", "2"),
+        *("--steps-per-epoch", "4", "--epochs", "3", "--step1", "3", "--decay1", "2", "--decay2", "50"),
+        *("--decay3", "60", "--momentum", "0.5", "--group-weight", "1", "--resume", "1", "--save-freq1", "1"),
+    ),
+}
+
+
+def words_of(name: str, directory: Path) -> list[str]:
+    return [*DIGITS, *SGD, *RUNS[name], *LOGS, "--log-pth", str(directory)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Each run on one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    found = {name: folder / str(number) for number, name in enumerate(RUNS)}
+    for name, directory in found.items():
+        assert main(words_of(name, directory)) == 0
+    return found
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_any_number_of_processes_trains_the_same_model(ranks: int, alone: dict[str, Path], tmp_path: Path) -> None:
+    found = {name: tmp_path / str(number) for number, name in enumerate(RUNS)}
+    ended = launch(ranks, *(words_of(name, directory) for name, directory in found.items()))
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.stdout.count("communication rounds. Written:") == len(RUNS), "the first rank alone says what there is"
+    for name, directory in found.items():
+        assert_alike(directory, alone[name])
+
+
+def test_reference_runs_on_two_processes(tmp_path: Path) -> None:
+    runs, expected = [], {}
+    for case in CASES:
+        (tmp_path / case).mkdir()
+        words, expected[case] = reference_words(case, tmp_path / case / "run", "--precision", "fp64", *LOGS)
+        runs.append(words)
+    ended = launch(2, *runs)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    for case in CASES:
+        assert_same_run(tmp_path / case / "run", expected[case], "fp64")
+
+
+def assert_alike(directory: Path, other: Path) -> None:
+    """The same files, and to the rounding of sums the same numbers in them; samples alike show in every step's loss."""
+    names = {path.name for path in other.iterdir() if not path.name.startswith("resume.")}
+    assert {path.name for path in directory.iterdir() if not path.name.startswith("resume.")} == names
+    for log in ("metrics.jsonl", "steps.jsonl"):
+        got, wanted = rows(directory / log), rows(other / log)
+        assert len(got) == len(wanted) > 0
+        for one, another in zip(got, wanted, strict=True):
+            assert one == pytest.approx(another, rel=1e-9, abs=1e-12)
+    for name in names:
+        if name.endswith(".pt"):
+            got, wanted = (torch.load(folder / name, weights_only=True) for folder in (directory, other))
+            assert list(got) == list(wanted)
+            for key, value in wanted.items():
+                torch.testing.assert_close(got[key], value, rtol=1e-9, atol=1e-11)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
