@@ -28,7 +28,8 @@ from torch import Tensor
 
 from bench.forks import Fork, Forks, wait_until
 from fastlocal.checkpoint import TEMPORARY_SUFFIX
-from fastlocal.state_file import read_state_file
+from fastlocal.parts import read_saved
+from fastlocal.state_file import State, read_numbers
 
 TABLE = Path(__file__).parent / "results" / "cpu" / "kill.csv"
 COMMON = """
@@ -69,20 +70,26 @@ def write_data(path: Path) -> None:
 def left_behind(directory: Path) -> dict[str, Any]:
     """Everything in a run directory that must not depend on interruptions, tensors bit for bit.
 
-    config.json says where the directory is, and which earlier states are kept depends on when they were saved.
+    config.json says where the directory is, and which earlier states are kept, and what their parts are called, depends
+    on when they were saved.
     """
     found: dict[str, Any] = {}
     for path in sorted(directory.iterdir()):
         if path.name == "resume.pt":
-            state = read_state_file(path)
-            numbers = {name: value for name, value in state.numbers.items() if name != "config"}
-            found[path.name] = repr(numbers), _bits(state.tensors)
+            ranks = len(read_numbers(path).get("parts", [0]))
+            found[path.name] = [_state_bits(read_saved(path, rank, ranks)) for rank in range(ranks)]
+        elif path.suffix == ".part":
+            continue
         elif path.suffix == ".pt":
             if not path.name.startswith("resume."):
                 found[path.name] = _bits(torch.load(path, weights_only=True))
         elif path.name != "config.json":
             found[path.name] = path.read_bytes()
     return found
+
+
+def _state_bits(state: State) -> tuple[str, dict[str, Any]]:
+    return repr({name: value for name, value in state.numbers.items() if name != "config"}), _bits(state.tensors)
 
 
 def _bits(tensors: dict[str, Tensor]) -> dict[str, Any]:

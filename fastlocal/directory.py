@@ -10,6 +10,7 @@ from .checkpoint import TEMPORARY_SUFFIX, write_atomically
 from .config import RunConfig
 from .errors import UsageError
 from .lock import refuse_locked
+from .saved_files import remove_unnamed_parts
 
 SIGNS = ("config.json", "metrics.jsonl", "latest.pt")
 """Any of these files shows that a folder holds a run."""
@@ -18,6 +19,7 @@ OURS = (
     "steps.jsonl",
     "resume.pt",
     "resume.*.pt",
+    "resume.*.part",
     "H=*.pt",
     "phase_epoch=*.pt",
     "events.out.tfevents.*",
@@ -81,9 +83,10 @@ def _unwritable(path: Path, error: OSError) -> UsageError:
 
 
 def reopen_directory(path: Path, config: RunConfig) -> None:
-    """Write the config.json of a run that goes on, and remove what a killed process left half-written."""
+    """Write the config.json of a run that goes on, and remove what a killed process left half-written or unnamed."""
     for left in path.glob(f".*{TEMPORARY_SUFFIX}"):
         left.unlink()
+    remove_unnamed_parts(path)
     write_atomically(path / "config.json", lambda file: file.write(config.to_json().encode()))
 
 

@@ -106,8 +106,11 @@ class Loop:
             interrupts.begin_grace()
             with interrupts.finishing(self.grace):
                 self.world.ask_to_stop()
-                if all(self.world.exchange(self._whole, "the save before the end")):
-                    self.saver.finish(before_leftover or self.snapshot())
+                told = self.world.exchange([self._whole, self.saver.asked()], "the save before the end")
+                if all(whole for whole, _ in told):
+                    last = before_leftover or self.snapshot()
+                    self.saver.catch_up(max(save for _, save in told), lambda: last)
+                    self.saver.finish(last)
             raise
 
     def snapshot(self) -> State:

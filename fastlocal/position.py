@@ -25,7 +25,9 @@ class TrainStats:
         if not other.samples:
             return
         self.loss += other.loss
-        self.correct = [a + b for a, b in zip(self.correct or [0.0] * len(other.correct), other.correct, strict=True)]
+        if other.correct:  # empty where nothing was added, and where targets are not labels
+            before = self.correct or [0.0] * len(other.correct)
+            self.correct = [a + b for a, b in zip(before, other.correct, strict=True)]
         self.samples += other.samples
 
     def mean(self, count: int) -> tuple[float, list[float]]:

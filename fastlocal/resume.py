@@ -13,10 +13,12 @@ import torch
 from .config import AREA_OF, AREAS, RunConfig
 from .config_file import read_config
 from .errors import UsageError
+from .parts import read_saved
 from .position import Position
 from .progress import Progress
-from .saving import RESUME_NAME, saved_paths
-from .state_file import DamagedState, State, read_state_file
+from .saved_files import RESUME_NAME, saved_paths
+from .state_file import DamagedState, State, stored_digest
+from .world import World
 
 FREE = {
     *("epochs", "rounds", "data_pth", "train_pth", "val_pth", "nw", "source", "prefetch"),
@@ -26,25 +28,45 @@ FREE = {
 PATHS = ("resume_pth",)
 
 
-def find_state(directory: Path, message: Callable[[str], None]) -> State | None:
-    """The newest whole state of a run, None where none was saved.
+def find_state(directory: Path, message: Callable[[str], None], world: World) -> State | None:
+    """This rank's state of the newest that is whole on every rank, None where none was saved.
 
-    A damaged one is named in `message`, and the one before takes its place. Raises UsageError where none is whole.
+    A damaged one is named in `message`, and the one before takes its place, on all ranks alike. Raises UsageError where
+    none is whole.
     """
     damaged: list[str] = []
-    for path in saved_paths(directory):
-        try:
-            state = read_state_file(path)
-        except DamagedState as error:
-            damaged.append(f"{path} {error}")
+    there = [path.name for path in saved_paths(directory)]
+    for name in world.exchange(there, "what was saved")[0]:
+        state, found = _read(directory / name, world)
+        problems = _problems(world.exchange(found, f"reading {name}"), directory / name)
+        if problems:
+            damaged += problems[:1]
             continue
         if damaged:
-            message(f"{'; '.join(damaged)}; going on from {path.name}")
-            os.replace(path, directory / RESUME_NAME)
+            message(f"{'; '.join(damaged)}; going on from {name}")
+            if world.rank == 0:
+                os.replace(directory / name, directory / RESUME_NAME)
         return state
     if damaged:
         raise UsageError(f"--continue: {'; '.join(damaged)}; no state is whole, --overwrite 1 starts afresh")
     return None
+
+
+def _read(path: Path, world: World) -> tuple[State | None, list[str]]:
+    """The state, and what this rank has to say of it: nothing but its checksum, or what is wrong as well."""
+    try:
+        return read_saved(path, world.rank, world.size), [stored_digest(path)]
+    except DamagedState as error:
+        return None, ["", str(error)]
+
+
+def _problems(found: list[list[str]], path: Path) -> list[str]:
+    """What is wrong on some rank with the state in `path`."""
+    problems = [problem for _, *rest in found for problem in rest]
+    others = [rank for rank, (digest, *_) in enumerate(found) if digest != found[0][0]]
+    if not problems and others:
+        problems = [f"{path} is another one for rank {others[0]}, whose folder is not that of rank 0"]
+    return problems
 
 
 def as_before(config: RunConfig, directory: Path, *, fill_in: bool) -> RunConfig:
@@ -91,7 +113,7 @@ def check_state(state: State, config: RunConfig, progress: Progress, shapes: dic
             raise UsageError(f"--continue: the run's model is another one: its {found}; give the model that it had")
     position = Position.of(state.numbers["position"], [])
     fits = position.first_step <= progress.total_steps
-    if not position.between_rounds:
+    if state.numbers.get("begun") or not position.between_rounds:
         at_hand = next(progress.rounds(position.first_step, position.rounds_before), None)
         fits = at_hand is not None and (at_hand.averaged, at_hand.first_step + at_hand.local_steps) == (
             True,

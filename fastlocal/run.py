@@ -27,7 +27,7 @@ from .profiled import profiler
 from .reports import Reports
 from .resolve import sample_pages
 from .resume import check_state, find_state, is_complete
-from .saving import Saver
+from .shared_saving import make_saver
 from .stack import MomentumStore
 from .state_file import State
 from .telemetry.base import Logger, Loggers, RunSummary
@@ -93,12 +93,13 @@ def _build_loop(prepared: Prepared, logger: Logger, steps: StepLog | None) -> Lo
         logger=logger,
         steps=steps,
         log_steps=config.log.debug,
-        saver=Saver(
+        saver=make_saver(
             directory,
             every=config.log.save_every,
             minutes=config.log.save_minutes,
             keep=config.log.keep,
             sync=(lambda: None) if steps is None else steps.sync,
+            world=world,
         ),
         config=dataclasses.asdict(config),
         grace=config.log.grace,
@@ -132,7 +133,7 @@ def train(
         if world.is_first:
             make_directory(directory)
             closing.enter_context(locked(directory))
-        state = find_state(directory, others.message) if resume else None
+        state = find_state(directory, others.message, world) if resume else None
         logged: dict[str, Any] = {}
         if state is None:
             if world.is_first:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -12,25 +11,12 @@ from typing import BinaryIO
 
 from . import interrupts
 from .checkpoint import write_atomically
+from .saved_files import RESUME_NAME, remove_unnamed_parts, saved_paths
 from .state_file import State, state_bytes
 
-RESUME_NAME = "resume.pt"
-EARLIER_NAMES = "resume.*.pt"
 
-
-class _Abandoned(Exception):
+class Abandoned(Exception):
     """The run ends before a state is written; the one before stands."""
-
-
-def saved_paths(directory: Path) -> list[Path]:
-    """resume.pt, resume.1.pt, resume.2.pt ..., newest first, as far as they are there."""
-    numbered = [(int(found[1]), path) for path in directory.glob(EARLIER_NAMES) if (found := _number(path))]
-    newest = directory / RESUME_NAME
-    return ([newest] if newest.exists() else []) + [path for _, path in sorted(numbered)]
-
-
-def _number(path: Path) -> re.Match[str] | None:
-    return re.fullmatch(r"resume\.(\d+)\.pt", path.name)
 
 
 class Saver:
@@ -55,25 +41,22 @@ class Saver:
 
     def after_round(self, comm_round: int, evaluated: bool, snapshot: Callable[[], State]) -> None:
         """A round ended; `snapshot` is called if its state is to be saved."""
-        if self._every:
-            self._due |= comm_round % self._every == 0
-        elif self._minutes is None:
-            self._due |= evaluated
+        self._due |= self._by_rounds(comm_round, evaluated)
         self.after_chunk(snapshot)
 
     def after_chunk(self, snapshot: Callable[[], State]) -> None:
         """A chunk of clients ended within a round: save what is due by the clock, or could not be saved before."""
         self._raise_error()
-        if self._minutes is not None:
-            self._due |= time.monotonic() - self._last >= 60 * self._minutes
-        if self.enabled and self._due and (self._thread is None or not self._thread.is_alive()):
+        self._due |= self._by_clock()
+        if self.enabled and self._due and not self._writing():
             self._start(snapshot())
 
     def asked(self) -> int:
+        """The number of the last save that all ranks are to begin; one rank has nobody to agree with."""
         return 0
 
     def catch_up(self, number: int, snapshot: Callable[[], State]) -> None:
-        pass
+        """Begin the save of that number, which another rank has asked for, unless it began here before."""
 
     def finish(self, state: State) -> None:
         """Save `state` and wait until it is on the disk.
@@ -88,9 +71,9 @@ class Saver:
     def wait(self) -> None:
         """Until nothing is being written."""
         try:
-            while self._thread is not None and self._thread.is_alive():
+            while self._writing():
                 interrupts.poll()
-                self._thread.join(0.02)
+                self._join(0.02)
         except KeyboardInterrupt:
             self._abandon.set()
             raise
@@ -98,8 +81,22 @@ class Saver:
 
     def close(self) -> None:
         """The run ends, in whatever way: leave no thread behind, and raise nothing."""
+        self._join(None)
+
+    def _by_rounds(self, comm_round: int, evaluated: bool) -> bool:
+        if self._every:
+            return comm_round % self._every == 0
+        return self._minutes is None and evaluated
+
+    def _by_clock(self) -> bool:
+        return self._minutes is not None and time.monotonic() - self._last >= 60 * self._minutes
+
+    def _writing(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _join(self, seconds: float | None) -> None:
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(seconds)
 
     def _start(self, state: State) -> None:
         self._due, self._last = False, time.monotonic()
@@ -108,17 +105,22 @@ class Saver:
 
     def _write(self, state: State) -> None:
         try:
-            self._sync()
-            write_atomically(self._directory / RESUME_NAME, lambda file: self._copy(state, file), first=self._rotate)
-        except _Abandoned:
+            self._write_newest(state)
+        except Abandoned:
             pass
         except BaseException as error:
             self._error = error
 
+    def _write_newest(self, state: State) -> None:
+        """Make `state` the resume.pt, and the one before the resume.1.pt."""
+        self._sync()
+        write_atomically(self._directory / RESUME_NAME, lambda file: self._copy(state, file), first=self._rotate)
+        remove_unnamed_parts(self._directory)
+
     def _copy(self, state: State, file: BinaryIO) -> None:
         for block in state_bytes(state):
             if self._abandon.is_set():
-                raise _Abandoned
+                raise Abandoned
             file.write(block)
 
     def _rotate(self) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MAGIC = b"fastlocal state 1\n"
+MAGIC = b"fastlocal state 2\n"
 DIGEST_BYTES = 32
 ALIGNMENT = 64
 BLOCK_BYTES = 16 * 2**20
@@ -69,9 +69,10 @@ def _padded(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def read_state_file(path: Path) -> State:
+def read_state_file(path: Path, digest: str | None = None) -> State:
     """The state in `path`; its tensors are views of the file, which is read as they are.
 
+    digest: as `stored_digest` gave it when it was written, None where it is not known
     Raises DamagedState where one bit is not as it was written, OSError where the file cannot be read.
     """
     with path.open("rb") as file:
@@ -83,10 +84,11 @@ def read_state_file(path: Path) -> State:
         body = len(view) - DIGEST_BYTES
         if body < 0 or hashlib.sha256(view[:body]).digest() != view[body:]:
             raise DamagedState("is torn or damaged: its checksum does not fit")
+        if digest is not None and view[body:] != bytes.fromhex(digest):
+            raise DamagedState("is of another save")
     if not held[: len(MAGIC)] == MAGIC:
         raise DamagedState("is of another version")
-    begin = len(MAGIC) + 8
-    end = begin + int.from_bytes(held[len(MAGIC) : begin], "little")
+    begin, end = _index_place(held[: len(MAGIC) + 8])
     index = json.loads(held[begin:end])
     tensors = {}
     for name, dtype, shape, at in index["tensors"]:
@@ -94,3 +96,28 @@ def read_state_file(path: Path) -> State:
         flat = torch.frombuffer(held, dtype=kind, count=count, offset=_padded(end) + at) if count else torch.empty(0)
         tensors[name] = flat.to(kind).reshape(shape)
     return State(index["numbers"], tensors)
+
+
+def _index_place(head: bytes) -> tuple[int, int]:
+    begin = len(MAGIC) + 8
+    return begin, begin + int.from_bytes(head[len(MAGIC) : begin], "little")
+
+
+def stored_digest(path: Path) -> str:
+    """The checksum at the end of the file, which tells it from every other one."""
+    with path.open("rb") as file:
+        file.seek(-DIGEST_BYTES, 2)
+        return file.read().hex()
+
+
+def read_numbers(path: Path) -> dict[str, Any]:
+    """The numbers of the state in `path`, unchecked and without its tensors; DamagedState where there are none."""
+    with path.open("rb") as file:
+        begin, end = _index_place(file.read(len(MAGIC) + 8))
+        try:
+            numbers = json.loads(file.read(min(end - begin, path.stat().st_size)))["numbers"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DamagedState("holds no index") from error
+    if not isinstance(numbers, dict):
+        raise DamagedState("holds no numbers")
+    return numbers

@@ -65,7 +65,7 @@ def test_a_chunk_that_does_not_end_in_time(second: bool, forks: Forks, data: Pat
     log = process.log.read_text()
     assert "Traceback" not in log and "--continue` goes on" in log.splitlines()[-1]
     stood = left_behind(tmp_path / "run")
-    assert "'comm_round': 4," in stood["resume.pt"][0] and stood["metrics.jsonl"].count(b"\n") == 4
+    assert "'comm_round': 4," in stood["resume.pt"][0][0] and stood["metrics.jsonl"].count(b"\n") == 4
 
 
 def test_one_writer(forks: Forks, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
