@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,15 @@ def run(folder: Path, module: nn.Module, data: DataSet, *loggers: Logger, resume
         ready = prepare(config, data, lambda: module, cross_entropy, model_flag="model")
         CALLS[0] = 0
         return train(ready, overwrite=False, sinks=lambda path: list(loggers), resume=resume)
+
+
+def continued(folder: Path, make: Callable[[], nn.Module], data: DataSet, moments: list[int], **values: Any) -> int:
+    """A run in as many processes as it takes, each stopped at the next of `moments`; how many signals stopped one."""
+    stops = 0
+    for moment in [*moments, 0]:
+        try:
+            run(folder, Ticking(make(), (moment,)), data, resume=True, **values)
+            return stops
+        except KeyboardInterrupt:
+            stops += 1
+    raise AssertionError("stopped once more than it was told to")

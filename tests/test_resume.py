@@ -12,7 +12,7 @@ from torch import nn
 
 from bench.kill import difference, left_behind
 from tests import small_models
-from tests.interrupted import CALLS, Ticking, run
+from tests.interrupted import CALLS, Ticking, continued, run
 
 
 class Dropping(nn.Module):
@@ -42,18 +42,6 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
 }
 
 
-def continued(folder: Path, make: Callable[[], nn.Module], moments: list[int], **values: Any) -> int:
-    """A run in as many processes as it takes, each stopped at the next of `moments`; how many signals stopped one."""
-    stops = 0
-    for moment in [*moments, 0]:
-        try:
-            run(folder, Ticking(make(), (moment,)), small_models.images(), resume=True, **values)
-            return stops
-        except KeyboardInterrupt:
-            stops += 1
-    raise AssertionError("stopped once more than it was told to")
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_stopped_anywhere(name: str, tmp_path: Path) -> None:
     make, values = CASES[name]
@@ -65,6 +53,6 @@ def test_stopped_anywhere(name: str, tmp_path: Path) -> None:
     for start, stride in ((6, 8), (9, 5)):  # each process gets through so many forward passes more than the last
         folder = tmp_path / str(start)
         moments = list(range(start, passes, stride))
-        stops += continued(folder, make, moments, **values)
+        stops += continued(folder, make, small_models.images(), moments, **values)
         assert difference(left_behind(folder), wanted) == "", f"stopped at {moments}"
     assert stops >= 4

@@ -1,0 +1,86 @@
+"""Interrupted and continued equals never interrupted with every source, and with workers that share the clients."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bench.kill import difference, left_behind
+from fastlocal.data.images.arrays import ArrayImages
+from fastlocal.data.types import AnySplit, DataSet, Split
+from tests import small_models
+from tests.data import sources
+from tests.interrupted import CALLS, Ticking, continued, run
+
+KINDS = [
+    "torch",
+    pytest.param("ffcv", marks=pytest.mark.needs("ffcv")),
+    pytest.param("dali", marks=pytest.mark.needs("nvidia.dali")),
+]
+HARD = {"momentum": 0.9, "label_noise": True, "noise_p": 0.3, "aug": True, "bn_batches": 2}
+
+
+def module() -> nn.Module:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4)
+    layers = nn.Conv2d(3, 4, 3, stride=4), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 10)
+    return nn.Sequential(*layers)
+
+
+def data(kind: str, folder: Path) -> DataSet:
+    """60 training images of which the ffcv source has a .beton file, 17 test images."""
+    halves: list[AnySplit] = []
+    for split in (sources.cifar(), Split(sources.cifar().inputs[:17], sources.cifar().targets[:17])):
+        where = folder / f"beton{len(halves)}"
+        where.mkdir()
+        path = sources.beton(where, ArrayImages(split.inputs), "raw") if kind == "ffcv" else where
+        halves.append(sources.as_read_by(kind, split, path))
+    return DataSet("images", *halves, classes=10, mean=sources.MEAN, std=sources.STD)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_source(kind: str, tmp_path: Path) -> None:
+    images, values = data(kind, tmp_path), {**HARD, "source": kind, "nw": 2, "prefetch": 3}
+    run(tmp_path / "undisturbed", Ticking(module()), images, **values)
+    wanted, moments = left_behind(tmp_path / "undisturbed"), [7, 18, 29]
+    assert sum(moments) < CALLS[0] and wanted["steps.jsonl"].count(b"\n") == 60
+    assert continued(tmp_path / "run", module, images, moments, **values) == 3
+    assert difference(left_behind(tmp_path / "run"), wanted) == ""
+
+
+@pytest.mark.parametrize("name", ["groupnorm", "batchnorm"])
+def test_clients_on_threads(name: str, tmp_path: Path) -> None:
+    """Signals come whenever it may be, as steps of workers run without Python."""
+    values: dict[str, Any] = {**HARD, "executor": "threaded", "workers": 2, "chunk": 2, "epochs": 40, "eval_freq1": 4}
+    images, draw = small_models.images(), random.Random(0)
+    began = time.monotonic()
+    run(tmp_path / "undisturbed", small_models.make(name), images, **values)
+    lasted = time.monotonic() - began
+    wanted = left_behind(tmp_path / "undisturbed")
+    stops = 0
+    for number in range(50):
+        for _ in range(5):
+            timer = threading.Timer(draw.uniform(0.1, 0.7) * lasted, os.kill, (os.getpid(), signal.SIGINT))
+            timer.start()
+            try:
+                run(tmp_path / str(number), small_models.make(name), images, resume=True, **values)
+                break
+            except KeyboardInterrupt:
+                stops += 1
+            finally:
+                timer.cancel()
+        else:
+            run(tmp_path / str(number), small_models.make(name), images, resume=True, **values)
+        assert difference(left_behind(tmp_path / str(number)), wanted) == ""
+        if stops >= 4:
+            return
+    raise AssertionError("never stopped")
