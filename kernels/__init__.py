@@ -19,7 +19,8 @@ import torch
 _FOLDER = Path(__file__).parent
 OPS = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/reference.py")))
 TRITON_OPS = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/triton_kernel.py")))
-BACKENDS = ("auto", "reference", "triton")
+CPU_OPS = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/cpu.py")))
+BACKENDS = ("auto", "reference", "cpu", "triton")
 CAPABILITY = (8, 0)
 """The lowest compute capability for which the Triton kernels are compiled and tested."""
 TIMED = frozenset({"conv2d_clients", "conv2d_clients_input_grad", "conv2d_clients_weight_grad"})
@@ -30,10 +31,11 @@ def get(op: str, backend: str = "auto", device: torch.device | str | None = None
     """The function that computes `op`, imported only now.
 
     op: a folder of this package, such as "client_sgd"
-    backend: "reference" (plain torch, any device), "triton", or "auto" (Triton on a CUDA device of capability 8.0 or
-        newer for the ops that have such a kernel, the reference otherwise; the choice is logged once)
+    backend: "reference" (plain torch, any device), "cpu" (plain torch, written for a CPU's speed), "triton", or "auto"
+        (Triton on a CUDA device of capability 8.0 or newer for the ops that have such a kernel, on a CPU "cpu" for
+        those that have it, the reference otherwise; the choice is logged once)
     device: where the op's tensors live; by default the current CUDA device, or the CPU where there is none
-    Raises ValueError for an unknown op or backend, and for "triton" where it cannot run, with the reason.
+    Raises ValueError for an unknown op or backend, and for "cpu" and "triton" where they cannot run, with the reason.
     """
     if op not in OPS:
         raise ValueError(f"unknown op {op!r}; known: {', '.join(OPS)}")
@@ -45,10 +47,14 @@ def get(op: str, backend: str = "auto", device: torch.device | str | None = None
         reason = reason or _obstacle(place, interpreted=_interpreted())
         if reason:
             raise ValueError(f"the backend 'triton' of {op} cannot run: {reason}")
+    elif backend == "cpu" and (op not in CPU_OPS or place.type != "cpu"):
+        reason = "it has no such implementation" if op not in CPU_OPS else f"the tensors are on {place}"
+        raise ValueError(f"the backend 'cpu' of {op} cannot run: {reason}")
     elif backend == "auto":
         reason = _obstacle(place, interpreted=False)
         _log_choice(place, reason)
-        backend = "triton" if reason is None and op in TRITON_OPS else "reference"
+        own = "cpu" if place.type == "cpu" and op in CPU_OPS else "reference"
+        backend = "triton" if reason is None and op in TRITON_OPS else own
     return load(op, backend)
 
 
@@ -74,7 +80,7 @@ runs_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def load(op: str, backend: str) -> Callable[..., Any]:
-    """The function of a backend, "reference" or "triton", whether or not it can run here."""
+    """The function of a backend, "reference", "cpu" or "triton", whether or not it can run here."""
     file = "triton_kernel" if backend == "triton" else backend
     function: Callable[..., Any] = getattr(importlib.import_module(f"{__name__}.{op}.{file}"), op)
     return function

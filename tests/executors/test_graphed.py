@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from fastlocal import kernels
 from fastlocal.executors.base import LabelNoise, RoundPlan, RoundResult
 from fastlocal.executors.graphed import CudaGraphs, GraphedExecutor, StepProgram
 from fastlocal.executors.stacked import StackedExecutor
@@ -90,7 +91,8 @@ def events(program: StepProgram, activities: list[ProfilerActivity]) -> dict[str
 
 
 @pytest.mark.parametrize("name", ["batchnorm", "words"])
-def test_no_step_of_a_program_looks_at_a_number_on_the_host(name: str) -> None:
+def test_no_step_of_a_program_looks_at_a_number_on_the_host(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "CPU_OPS", ())  # which no GPU takes
     problem = problem_of(name, noise=NOISE, clip_norm=0.5)
     stack, plan = start(problem)
     program = StepProgram(StackedExecutor(problem), stack, plan.local_steps, plan.sample_ids.shape[-1])

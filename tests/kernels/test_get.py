@@ -22,7 +22,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA d
 def test_unknown_ops_and_backends_are_named() -> None:
     with pytest.raises(ValueError, match="unknown op 'clientsgd'; known: .*client_sgd"):
         kernels.get("clientsgd")
-    with pytest.raises(ValueError, match="unknown backend 'cuda' for client_sgd; known: auto, reference, triton"):
+    with pytest.raises(ValueError, match="unknown backend 'cuda' for client_sgd; known: auto, reference, cpu, triton"):
         kernels.get("client_sgd", "cuda")
 
 
@@ -30,6 +30,14 @@ def test_an_op_without_a_kernel_has_its_reference() -> None:
     assert kernels.get("noisy_targets") is noisy_targets
     with pytest.raises(ValueError, match="'triton' of noisy_targets cannot run: it has no Triton kernel"):
         kernels.get("noisy_targets", "triton")
+
+
+def test_what_is_written_for_a_cpu_is_taken_there_alone() -> None:
+    assert kernels.get("gather_augment", device="cpu").__module__.endswith("gather_augment.cpu")
+    with pytest.raises(ValueError, match="'cpu' of gather_augment cannot run: the tensors are on cuda:1"):
+        kernels.get("gather_augment", "cpu", "cuda:1")
+    with pytest.raises(ValueError, match="'cpu' of client_sgd cannot run: it has no such implementation"):
+        kernels.get("client_sgd", "cpu", "cpu")
 
 
 @no_gpu

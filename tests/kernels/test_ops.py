@@ -10,10 +10,11 @@ from fastlocal.kernels.case import Case, cases
 from tests.kernels.checker import check
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CPU = {op: ["cpu"] for op in kernels.CPU_OPS if DEVICE == "cpu"}
 WALK = [
     pytest.param(op, backend, case, id=f"{op}-{backend}-{case.name}")
     for op in kernels.OPS
-    for backend in ("reference", *(["triton"] if op in kernels.TRITON_OPS else []))
+    for backend in ("reference", *(["triton"] if op in kernels.TRITON_OPS else []), *CPU.get(op, []))
     for case in cases(op)
     if not case.large
 ]
