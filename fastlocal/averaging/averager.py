@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from .buckets import Buckets
 from .routes import AllReduce, Route, ThroughNodes, group_of, in_two_levels, nodes_of
-from .sums import FloatSums, Sums
+from .sixteen_bits import SixteenBits
+from .sums import FixedSums, FloatSums, Sums
 
+Format = Literal["full", "bf16", "fp16"]
+"""Of numbers on the wire."""
 IN_CACHE = 2**16
 """Elements of a chunk that a CPU sums at a time: with their float64 they stay in its second-level cache. A chunk of one
 client and 25 million parameters takes a third of the time that it takes in one piece."""
@@ -145,24 +150,48 @@ def make_averager(
     nodes: Sequence[int],
     rank: int,
     bucket_mb: float,
+    wire_format: Format = "full",
+    reduce_order: Literal["any", "fixed"] = "any",
     timeout: timedelta | None = None,
 ) -> Averager:
     """The averager of one rank; every rank has to call it, for it may make process groups.
 
     row: [n_params], whose dtype and device it takes        clients: of all ranks
     nodes: the node of every rank; one rank needs no torch.distributed, several its default group
-    bucket_mb: MiB of a bucket on the wire        timeout: of the groups that are made; None: torch's default
+    bucket_mb: MiB of a bucket on the wire
+    wire_format: what goes from rank to rank, within a node in full; "full" is the row's dtype
+    reduce_order: "fixed" gives the same bits on any number of ranks and with any chunks, and goes with "full" alone
+    timeout: of the groups that are made; None: torch's default
     """
-    sums = FloatSums(clients, row.dtype, row.device)
+    assert wire_format == "full" or reduce_order == "any"
+    full = torch.float32 if wire_format != "full" else row.dtype
+    sums: Sums = FixedSums(clients) if reduce_order == "fixed" else FloatSums(clients, full, row.device)
     if len(nodes) == 1:
         return Averager(row, clients, sums, None, None)
-    route: Route = AllReduce(None)
-    if in_two_levels(nodes):
-        by_node = nodes_of(nodes)
-        within = [group_of(ranks, timeout) for ranks in by_node]
-        among = group_of([ranks[0] for ranks in by_node], timeout)
-        number = next(number for number, ranks in enumerate(by_node) if rank in ranks)
-        first = by_node[number][0] == rank
-        route = ThroughNodes(by_node[number], within[number], AllReduce(among) if first else None)
-    buckets = Buckets(sums.rows, row.numel(), sums.sent, row.device, bucket_mb * 2**20, route)
-    return Averager(row, clients, sums, buckets, None)
+    route, owed = _route(row, nodes, rank, wire_format, timeout)
+    bucket_bytes = bucket_mb * 2**20 * (1 if wire_format == "full" else 2)  # two bytes go for four of the bucket's
+    buckets = Buckets(sums.rows, row.numel(), sums.sent, row.device, bucket_bytes, route)
+    return Averager(row, clients, sums, buckets, owed)
+
+
+def _route(
+    row: Tensor, nodes: Sequence[int], rank: int, wire_format: Format, timeout: timedelta | None
+) -> tuple[Route, Tensor | None]:
+    """The way of this rank's buckets, and what rounding on it owes."""
+    if not in_two_levels(nodes):
+        return _across(row, None, wire_format)
+    by_node = nodes_of(nodes)
+    within = [group_of(ranks, timeout) for ranks in by_node]
+    among = group_of([ranks[0] for ranks in by_node], timeout)
+    number = next(number for number, ranks in enumerate(by_node) if rank in ranks)
+    if by_node[number][0] != rank:
+        return ThroughNodes(by_node[number], within[number], None), None
+    across, owed = _across(row, among, wire_format)
+    return ThroughNodes(by_node[number], within[number], across), owed
+
+
+def _across(row: Tensor, group: dist.ProcessGroup | None, wire_format: Format) -> tuple[Route, Tensor | None]:
+    if wire_format == "full":
+        return AllReduce(group), None
+    route = SixteenBits(row.numel(), wire_format, row.device, group)
+    return route, route.owed

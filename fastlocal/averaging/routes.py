@@ -23,7 +23,7 @@ class AllReduce:
         self._group = group
 
     def __call__(self, wire: Tensor, columns: slice) -> Steps:
-        yield _work(dist.all_reduce(wire, group=self._group, async_op=True))
+        yield work(dist.all_reduce(wire, group=self._group, async_op=True))
 
 
 class ThroughNodes:
@@ -38,11 +38,11 @@ class ThroughNodes:
 
     def __call__(self, wire: Tensor, columns: slice) -> Steps:
         if self._group is not None:
-            yield _work(dist.reduce(wire, dst=self._first, group=self._group, async_op=True))
+            yield work(dist.reduce(wire, dst=self._first, group=self._group, async_op=True))
         if self._across is not None:
             yield from self._across(wire, columns)
         if self._group is not None:
-            yield _work(dist.broadcast(wire, src=self._first, group=self._group, async_op=True))
+            yield work(dist.broadcast(wire, src=self._first, group=self._group, async_op=True))
 
 
 def nodes_of(nodes: Sequence[int]) -> list[list[int]]:
@@ -66,6 +66,7 @@ def group_of(ranks: Sequence[int], timeout: timedelta | None) -> dist.ProcessGro
     return group if isinstance(group, dist.ProcessGroup) else None
 
 
-def _work(started: dist.Work | None) -> dist.Work:
+def work(started: dist.Work | None) -> dist.Work:
+    """What an asynchronous collective gives a member of its group."""
     assert started is not None
     return started

@@ -63,3 +63,48 @@ class FloatSums:
 
     def alone(self, sums: Tensor) -> Tensor:
         return sums[0]
+
+
+class FixedSums:
+    """Sums that are the same to the bit in every order: of two parts of each parameter on a grid, which add up exactly.
+
+    With C the least power of two that is at least `clients`, a parameter p is taken as high + low,
+
+        high: p rounded to a multiple of q = 2^-27 C        low: p - high rounded to a multiple of r = 2^-79 C^2
+
+    so that all sums of `clients` of either have at most 52 bits, which float64 adds without rounding, on one rank or on
+    several, chunk by chunk or at once (Demmel and Nguyen 2013 pre-round likewise). A parameter is off by at most r/2:
+    8.7e-19 for 1,000 clients, 9e-13 for a million. One beyond LARGEST_FIXED, or that is not finite, makes the mean NaN.
+
+    It costs two float64 numbers per column, 16 bytes on the wire.
+    """
+
+    rows = 2
+    sent = torch.float64
+
+    def __init__(self, clients: int) -> None:
+        self._clients = clients
+        at_least = 2.0 ** (clients - 1).bit_length()
+        high_grid = LARGEST_FIXED * 2.0**-51 * at_least
+        # the sum with it has the grid as its last bit
+        self._high = 1.5 * 2.0**52 * high_grid
+        self._low = 1.5 * high_grid * at_least
+
+    def add(self, params: Tensor, sums: Tensor) -> None:
+        values = params.to(torch.float64, copy=True)
+        values.masked_fill_(values.abs() > LARGEST_FIXED, torch.nan)
+        high = (values + self._high).sub_(self._high)
+        low = values.sub_(high).add_(self._low).sub_(self._low)
+        sums[0] += high.sum(dim=0)
+        sums[1] += low.sum(dim=0)
+
+    def to_wire(self, sums: Tensor, row: Tensor, share: float, wire: Tensor) -> None:
+        wire.copy_(sums)
+
+    def from_wire(self, wire: Tensor, row: Tensor, mean: Tensor) -> None:
+        torch.add(wire[0], wire[1], out=mean).div_(self._clients)
+
+    def alone(self, sums: Tensor) -> Tensor:
+        mean = sums[0]
+        self.from_wire(sums, mean, mean)
+        return mean

@@ -13,6 +13,7 @@ from fastlocal.averaging.averager import Averager, make_averager
 from tests.averaging.ranks import deal, outcomes
 
 MIB = 2.0**20
+ROUNDING = {"bf16": 2.0**-8, "fp16": 2.0**-11}
 
 
 def clients_of(row: Tensor, clients: int) -> Tensor:
@@ -108,6 +109,99 @@ def goes_on_from_saved_sums(rank: int, size: int) -> None:
     assert alike(mean)
 
 
+def fixed_order(rank: int, size: int) -> None:
+    """The bits are those of one rank with all clients in one chunk, whatever the ranks, nodes, chunks and buckets."""
+    for n_params, clients, dtype in ((1_009, 7, torch.float32), (1_009, 5, torch.float64), (5, 2, torch.float32)):
+        row = start(n_params, dtype)
+        params = clients_of(row, clients)
+        params[0, :4] = torch.tensor([1e-30, 2.0**24, 0.0, -(2.0**24)])
+        params[-1, :5] = torch.tensor([1.0, 2.0**24, -0.0, -3e7, torch.inf])
+        given = deal(clients, rank, size)
+        alone = make_averager(row, clients, nodes=[0], rank=0, bucket_mb=25, reduce_order="fixed")
+        expected = average(alone, row, params, clients, False).clone()
+        assert expected[3:5].isnan().all() and not expected[5:].isnan().any()
+        exact = params.double().mean(dim=0)
+        exact[3:5] = expected[3:5] = 0
+        assert (expected - exact).abs().max() < 1e-9 and (expected - exact)[4:].abs().max() < 1e-15
+        for nodes in ([0] * size, [0, 0, 1, 1][:size]):
+            averager = make_averager(row, clients, nodes=nodes, rank=rank, bucket_mb=800 / MIB, reduce_order="fixed")
+            for chunk, last in ((1, True), (2, False), (3, True)):
+                mean = average(averager, row, params[given.start : given.stop], chunk, last)
+                mean[3:5] = mean[3:5].masked_fill(mean[3:5].isnan(), 0)
+                assert torch.equal(mean, expected), (n_params, nodes, chunk)
+
+
+def sixteen_bits_track(rank: int, size: int) -> None:
+    """Clients of a quadratic problem: what is owed stays bounded, and the trajectory stays at the full one's side.
+
+    Client c pulls each parameter towards its own target. What two roundings lose in a round is at most two units of
+    its last place, and with feedback the trajectories are never further apart than that; without, losses add up.
+    """
+    clients, rounds, pull = 5, 60, 0.01
+    given = deal(clients, rank, size)
+    targets = start(clients * 211).view(clients, 211) * torch.logspace(-4, 2, 211)
+    for nodes in ([0] * size, [0, 0, 1, 1][:size]):
+        for wire_format in ("bf16", "fp16"):
+            far, bound = {}, 2 * ROUNDING[wire_format] * pull
+            for feedback in (True, False):
+                row = full = torch.zeros(211)
+                averager = make_averager(
+                    row, clients, nodes=nodes, rank=rank, bucket_mb=120 / MIB, wire_format=wire_format
+                )
+                for _ in range(rounds):
+                    mine = row + pull * (targets - row)[given.start : given.stop]
+                    row = average(averager, row, mine, 2, True).clone()
+                    full = full + pull * (targets.mean(dim=0) - full)
+                    assert alike(row)
+                    for value in () if feedback else averager.state().values():
+                        value.zero_()
+                far[feedback] = ((row - full).abs() / targets.abs().mean(dim=0)).max().item()
+            assert far[True] < bound and far[False] > 3 * far[True], (nodes, wire_format, far)
+
+
+def owed_goes_on(rank: int, size: int) -> None:
+    """What ranks owe, restored, gives the same bits; given to one rank, the same sum."""
+    row = start(301)
+    params = clients_of(row, size)
+    mine = params[rank : rank + 1]
+    averagers = [
+        make_averager(row, size, nodes=[0] * size, rank=rank, bucket_mb=120 / MIB, wire_format="bf16") for _ in range(3)
+    ]
+    average(averagers[0], row, mine, 1, True)
+    owed = averagers[0].state()["owed to the mean"].clone()
+    assert owed.any()
+    averagers[1].state()["owed to the mean"].copy_(owed)
+    again = [average(averager, row, mine, 1, True).clone() for averager in averagers[:2]]
+    assert torch.equal(*again)
+    together = owed.clone()
+    dist.all_reduce(together)
+    if rank == 0:
+        averagers[2].state()["owed to the mean"].copy_(together)
+    elsewhere = average(averagers[2], row, mine, 1, True)
+    assert (elsewhere - again[0]).abs().max() < 2e-5
+    exact = params.mean(dim=0) + together
+    assert (elsewhere - exact).abs().max() < 2e-5
+
+
+def extremes_in_sixteen_bits(rank: int, size: int) -> None:
+    """Changes beyond fp16's range and below it, and none at all; a lost client is seen by every rank."""
+    for scale in (0.0, 1e-30, 1e-9, 1e7, 1e30):
+        row = torch.zeros(37)
+        mine = scale * clients_of(torch.zeros(37), size)[rank : rank + 1] * 1e3
+        for wire_format in ("bf16", "fp16"):
+            averager = make_averager(
+                row, size, nodes=[0] * size, rank=rank, bucket_mb=100 / MIB, wire_format=wire_format
+            )
+            mean = average(averager, row, mine, 1, True).clone()
+            exact = scale * clients_of(torch.zeros(37), size).mean(dim=0) * 1e3
+            assert (mean - exact).abs().max() <= 2**-7 * exact.abs().max()
+            lost = mine.clone()
+            lost[0, rank] = torch.nan if rank else torch.inf
+            mean = average(averager, row, lost, 1, True)
+            assert not mean[:size].isfinite().any()
+            assert alike(mean.nan_to_num())
+
+
 def waiting_is_counted(rank: int, size: int) -> None:
     row = start(1_009)
     averager = make_averager(row, size, nodes=[0] * size, rank=rank, bucket_mb=25)
@@ -125,6 +219,11 @@ CHECKS = [
     (nearer_than_sums_in_float32, 4),
     *((nodes_are_equal, size) for size in (3, 4)),
     *((goes_on_from_saved_sums, size) for size in (1, 3)),
+    *((fixed_order, size) for size in (2, 3, 4)),
+    (sixteen_bits_track, 2),
+    (sixteen_bits_track, 4),
+    (owed_goes_on, 3),
+    (extremes_in_sixteen_bits, 3),
     (waiting_is_counted, 2),
 ]
 
