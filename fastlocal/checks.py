@@ -12,6 +12,9 @@ from .errors import UsageError
 LARGEST = 2**31 - 1
 """Of every count: beyond it, products of two counts leave 64 bits."""
 
+MOST_IN_FIXED_ORDER = 2**20
+"""Clients; with more, the grid that parameters are rounded to would be coarser than float32 close to 1e-5."""
+
 MOST_WORKERS = 1024
 """Threads that one process starts."""
 
@@ -93,6 +96,9 @@ def _counts(config: RunConfig) -> Iterator[str]:
     limit = config.machine.memory_limit
     if limit is not None and not (math.isfinite(limit) and limit > 0):
         yield f"--memory-limit {limit}: must be a finite number of GiB above 0"
+    bucket = config.machine.bucket_mb
+    if not (math.isfinite(bucket) and bucket > 0):
+        yield f"--bucket-mb {bucket}: must be a finite number of MiB above 0"
     tune_seconds = config.machine.tune_seconds
     if not (math.isfinite(tune_seconds) and tune_seconds >= 0):
         yield f"--tune-seconds {tune_seconds}: must be a finite number, 0 or more"
@@ -124,6 +130,10 @@ def _rates(config: RunConfig) -> Iterator[str]:
 
 def _clients(config: RunConfig) -> Iterator[str]:
     client = config.client
+    if config.machine.reduce_order == "fixed" and config.machine.wire_format != "full":
+        yield f"--wire-format {config.machine.wire_format}: rounds; --reduce-order fixed needs --wire-format full"
+    if config.machine.reduce_order == "fixed" and config.clients > MOST_IN_FIXED_ORDER:
+        yield f"--reduce-order fixed: at most {MOST_IN_FIXED_ORDER} clients, not {config.clients}; use any"
     if client.total_batch_size % client.batch_size:
         lower = client.total_batch_size // client.batch_size * client.batch_size
         near = f"{lower} or {lower + client.batch_size}" if lower else str(client.batch_size)

@@ -203,6 +203,14 @@ class MachineConfig:
     """how processes find each other: env:// as torchrun or srun say, or tcp://HOST:PORT of the first one"""
     timeout: float = 600.0
     """seconds that processes wait for each other before the run ends, naming those that are missing"""
+    bucket_mb: float = 25.0
+    """MiB that parameters go from process to process in, several such buckets at once"""
+    wire_format: Literal["full", "bf16", "fp16"] = "full"
+    """of parameters on their way between processes (within a node always full); what 16 bits lose is added in the next
+    round"""
+    reduce_order: Literal["any", "fixed"] = "any"
+    """fixed: the mean is the same to the bit on any number of processes and with any --chunk, at four times the bytes;
+    parameters beyond 16,777,216 make it NaN"""
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from .world import World
 
 FREE = {
     *("epochs", "rounds", "data_pth", "train_pth", "val_pth", "nw", "source", "prefetch"),
-    *(name for name, area in AREA_OF.items() if area in ("machine", "log") and name not in ("precision", "seed")),
-}
+    *(name for name, area in AREA_OF.items() if area in ("machine", "log")),
+} - {"precision", "seed", "wire_format", "reduce_order"}
 """Fields that say where a run ends, where things are and how it is computed, not what was computed so far."""
 PATHS = ("resume_pth",)
 

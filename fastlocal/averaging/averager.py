@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .buckets import Buckets
+from .buckets import ALIGNED, Buckets
 from .routes import AllReduce, Route, ThroughNodes, group_of, in_two_levels, nodes_of
 from .sixteen_bits import SixteenBits
 from .sums import FixedSums, FloatSums, Sums
@@ -138,7 +138,9 @@ class Averager:
 
     def _blocks(self, columns: slice, clients: int) -> Iterator[slice]:
         """The columns in pieces that a CPU's cache holds."""
-        step = max(4096, IN_CACHE // max(clients, 1)) if self._sums.device.type == "cpu" else columns.stop
+        step = columns.stop
+        if self._sums.device.type == "cpu":
+            step = max(4096, IN_CACHE // max(clients, 1) // ALIGNED * ALIGNED)
         for start in range(columns.start, columns.stop, step):
             yield slice(start, min(start + step, columns.stop))
 

@@ -16,6 +16,9 @@ from torch.autograd import profiler
 from .routes import Route, Steps
 
 Fill = Callable[[Tensor, slice], None]
+ALIGNED = 64
+"""Columns that buckets, and what is summed at a time, begin at multiples of. On a CPU torch sums columns in vectors,
+those left over at a tensor's end in another order; so they are the same columns however the sum is split."""
 
 
 @dataclass
@@ -42,6 +45,7 @@ class Buckets:
         self.flat = torch.zeros(rows * n_params, dtype=dtype, device=device)
         self._route = route
         step = max(1, int(bucket_bytes / (rows * dtype.itemsize)))
+        step -= step % ALIGNED if step > ALIGNED else 0
         self._buckets = []
         for number, start in enumerate(range(0, n_params, step)):
             stop = min(start + step, n_params)
