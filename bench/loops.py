@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from bench.case import MOMENTUM, RATE, cores
+from fastlocal.allocator import keep_freed_memory
 from fastlocal.losses import cross_entropy
 from fastlocal.precision import Numerics
 
@@ -215,6 +216,7 @@ class Processes:
 
 def _work(task: Task, pipe: Connection, total: Tensor, mean: Tensor) -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()
     own = Modules(task, sync=False, foreach=True)
     while True:
         try:

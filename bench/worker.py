@@ -23,6 +23,7 @@ from torch import Tensor
 
 from bench.case import Case, cores
 from bench.loops import LOOPS, Task
+from fastlocal.allocator import keep_freed_memory
 from fastlocal.checks import check
 from fastlocal.data.streams import Streams, StreamSpec
 from fastlocal.errors import UsageError
@@ -127,6 +128,7 @@ def main(variant: str, case_text: str, file: str) -> int:
     os.dup2(2, 1)
     case = Case(**json.loads(case_text))
     torch.manual_seed(0)
+    keep_freed_memory()  # as the trainer does, so that no way is slower for want of it
     with tempfile.TemporaryDirectory() as folder:
         try:
             if variant.startswith("fastlocal "):

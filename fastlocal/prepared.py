@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .allocator import keep_freed_memory
 from .batchnorm import has_batchnorm
 from .choosing import choose_executor
 from .config import RunConfig
@@ -72,6 +73,8 @@ def prepare(
     device = resolve_device(config.machine.device, world.ranks)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # Triton launches on the current device, wherever its tensors are
+    if device.type == "cpu":
+        keep_freed_memory()
     config, data = resolve_for_data(config, data, device)
     assert config.machine.precision is not None, "resolved just now"
     numbers = numerics(config.machine.precision, device, repeatable=config.machine.deterministic)
