@@ -26,9 +26,9 @@ from .channel import Channel, Peer
 from .errors import AgreedError, RankMissing, UsageError
 from .ranks import Ranks, deal
 
-MARGIN_S = 10.0
+MARGIN_S = 5.0
 """Beyond the timeout, after which a thread ends a process that is stuck where Python cannot help itself."""
-FAREWELL_S = SAYING_S = 5.0
+FAREWELL_S, SAYING_S = 5.0, 2.0
 LOOK_S = 0.5
 STUCK_STATUS = 1
 
