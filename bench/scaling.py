@@ -19,7 +19,7 @@ import torch
 from bench.case import RESULTS, Case, device_name, machine
 from bench.throughput import COPIES, SIZES, Row, merge
 from bench.turns import measure, spread
-from fastlocal.memory import available
+from fastlocal.free_memory import available
 
 CLIENTS, STEPS = (8, 32, 128, 512, 2048, 4096), (1, 4, 16, 64)
 AT = 128

@@ -28,7 +28,7 @@ from bench.case import RESULTS, Case, device_name, machine
 from bench.loops import LOOPS, ON_CPU_ONLY, ON_GPU_ONLY, REFERENCE
 from bench.turns import Variant, measure, spread
 from fastlocal.config import Executor
-from fastlocal.memory import available
+from fastlocal.free_memory import available
 
 Row = dict[str, str]
 

@@ -53,7 +53,9 @@ def choose_executor(
         return config, []
     assert machine.chunk is not None, "resolved before"
     progress = Progress(config)
-    work = Work(machine.chunk, config.client.batch_size, config.schedule.step1, progress.total_steps * config.clients)
+    total = progress.total_steps * config.clients
+    workers = machine.workers if problem.numerics.device.type == "cpu" else None
+    work = Work(machine.chunk, config.client.batch_size, config.schedule.step1, total, workers or 1)
     options = candidates(config, asked, problem, seen)
     if len(options) == 1:
         return config, []
@@ -86,7 +88,8 @@ def candidates(config: RunConfig, asked: MachineConfig, problem: LocalProblem, s
     if asked.conv_strategy != "auto":
         return found if seen.no_vmap else [{"executor": "stacked"}]
     if on_cpu and not seen.random:
-        layouts = (False, True) if convolutions and asked.channels_last is None else (bool(asked.channels_last),)
+        usual = bool(config.machine.channels_last)  # first, as not all may be timed
+        layouts = (usual, not usual) if convolutions and asked.channels_last is None else (bool(asked.channels_last),)
         found += [{"executor": "threaded", "channels_last": last} for last in layouts]
     if not seen.no_vmap:
         strategies = ("loop", "im2col") if on_cpu and convolutions and asked.conv_strategy == "auto" else (None,)

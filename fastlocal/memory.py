@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,6 +15,7 @@ from .errors import UsageError
 from .evaluation import BATCH
 from .executors.base import LocalProblem
 from .executors.conv_strategy import Stacking, Strategies, parse
+from .free_memory import available, resident_bytes
 
 GIB = 2**30
 FEW, MORE = 2, 4
@@ -28,8 +27,6 @@ SLACK = {"cpu": 0.2, "cuda": 0.0}
 """Of the activations: blocks that malloc keeps although nobody uses them, as measured by bench.memory."""
 EVALUATING = 3
 """Activations that an evaluation holds at once: a layer's input and output, and a residual."""
-SPARE = 0.9
-"""Of a GPU's free memory, the rest being left to what libraries take for themselves."""
 
 
 @dataclass(frozen=True)
@@ -248,40 +245,6 @@ def _needs(config: RunConfig, problem: LocalProblem, data: DataSet, strategies: 
         workers=(config.machine.workers or 1) if config.machine.executor == "threaded" else 1,
         device=numbers.device.type,
     )
-
-
-def available(device: torch.device) -> int:
-    """Bytes that this process may take in all: what it has and what is free.
-
-    On a GPU: those of torch's allocator, without the CUDA context.
-    """
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(SPARE * (free + torch.cuda.memory_reserved(device)))
-    free = _meminfo("MemAvailable")
-    most, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
-    if most is not None and used is not None:
-        free = min(free, max(most - used, 0))
-    return free + resident_bytes()
-
-
-def resident_bytes() -> int:
-    """Resident set of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _meminfo(name: str) -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def _gib(size: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,22 +93,28 @@ def prepare_named(
     """A run of a named model on a named data set, ready to start.
 
     message: takes one line for a person while data are read        world: the processes of the run; None: one
-    dry_run: neither read nor download a data set whose sizes are known; what comes back can be looked at, not trained
+    dry_run: neither read nor download a data set whose sizes are known, nor time anything; what comes back can be
+        looked at, not trained
     """
     resolve_device(config.machine.device, world.ranks if world else Ranks())
     refuse_unknown(config.model.model)
     path = Path(config.model.resume_pth or "").expanduser()
     state = None if config.model.resume_pth is None else read_state(path, "--resume-pth")
     data = _outline(config) if dry_run and config.data.dataset in PUBLISHED else load_data(config, message)
+    by_rule = config.with_values(tune_seconds=0.0) if dry_run else config
     with held_back():
-        return prepare(
-            config,
+        prepared = prepare(
+            by_rule,
             data,
             lambda: make_model(config, data, state, "--resume-pth", path),
             cross_entropy,
             model_flag=f"--model {config.model.model}",
             world=world,
         )
+    if dry_run and config.machine.executor == "auto" and config.machine.tune_seconds:
+        note = f"{prepared.config.machine.executor} is by rule; a run that is long enough times other executors first"
+        return dataclasses.replace(prepared, notes=(*prepared.notes, note))
+    return prepared
 
 
 def _outline(config: RunConfig) -> DataSet:

@@ -9,7 +9,8 @@ import torch
 from .config import RunConfig
 from .config_file import config_of
 from .errors import UsageError
-from .memory import GIB, available
+from .free_memory import available
+from .memory import GIB
 from .resolve import cores
 from .world import World
 

@@ -42,7 +42,7 @@ def try_executor(config: RunConfig, problem: LocalProblem) -> tuple[Executor, Ru
     config = config.with_values(conv_strategy=words(strategies), compile=bool(machine.compile))
     if machine.compile:
         try:
-            _one_step(stacked, machine.chunk, config.client.batch_size)
+            try_step(stacked, config)
         except RuntimeError as error:
             reason = f"torch.compile cannot take this model ({_line(error)})"
             raise UsageError(f"--compile 1: {reason}; use --compile 0") from error
@@ -51,6 +51,8 @@ def try_executor(config: RunConfig, problem: LocalProblem) -> tuple[Executor, Ru
         raise UsageError(f"--cuda-graph 1: {why}; use --cuda-graph 0")
     if why is not None and device.type == "cuda" and machine.cuda_graph is None:
         notes.append(f"local steps are launched one kernel after the other: {why}")
+    if graphed is None and device.type == "cuda":
+        try_step(stacked, config)
     return graphed or stacked, config.with_values(cuda_graph=graphed is not None), notes
 
 
@@ -68,10 +70,25 @@ def _graphed(stacked: StackedExecutor, config: RunConfig) -> tuple[GraphedExecut
     try:
         _one_step(GraphedExecutor(stacked, graphs), machine.chunk, config.client.batch_size)
     except torch.OutOfMemoryError:
-        return None, "one client's step does not fit into the GPU's memory"
+        try_step(stacked, config)
+        return None, "the GPU's memory has no room for a captured step"
     except RuntimeError as error:
         return None, f"a local step cannot be captured ({_line(error)})"
     return GraphedExecutor(stacked, graphs), None
+
+
+def try_step(executor: StackedExecutor, config: RunConfig) -> None:
+    """A step of a chunk of clients that are thrown away; UsageError where one client's does not fit into memory."""
+    assert config.machine.chunk is not None
+    batch = config.client.batch_size
+    try:
+        _one_step(executor, config.machine.chunk, batch)
+    except torch.OutOfMemoryError as error:
+        place = executor.problem.numerics.device
+        raise UsageError(
+            f"--batch-size {batch}: one client's step does not fit into the memory of {place}; lower it or take a "
+            "smaller --model"
+        ) from error
 
 
 def _one_step(executor: StackedExecutor | GraphedExecutor, clients: int, batch: int) -> None:

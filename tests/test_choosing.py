@@ -7,6 +7,8 @@ import json
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ import torch
 
 from fastlocal.choosing import candidates
 from fastlocal.commands.flags import parse
+from fastlocal.executors.base import RoundPlan, RoundResult
 from fastlocal.executors.threaded import ThreadedExecutor
 from fastlocal.executors.tuning import Work, tune
 from fastlocal.named import prepare_named
 from fastlocal.prepared import Prepared
 from fastlocal.probe import Probe
 from fastlocal.remembered import cache_file, keep, recall
+from fastlocal.stack import ClientStack
 from tests.executors.test_executors import EXECUTORS, problem_of
 from tests.tiny import run, train_words, write_npz
 
@@ -196,10 +200,74 @@ def test_compiled_steps_are_timed_in_whole_chunks() -> None:
         return executor
 
     work = Work(7, 5, 2, 10**9)
-    tune(problem_of("perceptron", torch.float32), work, [{"compile": True}], make, 0.1)
-    tune(problem_of("perceptron", torch.float32), work, [{"compile": False}], make, 0.1)
+    tune(problem_of("perceptron", torch.float32), work, [{"compile": False}, {"compile": True}], make, 0.1)
     assert {clients for compiled, clients in stepped if compiled} == {7}
     assert min(clients for compiled, clients in stepped if not compiled) < 7
+
+
+class Paced:
+    """Takes a round as long as `pace` says, given its samples, and trains nothing."""
+
+    def __init__(self, pace: Callable[[int], None]) -> None:
+        self.pace, self.batches = pace, set[int]()
+
+    def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
+        self.batches.add(plan.sample_ids.shape[-1])
+        self.pace(plan.sample_ids.numel())
+        return RoundResult(torch.zeros(plan.sample_ids.shape[:2]), None)
+
+
+def compute(seconds: float) -> None:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def test_one_lucky_round_decides_nothing() -> None:
+    lucky = iter([4e-3] * 3)
+    paces = {
+        "rule": lambda samples: time.sleep(3e-2 * samples),
+        "steady": lambda samples: time.sleep(1e-2 * samples),
+        "lucky": lambda samples: time.sleep(next(lucky, None) or 2e-2 * samples),
+    }
+    work = Work(1, 1, 1, 10**12)
+    made = {name: Paced(pace) for name, pace in paces.items()}
+    timings = tune(
+        problem_of("perceptron"), work, [{"executor": name} for name in paces], lambda p, v: made[v["executor"]], 0.5
+    )
+    assert timings[0].values == {"executor": "steady"} and timings[0].seconds >= 1e-2
+
+
+def test_one_round_that_was_held_up_rules_nothing_out() -> None:
+    held_up = iter([1e-3, 0.1])
+    paces = {
+        "rule": lambda samples: time.sleep(2e-2 * samples),
+        "held up": lambda samples: time.sleep(next(held_up, 5e-3)),
+    }
+    made = {name: Paced(pace) for name, pace in paces.items()}
+    options = [{"executor": name} for name in paces]
+    timings = tune(problem_of("perceptron"), Work(1, 1, 1, 10**12), options, lambda p, v: made[v["executor"]], 0.1)
+    assert timings[0].values == {"executor": "held up"}
+
+
+def test_a_busy_machine_makes_no_run_long() -> None:
+    """Waiting for a core is not counted: the run of 4,000 steps takes 0.4 s of the processor's time, 40 s as timed."""
+    slow = Paced(lambda samples: (compute(1e-4), time.sleep(1e-2))[0])
+    options = [{"executor": "rule"}, {"executor": "other"}]
+    assert tune(problem_of("perceptron"), Work(1, 1, 1, 4000), options, lambda p, v: slow, 1.0) == []
+    assert len(tune(problem_of("perceptron"), Work(1, 1, 1, 4000), options, lambda p, v: slow, 0.01)) == 2
+
+
+def test_steps_that_take_long_are_timed_on_smaller_batches() -> None:
+    """A step of a whole batch takes 10 s."""
+    made = [Paced(lambda samples: compute(1e-3 * samples)), Paced(lambda samples: compute(2e-3 * samples))]
+    began = time.process_time()
+    options = [{"executor": place} for place in range(2)]
+    timings = tune(problem_of("perceptron"), Work(2, 10_000, 4, 10**6), options, lambda p, v: made[v["executor"]], 0.5)
+    assert time.process_time() - began < 2.0
+    assert all(max(one.batches) < 1000 for one in made)
+    assert [timing.values["executor"] for timing in timings] == [0, 1]
+    assert timings[0].seconds == pytest.approx(10.0, rel=0.9)
 
 
 @pytest.mark.parametrize(("flags", "tried"), [(["29"], False), (["30"], True), (["30", "--compile", "0"], False)])

@@ -14,6 +14,7 @@ from torch import nn
 from fastlocal.data.sources.resident import ResidentSource
 from fastlocal.data.types import Split
 from fastlocal.executors.base import LocalProblem
+from fastlocal.free_memory import free_bytes, resident_bytes
 from fastlocal.layout import param_layout
 from fastlocal.losses import cross_entropy
 from fastlocal.memory import Activations, Needs, activations
@@ -108,6 +109,13 @@ def test_the_largest_chunk_fits_and_one_more_does_not(device: str, stacked: bool
         chunk = needs.largest_chunk(limit)
         assert chunk == 0 or needs.total(chunk) <= limit
         assert chunk == needs.clients or needs.total(chunk + 1) > limit
+
+
+def test_a_system_that_does_not_say_what_is_free(tmp_path: Path) -> None:
+    """Without /proc the largest resident set stands for the present one, and all memory for what is free."""
+    assert 0.5 * resident_bytes() < resident_bytes(tmp_path) and free_bytes() < free_bytes(tmp_path)
+    (tmp_path / "meminfo").write_text("MemTotal: 10 kB\nMemAvailable: 7 kB\n")
+    assert free_bytes(tmp_path) == 7 * 1024
 
 
 @pytest.fixture

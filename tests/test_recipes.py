@@ -166,6 +166,7 @@ def test_dry_runs_need_no_data(
     assert rows["batch"] == "128 per client, 4096 in all"
     assert rows["rounds"] == rounds
     assert rows["rate"].split(",")[0] == rate
+    assert rows["note"].startswith("looped is by rule"), "nothing is timed"
     assert list(tmp_path.iterdir()) == []
 
 

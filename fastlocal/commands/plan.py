@@ -25,4 +25,6 @@ def run(argv: Sequence[str]) -> int:
         f"{config.client.batch_size}, {config.machine.precision}, {config.machine.executor} on {config.machine.device}"
     )
     print(prepared.memory.table())
+    for note in prepared.notes:
+        print(note)
     return 0

@@ -35,6 +35,7 @@ def plan_text(prepared: Prepared) -> str:
         if size:
             rows.append(("memory", f"{size / 2**20:,.1f} MiB {what}"))
     rows.append(("memory", f"{memory.needs.total(memory.chunk) / 2**20:,.1f} MiB in all at the peak"))
+    rows += [("note", line) for line in prepared.notes]
     return "\n".join(f"{name:<14}{value}" for name, value in rows)
 
 

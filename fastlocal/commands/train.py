@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..prepared import Prepared
     from ..world import World
 
-MISSING, NOT_FINITE, STOPPED = 1, 3, 75
+MISSING, NO_MEMORY, NOT_FINITE, STOPPED = 1, 1, 3, 75
 
 
 def run(argv: Sequence[str]) -> int:
@@ -61,6 +61,8 @@ def _check_restarts(config: RunConfig, ranks: Ranks) -> None:
 
 def _start(flags: TrainFlags, world: World, finish: Callable[[Prepared, Loop], None], eval_every: int | None) -> int:
     with held_back():
+        import torch
+
         from ..directory import check_directory
         from ..named import prepare_named
         from ..resume import as_before
@@ -95,6 +97,11 @@ def _start(flags: TrainFlags, world: World, finish: Callable[[Prepared, Loop], N
                 resume=again,
                 eval_every=eval_every,
             )
+    except torch.OutOfMemoryError:
+        mend = "lower --batch-size, --chunk or --memory-limit"
+        said = f"{config.machine.device} has no memory left; {mend}; {_reached(directory)}"
+        print(f"fastlocal: stopped: {said}", file=sys.stderr)
+        return NO_MEMORY
     except NonFiniteLoss as error:
         if world.is_first:
             print(f"fastlocal: stopped: {error}; {_reached(directory)}", file=sys.stderr)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from weakref import WeakSet
 
 import torch
@@ -108,6 +109,16 @@ class GraphedExecutor:
         return program.result(plan.local_steps)
 
 
+@contextlib.contextmanager
+def put_back(stack: ClientStack) -> Iterator[None]:
+    """What is done to the buffers within is undone; their copy is on the host, as a chunk is to fill a GPU's memory."""
+    buffers = [buffer for buffer in (stack.params, stack.momentum) if buffer is not None]
+    before = [buffer.to("cpu", copy=True) for buffer in buffers]
+    yield
+    for buffer, values in zip(buffers, before, strict=True):
+        buffer.copy_(values)
+
+
 class CudaGraphs:
     """Captures step programs as CUDA graphs that share one pool of memory, as never two of them run at once."""
 
@@ -120,20 +131,16 @@ class CudaGraphs:
 
         Raises RuntimeError where a step cannot be captured, because it looks at a number on the host, say.
         """
-        stack, device = program.stack, program.stack.params.device
-        buffers = [buffer for buffer in (stack.params, stack.momentum) if buffer is not None]
-        before = [buffer.clone() for buffer in buffers]
+        device = program.stack.params.device
         random = torch.cuda.get_rng_state(device)
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
-                program.rewind()
-                program.step()
-        torch.cuda.current_stream(device).wait_stream(side)
-        for buffer, values in zip(buffers, before, strict=True):
-            buffer.copy_(values)
-        del before
+        with put_back(program.stack):
+            side = torch.cuda.Stream(device)
+            side.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UPS):
+                    program.rewind()
+                    program.step()
+            torch.cuda.current_stream(device).wait_stream(side)
         torch.cuda.set_rng_state(random, device)
         graph = torch.cuda.CUDAGraph()
         pool = next((other.pool() for other in self._alive), None)

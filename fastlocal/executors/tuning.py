@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +18,18 @@ from ..data.types import Split
 from ..stack import ClientStack
 from .base import Executor, LocalProblem, RoundPlan
 
-WORTHWHILE = 4.0
-"""Nothing is timed where the whole run is expected to take less than this many times the timing."""
-FEW = 4
-"""Clients of a first, rough timing."""
-HOPELESS, CLOSE = 3.0, 1.5
-"""A candidate that is this many times slower than the best is not timed on, and not timed again at the end."""
-PASSES = 12
-"""How many timings the time is meant for."""
+WORTHWHILE, SHARE = 4.0, 0.1
+"""Nothing is timed where the whole run is expected to take less than the first many times the timing, and then the
+timing takes at most this share of it; what a candidate takes to start comes on top."""
+FEW, SMALL = 4, 8
+"""Clients and samples of a first, rough timing."""
+FAILURES = (RuntimeError, ValueError, MemoryError)
+HOPELESS, CLOSE = 3.0, 1.3
+"""A candidate that is this many times slower than the best is not timed on, after one timing and after several."""
+TURNS, LEAST_TURNS = 5, 3
+"""How many timings of every candidate the time is meant for, and how many there are however long they take."""
+ALWAYS = 2
+"""Candidates that are begun however long the ones before took."""
 
 Values = Mapping[str, Any]
 """Fields of MachineConfig by name."""
@@ -31,7 +37,7 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Timing:
-    """values: what was timed        seconds: per client and local step, the shortest of several times"""
+    """values: what was timed        seconds: per client and local step, the median of several times"""
 
     values: Values
     seconds: float
@@ -39,12 +45,27 @@ class Timing:
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done: clients at most per timing, samples of a batch, steps of a round, client-steps of the run."""
+    """What is to be done: clients at most per timing, samples of a batch, steps of a round, client-steps of the run.
+
+    workers: clients that threads step at once, so that fewer would leave some without work
+    """
 
     clients: int
     batch: int
     local_steps: int
     total: int
+    workers: int = 1
+
+
+@dataclass
+class _Candidate:
+    values: Values
+    executor: Executor
+    times: list[float]
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(self.times)
 
 
 def worthwhile(work: Work, each: float, seconds: float) -> bool:
@@ -62,62 +83,107 @@ def tune(
     """Times of the candidates, the fastest first; none where the run is too short to be worth it.
 
     candidates: the one that is taken without timing first        make: the executor of a candidate
-    seconds: about how long it may take; a candidate that is begun is finished
+    seconds: about how long it may take; a candidate that is begun is finished. Where a step of a whole batch takes too
+        long for that, all are timed on smaller batches
+    They take turns, and medians are compared, so that what else the machine does falls on all of them alike.
     Random states are left as they were. What a candidate cannot do leaves it out.
     """
     device = problem.numerics.device
     problem = _in_memory(problem)
-    deadline = time.perf_counter() + seconds
-    executors: list[Executor] = []
-    best: list[Timing] = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            by_rule = make(problem, candidates[0])
+            slice_s = seconds / (TURNS * len(candidates))
+            timed, each = _measure(by_rule, problem, work, slice_s)
+        except FAILURES:
+            return []  # what fails by rule is for the run itself to say
+        if not worthwhile(work, each, seconds):
+            return []
+        seconds = min(seconds, SHARE * each * work.total)
+        deadline = time.perf_counter() + seconds
+        found: list[_Candidate] = []
         for values in candidates:
-            if best and time.perf_counter() > deadline:
+            if len(found) >= ALWAYS and time.perf_counter() > deadline:
                 break
             try:
-                executor = make(problem, values)
-                clients = _clients(values, work, FEW)
-                rough = min(_once(executor, problem, clients, 1, work.batch) for _ in range(2))
-            except (RuntimeError, ValueError, MemoryError):
-                if not best:
-                    return []  # what fails by rule is for the run itself to say
+                executor = by_rule if values is candidates[0] else make(problem, values)
+                clients = _clients(values, timed, max(FEW, work.workers))
+                if found:
+                    with _one_thread(device):  # what starts up is slow to share between threads on a busy machine
+                        _once(executor, problem, clients, 1, timed.batch)
+                took = _once(executor, problem, clients, 1, timed.batch)
+                if found and took > HOPELESS * min(one.seconds for one in found):  # or it was held up
+                    took = min(took, _once(executor, problem, clients, 1, timed.batch))
+                found.append(_Candidate(values, executor, [took]))
+            except FAILURES:
                 continue
-            if not best and not worthwhile(work, rough, seconds):
-                return []
-            executors.append(executor)
-            best.append(Timing(values, rough))
-        _refine(problem, work, executors, best, deadline, seconds / PASSES)
-    return sorted(best, key=lambda timing: timing.seconds)
+        _take_turns(problem, timed, found, deadline, slice_s)
+    whole = work.batch / timed.batch
+    return sorted((Timing(one.values, whole * one.seconds) for one in found), key=lambda timing: timing.seconds)
 
 
-def _refine(
-    problem: LocalProblem, work: Work, executors: list[Executor], best: list[Timing], deadline: float, slice_s: float
+def _measure(executor: Executor, problem: LocalProblem, work: Work, slice_s: float) -> tuple[Work, float]:
+    """The work with a batch of which a step of each worker fits into a slice, and seconds per client-step of the run.
+
+    On a CPU those of one core by the processor's clock, which others on the machine do not move.
+    """
+    clients, batch = min(FEW, work.clients), min(SMALL, work.batch)
+    device = problem.numerics.device
+    with _one_thread(device):
+        _once(executor, problem, clients, 1, batch)
+        each = min(_once(executor, problem, clients, 1, batch, by_processor=True) for _ in range(2))
+        fits = min(work.batch, int(batch * slice_s / (each * max(1, min(work.workers, work.clients)))))
+        if fits > batch:
+            batch = fits
+            each = min(_once(executor, problem, clients, 1, batch, by_processor=True) for _ in range(2))
+    return dataclasses.replace(work, batch=batch), each * work.batch / batch
+
+
+def _take_turns(
+    problem: LocalProblem, work: Work, found: list[_Candidate], deadline: float, slice_s: float
 ) -> None:
-    """Time in turns, with as many clients and steps as a slice allows, those that may turn out the fastest."""
-    fastest = min((timing.seconds for timing in best), default=0.0)
-    close = [place for place, timing in enumerate(best) if timing.seconds < HOPELESS * fastest]
-    first = True
-    while close and (first or time.perf_counter() < deadline):
-        for place in close:
-            timing = best[place]
-            count = max(1, int(slice_s / timing.seconds))
-            steps = max(1, min(work.local_steps, count // min(FEW, work.clients)))
-            clients = _clients(timing.values, work, max(1, count // steps))
-            took = _once(executors[place], problem, clients, steps, work.batch)
-            best[place] = Timing(timing.values, took if first else min(timing.seconds, took))
-        fastest = min(best[place].seconds for place in close)
-        close = [place for place in close if best[place].seconds < CLOSE * fastest]
-        first = False
+    """Time with as many clients and steps as a slice allows those that may turn out the fastest."""
+    fastest = min((one.seconds for one in found), default=0.0)
+    close = [one for one in found if one.seconds < HOPELESS * fastest]
+    turn = 0
+    while len(close) > 1 and (turn < LEAST_TURNS or time.perf_counter() < deadline):
+        for one in close:
+            count = max(1, int(slice_s / one.seconds))
+            steps = max(1, min(work.local_steps, count // max(FEW, work.workers)))
+            clients = _clients(one.values, work, max(1, count // steps))
+            took = _once(one.executor, problem, clients, steps, work.batch)
+            one.times = [took] if turn == 0 else [*one.times, took]  # the rough one was of another size
+        turn += 1
+        if turn >= LEAST_TURNS:
+            fastest = min(one.seconds for one in close)
+            close = [one for one in close if one.seconds < CLOSE * fastest]
 
 
 def _clients(values: Values, work: Work, most: int) -> int:
-    """How many clients to time at once: a whole chunk of compiled steps, as they are compiled for it alone."""
+    """How many clients to time at once: a multiple of the workers, as a run has few rounds in which one waits; a whole
+    chunk of compiled steps, as they are compiled for it alone."""
     chunk = min(work.clients, values.get("chunk") or work.clients)
-    return chunk if values.get("compile") else min(chunk, most)
+    if values.get("compile"):
+        return chunk
+    return min(chunk, max(1, most // work.workers) * work.workers)
 
 
-def _once(executor: Executor, problem: LocalProblem, clients: int, steps: int, batch: int) -> float:
-    """Seconds per client and local step of one round at rate 0."""
+@contextlib.contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """On a CPU without intra-op threads, which take 25 times as long while something else has one of their cores."""
+    threads = torch.get_num_threads()
+    try:
+        if device.type == "cpu":
+            torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _once(
+    executor: Executor, problem: LocalProblem, clients: int, steps: int, batch: int, *, by_processor: bool = False
+) -> float:
+    """Seconds per client and local step of one round at rate 0; on a CPU, if wanted, of the processor's time."""
     device, dtype = problem.numerics.device, problem.numerics.dtype
     row = problem.layout.flatten(dict(problem.module.named_parameters()))
     params = row.repeat(clients, 1)
@@ -130,10 +196,11 @@ def _once(executor: Executor, problem: LocalProblem, clients: int, steps: int, b
         sample_ids=ids.view(steps, clients, batch),
     )
     _wait(device)
-    start = time.perf_counter()
+    clock = time.process_time if by_processor and device.type == "cpu" else time.perf_counter
+    start = clock()
     executor.run_round(stack, plan)
     _wait(device)
-    return (time.perf_counter() - start) / (clients * steps)
+    return (clock() - start) / (clients * steps)
 
 
 def _wait(device: torch.device) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from fastlocal.config import RunConfig
+from fastlocal.errors import UsageError
 from fastlocal.executors.base import LabelNoise
-from fastlocal.executors.graphed import GraphedExecutor
+from fastlocal.executors.graphed import GraphedExecutor, put_back
+from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.losses import cross_entropy
+from fastlocal.trying import try_step
+from tests import tiny
 from tests.executors.test_executors import assert_same, problem_of, start
 
 
@@ -56,6 +62,37 @@ def test_one_client_that_does_not_fit_is_an_error() -> None:
     stack, plan = start(problem)
     with pytest.raises(torch.OutOfMemoryError):
         Scarce(problem, room=0).run_round(stack, plan)
+
+
+def test_one_client_that_does_not_fit_is_said_in_one_line() -> None:
+    problem = problem_of("perceptron")
+    config = RunConfig().with_values(batch_size=7, total_batch_size=21, chunk=3)
+    with pytest.raises(UsageError, match="--batch-size 7: one client's step does not fit into the memory of cpu"):
+        try_step(Scarce(problem, room=0), config)
+    try_step(Scarce(problem, room=1), config)
+
+
+def test_a_run_whose_memory_ends_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(LoopedExecutor, "run_round", full)
+    words = tiny.train_words(tiny.write_npz(tmp_path / "data.npz"), tmp_path / "run")
+    outcome = tiny.run(capsys, *words, "--executor", "looped")
+    assert outcome.status == 1 and len(outcome.err.splitlines()) == 1
+    assert "cpu has no memory left; lower --batch-size, --chunk or --memory-limit" in outcome.err
+
+
+def test_what_a_capture_tries_out_is_undone() -> None:
+    stack, _ = start(problem_of("perceptron"))
+    assert stack.momentum is not None
+    params, momentum = stack.params.clone(), stack.momentum.clone()
+    with put_back(stack):
+        stack.params.add_(1)
+        stack.momentum.zero_()
+    assert torch.equal(stack.params, params) and torch.equal(stack.momentum, momentum)
 
 
 def test_a_user_s_own_loss_that_runs_out_is_retried_from_the_step_s_start() -> None:
