@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os.path
+import re
 from collections.abc import Iterator
 
 from .config import RunConfig
@@ -14,6 +15,9 @@ LARGEST = 2**31 - 1
 
 MOST_IN_FIXED_ORDER = 2**20
 """Clients; with more, the grid that parameters are rounded to would be coarser than float32 close to 1e-5."""
+
+MOST_SECONDS = 1_000_000
+"""That processes wait for each other."""
 
 MOST_WORKERS = 1024
 """Threads that one process starts."""
@@ -99,6 +103,10 @@ def _counts(config: RunConfig) -> Iterator[str]:
     bucket = config.machine.bucket_mb
     if not (math.isfinite(bucket) and bucket > 0):
         yield f"--bucket-mb {bucket}: must be a finite number of MiB above 0"
+    if not 0 < config.machine.timeout <= MOST_SECONDS:
+        yield f"--timeout {config.machine.timeout}: must be a number of seconds above 0, at most {MOST_SECONDS}"
+    if not re.fullmatch(r"env://|tcp://[^/:]+:\d{1,5}", config.machine.dist_url):
+        yield f"--dist-url {config.machine.dist_url}: must be env:// or tcp://HOST:PORT"
     tune_seconds = config.machine.tune_seconds
     if not (math.isfinite(tune_seconds) and tune_seconds >= 0):
         yield f"--tune-seconds {tune_seconds}: must be a finite number, 0 or more"

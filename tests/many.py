@@ -38,7 +38,7 @@ def start(*ranks: Sequence[object], **more: str) -> list[subprocess.Popen[str]]:
     return [
         subprocess.Popen(
             [sys.executable, "-m", "fastlocal", *map(str, words)],
-            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **shared, **more),
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **(shared | more)),
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -62,6 +62,26 @@ def test_any_number_of_processes_trains_the_same_model(ranks: int, alone: dict[s
         assert_alike(directory, alone[name])
 
 
+FIXED = (
+    *("train", "--dataset", "digits", "--device", "cpu", "--tune-seconds", "0", "--model", "cnn", "--clients", "7"),
+    *("--reduce-order", "fixed", "--executor", "looped", "--batch-size", "4", "--client-lr", "0.05"),
+    *("--momentum", "0.9", "--rounds", "3", "--step1", "2", *LOGS),
+)
+
+
+def test_in_a_fixed_order_not_one_bit_differs(tmp_path: Path) -> None:
+    folders = {ranks: tmp_path / str(ranks) for ranks in (1, 2, 4)}
+    for ranks, folder in folders.items():
+        words = [*FIXED, "--chunk", str(5 - ranks), "--log-pth", str(folder)]
+        if ranks == 1:
+            assert main(words) == 0
+        else:
+            ended = launch(ranks, words)
+            assert ended.returncode == 0, ended.stderr[-3000:]
+    for name in ("latest.pt", "metrics.jsonl", "steps.jsonl"):
+        assert len({(folder / name).read_bytes() for folder in folders.values()}) == 1, name
+
+
 def test_reference_runs_on_two_processes(tmp_path: Path) -> None:
     runs, expected = [], {}
     for case in CASES:

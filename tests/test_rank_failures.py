@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import socket
 import time
 from pathlib import Path
 
 import pytest
 
+from fastlocal.cli import main
 from tests.many import ends, start
 
 ENDLESS = (
@@ -68,3 +70,26 @@ def test_fewer_clients_than_ranks(tmp_path: Path) -> None:
         "fastlocal: error: --clients 1: fewer than the 2 processes; give at least as many, or start fewer processes"
     ]
     assert silent == "" and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        *(("--timeout", value) for value in ("0", "-1", "nan", "inf")),
+        *(("--dist-url", value) for value in ("node0:29500", "tcp://node0", "tcp://:1", "file:///x")),
+    ],
+)
+def test_how_ranks_meet_is_checked(flag: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*ENDLESS, flag, value, "--log-pth", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fastlocal: error: {flag}") and not (tmp_path / "run").exists()
+
+
+def test_the_first_process_s_address_can_be_given(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    words = (*ENDLESS, "--rounds", "1", "--eval-freq1", "1", "--dist-url", url, "--log-pth", tmp_path / "run")
+    ended = ends(start(words, words, MASTER_ADDR="203.0.113.1"))
+    assert [status for status, _ in ended] == [0, 0], ended[0][1]
+    assert (tmp_path / "run" / "latest.pt").exists()
