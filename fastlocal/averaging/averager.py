@@ -29,11 +29,11 @@ class Averager:
     RuntimeError, in `launch` or `wait`; there is no going on with this object then.
     """
 
-    def __init__(self, row: Tensor, clients: int, sums: Sums, buckets: Buckets | None, error: Tensor | None) -> None:
-        self._clients, self._arithmetic, self._buckets, self._error = clients, sums, buckets, error
+    def __init__(self, row: Tensor, sums: Sums, buckets: Buckets | None, owed: Tensor | None) -> None:
+        self._arithmetic, self._buckets, self._owed = sums, buckets, owed
         self._sums = torch.zeros(sums.rows, row.numel(), dtype=torch.float64, device=row.device)
         self._added = torch.zeros((), dtype=torch.int64)
-        self._stale = False  # the sums are those of the round before
+        self._stale = True  # nothing is in the sums, or they are those of the round before
         self._last: Tensor | None = None
         self._block: Tensor | None = None
         as_is = buckets is not None and sums.rows == 1 and sums.sent == row.dtype
@@ -68,7 +68,7 @@ class Averager:
 
         As in `so_far`, what several ranks owe may be added up and owed by one.
         """
-        return {} if self._error is None else {"owed to the mean": self._error}
+        return {} if self._owed is None else {"owed to the mean": self._owed}
 
     def launch(self, row: Tensor) -> None:
         """All is added. Begin to add up the ranks' sums, and return before that is done.
@@ -78,9 +78,9 @@ class Averager:
         if self._buckets is None:
             self._settle()
         else:
-            share = self._added.item() / self._clients
+            added = int(self._added)
             self._buckets.launch(
-                lambda wire, columns: self._fill(wire, columns, row, share),
+                lambda wire, columns: self._fill(wire, columns, row, added),
                 lambda wire, columns: self._arithmetic.from_wire(wire, row[columns], self._mean[columns]),
             )
         self._added.zero_()
@@ -117,9 +117,12 @@ class Averager:
             self._arithmetic.add(params[:, columns], sums)
         self._stale = False
 
-    def _fill(self, wire: Tensor, columns: slice, row: Tensor, share: float) -> None:
+    def _fill(self, wire: Tensor, columns: slice, row: Tensor, added: int) -> None:
         """Write this rank's part of a bucket."""
         last = self._last
+        if last is not None and self._stale and added == 1:
+            if self._arithmetic.one_to_wire(last[0, columns], row[columns], wire):
+                return
         for block in self._blocks(columns, 1 if last is None else len(last)):
             sums = self._sums[:, block]
             if self._stale:
@@ -127,7 +130,7 @@ class Averager:
             if last is not None:
                 self._arithmetic.add(last[:, block], sums)
             part = wire[:, block.start - columns.start : block.stop - columns.start]
-            self._arithmetic.to_wire(sums, row[block], share, part)
+            self._arithmetic.to_wire(sums, row[block], added, part)
 
     def _scratch(self, block: slice) -> Tensor:
         """Room for the sums of a block that are needed only now."""
@@ -169,11 +172,11 @@ def make_averager(
     full = torch.float32 if wire_format != "full" else row.dtype
     sums: Sums = FixedSums(clients) if reduce_order == "fixed" else FloatSums(clients, full, row.device)
     if len(nodes) == 1:
-        return Averager(row, clients, sums, None, None)
+        return Averager(row, sums, None, None)
     route, owed = _route(row, nodes, rank, wire_format, timeout)
     bucket_bytes = bucket_mb * 2**20 * (1 if wire_format == "full" else 2)  # two bytes go for four of the bucket's
     buckets = Buckets(sums.rows, row.numel(), sums.sent, row.device, bucket_bytes, route)
-    return Averager(row, clients, sums, buckets, owed)
+    return Averager(row, sums, buckets, owed)
 
 
 def _route(

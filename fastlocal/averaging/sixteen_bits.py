@@ -82,7 +82,7 @@ def _encode(values: Tensor, sent: Tensor, lost: Tensor) -> None:
     """Write `values` into `sent`, its scale at the end, and into `lost` what `_decode` will not give back."""
     if not len(values):
         return
-    exponent = torch.frexp(torch.linalg.vector_norm(values, torch.inf)).exponent.clamp(-100, 100)
+    exponent = torch.frexp(torch.linalg.vector_norm(values, torch.inf)).exponent.clamp(min=-100)
     sent.view(torch.int16)[-1] = exponent
     up, down = _power_of_two(FULL_SCALE - exponent), _power_of_two(exponent - FULL_SCALE)
     for block in _blocks(len(values), values.device):

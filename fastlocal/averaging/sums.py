@@ -25,11 +25,14 @@ class Sums(Protocol):
     def add(self, params: Tensor, sums: Tensor) -> None:
         """Add clients, params [clients, columns], to sums [rows, columns] float64."""
 
-    def to_wire(self, sums: Tensor, row: Tensor, share: float, wire: Tensor) -> None:
+    def to_wire(self, sums: Tensor, row: Tensor, added: int, wire: Tensor) -> None:
         """Write what the ranks add up into wire [rows, columns].
 
-        row: [columns], what all clients started from        share: this rank's part of all clients
+        row: [columns], what all clients started from        added: clients in the sums
         """
+
+    def one_to_wire(self, params: Tensor, row: Tensor, wire: Tensor) -> bool:
+        """The same of a single client [columns], from itself; False where there is no shorter way than by its sums."""
 
     def from_wire(self, wire: Tensor, row: Tensor, mean: Tensor) -> None:
         """Write into mean [columns] what the ranks' sum makes; it may be wire's memory where there is one row."""
@@ -39,30 +42,38 @@ class Sums(Protocol):
 
 
 class FloatSums:
-    """Sums of params / clients in float64. The wire has them as the difference from this rank's share of the row.
+    """Sums of parameters in float64. The wire has them as the difference from as many times the row.
 
-    Shares add up to 1, so that adding the row gives the mean. What is rounded to float32 is then no more than a round's
-    change, and the mean is the exact one, rounded to the row's dtype. In float64 runs the wire has float64.
+    Each rank takes off the row as often as it has clients, so that the mean is the row and 1 / clients of what the
+    ranks add up. What is rounded to float32 is then no more than a round's change, and the mean is the exact one,
+    rounded to the row's dtype. In float64 runs the wire has float64.
     """
 
     rows = 1
 
     def __init__(self, clients: int, sent: torch.dtype, device: torch.device) -> None:
         self.sent = sent
-        self._weight = 1.0 / clients
+        self._clients = clients
         self._add = kernels.get("client_mean", device=device)
 
     def add(self, params: Tensor, sums: Tensor) -> None:
-        self._add(params, sums[0], self._weight)
+        self._add(params, sums[0], 1.0)
 
-    def to_wire(self, sums: Tensor, row: Tensor, share: float, wire: Tensor) -> None:
-        torch.sub(sums[0], row, alpha=share, out=wire[0])
+    def to_wire(self, sums: Tensor, row: Tensor, added: int, wire: Tensor) -> None:
+        torch.sub(sums[0], row, alpha=added, out=wire[0])
+
+    def one_to_wire(self, params: Tensor, row: Tensor, wire: Tensor) -> bool:
+        # a seventh of the time on a CPU
+        if params.dtype != self.sent:
+            return False
+        torch.sub(params, row, out=wire[0])
+        return True
 
     def from_wire(self, wire: Tensor, row: Tensor, mean: Tensor) -> None:
-        torch.add(row, wire[0], out=mean)
+        torch.add(row, wire[0], alpha=1.0 / self._clients, out=mean)
 
     def alone(self, sums: Tensor) -> Tensor:
-        return sums[0]
+        return sums[0].mul_(1.0 / self._clients)
 
 
 class FixedSums:
@@ -98,8 +109,11 @@ class FixedSums:
         sums[0] += high.sum(dim=0)
         sums[1] += low.sum(dim=0)
 
-    def to_wire(self, sums: Tensor, row: Tensor, share: float, wire: Tensor) -> None:
+    def to_wire(self, sums: Tensor, row: Tensor, added: int, wire: Tensor) -> None:
         wire.copy_(sums)
+
+    def one_to_wire(self, params: Tensor, row: Tensor, wire: Tensor) -> bool:
+        return False
 
     def from_wire(self, wire: Tensor, row: Tensor, mean: Tensor) -> None:
         torch.add(wire[0], wire[1], out=mean).div_(self._clients)

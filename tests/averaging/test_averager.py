@@ -179,7 +179,7 @@ def owed_goes_on(rank: int, size: int) -> None:
         averagers[2].state()["owed to the mean"].copy_(together)
     elsewhere = average(averagers[2], row, mine, 1, True)
     assert (elsewhere - again[0]).abs().max() < 2e-5
-    exact = params.mean(dim=0) + together
+    exact = params.mean(dim=0) + together / size
     assert (elsewhere - exact).abs().max() < 2e-5
 
 
@@ -204,7 +204,7 @@ def extremes_in_sixteen_bits(rank: int, size: int) -> None:
 
 def looking_changes_nothing(rank: int, size: int) -> None:
     """The sums saved between the last chunk and the average: the bits are those of a run that went straight on."""
-    for clients, dtype in ((5, torch.float64), (9, torch.float32)):
+    for clients, dtype in ((5, torch.float64), (9, torch.float32), (1, torch.float32), (1, torch.float64)):
         row = start(20_011, dtype)
         params = clients_of(row, clients)
         averager = make_averager(row, clients, nodes=[0] * size, rank=rank, bucket_mb=70_001 / MIB)
