@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image as Pillow
-from torch import Tensor
 
 from fastlocal.kernels import philox
 
@@ -40,6 +39,11 @@ class Augmentation:
     kind: Literal["none", "crop", "resized_crop", "centre_crop"]
     side: int | None = None
 
+    @property
+    def random(self) -> bool:
+        """Whether boxes are drawn."""
+        return self.kind in ("crop", "resized_crop")
+
     def output(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of what is cut from an image of this size."""
         return (height, width) if self.side is None else (self.side, self.side)
@@ -50,19 +54,22 @@ class Rows:
     """Samples and the places in the run that their draws belong to, each int64 [rows].
 
     ids: into the data set        clients, steps, positions: client number, global local step, place in the batch
+    words: [rows, 4], what crop_words draws for them, where that is done beforehand
     """
 
     ids: Ints
     clients: Ints
     steps: Ints
     positions: Ints
+    words: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def pick(self, chosen: Any) -> Rows:
         """Some of the rows: a slice or an index array."""
-        return Rows(self.ids[chosen], self.clients[chosen], self.steps[chosen], self.positions[chosen])
+        words = None if self.words is None else self.words[chosen]
+        return Rows(self.ids[chosen], self.clients[chosen], self.steps[chosen], self.positions[chosen], words)
 
 
 def boxes(augmentation: Augmentation, seed: int, rows: Rows, heights: Ints, widths: Ints) -> Ints:
@@ -77,18 +84,24 @@ def boxes(augmentation: Augmentation, seed: int, rows: Rows, heights: Ints, widt
     if augmentation.kind == "centre_crop":
         side = (CENTRE * np.minimum(heights, widths)).astype(np.int64)
         return np.stack([(heights - side) // 2, (widths - side) // 2, side, side, np.zeros_like(side)], axis=1)
-    words = _words(seed, rows, philox.Purpose.CROP, 0)
-    mirrored = (words[2] < 2**31).numpy()
+    words = crop_words(seed, rows) if rows.words is None else rows.words
+    mirrored = words[:, 2] < 2**31
     if augmentation.kind == "crop":
-        top, left = (philox.below(word, 2 * PADDING + 1).numpy() - PADDING for word in words[:2])
+        top, left = (((word * (2 * PADDING + 1)) >> 32) - PADDING for word in words.T[:2])
         return np.stack([top, left, heights, widths, mirrored], axis=1)
     return np.concatenate([_resized_crops(seed, rows, heights, widths), mirrored[:, None]], axis=1)
 
 
-def _words(seed: int, rows: Rows, purpose: philox.Purpose, variant: int) -> tuple[Tensor, ...]:
+def crop_words(seed: int, rows: Rows) -> Ints:
+    """[rows, 4]: the words that say where crops are and whether they are mirrored."""
+    return _words(seed, rows, philox.Purpose.CROP)
+
+
+def _words(seed: int, rows: Rows, purpose: int) -> Ints:
     positions, clients, steps = map(torch.from_numpy, (rows.positions, rows.clients, rows.steps))
-    kind = torch.full_like(positions, int(purpose) + (variant << 16))
-    return philox.philox4x32((positions, clients, steps, kind), (seed & philox.MASK32, seed >> 32 & philox.MASK32))
+    key = seed & philox.MASK32, seed >> 32 & philox.MASK32
+    drawn = philox.philox4x32((positions, clients, steps, torch.tensor(purpose)), key)
+    return torch.stack(drawn, dim=-1).numpy()
 
 
 def _resized_crops(seed: int, rows: Rows, heights: Ints, widths: Ints) -> Ints:
@@ -98,8 +111,8 @@ def _resized_crops(seed: int, rows: Rows, heights: Ints, widths: Ints) -> Ints:
     for attempt in range(TRIES):
         if not len(waiting):
             break
-        drawn = _words(seed, rows.pick(waiting), philox.Purpose.RESIZED_CROP, attempt)
-        area, ratio, top, left = (word.numpy() / 2**32 for word in drawn)
+        words = _words(seed, rows.pick(waiting), philox.Purpose.RESIZED_CROP + (attempt << 16))
+        area, ratio, top, left = (word / 2**32 for word in words.T)
         high, wide = heights[waiting], widths[waiting]
         target = high * wide * (SCALE[0] + area * (SCALE[1] - SCALE[0]))
         aspect = np.exp(LOG_RATIO[0] + ratio * (LOG_RATIO[1] - LOG_RATIO[0]))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..data.sources.base import Batch, Wanted
-from ..data.sources.streaming import Feed, StreamingSource
+from ..data.sources.feed import Feed
+from ..data.sources.streaming import StreamingSource
 
 if TYPE_CHECKING:
     from .base import RoundPlan

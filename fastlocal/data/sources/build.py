@@ -13,7 +13,8 @@ from ..transforms import Augmentation
 from ..types import AnySplit, BadSample, MapSplit, Split, StoredSplit
 from . import Reading
 from .engine import Cutter, Engine
-from .streaming import Layout, StreamingSource
+from .requests import Layout
+from .streaming import StreamingSource
 
 FFCV = "apt-get install g++ pkg-config libopencv-dev libturbojpeg0-dev, then pip install 'fastlocal[ffcv]'"
 
@@ -36,6 +37,7 @@ def streaming(split: AnySplit, reading: Reading, *, augment: bool) -> StreamingS
         device=reading.device,
         dtype=reading.dtype,
         prefetch=reading.prefetch,
+        crops_seed=reading.seed if isinstance(samples, Cutter) and samples.augmentation.random else None,
         on_bad_sample=reading.on_bad_sample,
     )
 

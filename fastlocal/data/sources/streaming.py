@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -24,59 +21,13 @@ from ..transforms import PADDING, Rows
 from ..types import BadSample
 from .base import Batch, Wanted
 from .engine import Engine, Piece
+from .feed import Feed
+from .requests import Layout, Request, rows_of
 
 POLL_S = 0.2
 """How long an interrupt may have to wait for the data that are waited for."""
 NAMED = 10
 """Samples that cannot be decoded and are named each; the others are counted."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What an engine's pieces hold.
-
-    sample_shape: of one row        dtype: its numpy dtype
-    channels_last: whether rows are images [height, width, channels]
-    targets: int64 [n] or the like, known beforehand; None: they come with the samples
-    target_shape, target_dtype: of one that comes with a sample
-    """
-
-    samples: int
-    sample_shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
-    targets: Tensor | None
-    target_shape: tuple[int, ...] = ()
-    target_dtype: np.dtype[np.generic] = np.dtype(np.int64)
-    channels_last: bool = True
-
-
-class _Request:
-    """A batch that is being decoded."""
-
-    def __init__(self, wanted: Wanted, layout: Layout, most_rows: int, pinned: bool) -> None:
-        self.wanted = wanted
-        self.rows = _rows(wanted)
-        count = len(self.rows)
-        kind = torch.from_numpy(np.empty(0, dtype=layout.dtype)).dtype
-        self.out = torch.empty((count, *layout.sample_shape), dtype=kind, pin_memory=pinned)
-        self.targets = None
-        if layout.targets is None:
-            self.targets = np.empty((count, *layout.target_shape), layout.target_dtype)
-        array = self.out.numpy()
-        self.pieces = []
-        for begin in range(0, count, most_rows):
-            part = slice(begin, begin + most_rows)
-            targets = None if self.targets is None else self.targets[part]
-            self.pieces.append(Piece(self.rows.pick(part), array[part], targets))
-
-
-def _rows(wanted: Wanted) -> Rows:
-    ids = wanted.sample_ids.cpu()
-    places = ids.shape
-    clients = torch.zeros(places[:-1], dtype=torch.int64) if wanted.clients is None else wanted.clients.cpu()
-    steps = torch.as_tensor(wanted.step, dtype=torch.int64).cpu()
-    columns = (ids, clients.unsqueeze(-1), steps.unsqueeze(-1), torch.arange(places[-1]))
-    return Rows(*(column.expand(places).reshape(-1).numpy().copy() for column in columns))
 
 
 class StreamingSource:
@@ -85,6 +36,7 @@ class StreamingSource:
     mean, std: per channel in units of 1, for uint8 images; None where samples reach the model as they are, floating
         ones in `dtype`
     prefetch: batches that are being decoded or wait decoded, those apart that somebody waits for
+    crops_seed: of the crops that the engine draws; None where it draws none
     on_bad_sample: what a sample that cannot be decoded does: end the run, or give its place to the next one that can
     """
 
@@ -98,6 +50,7 @@ class StreamingSource:
         device: torch.device,
         dtype: torch.dtype,
         prefetch: int,
+        crops_seed: int | None,
         on_bad_sample: Literal["stop", "skip"],
     ) -> None:
         self.engine, self.layout = engine, layout
@@ -105,11 +58,12 @@ class StreamingSource:
         self.device, self.dtype = device, dtype
         self.index_device = torch.device("cpu")
         self.prefetch, self.on_bad_sample = prefetch, on_bad_sample
+        self.crops_seed = crops_seed
         self.ahead = 0
         self.most_ahead = 0
         self._gather = kernels.get("gather_augment", device=device)
-        self._lock = threading.RLock()
-        self._feeds: list[Feed] = []
+        self.lock = threading.RLock()
+        self.feeds: list[Feed] = []
         self._next_rows: tuple[int, Feed] | None = None
         self._replaced: dict[int, int] = {}
         self._bad: set[int] = set()
@@ -127,24 +81,26 @@ class StreamingSource:
         return batch * math.prod(self.layout.sample_shape) * item
 
     def batch(self, sample_ids: Tensor, clients: Tensor, step: Tensor | int) -> Batch:
-        return self._deliver(self._start(Wanted(sample_ids, clients, step)))
+        wanted = Wanted(sample_ids, clients, step)
+        (rows,) = rows_of([wanted], self.crops_seed)
+        return self.deliver(self.start(wanted, rows))
 
     def feed(self, wanted: Iterable[Wanted]) -> Feed:
         """These batches one after the other; several feeds share what may be read ahead."""
-        with self._lock:
-            self._feeds.append(Feed(self, iter(wanted)))
-            return self._feeds[-1]
+        with self.lock:
+            self.feeds.append(Feed(self, iter(wanted)))
+            return self.feeds[-1]
 
     def close_feeds(self) -> None:
         """Give up everything that is read ahead."""
-        while self._feeds:
-            self._feeds[-1].close()
+        while self.feeds:
+            self.feeds[-1].close()
         self._next_rows = None
 
     def rows(self, begin: int, end: int) -> Batch:
         """As a source does; the rows that would follow in steps of this size are read ahead."""
         size = end - begin
-        with self._lock:
+        with self.lock:
             expected, feed = self._next_rows or (-1, None)
             if feed is None or expected != begin:
                 if feed is not None:
@@ -157,12 +113,12 @@ class StreamingSource:
         return next(feed)
 
     def take_waited(self) -> float:
-        with self._lock:
+        with self.lock:
             waited, self._waited = self._waited, 0.0
             return waited
 
     def take_messages(self) -> list[str]:
-        with self._lock:
+        with self.lock:
             messages, self._messages = self._messages, []
             if self._more_bad:
                 messages.append(f"{len(self._bad)} samples cannot be decoded so far; the next ones take their places")
@@ -177,31 +133,33 @@ class StreamingSource:
 
     def read_ahead(self) -> None:
         """Start batches of the feeds in turn, those with the fewest first, until enough are under way."""
-        with self._lock:
+        with self.lock:
             while self.ahead < self.prefetch:
-                for feed in sorted(self._feeds, key=lambda feed: len(feed.pending)):
-                    wanted = feed.take_wanted()
-                    if wanted is not None:
-                        feed.pending.append(self._start(wanted))
+                for feed in sorted(self.feeds, key=lambda feed: len(feed.pending)):
+                    drawn = feed.take_drawn()
+                    if drawn is not None:
+                        feed.pending.append(self.start(*drawn))
                         self.ahead += 1
                         self.most_ahead = max(self.most_ahead, self.ahead)
                         break
                 else:
                     return
 
-    def _start(self, wanted: Wanted) -> _Request:
-        request = _Request(wanted, self.layout, self.engine.most_rows, self.device.type == "cuda")
+    def start(self, wanted: Wanted, rows: Rows) -> Request:
+        """Have the engine begin a batch."""
+        request = Request(wanted, rows, self.layout, self.engine.most_rows, self.device.type == "cuda")
         for piece in request.pieces:
             for bad, better in self._replaced.items():
                 piece.rows.ids[piece.rows.ids == bad] = better
             self.engine.begin(piece)
         return request
 
-    def _deliver(self, request: _Request) -> Batch:
+    def deliver(self, request: Request) -> Batch:
+        """The batch, once it is decoded, on the device."""
         began = time.perf_counter()
         for piece in request.pieces:
             self.wait_for(piece)
-        with self._lock:
+        with self.lock:
             self._waited += time.perf_counter() - began
         for piece in request.pieces:
             if piece.bad:
@@ -236,7 +194,7 @@ class StreamingSource:
             other = Piece(rows, np.empty_like(piece.out[places]), targets)
             self.engine.begin(other)
             self.wait_for(other)
-            with self._lock:
+            with self.lock:
                 for old, new in zip(piece.rows.ids[places], rows.ids, strict=True):
                     chain = [bad for bad, better in self._replaced.items() if better == old]
                     self._replaced |= {int(bad): int(new) for bad in (old, *chain)}
@@ -250,26 +208,26 @@ class StreamingSource:
             raise UsageError(f"{bad}; replace or remove it, or give --on-bad-sample skip")
         if tried >= len(self):
             raise UsageError(f"{bad}; nor can any other sample")
-        with self._lock:
+        with self.lock:
             self._more_bad |= index not in self._bad and len(self._bad) >= NAMED
             if index not in self._bad and len(self._bad) < NAMED:
                 self._messages.append(f"{bad}; the next sample takes its place (--on-bad-sample skip)")
             self._bad.add(index)
 
-    def _inputs(self, request: _Request) -> Tensor:
+    def _inputs(self, request: Request) -> Tensor:
         inputs = request.out.to(self.device, non_blocking=True)
         places = request.wanted.sample_ids.shape
         if self.mean is None or self.std is None:
             inputs = inputs.to(self.dtype) if inputs.is_floating_point() else inputs
             return inputs.view(*places, *inputs.shape[1:])
-        images = inputs.permute(0, 3, 1, 2).contiguous() if self.layout.channels_last else inputs
+        images = inputs.permute(0, 3, 1, 2) if self.layout.channels_last else inputs
         numbers = torch.arange(len(images), device=self.device).view(places)
         normalised: Tensor = self._gather(
             images, numbers, None, 0, seed=0, padding=PADDING, mean=self.mean, std=self.std, dtype=self.dtype
         )
         return normalised
 
-    def _targets(self, request: _Request) -> Tensor:
+    def _targets(self, request: Request) -> Tensor:
         if self.layout.targets is None:
             assert request.targets is not None
             targets = torch.from_numpy(request.targets)
@@ -278,57 +236,3 @@ class StreamingSource:
             targets = self.layout.targets[torch.from_numpy(ids)]
         targets = targets.to(self.device, self.dtype if targets.is_floating_point() else None)
         return targets.view(*request.wanted.sample_ids.shape, *targets.shape[1:])
-
-
-class Feed:
-    """Batches of a StreamingSource in a known order."""
-
-    def __init__(self, source: StreamingSource, wanted: Iterator[Wanted]) -> None:
-        self._source = source
-        self._wanted = wanted
-        self.pending: deque[_Request] = deque()
-
-    def __iter__(self) -> Feed:
-        return self
-
-    def __next__(self) -> Batch:
-        source = self._source
-        with source._lock:
-            if self.pending:
-                request = self.pending.popleft()
-                source.ahead -= 1
-            else:
-                wanted = self.take_wanted()
-                if wanted is None:
-                    self.close()
-                    raise StopIteration
-                request = source._start(wanted)
-            source.read_ahead()
-        return source._deliver(request)
-
-    def take_wanted(self) -> Wanted | None:
-        """The next batch that is not started, or None at the end."""
-        return next(self._wanted, None)
-
-    def peek(self) -> Wanted | None:
-        """What the next batch is, or None at the end."""
-        with self._source._lock:
-            if self.pending:
-                return self.pending[0].wanted
-            wanted = self.take_wanted()
-            if wanted is not None:
-                self._wanted = itertools.chain([wanted], self._wanted)
-            return wanted
-
-    def close(self) -> None:
-        """Give up what was read ahead, once it is decoded: its memory is in use until then."""
-        source = self._source
-        with source._lock:
-            if self in source._feeds:
-                source._feeds.remove(self)
-            dropped, self.pending, self._wanted = self.pending, deque(), iter(())
-        for request in dropped:
-            for piece in request.pieces:
-                source.drain(piece)
-            with source._lock:
-                source.ahead -= 1
