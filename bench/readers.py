@@ -177,7 +177,7 @@ def bare_ffcv(split: StoredSplit, batch: int, workers: int) -> Read:
             return requests[np.random.default_rng(epoch).permutation(count)]
 
     height, width = augmentation.output(*cutter.first_size())
-    return _ffcv(split, batch, workers, Order(), [BoxDecoder((height, width, 3))])
+    return _ffcv(split, batch, workers, Order(), [BoxDecoder(height, width)])
 
 
 def own_decoder(split: StoredSplit, batch: int, workers: int) -> Read:
@@ -211,7 +211,8 @@ def _ffcv(split: StoredSplit, batch: int, workers: int, order: Any, steps: list[
     def endless() -> Iterator[torch.Tensor]:
         for (images,) in itertools.chain.from_iterable(loader for _ in itertools.count()):
             torch.set_num_threads(threads)
-            images = images.permute(0, 3, 1, 2).contiguous()
+            if images.shape[-1] == 3:  # FFCV's own decoder
+                images = images.permute(0, 3, 1, 2).contiguous()
             yield gather(
                 images, numbers, None, 0, seed=0, padding=PADDING, mean=MEAN, std=STD, dtype=torch.float32
             )  # fmt: skip

@@ -62,7 +62,7 @@ class FfcvStream:
                 order=_NoOrder(),
                 drop_last=False,
                 batches_ahead=BATCHES_AHEAD,
-                pipelines=pipelines | {field: [BoxDecoder(shape)]},
+                pipelines=pipelines | {field: [BoxDecoder(*shape[:2])]},
             )
         finally:
             torch.set_num_threads(threads)  # FFCV sets torch's beside its own
@@ -85,7 +85,7 @@ class FfcvStream:
                     piece.done.set()
                 return
             done, requests = self._begun.popleft()
-            done.out[:] = images
+            done.out.transpose(0, 3, 1, 2)[:] = images
             refused = {row for row, _ in done.bad}
             for row in np.flatnonzero(requests[:, STATUS]):
                 if row not in refused:
@@ -146,24 +146,21 @@ class _Stream(EpochIterator):
 
 
 class BoxDecoder(SimpleRGBImageDecoder):
-    """Decodes an image and cuts its box out, for images of any size.
+    """Decodes an image and cuts its box out, for images of any size: [3, height, width]."""
 
-    shape: (height, width, 3) of what is cut out
-    """
-
-    def __init__(self, shape: tuple[int, int, int]) -> None:
+    def __init__(self, height: int, width: int) -> None:
         super().__init__()
-        self._shape = shape
+        self._shape = 3, height, width
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, tuple[AllocationQuery, ...]]:
         height, width = (int(self.metadata[name].max()) for name in ("height", "width"))
         compressed = (self.metadata["mode"] == JPEG).any()
-        resized = (self.metadata["height"] != self._shape[0]).any() or (self.metadata["width"] != self._shape[1]).any()
+        resized = (self.metadata["height"] != self._shape[1]).any() or (self.metadata["width"] != self._shape[2]).any()
         bytes_ = np.dtype(np.uint8)
         return replace(previous_state, jit_mode=True, shape=self._shape, dtype=bytes_), (
             AllocationQuery(self._shape, bytes_),
             AllocationQuery((height * width * 3 if compressed else 1,), bytes_),
-            AllocationQuery((height, self._shape[1] * 3) if resized else (1, 1), bytes_),
+            AllocationQuery((height, self._shape[2] * 3) if resized else (1, 1), bytes_),
         )
 
     def generate_code(self) -> Callable[..., Any]:
@@ -203,25 +200,28 @@ def _decode(requests, metadata, storage, out, decoded, narrowed):
 
 @numba.njit(nogil=True)
 def _cut(image, request, out, narrowed):
-    """transforms.cut on one image, to the same bits. narrowed: uint8 [at least box height, out width * 3]"""
+    """transforms.cut on one image [height, width, 3], to the same bits, with channels first.
+
+    narrowed: uint8 [at least box height, 3 * out width]
+    """
     top, left, box_height, box_width = request[TOP], request[LEFT], request[HEIGHT], request[WIDTH]
-    height, width, _ = out.shape
+    _, height, width = out.shape
     if box_height == height and box_width == width:
         for y in range(height):
             for x in range(width):
                 row, column = top + y, left + (width - 1 - x if request[MIRRORED] else x)
                 if 0 <= row < image.shape[0] and 0 <= column < image.shape[1]:
                     for channel in range(3):
-                        out[y, x, channel] = image[row, column, channel]
+                        out[channel, y, x] = image[row, column, channel]
                 else:
                     for channel in range(3):
-                        out[y, x, channel] = 0
+                        out[channel, y, x] = 0
         return
     half = np.int64(1) << (WEIGHT_BITS - 1)
     weights = np.empty(2 * int(np.ceil(max(box_width / width, box_height / height, 1.0))) + 1, np.int64)
     for x in range(width):
         first, count = _weights(box_width, width, x, weights)
-        place = 3 * (width - 1 - x if request[MIRRORED] else x)
+        place = width - 1 - x if request[MIRRORED] else x
         for y in range(box_height):
             red = green = blue = half
             for tap in range(count):
@@ -230,8 +230,8 @@ def _cut(image, request, out, narrowed):
                 green += pixel[1] * weights[tap]
                 blue += pixel[2] * weights[tap]
             narrowed[y, place] = red >> WEIGHT_BITS
-            narrowed[y, place + 1] = green >> WEIGHT_BITS
-            narrowed[y, place + 2] = blue >> WEIGHT_BITS
+            narrowed[y, width + place] = green >> WEIGHT_BITS
+            narrowed[y, 2 * width + place] = blue >> WEIGHT_BITS
     sums = np.empty(3 * width, np.int32)
     for y in range(height):
         first, count = _weights(box_height, height, y, weights)
@@ -241,9 +241,9 @@ def _cut(image, request, out, narrowed):
             row = narrowed[first + tap]
             for place in range(3 * width):
                 sums[place] += np.int32(row[place]) * weight
-        flat = out[y].reshape(3 * width)
-        for place in range(3 * width):
-            flat[place] = sums[place] >> WEIGHT_BITS
+        for channel in range(3):
+            for x in range(width):
+                out[channel, y, x] = sums[channel * width + x] >> WEIGHT_BITS
 
 
 @numba.njit(nogil=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -32,6 +33,11 @@ class Layout:
     target_dtype: np.dtype[np.generic] = np.dtype(np.int64)
     channels_last: bool = True
 
+    @functools.cached_property
+    def torch_dtype(self) -> torch.dtype:
+        """Of the rows."""
+        return torch.from_numpy(np.empty(0, dtype=self.dtype)).dtype
+
 
 class Request:
     """A batch and the pieces that it is decoded in.
@@ -42,7 +48,7 @@ class Request:
     def __init__(self, wanted: Wanted, rows: Rows, layout: Layout, most_rows: int, pinned: bool) -> None:
         self.wanted, self.rows = wanted, rows
         count, shape = len(rows), layout.sample_shape
-        kind = torch.from_numpy(np.empty(0, dtype=layout.dtype)).dtype
+        kind = layout.torch_dtype
         if layout.channels_last:  # in memory channels come first, as models want them: engines copy into it once
             height, width, channels = shape
             memory = torch.empty((count, channels, height, width), dtype=kind, pin_memory=pinned)

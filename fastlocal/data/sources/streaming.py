@@ -232,7 +232,7 @@ class StreamingSource:
             assert request.targets is not None
             targets = torch.from_numpy(request.targets)
         else:
-            ids = np.concatenate([piece.rows.ids for piece in request.pieces] or [np.empty(0, np.int64)])
-            targets = self.layout.targets[torch.from_numpy(ids)]
+            ids = np.concatenate([np.empty(0, np.int64), *(piece.rows.ids for piece in request.pieces)])
+            targets = self.layout.targets.index_select(0, torch.from_numpy(ids))
         targets = targets.to(self.device, self.dtype if targets.is_floating_point() else None)
         return targets.view(*request.wanted.sample_ids.shape, *targets.shape[1:])
