@@ -118,34 +118,28 @@ def ours(row: Tensor, mine: Tensor, bucket_mb: float, **how: Any) -> Way:
 
 
 def chunked(row: Tensor, chunks: list[Tensor], early: bool, step: Callable[[], object]) -> Way:
-    """A round of several chunks of one client, each after its local `step`.
+    """A round of several chunks of one client, each after its local `step`, averaged plainly in the row's dtype.
 
     early: every chunk has an all-reduce of its own while the next chunk trains, instead of one for all at the end
     """
-    ranks, rank = dist.get_world_size(), dist.get_rank()
-    clients = ranks * len(chunks)
-    averager = make_averager(row, clients, nodes=[0] * ranks, rank=rank, bucket_mb=25.0)
+    clients = dist.get_world_size() * len(chunks)
     wires, mean = [torch.empty_like(row) for _ in chunks], torch.empty_like(row)
 
-    def at_end() -> None:
-        for number, params in enumerate(chunks):
-            step()
-            averager.add(params.unsqueeze(0), last=number == len(chunks) - 1)
-        averager.launch(row)
-        mean.copy_(averager.wait())
-
-    def while_training() -> None:
+    def run() -> None:
         works = []
-        for params, wire in zip(chunks, wires, strict=True):
+        for number, (params, wire) in enumerate(zip(chunks, wires, strict=True)):
             step()
-            torch.sub(params, row, out=wire).div_(clients)
-            works.append(dist.all_reduce(wire, async_op=True))
+            torch.sub(params, row, out=wire)
+            if number and not early:
+                wire.add_(wires[number - 1])
+            if early or number == len(chunks) - 1:
+                works.append((dist.all_reduce(wire, async_op=True), wire))
         mean.copy_(row)
-        for work, wire in zip(works, wires, strict=True):
+        for work, wire in works:
             work.wait()
-            mean.add_(wire)
+            mean.add_(wire, alpha=1 / clients)
 
-    return Way(lambda: None, while_training if early else at_end, lambda: mean)
+    return Way(lambda: None, run, lambda: mean)
 
 
 def ways(model: str, bucket_mb: float, train_ms: float) -> Iterator[tuple[str, Way, Tensor]]:

@@ -19,6 +19,8 @@ def client_mean(params: Tensor, total: Tensor, weight: float | Tensor, *, broadc
     """
     if isinstance(weight, Tensor):
         total.add_(weight.to(total.dtype) @ params.to(total.dtype))
+    elif len(params) == 1:  # a third of the time of a sum
+        total.add_(params[0], alpha=weight)
     else:
         total.add_(params.sum(dim=0, dtype=total.dtype), alpha=weight)
     if broadcast:
