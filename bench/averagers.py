@@ -163,9 +163,9 @@ def ways(model: str, bucket_mb: float, train_ms: float) -> Iterator[tuple[str, W
         yield name, make(build(model, in_channels=3, classes=10, image_size=(32, 32)), mine), mean
     if len(row) < 2_000_000:
         chunks = [trained(row, rank * 4 + number) for number in range(4)]
-        mean = exact(4 * ranks)
+        mean, step = exact(4 * ranks), busy(train_ms)
         for name, early in ((AT_END, False), (EARLY, True)):
-            yield name, chunked(row, chunks, early, busy(train_ms)), mean
+            yield name, chunked(row, chunks, early, step), mean
 
 
 def busy(milliseconds: float) -> Callable[[], None]:

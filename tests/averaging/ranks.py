@@ -44,9 +44,11 @@ def _rank(rank: int, checks: list[tuple[Check, int]], folder: Path) -> None:
             dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
             try:
                 check(rank, size)
-                dist.barrier()
+                if dist.is_initialized():
+                    dist.barrier()
             except Exception:
                 fault = f"rank {rank}: {traceback.format_exc()}"
-            dist.destroy_process_group()
+            if dist.is_initialized():
+                dist.destroy_process_group()
         said.append(fault)
     (folder / f"{rank}.json").write_text(json.dumps(said))

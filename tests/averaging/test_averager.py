@@ -228,6 +228,34 @@ def waiting_is_counted(rank: int, size: int) -> None:
     assert averager.take_waited() == 0
 
 
+def trace_shows_the_overlap(rank: int, size: int) -> None:
+    row = start(400_000)
+    averager = make_averager(row, 4 * size, nodes=[0] * size, rank=rank, bucket_mb=400_000 / MIB)
+    params = clients_of(row, 4)
+    average(averager, row, params, 4, True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        average(averager, row, params, 4, True)
+    found = [(event.name, event.time_range.start, event.time_range.end) for event in profile.events()]
+    filled = max(end for name, _, end in found if name == "bucket 3 filled")
+    assert [start < filled for name, start, _ in found if name == "gloo:all_reduce"].count(True) >= 2
+    assert {f"bucket {number} {what}" for number in range(4) for what in ("waited for", "emptied")} <= {
+        name for name, _, _ in found
+    }
+
+
+def a_rank_that_is_gone_is_an_error(rank: int, size: int) -> None:
+    """Within `wait`, long before the timeout; the last check, for it leaves no group that could be used."""
+    row = start(1_009)
+    averager = make_averager(row, size, nodes=[0] * size, rank=rank, bucket_mb=400 / MIB)
+    dist.barrier()
+    if rank < size - 1:
+        averager.add(clients_of(row, 1), last=True)
+        averager.launch(row)
+        with pytest.raises(RuntimeError):
+            averager.wait()
+    dist.destroy_process_group()
+
+
 CHECKS = [
     *((every_element_once, size) for size in (2, 3, 4)),
     (nearer_than_sums_in_float32, 4),
@@ -240,6 +268,8 @@ CHECKS = [
     (extremes_in_sixteen_bits, 3),
     (looking_changes_nothing, 2),
     (waiting_is_counted, 2),
+    (trace_shows_the_overlap, 2),
+    (a_rank_that_is_gone_is_an_error, 3),
 ]
 
 
