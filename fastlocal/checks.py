@@ -105,8 +105,9 @@ def _counts(config: RunConfig) -> Iterator[str]:
         yield f"--bucket-mb {bucket}: must be a finite number of MiB above 0"
     if not 0 < config.machine.timeout <= MOST_SECONDS:
         yield f"--timeout {config.machine.timeout}: must be a number of seconds above 0, at most {MOST_SECONDS}"
-    if not re.fullmatch(r"env://|tcp://[^/:]+:\d{1,5}", config.machine.dist_url):
-        yield f"--dist-url {config.machine.dist_url}: must be env:// or tcp://HOST:PORT"
+    place = re.fullmatch(r"env://|tcp://[^/:]+:(\d{1,5})", config.machine.dist_url)
+    if not place or not 1 <= int(place[1] or 1) < 2**16:
+        yield f"--dist-url {config.machine.dist_url}: must be env:// or tcp://HOST:PORT, PORT at most 65535"
     tune_seconds = config.machine.tune_seconds
     if not (math.isfinite(tune_seconds) and tune_seconds >= 0):
         yield f"--tune-seconds {tune_seconds}: must be a finite number, 0 or more"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from .checkpoint import TEMPORARY_SUFFIX, write_atomically
@@ -14,8 +15,11 @@ from .saved_files import remove_unnamed_parts
 
 SIGNS = ("config.json", "metrics.jsonl", "latest.pt")
 """Any of these files shows that a folder holds a run."""
+LAUNCH_NAME = ".launch"
+"""Names the launchers, a line each, that start the run again where one of its processes ends."""
 OURS = (
     *SIGNS,
+    LAUNCH_NAME,
     "steps.jsonl",
     "resume.pt",
     "resume.*.pt",
@@ -52,6 +56,12 @@ def check_directory(path: Path, overwrite: bool) -> None:
         raise UsageError(f"--log-pth {path}: {there} cannot be written to; give another folder")
 
 
+def is_begun_by(launches: Sequence[str], path: Path) -> bool:
+    """Whether the run in `path` was begun, or gone on with, by one of these launchers."""
+    launched = path / LAUNCH_NAME
+    return launched.exists() and not set(launches).isdisjoint(launched.read_text().splitlines())
+
+
 def make_directory(path: Path) -> None:
     """Make `path` where it is not there; raises UsageError where it cannot be."""
     try:
@@ -60,8 +70,10 @@ def make_directory(path: Path) -> None:
         raise _unwritable(path, error) from error
 
 
-def create_directory(path: Path, config: RunConfig) -> None:
+def create_directory(path: Path, config: RunConfig, launches: Sequence[str] = ()) -> None:
     """Remove an earlier run's files from `path`, which exists, and write config.json.
+
+    launches: of what starts the run again
 
     Raises UsageError where it cannot be written, and where the start weights are among the files to remove.
     """
@@ -73,7 +85,7 @@ def create_directory(path: Path, config: RunConfig) -> None:
             raise UsageError(f"--resume-pth {start}: --overwrite 1 would remove it with the earlier run; move it first")
         for old in earlier:
             old.unlink()
-        write_atomically(path / "config.json", lambda file: file.write(config.to_json().encode()))
+        _write(path, config, launches)
     except OSError as error:
         raise _unwritable(path, error) from error
 
@@ -82,11 +94,17 @@ def _unwritable(path: Path, error: OSError) -> UsageError:
     return UsageError(f"--log-pth {path}: cannot be written ({error.strerror or error}); give another")
 
 
-def reopen_directory(path: Path, config: RunConfig) -> None:
+def reopen_directory(path: Path, config: RunConfig, launches: Sequence[str] = ()) -> None:
     """Write the config.json of a run that goes on, and remove what a killed process left half-written or unnamed."""
     for left in path.glob(f".*{TEMPORARY_SUFFIX}"):
         left.unlink()
     remove_unnamed_parts(path)
+    _write(path, config, launches)
+
+
+def _write(path: Path, config: RunConfig, launches: Sequence[str]) -> None:
+    if launches:
+        write_atomically(path / LAUNCH_NAME, lambda file: file.write("\n".join(launches).encode()))
     write_atomically(path / "config.json", lambda file: file.write(config.to_json().encode()))
 
 

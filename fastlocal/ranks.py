@@ -21,6 +21,7 @@ class Ranks:
     address, port: where ranks find each other, None where the launcher does not say
     hosted: whether the launcher keeps a store there itself        restart: times that the launcher started it again
     restarts: times that it would
+    launch: what this node's launcher is known by, where it starts ranks again
     """
 
     rank: int = 0
@@ -33,6 +34,7 @@ class Ranks:
     hosted: bool = False
     restart: int = 0
     restarts: int = 0
+    launch: str = ""
 
     @property
     def speaks(self) -> bool:
@@ -49,8 +51,10 @@ def launched(environment: Mapping[str, str] = os.environ) -> Ranks:
     if "WORLD_SIZE" not in environment and read("SLURM_STEP_NUM_TASKS", 1) > 1:
         return _slurm(environment, read)
     size = read("WORLD_SIZE", 1)
+    restart, restarts = read("TORCHELASTIC_RESTART_COUNT", 0), read("TORCHELASTIC_MAX_RESTARTS", 0)
+    launch = _launch(environment) if restarts else ""
     if size == 1:
-        return Ranks(restart=read("TORCHELASTIC_RESTART_COUNT", 0), restarts=read("TORCHELASTIC_MAX_RESTARTS", 0))
+        return Ranks(restart=restart, restarts=restarts, launch=launch)
     rank = read("RANK", None)
     local_size = read("LOCAL_WORLD_SIZE", 1)
     return _checked(
@@ -63,10 +67,17 @@ def launched(environment: Mapping[str, str] = os.environ) -> Ranks:
             address=environment.get("MASTER_ADDR"),
             port=read("MASTER_PORT", 0) or None,
             hosted=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-            restart=read("TORCHELASTIC_RESTART_COUNT", 0),
-            restarts=read("TORCHELASTIC_MAX_RESTARTS", 0),
+            restart=restart,
+            restarts=restarts,
+            launch=launch,
         )
     )
+
+
+def _launch(environment: Mapping[str, str]) -> str:
+    """torchrun's own folder, which has one for each attempt; else its --rdzv-id, which may come again."""
+    folder, attempt, _ = environment.get("TORCHELASTIC_ERROR_FILE", "").rpartition("/attempt_")
+    return folder if attempt else environment.get("TORCHELASTIC_RUN_ID", "")
 
 
 def _slurm(environment: Mapping[str, str], read: _Numbers) -> Ranks:

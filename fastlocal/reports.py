@@ -98,7 +98,7 @@ class Reports:
         where = f"round {planned.number}, {who}: {what}"
         if self.stop_on_nan:
             raise NonFiniteLoss(where)
-        if not self._warned:
+        if self.writes and not self._warned:
             self.logger.message(f"{where}; going on (--on-nan continue), said once")
             self._warned = True
 

@@ -43,8 +43,8 @@ def find_state(directory: Path, message: Callable[[str], None], world: World) ->
             damaged += problems[:1]
             continue
         if damaged:
-            message(f"{'; '.join(damaged)}; going on from {name}")
             if world.rank == 0:
+                message(f"{'; '.join(damaged)}; going on from {name}")
                 os.replace(directory / name, directory / RESUME_NAME)
         return state
     if damaged:

@@ -139,7 +139,7 @@ def train(
         logged: dict[str, Any] = {}
         if state is None:
             if world.is_first:
-                create_directory(directory, config)
+                create_directory(directory, config, world.launches)
         else:
             averaged = AveragedModel(prepared.module, prepared.layout, prepared.problem.numerics)
             shapes = {name: value.shape for name, value in averaged.tensors().items()}
@@ -154,7 +154,7 @@ def train(
                 return loop
             logged = state.numbers["logged"]
             if world.is_first:
-                reopen_directory(directory, config)
+                reopen_directory(directory, config, world.launches)
         _see_directory(directory, world)
         logger, steps = others, None
         if world.is_first:

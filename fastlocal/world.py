@@ -37,13 +37,24 @@ class World:
     """This process among all of a run.
 
     nodes: the node of each rank        stopped: whether some rank asked the others to stop
+    launches: of the nodes' launchers, where they start ranks again        restarted: whether one has
     """
 
-    def __init__(self, ranks: Ranks, store: Store | None, peers: Sequence[Peer], nodes: Sequence[int]) -> None:
+    def __init__(
+        self,
+        ranks: Ranks,
+        store: Store | None,
+        peers: Sequence[Peer],
+        nodes: Sequence[int],
+        launches: Sequence[str] = (),
+        restarted: bool = False,
+    ) -> None:
         self.ranks = ranks
         self.rank, self.size = ranks.rank, ranks.size
         self.local_rank, self.local_size = ranks.local_rank, ranks.local_size
         self.nodes = tuple(nodes)
+        self.launches = sorted({launch for launch in launches if launch})
+        self.restarted = restarted
         self.stopped = False
         self.timeout = 0.0
         self._store, self._peers = store, peers
@@ -53,9 +64,10 @@ class World:
         self._what = ""
 
     @classmethod
-    def alone(cls) -> World:
+    def alone(cls, ranks: Ranks | None = None) -> World:
         """One process, which waits for nobody."""
-        return cls(Ranks(), None, [], [0])
+        ranks = ranks or Ranks()
+        return cls(ranks, None, [], [0], [ranks.launch], ranks.restart > 0)
 
     @property
     def is_first(self) -> bool:
@@ -224,7 +236,7 @@ def connected(ranks: Ranks, *, url: str, timeout: float, device: torch.device) -
     Raises RankMissing where not all ranks come.
     """
     if ranks.size == 1:
-        yield World.alone()
+        yield World.alone(ranks)
         return
     host, port = _place(ranks, url)
     limit = datetime.timedelta(seconds=timeout)
@@ -235,7 +247,9 @@ def connected(ranks: Ranks, *, url: str, timeout: float, device: torch.device) -
         line = str(error).splitlines()[0][:160]
         raise RankMissing(f"rank {ranks.rank} cannot reach the store at {host}:{port} ({line})") from error
     token, cards = _meet(store, ranks, timeout)
-    world = World(ranks, PrefixStore(token, store), [Peer(**card["peer"]) for card in cards], _nodes(cards))
+    peers, launches = [Peer(**card["peer"]) for card in cards], [card["launch"] for card in cards]
+    restarted = any(card["restart"] for card in cards)
+    world = World(ranks, PrefixStore(token, store), peers, _nodes(cards), launches, restarted)
     world.timeout = timeout
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with world._connected():
@@ -268,6 +282,7 @@ def _meet(store: Store, ranks: Ranks, timeout: float) -> tuple[str, list[dict[st
     first rank reads who is there until all have answered to the name that it made for just these.
     """
     card = {"id": uuid.uuid4().hex, "node": ranks.node, "peer": asdict(Peer.this())}
+    card |= {"launch": ranks.launch, "restart": ranks.restart}
     store.set(f"hello/{ranks.rank}", json.dumps(card))
     hellos = [f"hello/{rank}" for rank in range(ranks.size)]
     until = time.monotonic() + timeout

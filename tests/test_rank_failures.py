@@ -76,13 +76,35 @@ def test_fewer_clients_than_ranks(tmp_path: Path) -> None:
     ("flag", "value"),
     [
         *(("--timeout", value) for value in ("0", "-1", "nan", "inf")),
-        *(("--dist-url", value) for value in ("node0:29500", "tcp://node0", "tcp://:1", "file:///x")),
+        *(("--dist-url", value) for value in ("node0:29500", "tcp://node0", "tcp://:1", "tcp://a:65536", "file:///x")),
     ],
 )
 def test_how_ranks_meet_is_checked(flag: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*ENDLESS, flag, value, "--log-pth", str(tmp_path / "run")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"fastlocal: error: {flag}") and not (tmp_path / "run").exists()
+
+
+def test_what_is_started_again_goes_on_with_its_own_run_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*ENDLESS[:-6], "--log-pth", str(tmp_path), "--rounds"]
+
+    def attempt(number: int) -> None:
+        monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(number))
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", f"/tmp/launcher/attempt_{number}/0/error.json")
+
+    assert main([*words, "1"]) == 0
+    attempt(1)
+    assert main([*words, "2"]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    attempt(0)
+    assert main([*words, "1", "--overwrite", "1"]) == 0
+    attempt(1)
+    assert main([*words, "2", "--overwrite", "1"]) == 0
+    assert "going on after 1 rounds" in "".join(capsys.readouterr())
+    assert [path.name for path in tmp_path.glob(".*")] == [".launch"]
 
 
 def test_the_first_process_s_address_can_be_given(tmp_path: Path) -> None:

@@ -39,6 +39,15 @@ def test_one_process() -> None:
     assert launched({"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RESTART_COUNT": "2"}).restart == 2
 
 
+def test_a_launcher_is_known_by_its_folder() -> None:
+    once = {"WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "job"}
+    again = once | {"TORCHELASTIC_MAX_RESTARTS": "1"}
+    folder = {"TORCHELASTIC_ERROR_FILE": "/tmp/x/job_1/attempt_0/3/error.json"}
+    assert launched(again | folder).launch == "/tmp/x/job_1"
+    assert launched(again).launch == "job"
+    assert launched(once | folder).launch == "", "which starts nothing again"
+
+
 @pytest.mark.parametrize(
     ("environment", "named"),
     [

@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ..checks import check
 from ..interrupts import held_back
+from ..ranks import launched
 from .flags import parse
+
+if TYPE_CHECKING:
+    from ..prepared import Prepared
 
 
 def run(argv: Sequence[str]) -> int:
     """Print the bytes of each part at the peak, and the largest chunk that fits --memory-limit."""
-    flags = parse(argv, "fastlocal plan")
+    flags, ranks = parse(argv, "fastlocal plan"), launched()
     check(flags.run)
 
     with held_back():
         from ..named import prepare_named
+        from ..resolve import resolve_device
+        from ..world import connected
 
-    prepared = prepare_named(flags.run, lambda text: print(text, file=sys.stderr), dry_run=True)
+    machine = flags.run.machine
+    device = resolve_device(machine.device, ranks)
+    with connected(ranks, url=machine.dist_url, timeout=machine.timeout, device=device) as world:
+        prepared = prepare_named(flags.run, lambda text: print(text, file=sys.stderr), dry_run=True, world=world)
+        if world.is_first:
+            _print(prepared)
+    return 0
+
+
+def _print(prepared: Prepared) -> None:
     config = prepared.config
     print(
         f"{config.clients} clients of {config.model.model} ({prepared.layout.n_params:,} parameters), batch "
@@ -27,4 +43,3 @@ def run(argv: Sequence[str]) -> int:
     print(prepared.memory.table())
     for note in prepared.notes:
         print(note)
-    return 0

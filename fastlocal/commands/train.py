@@ -63,20 +63,21 @@ def _start(flags: TrainFlags, world: World, finish: Callable[[Prepared, Loop], N
     with held_back():
         import torch
 
-        from ..directory import check_directory
+        from ..directory import check_directory, is_begun_by
         from ..named import prepare_named
         from ..resume import as_before
         from ..run import train
         from ..telemetry.sinks import sinks
 
     config = flags.run
-    # what a launcher starts again goes on, whatever it was told to begin with
-    again = flags.continue_ or world.ranks.restart > 0
+    again = flags.continue_
     if config.log.log_pth is not None and not flags.dry_run:
         given = Path(config.log.log_pth).expanduser().absolute()
         if world.is_first:
+            # what a launcher starts again goes on, whatever it was told to begin with, but with no other run
+            again = again or (world.restarted and is_begun_by(world.launches, given))
             check_directory(given, flags.overwrite or again)
-        world.exchange(None, "the run directory")
+        again = world.exchange(again, "the run directory")[0]
         if again:
             config = as_before(config, given, fill_in=flags.config is None)
     prepared = prepare_named(config, lambda text: print(text, file=sys.stderr), dry_run=flags.dry_run, world=world)
@@ -138,5 +139,5 @@ def _finish(prepared: Prepared, loop: Loop) -> None:
 def written(prepared: Prepared, loop: Loop) -> None:
     """Say what is in the run directory."""
     print(f"{prepared.config.clients} clients, {loop.comm_round} communication rounds. Written:")
-    for path in sorted(loop.directory.iterdir()):
+    for path in sorted(loop.directory.glob("[!.]*")):
         print(f"  {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
