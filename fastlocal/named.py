@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .checkpoint import load_strictly, read_state
 from .config import RunConfig
 from .data import datasets
+from .data.labels import refuse_empty_classes
 from .data.types import DataSet, Split
 from .errors import UsageError
 from .interrupts import held_back
@@ -100,7 +101,11 @@ def prepare_named(
     refuse_unknown(config.model.model)
     path = Path(config.model.resume_pth or "").expanduser()
     state = None if config.model.resume_pth is None else read_state(path, "--resume-pth")
-    data = _outline(config) if dry_run and config.data.dataset in PUBLISHED else load_data(config, message)
+    if dry_run and config.data.dataset in PUBLISHED:
+        data = _outline(config)
+    else:
+        data = load_data(config, message)
+        refuse_empty_classes(data, data_pth=config.data.data_pth, train_pth=config.data.train_pth)
     by_rule = config.with_values(tune_seconds=0.0) if dry_run else config
     with held_back():
         prepared = prepare(

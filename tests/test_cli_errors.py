@@ -256,7 +256,7 @@ def test_truncated_data(refused: Callable[..., Outcome], data: Path, tmp_path: P
 def test_label_beyond_memory(refused: Callable[..., Outcome], tmp_path: Path) -> None:
     labels = IMAGES["y_train"].copy()
     labels[5] = 2**31 - 2
-    refused(says=("--data-pth", "2,147,483,647 classes"), data=write_npz(tmp_path / "bad.npz", y_train=labels))
+    refused(says=("--data-pth", "2,147,483,647 has no training"), data=write_npz(tmp_path / "bad.npz", y_train=labels))
 
 
 @pytest.mark.parametrize(

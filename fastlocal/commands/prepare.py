@@ -40,14 +40,16 @@ class PrepareFlags:
     """beton: FFCV's format, of images of any size; array: one mapped array of images of one size"""
     image_size: int | None = None
     """bring image files to squares: the shorter side resized to this many pixels, then the centre cut out"""
-    write_mode: Literal["raw", "jpg", "proportion"] = "raw"
-    """of .beton: raw pixels, JPEG, or JPEG for --jpeg-share of the images and raw for the others"""
+    write_mode: Literal["raw", "jpg", "proportion", "smart"] = "raw"
+    """of .beton: raw pixels, JPEG, JPEG for --jpeg-share of the images, or (smart) for those above --smart-threshold"""
     max_resolution: int | None = None
     """of .beton: longest side in pixels, longer ones are scaled down to it; None: as they are"""
     quality: int = 90
     """of .beton: JPEG quality, 1 to 100"""
     jpeg_share: float = 0.5
     """of .beton --write-mode proportion: share of the images stored as JPEG, 0 to 1"""
+    smart_threshold: int | None = None
+    """of .beton --write-mode smart: bytes of raw pixels above which an image is stored as JPEG"""
     workers: int | None = None
     """processes that decode and write; None: one per core"""
     overwrite: bool = False
@@ -69,6 +71,7 @@ def run(argv: Sequence[str]) -> int:
 
     with held_back():
         from ..data import datasets
+        from ..data.labels import refuse_empty_classes
         from ..data.preparing.beton import BetonSettings
         from ..data.preparing.run import Preparing, prepare
 
@@ -86,7 +89,10 @@ def run(argv: Sequence[str]) -> int:
             stored=True,
         )
         data = datasets.read(request)
-        beton = BetonSettings(flags.write_mode, flags.max_resolution, flags.quality, flags.jpeg_share)
+        refuse_empty_classes(data, data_pth=flags.data_pth, train_pth=flags.train_pth)
+        beton = BetonSettings(
+            flags.write_mode, flags.max_resolution, flags.quality, flags.jpeg_share, flags.smart_threshold
+        )
         how = Preparing(
             out=flags.out.expanduser(),
             format=flags.format,
@@ -119,14 +125,20 @@ def _check(flags: PrepareFlags) -> None:
     ):
         if value is not None and not 1 <= value <= highest:
             raise UsageError(f"{flag} {value}: must be from 1 to {highest}")
+    if flags.smart_threshold is not None and flags.smart_threshold < 0:
+        raise UsageError(f"--smart-threshold {flags.smart_threshold}: must be a number of bytes from 0 on")
     if not 0 <= flags.jpeg_share <= 1:
         raise UsageError(f"--jpeg-share {flags.jpeg_share}: must be a share from 0 to 1")
     usual = {spec.name: spec.default for spec in dataclasses.fields(flags)}
     if flags.format == "array":
-        for name in ("write_mode", "max_resolution", "quality", "jpeg_share"):
+        for name in ("write_mode", "max_resolution", "quality", "jpeg_share", "smart_threshold"):
             if getattr(flags, name) != usual[name]:
                 raise UsageError(f"--{name.replace('_', '-')}: is for --format beton; an array holds raw pixels")
     if flags.write_mode == "raw" and flags.quality != usual["quality"]:
-        raise UsageError("--quality: means nothing with --write-mode raw; use --write-mode jpg or proportion")
+        raise UsageError("--quality: means nothing with --write-mode raw; use --write-mode jpg, proportion or smart")
     if flags.write_mode != "proportion" and flags.jpeg_share != usual["jpeg_share"]:
         raise UsageError(f"--jpeg-share: means nothing with --write-mode {flags.write_mode}; use proportion")
+    if flags.write_mode == "smart" and flags.smart_threshold is None:
+        raise UsageError("--write-mode smart: give --smart-threshold, the bytes above which images become JPEGs")
+    if flags.write_mode != "smart" and flags.smart_threshold is not None:
+        raise UsageError(f"--smart-threshold: means nothing with --write-mode {flags.write_mode}; use smart")

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fastlocal.data import installing
 from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.manifest import stamp
 from fastlocal.data.preparing.ffcv_writer import Job
@@ -25,27 +26,25 @@ from fastlocal.data.preparing.half import Half
 from fastlocal.errors import UsageError
 
 _START = "import sys; sys.path[:] = sys.argv[2:]; from fastlocal.data.preparing.ffcv_writer import main; main()"
-INSTALL = (
-    "install it with pip install 'fastlocal[ffcv]', which on Debian needs "
-    "apt-get install g++ python3-dev pkg-config libopencv-dev libturbojpeg0-dev"
-)
 
-WriteMode = Literal["raw", "jpg", "proportion"]
+WriteMode = Literal["raw", "jpg", "proportion", "smart"]
 
 
 @dataclass(frozen=True)
 class BetonSettings:
     """How images are stored, in FFCV's terms.
 
-    write_mode: raw pixels, JPEG, or JPEG for a share of the images, which their numbers decide, and raw for the others
+    write_mode: raw pixels, JPEG, JPEG for a share of the images, which their numbers decide, or (smart) for large ones
     max_resolution: longer sides are scaled down to so many pixels; None: sizes stay
     quality: of JPEG, 1 to 100        jpeg_share: of JPEGs under proportion, 0 to 1
+    smart_threshold: bytes of raw pixels above which smart takes JPEG
     """
 
     write_mode: WriteMode
     max_resolution: int | None
     quality: int
     jpeg_share: float
+    smart_threshold: int | None = None
 
 
 class FfcvWriter:
@@ -93,7 +92,7 @@ class FfcvWriter:
 
     def _start(self) -> subprocess.Popen[bytes]:
         if importlib.util.find_spec("ffcv") is None:
-            raise UsageError(f"--format beton: needs FFCV; {INSTALL}")
+            raise UsageError(f"--format beton: needs FFCV; {installing.FFCV}")
         return subprocess.Popen(
             [sys.executable, "-c", _START, str(os.getpid()), *(path or os.getcwd() for path in sys.path)],
             stdin=subprocess.PIPE,
@@ -105,7 +104,7 @@ class FfcvWriter:
     def _why(self, failed: str) -> str:
         """What else there is to say of a failure."""
         if "cannot be imported" in failed:
-            return f"; {INSTALL}"
+            return f"; {installing.FFCV}"
         self._errors.seek(0)
         last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
         return f": {last[0]}" if last and "a process" in failed else ""
@@ -130,6 +129,7 @@ def write_beton(
         max_resolution=settings.max_resolution,
         quality=settings.quality,
         jpeg_share=settings.jpeg_share,
+        smart_threshold=settings.smart_threshold,
         workers=writer.workers,
     )
     try:

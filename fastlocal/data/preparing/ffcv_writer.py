@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import multiprocessing
 import os
 import pickle
@@ -43,6 +44,7 @@ class Job:
     max_resolution: int | None
     quality: int
     jpeg_share: float
+    smart_threshold: int | None
     workers: int
 
 
@@ -77,7 +79,7 @@ class _Samples:
         height, width = image.shape[:2]
         longest = max(height, width)
         shrunk = min(1.0, (self.job.max_resolution or longest) / longest)
-        if self.job.write_mode != "jpg" and int(height * shrunk) * int(width * shrunk) * 3 > self.page_bytes:
+        if self.page_bytes < int(height * shrunk) * int(width * shrunk) * 3 <= largest_raw(self.job):
             reason = f"{width}x{height} pixels are more than a page of the file holds; give --max-resolution"
             raise BadSample(f"image {index}", reason)
         with self.counts.get_lock():
@@ -94,8 +96,15 @@ class _Samples:
 
 def page_bytes(job: Job) -> int:
     """Bytes of a page: 8 MiB as FFCV has it, more where the largest image that --max-resolution leaves needs more."""
-    needed = 3 * job.max_resolution**2 if job.max_resolution is not None and job.write_mode != "jpg" else 0
-    return int(max(PAGE_BYTES, 1 << max(0, needed - 1).bit_length()))
+    needed = 0 if job.max_resolution is None else min(3 * job.max_resolution**2, largest_raw(job))
+    return int(max(PAGE_BYTES, 1 << max(0, int(needed) - 1).bit_length()))
+
+
+def largest_raw(job: Job) -> float:
+    """Bytes of pixels up to which an image may be stored raw."""
+    if job.write_mode == "smart" and job.smart_threshold is not None:
+        return job.smart_threshold
+    return 0 if job.write_mode == "jpg" else math.inf
 
 
 class _Progress:
@@ -172,6 +181,7 @@ def _write(job: Job) -> None:
             max_resolution=job.max_resolution,
             jpeg_quality=job.quality,
             compress_probability=job.jpeg_share,
+            smart_threshold=job.smart_threshold,
         ),
         "label": IntField(),
     }

@@ -64,7 +64,8 @@ def _half(data: DataSet, name: str, split: AnySplit, how: Preparing) -> Half:
         images = dataclasses.replace(images, expected=None)
     settings: dict[str, Any] = {"image_size": how.image_size}
     if how.beton is not None:
-        settings |= dataclasses.asdict(how.beton)
+        own = dataclasses.asdict(how.beton)
+        settings |= {name: value for name, value in own.items() if name != "smart_threshold" or value is not None}
     return Half(name, images, split.targets, data.classes, data.class_names, how.source, settings)
 
 

@@ -7,6 +7,7 @@ from torch.utils.data import TensorDataset
 
 from fastlocal.errors import UsageError
 
+from .. import installing
 from ..images.arrays import ArrayImages
 from ..images.beton import BetonImages
 from ..transforms import Augmentation
@@ -15,10 +16,6 @@ from . import Reading
 from .engine import Cutter, Engine
 from .requests import Layout
 from .streaming import StreamingSource
-
-FFCV = "apt-get install g++ pkg-config libopencv-dev libturbojpeg0-dev, then pip install 'fastlocal[ffcv]'"
-
-DALI = "pip install 'fastlocal[dali]'"
 
 
 def streaming(split: AnySplit, reading: Reading, *, augment: bool) -> StreamingSource:
@@ -73,14 +70,14 @@ def _engine(samples: Cutter | MapSplit, layout: Layout, reading: Reading) -> Eng
     if reading.kind == "dali":
         try:
             from .dali_stream import DaliStream
-        except ImportError as error:
-            raise UsageError(f"--source dali: DALI cannot be imported ({error}); {DALI}") from None
+        except (ImportError, OSError) as error:  # a missing system library may be either
+            raise UsageError(f"--source dali: DALI cannot be imported ({error}); {installing.DALI}") from None
         device = reading.device.index or 0 if reading.device.type == "cuda" else None
         return DaliStream(samples, (height, width, channels), reading.workers, device)
     assert reading.kind == "ffcv" and isinstance(samples.images, BetonImages), "others are refused before"
     try:
         from .ffcv_stream import FfcvStream
-    except ImportError as error:
-        raise UsageError(f"--source ffcv: FFCV cannot be imported ({error}); {FFCV}") from None
+    except (ImportError, OSError) as error:
+        raise UsageError(f"--source ffcv: FFCV cannot be imported ({error}); {installing.FFCV}") from None
     path, field = str(samples.images.path), samples.images.image_field
     return FfcvStream(path, field, samples, (height, width, channels), reading.workers)

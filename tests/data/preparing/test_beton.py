@@ -114,6 +114,25 @@ def test_jpegs_are_near_and_a_share_is_drawn_from_the_numbers_alone(tmp_path: Pa
         assert error.mean() < 6 if index in compressed else not error.any()
 
 
+def test_smart_stores_large_images_as_jpegs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Even ones of more raw bytes than a page of the file holds."""
+    pixels = cifar(4).images.permute(0, 2, 3, 1).numpy()
+    for half, sides in (("train", (32, 33, 2000)), ("test", (20, 40, 60))):
+        for index, side in enumerate(sides):
+            path = tmp_path / "images" / half / "ab"[index % 2] / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels[index]).resize((side, side)).save(path)
+    words = ("--write-mode", "smart", "--smart-threshold", 32 * 32 * 3, "--workers", 1)
+    outcome = run(capsys, "prepare", "--data-pth", tmp_path / "images", "--out", tmp_path / "out", *words)
+    assert outcome.status == 0, outcome.err
+    for name, compressed in (("train", {33, 2000}), ("val", {40, 60})):
+        images = BetonImages(tmp_path / "out" / f"{name}.beton")
+        found = {images.size(index)[0] for index in range(len(images)) if images.encoded(index) is not None}
+        assert found == compressed
+    settings = json.loads((tmp_path / "out" / "train.beton.json").read_text())["settings"]
+    assert (settings["write_mode"], settings["smart_threshold"]) == ("smart", 3072)
+
+
 def test_grey_images_become_rgb_and_large_ones_are_scaled_down(tmp_path: Path, writer: FfcvWriter) -> None:
     column = torch.arange(60, dtype=torch.uint8)[:, None].expand(5, 1, 60, 40).contiguous()
     images = write(tmp_path, ArrayImages(column), BetonSettings("jpg", 30, 90, 0.5), writer)

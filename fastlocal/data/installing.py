@@ -1,0 +1,9 @@
+"""How packages are installed that some ways of reading data need."""
+
+from __future__ import annotations
+
+FFCV = (
+    "install it with pip install 'fastlocal[ffcv]', which on Debian needs "
+    "apt-get install g++ python3-dev pkg-config libopencv-dev libturbojpeg0-dev"
+)
+DALI = "install it with pip install 'fastlocal[dali]'"

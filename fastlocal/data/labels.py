@@ -1,0 +1,26 @@
+"""What the labels that a model is to learn have to be."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastlocal.errors import UsageError
+
+from .types import DataSet
+
+
+def refuse_empty_classes(data: DataSet, *, data_pth: str | None, train_pth: str | None) -> None:
+    """Raises UsageError where a class has no training sample. data_pth, train_pth: as given, for the message."""
+    if data.classes is None or data.train.targets is None:
+        return
+    present = data.train.targets.unique().numpy()
+    if len(present) == data.classes:
+        return
+    place = int(np.argmax(np.append(present, -1) != np.arange(len(present) + 1)))
+    name = "" if data.class_names is None else f" ({data.class_names[place]})"
+    others = f" and {data.classes - len(present) - 1:,} more" if data.classes - len(present) > 1 else ""
+    given = f"--train-pth {train_pth}" if train_pth else f"--data-pth {data_pth}" if data_pth else ""
+    raise UsageError(
+        f"{given or f'--dataset {data.name}'}: class {place}{name}{others} of {data.classes:,} has no training sample; "
+        "give every class one, or number labels from 0 without gaps"
+    )

@@ -1,0 +1,73 @@
+"""An interpreter without FFCV and DALI: what needs them says in one line how they are installed, and writes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from fastlocal.data.images.arrays import ArrayImages
+from tests.data import sources
+from tests.tiny import tree, write_npz
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = """
+import io, json, sys
+from contextlib import redirect_stderr
+from fastlocal.cli import main
+for command in json.loads(sys.argv[1]):
+    with redirect_stderr(io.StringIO()) as said:
+        status = main(command)
+    print(json.dumps([status, said.getvalue()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is installed here, but for FFCV and DALI."""
+    folder = tmp_path_factory.mktemp("packages")
+    (folder / "nvidia").mkdir()
+    for installed in {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}:
+        for path in [*installed.iterdir(), *installed.glob("nvidia/*")]:
+            place = folder / path.relative_to(installed)
+            if path.name not in ("ffcv", "dali", "nvidia") and not path.name.endswith(".pth") and not place.exists():
+                place.symlink_to(path)
+    return folder
+
+
+def said_of(commands: list[list[str]], packages: Path) -> list[str]:
+    """What each command says as it is refused."""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{packages}"}
+    words = [sys.executable, "-S", "-c", COMMANDS, json.dumps(commands)]
+    done = subprocess.run(words, cwd=packages, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    outcomes = [json.loads(line) for line in done.stdout.splitlines()]
+    for status, said in outcomes:
+        assert status == 2 and said.startswith("fastlocal: error: ") and said.count("\n") == 1, said
+    return [said for _, said in outcomes]
+
+
+def test_what_needs_a_package_says_how_it_is_installed(packages: Path, tmp_path: Path) -> None:
+    data = str(write_npz(tmp_path / "data.npz", channels=3))
+    run, out = str(tmp_path / "run"), str(tmp_path / "out")
+    train = ["train", "--dataset", "npz", "--data-pth", data, "--log-pth", run, "--device", "cpu", "--clients", "2"]
+    prepare = ["prepare", "--dataset", "npz", "--data-pth", data, "--out", out]
+    dali, beton = said_of([[*train, "--batch-size", "8", "--source", "dali"], prepare], packages)
+    assert "--source dali: DALI cannot be imported" in dali and "pip install 'fastlocal[dali]'" in dali
+    assert "--format beton: needs FFCV" in beton and "pip install 'fastlocal[ffcv]'" in beton
+    assert "apt-get install g++ python3-dev pkg-config libopencv-dev libturbojpeg0-dev" in beton
+    assert tree(tmp_path) <= {"data.npz", "out"}
+
+
+@pytest.mark.needs("ffcv")
+def test_a_beton_is_read_by_ffcv_where_that_is_asked_for(packages: Path, tmp_path: Path) -> None:
+    beton = str(sources.beton(tmp_path, ArrayImages(sources.cifar().inputs), "raw"))
+    run = tmp_path / "run"
+    train = ["train", "--dataset", "beton", "--train-pth", beton, "--val-pth", beton, "--log-pth", str(run)]
+    (said,) = said_of([[*train, "--source", "ffcv", "--clients", "2", "--batch-size", "8"]], packages)
+    assert "--source ffcv: FFCV cannot be imported" in said and "python3-dev" in said and not run.exists()
