@@ -5,8 +5,10 @@ The first process imports and runs nothing else, so that a forked one is as a fr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -18,26 +20,32 @@ PROGRAM = """
 import json, os, signal, sys
 import torch
 import fastlocal.commands.train, fastlocal.named, fastlocal.run, fastlocal.telemetry.console, fastlocal.telemetry.sinks
+import fastlocal.world, torch.fx.experimental.symbolic_shapes, tyro
 from fastlocal.cli import main
 for line in sys.stdin:
-    words, log = json.loads(line)
-    process = os.fork()
-    if process == 0:
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        sys.argv[1:] = words
-        sys.exit(main())
-    print(process, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+    words, log, ranks = json.loads(line)
+    os.close(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
+    processes = []
+    for variables in ranks:
+        process = os.fork()
+        if process == 0:
+            file = os.open(log, os.O_WRONLY | os.O_APPEND)
+            os.dup2(file, 1)
+            os.dup2(file, 2)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.environ.update(variables)
+            sys.argv[1:] = words
+            sys.exit(main())
+        processes.append(process)
+    print(json.dumps(processes), flush=True)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]), flush=True)
 """
 
 
 @dataclass
 class Forks:
-    """Forks one process at a time; a context manager."""
+    """Forks one run at a time; a context manager."""
 
     def __enter__(self) -> Forks:
         self.first = subprocess.Popen(
@@ -54,40 +62,68 @@ class Forks:
         self.first.stdin.close()
         self.first.wait(timeout=60)
 
-    def start(self, words: Sequence[object], log: Path) -> Fork:
-        """`fastlocal WORDS...`, what it prints going to the file `log`."""
+    def start(self, words: Sequence[object], log: Path, ranks: int = 1) -> Fork:
+        """`fastlocal WORDS...` as so many processes, what they print going to the file `log`."""
         assert self.first.stdin is not None and self.first.stdout is not None
-        self.first.stdin.write(json.dumps([[str(word) for word in words], str(log)]) + "\n")
+        told = [[str(word) for word in words], str(log), _variables(ranks)]
+        self.first.stdin.write(json.dumps(told) + "\n")
         self.first.stdin.flush()
-        return Fork(int(self.first.stdout.readline()), self.first, log)
+        return Fork(json.loads(self.first.stdout.readline()), self.first, log)
+
+
+def _variables(ranks: int) -> list[dict[str, str]]:
+    """What each rank's environment says of where the others are."""
+    if ranks == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
+    shared["MASTER_PORT"] = str(port)
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
 @dataclass
 class Fork:
-    """A running process."""
+    """A running run: one process a rank."""
 
-    pid: int
+    pids: list[int]
     first: subprocess.Popen[str]
     log: Path
 
-    def running(self) -> bool:
-        """Whether it has not ended; one that has stays a zombie, which /proc tells, only until it is waited for."""
-        try:
-            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        except FileNotFoundError:
-            return False
+    @property
+    def pid(self) -> int:
+        """Of the first rank."""
+        return self.pids[0]
 
-    def send(self, number: int) -> None:
-        """A signal, unless it has ended."""
-        try:
-            os.kill(self.pid, number)
-        except ProcessLookupError:
-            pass
+    def running(self) -> bool:
+        """Whether some rank has not ended; one that has stays a zombie, which /proc tells, until it is waited for."""
+        return any(_runs(pid) for pid in self.pids)
+
+    def send(self, number: int, ranks: Sequence[int] | None = None) -> None:
+        """A signal to these ranks, None for all, unless they have ended."""
+        for rank, pid in enumerate(self.pids):
+            if ranks is None or rank in ranks:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+
+    def statuses(self) -> list[int]:
+        """The exit status of each rank once all have ended, minus the number of the signal that ended it."""
+        assert self.first.stdout is not None
+        found: list[int] = json.loads(self.first.stdout.readline())
+        return found
 
     def status(self) -> int:
-        """Its exit status once it has ended, minus the number of the signal that ended it."""
-        assert self.first.stdout is not None
-        return int(self.first.stdout.readline())
+        """That of the only process."""
+        (status,) = self.statuses()
+        return status
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def wait_until(happened: Callable[[], bool], seconds: float) -> bool:

@@ -1,10 +1,11 @@
 """Runs that are killed at random moments and continued, against the same runs undisturbed.
 
-    python -m bench.kill [--kills 100] [--seed 0]        prints and adds to bench/results/cpu/kill.csv
+    python -m bench.kill [--kills 100] [--ranks 1] [--seed 0]        prints and adds to bench/results/cpu/kill.csv
 
-A process is killed by SIGKILL when it has come a random part of the way that is left, often as it begins to write a
-file, and started again with --continue, six times for a run; the next process ends it. Everything in the run directory
-must then be as in the undisturbed run to the bit: models, momenta, counters, metrics and the loss of every step.
+A process, of several ranks one at random or all, is killed by SIGKILL when the run has come a random part of the way
+that is left, often as it begins to write a file. The run is started again with --continue, six times; the next start
+ends it. Everything in the run directory must then be as in the undisturbed run of as many ranks, to the bit: models,
+momenta, counters, metrics and the loss of every step.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from bench.forks import Fork, Forks, wait_until
 from fastlocal.checkpoint import TEMPORARY_SUFFIX
+from fastlocal.commands.train import MISSING
 from fastlocal.parts import read_saved
 from fastlocal.state_file import State, read_numbers
 
@@ -52,7 +54,7 @@ LONGEST_S = 120.0
 
 @dataclass
 class Outcome:
-    """Of one run: processes killed, and how many of them had a file half-written; what went wrong, or nothing."""
+    """Of one run: times it was killed, and how often a file was half-written then; what went wrong, or nothing."""
 
     kills: int
     while_writing: int
@@ -102,39 +104,44 @@ def words_of(case: str, data: Path, directory: Path) -> list[str]:
     return [*where, *COMMON.split(), *CASES[case].split()]
 
 
-def undisturbed(forks: Forks, case: str, data: Path, directory: Path) -> dict[str, Any]:
+def undisturbed(forks: Forks, case: str, data: Path, directory: Path, ranks: int) -> dict[str, Any]:
     """What a run leaves that nothing disturbs."""
-    status = forks.start(words_of(case, data, directory), directory.with_suffix(".log")).status()
-    if status != 0:
-        raise RuntimeError(f"{case}: status {status}\n{directory.with_suffix('.log').read_text()}")
+    statuses = forks.start(words_of(case, data, directory), directory.with_suffix(".log"), ranks).statuses()
+    if any(statuses):
+        raise RuntimeError(f"{case}: status {statuses}\n{directory.with_suffix('.log').read_text()}")
     return left_behind(directory)
 
 
 def killed(
-    forks: Forks, case: str, data: Path, directory: Path, kills: int, whole: int, draw: random.Random
+    forks: Forks, case: str, data: Path, directory: Path, ranks: int, kills: int, whole: int, draw: random.Random
 ) -> Outcome:
     """A run that is killed so often, or as often as it lasts, and then ends.
 
     whole: bytes of steps.jsonl when it has ended        failure: a status that cannot be, or nothing
     """
-    outcome = Outcome(0, 0, "")
+    outcome, log = Outcome(0, 0, ""), directory.with_suffix(".log")
     while True:
-        process = forks.start(words_of(case, data, directory), directory.with_suffix(".log"))
+        process = forks.start(words_of(case, data, directory), log, ranks)
         if outcome.kills < kills:
             _wait_for_a_moment(process, directory, whole, draw)
-            process.send(signal.SIGKILL)
-        status = process.status()
-        if status == 0:
+            process.send(signal.SIGKILL, draw.choice([None, [draw.randrange(ranks)]]))
+        statuses = process.statuses()
+        if not any(statuses):
             return outcome
-        if status != -signal.SIGKILL:
-            outcome.failure = f"status {status}: {directory.with_suffix('.log').read_text()[-300:]!r}"
+        if -signal.SIGKILL not in statuses or not _as_they_should(statuses, log.read_text()):
+            outcome.failure = f"status {statuses}: {log.read_text()[-300:]!r}"
             return outcome
         outcome.kills += 1
         outcome.while_writing += bool(list(directory.glob(f".*{TEMPORARY_SUFFIX}")))
 
 
+def _as_they_should(statuses: Sequence[int], log: str) -> bool:
+    """Whether ranks that were not killed have ended well before, or by saying who is missing."""
+    return all(status in (-signal.SIGKILL, 0, MISSING) for status in statuses) and "Traceback" not in log
+
+
 def _wait_for_a_moment(process: Fork, directory: Path, whole: int, draw: random.Random) -> None:
-    log, name = directory / "steps.jsonl", draw.choice(["", ".resume.pt.*", ".latest.pt.*"])
+    log, name = directory / "steps.jsonl", draw.choice(["", ".resume*", ".latest.pt.*"])
     there = log.stat().st_size if log.exists() else 0
     wanted = there + draw.uniform(0, 0.4) * (whole - there)
 
@@ -149,13 +156,13 @@ def _wait_for_a_moment(process: Fork, directory: Path, whole: int, draw: random.
     time.sleep(draw.choice([0, draw.uniform(0, 0.01)]))
 
 
-def kill_cases(folder: Path, kills: int, runs_of: int, seed: int) -> Iterator[tuple[str, Outcome]]:
+def kill_cases(folder: Path, kills: int, runs_of: int, seed: int, ranks: int = 1) -> Iterator[tuple[str, Outcome]]:
     """The outcome of run after run, at most `runs_of` kills each, case after case, until so many kills are done."""
     draw, done = random.Random(seed), 0
     write_data(folder / "data.npz")
     with Forks() as forks:
         wanted = {
-            case: undisturbed(forks, case, folder / "data.npz", folder / f"undisturbed{number}")
+            case: undisturbed(forks, case, folder / "data.npz", folder / f"undisturbed{number}", ranks)
             for number, case in enumerate(CASES)
         }
         for number in range(10 * kills):
@@ -164,7 +171,8 @@ def kill_cases(folder: Path, kills: int, runs_of: int, seed: int) -> Iterator[tu
             case = list(CASES)[number % len(CASES)]
             directory = folder / f"killed{number}"
             most = min(runs_of, kills - done)
-            outcome = killed(forks, case, folder / "data.npz", directory, most, len(wanted[case]["steps.jsonl"]), draw)
+            whole = len(wanted[case]["steps.jsonl"])
+            outcome = killed(forks, case, folder / "data.npz", directory, ranks, most, whole, draw)
             if not outcome.failure:
                 outcome.failure = difference(left_behind(directory), wanted[case])
             done += outcome.kills
@@ -180,11 +188,12 @@ def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--ranks", type=int, default=1, choices=(1, 2))
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     rows: dict[str, list[Outcome]] = {case: [] for case in CASES}
     with tempfile.TemporaryDirectory() as folder:
-        for case, outcome in kill_cases(Path(folder), given.kills, 6, given.seed):
+        for case, outcome in kill_cases(Path(folder), given.kills, 6, given.seed, given.ranks):
             rows[case].append(outcome)
             print(f"{case}: {outcome.kills} kills, {outcome.while_writing} while writing {outcome.failure}", flush=True)
     TABLE.parent.mkdir(parents=True, exist_ok=True)
@@ -193,8 +202,9 @@ def main() -> None:
     with TABLE.open("a", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         if new:
-            table.writerow(["commit", "torch", "python", "seed", "case", "runs", "kills", "while_writing", "failures"])
-        about = [commit, torch.__version__, platform.python_version(), given.seed]
+            names = ["commit", "torch", "python", "ranks", "seed", "case", "runs", "kills", "while_writing", "failures"]
+            table.writerow(names)
+        about = [commit, torch.__version__, platform.python_version(), given.ranks, given.seed]
         for case, outcomes in rows.items():
             counts = [sum(one.kills for one in outcomes), sum(one.while_writing for one in outcomes)]
             table.writerow([*about, case, len(outcomes), *counts, sum(bool(one.failure) for one in outcomes)])

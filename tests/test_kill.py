@@ -28,10 +28,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
 
 
-def test_twelve_kills(tmp_path: Path) -> None:
-    outcomes = [outcome for _, outcome in kill_cases(tmp_path, kills=12, runs_of=6, seed=1)]
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_twelve_kills(ranks: int, tmp_path: Path) -> None:
+    """Six of one process, six of one or both of two."""
+    outcomes = [outcome for _, outcome in kill_cases(tmp_path, kills=6, runs_of=3, seed=1, ranks=ranks)]
     assert [one.failure for one in outcomes if one.failure] == []
-    assert sum(one.kills for one in outcomes) == 12
+    assert sum(one.kills for one in outcomes) == 6
     assert sum(one.while_writing for one in outcomes) >= 1
 
 

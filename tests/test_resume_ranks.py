@@ -1,0 +1,141 @@
+"""Runs of several processes that are stopped or killed and go on, on as many processes or on others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.forks import Fork, Forks, wait_until
+from bench.kill import difference, left_behind
+from fastlocal.state_file import read_numbers
+from tests.many import ROOT, TORCHRUN, environment
+from tests.test_many_processes import assert_alike
+from tests.tiny import train_words, write_npz
+
+PATIENCE_S = 120
+FLAGS = (
+    *("--batch-size", "4", "--total-batch-size", "28", "--chunk", "1", "--momentum", "0.9", "--debug", "--nesterov"),
+    *("--label-noise", "--precision", "fp64", "--step1", "12", "--step2", "9", "--decay1", "30", "--epochs", "48"),
+)
+"""Seven clients in chunks of one, 96 local steps in rounds of twelve."""
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    with Forks() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(forks: Forks, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """On two processes."""
+    directory = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert begun(forks, data, directory, 2).statuses() == [0, 0], directory.with_suffix(".log").read_text()
+    return directory
+
+
+def begun(forks: Forks, data: Path, directory: Path, ranks: int, *flags: str) -> Fork:
+    words = [*train_words(data, directory), *FLAGS, *flags, "--continue"]
+    return forks.start(words, directory.with_suffix(".log"), ranks)
+
+
+def stopped(
+    forks: Forks, data: Path, directory: Path, ranks: int, who: list[int] | None, lines: int, *flags: str
+) -> bool:
+    """A stretch of a run, until it has written so many lines of steps.jsonl more; whether a signal ended it."""
+    log = directory / "steps.jsonl"
+    wanted = lines + (log.read_bytes().count(b"\n") if log.exists() else 0)
+    process = begun(forks, data, directory, ranks, *flags)
+
+    def come() -> bool:
+        return not process.running() or (log.exists() and log.read_bytes().count(b"\n") >= wanted)
+
+    assert wait_until(come, PATIENCE_S)
+    time.sleep(0.02 * (lines % 5))
+    process.send(signal.SIGTERM, who)
+    statuses, said = process.statuses(), directory.with_suffix(".log").read_text()
+    assert statuses in ([75] * ranks, [0] * ranks), said
+    assert "Traceback" not in said
+    return statuses[0] == 75
+
+
+def within_a_round(directory: Path) -> bool:
+    numbers = read_numbers(directory / "resume.pt")
+    return any(part["done"] for part in numbers.get("parts", [numbers["position"].get("so_far")]))
+
+
+@pytest.mark.parametrize("who", [None, [0], [1]])
+def test_a_signal_to_some_rank_stops_all(
+    who: list[int] | None, forks: Forks, data: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    directory, within = tmp_path / "run", 0
+    for lines in (1, 85, 87):
+        assert stopped(forks, data, directory, 2, who, lines)
+        within += within_a_round(directory)
+    assert within >= 1
+    assert begun(forks, data, directory, 2).statuses() == [0, 0]
+    assert difference(left_behind(directory), left_behind(undisturbed)) == ""
+
+
+@pytest.mark.parametrize(("order", "ranks"), [("any", (2, 3, 1)), ("fixed", (2, 1, 3))])
+def test_going_on_with_other_numbers_of_processes(
+    order: str, ranks: tuple[int, ...], forks: Forks, data: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Stopped within rounds; the same to the rounding of sums, and in a fixed order of reduction to the bit."""
+    flags, directory, other = ("--reduce-order", order), tmp_path / "run", tmp_path / "alone"
+    for number in ranks[:-1]:
+        for _ in range(4):
+            if stopped(forks, data, directory, number, None, 2, *flags) and within_a_round(directory):
+                break
+        else:
+            raise AssertionError("never stopped within a round")
+    assert begun(forks, data, directory, ranks[-1], *flags).statuses() == [0] * ranks[-1]
+    assert_alike(directory, undisturbed)
+    if order == "fixed":
+        assert begun(forks, data, other, 1, *flags).status() == 0
+        wanted, found = left_behind(other), left_behind(directory)
+        assert difference(found, wanted).removeprefix("differ: ") in ("", "metrics.jsonl", "metrics.jsonl, resume.pt")
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_torchrun_starts_it_again(killed: int, data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    directory, words = tmp_path / "run", [*train_words(data, tmp_path / "run"), *FLAGS]
+    with (tmp_path / "log").open("w") as log:
+        torchrun = subprocess.Popen(
+            [*TORCHRUN, "--nproc-per-node", "2", "--max-restarts", "2", "-m", "fastlocal", *words],
+            env=environment(),
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            assert wait_until(lambda: (directory / "resume.pt").exists(), PATIENCE_S)
+            os.kill(rank_of(torchrun.pid, killed), signal.SIGKILL)
+            assert torchrun.wait(PATIENCE_S) == 0, (tmp_path / "log").read_text()[-3000:]
+        finally:
+            torchrun.terminate()
+            torchrun.wait()
+    assert "going on after" in (tmp_path / "log").read_text()
+    found, wanted = left_behind(directory), left_behind(undisturbed)
+    for _, tensors in (*found["resume.pt"], *wanted["resume.pt"]):
+        del tensors["torch random state"]  # which each new interpreter draws, and a run does not depend on
+    assert difference(found, wanted) == ""
+
+
+def rank_of(launcher: int, rank: int) -> int:
+    """The process of that rank among the children of a torchrun."""
+    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return int(child)
+    raise AssertionError(f"no rank {rank}")
