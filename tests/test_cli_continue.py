@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 
 from bench.kill import difference, left_behind
+from fastlocal.cli import main
+from fastlocal.commands.flags import parse
+from fastlocal.named import prepare_named
+from fastlocal.resume import as_before
 from tests.tiny import metrics, run, train_words, tree, write_npz
 
 MOMENTUM = ("--momentum", "0.9", "--debug", "--chunk", "1", "--step1", "3")
@@ -23,8 +27,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two epochs of four steps in rounds of three: two rounds, and two steps left over."""
-    from fastlocal.cli import main
-
     directory = tmp_path_factory.mktemp("finished") / "run"
     assert main([*train_words(data, directory), *MOMENTUM, "--epochs", "2"]) == 0
     return directory
@@ -83,6 +85,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "--mean": ("0.3",),
     "--model": ("cnn",),
     "--replacement": (),
+    "--sampling": ("quasi-random",),
     "--sampling-pages": ("4",),
     "--epochs": ("1",),
     "--rounds": ("1",),
@@ -133,3 +136,22 @@ def test_numbers_that_cannot_be(
 ) -> None:
     outcome = run(capsys, *train_words(data, tmp_path / "run"), flag, value)
     assert outcome.status == 2 and flag in outcome.err and not (tmp_path / "run").exists()
+
+
+def test_the_executor_stays(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was timed, or given, once is not timed again: neither by --continue nor by --config."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    long = ("--epochs", "10000000", "--tune-seconds", "0.2")
+    words = train_words(data, tmp_path / "run")[1:]
+    timed = prepare_named(parse([*words, *long]).run, lambda text: None)
+    assert "timed, per client and local step:" in timed.notes
+    shutil.rmtree(tmp_path / "cache")
+
+    (tmp_path / "config.json").write_text(timed.config.to_json())
+    of_config = parse(["--config", str(tmp_path / "config.json"), "--log-pth", str(tmp_path / "other")]).run
+    assert prepare_named(of_config, lambda text: None).config.machine == timed.config.machine
+
+    assert main([str(word) for word in (*train_words(data, tmp_path / "run"), "--executor", "looped")]) == 0
+    going_on = as_before(parse([*words, *long]).run, tmp_path / "run", fill_in=True)
+    assert prepare_named(going_on, lambda text: None).config.machine.executor == "looped"
+    assert not (tmp_path / "cache").exists()

@@ -41,8 +41,8 @@ ENDLESS = ("--epochs", "100000", "--decay1", "1", "--decay2", "1", "--step3", "1
 """Four rounds of one step, each evaluated, then one of minutes."""
 
 
-def into_the_endless_round(forks: Forks, directory: Path, data: Path, *flags: str) -> Fork:
-    process = forks.start([*train_words(data, directory), *ENDLESS, *flags], directory.with_suffix(".log"))
+def into_the_endless_round(forks: Forks, directory: Path, data: Path, *flags: str, ranks: int = 1) -> Fork:
+    process = forks.start([*train_words(data, directory), *ENDLESS, *flags], directory.with_suffix(".log"), ranks)
 
     def there() -> bool:
         return (directory / "resume.pt").exists() and len(metrics(directory)) == 4
@@ -52,17 +52,18 @@ def into_the_endless_round(forks: Forks, directory: Path, data: Path, *flags: st
     return process
 
 
-@pytest.mark.parametrize("second", [False, True])
-def test_a_chunk_that_does_not_end_in_time(second: bool, forks: Forks, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("second", "ranks"), [(False, 1), (True, 1), (False, 2)])
+def test_a_chunk_that_does_not_end_in_time(second: bool, ranks: int, forks: Forks, data: Path, tmp_path: Path) -> None:
     """The last save stands, after --grace seconds or at once where a second signal comes."""
     grace = "60" if second else "1.5"
-    process = into_the_endless_round(forks, tmp_path / "run", data, "--grace", grace, "--executor", "looped")
+    flags = ("--grace", grace, "--executor", "looped")
+    process = into_the_endless_round(forks, tmp_path / "run", data, *flags, ranks=ranks)
     began = time.monotonic()
     process.send(signal.SIGTERM)
     if second:
         time.sleep(1.2)
         process.send(signal.SIGTERM)
-    assert process.status() == 75
+    assert process.statuses() == [75] * ranks
     assert 1 < time.monotonic() - began < 10
     log = process.log.read_text()
     assert "Traceback" not in log and "--continue` goes on" in log.splitlines()[-1]

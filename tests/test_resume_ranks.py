@@ -75,7 +75,7 @@ def within_a_round(directory: Path) -> bool:
     return any(part["done"] for part in numbers.get("parts", [numbers["position"].get("so_far")]))
 
 
-@pytest.mark.parametrize("who", [None, [0], [1]])
+@pytest.mark.parametrize("who", [None, [1]])
 def test_a_signal_to_some_rank_stops_all(
     who: list[int] | None, forks: Forks, data: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -108,8 +108,8 @@ def test_going_on_with_other_numbers_of_processes(
         assert difference(found, wanted).removeprefix("differ: ") in ("", "metrics.jsonl", "metrics.jsonl, resume.pt")
 
 
-@pytest.mark.parametrize("killed", [0, 1])
-def test_torchrun_starts_it_again(killed: int, data: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_torchrun_starts_it_again(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """After its first rank was killed: no line of metrics.jsonl twice, and none missing."""
     directory, words = tmp_path / "run", [*train_words(data, tmp_path / "run"), *FLAGS]
     with (tmp_path / "log").open("w") as log:
         torchrun = subprocess.Popen(
@@ -121,7 +121,7 @@ def test_torchrun_starts_it_again(killed: int, data: Path, undisturbed: Path, tm
         )
         try:
             assert wait_until(lambda: (directory / "resume.pt").exists(), PATIENCE_S)
-            os.kill(rank_of(torchrun.pid, killed), signal.SIGKILL)
+            os.kill(rank_of(torchrun.pid, 0), signal.SIGKILL)
             assert torchrun.wait(PATIENCE_S) == 0, (tmp_path / "log").read_text()[-3000:]
         finally:
             torchrun.terminate()

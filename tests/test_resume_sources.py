@@ -22,9 +22,9 @@ from tests.data import sources
 from tests.interrupted import CALLS, Ticking, continued, run
 
 KINDS = [
-    "torch",
-    pytest.param("ffcv", marks=pytest.mark.needs("ffcv")),
-    pytest.param("dali", marks=pytest.mark.needs("nvidia.dali")),
+    ("torch", [7, 18, 29]),
+    pytest.param("ffcv", [17], marks=pytest.mark.needs("ffcv")),  # which compiles its pipeline in every process
+    pytest.param("dali", [7, 18, 29], marks=pytest.mark.needs("nvidia.dali")),
 ]
 HARD = {"momentum": 0.9, "label_noise": True, "noise_p": 0.3, "aug": True, "bn_batches": 2}
 
@@ -47,23 +47,22 @@ def data(kind: str, folder: Path) -> DataSet:
     return DataSet("images", *halves, classes=10, mean=sources.MEAN, std=sources.STD)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_source(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "moments"), KINDS)
+def test_every_source(kind: str, moments: list[int], tmp_path: Path) -> None:
     images, values = data(kind, tmp_path), {**HARD, "source": kind, "nw": 2, "prefetch": 3}
     run(tmp_path / "undisturbed", Ticking(module()), images, **values)
-    wanted, moments = left_behind(tmp_path / "undisturbed"), [7, 18, 29]
+    wanted = left_behind(tmp_path / "undisturbed")
     assert sum(moments) < CALLS[0] and wanted["steps.jsonl"].count(b"\n") == 60
-    assert continued(tmp_path / "run", module, images, moments, **values) == 3
+    assert continued(tmp_path / "run", module, images, moments, **values) == len(moments)
     assert difference(left_behind(tmp_path / "run"), wanted) == ""
 
 
-@pytest.mark.parametrize("name", ["groupnorm", "batchnorm"])
-def test_clients_on_threads(name: str, tmp_path: Path) -> None:
+def test_clients_on_threads(tmp_path: Path) -> None:
     """Signals come whenever it may be, as steps of workers run without Python."""
-    values: dict[str, Any] = {**HARD, "executor": "threaded", "workers": 2, "chunk": 2, "epochs": 40, "eval_freq1": 4}
+    values: dict[str, Any] = {**HARD, "executor": "threaded", "workers": 2, "chunk": 2, "epochs": 30, "eval_freq1": 4}
     images, draw = small_models.images(), random.Random(0)
     began = time.monotonic()
-    run(tmp_path / "undisturbed", small_models.make(name), images, **values)
+    run(tmp_path / "undisturbed", small_models.make("batchnorm"), images, **values)
     lasted = time.monotonic() - began
     wanted = left_behind(tmp_path / "undisturbed")
     stops = 0
@@ -72,15 +71,15 @@ def test_clients_on_threads(name: str, tmp_path: Path) -> None:
             timer = threading.Timer(draw.uniform(0.1, 0.7) * lasted, os.kill, (os.getpid(), signal.SIGINT))
             timer.start()
             try:
-                run(tmp_path / str(number), small_models.make(name), images, resume=True, **values)
+                run(tmp_path / str(number), small_models.make("batchnorm"), images, resume=True, **values)
                 break
             except KeyboardInterrupt:
                 stops += 1
             finally:
                 timer.cancel()
         else:
-            run(tmp_path / str(number), small_models.make(name), images, resume=True, **values)
+            run(tmp_path / str(number), small_models.make("batchnorm"), images, resume=True, **values)
         assert difference(left_behind(tmp_path / str(number)), wanted) == ""
-        if stops >= 4:
+        if stops >= 3:
             return
     raise AssertionError("never stopped")
