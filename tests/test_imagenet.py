@@ -101,6 +101,19 @@ def test_from_beton_it_is_the_same_run(
         assert row == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.needs("nvidia.dali")
+def test_through_dali_it_is_the_same_run_but_for_its_decoder(
+    from_jpegs: Path, jpegs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A few grey levels apart per pixel: early losses are near, later ones as far as training grows it."""
+    rows, expected = train(capsys, tmp_path / "run", "dali", folder_words(jpegs)), metrics(from_jpegs)
+    assert len(rows) == len(expected) and rows[0]["train_loss"] == pytest.approx(expected[0]["train_loss"], abs=0.1)
+    for row, other in zip(rows, expected, strict=True):
+        assert row.keys() == other.keys() and row["train_loss"] == pytest.approx(other["train_loss"], abs=0.4)
+        assert 0 <= row["val_acc1"] <= row["val_acc5"] <= 1
+    assert min(row["train_loss"] for row in rows[1:]) < rows[0]["train_loss"]
+
+
 @pytest.mark.needs("ffcv")
 def test_evaluate_cuts_the_same_centre_crops(
     from_jpegs: Path, betons: Path, capsys: pytest.CaptureFixture[str]
