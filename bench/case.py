@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import platform
 import re
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +35,6 @@ class Case:
     def name(self) -> str:
         """As in tables: resnet20_gn 8 x 32, H=2, bf16."""
         return f"{self.model} {self.clients} x {self.batch}, H={self.local_steps}, {self.precision}"
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
 
     def config(self, directory: Path, **more: Any) -> RunConfig:
         """The run of this case; it goes on for as long as it is let, without an evaluation."""
@@ -90,6 +85,26 @@ def machine() -> dict[str, str]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
         "cores": str(cores()),
     }
+
+
+@dataclass(frozen=True)
+class Steal:
+    """How much of the cores' time the hypervisor gave to others, since it was made."""
+
+    ticks: tuple[int, ...] = field(default_factory=lambda: _ticks())
+
+    def percent(self) -> str:
+        """As a column; empty where the system does not say."""
+        passed = [after - before for before, after in zip(self.ticks, _ticks(), strict=True)]
+        return f"{100 * passed[7] / sum(passed):.1f}" if sum(passed) else ""
+
+
+def _ticks() -> tuple[int, ...]:
+    """Of all cores: user, nice, system, idle, iowait, irq, softirq, steal."""
+    try:
+        return tuple(int(word) for word in Path("/proc/stat").read_text(encoding="utf-8").split()[1:9])
+    except OSError:
+        return ()
 
 
 def cores() -> int:

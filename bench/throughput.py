@@ -4,9 +4,11 @@
     python -m bench.throughput --cases mlp,cnn --clients 1,8,32     part of the grid; all of it by default
     python -m bench.throughput --cases "resnet20_gn:8x32" --variants "loop, sync per step" "fastlocal auto"
 
-Every variant runs in a process of its own with as many threads as there are cores. First each trains a round from the
-same weights on the same samples, and one whose parameters are not the reference's is not timed. Then they take turns;
-a row holds the median round with its 20th and 80th percentiles, and the median of its ratios to the reference's rounds.
+Every variant runs in a process of its own with as many threads as there are cores, one case after the other; one of
+fastlocal's may set more flags ("fastlocal threaded workers=1"). First each trains a round from the same weights on the
+same samples, and one whose parameters are not the reference's is not timed. Then they take turns; a row holds the
+median round with its 20th and 80th percentiles, the median of its ratios to the reference's rounds, and how much of the
+cores' time the hypervisor gave to others meanwhile.
 Rows go to bench/results/DEVICE/throughput.csv, where they replace older ones of the same case; a table is printed, and
 bench.plot draws the figure.
 """
@@ -14,7 +16,9 @@ bench.plot draws the figure.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
+import dataclasses
 import statistics
 import sys
 import time
@@ -24,7 +28,7 @@ from pathlib import Path
 
 import torch
 
-from bench.case import RESULTS, Case, device_name, machine
+from bench.case import RESULTS, Case, Steal, device_name, machine
 from bench.loops import LOOPS, ON_CPU_ONLY, ON_GPU_ONLY, REFERENCE
 from bench.turns import Variant, measure, spread
 from fastlocal.config import Executor
@@ -166,6 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clients", type=numbers, default=CLIENTS, help="of the grid")
     parser.add_argument("--batches", type=numbers, default=BATCHES, help="of the grid")
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--local-steps", type=int, help=f"per round, other than the grid's {STEPS}")
+    parser.add_argument("--tune-seconds", type=float, default=5.0, help="of `fastlocal auto`, for each case")
     parser.add_argument("--variants", nargs="+", help="some of those that are printed; all by default")
     parser.add_argument("--turns", type=float, default=30.0, help="seconds for the turns of one case, its start apart")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no case is started")
@@ -175,21 +181,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cases = cases_of(asked.cases, asked.clients, asked.batches, asked.precision)
     except ValueError as error:
         parser.error(f"--cases {error}")
+    if asked.local_steps:
+        cases = [dataclasses.replace(case, local_steps=asked.local_steps) for case in cases]
     about, end, failed = machine(), time.monotonic() + asked.seconds, False
-    for case in cases:
-        wanted = asked.variants or variants(case)
-        reason = too_large(case, wanted, asked.turns)
-        if time.monotonic() > end:
-            reason = "no time was left"
+    wanted = asked.variants or variants(cases[0])
+    reasons = {case: too_large(case, wanted, asked.turns) for case in cases}
+    left = [case for case in cases if not reasons[case]]
+    for case, reason in reasons.items():
         if reason:
             print(f"{case.name}: skipped, {reason}\n", flush=True)
-            continue
-        found = measure(case, wanted, REFERENCE if REFERENCE in wanted else None, asked.turns)
-        failed = failed or any("away from the reference" in one.fault for one in found)
-        rows = rows_of(case, found, about)
-        keys = ("model", "clients", "batch", "local_steps", "precision", "variant")
-        merge(asked.out / "throughput.csv", rows, keys)
-        print(f"{case.name}\n\n{table(rows)}\n", flush=True)
+    settings = {"tune_seconds": asked.tune_seconds}
+    reference = REFERENCE if REFERENCE in wanted else None
+    steal = Steal()
+    with contextlib.closing(measure(left, wanted, reference, asked.turns, settings=settings)) as found:
+        for done, (case, times) in enumerate(found, 1):
+            failed = failed or any("away from the reference" in one.fault for one in times)
+            rows = rows_of(case, times, about | {"steal_percent": steal.percent()})
+            keys = ("model", "clients", "batch", "local_steps", "precision", "variant")
+            merge(asked.out / "throughput.csv", rows, keys)
+            print(f"{case.name}\n\n{table(rows)}\n", flush=True)
+            steal = Steal()
+            if time.monotonic() > end:
+                for case in left[done:]:
+                    print(f"{case.name}: skipped, no time was left\n", flush=True)
+                break
     return 1 if failed else 0
 
 

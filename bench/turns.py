@@ -1,8 +1,9 @@
-"""Several ways to train one case, each in a process of its own, timed in turns."""
+"""Several ways to train cases, each in a process of its own, timed in turns."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import select
@@ -11,10 +12,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +27,7 @@ WARM_UP = 1
 TOLERANCE = {"fp64": 1e-6, "fp32": 2e-3, "tf32": 2e-2, "bf16": 0.3}
 """How far a round's change of the parameters may be from the reference's, relative to its norm."""
 START_SECONDS = 150.0
+ENDED, SILENT = "its process ended", "no answer"
 
 
 @dataclass
@@ -38,107 +41,133 @@ class Variant:
 
 
 class Worker:
-    """A process that trains a round whenever it is told to."""
+    """A process that trains a round of one case after the other whenever it is told to."""
 
-    def __init__(self, variant: str, case: Case, file: Path) -> None:
-        self.variant = Variant(variant)
-        threads = {"OMP_NUM_THREADS": str(cores()), "MKL_NUM_THREADS": str(cores())}
-        environment = os.environ | threads | {"TMPDIR": str(file.parent)}
-        command = [sys.executable, "-m", "bench.worker", variant, case.to_json(), str(file)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
-        )
+    def __init__(self, name: str, cases: Sequence[Case], folder: Path, settings: Mapping[str, Any]) -> None:
+        self.name, self._cases, self._folder, self._settings = name, cases, folder, settings
+        self.variant = Variant(name)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._first = 0
 
     def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._process is None:
+            return
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.kill()  # a run that is told to stop would save its state first
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
+        self._process = None
+
+    def begin(self, number: int) -> None:
+        """Start a case, in a new process if there is none left, and wait until its first round is trained."""
+        gone = self.variant.fault == ENDED or self.variant.fault.startswith(SILENT)
+        self.variant = Variant(self.name)
+        if gone or self._process is None:
+            self.__exit__()
+            self._start(number)
+        else:
+            self._tell("next")
+        said = self.answer(START_SECONDS)
+        self.variant.backend, self.variant.fault = str(said.get("backend", "")), str(said.get("fault", ""))
+
+    def row(self, number: int) -> torch.Tensor:
+        """The parameters after the first round of a case."""
+        found: torch.Tensor = torch.load(self._folder / f"{number - self._first}.pt", weights_only=True)
+        return found.double()
+
+    def _start(self, number: int) -> None:
+        self._first = number
+        self._folder.mkdir(exist_ok=True)
+        threads = {"OMP_NUM_THREADS": str(cores()), "MKL_NUM_THREADS": str(cores())}
+        environment = os.environ | threads | {"TMPDIR": str(self._folder)}
+        cases = json.dumps([dataclasses.asdict(case) for case in self._cases[number:]])
+        command = [sys.executable, "-m", "bench.worker", self.name, cases, str(self._folder)]
+        self._process = subprocess.Popen(
+            [*command, json.dumps(dict(self._settings))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+
+    def _tell(self, word: str) -> bool:
+        assert self._process is not None and self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{word}\n".encode())
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return False
+        return True
 
     def answer(self, timeout: float) -> dict[str, object]:
         """Its next line; a fault where none comes in time."""
+        assert self._process is not None and self._process.stdout is not None
         out = self._process.stdout
-        assert out is not None
         if not select.select([out], [], [], max(timeout, 0.1))[0]:
-            return {"fault": f"no answer within {timeout:.0f} s"}
+            return {"fault": f"{SILENT} within {timeout:.0f} s"}
         line = out.readline()
-        return dict(json.loads(line)) if line else {"fault": "its process ended"}
-
-    def ready(self) -> None:
-        """Wait until it has started and trained its first round."""
-        if not (self.variant.backend or self.variant.fault):
-            said = self.answer(START_SECONDS)
-            self.variant.backend = str(said.get("backend", ""))
-            self.variant.fault = str(said.get("fault", ""))
+        return dict(json.loads(line)) if line else {"fault": ENDED}
 
     def turn(self, timeout: float) -> float | None:
         """Seconds of one round."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(b"go\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            self.variant.fault = "its process ended"
-            return None
-        said = self.answer(timeout)
+        said = self.answer(timeout) if self._tell("go") else {"fault": ENDED}
         self.variant.fault = str(said.get("fault", ""))
         return None if self.variant.fault else float(str(said["seconds"]))
 
 
 def measure(
-    case: Case, variants: Sequence[str], reference: str | None, seconds: float, *, at_least: int = 3, most: int = 15
-) -> list[Variant]:
-    """Start the variants, check their first round against the reference's, and time them in turns.
+    cases: Sequence[Case],
+    variants: Sequence[str],
+    reference: str | None,
+    seconds: float,
+    *,
+    at_least: int = 3,
+    most: int = 15,
+    settings: Mapping[str, Any] | None = None,
+) -> Iterator[tuple[Case, list[Variant]]]:
+    """Of each case, start the variants, check their first round against the reference's, and time them in turns.
 
-    seconds: about how long the turns may take together
+    seconds: about how long the turns of a case may take together        settings: fields of fastlocal's RunConfig
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        workers = []
-        for index, name in enumerate(variants):
-            if name.startswith("fastlocal"):  # may time what it takes; the others start on one thread each
-                for earlier in workers:
-                    earlier.ready()
-            workers.append(stack.enter_context(Worker(name, case, folder / f"{index}.pt")))
-        for worker in workers:
-            worker.ready()
-        files = {name: folder / f"{index}.pt" for index, name in enumerate(variants)}
-        if reference is not None:
-            _gate(case, workers, files, reference)
-        end = time.monotonic() + seconds
-        for number in range(WARM_UP + most):
-            if number >= WARM_UP + at_least and time.monotonic() > end:
-                break
-            for worker in workers:
-                if not worker.variant.fault:
-                    took = worker.turn(timeout=120.0)
-                    if took is not None and number >= WARM_UP:
-                        worker.variant.seconds.append(took)
-        return [worker.variant for worker in workers]
+        workers = [
+            stack.enter_context(Worker(name, cases, folder / str(place), settings or {}))
+            for place, name in enumerate(variants)
+        ]
+        for number, case in enumerate(cases):
+            for worker in workers:  # one after the other, as fastlocal may time what it takes
+                worker.begin(number)
+            if reference is not None:
+                _gate(case, number, workers, reference)
+            end = time.monotonic() + seconds
+            for turn in range(WARM_UP + most):
+                if turn >= WARM_UP + at_least and time.monotonic() > end:
+                    break
+                for worker in workers:
+                    if not worker.variant.fault:
+                        took = worker.turn(timeout=120.0)
+                        if took is not None and turn >= WARM_UP:
+                            worker.variant.seconds.append(took)
+            yield case, [worker.variant for worker in workers]
 
 
-def _gate(case: Case, workers: Sequence[Worker], files: dict[str, Path], reference: str) -> None:
+def _gate(case: Case, number: int, workers: Sequence[Worker], reference: str) -> None:
     """Give a fault to every variant whose first round is not the reference's."""
-    rows = {worker.variant.name: _read(files[worker.variant.name]) for worker in workers if not worker.variant.fault}
+    rows = {worker.name: worker.row(number) for worker in workers if not worker.variant.fault}
     if reference not in rows:
         return
-    start = _start(case)
-    change = rows[reference] - start
+    change = rows[reference] - _start(case)
     for worker in workers:
-        if worker.variant.name in rows:
-            off = float((rows[worker.variant.name] - rows[reference]).norm() / change.norm())
+        if worker.name in rows:
+            off = float((rows[worker.name] - rows[reference]).norm() / change.norm())
             if not off <= TOLERANCE[case.precision]:
                 worker.variant.fault = f"its first round is {off:.2g} away from the reference's"
-
-
-def _read(file: Path) -> torch.Tensor:
-    row: torch.Tensor = torch.load(file, weights_only=True)
-    return row.double()
 
 
 def _start(case: Case) -> torch.Tensor:

@@ -1,14 +1,15 @@
-"""One way to train one case, in a process of its own that takes turns with the others.
+"""One way to train cases, one after the other, in a process of its own that takes turns with the others.
 
-    python -m bench.worker VARIANT CASE FILE
+    python -m bench.worker VARIANT CASES FOLDER SETTINGS
 
 On its standard input, each line "go" is one communication round; the answer is its seconds on standard output, after
-a first line that describes the variant or says why there is none. FILE gets the parameters after a first round, which
-no timing includes. The end of the input ends the process.
+a first line that describes the variant or says why there is none. "next" begins the next case. FOLDER/NUMBER.pt gets
+the parameters of a case after a first round, which no timing includes. The end of the input ends the process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -38,8 +39,11 @@ def answer(pipe: Any, **values: Any) -> None:
 
 
 def turn() -> bool:
-    """Wait for the word to go; False at the end."""
-    return sys.stdin.readline().strip() == "go"
+    """Wait for the word to go; False where the next case is to begin. Raises EOFError at the end."""
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.strip() == "go"
 
 
 class Turns(Logger):
@@ -71,9 +75,19 @@ def prepared_run(case: Case, folder: Path, **more: Any) -> Prepared:
     return prepare_named(config, lambda text: None)
 
 
-def run_fastlocal(executor: str, case: Case, folder: Path, file: Path, pipe: Any) -> None:
-    """The trainer itself, as `fastlocal train` runs it."""
-    prepared = prepared_run(case, folder / "run", executor=executor)
+def settings_of(variant: str) -> dict[str, Any]:
+    """Of "fastlocal threaded workers=1": {"executor": "threaded", "workers": 1}."""
+    _, executor, *more = variant.split()
+    pairs = (word.partition("=") for word in more)
+    return {"executor": executor} | {name: json.loads(value) for name, _, value in pairs}
+
+
+def run_fastlocal(case: Case, folder: Path, file: Path, pipe: Any, settings: dict[str, Any]) -> None:
+    """The trainer itself, as `fastlocal train` runs it.
+
+    settings: fields of its RunConfig
+    """
+    prepared = prepared_run(case, folder / "run", **settings)
     machine = prepared.config.machine
     chosen = {name: getattr(machine, name) for name in vars(machine) if name not in ("seed", "memory_limit")}
     once = prepared_run(case, folder / "gate", **{**chosen, "rounds": 1, "eval_freq1": 1})
@@ -82,10 +96,8 @@ def run_fastlocal(executor: str, case: Case, folder: Path, file: Path, pipe: Any
     backend = f"{machine.executor}, chunk {machine.chunk}"
     if machine.executor == "stacked" and machine.conv_strategy != "auto":
         backend += f", {machine.conv_strategy}"
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         train(prepared, overwrite=False, sinks=lambda directory: [Turns(pipe, {"backend": backend})])
-    except KeyboardInterrupt:
-        pass
 
 
 def task_of(case: Case, folder: Path) -> tuple[Task, Callable[[int], Tensor]]:
@@ -123,20 +135,25 @@ def run_loop(name: str, case: Case, folder: Path, file: Path, pipe: Any) -> None
         number += 1
 
 
-def main(variant: str, case_text: str, file: str) -> int:
+def main(variant: str, cases_text: str, results: str, settings_text: str) -> int:
     pipe = os.fdopen(os.dup(1), "w")  # what anything prints besides must not be taken for an answer
     os.dup2(2, 1)
-    case = Case(**json.loads(case_text))
-    torch.manual_seed(0)
-    keep_freed_memory()  # as the trainer does, so that no way is slower for want of it
-    with tempfile.TemporaryDirectory() as folder:
+    keep_freed_memory()
+    for number, values in enumerate(json.loads(cases_text)):
+        case, file = Case(**values), Path(results) / f"{number}.pt"
+        torch.manual_seed(0)
         try:
-            if variant.startswith("fastlocal "):
-                run_fastlocal(variant.removeprefix("fastlocal "), case, Path(folder), Path(file), pipe)
-            else:
-                run_loop(variant, case, Path(folder), Path(file), pipe)
-        except (UsageError, RuntimeError, MemoryError) as error:
+            with tempfile.TemporaryDirectory() as folder:
+                if variant.startswith("fastlocal "):
+                    settings = json.loads(settings_text) | settings_of(variant)
+                    run_fastlocal(case, Path(folder), file, pipe, settings)
+                else:
+                    run_loop(variant, case, Path(folder), file, pipe)
+        except (UsageError, RuntimeError, MemoryError, KeyError) as error:
             answer(pipe, fault=f"{type(error).__name__}: {error}".splitlines()[0])
+            turn()
+        except EOFError:
+            break
     return 0
 
 

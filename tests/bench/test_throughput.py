@@ -21,12 +21,14 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def test_processes_take_turns_after_the_gate() -> None:
-    """The reference and an executor train the same round from the same weights; an unknown one has a fault."""
+    """The reference and an executor train the same rounds from the same weights; an unknown one has a fault."""
     wanted = [REFERENCE, "fastlocal stacked", "no such loop"]
-    found = measure(Case("mlp", 3, 4, 2), wanted, REFERENCE, 0.0, at_least=2, most=2)
-    assert [len(one.seconds) for one in found] == [2, 2, 0]
-    assert [bool(one.fault) for one in found] == [False, False, True]
-    assert found[1].backend == "stacked, chunk 3"
+    cases = [Case("mlp", 3, 4, 2), Case("mlp", 2, 4, 2)]
+    for case, found in measure(cases, wanted, REFERENCE, 0.0, at_least=2, most=2):
+        assert [len(one.seconds) for one in found] == [2, 2, 0]
+        assert [bool(one.fault) for one in found] == [False, False, True]
+        assert found[1].backend == f"stacked, chunk {case.clients}"
+    assert case == cases[-1]
 
 
 @pytest.mark.parametrize("name", [name for name in LOOPS if name not in (REFERENCE, "loop, compiled", *ON_GPU_ONLY)])
@@ -80,7 +82,7 @@ def test_what_cannot_fit_or_takes_too_long_is_said(capsys: pytest.CaptureFixture
 
 def test_scaling_and_memory_write_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--model", "mlp", "--clients", "2", "--steps", "", "--local-steps", "1", "--executor", "stacked"]
-    assert scaling.main([*words, "--turns", "0", "--out", str(tmp_path)]) == 0
+    assert scaling.main([*words, "--passes", "1", "--out", str(tmp_path)]) == 0
     (row,) = read(tmp_path / "scaling.csv")
     assert row["clients"] == "2" and float(row["ms_per_client_step"]) > 0
     monkeypatch.setattr(memory, "CASES", (memory.Measured(Case("mlp", 64, 4, 1), "stacked"),))
