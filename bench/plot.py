@@ -1,6 +1,6 @@
 """Figures of what bench.throughput and bench.scaling measured.
 
-    python -m bench.plot [--folder bench/results/cpu]
+    python -m bench.plot [--folder bench/results/cpu] [--batch 8]
 
 Writes throughput.png (ratio to the reference's loop over clients, a panel per model) and scaling.png (cost of a
 client-step). Needs matplotlib: pip install fastlocal[bench].
@@ -19,6 +19,7 @@ from typing import Any
 from bench.case import RESULTS, device_name
 
 Row = dict[str, str]
+DPI = 90
 
 
 def read(path: Path) -> list[Row]:
@@ -39,24 +40,27 @@ def pyplot() -> Any:
     return matplotlib.pyplot
 
 
-def ratios(rows: Sequence[Row], path: Path) -> bool:
-    """Times as fast as the reference over clients, one panel per model, batch and precision with several counts."""
+def ratios(rows: Sequence[Row], path: Path, batch: str | None) -> bool:
+    """Times as fast as the reference over clients, one panel per model, batch and precision with several counts.
+
+    batch: samples per client and step, where only these are drawn
+    """
     panels: dict[tuple[str, str, str], dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if row["ratio"]:
+        if row["ratio"] and batch in (None, row["batch"]):
             place = panels[row["model"], row["batch"], row["precision"]]
             place[row["variant"]].append((int(row["clients"]), float(row["ratio"])))
     several = {key: lines for key, lines in panels.items() if any(len(points) > 1 for points in lines.values())}
     if not several:
         return False
     plt = pyplot()
-    figure, axes = plt.subplots(1, len(several), figsize=(4.6 * len(several), 4.2), squeeze=False)
-    for axis, ((model, batch, precision), lines) in zip(axes[0], several.items(), strict=True):
+    figure, axes = plt.subplots(1, len(several), figsize=(3.4 * len(several), 3.4), squeeze=False)
+    for axis, ((model, samples, precision), lines) in zip(axes[0], several.items(), strict=True):
         for name, points in lines.items():
             ours = name.startswith("fastlocal")
             style = {"linewidth": 2.4, "marker": "o"} if ours else {"linewidth": 1.2, "linestyle": "--", "marker": "."}
             axis.plot(*zip(*sorted(points), strict=True), label=name, **style)
-        axis.set(xscale="log", xlabel="clients", title=f"{model}, batch {batch}, {precision}")
+        axis.set(xscale="log", xlabel="clients", title=f"{model}, batch {samples}, {precision}")
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:.0f}")
         axis.set_ylim(bottom=0)
@@ -64,8 +68,8 @@ def ratios(rows: Sequence[Row], path: Path) -> bool:
     axes[0][0].set_ylabel("times as fast as the loop")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=4, fontsize="small", frameon=False)
-    figure.tight_layout(rect=(0, 0.14, 1, 1))
-    figure.savefig(path, dpi=120)
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
+    figure.savefig(path, dpi=DPI)
     plt.close(figure)
     return True
 
@@ -89,7 +93,7 @@ def costs(rows: Sequence[Row], path: Path) -> bool:
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize="small")
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=DPI)
     plt.close(figure)
     return True
 
@@ -97,12 +101,18 @@ def costs(rows: Sequence[Row], path: Path) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.plot", description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=RESULTS / device_name(), help="where the CSV files are")
-    folder = parser.parse_args(arguments).folder
-    drawn = 0
-    for draw, name in ((ratios, "throughput"), (costs, "scaling")):
-        if draw(read(folder / f"{name}.csv"), folder / f"{name}.png"):
-            print(folder / f"{name}.png")
-            drawn += 1
+    parser.add_argument("--batch", help="draw the ratios of this batch size alone")
+    asked = parser.parse_args(arguments)
+    throughput, scaling = (asked.folder / f"{name}.png" for name in ("throughput", "scaling"))
+    drawn = [
+        path
+        for path, done in (
+            (throughput, ratios(read(throughput.with_suffix(".csv")), throughput, asked.batch)),
+            (scaling, costs(read(scaling.with_suffix(".csv")), scaling)),
+        )
+        if done
+    ]
+    print(*drawn, sep="\n")
     return 0 if drawn else 1
 
 

@@ -14,17 +14,20 @@ from .data.types import DataSet, Split
 from .errors import UsageError
 from .evaluation import BATCH
 from .executors.base import LocalProblem
-from .executors.conv_strategy import Stacking, Strategies, parse
+from .executors.conv_strategy import Stacking, Strategies, convolutions, parse
+from .executors.conv_timing import called_layers
 from .free_memory import available, resident_bytes
 
 GIB = 2**30
 FEW, MORE = 2, 4
 """Samples of the passes in which activations are counted."""
-IN_FLIGHT = 4
-"""Tensors of an activation's size that a backward pass holds at once: a gradient read and one written, and the same of
-a residual or of a layout that a convolution wants."""
-SLACK = {"cpu": 0.2, "cuda": 0.0}
+IN_FLIGHT = {"cpu": 2, "cuda": 4}
+"""Tensors of an activation's size that a backward pass holds at once: a gradient read and one written, and on a GPU the
+same of a residual or of a layout that a convolution wants."""
+SLACK = {"cpu": 0.4, "cuda": 0.0}
 """Of the activations: blocks that malloc keeps although nobody uses them, as measured by bench.memory."""
+GRADS = {"cpu": 4, "cuda": 2}
+"""Copies of the gradients at the end of a backward pass; malloc keeps some of them, as measured by bench.memory."""
 EVALUATING = 3
 """Activations that an evaluation holds at once: a layer's input and output, and a residual."""
 
@@ -66,13 +69,15 @@ class Needs:
         """{what: bytes} at the peak with `chunk` clients resident, on the device where the steps are taken."""
         kept, at_once = self.activations, chunk if self.stacked else min(self.workers, chunk)
         resident = self.clients if self.device == "cpu" or chunk == self.clients else chunk
-        activations = at_once * (kept.fixed + kept.per_sample * self.batch)
+        # threads keep what they freed to themselves, and the first of all steps is the main thread's
+        threads = at_once + (self.workers > 1 and not self.stacked)
+        activations = threads * (kept.fixed + kept.per_sample * self.batch)
         grads = at_once * self.row
         # the backward pass holds gradients of activations first; at its end, when the activations are gone, it makes
         # those of the parameters contiguous and gathers them; an evaluation has neither
         workspace = max(
-            IN_FLIGHT * at_once * kept.largest * self.batch + int(SLACK[self.device] * activations),
-            2 * grads - activations,
+            IN_FLIGHT[self.device] * at_once * kept.largest * self.batch + int(SLACK[self.device] * activations),
+            GRADS[self.device] * grads - activations,
             EVALUATING * kept.largest * BATCH[self.device] - activations - grads,
         )
         # the averaged row, the module, the decay mask and the start; the running mean in float64
@@ -179,6 +184,7 @@ def refuse_too_large(config: RunConfig, plan: MemoryPlan) -> None:
 
 def activations(problem: LocalProblem, *, stacked: bool, strategies: Strategies) -> Activations:
     """Counted in forward passes of one client with few samples; random states are left as they were."""
+    columns = _columns(problem, strategies) if stacked else 0
     stacking = Stacking(problem.module, strategies)
     buffers = dict(stacking.module.named_buffers())
     row = problem.layout.flatten(dict(problem.module.named_parameters())).unsqueeze(0).requires_grad_()
@@ -214,7 +220,17 @@ def activations(problem: LocalProblem, *, stacked: bool, strategies: Strategies)
         few, _ = kept(FEW)
         more, largest = kept(MORE)
     per_sample = max(more - few, 0) // (MORE - FEW)
-    return Activations(max(few - FEW * per_sample, 0), per_sample, largest // MORE)
+    return Activations(max(few - FEW * per_sample, 0), per_sample, max(largest // MORE, columns))
+
+
+def _columns(problem: LocalProblem, strategies: Strategies) -> int:
+    """Bytes per sample of the largest matrix that a convolution by im2col makes, which no saved tensor shows."""
+    by_layer = dict.fromkeys(convolutions(problem.module), strategies) if isinstance(strategies, str) else strategies
+    if "im2col" not in by_layer.values():
+        return 0
+    item = (problem.numerics.low or problem.numerics.dtype).itemsize
+    layers = called_layers(problem, batch=1).items()
+    return max((item * layer.columns for name, layer in layers if by_layer.get(name) == "im2col"), default=0)
 
 
 def _repeated(rows: Tensor, samples: int) -> Tensor:

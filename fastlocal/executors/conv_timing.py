@@ -48,6 +48,13 @@ class Layer:
     channels_last: bool
     leads: bool
 
+    @property
+    def columns(self) -> int:
+        """Numbers that its windows hold together."""
+        x, weight = torch.empty(self.x, device="meta"), torch.empty(self.weight, device="meta")
+        y = F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)  # type: ignore[arg-type]
+        return y[:, 0].numel() * self.weight[1:].numel() * self.groups
+
 
 TINY = Layer(torch.Size((1, 1, 3, 3)), torch.Size((1, 1, 3, 3)), (1, 1), (1, 1), (1, 1), 1, False, False, False)
 
@@ -98,7 +105,7 @@ def conv_choices(
     if not open_layers:
         return ConvChoices(by_layer, ())
     shapes: dict[Layer, list[str]] = {}
-    for name, shape in _layers(problem, batch).items():
+    for name, shape in called_layers(problem, batch).items():
         if name in open_layers:
             shapes.setdefault(shape, []).append(name)
     bench = _Bench(clients, problem.numerics.device, problem.numerics.low or problem.numerics.dtype, seconds)
@@ -109,7 +116,7 @@ def conv_choices(
     return ConvChoices(by_layer, tuple(timings))
 
 
-def _layers(problem: LocalProblem, batch: int) -> dict[str, Layer]:
+def called_layers(problem: LocalProblem, batch: int) -> dict[str, Layer]:
     """How each convolution is called in one client's step, by one forward pass of a few samples."""
     module = copy.deepcopy(problem.module)
     inputs = problem.source.rows(0, ROWS).inputs
@@ -208,9 +215,7 @@ def _by_size(layer: Layer, device: torch.device, dtype: torch.dtype) -> str:
 
 def _flops(layer: Layer) -> int:
     """Floating-point operations of one client's forward pass."""
-    x, weight = torch.empty(layer.x, device="meta"), torch.empty(layer.weight, device="meta")
-    y = F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)  # type: ignore[arg-type]
-    return 2 * y.numel() * layer.weight[1:].numel()
+    return 2 * layer.columns // layer.groups * layer.weight[0]
 
 
 def _candidates(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
