@@ -27,6 +27,7 @@ from fastlocal.named import prepare_named
 from fastlocal.run import train
 
 MIB = 2**20
+KEYS = ("model", "clients", "batch", "local_steps", "precision", "executor", "conv_strategy", "chunk")
 AIM = {"cpu": 0.25, "cuda": 0.10}
 
 
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = json.loads(asked.case)
         print(json.dumps(run_one(Measured(**given | {"case": Case(**given["case"])}))))
         return 0
-    about, rows, worst = machine(), [], 0.0
+    about, measured, worst = machine(), 0, 0.0
     print("| case | executor | chunk | predicted MiB | measured MiB | ratio | without torch |")
     print("|---|---|--:|--:|--:|--:|--:|")
     for one in CASES:
@@ -111,11 +112,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         shape = {name: str(value) for name, value in dataclasses.asdict(one.case).items()}
         row: Row = shape | {"executor": one.executor, "conv_strategy": one.conv_strategy} | numbers | about
-        rows.append(row)
-    if not rows:
+        merge(asked.out / "memory.csv", [row], KEYS)
+        measured += 1
+    if not measured:
         return 1
-    keys = ("model", "clients", "batch", "local_steps", "precision", "executor", "conv_strategy", "chunk")
-    merge(asked.out / "memory.csv", rows, keys)
     aim = AIM["cuda" if torch.cuda.is_available() else "cpu"]
     print(f"furthest off: {worst:.0%} (aim: {aim:.0%})")
     return 0 if worst <= aim else 1
