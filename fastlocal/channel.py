@@ -106,7 +106,8 @@ class Channel:
         try:
             return operation()
         except DistError as error:
-            raise RankMissing(f"the store that ranks meet at is gone ({str(error).splitlines()[0][:120]})") from error
+            why = str(error).splitlines()[0][:120]
+            raise RankMissing(f"the store that ranks meet at is gone, with rank 0 or its launcher ({why})") from error
 
 
 def _read(path: str) -> str:

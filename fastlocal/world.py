@@ -240,13 +240,19 @@ def connected(ranks: Ranks, *, url: str, timeout: float, device: torch.device) -
         return
     host, port = _place(ranks, url)
     limit = datetime.timedelta(seconds=timeout)
-    hosted = ranks.hosted and url == "env://"
-    try:
-        store = TCPStore(host, port, None, ranks.rank == 0 and not hosted, limit, wait_for_workers=False)
-    except dist.DistError as error:
-        line = str(error).splitlines()[0][:160]
-        raise RankMissing(f"rank {ranks.rank} cannot reach the store at {host}:{port} ({line})") from error
-    token, cards = _meet(store, ranks, timeout)
+    hosts = ranks.rank == 0 and not (ranks.hosted and url == "env://")
+    until = time.monotonic() + timeout
+    while True:
+        try:
+            store = TCPStore(host, port, None, hosts, limit, wait_for_workers=False)
+            token, cards = _meet(store, ranks, timeout)
+            break
+        except dist.DistError as error:
+            # it may have been that of the process's run before, which ended just now
+            if hosts or time.monotonic() > until:
+                line = str(error).splitlines()[0][:160]
+                raise RankMissing(f"rank {ranks.rank} cannot reach the store at {host}:{port} ({line})") from error
+            time.sleep(0.1)
     peers, launches = [Peer(**card["peer"]) for card in cards], [card["launch"] for card in cards]
     restarted = any(card["restart"] for card in cards)
     world = World(ranks, PrefixStore(token, store), peers, _nodes(cards), launches, restarted)
