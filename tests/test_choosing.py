@@ -264,10 +264,10 @@ def test_steps_that_take_long_are_timed_on_smaller_batches() -> None:
     began = time.process_time()
     options = [{"executor": place} for place in range(2)]
     timings = tune(problem_of("perceptron"), Work(2, 10_000, 4, 10**6), options, lambda p, v: made[v["executor"]], 0.5)
-    assert time.process_time() - began < 2.0
+    assert time.process_time() - began < 5.0
     assert all(max(one.batches) < 1000 for one in made)
     assert [timing.values["executor"] for timing in timings] == [0, 1]
-    assert timings[0].seconds == pytest.approx(10.0, rel=0.9)
+    assert timings[0].seconds > 9.0, "of a whole batch"
 
 
 @pytest.mark.parametrize(("flags", "tried"), [(["29"], False), (["30"], True), (["30", "--compile", "0"], False)])
