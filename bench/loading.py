@@ -5,7 +5,8 @@
 Two sets of smooth random images: 32x32 raw with crops after padding, and JPEGs of 256x256 with random-resized crops
 to 128. Each reader is a process (bench.readers) that reads when its turn comes; one that does not answer in time is
 ended and said. Rows: source, set, batches/s (median, p20, p80 of the turns), the median of the turns' ratios to the
-DataLoader with as many workers, and for FFCV to its bare loader. Correctness is tests/data/test_source_equality.py.
+DataLoader with as many workers, and for FFCV to its bare loader, and the share of the processors' time that other
+machines on the same host took during the turns. Correctness is tests/data/test_source_equality.py.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ READERS = {
     JPEG: ("DataLoader", "torch", "dali", "ffcv", BARE, OWN_DECODER),
 }
 SPEEDS = ("batches_per_s", "p20", "p80", "turns", "ratio", "of")
-FIELDS = ("commit", "torch", "device", "set", "source", "batch", "workers", "threads", *SPEEDS, "note")
+FIELDS = ("commit", "torch", "device", "set", "source", "batch", "workers", "threads", *SPEEDS, "steal", "note")
 SETTLE_S = 0.4
 """So that a reader has read ahead as far as it goes when its turn comes, and does not while another is measured."""
 
@@ -105,6 +106,7 @@ def measure(
     try:
         for reader in readers:
             reader.answer(began + given.open_limit - time.perf_counter(), "opening")
+        before_turns = processor_times()
         for turn in range(given.turns):
             for reader in readers if turn % 2 == 0 else reversed(readers):
                 if not reader.note:
@@ -114,11 +116,25 @@ def measure(
                 row | {"set": title, "batch": BATCH[title], "workers": given.workers, "threads": given.threads}
                 for row in summary(readers)
             ]
+            steal = stolen(before_turns, processor_times())
+            rows = [row | {"steal": steal} for row in rows]
             save(out, [*before, *rows])
     finally:
         for reader in readers:
             reader.end()
     return rows
+
+
+def processor_times() -> list[int]:
+    """Of all processors since the start, by what they did: user, nice, system, idle, iowait, irq, softirq, steal."""
+    with open("/proc/stat") as file:
+        return [int(word) for word in file.readline().split()[1:9]]
+
+
+def stolen(before: Sequence[int], after: Sequence[int]) -> float:
+    """Share of the time in between, 0 to 1."""
+    spent = [end - start for start, end in zip(before, after, strict=True)]
+    return round(spent[-1] / max(1, sum(spent)), 3)
 
 
 def summary(readers: Sequence[Reader]) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from fastlocal import kernels
+from fastlocal.allocator import keep_freed_memory
 from fastlocal.data.images.arrays import ArrayImages
 from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.images.files import FileImages
@@ -228,6 +229,7 @@ def main() -> None:
     if given.which == ["write"]:
         write(given.folder)
         return
+    keep_freed_memory()  # as training does on a CPU
     title, name, workers, threads = given.which
     torch.set_num_threads(int(threads))
     read = open_reader(given.folder, title, name, int(workers))

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from fastlocal.data.images.arrays import ArrayImages
+from fastlocal.data.sources.base import Wanted
+from fastlocal.data.sources.resident import FEED_BYTES
 from fastlocal.executors.base import LabelNoise
 from tests import tiny
 from tests.data import sources
@@ -45,6 +47,22 @@ def test_raw_images_have_the_same_pixels_in_every_order(kind: str, augment: bool
         problem.batch(rounds[0], 0, slice(None))
         next(iter(problem.batches_of(rounds[0], 1)))
         assert sources.equal(sources.by_client(problem, rounds), expected)
+
+
+def test_resident_batches_in_a_row_are_those_asked_for_one_by_one() -> None:
+    """Of several shapes, at steps of their own, and more than are gathered at a time."""
+    generator = torch.Generator().manual_seed(1)
+    with sources.source_of("resident", sources.cifar()) as source:
+        wanted = [
+            Wanted(torch.randint(0, 60, (2, size), generator=generator), torch.tensor([3, number]), step)
+            for number, size in enumerate([300] * 5 + [7, 7, 300])
+            for step in (number, torch.tensor([5, number]))
+        ]
+        assert source.batch_bytes(2 * 300 * 10) > FEED_BYTES
+        for one, found in zip(wanted, source.feed(wanted), strict=True):
+            assert one.clients is not None
+            expected = source.batch(one.sample_ids, one.clients, one.step)
+            assert torch.equal(found.inputs, expected.inputs) and torch.equal(found.targets, expected.targets)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,6 +15,9 @@ from ..transforms import PADDING
 from ..types import Split, StoredSplit
 from .base import Batch, Wanted
 
+FEED_BYTES = 8 * 2**20
+"""Inputs that a feed gathers at a time: calls for few images cost more than the images do."""
+
 
 class ResidentSource:
     """A split on the device, gathered, augmented and normalised there.
@@ -71,10 +74,25 @@ class ResidentSource:
         return Batch(self._inputs(ids, None, 0), self.targets[ids])
 
     def feed(self, wanted: Iterable[Wanted]) -> Iterator[Batch]:
-        """These batches one after the other; there is nothing to read ahead."""
+        """These batches one after the other, small ones gathered a few at a time."""
+        group: list[Wanted] = []
         for one in wanted:
-            assert one.clients is not None, "rows() is for samples as evaluation sees them"
-            yield self.batch(one.sample_ids, one.clients, one.step)
+            full = len(group) * self.batch_bytes(one.sample_ids.numel()) >= FEED_BYTES
+            if group and (full or one.sample_ids.shape != group[0].sample_ids.shape):
+                yield from self._at_once(group)
+                group = []
+            group.append(one)
+        if group:
+            yield from self._at_once(group)
+
+    def _at_once(self, wanted: Sequence[Wanted]) -> Iterator[Batch]:
+        """Batches of one shape."""
+        clients = [one.clients for one in wanted if one.clients is not None]
+        assert len(clients) == len(wanted), "rows() is for samples as evaluation sees them"
+        steps = [torch.as_tensor(one.step, device=self.device).expand(clients[0].shape) for one in wanted]
+        ids = torch.stack([one.sample_ids for one in wanted])
+        batch = self.batch(ids, torch.stack(clients), torch.stack(steps))
+        return map(Batch, batch.inputs, batch.targets)
 
     def take_waited(self) -> float:
         return 0.0
