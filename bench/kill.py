@@ -158,18 +158,20 @@ def _wait_for_a_moment(process: Fork, directory: Path, whole: int, draw: random.
 
 
 def kill_cases(folder: Path, kills: int, runs_of: int, seed: int, ranks: int = 1) -> Iterator[tuple[str, Outcome]]:
-    """The outcome of run after run, at most `runs_of` kills each, case after case, until so many kills are done."""
+    """The outcome of run after run, at most `runs_of` kills each, until so many kills are done.
+
+    Case after case from one that `seed` tells.
+    """
     draw, done = random.Random(seed), 0
     write_data(folder / "data.npz")
     with Forks() as forks:
-        wanted = {
-            case: undisturbed(forks, case, folder / "data.npz", folder / f"undisturbed{number}", ranks)
-            for number, case in enumerate(CASES)
-        }
+        wanted: dict[str, dict[str, Any]] = {}
         for number in range(10 * kills):
             if done >= kills:
                 return
-            case = list(CASES)[number % len(CASES)]
+            case = list(CASES)[(seed + number) % len(CASES)]
+            if case not in wanted:
+                wanted[case] = undisturbed(forks, case, folder / "data.npz", folder / f"undisturbed{number}", ranks)
             directory = folder / f"killed{number}"
             most = min(runs_of, kills - done)
             whole = len(wanted[case]["steps.jsonl"])
@@ -207,6 +209,8 @@ def main() -> None:
             table.writerow(names)
         about = [commit, torch.__version__, platform.python_version(), given.ranks, given.seed]
         for case, outcomes in rows.items():
+            if not outcomes:
+                continue
             counts = [sum(one.kills for one in outcomes), sum(one.while_writing for one in outcomes)]
             table.writerow([*about, case, len(outcomes), *counts, sum(bool(one.failure) for one in outcomes)])
     print(TABLE.read_text())
