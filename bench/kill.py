@@ -35,6 +35,7 @@ from fastlocal.state_file import State, read_numbers
 TABLE = Path(__file__).parent / "results" / "cpu" / "kill.csv"
 COMMON = """
     --device cpu --batch-size 4 --total-batch-size 12 --chunk 1 --debug --momentum 0.9 --save-freq1 3 --bn-batches 4
+    --timeout 10
 """
 CASES = {
     "mlp, Nesterov, label noise, warm-up, a decay": (
