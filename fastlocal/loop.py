@@ -187,6 +187,8 @@ class Loop:
             self.logger.message(line)
         met = meet(self.world, f"the end of round {planned.number}", so_far, self.saver.asked(), losses=self.log_steps)
         self._waiting.met(time.perf_counter() - ended)
+        if planned.averaged:
+            self.saver.catch_up(met.save, self.snapshot)  # before this round's steps are logged and counted
         if self.steps is not None:
             self._write_steps(planned, rates, met)
         if met.bad:
@@ -194,7 +196,6 @@ class Loop:
             self.reports.stop_or_warn(planned, f"step {step}, client {client}", what)
         self.averaged.count_steps(planned.local_steps)
         if planned.averaged:
-            self.saver.catch_up(met.save, self.snapshot)
             self._average(planned)
         at.stats.add(met.stats)
         at.trained, at.stage, at.so_far = at.round_end, "report", RoundSoFar()

@@ -108,6 +108,19 @@ def test_going_on_with_other_numbers_of_processes(
         assert difference(found, wanted).removeprefix("differ: ") in ("", "metrics.jsonl", "metrics.jsonl, resume.pt")
 
 
+def test_a_save_where_the_ranks_meet(forks: Forks, data: Path, tmp_path: Path) -> None:
+    """With one chunk each, the clock lets ranks save there alone: a round is trained, and nothing of it is logged."""
+    directory = tmp_path / "run"
+    flags = ("--model", "resnet20", "--bn-batches", "2", "--total-batch-size", "8", "--save-minutes", "0.000001")
+    assert begun(forks, data, directory, 2, *flags, "--epochs", "6").statuses() == [0, 0]
+    wanted = left_behind(directory)
+    (directory / "resume.pt").unlink()
+    parts = read_numbers(directory / "resume.1.pt")["parts"]
+    assert [part["done"] for part in parts] == [[[0, 1]], [[1, 2]]]
+    assert begun(forks, data, directory, 2, *flags, "--epochs", "6").statuses() == [0, 0]
+    assert difference(left_behind(directory), wanted) == ""
+
+
 def test_torchrun_starts_it_again(data: Path, undisturbed: Path, tmp_path: Path) -> None:
     """After its first rank was killed: no line of metrics.jsonl twice, and none missing."""
     directory, words = tmp_path / "run", [*train_words(data, tmp_path / "run"), *FLAGS]
