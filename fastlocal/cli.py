@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"fastlocal: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
             return USAGE_STATUS
         except KeyboardInterrupt:
-            print("fastlocal: stopped by a signal", file=sys.stderr)
+            if _is_first():
+                print("fastlocal: stopped by a signal", file=sys.stderr)
             status = STOPPED_STATUS
         except SystemExit as parser:
             return parser.code if isinstance(parser.code, int) else USAGE_STATUS
@@ -67,6 +68,12 @@ def _is_said_elsewhere(error: UsageError) -> bool:
         ranks = launched()
         return ranks.rank > 0 if isinstance(error, AgreedError) else not ranks.speaks
     return False
+
+
+def _is_first() -> bool:
+    with contextlib.suppress(UsageError):
+        return launched().rank == 0
+    return True
 
 
 def _exit(status: int) -> NoReturn:

@@ -82,13 +82,16 @@ def _launch(environment: Mapping[str, str]) -> str:
 
 def _slurm(environment: Mapping[str, str], read: _Numbers) -> Ranks:
     size, node = read("SLURM_STEP_NUM_TASKS", 1), read("SLURM_NODEID", 0)
+    by_node = tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", str(size)))
+    if not 0 <= node < len(by_node):
+        raise UsageError(f"SLURM_NODEID {node}: SLURM_STEP_TASKS_PER_NODE names {len(by_node)} nodes; start with srun")
     port = FIRST_PORT + (read("SLURM_JOB_ID", 0) + 7 * read("SLURM_STEP_ID", 0)) % PORTS
     return _checked(
         Ranks(
             rank=read("SLURM_PROCID", None),
             size=size,
             local_rank=read("SLURM_LOCALID", 0),
-            local_size=tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", str(size)))[node],
+            local_size=by_node[node],
             node=node,
             address=environment.get("MASTER_ADDR") or first_host(environment.get("SLURM_STEP_NODELIST", "localhost")),
             port=read("MASTER_PORT", port),
@@ -102,6 +105,8 @@ def _checked(ranks: Ranks) -> Ranks:
             f"RANK {ranks.rank} of WORLD_SIZE {ranks.size}, LOCAL_RANK {ranks.local_rank} of LOCAL_WORLD_SIZE "
             f"{ranks.local_size}: no such rank; start the run with torchrun or srun"
         )
+    if ranks.port is not None and not 0 < ranks.port < 2**16:
+        raise UsageError(f"MASTER_PORT {ranks.port}: must be from 1 to 65535")
     return ranks
 
 

@@ -24,6 +24,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from .channel import Channel, Peer
 from .errors import AgreedError, RankMissing, UsageError
+from .interrupts import held_back
 from .ranks import Ranks, deal
 
 MARGIN_S = 5.0
@@ -111,7 +112,7 @@ class World:
         """
         if self.size == 1:
             return [value]
-        with self.watched(what):
+        with held_back(), self.watched(what):  # a rank that leaves half-way would be a meeting behind
             told = self._gathered(json.dumps([stop, error, value]), what)
         errors = {rank: text for rank, (_, text, _) in enumerate(told) if text}
         if errors:
@@ -124,10 +125,13 @@ class World:
 
     @contextlib.contextmanager
     def agreed(self) -> Iterator[None]:
-        """While it lasts, a UsageError of one rank ends them all, where they meet next."""
+        """While it lasts, a UsageError of one rank, or a signal to it, ends them all, where they meet next."""
         try:
             yield
         except AgreedError:
+            raise
+        except KeyboardInterrupt:
+            self.ask_to_stop()
             raise
         except UsageError as mistake:
             self.exchange(None, "the error of another rank", error=str(mistake))

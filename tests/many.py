@@ -28,8 +28,10 @@ def launch(ranks: int, *runs: Sequence[object], timeout: float = 240) -> subproc
     return subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=timeout)
 
 
-def start(*ranks: Sequence[object], **more: str) -> list[subprocess.Popen[str]]:
-    """One process a rank, each with its own words after `fastlocal`, told by variables alone how to find the others."""
+def start(
+    *ranks: Sequence[object], program: Sequence[str] = ("-m", "fastlocal"), **more: str
+) -> list[subprocess.Popen[str]]:
+    """One process a rank, each with its own words after `program`, told by variables alone how to find the others."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -37,7 +39,7 @@ def start(*ranks: Sequence[object], **more: str) -> list[subprocess.Popen[str]]:
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "fastlocal", *map(str, words)],
+            [sys.executable, *program, *map(str, words)],
             env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **(shared | more)),
             cwd=ROOT,
             stdout=subprocess.DEVNULL,

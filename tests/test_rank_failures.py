@@ -62,6 +62,26 @@ def test_one_rank_s_mistake_ends_them_all(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+STARTING = """
+import sys, torch
+from fastlocal.ranks import launched
+from fastlocal.world import connected
+try:
+    with connected(launched(), url="env://", timeout=30, device=torch.device("cpu")) as world:
+        if world.rank == 1:
+            raise KeyboardInterrupt
+        world.exchange(None, "the next meeting")
+        world.exchange(None, "the one after it")
+except KeyboardInterrupt:
+    sys.exit(75)
+"""
+
+
+def test_a_signal_to_one_rank_before_its_rounds_stops_all() -> None:
+    ended = ends(start((), (), program=("-c", STARTING)))
+    assert [status for status, _ in ended] == [75, 75], ended
+
+
 def test_fewer_clients_than_ranks(tmp_path: Path) -> None:
     words = (*ENDLESS, "--clients", "1", "--log-pth", tmp_path / "run")
     (first, said), (second, silent) = ends(start(words, words))

@@ -55,6 +55,8 @@ def test_a_launcher_is_known_by_its_folder() -> None:
         ({"WORLD_SIZE": "2"}, "RANK is not set"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK 2 of WORLD_SIZE 2"),
         ({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}, "LOCAL_RANK 1 of LOCAL_WORLD_SIZE 1"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": "70000"}, "MASTER_PORT 70000"),
+        ({name: value for name, value in SRUN.items() if "PER_NODE" not in name}, "SLURM_NODEID 1"),
     ],
 )
 def test_variables_that_make_no_sense(environment: dict[str, str], named: str) -> None:

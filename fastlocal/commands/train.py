@@ -111,6 +111,7 @@ def _start(flags: TrainFlags, world: World, finish: Callable[[Prepared, Loop], N
         if world.is_first:
             print(f"fastlocal: stopped by a signal; {_reached(directory)}", file=sys.stderr)
         return STOPPED
+    world.exchange(None, "the end")  # the files of all ranks are there
     if world.is_first:
         finish(prepared, loop)
     return 0
