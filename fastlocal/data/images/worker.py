@@ -68,7 +68,10 @@ def _decode_all(paths: list[str], channels: int, width: int, height: int, image_
 
 def main() -> None:
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
-    how = json.loads(requests.readline())
+    first = requests.readline()
+    if not first:  # its parent was stopped before it said how
+        return
+    how = json.loads(first)
     for line in requests:
         try:
             kind, content = PIXELS, _decode_all(json.loads(line), **how)
