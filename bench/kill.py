@@ -29,6 +29,7 @@ from torch import Tensor
 
 from bench.forks import Fork, Forks, wait_until
 from fastlocal.checkpoint import TEMPORARY_SUFFIX
+from fastlocal.directory import LAUNCH_NAME
 from fastlocal.parts import read_saved
 from fastlocal.state_file import State, read_numbers
 
@@ -74,8 +75,8 @@ def write_data(path: Path) -> None:
 def left_behind(directory: Path) -> dict[str, Any]:
     """Everything in a run directory that must not depend on interruptions, tensors bit for bit.
 
-    config.json says where the directory is, and which earlier states are kept, and what their parts are called, depends
-    on when they were saved.
+    config.json says where the directory is, another file who launched the run, and which earlier states are kept, and
+    what their parts are called, depends on when they were saved.
     """
     found: dict[str, Any] = {}
     for path in sorted(directory.iterdir()):
@@ -87,7 +88,7 @@ def left_behind(directory: Path) -> dict[str, Any]:
         elif path.suffix == ".pt":
             if not path.name.startswith("resume."):
                 found[path.name] = _bits(torch.load(path, weights_only=True))
-        elif path.name != "config.json":
+        elif path.name not in ("config.json", LAUNCH_NAME):
             found[path.name] = path.read_bytes()
     return found
 
