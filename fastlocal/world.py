@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, agree, and notice that one is missing.
+"""The processes of a run: how they agree, and notice that one is missing.
 
 What ranks tell each other beside parameters is short and goes through a store, so that a rank that does not come is
 known by its number; parameters are averaged by torch.distributed's default process group, which is set up here.
@@ -13,19 +13,18 @@ import os
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import PrefixStore, Store
 
 from .channel import Channel, Peer
 from .errors import AgreedError, RankMissing, UsageError
 from .interrupts import held_back
 from .ranks import Ranks, deal
+from .rendezvous import rendezvous
 
 MARGIN_S = 5.0
 """Beyond the timeout, after which a thread ends a process that is stuck where Python cannot help itself."""
@@ -242,24 +241,12 @@ def connected(ranks: Ranks, *, url: str, timeout: float, device: torch.device) -
     if ranks.size == 1:
         yield World.alone(ranks)
         return
-    host, port = _place(ranks, url)
     limit = datetime.timedelta(seconds=timeout)
-    hosts = ranks.rank == 0 and not (ranks.hosted and url == "env://")
-    until = time.monotonic() + timeout
-    while True:
-        try:
-            store = TCPStore(host, port, None, hosts, limit, wait_for_workers=False)
-            token, cards = _meet(store, ranks, timeout)
-            break
-        except dist.DistError as error:
-            # it may have been that of the process's run before, which ended just now
-            if hosts or time.monotonic() > until:
-                line = str(error).splitlines()[0][:160]
-                raise RankMissing(f"rank {ranks.rank} cannot reach the store at {host}:{port} ({line})") from error
-            time.sleep(0.1)
+    store, token, cards = rendezvous(ranks, url, timeout)
     peers, launches = [Peer(**card["peer"]) for card in cards], [card["launch"] for card in cards]
     restarted = any(card["restart"] for card in cards)
-    world = World(ranks, PrefixStore(token, store), peers, _nodes(cards), launches, restarted)
+    nodes = [card["node"] for card in cards]
+    world = World(ranks, PrefixStore(token, store), peers, nodes, launches, restarted)
     world.timeout = timeout
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with world._connected():
@@ -274,50 +261,3 @@ def connected(ranks: Ranks, *, url: str, timeout: float, device: torch.device) -
             # where a rank is missing, waiting for its process group would take as long again
             if sys.exc_info()[0] is None:
                 dist.destroy_process_group()
-
-
-def _place(ranks: Ranks, url: str) -> tuple[str, int]:
-    if url.startswith("tcp://"):
-        host, _, port = url.removeprefix("tcp://").rpartition(":")
-        return host, int(port)
-    if ranks.address is None or ranks.port is None:
-        raise UsageError("MASTER_ADDR, MASTER_PORT: are not set; start the run with torchrun, or give --dist-url")
-    return ranks.address, ranks.port
-
-
-def _meet(store: Store, ranks: Ranks, timeout: float) -> tuple[str, list[dict[str, Any]]]:
-    """A name that this meeting of ranks alone has, and what each of them says of itself.
-
-    The store may hold what ranks said that a launcher has started again since, and it counts restarts by node. So the
-    first rank reads who is there until all have answered to the name that it made for just these.
-    """
-    card = {"id": uuid.uuid4().hex, "node": ranks.node, "peer": asdict(Peer.this())}
-    card |= {"launch": ranks.launch, "restart": ranks.restart}
-    store.set(f"hello/{ranks.rank}", json.dumps(card))
-    hellos = [f"hello/{rank}" for rank in range(ranks.size)]
-    until = time.monotonic() + timeout
-    token, cards, there = "", list[dict[str, Any]](), list[int]()
-    while time.monotonic() < until:
-        there = [rank for rank, key in enumerate(hellos) if store.check([key])]
-        if ranks.rank == 0 and len(there) == ranks.size:
-            found = [json.loads(value) for value in store.multi_get(hellos)]
-            if found != cards:
-                token, cards = uuid.uuid4().hex, found
-                store.set("roster", json.dumps([token, cards]))
-            if all(store.check([f"{token}/here/{rank}"]) for rank in range(1, ranks.size)):
-                store.set(f"{token}/go", "")
-                return token, cards
-        elif ranks.rank and store.check(["roster"]):
-            token, cards = json.loads(store.get("roster"))
-            if cards[ranks.rank : ranks.rank + 1] == [card]:
-                store.set(f"{token}/here/{ranks.rank}", "")
-                if store.check([f"{token}/go"]):
-                    return token, cards
-        time.sleep(0.01)
-    missing = ", ".join(str(rank) for rank in range(ranks.size) if rank not in there)
-    who = f"rank {missing}" if missing else "a rank"
-    raise RankMissing(f"{who} did not come within {timeout:g} s, waited for at the start")
-
-
-def _nodes(cards: Sequence[dict[str, Any]]) -> list[int]:
-    return [int(card["node"]) for card in cards]

@@ -1,0 +1,85 @@
+"""How the ranks of a run find each other: one of them, or their launcher, keeps a store at a known address."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+import uuid
+from dataclasses import asdict
+from typing import Any
+
+from torch._C._distributed_c10d import Store, TCPStore
+from torch.distributed import DistError
+
+from .channel import Peer
+from .errors import RankMissing, UsageError
+from .ranks import Ranks
+
+Card = dict[str, Any]
+"""What a rank says of itself: id (of this start alone), node, peer (the fields of a Peer), launch and restart."""
+
+
+def rendezvous(ranks: Ranks, url: str, timeout: float) -> tuple[Store, str, list[Card]]:
+    """The store, a name for what this meeting of ranks keeps there, and the card of each rank.
+
+    url: env:// as the launcher says, or tcp://HOST:PORT        timeout: seconds that ranks wait for each other
+    Raises RankMissing where not all ranks come, UsageError where there is no address.
+    """
+    host, port = _place(ranks, url)
+    limit = datetime.timedelta(seconds=timeout)
+    hosts = ranks.rank == 0 and not (ranks.hosted and url == "env://")
+    until = time.monotonic() + timeout
+    while True:
+        try:
+            store = TCPStore(host, port, None, hosts, limit, wait_for_workers=False)
+            return store, *_meet(store, ranks, timeout)
+        except DistError as error:
+            # it may have been that of the process's run before, which ended just now
+            if hosts or time.monotonic() > until:
+                line = str(error).splitlines()[0][:160]
+                raise RankMissing(f"rank {ranks.rank} cannot reach the store at {host}:{port} ({line})") from error
+            time.sleep(0.1)
+
+
+def _place(ranks: Ranks, url: str) -> tuple[str, int]:
+    if url.startswith("tcp://"):
+        host, _, port = url.removeprefix("tcp://").rpartition(":")
+        return host, int(port)
+    if ranks.address is None or ranks.port is None:
+        raise UsageError("MASTER_ADDR, MASTER_PORT: are not set; start the run with torchrun, or give --dist-url")
+    return ranks.address, ranks.port
+
+
+def _meet(store: Store, ranks: Ranks, timeout: float) -> tuple[str, list[Card]]:
+    """A name that this meeting of ranks alone has, and what each of them says of itself.
+
+    The store may hold what ranks said that a launcher has started again since, and it counts restarts by node. So the
+    first rank reads who is there until all have answered to the name that it made for just these.
+    """
+    card = {"id": uuid.uuid4().hex, "node": ranks.node, "peer": asdict(Peer.this())}
+    card |= {"launch": ranks.launch, "restart": ranks.restart}
+    store.set(f"hello/{ranks.rank}", json.dumps(card))
+    hellos = [f"hello/{rank}" for rank in range(ranks.size)]
+    until = time.monotonic() + timeout
+    token, cards, there = "", list[Card](), list[int]()
+    while time.monotonic() < until:
+        there = [rank for rank, key in enumerate(hellos) if store.check([key])]
+        if ranks.rank == 0 and len(there) == ranks.size:
+            found = [json.loads(value) for value in store.multi_get(hellos)]
+            if found != cards:
+                token, cards = uuid.uuid4().hex, found
+                store.set("roster", json.dumps([token, cards]))
+            if all(store.check([f"{token}/here/{rank}"]) for rank in range(1, ranks.size)):
+                store.set(f"{token}/go", "")
+                return token, cards
+        elif ranks.rank and store.check(["roster"]):
+            token, cards = json.loads(store.get("roster"))
+            if cards[ranks.rank : ranks.rank + 1] == [card]:
+                store.set(f"{token}/here/{ranks.rank}", "")
+                if store.check([f"{token}/go"]):
+                    return token, cards
+        time.sleep(0.01)
+    missing = ", ".join(str(rank) for rank in range(ranks.size) if rank not in there)
+    who = f"rank {missing}" if missing else "a rank"
+    raise RankMissing(f"{who} did not come within {timeout:g} s, waited for at the start")
