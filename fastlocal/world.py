@@ -207,9 +207,19 @@ class World:
         while not over.wait(0.2):
             until = self._until
             if until is not None and time.monotonic() > until:
-                text = f"fastlocal: error: rank {self.rank}: the other ranks cannot be reached at {self._what}"
-                print(text, file=sys.stderr, flush=True)
+                text = self._asked() or f"rank {self.rank}: the other ranks cannot be reached at {self._what}"
+                print(f"fastlocal: error: {text}", file=sys.stderr, flush=True)
                 os._exit(STUCK_STATUS)
+
+    def _asked(self) -> str | None:
+        """Who does not answer; None where the store does not either, which may keep whoever asks for ever."""
+        answers: list[str] = []
+        asking = threading.Thread(
+            target=lambda: answers.append(self._roll_call(self._what, TimeoutError("timed out"))), daemon=True
+        )
+        asking.start()
+        asking.join(FAREWELL_S + SAYING_S)
+        return answers[0] if answers else None
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[None]:
