@@ -82,6 +82,29 @@ def test_a_signal_to_one_rank_before_its_rounds_stops_all() -> None:
     assert [status for status, _ in ended] == [75, 75], ended
 
 
+STUCK = """
+import time, torch
+from fastlocal.ranks import launched
+from fastlocal.world import connected
+with connected(launched(), url="env://", timeout=1, device=torch.device("cpu")) as world:
+    if world.rank == 1:
+        time.sleep(60)
+    with world.watched("the average of round 12"):
+        time.sleep(60)  # as a collective does that its own timeout does not end
+"""
+
+
+def test_a_rank_that_hangs_asks_who_answers() -> None:
+    first, second = start((), (), program=("-c", STUCK))
+    try:
+        ((status, text),) = ends([first])
+    finally:
+        second.kill()
+        ends([second])
+    assert status == 1
+    assert f"rank 1 (process {second.pid} on" in text and text.endswith("waited for at the average of round 12\n"), text
+
+
 def test_fewer_clients_than_ranks(tmp_path: Path) -> None:
     words = (*ENDLESS, "--clients", "1", "--log-pth", tmp_path / "run")
     (first, said), (second, silent) = ends(start(words, words))
