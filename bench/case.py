@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
@@ -79,12 +80,20 @@ def machine() -> dict[str, str]:
         ["git", "rev-parse", "--short", "HEAD"], cwd=RESULTS.parent, capture_output=True, text=True
     ).stdout.strip()
     return {
-        "commit": commit,
+        "commit": commit if not commit or same_sources(commit) else f"{commit}+",
         "torch": torch.__version__,
         "triton": triton_version,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
         "cores": str(cores()),
     }
+
+
+@functools.cache
+def same_sources(commit: str) -> bool:
+    """Whether what is measured is as in that commit; rows of another one are of other code ("+": changed since)."""
+    folders = ["fastlocal", "kernels", "bench", ":!bench/results"]
+    command = ["git", "diff", "--quiet", commit, "--", *folders]
+    return subprocess.run(command, cwd=RESULTS.parent.parent, capture_output=True).returncode == 0
 
 
 @dataclass(frozen=True)

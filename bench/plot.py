@@ -9,7 +9,6 @@ client-step). Needs matplotlib: pip install fastlocal[bench].
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,17 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.case import RESULTS, device_name
+from bench.throughput import Row, read
 
-Row = dict[str, str]
 DPI = 90
-
-
-def read(path: Path) -> list[Row]:
-    """The rows of a CSV file; none where there is no such file."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def pyplot() -> Any:

@@ -2,23 +2,27 @@
 
     python -m bench.scaling --model mlp
 
-One process trains two rounds of every size in turn, with `--executor auto`, and all of them several times over. Rows go
-to bench/results/DEVICE/scaling.csv.
+Every size trains with `--executor auto` in a process of its own, and all of them take turns, a round each, so that what
+else the machine does falls on all alike. What the cost is compared with is that of 128 clients and the same H; ratios
+are medians of those within a turn. Rows go to bench/results/DEVICE/scaling.csv.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
+import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from bench.case import RESULTS, Case, Steal, device_name, machine
-from bench.throughput import SIZES, Row, merge
-from bench.turns import measure, spread
+from bench.grid import SIZES
+from bench.throughput import Row, merge
+from bench.turns import START_SECONDS, Worker, spread, take_turns
 
 CLIENTS, STEPS = (8, 32, 128, 512, 2048, 4096), (1, 4, 16, 64)
 AT = 128
@@ -32,6 +36,18 @@ def sizes(base: Case, clients: Sequence[int], steps: Sequence[int]) -> list[Case
     return list(dict.fromkeys(found))
 
 
+def each(case: Case, seconds: float) -> float:
+    """Milliseconds per client and local step."""
+    return 1e3 * seconds / case.clients / case.local_steps
+
+
+def compared(case: Case, own: Sequence[float], base: Case, others: Sequence[float]) -> str:
+    """How many times what a client-step of `base` costs one of this case does; empty where there are no times of it."""
+    if not own or not others:
+        return ""
+    return f"{statistics.median(each(case, a) / each(base, b) for a, b in zip(own, others, strict=False)):.3f}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.scaling", description=__doc__.splitlines()[0])
     numbers = lambda text: [int(word) for word in text.split(",") if word]  # noqa: E731
@@ -41,30 +57,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clients", type=numbers, default=CLIENTS)
     parser.add_argument("--steps", type=numbers, default=STEPS, help=f"H to compare at {AT} clients")
     parser.add_argument("--executor", default="auto")
-    parser.add_argument("--passes", type=int, default=3, help="over all sizes")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no size is started")
+    parser.add_argument("--tune-seconds", type=float, default=5.0, help="of `auto`, for each size")
+    parser.add_argument("--turns", type=float, default=60.0, help="seconds for the turns, the start apart")
+    parser.add_argument("--least", type=int, default=3, help="turns, however long they take")
     parser.add_argument("--out", type=Path, default=RESULTS / device_name(), help="folder for scaling.csv")
     asked = parser.parse_args(arguments)
-    end, steal = time.monotonic() + asked.seconds, Steal()
+    began, steal = time.monotonic(), Steal()
     cases = sizes(Case(asked.model, AT, asked.batch, asked.local_steps, momentum=0.0), asked.clients, asked.steps)
-    seconds: dict[Case, list[float]] = {case: [] for case in cases}
-    said: dict[Case, str] = {}
-    measured = measure(cases * asked.passes, [f"fastlocal {asked.executor}"], None, 0.0, at_least=2, most=2)
-    with contextlib.closing(measured) as found:
-        for case, (one,) in found:
-            seconds[case] += one.seconds
-            said[case] = one.fault or one.backend
-            if time.monotonic() > end:
-                break
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        settings = {"tune_seconds": asked.tune_seconds}
+        workers = {}
+        for place, case in enumerate(cases):
+            made = Worker(f"fastlocal {asked.executor}", [case], folder / str(place), settings)
+            workers[case] = stack.enter_context(made)
+            workers[case].begin(0, START_SECONDS)
+        started = time.monotonic() - began
+        take_turns(list(workers.values()), asked.turns, asked.least, most=15)
+    found = {case: worker.variant for case, worker in workers.items()}
+    print(f"started in {started:.0f} s, took turns for {time.monotonic() - began - started:.0f} s", flush=True)
     about, rows = machine() | {"steal_percent": steal.percent()}, []
-    print("| clients | H | ms per client-step | p20 to p80 | ran as |\n|--:|--:|--:|--:|---|", flush=True)
-    for case in cases:
+    heads = f"| clients | H | ms per client-step | p20 to p80 | times that of {AT} | ran as |"
+    print(f"{heads}\n|--:|--:|--:|--:|--:|---|", flush=True)
+    for case, one in found.items():
         place = f"| {case.clients} | {case.local_steps} |"
-        if not seconds[case]:
-            print(f"{place} skipped: {said.get(case, 'no time was left')} | | |")
+        if not one.seconds:
+            print(f"{place} skipped: {one.fault} | | | |")
             continue
-        cost, low, high = (1e3 * value / case.clients / case.local_steps for value in spread(seconds[case]))
-        print(f"{place} {cost:.4f} | {low:.4f} to {high:.4f} | {said[case]} |")
+        base = dataclasses.replace(case, clients=AT)
+        ratio = compared(case, one.seconds, base, found[base].seconds if base in found else [])
+        cost, low, high = (each(case, value) for value in spread(one.seconds))
+        print(f"{place} {cost:.4f} | {low:.4f} to {high:.4f} | {ratio} | {one.backend} |")
         row: Row = {
             "model": case.model,
             "clients": str(case.clients),
@@ -72,22 +95,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "local_steps": str(case.local_steps),
             "precision": case.precision,
             "executor": asked.executor,
-            "backend": said[case],
-            "rounds": str(len(seconds[case])),
+            "backend": one.backend,
+            "rounds": str(len(one.seconds)),
             "ms_per_client_step": f"{cost:.5f}",
             "p20_ms": f"{low:.5f}",
             "p80_ms": f"{high:.5f}",
+            f"ratio_to_{AT}": ratio,
         }
         rows.append(row | about)
     if rows:
         merge(asked.out / "scaling.csv", rows, ("model", "clients", "batch", "local_steps", "precision", "executor"))
-    costs = {
-        int(row["clients"]): float(row["ms_per_client_step"])
-        for row in rows
-        if row["local_steps"] == str(asked.local_steps)
-    }
-    if AT in costs and 2048 in costs:
-        print(f"2048 clients cost {costs[2048] / costs[AT]:.2f} times what {AT} cost, each (aim: at most 1.15)")
     return 0
 
 

@@ -3,14 +3,17 @@
     python -m bench.throughput --cases targets --turns 30           the cases that the project aims at
     python -m bench.throughput --cases mlp,cnn --clients 1,8,32     part of the grid; all of it by default
     python -m bench.throughput --cases "resnet20_gn:8x32" --variants "loop, sync per step" "fastlocal auto"
+    python -m bench.throughput --case-seconds 40 --seconds 600 --go-on      what is missing of the grid, for ten minutes
 
 Every variant runs in a process of its own with as many threads as there are cores, one case after the other; one of
-fastlocal's may set more flags ("fastlocal threaded workers=1"). First each trains a round from the same weights on the
-same samples, and one whose parameters are not the reference's is not timed. Then they take turns; a row holds the
-median round with its 20th and 80th percentiles, the median of its ratios to the reference's rounds, and how much of the
-cores' time the hypervisor gave to others meanwhile.
-Rows go to bench/results/DEVICE/throughput.csv, where they replace older ones of the same case; a table is printed, and
-bench.plot draws the figure.
+fastlocal's may set more flags ("fastlocal threaded workers=1"), and each may train in another precision than the case's
+("loop, sync per step, fp32" beside variants in bf16). First each trains a round from the same weights on the same
+samples, and one whose parameters are not the reference's is not timed. Then they take turns; a row holds the median
+round with its 20th and 80th percentiles, the median of its ratios to the reference's rounds (`ratio`; `ratio_fp32` and
+`ratio_tf32` to those of the loop in that precision), and how much of the cores' time the hypervisor gave to others
+meanwhile.
+Rows go to bench/results/DEVICE/throughput.csv, where they replace older ones of the same case; one row says why a case
+is left out on this machine. A table is printed, and bench.plot draws the figure.
 """
 
 from __future__ import annotations
@@ -22,120 +25,77 @@ import dataclasses
 import statistics
 import sys
 import time
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from bench.case import RESULTS, Case, Steal, device_name, machine
-from bench.loops import LOOPS, ON_CPU_ONLY, ON_GPU_ONLY, REFERENCE
-from bench.turns import Variant, measure, spread
-from fastlocal.config import Executor
-from fastlocal.free_memory import available
+from bench.case import RESULTS, Case, Steal, device_name, machine, same_sources
+from bench.grid import BATCHES, CLIENTS, STEPS, cases_of, too_large, variants
+from bench.loops import REFERENCE
+from bench.turns import LATE, Variant, measure, spread, way_and_precision
 
 Row = dict[str, str]
 
-STEPS = {"mlp": 8, "cnn": 4, "resnet20_gn": 2, "resnet56": 2}
-"""Local steps per round of the grid's models."""
-CLIENTS, BATCHES = (1, 8, 32, 128, 512, 2048), (8, 32, 128)
-CPU_TARGETS = (
-    Case("mlp", 64, 16, 8),
-    Case("cnn", 32, 16, 4),
-    Case("resnet20_gn", 8, 32, 2),
-    Case("resnet20_gn", 8, 32, 2, "bf16"),
-)
-GPU_TARGETS = (
-    Case("resnet56", 32, 128, 2, "tf32"),
-    Case("resnet56", 32, 128, 2, "bf16"),
-    Case("resnet20_gn", 512, 8, 2, "tf32"),
-    *(Case("resnet20_gn", clients, 32, 2, "tf32") for clients in (128, 2048)),
-)
-SIZES = {"mlp": (395_000, 2.4e6), "cnn": (26_000, 1e7), "resnet20_gn": (273_000, 2.5e8), "resnet56": (856_000, 7.6e8)}
-"""Parameters, and operations of one sample's forward and backward pass, to foresee what fits."""
-RATE = {"cpu": 8e10, "cuda": 2e12}
-"""Operations per second of a usual variant, to foresee what takes too long."""
-COPIES = 4
-"""Rows of parameters that one variant holds per client: parameters, momenta, gradients, and one on the way."""
-
-
-def grid(models: Sequence[str], clients: Sequence[int], batches: Sequence[int], precision: str) -> list[Case]:
-    return [Case(model, n, batch, STEPS[model], precision) for model in models for n in clients for batch in batches]
-
-
-def variants(case: Case) -> list[str]:
-    """Every way to train it on this machine, the reference first."""
-    gpu = torch.cuda.is_available()
-    loops = [name for name in LOOPS if name not in (ON_CPU_ONLY if gpu else ON_GPU_ONLY)]
-    executors = [f"fastlocal {name}" for name in typing.get_args(Executor)]
-    return loops + executors
-
-
-def too_large(case: Case, wanted: Sequence[str], seconds: float) -> str:
-    """Why a case is left out on this machine, or nothing."""
-    gpu = torch.cuda.is_available()
-    n_params, flops = SIZES[case.model]
-    needed = len(wanted) * (case.clients * n_params * 4 * COPIES + 7e8)
-    there = available(torch.device("cuda" if gpu else "cpu"))
-    if needed > there:
-        return f"its {len(wanted)} variants need {needed / 2**30:.0f} GiB together, {there / 2**30:.0f} are free"
-    samples = case.clients * case.batch * case.local_steps
-    least = 5 * len(wanted) * samples * flops / RATE["cuda" if gpu else "cpu"]
-    if least > 20 * seconds:
-        return f"five rounds of all variants may take {least:.0f} s"
-    return ""
+CASE_KEYS = ("model", "clients", "batch", "local_steps", "precision")
+KEYS = (*CASE_KEYS, "variant")
+ALL = "all variants"
+"""Of a row that says why a case is left out."""
 
 
 def rows_of(case: Case, found: Sequence[Variant], about: Row) -> list[Row]:
-    """Lines of the table, the reference's first."""
-    base = next((one.seconds for one in found if one.name == REFERENCE), [])
+    """Lines of the table, in the order of the variants."""
+    seconds = {one.name: one.seconds for one in found}
+    bases = {"ratio": seconds.get(REFERENCE, [])}
+    for precision in ("fp32", "tf32"):
+        name = REFERENCE if case.precision == precision else f"{REFERENCE}, {precision}"
+        bases[f"ratio_{precision}"] = seconds.get(name, [])
     client_steps = case.clients * case.local_steps
     rows = []
     for one in found:
-        row = {
-            "model": case.model,
-            "clients": str(case.clients),
-            "batch": str(case.batch),
-            "local_steps": str(case.local_steps),
-            "precision": case.precision,
-            "variant": one.name,
-            "backend": one.backend,
-            "rounds": str(len(one.seconds)),
-        }
-        row |= dict.fromkeys(("median_s", "p20_s", "p80_s", "client_steps_per_s", "samples_per_s", "ratio"), "")
+        row = {name: str(getattr(case, name)) for name in CASE_KEYS}
+        row |= {"variant": one.name, "backend": one.backend, "rounds": str(len(one.seconds))}
+        row |= dict.fromkeys(("median_s", "p20_s", "p80_s", "client_steps_per_s", "samples_per_s", *bases), "")
         if one.seconds:
             median, low, high = spread(one.seconds)
             row |= {"median_s": f"{median:.5f}", "p20_s": f"{low:.5f}", "p80_s": f"{high:.5f}"}
             row["client_steps_per_s"] = f"{client_steps / median:.1f}"
             row["samples_per_s"] = f"{client_steps * case.batch / median:.0f}"
-            if base:
-                row["ratio"] = f"{statistics.median(a / b for a, b in zip(base, one.seconds, strict=False)):.2f}"
+            for name, base in bases.items():
+                if base:
+                    row[name] = f"{statistics.median(a / b for a, b in zip(base, one.seconds, strict=False)):.2f}"
         rows.append(row | {"note": one.fault} | about)
     return rows
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: one line per variant."""
-    lines = ["| variant | ran as | ms per client-step | samples/s | ratio |", "|---|---|--:|--:|--:|"]
+    """Markdown: one line per variant, with the ratios to a loop in another precision where it took part."""
+    others = [name for name in ("fp32", "tf32") if any(row[f"ratio_{name}"] for row in rows)]
+    others = [name for name in others if name != rows[0]["precision"]]
+    heads = ["variant", "ran as", "ms per client-step", "samples/s", "ratio", *(f"to {name}" for name in others)]
+    lines = [f"| {' | '.join(heads)} |", f"|---|---|{'--:|' * (len(heads) - 2)}"]
     for row in rows:
         if row["median_s"]:
             cost = float(row["median_s"]) * 1e3 / int(row["clients"]) / int(row["local_steps"])
-            numbers = f"{cost:.3f} | {int(row['samples_per_s']):,} | {row['ratio']}"
+            ratios = [row["ratio"], *(row[f"ratio_{name}"] for name in others)]
+            numbers = " | ".join([f"{cost:.3f}", f"{int(row['samples_per_s']):,}", *ratios])
         else:
-            numbers = f"{row['note'] or 'not timed'} | |"
-        backend = row["backend"] if row["backend"] != row["variant"] else ""
+            numbers = f"{row['note'] or 'not timed'} |{' |' * (len(heads) - 4)}"
+        backend = row["backend"] if row["backend"] != way_and_precision(row["variant"])[0] else ""
         lines.append(f"| {row['variant']} | {backend[:60]} | {numbers} |")
     return "\n".join(lines)
 
 
-def merge(path: Path, rows: Sequence[Row], keys: Sequence[str]) -> None:
-    """Write a CSV file in which these rows replace those with the same values of `keys`."""
-    old: list[Row] = []
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            old = list(csv.DictReader(file))
-    new = {tuple(row[key] for key in keys) for row in rows}
-    kept = [row for row in old if tuple(row.get(key, "") for key in keys) not in new]
+def read(path: Path) -> list[Row]:
+    """The rows of a CSV file; none where there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def merge(path: Path, rows: Sequence[Row], keys: Sequence[str], without: Sequence[Row] = ()) -> None:
+    """Write a CSV file in which these rows replace those with the same values of `keys`, as of those in `without`."""
+    new = {tuple(row[key] for key in keys) for row in (*rows, *without)}
+    kept = [row for row in read(path) if tuple(row.get(key, "") for key in keys) not in new]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n", extrasaction="ignore", restval="")
@@ -143,30 +103,27 @@ def merge(path: Path, rows: Sequence[Row], keys: Sequence[str]) -> None:
         writer.writerows([*kept, *rows])
 
 
-def cases_of(words: str, clients: Sequence[int], batches: Sequence[int], precision: str) -> list[Case]:
-    """`targets`, models of the grid, or MODEL:CLIENTSxBATCH, with commas between.
+def missing(case: Case, wanted: Sequence[str], rows: Sequence[Row]) -> bool:
+    """Whether something of a case has no row yet that was measured with the sources as they are."""
+    own = [row for row in rows if all(row[name] == str(getattr(case, name)) for name in CASE_KEYS)]
+    present = {row["variant"] for row in own if same_sources(row["commit"])}
+    return not all(name in present for name in wanted if way_and_precision(name)[1] != case.precision)
 
-    Raises ValueError for another word.
-    """
-    if words == "targets":
-        return list(GPU_TARGETS if torch.cuda.is_available() else CPU_TARGETS)
-    found: list[Case] = []
-    for word in words.split(","):
-        model, colon, sizes = word.partition(":")
-        if model not in STEPS:
-            raise ValueError(f"{word!r}: give targets, {', '.join(STEPS)}, or MODEL:CLIENTSxBATCH")
-        if colon:
-            number, _, batch = sizes.partition("x")
-            found.append(Case(model, int(number), int(batch), STEPS[model], precision))
-        else:
-            found += grid([model], clients, batches, precision)
-    return found
+
+def skip(case: Case, reason: str, path: Path, about: Row) -> None:
+    """Say why a case is left out, also in the file unless it holds what was measured once."""
+    print(f"{case.name}: skipped, {reason}\n", flush=True)
+    (row,) = rows_of(case, [Variant(ALL, fault=reason)], about | {"steal_percent": ""})
+    if not any(all(old[key] == row[key] for key in CASE_KEYS) and old["median_s"] for old in read(path)):
+        merge(path, [row], KEYS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.throughput", description=__doc__.splitlines()[0])
     numbers = lambda text: [int(word) for word in text.split(",")]  # noqa: E731
-    parser.add_argument("--cases", default=",".join(STEPS), help="targets, models, or MODEL:CLIENTSxBATCH, with commas")
+    parser.add_argument(
+        "--cases", default=",".join(STEPS), help="targets, models, or MODEL:CLIENTSxBATCH[xSTEPS], with commas"
+    )
     parser.add_argument("--clients", type=numbers, default=CLIENTS, help="of the grid")
     parser.add_argument("--batches", type=numbers, default=BATCHES, help="of the grid")
     parser.add_argument("--precision", default="fp32")
@@ -174,7 +131,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tune-seconds", type=float, default=5.0, help="of `fastlocal auto`, for each case")
     parser.add_argument("--variants", nargs="+", help="some of those that are printed; all by default")
     parser.add_argument("--turns", type=float, default=30.0, help="seconds for the turns of one case, its start apart")
+    parser.add_argument("--case-seconds", type=float, default=float("inf"), help="of one case, with its start")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no case is started")
+    parser.add_argument(
+        "--go-on", action="store_true", help="leave out cases whose rows are of the sources as they are"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / device_name(), help="folder for throughput.csv")
     asked = parser.parse_args(arguments)
     try:
@@ -184,23 +145,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.local_steps:
         cases = [dataclasses.replace(case, local_steps=asked.local_steps) for case in cases]
     about, end, failed = machine(), time.monotonic() + asked.seconds, False
-    wanted = asked.variants or variants(cases[0])
-    reasons = {case: too_large(case, wanted, asked.turns) for case in cases}
+    wanted, path = asked.variants or variants(cases), asked.out / "throughput.csv"
+    if asked.go_on:
+        cases = [case for case in cases if missing(case, wanted, read(path))]
+    reasons = {case: too_large(case, wanted, min(20 * asked.turns, asked.case_seconds)) for case in cases}
     left = [case for case in cases if not reasons[case]]
     for case, reason in reasons.items():
         if reason:
-            print(f"{case.name}: skipped, {reason}\n", flush=True)
+            skip(case, reason, path, about)
     settings = {"tune_seconds": asked.tune_seconds}
     reference = REFERENCE if REFERENCE in wanted else None
-    steal = Steal()
-    with contextlib.closing(measure(left, wanted, reference, asked.turns, settings=settings)) as found:
+    measured = measure(left, wanted, reference, asked.turns, case_seconds=asked.case_seconds, settings=settings)
+    steal, began = Steal(), time.monotonic()
+    with contextlib.closing(measured) as found:
         for done, (case, times) in enumerate(found, 1):
             failed = failed or any("away from the reference" in one.fault for one in times)
             rows = rows_of(case, times, about | {"steal_percent": steal.percent()})
-            keys = ("model", "clients", "batch", "local_steps", "precision", "variant")
-            merge(asked.out / "throughput.csv", rows, keys)
-            print(f"{case.name}\n\n{table(rows)}\n", flush=True)
-            steal = Steal()
+            kept = [row for row in rows if row["note"] != LATE]
+            if kept:
+                merge(path, kept, KEYS, without=rows_of(case, [Variant(ALL)], {}))
+            print(f"{case.name}, in {time.monotonic() - began:.0f} s\n\n{table(rows)}\n", flush=True)
+            steal, began = Steal(), time.monotonic()
             if time.monotonic() > end:
                 for case in left[done:]:
                     print(f"{case.name}: skipped, no time was left\n", flush=True)

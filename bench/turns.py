@@ -22,12 +22,13 @@ import torch
 
 from bench.case import Case, cores
 
+PRECISIONS = ("fp64", "fp32", "tf32", "bf16")
 WARM_UP = 1
 """Rounds that are not counted, beside the one of the gate: the first touch of buffers."""
 TOLERANCE = {"fp64": 1e-6, "fp32": 2e-3, "tf32": 2e-2, "bf16": 0.3}
 """How far a round's change of the parameters may be from the reference's, relative to its norm."""
 START_SECONDS = 150.0
-ENDED, SILENT = "its process ended", "no answer"
+ENDED, LATE = "its process ended", "no time was left to start it"
 
 
 @dataclass
@@ -40,14 +41,30 @@ class Variant:
     seconds: list[float] = field(default_factory=list)
 
 
+def way_and_precision(name: str) -> tuple[str, str | None]:
+    """Of a variant's name; "vmap, fp32" trains in fp32 whatever the cases' precision is, "vmap" in theirs."""
+    way, _, last = name.rpartition(", ")
+    return (way, last) if last in PRECISIONS else (name, None)
+
+
 class Worker:
-    """A process that trains a round of one case after the other whenever it is told to."""
+    """A process that trains a round of one case after the other whenever it is told to.
+
+    cases: by number, without those that are in the precision of its name anyway, as there is a variant for these
+    """
 
     def __init__(self, name: str, cases: Sequence[Case], folder: Path, settings: Mapping[str, Any]) -> None:
-        self.name, self._cases, self._folder, self._settings = name, cases, folder, settings
+        self.name, self._folder, self._settings = name, folder, settings
+        self._way, precision = way_and_precision(name)
+        self.cases = {
+            number: dataclasses.replace(case, precision=precision or case.precision)
+            for number, case in enumerate(cases)
+            if case.precision != precision
+        }
         self.variant = Variant(name)
         self._process: subprocess.Popen[bytes] | None = None
-        self._first = 0
+        self._given: list[int] = []
+        self._waits_for: int | None = None
 
     def __enter__(self) -> Worker:
         return self
@@ -63,30 +80,31 @@ class Worker:
                 stream.close()
         self._process = None
 
-    def begin(self, number: int) -> None:
-        """Start a case, in a new process if there is none left, and wait until its first round is trained."""
-        gone = self.variant.fault == ENDED or self.variant.fault.startswith(SILENT)
+    def begin(self, number: int, timeout: float = START_SECONDS) -> None:
+        """Start a case, in a new process unless one waits for it, and wait until its first round is trained."""
+        gone = self._process is None or self.variant.fault == ENDED
         self.variant = Variant(self.name)
-        if gone or self._process is None:
+        if gone or self._waits_for != number:
             self.__exit__()
             self._start(number)
         else:
             self._tell("next")
-        said = self.answer(START_SECONDS)
+        self._waits_for = min((later for later in self._given if later > number), default=None)
+        said = self.answer(timeout)
         self.variant.backend, self.variant.fault = str(said.get("backend", "")), str(said.get("fault", ""))
 
     def row(self, number: int) -> torch.Tensor:
         """The parameters after the first round of a case."""
-        found: torch.Tensor = torch.load(self._folder / f"{number - self._first}.pt", weights_only=True)
+        found: torch.Tensor = torch.load(self._folder / f"{self._given.index(number)}.pt", weights_only=True)
         return found.double()
 
     def _start(self, number: int) -> None:
-        self._first = number
+        self._given = [later for later in self.cases if later >= number]
         self._folder.mkdir(exist_ok=True)
         threads = {"OMP_NUM_THREADS": str(cores()), "MKL_NUM_THREADS": str(cores())}
         environment = os.environ | threads | {"TMPDIR": str(self._folder)}
-        cases = json.dumps([dataclasses.asdict(case) for case in self._cases[number:]])
-        command = [sys.executable, "-m", "bench.worker", self.name, cases, str(self._folder)]
+        cases = json.dumps([dataclasses.asdict(self.cases[later]) for later in self._given])
+        command = [sys.executable, "-m", "bench.worker", self._way, cases, str(self._folder)]
         self._process = subprocess.Popen(
             [*command, json.dumps(dict(self._settings))],
             stdin=subprocess.PIPE,
@@ -105,11 +123,12 @@ class Worker:
         return True
 
     def answer(self, timeout: float) -> dict[str, object]:
-        """Its next line; a fault where none comes in time."""
+        """Its next line; a fault where none comes in time, and then it is stopped so that it keeps nobody waiting."""
         assert self._process is not None and self._process.stdout is not None
         out = self._process.stdout
         if not select.select([out], [], [], max(timeout, 0.1))[0]:
-            return {"fault": f"{SILENT} within {timeout:.0f} s"}
+            self.__exit__()
+            return {"fault": f"no answer within {timeout:.0f} s"}
         line = out.readline()
         return dict(json.loads(line)) if line else {"fault": ENDED}
 
@@ -128,11 +147,14 @@ def measure(
     *,
     at_least: int = 3,
     most: int = 15,
+    case_seconds: float = float("inf"),
     settings: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[Case, list[Variant]]]:
     """Of each case, start the variants, check their first round against the reference's, and time them in turns.
 
-    seconds: about how long the turns of a case may take together        settings: fields of fastlocal's RunConfig
+    seconds: about how long the turns of a case may take together
+    case_seconds: the same with what its variants take to start; three quarters of it are for starting, and those that
+        come later have a fault        settings: fields of fastlocal's RunConfig
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -141,20 +163,32 @@ def measure(
             for place, name in enumerate(variants)
         ]
         for number, case in enumerate(cases):
-            for worker in workers:  # one after the other, as fastlocal may time what it takes
-                worker.begin(number)
+            began = time.monotonic()
+            present = [worker for worker in workers if number in worker.cases]
+            for worker in present:  # one after the other, as fastlocal may time what it takes
+                left = 0.75 * case_seconds - (time.monotonic() - began)
+                if left > 0:
+                    worker.begin(number, min(left, START_SECONDS))
+                else:
+                    worker.variant = Variant(worker.name, fault=LATE)
             if reference is not None:
-                _gate(case, number, workers, reference)
-            end = time.monotonic() + seconds
-            for turn in range(WARM_UP + most):
-                if turn >= WARM_UP + at_least and time.monotonic() > end:
-                    break
-                for worker in workers:
-                    if not worker.variant.fault:
-                        took = worker.turn(timeout=120.0)
-                        if took is not None and turn >= WARM_UP:
-                            worker.variant.seconds.append(took)
-            yield case, [worker.variant for worker in workers]
+                _gate(case, number, present, reference)
+            left = case_seconds - (time.monotonic() - began)
+            take_turns(present, min(seconds, left), at_least, most)
+            yield case, [worker.variant for worker in present]
+
+
+def take_turns(workers: Sequence[Worker], seconds: float, at_least: int, most: int) -> None:
+    """Time rounds of those that have begun, one of each after the other."""
+    end = time.monotonic() + seconds
+    for turn in range(WARM_UP + most):
+        if turn >= WARM_UP + at_least and time.monotonic() > end:
+            break
+        for worker in workers:
+            if not worker.variant.fault:
+                took = worker.turn(timeout=120.0)
+                if took is not None and turn >= WARM_UP:
+                    worker.variant.seconds.append(took)
 
 
 def _gate(case: Case, number: int, workers: Sequence[Worker], reference: str) -> None:

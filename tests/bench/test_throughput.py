@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import memory, plot, scaling, throughput
-from bench.case import Case
+from bench import grid, memory, plot, scaling, throughput
+from bench.case import Case, machine
 from bench.loops import LOOPS, ON_GPU_ONLY, REFERENCE
-from bench.turns import Variant, measure
+from bench.turns import LATE, Variant, measure
 from bench.worker import task_of
 
 
@@ -22,13 +22,21 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def test_processes_take_turns_after_the_gate() -> None:
     """The reference and an executor train the same rounds from the same weights; an unknown one has a fault."""
-    wanted = [REFERENCE, "fastlocal stacked", "no such loop"]
-    cases = [Case("mlp", 3, 4, 2), Case("mlp", 2, 4, 2)]
-    for case, found in measure(cases, wanted, REFERENCE, 0.0, at_least=2, most=2):
-        assert [len(one.seconds) for one in found] == [2, 2, 0]
-        assert [bool(one.fault) for one in found] == [False, False, True]
+    in_fp32 = f"{REFERENCE}, fp32"
+    wanted = [REFERENCE, "fastlocal stacked", "no such loop", in_fp32]
+    cases = [Case("mlp", 3, 4, 2), Case("mlp", 2, 4, 2, "bf16")]
+    names = [wanted[:3], wanted]
+    for number, (case, found) in enumerate(measure(cases, wanted, REFERENCE, 0.0, at_least=2, most=2)):
+        assert [one.name for one in found] == names[number], "in fp32 there is nothing beside the loop itself"
+        assert [len(one.seconds) for one in found] == [2, 2, 0, 2][: len(found)]
+        assert [bool(one.fault) for one in found] == [False, False, True, False][: len(found)]
         assert found[1].backend == f"stacked, chunk {case.clients}"
     assert case == cases[-1]
+
+
+def test_what_starts_too_late_is_left_out() -> None:
+    ((_, found),) = measure([Case("mlp", 2, 4, 1)], [REFERENCE, "vmap"], REFERENCE, 0.0, case_seconds=0.0)
+    assert [(one.fault, one.seconds) for one in found] == [(LATE, [])] * 2
 
 
 @pytest.mark.parametrize("name", [name for name in LOOPS if name not in (REFERENCE, "loop, compiled", *ON_GPU_ONLY)])
@@ -61,30 +69,71 @@ def test_rows_hold_medians_and_ratios_of_the_same_turn(tmp_path: Path) -> None:
     }
 
 
+def test_ratios_to_the_loop_in_fp32() -> None:
+    """In bf16 against the loop that took turns in fp32; in fp32 that is the reference itself."""
+    times = [Variant(REFERENCE, seconds=[3.0, 3.0]), Variant("vmap", seconds=[2.0, 1.0])]
+    in_fp32 = Variant(f"{REFERENCE}, fp32", seconds=[6.0, 4.0])
+    rows = throughput.rows_of(Case("mlp", 4, 8, 2, "bf16"), [*times, in_fp32], {})
+    assert [row["ratio_fp32"] for row in rows] == ["1.67", "3.50", "1.00"]
+    assert [row["ratio_tf32"] for row in rows] == ["", "", ""]
+    head, _, _, vmapped, _ = throughput.table(rows).splitlines()
+    assert head.endswith("| ratio | to fp32 |") and vmapped.endswith("| 2.25 | 3.50 |")
+    rows = throughput.rows_of(Case("mlp", 4, 8, 2, "fp32"), times, {})
+    assert [row["ratio_fp32"] for row in rows] == [row["ratio"] for row in rows] == ["1.00", "2.25"]
+    assert "to fp32" not in throughput.table(rows)
+    assert f"{REFERENCE}, fp32" in grid.variants(grid.CPU_TARGETS)
+    assert f"{REFERENCE}, fp32" not in grid.variants(grid.CPU_TARGETS[:1])
+
+
 def test_cases_by_name() -> None:
-    assert throughput.cases_of("targets", (), (), "fp32")[0].name == "mlp 64 x 16, H=8, fp32"
-    assert throughput.cases_of("cnn:3x5,mlp", (1, 2), (8,), "bf16") == [
+    assert grid.cases_of("targets", (), (), "fp32")[0].name == "mlp 64 x 16, H=8, fp32"
+    assert grid.cases_of("cnn:3x5,cnn:3x5x1,mlp", (1, 2), (8,), "bf16") == [
         Case("cnn", 3, 5, 4, "bf16"),
+        Case("cnn", 3, 5, 1, "bf16"),
         Case("mlp", 1, 8, 8, "bf16"),
         Case("mlp", 2, 8, 8, "bf16"),
     ]
-    with pytest.raises(ValueError, match="vgg"):
-        throughput.cases_of("vgg11", (1,), (8,), "fp32")
+    for word in ("vgg11", "mlp:8", "mlp:0x8", "mlp:8xa", "mlp:1x2x3x4"):
+        with pytest.raises(ValueError, match=word):
+            grid.cases_of(word, (1,), (8,), "fp32")
 
 
 def test_what_cannot_fit_or_takes_too_long_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ["--cases", "mlp:2000000x8,resnet56:8x128", "--turns", "1", "--out", str(tmp_path)]
-    assert throughput.main(words) == 0
+    for _ in range(2):
+        assert throughput.main(words) == 0
     printed = capsys.readouterr().out
     assert "GiB together" in printed and "may take" in printed
-    assert not (tmp_path / "throughput.csv").exists()
+    rows = read(tmp_path / "throughput.csv")
+    assert [(row["model"], row["variant"]) for row in rows] == [
+        ("mlp", throughput.ALL),
+        ("resnet56", throughput.ALL),
+    ]
+    assert all(row["note"] and not row["median_s"] for row in rows)
+
+
+def test_the_grid_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """With cases that have no row of these sources; what was left out once gives way to what is measured."""
+    case, path, about = Case("mlp", 2, 4, 1), tmp_path / "throughput.csv", machine()
+    throughput.skip(case, "too large", path, about)
+    words = ["--cases", "mlp:2x4x1", "--variants", REFERENCE, "--turns", "0.1", "--out", str(tmp_path)]
+    assert throughput.main(words) == 0
+    (row,) = read(path)
+    assert row["variant"] == REFERENCE and row["ratio"] == "1.00"
+    throughput.skip(case, "too large", path, about)
+    assert read(path) == [row], "a case that was measured once"
+    changed = not about["commit"] or about["commit"].endswith("+")
+    assert throughput.missing(case, [REFERENCE, f"{REFERENCE}, fp32"], read(path)) == changed
+    assert throughput.missing(case, [REFERENCE, "vmap"], read(path))
+    assert throughput.missing(case, [REFERENCE], [row | {"commit": "not a commit"}])
 
 
 def test_scaling_and_memory_write_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["--model", "mlp", "--clients", "2", "--steps", "", "--local-steps", "1", "--executor", "stacked"]
-    assert scaling.main([*words, "--passes", "1", "--out", str(tmp_path)]) == 0
-    (row,) = read(tmp_path / "scaling.csv")
-    assert row["clients"] == "2" and float(row["ms_per_client_step"]) > 0
+    words = ["--model", "mlp", "--clients", "2,128", "--steps", "", "--local-steps", "1", "--executor", "stacked"]
+    assert scaling.main([*words, "--turns", "0", "--least", "2", "--out", str(tmp_path)]) == 0
+    few, many = read(tmp_path / "scaling.csv")
+    assert few["clients"] == "2" and few["rounds"] == "2" and float(few["ms_per_client_step"]) > 0
+    assert float(few["ratio_to_128"]) > 0 and many["ratio_to_128"] == "1.000"
     monkeypatch.setattr(memory, "CASES", (memory.Measured(Case("mlp", 64, 4, 1), "stacked"),))
     assert memory.main(["--out", str(tmp_path)]) == 0, "the prediction is further off than 25 %"
     (row,) = read(tmp_path / "memory.csv")
@@ -99,3 +148,10 @@ def test_figures(tmp_path: Path) -> None:
     assert plot.main(["--folder", str(tmp_path)]) == 0
     assert (tmp_path / "throughput.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "scaling.png").exists()
+
+
+def test_costs_are_compared_within_a_turn() -> None:
+    """The second turn is slow for both: no ratio of medians, where 3 of one would meet 1 of the other."""
+    base, more = Case("mlp", 128, 8, 1), Case("mlp", 1280, 8, 1)
+    assert scaling.compared(more, [11.0, 33.0, 11.0], base, [1.0, 3.0, 1.1]) == "1.100"
+    assert scaling.compared(more, [], base, [1.0]) == ""
