@@ -154,12 +154,12 @@ class _Writer:
         body += [f"{_name(node)} = {value}" for node, value in zip(self._inputs, given, strict=True)]
         body += [f"{_name(node)} = {value}" for node, value in self._places.items()]
         skipped = {node for chain in self._products.values() for node in chain[1]}
-        body += [self._line(node) for node in self._calls if node not in skipped]
-        body += [*self._counts(), f"losses.append({_name(self._loss)})", *self._updates()]
-        lines = ["losses: List[Tensor] = []"]
-        lines.append(f"correct = torch.zeros([{len(self._problem.topk)}], dtype=torch.float64)")
+        body += [self._line(node) for node in self._calls if node not in skipped and node.target is not ALIAS]
+        body += [f"losses.append({_name(self._loss)})", f"outputs.append({_name(self._outputs)}.clone())"]
+        body += self._updates()
+        lines = ["losses: List[Tensor] = []", "outputs: List[Tensor] = []"]
         lines += ["for step in range(len(rates)):", *("    " + line for line in body)]
-        lines.append("return torch.stack(losses), correct")
+        lines += [*self._counts(), "return torch.stack(losses), correct"]
         return f"def steps({', '.join(names)}):\n" + "".join(f"    {line}\n" for line in lines)
 
     def _line(self, node: fx.Node) -> str:
@@ -177,12 +177,13 @@ class _Writer:
         return f"{_name(node)} = torch.ops.{target.namespace}.{target._opname}({', '.join(arguments)})"
 
     def _counts(self) -> Iterator[str]:
-        """As losses.count_correct does."""
+        """As losses.count_correct does, of all steps at once."""
         topk = self._problem.topk
+        yield f"correct = torch.zeros([{len(topk)}], dtype=torch.float64)"
         if topk:
-            outputs = _name(self._outputs)
-            yield f"most = min({max(topk)}, {outputs}.size(-1))"
-            yield f"hits = torch.topk({outputs}, most, -1)[1] == labels[step].unsqueeze(-1)"
+            yield "scores = torch.stack(outputs)"
+            yield f"most = min({max(topk)}, scores.size(-1))"
+            yield "hits = torch.topk(scores, most, -1)[1] == labels.unsqueeze(-1)"
             for place, k in enumerate(topk):
                 yield f"correct[{place}] += hits.narrow(-1, 0, min({k}, most)).sum(dtype=torch.float64)"
 
@@ -244,7 +245,8 @@ class _Writer:
         if not mu:
             yield f"params[{index}].addmm_({product.a}, {product.b}, beta=1.0 - rate * {decay!r}, alpha=-rate)"
             return
-        block = max(1, BLOCK // max(1, size))
+        blocks = max(1, math.ceil(rows * size / BLOCK))
+        block = max(1, math.ceil(rows / blocks))
         yield f"for row in range(0, {rows}, {block}):"
         yield f"    some = min({block}, {rows} - row)"
         yield f"    p, m = params[{index}].narrow(0, row, some), momenta[{index}].narrow(0, row, some)"
@@ -254,7 +256,8 @@ class _Writer:
         yield "    p.add_(m, alpha=-rate)"
 
 
-VIEWS = (torch.ops.aten.alias.default, torch.ops.aten.t.default, torch.ops.aten.view.default)
+ALIAS = torch.ops.aten.alias.default
+VIEWS = (ALIAS, torch.ops.aten.t.default, torch.ops.aten.view.default)
 
 
 def _attribute(module: Any, path: Any) -> Tensor:
@@ -282,6 +285,8 @@ def _worth_turning(x: Any, weight: fx.Node) -> bool:
 
 
 def _name(node: Any) -> str:
+    while node.target is ALIAS:
+        node = node.args[0]
     return f"v_{node.name}"  # whatever TorchScript's own words are
 
 
