@@ -24,7 +24,6 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from fastlocal import kernels
 from fastlocal.allocator import keep_freed_memory
 from fastlocal.data.images.arrays import ArrayImages
 from fastlocal.data.images.beton import BetonImages
@@ -37,6 +36,7 @@ from fastlocal.data.sources.engine import Cutter
 from fastlocal.data.streams import Streams, StreamSpec
 from fastlocal.data.transforms import PADDING, Augmentation, Rows, boxes
 from fastlocal.data.types import AnySplit, Split, StoredSplit
+from fastlocal.kernels.gather_augment.cpu import normalise
 
 from .loading import BARE, BATCH, OWN_DECODER, RAW
 
@@ -206,17 +206,13 @@ def _ffcv(split: StoredSplit, batch: int, workers: int, order: Any, steps: list[
         pipelines={"image": [*steps, ToTensor()], "label": None},
     )  # fmt: skip
     torch.set_num_threads(threads)  # FFCV sets torch's beside its own
-    gather = kernels.get("gather_augment", device=CPU)
-    numbers = torch.arange(batch).view(1, batch)
 
     def endless() -> Iterator[torch.Tensor]:
         for (images,) in itertools.chain.from_iterable(loader for _ in itertools.count()):
             torch.set_num_threads(threads)
             if images.shape[-1] == 3:  # FFCV's own decoder
                 images = images.permute(0, 3, 1, 2).contiguous()
-            yield gather(
-                images, numbers, None, 0, seed=0, padding=PADDING, mean=MEAN, std=STD, dtype=torch.float32
-            )  # fmt: skip
+            yield normalise(images, mean=MEAN, std=STD, dtype=torch.float32)
 
     return _taking(endless())
 

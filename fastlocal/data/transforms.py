@@ -21,6 +21,8 @@ from .types import Image
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 PADDING = 4
+DRAWN_AT_ONCE = 2048
+"""Rows whose crops are drawn together: one call for 16 batches of 128 takes little longer than one for a batch."""
 SCALE, LOG_RATIO, TRIES = (0.08, 1.0), (math.log(3 / 4), math.log(4 / 3)), 10
 CENTRE = 224 / 256
 
@@ -54,7 +56,7 @@ class Rows:
     """Samples and the places in the run that their draws belong to, each int64 [rows].
 
     ids: into the data set        clients, steps, positions: client number, global local step, place in the batch
-    words: [rows, 4], what crop_words draws for them, where that is done beforehand
+    words: [rows, 4], what crop_words draws for them        boxes: [rows, 5]; each where it is known beforehand
     """
 
     ids: Ints
@@ -62,14 +64,19 @@ class Rows:
     steps: Ints
     positions: Ints
     words: Ints | None = None
+    boxes: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def pick(self, chosen: Any) -> Rows:
         """Some of the rows: a slice or an index array."""
-        words = None if self.words is None else self.words[chosen]
-        return Rows(self.ids[chosen], self.clients[chosen], self.steps[chosen], self.positions[chosen], words)
+        words, boxes = (None if drawn is None else drawn[chosen] for drawn in (self.words, self.boxes))
+        return Rows(self.ids[chosen], self.clients[chosen], self.steps[chosen], self.positions[chosen], words, boxes)
+
+    def of(self, ids: Ints) -> Rows:
+        """The same places with other samples, whose boxes may be others."""
+        return Rows(ids, self.clients, self.steps, self.positions, self.words)
 
 
 def boxes(augmentation: Augmentation, seed: int, rows: Rows, heights: Ints, widths: Ints) -> Ints:

@@ -30,51 +30,90 @@ def gather_augment(
 ) -> Tensor:
     """The normalised batches of every client: as the reference, to the rounding of x * scale + offset in `dtype`.
 
-    128 crops of 3x32x32 take 0.55 ms on one core where the reference takes 2.3.
+    128 crops of 3x32x32 take 0.45 ms on one core where the reference takes 2.3.
     """
+    boxes = None
+    if clients is not None:
+        boxes = crop_boxes(seed, clients, step, sample_ids.shape[-1], padding)
+    out = gather_boxes(images, sample_ids, boxes, padding=padding, mean=mean, std=std, dtype=dtype)
+    return out.movedim(-3, -1).contiguous().movedim(-1, -3) if channels_last else out
+
+
+def gather_boxes(
+    images: Tensor,
+    sample_ids: Tensor,
+    boxes: tuple[Tensor, ...] | None,
+    *,
+    padding: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+) -> Tensor:
+    """As gather_augment, with the boxes that crop_boxes returns, each of sample_ids' shape [...], or None."""
     shape = images.shape[1:]
     out = torch.empty(*sample_ids.shape, *shape, dtype=dtype)
-    if out.numel():
-        ids, flat = sample_ids.reshape(-1), out.view(-1, *shape)
-        boxes = None
-        if clients is not None:
-            drawn = crop_boxes(seed, clients, step, sample_ids.shape[-1], padding)
-            boxes = [values.expand(sample_ids.shape).reshape(-1) for values in drawn]
-        scale, offset = _normalisation(tuple(mean), tuple(std), dtype)
-        block = max(1, BLOCK_BYTES // math.prod(shape))
-        for begin in range(0, len(ids), block):
-            part = slice(begin, begin + block)
-            if boxes is None:
-                picked = images.index_select(0, ids[part])
-            else:
-                top, left, flip = (values[part] for values in boxes)
-                picked = _crops(images, ids[part], top, left, flip, padding)
-            flat[part].copy_(picked).mul_(scale).add_(offset)
-    return out.movedim(-3, -1).contiguous().movedim(-1, -3) if channels_last else out
+    if not out.numel():
+        return out
+    ids, flat = sample_ids.reshape(-1), out.view(-1, *shape)
+    columns = None if boxes is None else [values.expand(sample_ids.shape).reshape(-1) for values in boxes]
+    block = max(1, BLOCK_BYTES // math.prod(shape))
+    for begin in range(0, len(ids), block):
+        part = slice(begin, begin + block)
+        if columns is None:
+            picked = images.index_select(0, ids[part])
+        else:
+            top, left, flip = (values[part] for values in columns)
+            picked = _crops(images, ids[part], top, left, flip, padding)
+        _normalise(picked, flat[part], mean, std)
+    return out
+
+
+def normalise(images: Tensor, *, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """As gather_augment of the images [n, channels, height, width] in their order, without a copy of them."""
+    out = torch.empty(images.shape, dtype=dtype)
+    block = max(1, BLOCK_BYTES // max(1, math.prod(images.shape[1:])))
+    for begin in range(0, len(images), block):
+        _normalise(images[begin : begin + block], out[begin : begin + block], mean, std)
+    return out
+
+
+def _normalise(images: Tensor, out: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+    scale, offset = _normalisation(tuple(mean), tuple(std), out.dtype)
+    out.copy_(images).mul_(scale).add_(offset)
 
 
 def _crops(images: Tensor, ids: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
     """uint8 [n, channels, height, width]: what the boxes hold of the padded images `ids`.
 
-    Every row of a crop is a run of bytes among those of the images, mirrored ones being mirrored as a whole before.
-    What a run takes from beyond its row is of other rows, and made black afterwards.
+    Every row of a crop is a run of bytes among those of the images. Mirrored ones lie behind the others, all their
+    bytes in reverse, which is faster than row by row, and their runs are found from the end. What a run takes from
+    beyond its row is of other rows, and made black afterwards.
     """
     shape = images.shape[1:]
     size, width = math.prod(shape), shape[2]
     order = flip.argsort(stable=True)
-    mirrored = len(ids) - int(flip.sum())
+    upright = len(ids) - int(flip.sum())
     margin = padding * (width + 1)
     near = torch.empty(len(ids) * size + 2 * margin, dtype=torch.uint8)
-    picked = near[margin : len(near) - margin].view(len(ids), *shape)
-    torch.index_select(images, 0, ids[order], out=picked)
-    picked[mirrored:] = picked[mirrored:].flip(-1)
-    left = torch.where(flip, 2 * padding - left, left)
+    picked = near[margin : len(near) - margin]
+    torch.index_select(images, 0, ids[order], out=picked.view(len(ids), *shape))
+    mirrored = picked[upright * size :]
+    mirrored.copy_(mirrored.flip(0))
     first = order.argsort() * size + top * width + left
-    rows = torch.arange(0, size, width)
+    first = torch.where(flip, (upright + len(ids)) * size - width + 2 * margin - first, first)
+    starts = _starts(size, width).index_select(0, flip.int()).add_(first.int()[:, None])
     runs = near.as_strided((len(near) - width + 1, width), (1, 1))
-    crops = runs.index_select(0, (first[:, None] + rows).view(-1)).view(len(ids), shape[0], -1)
+    crops = runs.index_select(0, starts.view(-1)).view(len(ids), shape[0], -1)
+    left = torch.where(flip, 2 * padding - left, left)
     crops &= _inside(shape[1], width, padding).index_select(0, top * (2 * padding + 1) + left).unsqueeze(1)
     return crops.view(len(ids), *shape)
+
+
+@functools.lru_cache(maxsize=8)
+def _starts(size: int, width: int) -> Tensor:
+    """int32 [2, rows]: where the rows of an image of `size` bytes begin, and the same backwards."""
+    rows = torch.arange(0, size, width, dtype=torch.int32)
+    return torch.stack([rows, -rows])
 
 
 @functools.lru_cache(maxsize=8)

@@ -34,7 +34,7 @@ def streaming(split: AnySplit, reading: Reading, *, augment: bool) -> StreamingS
         device=reading.device,
         dtype=reading.dtype,
         prefetch=reading.prefetch,
-        crops_seed=reading.seed if isinstance(samples, Cutter) and samples.augmentation.random else None,
+        cutter=samples if isinstance(samples, Cutter) else None,
         on_bad_sample=reading.on_bad_sample,
     )
 

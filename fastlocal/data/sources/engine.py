@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..transforms import Augmentation, Ints, Rows, boxes
+from ..images.beton import BetonImages
+from ..transforms import Augmentation, Ints, Rows, boxes, crop_words
 from ..types import BadSample, StoredImages
 
 
@@ -20,6 +22,8 @@ class Piece:
     out: array [rows, ...] to fill, images as [rows, height, width, channels]
     targets: array [rows, ...] to fill, where they come with the samples; else None
     bad: (row, why) of samples that cannot be decoded, whose rows in `out` are left alone
+    use: where somebody waits, may be called with images [rows, channels, height, width] that lie in the engine's own
+        memory, in place of a copy of them to `out`; not where some are bad
     error: what else went wrong, raised where the piece is finished
     done: set once all of this is there
     """
@@ -28,6 +32,7 @@ class Piece:
     out: np.ndarray[Any, Any]
     targets: np.ndarray[Any, Any] | None = None
     bad: list[tuple[int, BadSample]] = field(default_factory=list)
+    use: Callable[[np.ndarray[Any, Any]], None] | None = None
     error: BaseException | None = None
     done: threading.Event = field(default_factory=threading.Event)
 
@@ -64,6 +69,9 @@ class Cutter:
         self._sizes = np.zeros((len(images), 2), dtype=np.int32)
         if augmentation.side is None:
             self._sizes[:] = self.first_size()
+        elif isinstance(images, BetonImages):
+            self._sizes[:, 0], self._sizes[:, 1] = images.heights, images.widths
+        self._knows_all = bool(self._sizes.all())
 
     def first_size(self) -> tuple[int, int]:
         """(height, width) of the first image whose size can be read; raises BadSample where none can."""
@@ -72,14 +80,25 @@ class Cutter:
                 return self.images.size(index)
         return self.images.size(len(self.images) - 1)
 
+    def draw(self, rows: Rows) -> Rows:
+        """With what can be known of their boxes beforehand; calls for many rows cost little more than for few."""
+        if self.augmentation.random:
+            rows = replace(rows, words=crop_words(self.seed, rows))
+        return replace(rows, boxes=self._boxes(rows)) if self._knows_all else rows
+
     def boxes(self, piece: Piece) -> Ints:
         """Those of a piece, int64 [rows, 5]; samples without a size are added to its `bad`, their boxes meaningless."""
+        if piece.rows.boxes is not None:
+            return piece.rows.boxes
         ids = piece.rows.ids
         for row in np.flatnonzero(self._sizes[ids, 0] == 0):
             try:
                 self._sizes[ids[row]] = self.images.size(int(ids[row]))
             except BadSample as bad:
                 piece.bad.append((int(row), bad))
-        sizes = self._sizes[ids].astype(np.int64)
+        return self._boxes(piece.rows)
+
+    def _boxes(self, rows: Rows) -> Ints:
+        sizes = self._sizes[rows.ids].astype(np.int64)
         sizes[sizes == 0] = 1
-        return boxes(self.augmentation, self.seed, piece.rows, sizes[:, 0], sizes[:, 1])
+        return boxes(self.augmentation, self.seed, rows, sizes[:, 0], sizes[:, 1])

@@ -6,15 +6,12 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..transforms import Rows
+from ..transforms import DRAWN_AT_ONCE, Rows
 from .base import Batch, Wanted
 from .requests import Request, rows_of
 
 if TYPE_CHECKING:
     from .streaming import StreamingSource
-
-DRAWN_AT_ONCE = 2048
-"""Rows whose crops are drawn together: one call for 16 batches of 128 takes little longer than one for a batch."""
 
 
 class Feed:
@@ -56,7 +53,7 @@ class Feed:
             while rows < DRAWN_AT_ONCE and (one := next(self._wanted, None)) is not None:
                 wanted.append(one)
                 rows += one.sample_ids.numel()
-            self._drawn.extend(zip(wanted, rows_of(wanted, self._source.crops_seed), strict=True))
+            self._drawn.extend(zip(wanted, rows_of(wanted, self._source.cutter), strict=True))
         return bool(self._drawn)
 
     def peek(self) -> Wanted | None:

@@ -77,7 +77,7 @@ class FfcvStream:
             if piece.done.is_set():
                 return
             try:
-                # the batch's memory is FFCV's, and is written again after two more batches were taken
+                # the batch's memory is FFCV's, and is written again once another batch is taken
                 _, (images,) = self._iterator.output_queue.get(timeout=seconds)
             except queue.Empty:
                 if self._iterator.failed is not None:
@@ -85,11 +85,17 @@ class FfcvStream:
                     piece.done.set()
                 return
             done, requests = self._begun.popleft()
-            done.out.transpose(0, 3, 1, 2)[:] = images
             refused = {row for row, _ in done.bad}
             for row in np.flatnonzero(requests[:, STATUS]):
                 if row not in refused:
                     done.bad.append((int(row), self._why(int(requests[row, SAMPLE]))))
+            try:
+                if done.use is None or done.bad:
+                    done.out.transpose(0, 3, 1, 2)[:] = images
+                else:
+                    done.use(images)
+            except BaseException as error:  # raised where the piece is waited for
+                done.error = error
             done.done.set()
 
     def close(self) -> None:

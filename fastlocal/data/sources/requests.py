@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..transforms import Rows, crop_words
+from ..transforms import Rows
 from .base import Wanted
-from .engine import Piece
+from .engine import Cutter, Piece
 
 
 @dataclass(frozen=True)
@@ -66,22 +67,21 @@ class Request:
             self.pieces.append(Piece(rows.pick(part), array[part], targets))
 
 
-def rows_of(wanted: Sequence[Wanted], seed: int | None) -> list[Rows]:
-    """The rows of each batch. seed: of their crops, drawn for all batches at once; None: nothing is drawn."""
-    found = [_rows(one) for one in wanted]
-    if seed is None or not found:
-        return found
-    columns = zip(*((rows.ids, rows.clients, rows.steps, rows.positions) for rows in found), strict=True)
-    ids, clients, steps, positions = map(np.concatenate, columns)
-    words = crop_words(seed, Rows(ids, clients, steps, positions))
-    ends = np.cumsum([len(rows) for rows in found])[:-1]
-    return [replace(rows, words=own) for rows, own in zip(found, np.split(words, ends), strict=True)]
+def rows_of(wanted: Sequence[Wanted], cutter: Cutter | None) -> list[Rows]:
+    """The rows of each batch. cutter: draws their crops, for all batches at once; None: there are none."""
+    found: list[Rows] = []
+    for shape, alike in itertools.groupby(wanted, lambda one: one.sample_ids.shape):
+        group, size = list(alike), shape.numel()
+        rows = _rows(group, shape[:-1], shape[-1])
+        drawn = rows if cutter is None else cutter.draw(rows)
+        found += [drawn.pick(slice(index * size, (index + 1) * size)) for index in range(len(group))]
+    return found
 
 
-def _rows(wanted: Wanted) -> Rows:
-    ids = wanted.sample_ids.cpu().numpy()
-    places, batch = ids.shape[:-1], ids.shape[-1]
-    clients = 0 if wanted.clients is None else wanted.clients.cpu().numpy()
-    step = wanted.step.cpu().numpy() if isinstance(wanted.step, Tensor) else wanted.step
-    clients, steps = (np.broadcast_to(np.asarray(of, np.int64), places).reshape(-1) for of in (clients, step))
-    return Rows(ids.flatten(), clients.repeat(batch), steps.repeat(batch), np.tile(np.arange(batch), clients.size))
+def _rows(wanted: Sequence[Wanted], places: torch.Size, batch: int) -> Rows:
+    ids = torch.stack([one.sample_ids.cpu() for one in wanted])
+    nobody = torch.zeros(places, dtype=torch.int64)
+    clients = torch.stack([nobody if one.clients is None else one.clients.cpu() for one in wanted]).reshape(-1).numpy()
+    steps = torch.stack([torch.as_tensor(one.step, dtype=torch.int64).cpu().expand(places) for one in wanted])
+    positions = np.tile(np.arange(batch), len(clients))
+    return Rows(ids.view(-1).numpy(), clients.repeat(batch), steps.reshape(-1).numpy().repeat(batch), positions)

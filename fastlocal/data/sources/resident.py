@@ -9,14 +9,18 @@ import torch
 from torch import Tensor
 
 from fastlocal import kernels
+from fastlocal.kernels.gather_augment.cpu import gather_boxes
+from fastlocal.kernels.gather_augment.reference import crop_boxes
 
 from ..stored import decode_all
-from ..transforms import PADDING
+from ..transforms import DRAWN_AT_ONCE, PADDING
 from ..types import Split, StoredSplit
 from .base import Batch, Wanted
 
 FEED_BYTES = 8 * 2**20
 """Inputs that a feed gathers at a time: calls for few images cost more than the images do."""
+CACHED_BYTES = 2**20
+"""The same on a CPU: more of them would no longer lie in a core's cache when they are used."""
 
 
 class ResidentSource:
@@ -77,13 +81,21 @@ class ResidentSource:
         """These batches one after the other, small ones gathered a few at a time."""
         group: list[Wanted] = []
         for one in wanted:
-            full = len(group) * self.batch_bytes(one.sample_ids.numel()) >= FEED_BYTES
-            if group and (full or one.sample_ids.shape != group[0].sample_ids.shape):
+            if group and (self._is_full(group) or one.sample_ids.shape != group[0].sample_ids.shape):
                 yield from self._at_once(group)
                 group = []
             group.append(one)
         if group:
             yield from self._at_once(group)
+
+    @property
+    def _draws_first(self) -> bool:
+        """Whether a feed draws the crops of more batches than it gathers at a time."""
+        return self.device.type == "cpu" and self.augment and self.mean is not None
+
+    def _is_full(self, group: Sequence[Wanted]) -> bool:
+        rows = len(group) * group[0].sample_ids.numel()
+        return rows >= DRAWN_AT_ONCE if self._draws_first else self.batch_bytes(rows) >= FEED_BYTES
 
     def _at_once(self, wanted: Sequence[Wanted]) -> Iterator[Batch]:
         """Batches of one shape."""
@@ -91,8 +103,21 @@ class ResidentSource:
         assert len(clients) == len(wanted), "rows() is for samples as evaluation sees them"
         steps = [torch.as_tensor(one.step, device=self.device).expand(clients[0].shape) for one in wanted]
         ids = torch.stack([one.sample_ids for one in wanted])
-        batch = self.batch(ids, torch.stack(clients), torch.stack(steps))
-        return map(Batch, batch.inputs, batch.targets)
+        if not self._draws_first:
+            batch = self.batch(ids, torch.stack(clients), torch.stack(steps))
+            yield from map(Batch, batch.inputs, batch.targets)
+            return
+        assert self.mean is not None and self.std is not None
+        boxes = crop_boxes(self.seed, torch.stack(clients), torch.stack(steps), ids.shape[-1], PADDING)
+        targets = self.targets[ids]
+        together = max(1, CACHED_BYTES // max(1, self.batch_bytes(ids[0].numel())))
+        for begin in range(0, len(ids), together):
+            part = slice(begin, begin + together)
+            inputs = gather_boxes(
+                self.inputs, ids[part], tuple(values[part] for values in boxes), padding=PADDING,
+                mean=self.mean, std=self.std, dtype=self.dtype,
+            )  # fmt: skip
+            yield from map(Batch, inputs, targets[part])
 
     def take_waited(self) -> float:
         return 0.0

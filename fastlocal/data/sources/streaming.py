@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,11 +16,12 @@ from torch import Tensor
 from fastlocal import kernels
 from fastlocal.errors import UsageError
 from fastlocal.interrupts import poll
+from fastlocal.kernels.gather_augment.cpu import normalise
 
 from ..transforms import PADDING, Rows
 from ..types import BadSample
 from .base import Batch, Wanted
-from .engine import Engine, Piece
+from .engine import Cutter, Engine, Piece
 from .feed import Feed
 from .requests import Layout, Request, rows_of
 
@@ -36,7 +37,7 @@ class StreamingSource:
     mean, std: per channel in units of 1, for uint8 images; None where samples reach the model as they are, floating
         ones in `dtype`
     prefetch: batches that are being decoded or wait decoded, those apart that somebody waits for
-    crops_seed: of the crops that the engine draws; None where it draws none
+    cutter: draws the boxes that the engine cuts; None where it cuts none
     on_bad_sample: what a sample that cannot be decoded does: end the run, or give its place to the next one that can
     """
 
@@ -50,7 +51,7 @@ class StreamingSource:
         device: torch.device,
         dtype: torch.dtype,
         prefetch: int,
-        crops_seed: int | None,
+        cutter: Cutter | None,
         on_bad_sample: Literal["stop", "skip"],
     ) -> None:
         self.engine, self.layout = engine, layout
@@ -58,9 +59,10 @@ class StreamingSource:
         self.device, self.dtype = device, dtype
         self.index_device = torch.device("cpu")
         self.prefetch, self.on_bad_sample = prefetch, on_bad_sample
-        self.crops_seed = crops_seed
+        self.cutter = cutter
         self.ahead = 0
         self.most_ahead = 0
+        self._uses_in_place = device.type == "cpu" and mean is not None
         self._gather = kernels.get("gather_augment", device=device)
         self.lock = threading.RLock()
         self.feeds: list[Feed] = []
@@ -82,7 +84,7 @@ class StreamingSource:
 
     def batch(self, sample_ids: Tensor, clients: Tensor, step: Tensor | int) -> Batch:
         wanted = Wanted(sample_ids, clients, step)
-        (rows,) = rows_of([wanted], self.crops_seed)
+        (rows,) = rows_of([wanted], self.cutter)
         return self.deliver(self.start(wanted, rows))
 
     def feed(self, wanted: Iterable[Wanted]) -> Feed:
@@ -150,17 +152,29 @@ class StreamingSource:
         request = Request(wanted, rows, self.layout, self.engine.most_rows, self.device.type == "cuda")
         for piece in request.pieces:
             for bad, better in self._replaced.items():
-                piece.rows.ids[piece.rows.ids == bad] = better
+                if (piece.rows.ids == bad).any():
+                    piece.rows.ids[piece.rows.ids == bad] = better
+                    piece.rows = piece.rows.of(piece.rows.ids)
             self.engine.begin(piece)
         return request
 
     def deliver(self, request: Request) -> Batch:
         """The batch, once it is decoded, on the device."""
         began = time.perf_counter()
+        used: list[tuple[float, Tensor]] = []
+        if self._uses_in_place and len(request.pieces) == 1:
+
+            def use(images: np.ndarray[Any, Any]) -> None:
+                used.append((time.perf_counter(), self._normalised(torch.from_numpy(images))))
+
+            request.pieces[0].use = use
         for piece in request.pieces:
             self.wait_for(piece)
         with self.lock:
-            self._waited += time.perf_counter() - began
+            self._waited += (used[0][0] if used else time.perf_counter()) - began
+        if used:
+            inputs = used[0][1].view(*request.wanted.sample_ids.shape, *used[0][1].shape[1:])
+            return Batch(inputs, self._targets(request))
         for piece in request.pieces:
             if piece.bad:
                 self._replace(piece)
@@ -189,7 +203,7 @@ class StreamingSource:
                 self._refuse(int(piece.rows.ids[row]), bad, tried)
             places = np.array(sorted({row for row, _ in waiting}))
             rows = piece.rows.pick(places)
-            rows.ids[:] = (rows.ids + 1) % len(self)
+            rows = rows.of((rows.ids + 1) % len(self))
             targets = None if piece.targets is None else piece.targets[places]
             other = Piece(rows, np.empty_like(piece.out[places]), targets)
             self.engine.begin(other)
@@ -220,8 +234,15 @@ class StreamingSource:
         if self.mean is None or self.std is None:
             inputs = inputs.to(self.dtype) if inputs.is_floating_point() else inputs
             return inputs.view(*places, *inputs.shape[1:])
-        images = inputs.permute(0, 3, 1, 2) if self.layout.channels_last else inputs
-        numbers = torch.arange(len(images), device=self.device).view(places)
+        images = self._normalised(inputs.permute(0, 3, 1, 2) if self.layout.channels_last else inputs)
+        return images.view(*places, *images.shape[1:])
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        """Of uint8 images [n, channels, height, width]."""
+        assert self.mean is not None and self.std is not None
+        if self.device.type == "cpu":
+            return normalise(images, mean=self.mean, std=self.std, dtype=self.dtype)
+        numbers = torch.arange(len(images), device=self.device)
         normalised: Tensor = self._gather(
             images, numbers, None, 0, seed=0, padding=PADDING, mean=self.mean, std=self.std, dtype=self.dtype
         )
@@ -232,7 +253,6 @@ class StreamingSource:
             assert request.targets is not None
             targets = torch.from_numpy(request.targets)
         else:
-            ids = np.concatenate([np.empty(0, np.int64), *(piece.rows.ids for piece in request.pieces)])
-            targets = self.layout.targets.index_select(0, torch.from_numpy(ids))
+            targets = self.layout.targets.index_select(0, torch.from_numpy(request.rows.ids))
         targets = targets.to(self.device, self.dtype if targets.is_floating_point() else None)
         return targets.view(*request.wanted.sample_ids.shape, *targets.shape[1:])
