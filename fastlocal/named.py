@@ -51,6 +51,7 @@ def load_data(config: RunConfig, message: Callable[[str], None]) -> DataSet:
             image_size=data.image_size,
             message=message,
             whole=data.check_data,
+            skip_bad=data.on_bad_sample == "skip",
             stored=storable and data.source in ("torch", "ffcv", "dali"),
             side=(data.image_size or IMAGENET_SIDE) if crops else None,
         )

@@ -39,22 +39,27 @@ def from_counts(counts: Tensor) -> Statistics:
     return tuple(mean.tolist()), tuple(variance.sqrt().tolist())
 
 
-def _own_statistics(data: DataSet) -> Statistics:
+def _own_statistics(data: DataSet, skip_bad: bool) -> Statistics:
     """Those of the training images, which are read one by one where they are stored."""
     if isinstance(data.train, Split):
         return channel_statistics(data.train.inputs)
     assert isinstance(data.train, StoredSplit), "a Dataset has no name to be loaded by"
     counts = torch.zeros((), dtype=torch.int64)
     for index in range(len(data.train)):
-        counts = counts + grey_levels(read_tensor(data.train, index).unsqueeze(0))
+        try:
+            counts = counts + grey_levels(read_tensor(data.train, index).unsqueeze(0))
+        except UsageError:
+            if not skip_bad or (index == len(data.train) - 1 and counts.dim() == 0):
+                raise
     return from_counts(counts)
 
 
 def resolve(
-    data: DataSet, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+    data: DataSet, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, *, skip_bad: bool = False
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The mean and std to normalise with: those given, else the data set's own, else those of its training images.
 
+    skip_bad: pass over those that cannot be decoded
     Raises UsageError naming --mean or --std where a given one does not fit the channels, is not finite or (std) not
     above zero, and where a channel that never varies leaves nothing to divide by.
     """
@@ -74,7 +79,7 @@ def resolve(
     mean = data.mean if mean is None else tuple(map(float, mean))
     std = data.std if std is None else tuple(map(float, std))
     if mean is None or std is None:
-        own_mean, own_std = _own_statistics(data)
+        own_mean, own_std = _own_statistics(data, skip_bad)
         if std is None and min(own_std) == 0:
             raise UsageError(
                 f"--std must be given: channel {own_std.index(0)} of {data.name}'s training images never varies"

@@ -11,6 +11,8 @@ from torch import Tensor
 from fastlocal.data.types import BadSample, Split, StoredSplit
 from fastlocal.errors import UsageError
 
+REMEDY = "replace or remove it (train leaves it out with --source torch --on-bad-sample skip)"
+
 
 @contextlib.contextmanager
 def undecodable_named() -> Iterator[None]:
@@ -18,7 +20,7 @@ def undecodable_named() -> Iterator[None]:
     try:
         yield
     except BadSample as bad:
-        raise UsageError(f"{bad}; replace or remove it") from None
+        raise UsageError(f"{bad}; {REMEDY}") from None
 
 
 def read_tensor(split: StoredSplit, index: int) -> Tensor:

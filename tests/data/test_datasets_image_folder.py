@@ -13,6 +13,7 @@ from torchvision import transforms
 
 from fastlocal.data.datasets import load
 from fastlocal.errors import UsageError
+from tests.tiny import run
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -198,7 +199,7 @@ def test_a_corrupt_file_is_named(root: Path, place: str, content: bytes | None) 
     whole = (root / place).read_bytes()
     (root / place).write_bytes(whole[: len(whole) - 40] if content is None else content)
     text = refusal(data_pth=str(root))
-    assert text.startswith(f"--data-pth {root}: {place} cannot be decoded (") and text.endswith("replace or remove it")
+    assert text.startswith(f"--data-pth {root}: {place} cannot be decoded (") and "; replace or remove it" in text
 
 
 def test_a_truncated_jpeg_is_named(tmp_path: Path) -> None:
@@ -214,3 +215,31 @@ def test_sixteen_bits_are_refused_rather_than_cut(root: Path) -> None:
     assert "train/dog/0.png cannot be decoded (its mode I;16 has more than 8 bits a value)" in refusal(
         data_pth=str(root)
     )
+
+
+@pytest.mark.parametrize("name", ["x.png", "y.png"])
+def test_a_corrupt_file_is_left_out_where_that_is_asked_for(
+    root: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "train" / "Cat" / name).write_bytes(b"no image")
+    words: list[object] = [
+        "train",
+        "--dataset",
+        "image_folder",
+        "--data-pth",
+        root,
+        "--device",
+        "cpu",
+        "--model",
+        "mlp",
+    ]
+    words += ["--batch-size", 2, "--total-batch-size", 4, "--epochs", 1, "--executor", "looped", "--nw", 1]
+    for source in ("resident", "torch"):
+        refused = run(capsys, *words, "--log-pth", tmp_path / "run", "--source", source)
+        assert refused.status == 2 and refused.err.count("\n") == 1 and f"train/Cat/{name} cannot be" in refused.err
+        assert "--source torch --on-bad-sample skip" in refused.err and not (tmp_path / "run").exists()
+    went = run(capsys, *words, "--log-pth", tmp_path / "run", "--source", "torch", "--on-bad-sample", "skip")
+    assert went.status == 0 and f"train/Cat/{name} cannot be decoded" in went.out + went.err
+    left = load("image_folder", data_pth=str(root), stored=True, skip_bad=True)
+    (root / "train" / "Cat" / name).unlink()
+    assert (left.mean, left.std) == ((data := load("image_folder", data_pth=str(root))).mean, data.std)

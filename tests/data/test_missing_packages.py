@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -40,9 +43,9 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def said_of(commands: list[list[str]], packages: Path) -> list[str]:
+def said_of(commands: list[list[str]], packages: Path, *others: Path) -> list[str]:
     """What each command says as it is refused."""
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{packages}"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, packages, *others)))}
     words = [sys.executable, "-S", "-c", COMMANDS, json.dumps(commands)]
     done = subprocess.run(words, cwd=packages, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -71,3 +74,22 @@ def test_a_beton_is_read_by_ffcv_where_that_is_asked_for(packages: Path, tmp_pat
     train = ["train", "--dataset", "beton", "--train-pth", beton, "--val-pth", beton, "--log-pth", str(run)]
     (said,) = said_of([[*train, "--source", "ffcv", "--clients", "2", "--batch-size", "8"]], packages)
     assert "--source ffcv: FFCV cannot be imported" in said and "python3-dev" in said and not run.exists()
+
+
+@pytest.mark.needs("ffcv")
+def test_a_system_library_that_is_missing_is_named(packages: Path, tmp_path: Path) -> None:
+    found = importlib.util.find_spec("ffcv")
+    assert found is not None and found.origin is not None
+    shutil.copytree(Path(found.origin).parent, tmp_path / "linked" / "ffcv")
+    (extension,) = (tmp_path / "linked" / "ffcv").glob("_libffcv*.so")
+    needed = re.findall(rb"\0(libturbojpeg\.so\.\d)\0", extension.read_bytes())
+    absent = needed[0][:-4] + b"no.9"
+    extension.write_bytes(extension.read_bytes().replace(needed[0], absent))  # asked for by the system's own loader
+    beton = str(sources.beton(tmp_path, ArrayImages(sources.cifar().inputs), "raw"))
+    run, out = tmp_path / "run", tmp_path / "out"
+    train = ["train", "--dataset", "beton", "--train-pth", beton, "--val-pth", beton, "--log-pth", str(run)]
+    prepare = ["prepare", "--dataset", "digits", "--out", str(out)]
+    commands = [[*train, "--source", "ffcv", "--clients", "2", "--batch-size", "8"], prepare]
+    for said in said_of(commands, packages, tmp_path / "linked"):
+        assert f"{absent.decode()}: cannot open shared object file" in said and "libturbojpeg0-dev" in said
+    assert not run.exists() and not list(tmp_path.glob("out/*"))

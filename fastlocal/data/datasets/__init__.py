@@ -45,6 +45,7 @@ class Request:
     message: takes one line for a person
     stored: leave images where they are stored        side: that of the crops that are cut from them, or None
     whole: compare the checksums of prepared files with their manifests, whatever their times
+    skip_bad: pass over stored images that cannot be decoded, where all are looked at beforehand
     """
 
     name: str
@@ -58,6 +59,7 @@ class Request:
     stored: bool = False
     side: int | None = None
     whole: bool = False
+    skip_bad: bool = False
 
 
 def load(
@@ -75,6 +77,7 @@ def load(
     stored: bool = False,
     side: int | None = None,
     whole: bool = False,
+    skip_bad: bool = False,
 ) -> DataSet:
     """The data set `name`: images uint8 [n, channels, height, width], labels int64 [n], contiguous tensors on the CPU.
 
@@ -88,6 +91,7 @@ def load(
     stored, side: STORABLE only: leave the images where they are stored, for a source to read them one by one, and to
         cut crops of side x side pixels from them, which are normalised as ImageNet is; a .beton always stays stored
     whole: STORABLE only: compare the checksums of prepared files, whatever their times of change
+    skip_bad: STORABLE only: pass over images that cannot be decoded as mean and std are computed
 
     Raises UsageError where the name is unknown, files are missing or malformed, or mean and std do not fit.
     """
@@ -103,6 +107,7 @@ def load(
         stored=stored or side is not None,
         side=side,
         whole=whole,
+        skip_bad=skip_bad,
     )
     data = read(request)
 
@@ -111,7 +116,7 @@ def load(
 
     if isinstance(data.train, StoredSplit) and data.train.side is not None and data.train.images.channels == 3:
         data = dataclasses.replace(data, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    mean, std = channels.resolve(data, mean, std)
+    mean, std = channels.resolve(data, mean, std, skip_bad=skip_bad)
     return dataclasses.replace(data, mean=mean, std=std)
 
 
@@ -125,10 +130,11 @@ def read(request: Request) -> DataSet:
     if size is not None and name != "image_folder":
         request.message(f"--image-size {size} does nothing: it is for image_folder, and {name} keeps its own size")
 
+    from fastlocal.data.stored import REMEDY
     from fastlocal.data.types import BadSample
 
     try:
         data: DataSet = importlib.import_module(f"{__name__}.{_FILE_OF[name]}").read(request)
     except BadSample as bad:
-        raise UsageError(f"--dataset {name}: {bad}; replace or remove it") from None
+        raise UsageError(f"--dataset {name}: {bad}; {REMEDY}") from None
     return data

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
@@ -20,7 +20,8 @@ from fastlocal.data.images.decoding import decoded
 from fastlocal.data.images.files import FileImages, mode_and_size
 from fastlocal.data.images.worker import GREY_MODES, Unfit, decode
 from fastlocal.data.progress_bar import progress_bar
-from fastlocal.data.types import DataSet, Split, StoredSplit
+from fastlocal.data.stored import REMEDY
+from fastlocal.data.types import BadSample, DataSet, Split, StoredSplit
 from fastlocal.errors import UsageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pbm", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
@@ -81,10 +82,21 @@ def _listed(request: Request, halves: Sequence[_Half], targets: Sequence[Tensor]
     if request.side is not None:
         images = [FileImages(paths, channels=3) for paths in files]
     else:
-        grey = all(mode_and_size(path)[0] in GREY_MODES for path in chain(*files))
-        expected = None if request.image_size else mode_and_size(files[0][0])[1]
+        headers = list(_headers(chain(*files), request.skip_bad)) or [mode_and_size(files[0][0])]
+        grey = all(mode in GREY_MODES for mode, _ in headers)
+        expected = None if request.image_size else headers[0][1]
         images = [FileImages(paths, 1 if grey else 3, request.image_size, expected) for paths in files]
     return [StoredSplit(each, labels, request.side) for each, labels in zip(images, targets, strict=True)]
+
+
+def _headers(paths: Iterable[Path], skip_bad: bool) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Mode and (height, width) of each file."""
+    for path in paths:
+        try:
+            yield mode_and_size(path)
+        except BadSample:
+            if not skip_bad:
+                raise
 
 
 def _folder(request: Request, flag: str, given: str | None, name: str) -> tuple[str, Path]:
@@ -181,7 +193,7 @@ def _decode_into(entry: CacheEntry, request: Request, train: _Half, test: _Half)
                 f"{file} is {stop.detail} pixels (width x height), the first image {first.width}x{first.height}; "
                 "all must have one size, or --image-size be given"
             ) from None
-        raise UsageError(f"{file} cannot be decoded ({stop.detail}); replace or remove it") from None
+        raise UsageError(f"{file} cannot be decoded ({stop.detail}); {REMEDY}") from None
 
 
 def _pixels(files: list[Path], shape: tuple[int, ...], request: Request) -> Generator[bytes, None, None]:

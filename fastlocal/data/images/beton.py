@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image as Pillow
+from PIL import UnidentifiedImageError
 
 from fastlocal.data.types import BadSample, Image
 from fastlocal.errors import UsageError
@@ -145,6 +146,8 @@ class BetonImages:
         try:
             with Pillow.open(io.BytesIO(content.tobytes())) as image:
                 decoded = np.array(image.convert("RGB"), dtype=np.uint8)
+        except UnidentifiedImageError:
+            raise BadSample(self._name(index), "it is no image that Pillow knows") from None
         except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
             raise BadSample(self._name(index), " ".join(str(error).split())) from None
         if decoded.shape != (height, width, 3):

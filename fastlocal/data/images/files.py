@@ -40,9 +40,11 @@ class FileImages:
         return len(self.paths)
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width) as `read` gives it, from the file's header."""
+        """(height, width) as `read` gives it; from the file's header where sizes may differ."""
         if self.square is not None:
             return self.square, self.square
+        if self.expected is not None:
+            return self.expected
         return mode_and_size(self.paths[index])[1]
 
     def read(self, index: int) -> Image:

@@ -197,18 +197,6 @@ def test_a_corrupt_image_ends_the_writing_and_is_named(tmp_path: Path, capsys: p
     assert tree(tmp_path / "out") == set()
 
 
-def test_a_missing_system_library_is_named_with_the_packages_to_install(tmp_path: Path) -> None:
-    (tmp_path / "ffcv").mkdir()
-    reason = "libopencv_imgproc.so.406: cannot open shared object file"
-    (tmp_path / "ffcv" / "__init__.py").write_text(f"raise ImportError({reason!r})")
-    path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "fastlocal", "prepare", "--dataset", "digits", "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
-    last = done.stderr.splitlines()[-1]
-    assert done.returncode == 2 and reason in last and "libopencv-dev libturbojpeg0-dev" in last
-    assert tree(tmp_path / "out") == set()
-
-
 def running(word: str) -> list[str]:
     """Command lines of processes that name `word`."""
     found = []
