@@ -70,8 +70,9 @@ def as_read_by(kind: str, split: Split, path: Path) -> AnySplit:
 @contextmanager
 def source_of(kind: str, split: AnySplit, *, augment: bool = True, **changes: Any) -> Iterator[Any]:
     """A source that is closed at the end."""
-    given: dict[str, Any] = {"workers": 2, "prefetch": 3, "on_bad_sample": "stop", "mean": MEAN, "std": STD, **changes}
-    source = make_source(split, Reading(kind=kind, seed=9, device=CPU, dtype=torch.float32, **given), augment=augment)
+    given: dict[str, Any] = {"workers": 2, "prefetch": 3, "on_bad_sample": "stop", "mean": MEAN, "std": STD}
+    given |= {"device": CPU, "dtype": torch.float32, **changes}
+    source = make_source(split, Reading(kind=kind, seed=9, **given), augment=augment)
     try:
         yield source
     finally:

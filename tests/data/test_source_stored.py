@@ -125,6 +125,26 @@ def test_dali_decodes_and_resizes_jpegs_a_few_grey_levels_apart(files: list[Path
 
 
 @pytest.mark.needs("nvidia.dali")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("damaged", [False, True])
+def test_dali_leaves_on_the_gpu_what_it_decodes_there(files: list[Path], tmp_path: Path, damaged: bool) -> None:
+    paths = [Path(shutil.copy(path, tmp_path)) for path in files]
+    if damaged:
+        paths[2].write_bytes(paths[2].read_bytes()[:400])
+    split, ids, client = sources.stored(paths), torch.tensor([[1, 2, 3, 20], [0, 5, 2, 9]]), torch.tensor([0, 1])
+    batches = []
+    for kind, device in (("dali", torch.device("cuda", 0)), ("torch", torch.device("cpu"))):
+        with sources.source_of(kind, split, device=device, on_bad_sample="skip", **LEVELS) as source:
+            batch = source.batch(ids, client, 0)
+            assert batch.inputs.device == device
+            batches.append((batch.inputs.cpu() * 255, batch.targets.cpu()))
+    (found, targets), (expected, wanted) = batches
+    most, mean = MOST_APART["dali"]
+    assert torch.equal(targets, wanted) and (found - expected).abs().mean() < mean
+    assert (found - expected).abs().max() <= most
+
+
+@pytest.mark.needs("nvidia.dali")
 def test_dali_resizes_raw_images_to_two_levels() -> None:
     images = sources.cifar(24)
     split = StoredSplit(ArrayImages(images.inputs), images.targets, 24)

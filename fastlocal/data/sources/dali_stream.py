@@ -7,7 +7,10 @@ import threading
 from typing import Any
 
 import numpy as np
+import torch
 from nvidia.dali import Pipeline, fn, types
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from ..transforms import Ints, cut
 from ..types import BadSample
@@ -21,7 +24,8 @@ class DaliStream:
 
     device_id: the GPU that decodes and resizes, or None for the CPU
     shape: (height, width, channels) of what is cut out
-    JPEGs are decoded by nvJPEG on a GPU. What DALI cannot decode, Pillow decodes, or says why it cannot.
+    JPEGs are decoded by nvJPEG on a GPU, and their pixels stay there. What DALI cannot decode, Pillow decodes, or says
+    why it cannot.
     """
 
     def __init__(self, cutter: Cutter, shape: tuple[int, int, int], workers: int, device_id: int | None) -> None:
@@ -99,10 +103,16 @@ class DaliStream:
         if not len(rows):
             return
         try:
-            piece.out[rows] = self._run(list(stored.values()), boxes[rows])
+            images = self._run(list(stored.values()), boxes[rows])
         except RuntimeError:  # one image is enough, and the pipeline cannot be used again
             self._pipeline = self._build()
             self._one_by_one(piece, rows, boxes)
+            return
+        if images.is_cuda and len(rows) == len(piece):
+            piece.on_device = images.clone()
+            torch.cuda.current_stream(images.device).synchronize()  # whoever waits may use another stream
+        else:
+            piece.out[rows] = images.cpu().numpy()
 
     def _stored(self, index: int) -> Any:
         """What DALI is fed for an image: its file, or its pixels, with a header where other images are compressed."""
@@ -120,14 +130,15 @@ class DaliStream:
             content = b"P%d %d %d 255\n" % (5 if channels == 1 else 6, width, height) + pixels.tobytes()
         return np.frombuffer(content, dtype=np.uint8)
 
-    def _run(self, stored: list[Any], boxes: Ints) -> Any:
+    def _run(self, stored: list[Any], boxes: Ints) -> Tensor:
+        """uint8 [rows, height, width, channels] where they were decoded, DALI's memory, valid until the next run."""
         pipeline, numbers = self._pipeline, boxes.astype(np.int32)
         pipeline.feed_input("stored", stored)
         pipeline.feed_input("starts", np.ascontiguousarray(numbers[:, :2]))
         pipeline.feed_input("ends", numbers[:, :2] + numbers[:, 2:4])
         pipeline.feed_input("mirrored", np.ascontiguousarray(numbers[:, 4]))
         (images,) = pipeline.run()
-        return (images if self._device_id is None else images.as_cpu()).as_array()
+        return from_dlpack(images.as_tensor().__dlpack__())  # without a stream, it waits until they are there
 
     def _one_by_one(self, piece: Piece, rows: Ints, boxes: Ints) -> None:
         for row in rows:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from ..images.beton import BetonImages
 from ..transforms import Augmentation, Ints, Rows, boxes, crop_words
@@ -24,6 +25,7 @@ class Piece:
     bad: (row, why) of samples that cannot be decoded, whose rows in `out` are left alone
     use: where somebody waits, may be called with images [rows, channels, height, width] that lie in the engine's own
         memory, in place of a copy of them to `out`; not where some are bad
+    on_device: uint8 images [rows, height, width, channels] on the GPU that decoded them, where `out` was left alone
     error: what else went wrong, raised where the piece is finished
     done: set once all of this is there
     """
@@ -33,11 +35,18 @@ class Piece:
     targets: np.ndarray[Any, Any] | None = None
     bad: list[tuple[int, BadSample]] = field(default_factory=list)
     use: Callable[[np.ndarray[Any, Any]], None] | None = None
+    on_device: Tensor | None = None
     error: BaseException | None = None
     done: threading.Event = field(default_factory=threading.Event)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def to_host(self) -> None:
+        """Bring to `out` what is elsewhere."""
+        if self.on_device is not None:
+            self.out[:] = self.on_device.cpu().numpy()
+            self.on_device = None
 
 
 class Engine(Protocol):

@@ -177,6 +177,7 @@ class StreamingSource:
             return Batch(inputs, self._targets(request))
         for piece in request.pieces:
             if piece.bad:
+                piece.to_host()
                 self._replace(piece)
         return Batch(self._inputs(request), self._targets(request))
 
@@ -208,6 +209,7 @@ class StreamingSource:
             other = Piece(rows, np.empty_like(piece.out[places]), targets)
             self.engine.begin(other)
             self.wait_for(other)
+            other.to_host()
             with self.lock:
                 for old, new in zip(piece.rows.ids[places], rows.ids, strict=True):
                     chain = [bad for bad, better in self._replaced.items() if better == old]
@@ -229,13 +231,23 @@ class StreamingSource:
             self._bad.add(index)
 
     def _inputs(self, request: Request) -> Tensor:
-        inputs = request.out.to(self.device, non_blocking=True)
+        if any(piece.on_device is not None for piece in request.pieces):
+            inputs = torch.cat([self._on_device(piece) for piece in request.pieces])
+        else:
+            inputs = request.out.to(self.device, non_blocking=True)
         places = request.wanted.sample_ids.shape
         if self.mean is None or self.std is None:
             inputs = inputs.to(self.dtype) if inputs.is_floating_point() else inputs
             return inputs.view(*places, *inputs.shape[1:])
-        images = self._normalised(inputs.permute(0, 3, 1, 2) if self.layout.channels_last else inputs)
+        images = self._normalised(inputs.permute(0, 3, 1, 2).contiguous() if self.layout.channels_last else inputs)
         return images.view(*places, *images.shape[1:])
+
+    def _on_device(self, piece: Piece) -> Tensor:
+        if piece.on_device is None:
+            return torch.from_numpy(piece.out).to(self.device)
+        # its memory belongs to the stream of the thread that decoded it
+        piece.on_device.record_stream(torch.cuda.current_stream(self.device))
+        return piece.on_device
 
     def _normalised(self, images: Tensor) -> Tensor:
         """Of uint8 images [n, channels, height, width]."""
