@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from .averaged import AveragedModel
-from .averaging.averager import make_averager
+from .averaging.averager import OWED, make_averager
 from .checkpoint import save_model
 from .data.streams import Streams, StreamSpec
 from .directory import check_directory, create_directory, make_directory, reopen_directory
@@ -205,6 +205,9 @@ def _save_start(prepared: Prepared, directory: Path) -> None:
 
 def _restore(loop: Loop, state: State) -> None:
     loop.restore(state)
+    owed = state.tensors.get(f"feedback {OWED}")
+    if owed is not None:  # by as many processes as it was saved from, or by this one for them
+        loop.averager.owe(owed)
     loop.history.extend(read_rows(loop.directory / "metrics.jsonl", state.numbers["logged"]["metrics.jsonl"]))
     if not loop.history and loop.reports.writes:
         (loop.directory / "latest.pt").unlink(missing_ok=True)  # written as the run stopped, or later than `state`

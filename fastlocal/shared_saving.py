@@ -72,14 +72,19 @@ class SharedSaver(Saver):
             self._begin(snapshot)
 
     def finish(self, state: State) -> None:
-        """As a Saver's; where one rank gives up, all do.
+        """As a Saver's; where one rank gives up, or is interrupted when it can no longer, all raise.
 
         The ranks call it where they have met, so that all are at the same save.
         """
         if self.enabled:
             self._begin(lambda: state)
-            self.wait()
-            if self._given_up:
+            interrupted = False
+            try:
+                self.wait()
+            except KeyboardInterrupt:
+                interrupted = True
+            told = self._world.exchange(interrupted or self._given_up, "the end of the last save")
+            if any(told):
                 raise KeyboardInterrupt
 
     def _begin(self, snapshot: Callable[[], State]) -> None:

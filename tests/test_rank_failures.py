@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastlocal.cli import main
+from fastlocal.parts import read_saved
 from tests.many import ends, start
 
 ENDLESS = (
@@ -80,6 +81,66 @@ except KeyboardInterrupt:
 def test_a_signal_to_one_rank_before_its_rounds_stops_all() -> None:
     ended = ends(start((), (), program=("-c", STARTING)))
     assert [status for status, _ in ended] == [75, 75], ended
+
+
+LEAVING = """
+import os, signal, sys, threading, torch
+from fastlocal.interrupts import interruptible
+from fastlocal.ranks import launched
+from fastlocal.world import connected
+ranks = launched()
+if ranks.rank == 0:
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+try:
+    with interruptible(to_the_end=True), connected(ranks, url="env://", timeout=40, device=torch.device("cpu")):
+        pass
+except KeyboardInterrupt:
+    sys.exit(75)
+"""
+
+
+def test_a_signal_to_one_rank_while_others_are_waited_for_stops_all() -> None:
+    """The third never comes, and the one that is told to stop keeps the store."""
+    ended = ends(start((), (), program=("-c", LEAVING), WORLD_SIZE="3"), timeout=30)
+    assert [status for status, _ in ended] == [75, 75], ended
+
+
+SAVING = """
+import os, signal, sys, tempfile, threading, time, torch
+from pathlib import Path
+from fastlocal import interrupts
+from fastlocal.ranks import launched
+from fastlocal.shared_saving import make_saver
+from fastlocal.world import connected
+from tests.test_parts import state_of
+
+def last_save(world):
+    saver = make_saver(Path(sys.argv[1]), every=1, minutes=None, keep=2, sync=lambda: time.sleep(2), world=world)
+    try:
+        with interrupts.held_back(), interrupts.finishing(30):
+            if world.rank == 1:
+                for seconds in (0.3, 1.5):
+                    threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            saver.finish(state_of(world, comm_round=1))
+    finally:
+        saver.close()
+
+try:
+    with (
+        interrupts.interruptible(to_the_end=True),
+        connected(launched(), url="env://", timeout=20, device=torch.device("cpu")) as world,
+    ):
+        last_save(world)
+except KeyboardInterrupt:
+    sys.exit(75)
+"""
+
+
+def test_a_second_signal_to_one_rank_in_the_last_save_stops_all(tmp_path: Path) -> None:
+    """It comes when its part is written and the first rank still writes; the save stands."""
+    ended = ends(start((tmp_path,), (tmp_path,), program=("-c", SAVING)))
+    assert [status for status, _ in ended] == [75, 75], ended
+    assert read_saved(tmp_path / "resume.pt", 1, 2).numbers["position"]["comm_round"] == 1
 
 
 STUCK = """

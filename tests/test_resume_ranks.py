@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -13,7 +14,8 @@ import pytest
 
 from bench.forks import Fork, Forks, wait_until
 from bench.kill import difference, left_behind
-from fastlocal.state_file import read_numbers
+from fastlocal.parts import read_saved
+from fastlocal.state_file import read_numbers, state_bytes
 from tests.many import ROOT, TORCHRUN, environment
 from tests.test_many_processes import assert_alike
 from tests.tiny import train_words, write_npz
@@ -106,6 +108,24 @@ def test_going_on_with_other_numbers_of_processes(
         assert begun(forks, data, other, 1, *flags).status() == 0
         wanted, found = left_behind(other), left_behind(directory)
         assert difference(found, wanted).removeprefix("differ: ") in ("", "metrics.jsonl", "metrics.jsonl, resume.pt")
+
+
+def test_one_process_pays_what_two_owe(forks: Forks, data: Path, tmp_path: Path) -> None:
+    """What bf16 lost on both ranks is in its next mean in full: a run that forgets it is off by just that."""
+    paid, forgotten, flags = tmp_path / "paid", tmp_path / "forgotten", ("--wire-format", "bf16", "--epochs")
+    assert begun(forks, data, paid, 2, *flags, "6").statuses() == [0, 0]
+    state = read_saved(paid / "resume.pt", 0, 1)
+    shutil.copytree(paid, forgotten)
+    owed = state.tensors.pop("feedback owed to the mean").double()
+    (forgotten / "resume.pt").write_bytes(b"".join(state_bytes(state)))
+    rows = []
+    for directory in (paid, forgotten):
+        assert begun(forks, data, directory, 1, *flags, "12").status() == 0
+        after = read_saved(directory / "resume.pt", 0, 1)
+        assert not any(name.startswith("feedback") for name in after.tensors)
+        rows.append(after.tensors["row"])
+    assert owed.abs().max() > 1e-6
+    assert (rows[0] - rows[1] - owed / 7).abs().max() < 1e-12
 
 
 def test_a_save_where_the_ranks_meet(forks: Forks, data: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from .sums import FixedSums, FloatSums, Sums
 
 Format = Literal["full", "bf16", "fp16"]
 """Of numbers on the wire."""
+OWED = "owed to the mean"
 IN_CACHE = 2**16
 """Elements of a chunk that a CPU sums at a time: with their float64 they stay in its second-level cache. A chunk of one
 client and 25 million parameters takes a third of the time that it takes in one piece."""
@@ -36,8 +37,8 @@ class Averager:
         self._stale = True  # nothing is in the sums, or they are those of the round before
         self._last: Tensor | None = None
         self._block: Tensor | None = None
-        as_is = buckets is not None and sums.rows == 1 and sums.sent == row.dtype
-        self._mean = buckets.flat if buckets is not None and as_is else self._sums[0]
+        self._debt: Tensor | None = None
+        self._mean = self._sums[0]
 
     def add(self, params: Tensor, last: bool = False) -> None:
         """Add the clients of a chunk, params [clients, n_params].
@@ -64,32 +65,46 @@ class Averager:
         return {"sums so far": self._sums, "clients so far": self._added}
 
     def state(self) -> dict[str, Tensor]:
-        """What this rank still owes to the mean in 16-bit formats, itself; empty in the others.
+        """What this rank still owes to the mean in 16-bit formats, itself; empty where it owes nothing.
 
         As in `so_far`, what several ranks owe may be added up and owed by one.
         """
-        return {} if self._owed is None else {"owed to the mean": self._owed}
+        owed = self._debt if self._owed is None else self._owed
+        return {} if owed is None else {OWED: owed}
+
+    def owe(self, owed: Tensor) -> None:
+        """Take over a debt [n_params] of `state`'s, also where this rank rounds nothing: it then pays at once."""
+        if self._owed is None:
+            self._debt = owed.to(self._sums.device, copy=True)
+        else:
+            self._owed.copy_(owed)
 
     def launch(self, row: Tensor) -> None:
         """All is added. Begin to add up the ranks' sums, and return before that is done.
 
-        row: [n_params], what the clients started from, alike on every rank and unchanged until `wait`
+        row: [n_params], what the clients started from, alike on every rank and left alone until `wait`, which may put
+            the mean there: a pass over memory less
         """
+        if self._debt is not None:
+            self.so_far()["sums so far"][0] += self._debt
+            self._debt = None
         if self._buckets is None:
             self._settle()
         else:
             added = int(self._added)
+            mean = row if self._arithmetic.rows == 1 and self._arithmetic.sent == row.dtype else self._sums[0]
             self._buckets.launch(
                 lambda wire, columns: self._fill(wire, columns, row, added),
-                lambda wire, columns: self._arithmetic.from_wire(wire, row[columns], self._mean[columns]),
+                lambda wire, columns: self._arithmetic.from_wire(wire, row[columns], mean[columns]),
             )
+            self._mean = mean
         self._added.zero_()
         self._last = None
 
     def wait(self) -> Tensor:
         """The mean [n_params], alike to the bit on every rank; valid until the next `add` or `launch`. Starts over.
 
-        In float64, or rounded to the row's dtype.
+        In float64; or rounded to the row's dtype, and then it is the `row` that was given.
         """
         if self._buckets is None:
             mean = self._arithmetic.alone(self._sums)

@@ -35,7 +35,7 @@ class Sums(Protocol):
         """The same of a single client [columns], from itself; False where there is no shorter way than by its sums."""
 
     def from_wire(self, wire: Tensor, row: Tensor, mean: Tensor) -> None:
-        """Write into mean [columns] what the ranks' sum makes; it may be wire's memory where there is one row."""
+        """Write into mean [columns] what the ranks' sum makes; it may be row itself."""
 
     def alone(self, sums: Tensor) -> Tensor:
         """The mean [columns] of one rank's sums, which may be in their memory."""

@@ -37,6 +37,8 @@ def start(flags: TrainFlags, finish: Callable[[Prepared, Loop], None], *, eval_e
     config, ranks = flags.run, launched()
     check(config)
     _check_restarts(config, ranks)
+    if ranks.size > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # C++ frames where a rank is gone, as to which we say it
     if config.log.profile:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read as torch is imported; else it talks on stderr
 
@@ -108,6 +110,7 @@ def _start(flags: TrainFlags, world: World, finish: Callable[[Prepared, Loop], N
             print(f"fastlocal: stopped: {error}; {_reached(directory)}", file=sys.stderr)
         return NOT_FINITE
     except KeyboardInterrupt:
+        world.ask_to_stop()  # one that came as the rounds were over is this rank's alone
         if world.is_first:
             print(f"fastlocal: stopped by a signal; {_reached(directory)}", file=sys.stderr)
         return STOPPED

@@ -30,7 +30,7 @@ def average(averager: Averager, row: Tensor, mine: Tensor, chunk: int, last: boo
     chunks = mine.split(chunk) if len(mine) else ()
     for number, params in enumerate(chunks):
         averager.add(params, last=last and number == len(chunks) - 1)
-    averager.launch(row)
+    averager.launch(row.clone())  # where the mean may be put
     return averager.wait()
 
 
@@ -181,6 +181,13 @@ def owed_goes_on(rank: int, size: int) -> None:
     assert (elsewhere - again[0]).abs().max() < 2e-5
     exact = params.mean(dim=0) + together / size
     assert (elsewhere - exact).abs().max() < 2e-5
+    alone = make_averager(row, size, nodes=[0], rank=0, bucket_mb=25, wire_format="bf16")
+    alone.owe(together)
+    assert torch.equal(alone.state()["owed to the mean"], together)
+    alone.add(params[:1])
+    assert (average(alone, row, params[1:], size, True) - exact).abs().max() < 1e-6
+    assert not alone.state()
+    assert (average(alone, row, params, size, True) - params.mean(dim=0)).abs().max() < 1e-6
 
 
 def extremes_in_sixteen_bits(rank: int, size: int) -> None:
@@ -212,7 +219,7 @@ def looking_changes_nothing(rank: int, size: int) -> None:
         if rank == 0:
             averager.add(params, last=True)
         averager.so_far()
-        averager.launch(row)
+        averager.launch(row.clone())
         assert torch.equal(averager.wait(), straight_on)
 
 
