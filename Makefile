@@ -31,7 +31,7 @@ quickstart: $(VENV)/installed
 # The tests run even where lint fails, which then still fails the goal.
 test: test-packages $(VENV)/installed-test
 	@$(MAKE) lint; lint=$$?; \
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=15 || exit; \
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=15 || exit; \
 	if [ $$lint != 0 ]; then echo "The tests passed; ruff or mypy did not: see above"; exit $$lint; fi
 
 lint: $(VENV)/installed-test

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -45,7 +46,9 @@ for line in sys.stdin:
 
 @dataclass
 class Forks:
-    """Forks one run at a time; a context manager."""
+    """Forks one run at a time; a context manager. A run that goes on when the next one starts is killed."""
+
+    last: Fork | None = None
 
     def __enter__(self) -> Forks:
         self.first = subprocess.Popen(
@@ -59,16 +62,24 @@ class Forks:
 
     def __exit__(self, *error: object) -> None:
         assert self.first.stdin is not None
+        self._end_last()
         self.first.stdin.close()
         self.first.wait(timeout=60)
 
     def start(self, words: Sequence[object], log: Path, ranks: int = 1) -> Fork:
         """`fastlocal WORDS...` as so many processes, what they print going to the file `log`."""
         assert self.first.stdin is not None and self.first.stdout is not None
+        self._end_last()
         told = [[str(word) for word in words], str(log), _variables(ranks)]
         self.first.stdin.write(json.dumps(told) + "\n")
         self.first.stdin.flush()
-        return Fork(json.loads(self.first.stdout.readline()), self.first, log)
+        self.last = Fork(json.loads(self.first.stdout.readline()), self.first, log)
+        return self.last
+
+    def _end_last(self) -> None:
+        if self.last is not None and self.last.ended is None:
+            self.last.send(signal.SIGKILL)
+            self.last.statuses()
 
 
 def _variables(ranks: int) -> list[dict[str, str]]:
@@ -90,15 +101,19 @@ class Fork:
     pids: list[int]
     first: subprocess.Popen[str]
     log: Path
+    ended: list[int] | None = None
 
     @property
     def pid(self) -> int:
         """Of the first rank."""
         return self.pids[0]
 
-    def running(self) -> bool:
-        """Whether some rank has not ended; one that has stays a zombie, which /proc tells, until it is waited for."""
-        return any(_runs(pid) for pid in self.pids)
+    def running(self, ranks: Sequence[int] | None = None) -> bool:
+        """Whether one of these ranks, None for all, has not ended.
+
+        One that has stays a zombie, which /proc tells, until it is waited for.
+        """
+        return any(_runs(pid) for rank, pid in enumerate(self.pids) if ranks is None or rank in ranks)
 
     def send(self, number: int, ranks: Sequence[int] | None = None) -> None:
         """A signal to these ranks, None for all, unless they have ended."""
@@ -110,8 +125,10 @@ class Fork:
     def statuses(self) -> list[int]:
         """The exit status of each rank once all have ended, minus the number of the signal that ended it."""
         assert self.first.stdout is not None
-        found: list[int] = json.loads(self.first.stdout.readline())
-        return found
+        if self.ended is None:
+            self.ended = json.loads(self.first.stdout.readline())
+        assert self.ended is not None
+        return self.ended
 
     def status(self) -> int:
         """That of the only process."""

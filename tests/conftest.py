@@ -6,15 +6,23 @@ Without a CUDA device, Triton kernels run in Triton's interpreter, which has to 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib.util
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
+
+from fastlocal.free_memory import resident_bytes
+
+if TYPE_CHECKING:
+    from bench.forks import Forks
 
 CACHES = ("XDG_CACHE_HOME", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "WANDB_CACHE_DIR", "WANDB_DIR")
 
@@ -23,8 +31,8 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
-# a busy machine may stall any example
-settings.register_profile("fastlocal", deadline=None)
+# a busy machine may stall any example, and the drawing of them
+settings.register_profile("fastlocal", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fastlocal")
 
 
@@ -39,6 +47,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             stop(f"the optional package {package} is not installed; `make test` installs it")
 
 
+def pytest_runtest_teardown() -> None:
+    """Freed memory goes back to the system where it is much: fastlocal keeps it for its next round, tests have none."""
+    if resident_bytes() > 1.25 * 2**30:
+        with contextlib.suppress(AttributeError, OSError, TypeError):  # of other C libraries than glibc
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder for everything that torch, triton, wandb and fastlocal keep between runs."""
@@ -47,3 +62,20 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in CACHES:
             patch.setenv(name, str(folder / name.lower()))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def forks(caches: Path) -> Iterator[Forks]:
+    """Where runs in processes of their own are forked, one at a time; each is to be waited for."""
+    from bench.forks import Forks
+
+    with Forks() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data set of `tests.tiny`, which files with another one replace."""
+    from tests.tiny import write_npz
+
+    return write_npz(tmp_path_factory.mktemp("data") / "tiny.npz")

@@ -1,14 +1,16 @@
-"""Runs of several processes, started by torchrun."""
+"""Runs of several processes."""
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from bench.forks import Forks
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
@@ -21,16 +23,26 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | more
 
 
-def launch(ranks: int, *runs: Sequence[object], timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run these command lines one after the other on as many ranks; each is the words after `fastlocal`."""
-    words = [json.dumps([str(word) for word in run]) for run in runs]
-    command = [*TORCHRUN, "--nproc-per-node", str(ranks), "-m", "tests.rank_program", *words]
-    return subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+def on_ranks(forks: Forks, ranks: int, words: Sequence[object], log: Path) -> str:
+    """Train with this command line on so many ranks; what they print, which goes to `log`."""
+    statuses = forks.start([*words, "--timeout", "120"], log, ranks).statuses()
+    text = log.read_text()
+    assert statuses == [0] * ranks, text[-3000:]
+    return text
 
 
-def start(
-    *ranks: Sequence[object], program: Sequence[str] = ("-m", "fastlocal"), **more: str
-) -> list[subprocess.Popen[str]]:
+class Rank(subprocess.Popen[bytes]):
+    """One rank; its standard error goes to a file, which takes all there is, unlike a pipe that nobody reads yet."""
+
+    def __init__(self, command: Sequence[str], variables: dict[str, str]) -> None:
+        self._said = tempfile.TemporaryFile()
+        super().__init__(command, env=environment(**variables), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=self._said)
+
+    def said(self) -> str:
+        return os.pread(self._said.fileno(), 2**20, 0).decode()
+
+
+def start(*ranks: Sequence[object], program: Sequence[str] = ("-m", "fastlocal"), **more: str) -> list[Rank]:
     """One process a rank, each with its own words after `program`, told by variables alone how to find the others."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -38,22 +50,17 @@ def start(
     shared = {"WORLD_SIZE": str(len(ranks)), "LOCAL_WORLD_SIZE": str(len(ranks))}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [
-        subprocess.Popen(
-            [sys.executable, *program, *map(str, words)],
-            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **(shared | more)),
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
+        Rank(
+            [sys.executable, *program, *map(str, words)], {"RANK": str(rank), "LOCAL_RANK": str(rank), **shared, **more}
         )
         for rank, words in enumerate(ranks)
     ]
 
 
-def ends(processes: Sequence[subprocess.Popen[str]], timeout: float = 60) -> list[tuple[int, str]]:
+def ends(processes: Sequence[Rank], timeout: float = 240) -> list[tuple[int, str]]:
     """Status and standard error of each; whatever lives beyond `timeout` seconds is killed and the test fails."""
     try:
-        return [(process.wait(timeout), process.communicate()[1]) for process in processes]
+        return [(process.wait(timeout), process.said()) for process in processes]
     finally:
         for process in processes:
             process.kill()

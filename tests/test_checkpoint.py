@@ -122,7 +122,7 @@ def test_truncated_anywhere(new_format: bool, tmp_path: Path) -> None:
 
 
 @given(position=st.integers(0, 3000), byte=st.integers(0, 255))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_damaged_byte(position: int, byte: int, tmp_path: Path) -> None:
     """It still loads, or it is refused: nothing else."""
     path = tmp_path / "start.pt"

@@ -26,7 +26,7 @@ from fastlocal.probe import Probe
 from fastlocal.remembered import cache_file, keep, recall
 from fastlocal.stack import ClientStack
 from tests.executors.test_executors import EXECUTORS, problem_of
-from tests.tiny import run, train_words, write_npz
+from tests.tiny import run, train_words
 
 LONG = ("--epochs", "10000000", "--tune-seconds", "0.2")
 
@@ -35,11 +35,6 @@ LONG = ("--epochs", "10000000", "--tune-seconds", "0.2")
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "fastlocal" / "tuning.json"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
 
 
 def prepared(data: Path, *flags: str) -> Prepared:

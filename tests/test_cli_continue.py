@@ -14,14 +14,9 @@ from fastlocal.cli import main
 from fastlocal.commands.flags import parse
 from fastlocal.named import prepare_named
 from fastlocal.resume import as_before
-from tests.tiny import metrics, run, train_words, tree, write_npz
+from tests.tiny import metrics, run, train_words, tree
 
 MOMENTUM = ("--momentum", "0.9", "--debug", "--chunk", "1", "--step1", "3")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,6 @@ from PIL import Image
 from tests.tiny import Outcome, arrays, run, train_words, tree, write_npz
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
-
-
 @pytest.fixture
 def refused(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

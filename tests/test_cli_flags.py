@@ -77,11 +77,6 @@ REFERENCE_FLAGS = """
 NEW_FLAGS = "--clients --dataset --mean --std --schedule --precision --executor --chunk --config --overwrite --dry-run"
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
-
-
 def settings(*words: str) -> dict[str, Any]:
     """Every field of what the words make, by name."""
     config = parse(words).run

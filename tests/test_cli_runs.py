@@ -11,12 +11,6 @@ import torch
 from fastlocal.commands.flags import parse
 from tests.tiny import metrics, run, train_words, tree, write_npz
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
-
-
 PLAN = {
     "clients": "2, 2 resident at once",
     "H per phase": "2, 3, 4",

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.forks import Fork, Forks, wait_until
 from fastlocal.state_file import read_state_file
 from tests.tiny import arrays, metrics, run, train_words, tree, write_npz
 
@@ -20,14 +21,21 @@ PATIENCE_S = 120
 LONG = ("--epochs", "1000000", "--save-freq1", "1000000", "--save-freq2", "1000000", "--save-freq3", "1000000")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
+class Fresh(subprocess.Popen[str]):
+    """A process that has imported nothing yet, signalled and waited for as forked ones are."""
+
+    send = subprocess.Popen.send_signal
+
+    def running(self) -> bool:
+        return self.poll() is None
+
+    def status(self) -> int:
+        return self.wait(timeout=PATIENCE_S)
 
 
-def start(folder: Path, *words: str, python: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+def start(folder: Path, *words: str, python: tuple[str, ...] = ()) -> Fresh:
     """fastlocal in a process of its own that Ctrl-C reaches, though the tests themselves may run in the background."""
-    return subprocess.Popen(
+    return Fresh(
         [sys.executable, *python, "-m", "fastlocal", *words],
         stdout=subprocess.DEVNULL,
         stderr=(folder / "stderr").open("w"),
@@ -38,22 +46,21 @@ def start(folder: Path, *words: str, python: tuple[str, ...] = ()) -> subprocess
     )
 
 
-def wait_for(process: subprocess.Popen[str], path: Path, text: str) -> None:
+def wait_for(process: Fork | Fresh, path: Path, text: str) -> None:
     """Until the file at `path` holds `text`."""
     deadline = time.monotonic() + PATIENCE_S
     while not path.exists() or text not in path.read_text():
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it was stopped"
+        assert process.running() and time.monotonic() < deadline, "the run ended before it was stopped"
         time.sleep(0.005)
 
 
-def stopped(process: subprocess.Popen[str], number: signal.Signals, folder: Path) -> list[str]:
+def stopped(process: Fork | Fresh, number: signal.Signals, folder: Path) -> list[str]:
     """Send the signal twice, as where a shell passes it on; the lines on standard error once status 75 has come."""
-    process.send_signal(number)
+    process.send(number)
     time.sleep(0.002)
-    process.send_signal(number)
-    process.wait(timeout=PATIENCE_S)
-    text = (folder / "stderr").read_text()
-    assert process.returncode == 75, text
+    process.send(number)
+    status, text = process.status(), (folder / "stderr").read_text()
+    assert status == 75, text
     assert "Traceback" not in text and "Exception ignored" not in text
     return text.splitlines()
 
@@ -75,9 +82,11 @@ def assert_whole(directory: Path) -> None:
         (signal.SIGTERM, ("--model", "cnn", "--momentum", "0.9", "--debug", "--chunk", "1")),
     ],
 )
-def test_stopped_in_the_middle(number: signal.Signals, flags: tuple[str, ...], data: Path, tmp_path: Path) -> None:
+def test_stopped_in_the_middle(
+    number: signal.Signals, flags: tuple[str, ...], forks: Forks, data: Path, tmp_path: Path
+) -> None:
     directory = tmp_path / "run"
-    process = start(tmp_path, *train_words(data, directory), *LONG, *flags)
+    process = forks.start([*train_words(data, directory), *LONG, *flags], tmp_path / "stderr")
     wait_for(process, directory / "metrics.jsonl", '"comm_round": 7,')
     lines = stopped(process, number, tmp_path)
     goes_on = f"`fastlocal train --config {directory / 'config.json'} --continue` goes on"
@@ -87,10 +96,10 @@ def test_stopped_in_the_middle(number: signal.Signals, flags: tuple[str, ...], d
     assert [row["comm_round"] for row in rows] == list(range(1, len(rows) + 1)) and len(rows) >= 7
 
 
-def test_the_last_average_is_saved(data: Path, tmp_path: Path) -> None:
+def test_the_last_average_is_saved(forks: Forks, data: Path, tmp_path: Path) -> None:
     """Without a single evaluation before: what the rounds reached is in latest.pt."""
     directory = tmp_path / "run"
-    process = start(tmp_path, *train_words(data, directory), *LONG, "--eval-freq1", "1000000")
+    process = forks.start([*train_words(data, directory), *LONG, "--eval-freq1", "1000000"], tmp_path / "stderr")
     wait_for(process, tmp_path / "stderr", "round 3/")
     stopped(process, signal.SIGTERM, tmp_path)
     assert_whole(directory)
@@ -107,7 +116,7 @@ def test_the_last_average_is_saved(data: Path, tmp_path: Path) -> None:
 def test_stopped_while_it_starts(number: signal.Signals, moment: str, data: Path, tmp_path: Path) -> None:
     """The moments are those at which a module has been imported, which -X importtime tells."""
     directory = tmp_path / "run"
-    process = start(tmp_path, *train_words(data, directory), *LONG, python=("-X", "importtime"))
+    process = start(tmp_path, *train_words(data, directory), *LONG, "--tune-seconds", "0", python=("-X", "importtime"))
     wait_for(process, tmp_path / "stderr", f" {moment}\n")
     lines = stopped(process, number, tmp_path)
     lines = [line for line in lines if not line.startswith(("import time:", "round", "evaluation"))]
@@ -125,16 +134,14 @@ def test_stopped_while_images_are_decoded(tmp_path: Path) -> None:
         for name in ("cat", "dog"):
             (tmp_path / "images" / half / name).mkdir(parents=True)
             Image.effect_noise((1500, 1500), 80).save(tmp_path / "images" / half / name / "0.png")
-            for copy in range(1, 30):
+            for copy in range(1, 200):
                 os.link(*(tmp_path / "images" / half / name / f"{number}.png" for number in (0, copy)))
     words = [*train_words(tmp_path / "images", tmp_path / "run"), "--dataset", "image_folder"]
     process = start(tmp_path, *words)
-    deadline = time.monotonic() + PATIENCE_S
-    while not list((tmp_path / "images").glob(".fastlocal_cache/*.partial")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
+    caching = tmp_path / "images" / ".fastlocal_cache"
+    assert wait_until(lambda: not process.running() or any(caching.glob("*.partial")), PATIENCE_S)
     os.killpg(process.pid, signal.SIGINT)
-    status, text = process.wait(timeout=PATIENCE_S), (tmp_path / "stderr").read_text()
+    status, text = process.status(), (tmp_path / "stderr").read_text()
     assert status == 75, text
     assert "Traceback" not in text and text.splitlines()[-1] == "fastlocal: stopped by a signal"
     assert not (tmp_path / "run").exists()

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from bench.forks import Forks
 from fastlocal.cli import main
-from tests.many import launch
+from tests.many import on_ranks
 from tests.test_reference import CASES, assert_same_run, reference_words
 
 DIGITS = ("train", "--dataset", "digits", "--device", "cpu", "--precision", "fp64", "--tune-seconds", "0")
@@ -53,12 +54,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_any_number_of_processes_trains_the_same_model(ranks: int, alone: dict[str, Path], tmp_path: Path) -> None:
-    found = {name: tmp_path / str(number) for number, name in enumerate(RUNS)}
-    ended = launch(ranks, *(words_of(name, directory) for name, directory in found.items()))
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    assert ended.stdout.count("communication rounds. Written:") == len(RUNS), "the first rank alone says what there is"
-    for name, directory in found.items():
+def test_any_number_of_processes_trains_the_same_model(
+    ranks: int, forks: Forks, alone: dict[str, Path], tmp_path: Path
+) -> None:
+    for number, name in enumerate(RUNS):
+        directory = tmp_path / str(number)
+        said = on_ranks(forks, ranks, words_of(name, directory), tmp_path / "log")
+        assert said.count("communication rounds. Written:") == 1, "the first rank alone says what there is"
         assert_alike(directory, alone[name])
 
 
@@ -69,29 +71,19 @@ FIXED = (
 )
 
 
-def test_in_a_fixed_order_not_one_bit_differs(tmp_path: Path) -> None:
+def test_in_a_fixed_order_not_one_bit_differs(forks: Forks, tmp_path: Path) -> None:
     folders = {ranks: tmp_path / str(ranks) for ranks in (1, 2, 4)}
     for ranks, folder in folders.items():
-        words = [*FIXED, "--chunk", str(5 - ranks), "--log-pth", str(folder)]
-        if ranks == 1:
-            assert main(words) == 0
-        else:
-            ended = launch(ranks, words)
-            assert ended.returncode == 0, ended.stderr[-3000:]
+        on_ranks(forks, ranks, [*FIXED, "--chunk", 5 - ranks, "--log-pth", folder], tmp_path / "log")
     for name in ("latest.pt", "metrics.jsonl", "steps.jsonl"):
         assert len({(folder / name).read_bytes() for folder in folders.values()}) == 1, name
 
 
-def test_reference_runs_on_two_processes(tmp_path: Path) -> None:
-    runs, expected = [], {}
-    for case in CASES:
-        (tmp_path / case).mkdir()
-        words, expected[case] = reference_words(case, tmp_path / case / "run", "--precision", "fp64", *LOGS)
-        runs.append(words)
-    ended = launch(2, *runs)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    for case in CASES:
-        assert_same_run(tmp_path / case / "run", expected[case], "fp64")
+@pytest.mark.parametrize("case", CASES)
+def test_reference_runs_on_two_processes(case: str, forks: Forks, tmp_path: Path) -> None:
+    words, expected = reference_words(case, tmp_path / "run", "--precision", "fp64", *LOGS)
+    on_ranks(forks, 2, words, tmp_path / "log")
+    assert_same_run(tmp_path / "run", expected, "fp64")
 
 
 def assert_alike(directory: Path, other: Path) -> None:

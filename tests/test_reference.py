@@ -76,8 +76,7 @@ def assert_same_run(directory: Path, expected: dict[str, Any], precision: str) -
         assert row["loss"] == pytest.approx(loss, rel=1e-6 if precision == "fp64" else 1e-3)
 
 
-@pytest.mark.parametrize("executor", ["stacked", "looped"])
-@pytest.mark.parametrize("chunk", ["all", "2"])
+@pytest.mark.parametrize(("chunk", "executor"), [("all", "stacked"), ("2", "looped")])
 @pytest.mark.parametrize("case", CASES)
 def test_reference_in_float64(case: str, chunk: str, executor: str, tmp_path: Path) -> None:
     flags = [] if chunk == "all" else ["--chunk", chunk]

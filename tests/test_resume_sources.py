@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -60,26 +59,31 @@ def test_every_source(kind: str, moments: list[int], tmp_path: Path) -> None:
 def test_clients_on_threads(tmp_path: Path) -> None:
     """Signals come whenever it may be, as steps of workers run without Python."""
     values: dict[str, Any] = {**HARD, "executor": "threaded", "workers": 2, "chunk": 2, "epochs": 30, "eval_freq1": 4}
-    images, draw = small_models.images(), random.Random(0)
-    began = time.monotonic()
+    images, draw, stops = small_models.images(), random.Random(0), 0
     run(tmp_path / "undisturbed", small_models.make("batchnorm"), images, **values)
-    lasted = time.monotonic() - began
     wanted = left_behind(tmp_path / "undisturbed")
-    stops = 0
-    for number in range(50):
-        for _ in range(5):
-            timer = threading.Timer(draw.uniform(0.1, 0.7) * lasted, os.kill, (os.getpid(), signal.SIGINT))
-            timer.start()
+    rows = wanted["metrics.jsonl"].count(b"\n")
+    for number in range(3):
+        folder = tmp_path / str(number)
+        for moment in [*sorted(draw.sample(range(1, rows), 2)), None]:
+            over = threading.Event()
+            signals = threading.Thread(target=interrupt, args=(folder, moment, draw.uniform(0, 0.01), over))
+            signals.start()
             try:
-                run(tmp_path / str(number), small_models.make("batchnorm"), images, resume=True, **values)
-                break
+                run(folder, small_models.make("batchnorm"), images, resume=True, **values)
+                over.set()
+                signals.join()  # a signal that is on its way comes here at the latest
             except KeyboardInterrupt:
                 stops += 1
-            finally:
-                timer.cancel()
-        else:
-            run(tmp_path / str(number), small_models.make("batchnorm"), images, resume=True, **values)
-        assert difference(left_behind(tmp_path / str(number)), wanted) == ""
-        if stops >= 3:
+        assert difference(left_behind(folder), wanted) == ""
+    assert stops >= 3
+
+
+def interrupt(folder: Path, rows: int | None, seconds: float, over: threading.Event) -> None:
+    """Ctrl-C, so many seconds after a run was evaluated that often, unless it is over or to go on."""
+    while rows is not None and not over.wait(0.001):
+        log = folder / "metrics.jsonl"
+        if log.exists() and log.read_bytes().count(b"\n") >= rows:
+            if not over.wait(seconds):
+                os.kill(os.getpid(), signal.SIGINT)
             return
-    raise AssertionError("never stopped")

@@ -22,7 +22,7 @@ def worlds(size: int) -> list[World]:
     store = PrefixStore("ranks", HashStore())
     found = [World(Ranks(rank=rank, size=size), store, [Peer.this()] * size, [0] * size) for rank in range(size)]
     for world in found:
-        world.timeout = 20.0
+        world.timeout = 60.0
     return found
 
 

@@ -26,7 +26,9 @@ def deal(clients: int, rank: int, size: int) -> range:
 def outcomes(checks: Sequence[tuple[Check, int]], folder: Path) -> dict[tuple[str, int], str]:
     """Run each check on its number of ranks; what went wrong, by name and number of ranks, empty where nothing did."""
     most = max(size for _, size in checks)
-    mp.spawn(_rank, args=(list(checks), folder), nprocs=most)
+    # forked from one process that has imported all of it, which takes seconds each time
+    mp.get_context("forkserver").set_forkserver_preload([__name__, *{check.__module__ for check, _ in checks}])
+    mp.start_processes(_rank, args=(list(checks), folder), nprocs=most, start_method="forkserver")
     found: dict[tuple[str, int], str] = {}
     said = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(most)]
     for number, (check, size) in enumerate(checks):

@@ -243,8 +243,8 @@ def slow(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize(("stop", "tracebacks"), [(signal.SIGKILL, 0), (signal.SIGINT, 1)])
-def test_stopped_while_decoding(slow: Path, tmp_path: Path, stop: signal.Signals, tracebacks: int) -> None:
+@pytest.mark.parametrize(("stop", "interrupts"), [(signal.SIGKILL, 0), (signal.SIGINT, 1)])
+def test_stopped_while_decoding(slow: Path, tmp_path: Path, stop: signal.Signals, interrupts: int) -> None:
     """Nothing of it is accepted, no process outlives it, and of Ctrl-C only the main process speaks."""
     cache = slow / ".fastlocal_cache"
     with open(tmp_path / "stderr", "wb") as stderr:
@@ -255,13 +255,14 @@ def test_stopped_while_decoding(slow: Path, tmp_path: Path, stop: signal.Signals
         workers = children(process.pid)
         assert len(workers) == 2
         os.killpg(process.pid, stop)  # a terminal signals the whole group
-        assert process.wait(timeout=20) != 0
+        assert process.wait(timeout=60) != 0
     finally:
         process.kill()
         process.wait()
-    waiting_for(lambda: all(map(gone, workers)), seconds=20)
+    waiting_for(lambda: all(map(gone, workers)))
     assert not list(cache.glob("*.npy")) and not list(cache.glob("*.json"))
-    assert (tmp_path / "stderr").read_text().count("Traceback") == tracebacks
+    # a traceback may come with that of an error that was being handled, but each process ends on one such line
+    assert (tmp_path / "stderr").read_text().splitlines().count("KeyboardInterrupt") == interrupts
 
     for path in sorted((slow / "train" / "a").iterdir())[5:]:
         path.unlink()

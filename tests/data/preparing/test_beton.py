@@ -238,7 +238,7 @@ def test_a_killed_run_leaves_no_file_to_train_on_and_no_process(
             load("beton", data_pth=str(out))
         with pytest.raises(UsageError, match="is no .beton file|was never finished|is cut short"):
             BetonImages(partial)
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while running(str(mark)):
             assert time.monotonic() < end
             time.sleep(0.02)
