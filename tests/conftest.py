@@ -11,7 +11,8 @@ import ctypes
 import importlib.util
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from fastlocal.free_memory import resident_bytes
 
 if TYPE_CHECKING:
     from bench.forks import Forks
+    from tests.tiny import Outcome
 
 CACHES = ("XDG_CACHE_HOME", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "WANDB_CACHE_DIR", "WANDB_DIR")
 
@@ -79,3 +81,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny import write_npz
 
     return write_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
+
+
+@pytest.fixture
+def refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Outcome]:
+    """Trains with the given words after those of a good run, in `tmp_path`, and sees it refused."""
+    from tests.refusals import train_refused
+
+    monkeypatch.chdir(tmp_path)
+    return partial(train_refused, capsys, tmp_path, data=data)

@@ -9,39 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import fastlocal
-
-
-def table(samples: int = 320) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """A linearly separable table: 8 columns, 2 classes."""
-    generator = torch.Generator().manual_seed(1)
-    inputs = torch.randn(samples, 8, generator=generator)
-    targets = (inputs @ torch.randn(8, generator=generator) > 0).long()
-    cut = samples * 3 // 4
-    return (inputs[:cut], targets[:cut]), (inputs[cut:], targets[cut:])
-
-
-def perceptron() -> nn.Module:
-    torch.manual_seed(2)
-    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
-
-
-def fit(tmp_path: Path, module: nn.Module, name: str = "run", **options: Any) -> fastlocal.Run:
-    train, test = table()
-    values: dict[str, Any] = {
-        "train": train,
-        "test": test,
-        "clients": 6,
-        "local_steps": 3,
-        "batch_size": 8,
-        "lr": 0.3,
-        "rounds": 10,
-        "directory": tmp_path / name,
-        "progress": False,
-    }
-    return fastlocal.train(model=module, **(values | options))
+from tests.fitting import fit, perceptron, regression, table
 
 
 def local_sgd(module: nn.Module, *, clients: int, rounds: int, local_steps: int, batch: int, lr: float) -> nn.Module:
@@ -111,123 +82,6 @@ def test_regression_with_its_own_loss(tmp_path: Path) -> None:
     assert run.history[-1]["val_acc1"] is None and run.history[-1]["best_acc"] is None
 
 
-class WordCount(nn.Module):
-    """Classifies token sequences by the mean of their embeddings."""
-
-    def __init__(self, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(20, 8)
-        self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(8, 2)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.output(self.dropout(self.embedding(tokens).mean(dim=1)))
-
-
-def sentences() -> dict[str, tuple[Tensor, Tensor]]:
-    tokens = torch.randint(0, 20, (320, 12), generator=torch.Generator().manual_seed(3))
-    labels = (tokens == 3).any(dim=1).long()
-    return {"train": (tokens[:240].int(), labels[:240]), "test": (tokens[240:].int(), labels[240:])}
-
-
-def test_text_of_integer_tokens(tmp_path: Path) -> None:
-    run = fit(tmp_path, WordCount(), rounds=60, lr=1.0, momentum=0.9, eval_every=60, **sentences())
-    assert run.history[-1]["val_acc1"] > 0.8
-
-
-def test_dropout_trains_repeats_and_says_what_its_masks_depend_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    module = WordCount(dropout=0.3)
-    first = fit(tmp_path, module, "first", progress=True, **sentences())
-    assert "masks depend on" in capsys.readouterr().err
-    torch.rand(5)
-    again = fit(tmp_path, module, "again", **sentences())
-    assert first.history == again.history
-
-
-class NeedsValues(nn.Module):
-    """Branches on a value, which vmap cannot."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(8, 2)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        out = self.linear(inputs)
-        return out if out.sum().item() > 0 else out * 2
-
-
-def test_what_vmap_cannot_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match=r"vmap cannot take this model .*--executor looped trains it"):
-        fit(tmp_path, NeedsValues(), executor="stacked")
-    assert not (tmp_path / "run").exists()
-    run = fit(tmp_path, NeedsValues(), progress=True, rounds=30)
-    assert run.history[-1]["val_acc1"] > 0.8
-    assert capsys.readouterr().err.count("training with --executor looped") == 1
-
-
-class PaddedWords(nn.Module):
-    """Uses the functional embedding, whose vmap rule in torch 2.15 finds the padding row of the first client alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = nn.Parameter(torch.randn(20, 8, generator=torch.Generator().manual_seed(5)))
-        self.output = nn.Linear(8, 2)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.output(nn.functional.embedding(tokens, self.words, padding_idx=3).mean(dim=1))
-
-
-def test_a_wrong_vmap_rule_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match="gradients under vmap are not those of the plain module"):
-        fit(tmp_path, PaddedWords(), executor="stacked", **sentences())
-    module = PaddedWords()
-    run = fit(tmp_path, module, progress=True, weight_decay=0.0, **sentences())
-    assert "training with --executor looped" in capsys.readouterr().err
-    trained = run.model.state_dict()["words"]
-    assert torch.equal(trained[3], module.words[3]) and not torch.equal(trained[4], module.words[4])
-
-
-def test_running_statistics_that_nobody_estimates_are_refused(tmp_path: Path) -> None:
-    module = nn.Sequential(nn.Unflatten(1, (2, 4)), nn.InstanceNorm1d(2, track_running_stats=True), nn.Flatten())
-    with pytest.raises(ValueError, match="1 keeps running statistics"):
-        fit(tmp_path, nn.Sequential(*module, nn.Linear(8, 2)))
-
-
-class Forgetful(nn.Module):
-    """Reassigns one buffer and adds to another at each step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("center", torch.zeros(8))
-        self.register_buffer("calls", torch.zeros(()))
-        self.linear = nn.Linear(8, 2)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        self.center = 0.9 * self.center + 0.1 * inputs.detach().mean(dim=0)
-        self.calls += 1
-        return self.linear(inputs - self.center) / self.calls
-
-
-def test_buffers_that_change_start_anew_at_each_step(tmp_path: Path) -> None:
-    module = Forgetful()
-    runs = [fit(tmp_path, module, executor, executor=executor, precision="fp64") for executor in ("stacked", "looped")]
-    for name, value in runs[0].model.state_dict().items():
-        torch.testing.assert_close(runs[1].model.state_dict()[name], value, rtol=1e-10, atol=1e-10)
-    assert module.calls == 0
-
-
-class Several(nn.Linear):
-    def forward(self, inputs: Tensor) -> Any:
-        return {"logits": super().forward(inputs)}
-
-
-def test_outputs_that_are_no_tensor_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="returns dict, not one tensor"):
-        fit(tmp_path, Several(8, 2))
-
-
 def test_labels_of_any_integer_kind(tmp_path: Path) -> None:
     (inputs, labels), _ = table()
     pair = inputs.numpy(), labels.numpy().astype(np.uint16)
@@ -244,54 +98,6 @@ def test_a_diverged_model_does_not_replace_the_last_good_one(tmp_path: Path) -> 
     assert bool(loss.isfinite())
     lines = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert lines and "null" not in lines.replace('_acc1": null', "").replace('best_acc": null', "")
-
-
-class Extra(nn.Module):
-    """A frozen layer, a parameter that nothing uses, and tied weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.frozen = nn.Linear(8, 8).requires_grad_(False)
-        self.unused = nn.Parameter(torch.ones(3))
-        self.first = nn.Linear(8, 8)
-        self.second = nn.Linear(8, 8)
-        self.second.weight = self.first.weight
-        self.output = nn.Linear(8, 2)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.output(torch.relu(self.second(torch.relu(self.first(self.frozen(inputs))))))
-
-
-@pytest.mark.parametrize("executor", ["stacked", "looped"])
-def test_frozen_unused_and_tied_parameters(tmp_path: Path, executor: str) -> None:
-    module = Extra()
-    run = fit(tmp_path, module, executor=executor, weight_decay=0.1, momentum=0.5)
-    trained = run.model.state_dict()
-    for name in ("frozen.weight", "frozen.bias", "unused"):
-        assert torch.equal(trained[name], module.state_dict()[name]), name
-    assert torch.equal(trained["first.weight"], trained["second.weight"])
-    assert not torch.equal(trained["first.weight"], module.first.weight)
-
-
-def test_uint8_images_with_batchnorm_and_augmentation(tmp_path: Path) -> None:
-    images = torch.randint(0, 256, (96, 3, 8, 8), generator=torch.Generator().manual_seed(4), dtype=torch.uint8)
-    labels = (images[:, 0].float().mean(dim=(1, 2)) > 127).long()
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(2))
-    module(torch.zeros(2, 3, 8, 8))
-    run = fit(
-        tmp_path,
-        module,
-        train=(images[:64], labels[:64]),
-        test=(images[64:], labels[64:]),
-        clients=4,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-        aug=True,
-        rounds=5,
-    )
-    norm = run.model[1]  # type: ignore[index]
-    assert isinstance(norm, nn.BatchNorm2d) and not torch.equal(norm.running_mean, torch.zeros(4))  # type: ignore[arg-type]
-    assert run.history[-1]["val_loss"] < 5
 
 
 @pytest.mark.parametrize(
@@ -336,11 +142,6 @@ def test_a_loss_that_is_not_finite_names_round_step_and_client(tmp_path: Path) -
     with pytest.raises(fastlocal.NonFiniteLoss, match=r"round \d+, step \d+, client \d+"):
         fit(tmp_path, nn.Linear(8, 1), loss=nn.functional.mse_loss, lr=1e18, **regression())
     assert fit(tmp_path, nn.Linear(8, 1), "on", on_nan="continue", loss=nn.functional.mse_loss, lr=1e18, **regression())
-
-
-def regression() -> dict[str, tuple[Tensor, Tensor]]:
-    (inputs, _), (held, _) = table()
-    return {"train": (inputs, inputs[:, :1]), "test": (held, held[:, :1])}
 
 
 def test_a_run_directory_is_not_reused_unasked(tmp_path: Path) -> None:
