@@ -51,7 +51,8 @@ class DataConfig:
     prefetch: int = 4
     """batches that a source other than resident decodes ahead"""
     on_bad_sample: Literal["stop", "skip"] = "stop"
-    """what an image that cannot be decoded does in training: end the run, or give its place to the next one"""
+    """what an image that cannot be decoded does in training: end the run, or give its place to the next one (by sources
+    that decode as they read; resident ends the run)"""
 
 
 @dataclass(frozen=True)
