@@ -282,7 +282,7 @@ def test_two_runs_at_once_remember_both(data: Path, tmp_path: Path, own_cache: P
         subprocess.Popen([*words, "--momentum", value, "--log-pth", str(tmp_path / value)], stderr=subprocess.PIPE)
         for value in ("0.0", "0.9")
     ]
-    said = [one.communicate(timeout=120)[1].decode() for one in runs]
+    said = [one.communicate(timeout=600)[1].decode() for one in runs]
     assert [one.returncode for one in runs] == [0, 0], said
     held = json.loads(own_cache.read_text())
     chosen = {value["fastest"]["executor"] for value in held.values()}

@@ -180,14 +180,15 @@ def test_help_imports_no_torch(command: str) -> None:
 
 
 def test_help_is_quick() -> None:
-    """Under 0.6 s, as the best of five: a busy machine slows some starts, never all."""
-    seconds = []
+    """Under 0.6 s, or 8 times what Python itself takes where that is more: the best of five, as not all are held up."""
+    seconds: dict[str, list[float]] = {"help": [], "nothing": []}
     for _ in range(5):
-        start = time.perf_counter()
-        done = python("-m", "fastlocal", "--help")
-        seconds.append(time.perf_counter() - start)
-        assert done.returncode == 0, done.stderr
-    assert min(seconds) < 0.6, f"took {sorted(seconds)} s"
+        for name, words in (("help", ("-m", "fastlocal", "--help")), ("nothing", ("-c", "pass"))):
+            start = time.perf_counter()
+            done = python(*words)
+            seconds[name].append(time.perf_counter() - start)
+            assert done.returncode == 0, done.stderr
+    assert min(seconds["help"]) < max(0.6, 8 * min(seconds["nothing"])), seconds
 
 
 def test_the_quickstart_needs_no_optional_package(tmp_path: Path) -> None:

@@ -78,11 +78,17 @@ from fastlocal.interrupts import interruptible
 from fastlocal.ranks import launched
 from fastlocal.world import connected
 ranks = launched()
-if ranks.rank == 0:
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+def leave():
+    torch.distributed.TCPStore(ranks.address, ranks.port, None, False).wait(["hello/1"])
+    os.kill(os.getpid(), signal.SIGTERM)
+
 try:
-    with interruptible(to_the_end=True), connected(ranks, url="env://", timeout=40, device=torch.device("cpu")):
-        pass
+    with interruptible(to_the_end=True):
+        if ranks.rank == 0:
+            threading.Thread(target=leave, daemon=True).start()
+        with connected(ranks, url="env://", timeout=120, device=torch.device("cpu")):
+            pass
 except KeyboardInterrupt:
     sys.exit(75)
 """
@@ -90,7 +96,7 @@ except KeyboardInterrupt:
 
 def test_a_signal_to_one_rank_while_others_are_waited_for_stops_all() -> None:
     """The third never comes, and the one that is told to stop keeps the store."""
-    ended = ends(start((), (), program=("-c", LEAVING), WORLD_SIZE="3"), timeout=30)
+    ended = ends(start((), (), program=("-c", LEAVING), WORLD_SIZE="3"))
     assert [status for status, _ in ended] == [75, 75], ended
 
 
@@ -117,7 +123,7 @@ def last_save(world):
 try:
     with (
         interrupts.interruptible(to_the_end=True),
-        connected(launched(), url="env://", timeout=20, device=torch.device("cpu")) as world,
+        connected(launched(), url="env://", timeout=120, device=torch.device("cpu")) as world,
     ):
         last_save(world)
 except KeyboardInterrupt:

@@ -190,7 +190,7 @@ def test_online_without_a_login_asks_nothing_on_a_terminal(tmp_path: Path) -> No
         env=_without_account(tmp_path),
     ) as process:
         os.close(side)
-        process.wait(timeout=60)  # a prompt would wait for ever
+        process.wait(timeout=300)  # a prompt would wait for ever
         shown = os.read(main, 65536).decode().replace("\r\n", "\n")
     os.close(main)
     assert shown == LOGIN
