@@ -22,7 +22,7 @@ from pathlib import Path
 from bench.case import RESULTS, Case, Steal, device_name, machine
 from bench.grid import SIZES
 from bench.throughput import Row, merge
-from bench.turns import START_SECONDS, Worker, spread, take_turns
+from bench.turns import Worker, spread, take_turns
 
 CLIENTS, STEPS = (8, 32, 128, 512, 2048, 4096), (1, 4, 16, 64)
 AT = 128
@@ -71,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for place, case in enumerate(cases):
             made = Worker(f"fastlocal {asked.executor}", [case], folder / str(place), settings)
             workers[case] = stack.enter_context(made)
-            workers[case].begin(0, START_SECONDS)
+            workers[case].begin(0)
+            workers[case].begun()
         started = time.monotonic() - began
         take_turns(list(workers.values()), asked.turns, asked.least, most=15)
     found = {case: worker.variant for case, worker in workers.items()}

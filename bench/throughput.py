@@ -164,7 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             kept = [row for row in rows if row["note"] != LATE]
             if kept:
                 merge(path, kept, KEYS, without=rows_of(case, [Variant(ALL)], {}))
-            print(f"{case.name}, in {time.monotonic() - began:.0f} s\n\n{table(rows)}\n", flush=True)
+            whole, timed = time.monotonic() - began, sum(sum(one.seconds) for one in times)
+            print(f"{case.name}: {whole:.0f} s, {timed:.0f} s of counted rounds\n\n{table(rows)}\n", flush=True)
             steal, began = Steal(), time.monotonic()
             if time.monotonic() > end:
                 for case in left[done:]:

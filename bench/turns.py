@@ -80,8 +80,8 @@ class Worker:
                 stream.close()
         self._process = None
 
-    def begin(self, number: int, timeout: float = START_SECONDS) -> None:
-        """Start a case, in a new process unless one waits for it, and wait until its first round is trained."""
+    def begin(self, number: int) -> None:
+        """Let it start a case, in a new process unless one waits for it, and train a first round; `begun` waits."""
         gone = self._process is None or self.variant.fault == ENDED
         self.variant = Variant(self.name)
         if gone or self._waits_for != number:
@@ -90,6 +90,9 @@ class Worker:
         else:
             self._tell("next")
         self._waits_for = min((later for later in self._given if later > number), default=None)
+
+    def begun(self, timeout: float = START_SECONDS) -> None:
+        """Wait until the first round is trained."""
         said = self.answer(timeout)
         self.variant.backend, self.variant.fault = str(said.get("backend", "")), str(said.get("fault", ""))
 
@@ -165,17 +168,27 @@ def measure(
         for number, case in enumerate(cases):
             began = time.monotonic()
             present = [worker for worker in workers if number in worker.cases]
-            for worker in present:  # one after the other, as fastlocal may time what it takes
-                left = 0.75 * case_seconds - (time.monotonic() - began)
-                if left > 0:
-                    worker.begin(number, min(left, START_SECONDS))
-                else:
-                    worker.variant = Variant(worker.name, fault=LATE)
+            _begin(number, present, began + 0.75 * case_seconds)
             if reference is not None:
                 _gate(case, number, present, reference)
             left = case_seconds - (time.monotonic() - began)
             take_turns(present, min(seconds, left), at_least, most)
             yield case, [worker.variant for worker in present]
+
+
+def _begin(number: int, workers: Sequence[Worker], end: float) -> None:
+    """Start a case: loops together, as most of it is one thread's imports; the others alone, as they may time."""
+    loops = [worker for worker in workers if not worker.name.startswith("fastlocal ")]
+    for together in (loops, *([worker] for worker in workers if worker not in loops)):
+        late = time.monotonic() >= end
+        for worker in together:
+            if late:
+                worker.variant = Variant(worker.name, fault=LATE)
+            else:
+                worker.begin(number)
+        for worker in together:
+            if not late:
+                worker.begun(min(end - time.monotonic(), START_SECONDS))
 
 
 def take_turns(workers: Sequence[Worker], seconds: float, at_least: int, most: int) -> None:
