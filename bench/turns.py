@@ -28,7 +28,7 @@ WARM_UP = 1
 TOLERANCE = {"fp64": 1e-6, "fp32": 2e-3, "tf32": 2e-2, "bf16": 0.3}
 """How far a round's change of the parameters may be from the reference's, relative to its norm."""
 START_SECONDS = 150.0
-ENDED, LATE = "its process ended", "no time was left to start it"
+ENDED, SILENT, LATE = "its process ended", "no answer", "no time was left to start it"
 
 
 @dataclass
@@ -131,7 +131,7 @@ class Worker:
         out = self._process.stdout
         if not select.select([out], [], [], max(timeout, 0.1))[0]:
             self.__exit__()
-            return {"fault": f"no answer within {timeout:.0f} s"}
+            return {"fault": f"{SILENT} within {timeout:.0f} s"}
         line = out.readline()
         return dict(json.loads(line)) if line else {"fault": ENDED}
 
@@ -188,7 +188,10 @@ def _begin(number: int, workers: Sequence[Worker], end: float) -> None:
                 worker.begin(number)
         for worker in together:
             if not late:
-                worker.begun(min(end - time.monotonic(), START_SECONDS))
+                left = end - time.monotonic()
+                worker.begun(min(left, START_SECONDS))
+                if left < START_SECONDS and worker.variant.fault.startswith(SILENT):
+                    worker.variant.fault = LATE
 
 
 def take_turns(workers: Sequence[Worker], seconds: float, at_least: int, most: int) -> None:
