@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from . import __version__
-from .errors import AgreedError, UsageError, nearest
+from .errors import AgreedError, RankMissing, UsageError, nearest
 from .interrupts import held_back, interruptible
 from .ranks import launched
 
@@ -24,7 +24,7 @@ COMMANDS = {
     "prepare": "write a data set to files that training reads fast",
     "recipes": "the named runs that train takes",
 }
-USAGE_STATUS, STOPPED_STATUS, FULL_DISK_STATUS = 2, 75, 1
+USAGE_STATUS, STOPPED_STATUS, FULL_DISK_STATUS, MISSING_STATUS = 2, 75, 1, 1
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BROKEN_PIPE_STATUS = 128 + 13  # as a shell shows a program that SIGPIPE ended
 
@@ -41,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return USAGE_STATUS
             print(f"fastlocal: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
             return USAGE_STATUS
+        except RankMissing as error:
+            print(f"fastlocal: error: {error}", file=sys.stderr)
+            return MISSING_STATUS
         except KeyboardInterrupt:
             if _is_first():
                 print("fastlocal: stopped by a signal", file=sys.stderr)

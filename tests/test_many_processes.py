@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 
 from bench.forks import Forks
 from fastlocal.cli import main
-from tests.many import on_ranks
+from tests.many import ROOT, TORCHRUN, environment, on_ranks
 from tests.test_reference import CASES, assert_same_run, reference_words
 
 DIGITS = ("train", "--dataset", "digits", "--device", "cpu", "--precision", "fp64", "--tune-seconds", "0")
@@ -84,6 +86,30 @@ def test_reference_runs_on_two_processes(case: str, forks: Forks, tmp_path: Path
     words, expected = reference_words(case, tmp_path / "run", "--precision", "fp64", *LOGS)
     on_ranks(forks, 2, words, tmp_path / "log")
     assert_same_run(tmp_path / "run", expected, "fp64")
+
+
+TWICE = """
+import sys, torch, fastlocal
+inputs = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
+pair, model = (inputs, (inputs[:, 0] > 0).long()), torch.nn.Linear(6, 2)
+torch.nn.init.zeros_(model.weight), torch.nn.init.zeros_(model.bias)
+for name, clients in (("first", 3), ("second", 4)):
+    fastlocal.train(
+        model, pair, pair, clients=clients, local_steps=2, batch_size=4, rounds=2, replacement=True, progress=False,
+        precision="fp64", executor="stacked", debug=True, directory=f"{sys.argv[1]}/{name}",
+    )
+"""
+
+
+def test_two_runs_in_one_script(tmp_path: Path) -> None:
+    """Which the launcher's store outlives."""
+    (tmp_path / "twice.py").write_text(TWICE)
+    for folder, launcher in (("alone", (sys.executable,)), ("ranks", (*TORCHRUN, "--nproc-per-node", "2"))):
+        command = [*launcher, str(tmp_path / "twice.py"), str(tmp_path / folder)]
+        done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("first", "second"):
+        assert_alike(tmp_path / "ranks" / name, tmp_path / "alone" / name)
 
 
 def assert_alike(directory: Path, other: Path) -> None:

@@ -162,6 +162,18 @@ def test_a_rank_that_hangs_asks_who_answers() -> None:
     assert f"rank 1 (process {second.pid} on" in text and text.endswith("waited for at the average of round 12\n"), text
 
 
+def test_plan_names_who_does_not_come(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in (("WORLD_SIZE", 2), ("RANK", 0), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "FATAL")
+    assert main(["plan", "--dataset", "digits", "--device", "cpu", "--timeout", "0.3"]) == 1
+    said = "fastlocal: error: rank 1 did not come within 0.3 s, waited for at the start\n"
+    assert capsys.readouterr().err == said
+
+
 def test_fewer_clients_than_ranks(tmp_path: Path) -> None:
     words = (*ENDLESS, "--clients", "1", "--log-pth", tmp_path / "run")
     (first, said), (second, silent) = ends(start(words, words))

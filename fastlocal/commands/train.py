@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..checks import check
 from ..config import RunConfig
-from ..errors import NonFiniteLoss, RankMissing, UsageError
+from ..errors import NonFiniteLoss, UsageError
 from ..interrupts import deadline, held_back
 from ..ranks import Ranks, launched
 from .flags import TrainFlags, parse
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..prepared import Prepared
     from ..world import World
 
-MISSING, NO_MEMORY, NOT_FINITE, STOPPED = 1, 1, 3, 75
+NO_MEMORY, NOT_FINITE, STOPPED = 1, 3, 75
 
 
 def run(argv: Sequence[str]) -> int:
@@ -48,12 +48,8 @@ def start(flags: TrainFlags, finish: Callable[[Prepared, Loop], None], *, eval_e
 
     machine = config.machine
     device = resolve_device(machine.device, ranks)
-    try:
-        with connected(ranks, url=machine.dist_url, timeout=machine.timeout, device=device) as world:
-            return _start(flags, world, finish, eval_every)
-    except RankMissing as error:
-        print(f"fastlocal: error: {error}", file=sys.stderr)
-        return MISSING
+    with connected(ranks, url=machine.dist_url, timeout=machine.timeout, device=device) as world:
+        return _start(flags, world, finish, eval_every)
 
 
 def _check_restarts(config: RunConfig, ranks: Ranks) -> None:
