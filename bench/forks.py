@@ -61,10 +61,10 @@ class Forks:
         return self
 
     def __exit__(self, *error: object) -> None:
-        assert self.first.stdin is not None
         self._end_last()
-        self.first.stdin.close()
-        self.first.wait(timeout=60)
+        # the end of its input would not reach it as long as another process that was forked here holds the pipe
+        self.first.kill()
+        self.first.communicate()
 
     def start(self, words: Sequence[object], log: Path, ranks: int = 1) -> Fork:
         """`fastlocal WORDS...` as so many processes, what they print going to the file `log`."""
