@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -10,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastlocal.averaging.averager import Averager, make_averager
+from fastlocal.averaging.buckets import Buckets
+from fastlocal.averaging.routes import AllReduce
 from tests.averaging.ranks import deal, outcomes
 
 MIB = 2.0**20
@@ -236,18 +239,23 @@ def waiting_is_counted(rank: int, size: int) -> None:
 
 
 def trace_shows_the_overlap(rank: int, size: int) -> None:
-    row = start(400_000)
-    averager = make_averager(row, 4 * size, nodes=[0] * size, rank=rank, bucket_mb=400_000 / MIB)
-    params = clients_of(row, 4)
-    average(averager, row, params, 4, True)
+    """The second bucket is filled for as long as it takes the first to be reduced: only a trace of both fits that."""
+    buckets = Buckets(1, 256, torch.float32, torch.device("cpu"), 256, AllReduce(None))
+
+    def fill(wire: Tensor, columns: slice) -> None:
+        wire.fill_(rank + 1)
+        until = time.monotonic() + 20
+        while columns.start == 64 and (buckets.flat[:64] != 3).any() and time.monotonic() < until:
+            time.sleep(1e-3)
+
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        average(averager, row, params, 4, True)
-    found = [(event.name, event.time_range.start, event.time_range.end) for event in profile.events()]
-    filled = max(end for name, _, end in found if name == "bucket 3 filled")
-    assert [start < filled for name, start, _ in found if name == "gloo:all_reduce"].count(True) >= 2
-    assert {f"bucket {number} {what}" for number in range(4) for what in ("waited for", "emptied")} <= {
-        name for name, _, _ in found
-    }
+        buckets.launch(fill, lambda wire, columns: None)
+        buckets.wait()
+    last_first = sorted(profile.events(), key=lambda event: -event.time_range.start)
+    found = {event.name: event.time_range for event in last_first}  # the first of each name
+    assert found["gloo:all_reduce"].start < found["bucket 1 filled"].end
+    stretches = ("filled", "waited for", "emptied")
+    assert {f"bucket {number} {what}" for number in range(4) for what in stretches} <= {*found}
 
 
 def a_rank_that_is_gone_is_an_error(rank: int, size: int) -> None:
