@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlocal
 from fastlocal import interrupts
@@ -93,6 +94,48 @@ def test_large_weights_and_products_added_in_place(values: dict[str, float]) -> 
 @pytest.mark.parametrize("name", ["batchnorm", "groupnorm", "odd", "words"])
 def test_the_memory_layout_changes_nothing_but_rounding(name: str) -> None:
     problem = problem_of(name)
+    stack, plan = start(problem)
+    result = ThreadedExecutor(problem, workers=2, channels_last=True).run_round(stack, plan)
+    assert_same((stack, result), in_plain_torch(problem), 1e-11)
+
+
+class Shortcut(nn.Module):
+    """A block whose shortcut halves the image and adds channels, as in ResNets without convolutions there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.block = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1, stride=2)
+        self.linear = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.silu(self.before(x))
+        x = nn.functional.silu(self.block(x) + nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 1)))
+        return self.linear(x.mean(dim=(2, 3)))
+
+
+class Layouts(TorchDispatchMode):
+    """The operations that read images of two memory layouts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixed: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        images = [value for value in args if isinstance(value, Tensor) and value.dim() == 4 and 0 not in value.stride()]
+        last = {value.is_contiguous(memory_format=torch.channels_last) for value in images}
+        if len(last) > 1 and len(images[0]) == BATCH:
+            self.mixed.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_channels_last_steps_stay_in_that_layout() -> None:
+    problem = problem_with(Shortcut(), torch.float64)
+    batch = problem.source.rows(0, BATCH)
+    steps = script(problem, batch.inputs, batch.targets, channels_last=True)
+    row = problem.layout.flatten(dict(problem.module.named_parameters()))
+    with Layouts() as layouts:
+        steps.first_step(row.clone(), torch.zeros_like(row), batch.inputs, batch.targets)
+    assert layouts.mixed == []
     stack, plan = start(problem)
     result = ThreadedExecutor(problem, workers=2, channels_last=True).run_round(stack, plan)
     assert_same((stack, result), in_plain_torch(problem), 1e-11)
