@@ -19,8 +19,9 @@ LARGE_WEIGHT, FEW_SAMPLES, SAMPLES = 2**18, 12, 64
 16 x 3072 x 128 on one core: 0.2 ms against 0.6 (MKL 2024.2); for other sizes the first form is the faster one.
 """
 
-BLOCK = 2**17
-"""Numbers of a weight that are updated at a time, so that they and their momenta stay in a core's cache meanwhile."""
+BLOCK, BLOCK_ROWS = 3 * 2**16, 32
+"""Numbers of a weight that are updated at a time, so that they and their momenta stay in a core's cache meanwhile; and
+what their rows are a multiple of, as products take longer in tiles that are not whole."""
 
 
 @dataclass(frozen=True)
@@ -153,15 +154,16 @@ class ScriptText:
     def _product_update(self, index: int, product: _Product) -> Iterator[str]:
         mu, decay = self._problem.momentum, self._decays[index]
         rows, size = self._problem.layout.shapes[index]
+        yield f"a = {product.a}.contiguous()"  # small beside the product, which takes up to a quarter less time then
         if not mu:
-            yield f"params[{index}].addmm_({product.a}, {product.b}, beta=1.0 - rate * {decay!r}, alpha=-rate)"
+            yield f"params[{index}].addmm_(a, {product.b}, beta=1.0 - rate * {decay!r}, alpha=-rate)"
             return
         blocks = max(1, math.ceil(rows * size / BLOCK))
-        block = max(1, math.ceil(rows / blocks))
+        block = max(1, math.ceil(rows / blocks / BLOCK_ROWS) * BLOCK_ROWS)
         yield f"for row in range(0, {rows}, {block}):"
         yield f"    some = min({block}, {rows} - row)"
         yield f"    p, m = params[{index}].narrow(0, row, some), momenta[{index}].narrow(0, row, some)"
-        yield f"    m.addmm_({product.a}.narrow(0, row, some), {product.b}, beta={mu!r})"
+        yield f"    m.addmm_(a.narrow(0, row, some), {product.b}, beta={mu!r})"
         if decay:
             yield f"    m.add_(p, alpha={decay!r})"
         yield "    p.add_(m, alpha=-rate)"
