@@ -311,3 +311,18 @@ def test_one_rank_needs_no_process_group(chunks: Sequence[int]) -> None:
         assert mean.dtype == torch.float64
         assert (mean - params.double().mean(dim=0)).abs().max() < 1e-15
     assert not averager.so_far()["sums so far"].any() and averager.take_waited() == 0 and not averager.state()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_mean_of_one_client_is_that_client(dtype: torch.dtype) -> None:
+    """Also where its sums were looked at, as for a save."""
+    row = start(10_007, dtype)
+    params = clients_of(row, 1)
+    averager = make_averager(row, 1, nodes=[0], rank=0, bucket_mb=25)
+    for looked_at in (False, True, False):
+        averager.add(params, last=True)
+        if looked_at:
+            averager.so_far()
+        averager.launch(row.clone())
+        assert torch.equal(averager.wait().to(dtype), params[0])
+        assert not averager.so_far()["sums so far"].any()
