@@ -77,7 +77,7 @@ def test_every_small_model_runs_without_the_interpreter(name: str) -> None:
     ids=str,
 )
 def test_large_weights_and_products_added_in_place(values: dict[str, float]) -> None:
-    """16 samples of 90 values and weights of 2^18: forward turned around, gradients added where they go."""
+    """16 samples of 3000 values: forward turned around, gradients added where they go."""
     module = nn.Sequential(nn.Flatten(), nn.Linear(90, 3000), nn.Tanh(), nn.Linear(3000, 100), nn.Linear(100, 4))
     problem = problem_with(module, torch.float64, **values)
     stack, plan = start(problem, clients=2)
