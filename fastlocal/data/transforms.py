@@ -89,7 +89,7 @@ def boxes(augmentation: Augmentation, seed: int, rows: Rows, heights: Ints, widt
         zero = np.zeros_like(heights)
         return np.stack([zero, zero, heights, widths, zero], axis=1)
     if augmentation.kind == "centre_crop":
-        side = (CENTRE * np.minimum(heights, widths)).astype(np.int64)
+        side = np.maximum((CENTRE * np.minimum(heights, widths)).astype(np.int64), 1)
         return np.stack([(heights - side) // 2, (widths - side) // 2, side, side, np.zeros_like(side)], axis=1)
     words = crop_words(seed, rows) if rows.words is None else rows.words
     mirrored = words[:, 2] < 2**31

@@ -18,11 +18,12 @@ from fastlocal.data.images.arrays import ArrayImages
 from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.images.files import FileImages
 from fastlocal.data.transforms import Augmentation, Rows, boxes, cut
-from fastlocal.data.types import StoredSplit
+from fastlocal.data.types import StoredImages, StoredSplit
 from fastlocal.errors import UsageError
 from tests.data import sources
 
 LEVELS: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+DECODERS = (("ffcv", "ffcv"), ("dali", "nvidia.dali"))
 MOST_APART = {"ffcv": (12, 1.5), "dali": (8, 0.5)}
 """Grey levels between a JPEG's pixels by Pillow and by another decoder after a resize: at most, and on average."""
 
@@ -186,3 +187,40 @@ def test_damaged_jpegs_in_a_beton_are_named_or_skipped(files: list[Path], mixed:
         found = source.batch(ids, client, 0)
         expected = source.batch(torch.tensor([[6, 7]]), client, 0)
     assert torch.equal(found.inputs, expected.inputs) and found.targets.tolist() == [[6, 7]]
+
+
+@pytest.mark.needs("nvidia.dali")
+@pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.tif"])
+def test_dali_turns_images_as_pillow_does(files: list[Path], tmp_path: Path, name: str) -> None:
+    turned = Image.Exif()
+    turned[0x112] = 6  # orientation: a quarter
+    path = tmp_path / name
+    with Image.open(files[0]) as image:
+        image.resize((120, 80)).save(path, exif=turned, quality=95)
+    split = StoredSplit(FileImages([files[1], path], 3), torch.tensor([0, 1]), 48)
+    check_apart("dali", found(split, "dali"), found(split, "torch"))
+
+
+@pytest.mark.parametrize("kind", ["torch", *(pytest.param(k, marks=pytest.mark.needs(m)) for k, m in DECODERS)])
+def test_no_decoder_cuts_what_another_refuses(kind: str, files: list[Path], raw: Path, tmp_path: Path) -> None:
+    if kind != "ffcv":
+        deep = tmp_path / "deep.png"
+        Image.fromarray(np.full((70, 80), 60_000, dtype=np.uint16)).save(deep)
+        with sources.source_of(kind, StoredSplit(FileImages([files[0], deep], 3), torch.tensor([0, 1]), 48)) as source:
+            with pytest.raises(UsageError, match=r"deep.png cannot be decoded \(its mode I;16 has more than 8 bits"):
+                source.rows(0, 2)
+    first = FileImages(files, 3).size(0)
+    images: StoredImages = BetonImages(raw) if kind == "ffcv" else FileImages(files, 3, expected=first)
+    with sources.source_of(kind, StoredSplit(images, torch.arange(len(files)), None)) as source:
+        with pytest.raises(UsageError, match=r"cannot be decoded \(it is \d+x\d+ pixels"):
+            source.rows(0, 2)
+        source.on_bad_sample = "skip"
+        assert source.rows(0, 2).targets.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (1, 90), (90, 1)])
+@pytest.mark.parametrize("kind", ["centre_crop", "resized_crop"])
+def test_a_side_of_one_pixel_is_enough(kind: Any, height: int, width: int) -> None:
+    drawn = boxes(Augmentation(kind, 24), 3, rows(50), np.full(50, height), np.full(50, width))
+    assert drawn[:, 2:4].min() == 1
+    assert cut(np.full((height, width, 3), 7, dtype=np.uint8), drawn[0], 24, 24).min() == 7

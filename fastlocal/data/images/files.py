@@ -9,15 +9,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Pillow
 
-from fastlocal.data.images.worker import Unfit, decode
+from fastlocal.data.images.worker import Unfit, decode, refuse_deep
 from fastlocal.data.types import BadSample, Image
 
 
 def mode_and_size(path: Path) -> tuple[str, tuple[int, int]]:
-    """Pillow's mode, and (height, width), from a file's header; raises BadSample."""
+    """Pillow's mode, and (height, width), from a file's header; raises BadSample, also for more than 8 bits a value."""
     try:
         with Pillow.open(path) as image:
+            refuse_deep(str(path), image.mode)
             return image.mode, (image.height, image.width)
+    except Unfit as stop:
+        raise BadSample(stop.path, stop.detail) from None
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and others
         raise BadSample(str(path), " ".join(str(error).split())) from None
 
@@ -53,9 +56,7 @@ class FileImages:
             image = decode(str(self.paths[index]), self.channels, self.square)
         except Unfit as stop:
             raise BadSample(stop.path, stop.detail or "it is coloured, where grey ones are expected") from None
-        if self.expected is not None and self.expected != (image.height, image.width):
-            size = f"{image.width}x{image.height} pixels (width x height), others {self.expected[1]}x{self.expected[0]}"
-            raise BadSample(str(self.paths[index]), f"it is {size}; --image-size brings all to one size")
+        self._check_size(index, (image.height, image.width))
         return np.array(image, dtype=np.uint8).reshape(image.height, image.width, self.channels)
 
     def encoded(self, index: int) -> bytes | None:
@@ -63,7 +64,14 @@ class FileImages:
         if self.square is not None:
             return None
         path = self.paths[index]
+        if self.expected is not None:  # whoever decodes it cuts what is expected from it
+            self._check_size(index, mode_and_size(path)[1])
         try:
             return path.read_bytes()
         except OSError as error:
             raise BadSample(str(path), error.strerror or str(error)) from None
+
+    def _check_size(self, index: int, size: tuple[int, int]) -> None:
+        if self.expected is not None and self.expected != size:
+            found = f"{size[1]}x{size[0]} pixels (width x height), others {self.expected[1]}x{self.expected[0]}"
+            raise BadSample(str(self.paths[index]), f"it is {found}; --image-size brings all to one size")

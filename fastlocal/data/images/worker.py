@@ -40,12 +40,17 @@ def centre_square(image: Image.Image, side: int) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
+def refuse_deep(path: str, mode: str) -> None:
+    """Raises Unfit for a Pillow mode of more than 8 bits a value, which decoders would cut in ways of their own."""
+    if mode in _DEEP_MODES or mode.startswith("I;"):
+        raise Unfit(path, "corrupt", f"its mode {mode} has more than 8 bits a value")
+
+
 def decode(path: str, channels: int, image_size: int | None) -> Image.Image:
     """One image file in mode L (1 channel) or RGB (3); Unfit where it is corrupt, or coloured for one channel."""
     try:
         with Image.open(path) as image:
-            if image.mode in _DEEP_MODES or image.mode.startswith("I;"):
-                raise Unfit(path, "corrupt", f"its mode {image.mode} has more than 8 bits a value")
+            refuse_deep(path, image.mode)
             if channels == 1 and image.mode not in GREY_MODES:
                 raise Unfit(path, "colour")
             flat = image.convert("L" if channels == 1 else "RGB")

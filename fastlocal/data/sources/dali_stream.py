@@ -14,9 +14,11 @@ from torch.utils.dlpack import from_dlpack
 
 from ..transforms import Ints, cut
 from ..types import BadSample
-from .engine import Cutter, Piece
+from .engine import Cutter, Piece, other_size
 
 MOST_ROWS = 128
+TIFF = (b"II*\0", b"MM\0*")
+"""How files begin that Pillow turns the way their camera was held, and DALI may not."""
 
 
 class DaliStream:
@@ -66,7 +68,9 @@ class DaliStream:
             if self._compressed:
                 stored = fn.external_source(name="stored", batch=True, dtype=types.UINT8, ndim=1)
                 kind = types.GRAY if channels == 1 else types.RGB
-                images = fn.decoders.image(stored, device="cpu" if place == "cpu" else "mixed", output_type=kind)
+                device = "cpu" if place == "cpu" else "mixed"
+                # as the file holds it: sizes and boxes know nothing of a camera's orientation, nor do other sources
+                images = fn.decoders.image(stored, device=device, output_type=kind, adjust_orientation=False)
             else:
                 images = fn.external_source(name="stored", batch=True, dtype=types.UINT8, ndim=3, layout="HWC")
                 images = images.gpu() if place == "gpu" else images
@@ -118,13 +122,11 @@ class DaliStream:
         """What DALI is fed for an image: its file, or its pixels, with a header where other images are compressed."""
         images = self._cutter.images
         if self._cutter.augmentation.side is None and images.size(index) != self._shape[:2]:
-            height, width = images.size(index)
-            found = f"it is {width}x{height} pixels, the first one {self._shape[1]}x{self._shape[0]}"
-            raise BadSample(f"image {index}", found)
+            raise other_size(index, images.size(index), self._shape)
         if not self._compressed:
             return images.read(index)
         content = images.encoded(index)
-        if content is None:
+        if content is None or content.startswith(TIFF):
             pixels = images.read(index)
             height, width, channels = pixels.shape
             content = b"P%d %d %d 255\n" % (5 if channels == 1 else 6, width, height) + pixels.tobytes()

@@ -70,6 +70,11 @@ class Engine(Protocol):
         ...
 
 
+def other_size(index: int, found: tuple[int, ...], first: tuple[int, ...]) -> BadSample:
+    """What is said of an image whose (height, width, ...) is not that of the first, where all must have it."""
+    return BadSample(f"image {index}", f"it is {found[1]}x{found[0]} pixels, the first one {first[1]}x{first[0]}")
+
+
 class Cutter:
     """The boxes of stored images, whose sizes are looked up once."""
 

@@ -25,8 +25,9 @@ from ffcv.pipeline.state import State
 from ffcv.reader import Reader
 from ffcv.traversal_order.base import TraversalOrder
 
+from ..images.beton import BetonImages
 from ..types import BadSample
-from .engine import Cutter, Piece
+from .engine import Cutter, Piece, other_size
 
 SAMPLE, TOP, LEFT, HEIGHT, WIDTH, MIRRORED, STATUS = range(7)
 """Columns of what FFCV is given instead of sample numbers."""
@@ -48,7 +49,8 @@ class FfcvStream:
         threads = torch.get_num_threads()
         largest = int(np.prod([getattr(cutter.images, name).max() for name in ("heights", "widths")], dtype=np.int64))
         self.most_rows = int(np.clip(SLOT_BYTES // (3 * largest + shape[0] * shape[1] * 3), 1, MOST_ROWS))
-        self._cutter, self._path = cutter, path
+        self._cutter, self._path, self._shape = cutter, path, shape
+        self._odd = self._of_other_sizes()
         self._waiting: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
         self._begun: deque[tuple[Piece, Any]] = deque()
         self._taking = threading.Lock()
@@ -110,8 +112,19 @@ class FfcvStream:
             requests = np.zeros((len(piece), 7), dtype=np.int64)
             requests[:, SAMPLE] = piece.rows.ids
             requests[:, TOP:STATUS] = self._cutter.boxes(piece)
+            for row in np.flatnonzero(self._odd[piece.rows.ids]):
+                index = int(piece.rows.ids[row])
+                piece.bad.append((int(row), other_size(index, self._cutter.images.size(index), self._shape)))
             self._begun.append((piece, requests))
             yield requests
+
+    def _of_other_sizes(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which images have not the size of the first, where they reach the model whole."""
+        images = self._cutter.images
+        assert isinstance(images, BetonImages)
+        if self._cutter.augmentation.side is not None:
+            return np.zeros(len(images), dtype=bool)
+        return np.asarray((images.heights != self._shape[0]) | (images.widths != self._shape[1]))
 
     def _why(self, index: int) -> BadSample:
         """Pillow's reason, where it has one."""

@@ -18,7 +18,7 @@ from fastlocal.errors import UsageError
 
 from ..transforms import Ints, cut
 from ..types import Array, BadSample, Image, MapSplit, StoredImages
-from .engine import Cutter, Piece
+from .engine import Cutter, Piece, other_size
 
 ORPHAN_S = 1.0
 """How soon a worker notices that its parent is gone, where a sibling keeps its pipe open."""
@@ -142,8 +142,7 @@ def _images(
         try:
             image = images.read(int(index))
             if one_size and image.shape != shape:
-                found = f"it is {image.shape[1]}x{image.shape[0]} pixels, the first one {width}x{height}"
-                raise BadSample(f"image {index}", found)
+                raise other_size(int(index), image.shape, shape)
             out[row] = cut(image, boxes[row], height, width)
         except BadSample as error:
             refused.append((row, (error.sample, error.reason)))
