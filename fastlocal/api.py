@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import typing
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from .telemetry.sinks import sinks
 from .world import connected
 
 MEANINGLESS = (
-    *("data_pth", "train_pth", "val_pth", "image_size", "nw", "n_groups", "resume", "resume_pth", "epochs", "dist_url"),
+    *("data_pth", "train_pth", "val_pth", "image_size", "n_groups", "resume", "resume_pth", "epochs", "dist_url"),
     *("start_lr", "lr", "log_pth", "total_batch_size"),
 )
 """Fields that stand for what an argument says here, or that only named models and data sets have."""
@@ -144,9 +145,10 @@ def train(
         prepared = prepare(
             config, data, lambda: copy.deepcopy(model), loss or cross_entropy, model_flag=flag, world=world
         )
-        others = partial(sinks, prepared.config.log, prepared.config.name, console=progress)
-        loop = train_prepared(prepared, overwrite=overwrite, sinks=others, resume=resume)
-        return Run(history=list(loop.history), model=final_model(loop), directory=loop.directory)
+        with closing(prepared):
+            others = partial(sinks, prepared.config.log, prepared.config.name, console=progress)
+            loop = train_prepared(prepared, overwrite=overwrite, sinks=others, resume=resume)
+            return Run(history=list(loop.history), model=final_model(loop), directory=loop.directory)
 
 
 def _config(settings: dict[str, Any], **values: Any) -> RunConfig:

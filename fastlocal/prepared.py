@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,11 @@ class Prepared:
     random: bool
     notes: tuple[str, ...]
 
+    def close(self) -> None:
+        """End the threads and processes that read samples; nothing can be trained afterwards."""
+        self.problem.source.close()
+        self.test.close()
+
 
 def prepare(
     config: RunConfig,
@@ -83,49 +89,52 @@ def prepare(
     layout = param_layout(module, group_weight=config.sgd.group_weight)
     if layout.n_params == 0:
         raise UsageError(f"{model_flag}: has no parameter that requires a gradient")
-    source, test = _sources(config, data, numbers)
-    local = local_module(module)
-    sample = source.rows(0, min(PROBE_BATCH, config.client.batch_size))
-    labels = _label_range(data, loss)
-    seen = probe(local, layout, loss, sample.inputs, sample.targets, numbers, labels=labels, flag=model_flag)
-    held_out = test.rows(0, PROBE_BATCH)
-    try_evaluation(module, loss, held_out.inputs, held_out.targets, numbers, flag=model_flag)
-    layout = _without_decay(layout, seen.unused)
-    problem = _problem(config, local, layout, source, loss, numbers, seen)
-    part = part_of(config, world, device)
-    executor, notes = None, list[str]()
-    if world.is_first:
-        asked = part.machine
-        part, notes = resolve_for_machine(part, module, layout, device, seen)
-        part = resolve_chunk(part, problem, data, asked.chunk)
-        part, timed = choose_executor(part, asked, problem, seen)
-        if timed:
-            notes += timed
-            part = resolve_chunk(part, problem, data, asked.chunk)
-        executor, part, tried = try_executor(part, problem)
-        notes += tried
-    config = whole_of(config, part, world)
-    if executor is None:
+    with ExitStack() as opened:
+        source, test = _sources(config, data, numbers, opened)
+        local = local_module(module)
+        sample = source.rows(0, min(PROBE_BATCH, config.client.batch_size))
+        labels = _label_range(data, loss)
+        seen = probe(local, layout, loss, sample.inputs, sample.targets, numbers, labels=labels, flag=model_flag)
+        held_out = test.rows(0, PROBE_BATCH)
+        try_evaluation(module, loss, held_out.inputs, held_out.targets, numbers, flag=model_flag)
+        layout = _without_decay(layout, seen.unused)
+        problem = _problem(config, local, layout, source, loss, numbers, seen)
         part = part_of(config, world, device)
-        executor, part, _ = try_executor(part, problem)
-    return Prepared(
-        config=config,
-        world=world,
-        data=data,
-        module=module,
-        layout=layout,
-        problem=problem,
-        executor=executor,
-        test=test,
-        progress=Progress(config),
-        memory=plan_memory(part, problem, data),
-        random=seen.random,
-        notes=tuple(notes),
-    )
+        executor, notes = None, list[str]()
+        if world.is_first:
+            asked = part.machine
+            part, notes = resolve_for_machine(part, module, layout, device, seen)
+            part = resolve_chunk(part, problem, data, asked.chunk)
+            part, timed = choose_executor(part, asked, problem, seen)
+            if timed:
+                notes += timed
+                part = resolve_chunk(part, problem, data, asked.chunk)
+            executor, part, tried = try_executor(part, problem)
+            notes += tried
+        config = whole_of(config, part, world)
+        if executor is None:
+            part = part_of(config, world, device)
+            executor, part, _ = try_executor(part, problem)
+        prepared = Prepared(
+            config=config,
+            world=world,
+            data=data,
+            module=module,
+            layout=layout,
+            problem=problem,
+            executor=executor,
+            test=test,
+            progress=Progress(config),
+            memory=plan_memory(part, problem, data),
+            random=seen.random,
+            notes=tuple(notes),
+        )
+        opened.pop_all()  # they are the run's from here on
+    return prepared
 
 
-def _sources(config: RunConfig, data: DataSet, numbers: Numerics) -> tuple[Source, Source]:
-    """Those of the training and of the test samples."""
+def _sources(config: RunConfig, data: DataSet, numbers: Numerics, opened: ExitStack) -> tuple[Source, Source]:
+    """Those of the training and of the test samples. opened: closes them"""
     reading = Reading(
         kind=config.data.source,
         workers=config.data.nw,
@@ -138,7 +147,8 @@ def _sources(config: RunConfig, data: DataSet, numbers: Numerics) -> tuple[Sourc
         dtype=numbers.dtype,
     )
     augment = bool(config.data.aug)
-    return make_source(data.train, reading, augment=augment), make_source(data.test, reading, augment=False)
+    source = opened.enter_context(closing(make_source(data.train, reading, augment=augment)))
+    return source, opened.enter_context(closing(make_source(data.test, reading, augment=False)))
 
 
 def _label_range(data: DataSet, loss: Loss) -> tuple[int, int] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,8 +85,8 @@ def run(argv: Sequence[str]) -> int:
         device=device,
         dtype=numbers.dtype,
     )
-    source = make_source(data.test, reading, augment=False)
-    result = evaluate(module, source, loss=cross_entropy, topk=topk, numerics=numbers)
+    with closing(make_source(data.test, reading, augment=False)) as source:
+        result = evaluate(module, source, loss=cross_entropy, topk=topk, numerics=numbers)
     accuracies = (f"val_acc{k} {value:.4f}" for k, value in zip(topk, result.accuracies, strict=True))
     print(*accuracies, f"val_loss {result.loss:.4f}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from ..checks import check
@@ -29,8 +30,9 @@ def run(argv: Sequence[str]) -> int:
     device = resolve_device(machine.device, ranks)
     with connected(ranks, url=machine.dist_url, timeout=machine.timeout, device=device) as world:
         prepared = prepare_named(flags.run, lambda text: print(text, file=sys.stderr), dry_run=True, world=world)
-        if world.is_first:
-            _print(prepared)
+        with closing(prepared):
+            if world.is_first:
+                _print(prepared)
     return 0
 
 

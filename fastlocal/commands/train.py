@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +50,8 @@ def start(flags: TrainFlags, finish: Callable[[Prepared, Loop], None], *, eval_e
     machine = config.machine
     device = resolve_device(machine.device, ranks)
     with connected(ranks, url=machine.dist_url, timeout=machine.timeout, device=device) as world:
-        return _start(flags, world, finish, eval_every)
+        with ExitStack() as opened:
+            return _start(flags, world, finish, eval_every, opened)
 
 
 def _check_restarts(config: RunConfig, ranks: Ranks) -> None:
@@ -57,7 +59,13 @@ def _check_restarts(config: RunConfig, ranks: Ranks) -> None:
         raise UsageError("--max-restarts: needs --log-pth RUN, so that a run that is started again finds itself")
 
 
-def _start(flags: TrainFlags, world: World, finish: Callable[[Prepared, Loop], None], eval_every: int | None) -> int:
+def _start(
+    flags: TrainFlags,
+    world: World,
+    finish: Callable[[Prepared, Loop], None],
+    eval_every: int | None,
+    opened: ExitStack,
+) -> int:
     with held_back():
         import torch
 
@@ -79,6 +87,7 @@ def _start(flags: TrainFlags, world: World, finish: Callable[[Prepared, Loop], N
         if again:
             config = as_before(config, given, fill_in=flags.config is None)
     prepared = prepare_named(config, lambda text: print(text, file=sys.stderr), dry_run=flags.dry_run, world=world)
+    opened.callback(prepared.close)
     if flags.dry_run:
         from .plan_text import plan_text
 

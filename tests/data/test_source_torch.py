@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -185,3 +187,17 @@ def test_the_command_line_trains_through_workers_as_from_memory(
         outcome = tiny.run(capsys, *tiny.train_words(data, tmp_path / source), *common, *words)
         assert outcome.status == 0, outcome.err
     assert tiny.metrics(tmp_path / "torch") == tiny.metrics(tmp_path / "resident")
+
+
+@pytest.mark.parametrize("kind", ["torch", pytest.param("dali", marks=pytest.mark.needs("nvidia.dali"))])
+def test_nothing_is_left_running_after_a_run(tmp_path: Path, kind: str) -> None:
+    images, targets = torch.arange(12 * 27).remainder(256).to(torch.uint8).view(12, 3, 3, 3), torch.arange(12) % 3
+    pair, model = (images, targets), nn.Sequential(nn.Flatten(), nn.Linear(27, 3))
+    settings: dict[str, Any] = {"clients": 4, "batch_size": 3, "rounds": 1, "nw": 1, "source": kind}
+    settings |= {"mean": (0.5,) * 3, "std": (0.25,) * 3, "directory": tmp_path / "run", "overwrite": True}
+    threads = set(threading.enumerate())
+    fastlocal.train(model, pair, pair, **settings)
+    assert not multiprocessing.active_children() and set(threading.enumerate()) <= threads
+    with pytest.raises(UsageError, match="does not take a batch"):
+        fastlocal.train(nn.Linear(2, 3), pair, pair, **settings)
+    assert not multiprocessing.active_children() and set(threading.enumerate()) <= threads
