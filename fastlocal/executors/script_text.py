@@ -86,7 +86,7 @@ class ScriptText:
                 return f"{_name(node)} = {product}" + (f" + {arguments[0]}" if len(arguments) == 3 else "")
         arguments += [f"{name}={_text(value)}" for name, value in node.kwargs.items()]
         # what was a view of one layout may be none of another
-        operation = "reshape" if target is torch.ops.aten.view.default else target._opname
+        operation = "reshape" if target in (VIEW, UNSAFE_VIEW) else target._opname
         back = ".contiguous(memory_format=torch.channels_last)" if node in self._strayed else ""
         return f"{_name(node)} = torch.ops.{target.namespace}.{operation}({', '.join(arguments)}){back}"
 
@@ -172,7 +172,8 @@ class ScriptText:
 
 
 ALIAS, EXPAND = torch.ops.aten.alias.default, torch.ops.aten.expand.default
-VIEWS = (ALIAS, torch.ops.aten.t.default, torch.ops.aten.view.default)
+VIEW, UNSAFE_VIEW = torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default
+VIEWS = (ALIAS, torch.ops.aten.t.default, VIEW)
 
 
 def _attribute(module: Any, path: Any) -> Tensor:
@@ -214,6 +215,8 @@ def _strayed(calls: Iterable[fx.Node]) -> set[fx.Node]:
     for node in calls:
         target: Any = node.target
         if target.__module__ == "_operator" or not _is_image(node) or _layout(node) is not torch.contiguous_format:
+            continue
+        if "memory_format" in node.kwargs:  # it asks for that layout, to become rows say
             continue
         shares_memory = any(value.alias_info is not None for value in target._schema.returns)
         images = [value for value in node.args if isinstance(value, fx.Node) and _is_image(value)]

@@ -93,9 +93,14 @@ def test_large_weights_and_products_added_in_place(values: dict[str, float]) -> 
 
 @pytest.mark.parametrize("name", ["batchnorm", "groupnorm", "odd", "words"])
 def test_the_memory_layout_changes_nothing_but_rounding(name: str) -> None:
-    problem = problem_of(name)
+    assert_same_in_channels_last(problem_of(name))
+
+
+def assert_same_in_channels_last(problem: LocalProblem) -> None:
     stack, plan = start(problem)
-    result = ThreadedExecutor(problem, workers=2, channels_last=True).run_round(stack, plan)
+    executor = ThreadedExecutor(problem, workers=2, channels_last=True)
+    result = executor.run_round(stack, plan)
+    assert all(isinstance(own, ScriptedSteps) for own in executor._steps_for(plan))
     assert_same((stack, result), in_plain_torch(problem), 1e-11)
 
 
@@ -136,9 +141,13 @@ def test_channels_last_steps_stay_in_that_layout() -> None:
     with Layouts() as layouts:
         steps.first_step(row.clone(), torch.zeros_like(row), batch.inputs, batch.targets)
     assert layouts.mixed == []
-    stack, plan = start(problem)
-    result = ThreadedExecutor(problem, workers=2, channels_last=True).run_round(stack, plan)
-    assert_same((stack, result), in_plain_torch(problem), 1e-11)
+    assert_same_in_channels_last(problem)
+
+
+def test_channels_last_images_become_rows() -> None:
+    images = nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+    rows = nn.Sequential(*images, nn.Flatten(), nn.Linear(4 * 3 * 2, 4))
+    assert_same_in_channels_last(problem_with(rows, torch.float64))
 
 
 def test_momentum_without_decay_is_that_of_torch() -> None:
