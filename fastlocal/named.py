@@ -56,7 +56,8 @@ def load_data(config: RunConfig, message: Callable[[str], None]) -> DataSet:
             side=(data.image_size or IMAGENET_SIDE) if crops else None,
         )
     except OSError as error:
-        raise UsageError(f"--data-pth {data.data_pth}: {data.dataset} cannot be read ({error})") from error
+        given = f"--data-pth {data.data_pth}: {data.dataset}" if data.data_pth else f"--dataset {data.dataset}:"
+        raise UsageError(f"{given} cannot be read ({error})") from error
 
 
 def make_model(config: RunConfig, data: DataSet, state: dict[str, Tensor] | None, flag: str, path: Path) -> nn.Module:

@@ -9,13 +9,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from ..errors import UsageError
 from ..interrupts import held_back
 from .words import normalise, refuse_unknown, registry
+
+if TYPE_CHECKING:
+    from ..data.datasets import Request
+    from ..data.types import DataSet
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def run(argv: Sequence[str]) -> int:
             message=_say,
             stored=True,
         )
-        data = datasets.read(request)
+        data = _read(request)
         refuse_empty_classes(data, data_pth=flags.data_pth, train_pth=flags.train_pth)
         beton = BetonSettings(
             flags.write_mode, flags.max_resolution, flags.quality, flags.jpeg_share, flags.smart_threshold
@@ -110,6 +114,15 @@ def run(argv: Sequence[str]) -> int:
     print(f"{len(data.train)} training and {len(data.test)} test images in {time.perf_counter() - start:.1f} s")
     print(f"fastlocal train --dataset {flags.format} --train-pth {files[0]} --val-pth {files[1]}")
     return 0
+
+
+def _read(request: Request) -> DataSet:
+    from ..data import datasets
+
+    try:
+        return datasets.read(request)
+    except OSError as error:
+        raise UsageError(f"--dataset {request.name}: cannot be read ({error})") from error
 
 
 def _say(text: str) -> None:

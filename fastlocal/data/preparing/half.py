@@ -6,8 +6,9 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +16,9 @@ from torch import Tensor
 from fastlocal import __version__
 from fastlocal.data.channels import from_counts
 from fastlocal.data.images.arrays import ArrayImages
+from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.images.files import FileImages
+from fastlocal.data.images.mapped import MappedImages
 from fastlocal.data.manifest import Manifest, Stamp
 from fastlocal.data.types import StoredImages
 
@@ -44,14 +47,11 @@ class Half:
         """Of everything that decides what is written: the samples (files by name, size and time) and the settings."""
         digest = hashlib.sha256(json.dumps([__version__, dict(self.settings), self.class_names]).encode())
         digest.update(self.targets.numpy().tobytes())
-        if isinstance(self.images, FileImages):
-            for path in self.images.paths:
-                status = path.stat()
-                digest.update(os.fsencode(f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}\0"))
-        elif isinstance(self.images, ArrayImages):
+        if isinstance(self.images, ArrayImages):
             digest.update(self.images.images.contiguous().numpy().data)
-        else:
-            digest.update(json.dumps(dict(self.source)).encode())
+        for path in _files(self.images):
+            status = path.stat()
+            digest.update(os.fsencode(f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}\0"))
         return digest.hexdigest()
 
     def manifest(
@@ -72,3 +72,12 @@ class Half:
             settings={**self.settings, "fingerprint": self.fingerprint},
             fastlocal=__version__,
         )
+
+
+def _files(images: StoredImages) -> Sequence[Path]:
+    """What lies on the disk of them."""
+    if isinstance(images, FileImages):
+        return images.paths
+    if isinstance(images, BetonImages):
+        return [images.path]
+    return [images.file] if isinstance(images, MappedImages) else []

@@ -238,3 +238,25 @@ def test_a_killed_run_leaves_nothing_to_train_on_and_goes_on_where_it_was(
     assert tree(out) == FILES
     own, data = load("npz", data_pth=str(many)), load("array", data_pth=str(out), whole=True)
     assert same(own, data) and (data.mean, data.std) == (own.mean, own.std)
+
+
+def test_what_was_prepared_from_files_that_have_changed_is_not_there_already(
+    npz: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--dataset", "array", "--data-pth", prepared, "--out", tmp_path / "again")
+    assert prepare(capsys, *words).status == 0 and "is there already" in prepare(capsys, *words).err
+    with np.load(npz) as stored:
+        arrays = dict(stored)
+    np.savez(npz, **arrays | {"x_train": 255 - arrays["x_train"]})
+    assert prepare(capsys, "--dataset", "npz", "--data-pth", npz, "--out", prepared, "--overwrite").status == 0
+    outcome = prepare(capsys, *words)
+    assert outcome.status == 2 and "holds a train.npy of other data or settings; --overwrite" in outcome.err
+    assert prepare(capsys, *words, "--overwrite").status == 0
+    assert same(load("array", data_pth=str(prepared)), load("array", data_pth=str(tmp_path / "again")))
+
+
+def test_a_link_to_itself_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = image_folder(tmp_path / "images")
+    (folder / "train" / "dog" / "loop.png").symlink_to("loop.png")
+    outcome = prepare(capsys, "--data-pth", folder, "--out", tmp_path / "a")
+    assert outcome.status == 2 and outcome.err.count("\n") == 1 and "dog/loop.png" in outcome.err
