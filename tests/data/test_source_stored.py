@@ -224,3 +224,10 @@ def test_a_side_of_one_pixel_is_enough(kind: Any, height: int, width: int) -> No
     drawn = boxes(Augmentation(kind, 24), 3, rows(50), np.full(50, height), np.full(50, width))
     assert drawn[:, 2:4].min() == 1
     assert cut(np.full((height, width, 3), 7, dtype=np.uint8), drawn[0], 24, 24).min() == 7
+
+
+@pytest.mark.needs("nvidia.dali")
+def test_dali_skips_a_first_file_that_is_gone(files: list[Path], tmp_path: Path) -> None:
+    split = sources.stored([tmp_path / "gone.jpg", *files[1:4]])
+    with sources.source_of("dali", split, on_bad_sample="skip") as source:
+        assert source.rows(0, 2).targets.tolist() == [1, 1]

@@ -48,7 +48,7 @@ class Job:
     workers: int
 
 
-class _Samples:
+class Samples:
     """(image, label) by index, for the workers, which share what they count and the first failure."""
 
     def __init__(self, job: Job) -> None:
@@ -79,6 +79,9 @@ class _Samples:
         height, width = image.shape[:2]
         longest = max(height, width)
         shrunk = min(1.0, (self.job.max_resolution or longest) / longest)
+        if not (int(height * shrunk) and int(width * shrunk)):
+            reason = f"of {width}x{height} pixels --max-resolution {self.job.max_resolution} leaves nothing to one side"
+            raise BadSample(f"image {index}", reason)
         if self.page_bytes < int(height * shrunk) * int(width * shrunk) * 3 <= largest_raw(self.job):
             reason = f"{width}x{height} pixels are more than a page of the file holds; give --max-resolution"
             raise BadSample(f"image {index}", reason)
@@ -174,7 +177,7 @@ def _write(job: Job) -> None:
     import ffcv.writer
     from ffcv.fields import IntField, RGBImageField
 
-    samples = _Samples(job)
+    samples = Samples(job)
     fields = {
         "image": RGBImageField(
             write_mode=job.write_mode,

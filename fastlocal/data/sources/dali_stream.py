@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from typing import Any
@@ -34,7 +35,7 @@ class DaliStream:
         self.most_rows = MOST_ROWS
         self._cutter, self._shape = cutter, shape
         self._threads, self._device_id = max(1, workers), device_id
-        self._compressed = cutter.images.encoded(0) is not None
+        self._compressed = self._first_is_compressed()
         self._pipeline = self._build()
         self._waiting: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -49,6 +50,14 @@ class DaliStream:
     def close(self) -> None:
         self._waiting.put(None)
         self._thread.join()
+
+    def _first_is_compressed(self) -> bool:
+        """Of the first image that can be read, if any."""
+        images = self._cutter.images
+        for index in range(len(images)):
+            with contextlib.suppress(BadSample):
+                return images.encoded(index) is not None
+        return False
 
     def _build(self) -> Any:
         height, width, channels = self._shape

@@ -22,6 +22,7 @@ from fastlocal.data.datasets import load
 from fastlocal.data.images.arrays import ArrayImages
 from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.preparing.beton import BetonSettings, FfcvWriter, write_beton
+from fastlocal.data.preparing.ffcv_writer import Job, Samples
 from fastlocal.data.preparing.half import Half
 from fastlocal.data.stored import decode_all
 from fastlocal.data.types import BadSample, StoredImages, StoredSplit
@@ -175,6 +176,13 @@ def test_a_file_that_is_not_what_its_manifest_says_is_refused(copied: Path) -> N
         load("beton", data_pth=str(copied))
     (copied / "train.beton.json").unlink()
     assert load("beton", data_pth=str(copied)).classes == 3, "as FFCV's own files, which have no manifest"
+
+
+def test_an_image_of_which_scaling_leaves_nothing_is_named() -> None:
+    thin = ArrayImages(torch.zeros(2, 3, 1, 90, dtype=torch.uint8))
+    samples = Samples(Job("", thin, [0, 1], "raw", 30, 90, 0.5, None, 1))
+    samples[1]
+    assert samples.failure.value.startswith(b"image 1 cannot be decoded (of 90x1 pixels --max-resolution 30 leaves")
 
 
 def test_a_damaged_jpeg_is_named_by_its_place(tmp_path: Path, writer: FfcvWriter) -> None:
