@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -200,6 +199,32 @@ def test_compiled_steps_are_timed_in_whole_chunks() -> None:
     assert min(clients for compiled, clients in stepped if not compiled) < 7
 
 
+class Clock:
+    """The time as executors under a test let it pass, whatever else the machine does."""
+
+    def __init__(self) -> None:
+        self.passed, self.computed = 0.0, 0.0
+
+    def wait(self, seconds: float) -> None:
+        self.passed += seconds
+
+    def compute(self, seconds: float) -> None:
+        self.passed, self.computed = self.passed + seconds, self.computed + seconds
+
+    def perf_counter(self) -> float:
+        return self.passed
+
+    def process_time(self) -> float:
+        return self.computed
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("fastlocal.executors.tuning.time", clock)
+    return clock
+
+
 class Paced:
     """Takes a round as long as `pace` says, given its samples, and trains nothing."""
 
@@ -212,57 +237,55 @@ class Paced:
         return RoundResult(torch.zeros(plan.sample_ids.shape[:2]), None)
 
 
-def compute(seconds: float) -> None:
-    end = time.process_time() + seconds
-    while time.process_time() < end:
-        pass
-
-
-def test_one_lucky_round_decides_nothing() -> None:
-    lucky = iter([4e-3] * 3)
-    paces = {
-        "rule": lambda samples: time.sleep(3e-2 * samples),
-        "steady": lambda samples: time.sleep(1e-2 * samples),
-        "lucky": lambda samples: time.sleep(next(lucky, None) or 2e-2 * samples),
-    }
-    work = Work(1, 1, 1, 10**12)
-    made = {name: Paced(pace) for name, pace in paces.items()}
-    timings = tune(
-        problem_of("perceptron"), work, [{"executor": name} for name in paces], lambda p, v: made[v["executor"]], 0.5
-    )
-    assert timings[0].values == {"executor": "steady"} and timings[0].seconds >= 1e-2
-
-
-def test_one_round_that_was_held_up_rules_nothing_out() -> None:
-    held_up = iter([1e-3, 0.1])
-    paces = {
-        "rule": lambda samples: time.sleep(2e-2 * samples),
-        "held up": lambda samples: time.sleep(next(held_up, 5e-3)),
-    }
+def order_of(paces: dict[str, Callable[[int], None]], work: Work, seconds: float) -> list[tuple[str, float]]:
+    """The names of executors of these paces and their seconds per client-step, as tuned."""
     made = {name: Paced(pace) for name, pace in paces.items()}
     options = [{"executor": name} for name in paces]
-    timings = tune(problem_of("perceptron"), Work(1, 1, 1, 10**12), options, lambda p, v: made[v["executor"]], 0.1)
-    assert timings[0].values == {"executor": "held up"}
+    timings = tune(problem_of("perceptron"), work, options, lambda p, v: made[v["executor"]], seconds)
+    return [(timing.values["executor"], timing.seconds) for timing in timings]
 
 
-def test_a_busy_machine_makes_no_run_long() -> None:
+def test_one_lucky_round_decides_nothing(clock: Clock) -> None:
+    lucky = iter([4e-3] * 3)
+    paces = {
+        "rule": lambda samples: clock.compute(3e-2 * samples),
+        "steady": lambda samples: clock.compute(1e-2 * samples),
+        "lucky": lambda samples: clock.compute(next(lucky, None) or 2e-2 * samples),
+    }
+    (name, seconds), *_ = order_of(paces, Work(1, 1, 1, 10**12), 0.5)
+    assert name == "steady" and seconds == pytest.approx(1e-2)
+
+
+def test_one_round_that_was_held_up_rules_nothing_out(clock: Clock) -> None:
+    held_up = iter([1e-3, 0.1])
+    paces = {
+        "rule": lambda samples: clock.compute(2e-2 * samples),
+        "held up": lambda samples: clock.compute(next(held_up, 5e-3)),
+    }
+    assert order_of(paces, Work(1, 1, 1, 10**12), 0.1)[0][0] == "held up"
+
+
+def test_a_busy_machine_makes_no_run_long(clock: Clock) -> None:
     """Waiting for a core is not counted: the run of 4,000 steps takes 0.4 s of the processor's time, 40 s as timed."""
-    slow = Paced(lambda samples: (compute(1e-4), time.sleep(1e-2))[0])
-    options = [{"executor": "rule"}, {"executor": "other"}]
-    assert tune(problem_of("perceptron"), Work(1, 1, 1, 4000), options, lambda p, v: slow, 1.0) == []
-    assert len(tune(problem_of("perceptron"), Work(1, 1, 1, 4000), options, lambda p, v: slow, 0.01)) == 2
+
+    def slow(samples: int) -> None:
+        clock.compute(1e-4)
+        clock.wait(1e-2)
+
+    paces, work = {"rule": slow, "other": slow}, Work(1, 1, 1, 4000)
+    assert order_of(paces, work, 1.0) == []
+    assert len(order_of(paces, work, 0.01)) == 2
 
 
-def test_steps_that_take_long_are_timed_on_smaller_batches() -> None:
+def test_steps_that_take_long_are_timed_on_smaller_batches(clock: Clock) -> None:
     """A step of a whole batch takes 10 s."""
-    made = [Paced(lambda samples: compute(1e-3 * samples)), Paced(lambda samples: compute(2e-3 * samples))]
-    began = time.process_time()
+    made = [Paced(lambda samples: clock.compute(1e-3 * samples)), Paced(lambda samples: clock.compute(2e-3 * samples))]
     options = [{"executor": place} for place in range(2)]
     timings = tune(problem_of("perceptron"), Work(2, 10_000, 4, 10**6), options, lambda p, v: made[v["executor"]], 0.5)
-    assert time.process_time() - began < 5.0
+    assert clock.passed < 5.0
     assert all(max(one.batches) < 1000 for one in made)
     assert [timing.values["executor"] for timing in timings] == [0, 1]
-    assert timings[0].seconds > 9.0, "of a whole batch"
+    assert timings[0].seconds == pytest.approx(10.0), "of a whole batch"
 
 
 @pytest.mark.parametrize(("flags", "tried"), [(["29"], False), (["30"], True), (["30", "--compile", "0"], False)])
