@@ -54,6 +54,24 @@ def test_skipped_samples_are_replaced_by_the_next_and_told_once(folder: list[Pat
         assert torch.equal(batch.inputs, expected.inputs) and batch.targets.tolist() == [[1, 5, 5, 5, 1]]
 
 
+def test_many_bad_samples_in_a_row_are_passed_over_at_once(folder: list[Path], tmp_path: Path) -> None:
+    paths = [tmp_path / f"none{number}.jpg" for number in range(400)] + folder[:1]
+    begun = 0
+    with sources.source_of("torch", sources.stored(paths), on_bad_sample="skip") as source:
+        begin = source.engine.begin
+
+        def counted(piece: object) -> None:
+            nonlocal begun
+            begun += 1
+            begin(piece)
+
+        source.engine.begin = counted
+        assert source.rows(0, 401).targets.tolist() == [0] * 401
+        assert source.take_messages()[-1].startswith("400 samples cannot be decoded")
+        source.batch(torch.tensor([[3, 300]]), torch.tensor([0]), 0)
+    assert begun < 20
+
+
 def test_where_nothing_can_be_decoded_skipping_ends(folder: list[Path]) -> None:
     for path in folder[1:]:
         damage(path)

@@ -18,8 +18,7 @@ from fastlocal.errors import UsageError
 from fastlocal.interrupts import poll
 from fastlocal.kernels.gather_augment.cpu import normalise
 
-from ..transforms import PADDING, Rows
-from ..types import BadSample
+from ..transforms import PADDING, Ints, Rows
 from .base import Batch, Wanted
 from .engine import Cutter, Engine, Piece
 from .feed import Feed
@@ -67,7 +66,7 @@ class StreamingSource:
         self.lock = threading.RLock()
         self.feeds: list[Feed] = []
         self._next_rows: tuple[int, Feed] | None = None
-        self._replaced: dict[int, int] = {}
+        self._instead: Ints | None = None
         self._bad: set[int] = set()
         self._more_bad = False
         self._messages: list[str] = []
@@ -151,10 +150,10 @@ class StreamingSource:
         """Have the engine begin a batch."""
         request = Request(wanted, rows, self.layout, self.engine.most_rows, self.device.type == "cuda")
         for piece in request.pieces:
-            for bad, better in self._replaced.items():
-                if (piece.rows.ids == bad).any():
-                    piece.rows.ids[piece.rows.ids == bad] = better
-                    piece.rows = piece.rows.of(piece.rows.ids)
+            better = self._readable(piece.rows.ids)
+            if (piece.rows.ids != better).any():
+                piece.rows.ids[:] = better
+                piece.rows = piece.rows.of(piece.rows.ids)
             self.engine.begin(piece)
         return request
 
@@ -175,6 +174,8 @@ class StreamingSource:
         if used:
             inputs = used[0][1].view(*request.wanted.sample_ids.shape, *used[0][1].shape[1:])
             return Batch(inputs, self._targets(request))
+        for piece in request.pieces:  # of all before any is replaced, so that none takes the place of another
+            self._refuse(piece)
         for piece in request.pieces:
             if piece.bad:
                 piece.to_host()
@@ -196,39 +197,51 @@ class StreamingSource:
 
     def _replace(self, piece: Piece) -> None:
         """Fill the rows of samples that cannot be decoded from the next ones that can."""
-        tried = 0
-        waiting = piece.bad
+        waiting = [row for row, _ in piece.bad]
         while waiting:
-            tried += 1
-            for row, bad in sorted(waiting, key=lambda refused: refused[0]):
-                self._refuse(int(piece.rows.ids[row]), bad, tried)
-            places = np.array(sorted({row for row, _ in waiting}))
+            places = np.array(sorted(set(waiting)))
             rows = piece.rows.pick(places)
-            rows = rows.of((rows.ids + 1) % len(self))
+            rows = rows.of(self._readable(rows.ids))
             targets = None if piece.targets is None else piece.targets[places]
             other = Piece(rows, np.empty_like(piece.out[places]), targets)
             self.engine.begin(other)
             self.wait_for(other)
             other.to_host()
-            with self.lock:
-                for old, new in zip(piece.rows.ids[places], rows.ids, strict=True):
-                    chain = [bad for bad, better in self._replaced.items() if better == old]
-                    self._replaced |= {int(bad): int(new) for bad in (old, *chain)}
             piece.rows.ids[places], piece.out[places] = rows.ids, other.out
             if piece.targets is not None:
                 piece.targets[places] = other.targets
-            waiting = [(int(places[row]), bad) for row, bad in other.bad]
+            self._refuse(other)
+            waiting = [int(places[row]) for row, _ in other.bad]
 
-    def _refuse(self, index: int, bad: BadSample, tried: int) -> None:
-        if self.on_bad_sample == "stop":
-            raise UsageError(f"{bad}; replace or remove it, or give --on-bad-sample skip")
-        if tried >= len(self):
-            raise UsageError(f"{bad}; nor can any other sample")
+    def _refuse(self, piece: Piece) -> None:
+        """Take note of the samples that cannot be decoded; raises UsageError where they end the run."""
+        for row, bad in sorted(piece.bad, key=lambda refused: refused[0]):
+            if self.on_bad_sample == "stop":
+                raise UsageError(f"{bad}; replace or remove it, or give --on-bad-sample skip")
+            index = int(piece.rows.ids[row])
+            with self.lock:
+                if index in self._bad:
+                    continue
+                self._more_bad |= len(self._bad) >= NAMED
+                if len(self._bad) < NAMED:
+                    self._messages.append(f"{bad}; the next sample takes its place (--on-bad-sample skip)")
+                self._bad.add(index)
+                if len(self._bad) == len(self):
+                    raise UsageError(f"{bad}; nor can any other sample")
+                if self._instead is None:
+                    self._instead = np.arange(len(self))
+                self._instead[index] = (index + 1) % len(self)
+
+    def _readable(self, ids: Ints) -> Ints:
+        """The same samples, in the places of those known to be bad the next ones."""
         with self.lock:
-            self._more_bad |= index not in self._bad and len(self._bad) >= NAMED
-            if index not in self._bad and len(self._bad) < NAMED:
-                self._messages.append(f"{bad}; the next sample takes its place (--on-bad-sample skip)")
-            self._bad.add(index)
+            if self._instead is None:
+                return ids
+            found = self._instead[ids]
+            while len(self._bad) < len(self) and (self._instead[found] != found).any():
+                found = self._instead[found]
+            self._instead[ids] = found  # however many are bad in a row, they are passed over at once from now on
+            return found
 
     def _inputs(self, request: Request) -> Tensor:
         if any(piece.on_device is not None for piece in request.pieces):
