@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 
 Check = Callable[[int, int], None]
 """Of a rank and the number of ranks."""
-TIMEOUT = timedelta(seconds=30)
+TIMEOUT = timedelta(seconds=120)
 
 
 def deal(clients: int, rank: int, size: int) -> range:
