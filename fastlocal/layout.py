@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,17 @@ class ParamLayout:
     @property
     def n_params(self) -> int:
         return sum(self.sizes)
+
+    @property
+    def places(self) -> tuple[slice, ...]:
+        """The columns of each parameter."""
+        ends = list(itertools.accumulate(self.sizes))
+        return tuple(slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True))
+
+    @property
+    def decays(self) -> tuple[bool, ...]:
+        """Whether weight decay applies, by parameter."""
+        return tuple(bool(self.decay_mask[place].any()) for place in self.places)
 
     def views(self, row: Tensor) -> dict[str, Tensor]:
         """{name: [..., *shape]} of row [..., n_params]: one split, so that its backward is one concatenation."""

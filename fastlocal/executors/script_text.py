@@ -47,8 +47,7 @@ class ScriptText:
         self._calls = [node for node in nodes if node.op == "call_function"]
         results = next(node for node in nodes if node.op == "output").args[0]
         self._loss, self._outputs, *self._grads = results
-        masks = problem.layout.views(problem.layout.decay_mask).values()
-        self._decays = [problem.weight_decay * float(mask.sum() > 0) for mask in masks]
+        self._decays = [problem.weight_decay * decays for decays in problem.layout.decays]
         in_place = problem.clip_norm is None and not problem.nesterov
         self._products = self._find_products() if in_place else {}
         self._strayed = _strayed(self._calls)

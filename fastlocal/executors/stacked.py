@@ -17,6 +17,8 @@ from .compiled import Compiler
 from .conv_strategy import Stacking, Strategies
 from .update import Update
 
+Params = Tensor | dict[str, Tensor]
+"""Rows [clients, n_params], or the parameters by name, [clients, *shape]."""
 FUSED_CLASSES = 8192
 """At most, as the kernel of the loss holds a sample's logits in registers."""
 
@@ -27,6 +29,8 @@ class StackedExecutor:
     compile: whether torch.compile makes that program, one for each number of clients and batch size
     fused_loss: whether cross-entropy is one operation of all clients, which also counts right predictions and makes the
         gradient; None: on a GPU, where nothing else fuses it
+    by_parameter: whether every parameter has a gradient of its own, instead of each client a row of them all; None: on
+        a CPU, where a row takes two more passes over memory, unless compiled
     Where memory runs out, fewer clients are stepped at once from then on, with the same result.
     """
 
@@ -37,6 +41,7 @@ class StackedExecutor:
         conv_strategy: Strategies = "auto",
         compile: bool = False,
         fused_loss: bool | None = None,
+        by_parameter: bool | None = None,
     ) -> None:
         self.problem = problem
         self._stacking = Stacking(problem.module, conv_strategy)
@@ -51,6 +56,8 @@ class StackedExecutor:
         self._program = self._forward if self.compiler is None else self.compiler.compile(self._forward)
         if self.compiler is not None and problem.source.device.type == "cpu":  # elsewhere it is one kernel already
             self._update.step = self.compiler.compile(self._update.step)  # type: ignore[method-assign]
+        on_cpu = problem.source.device.type == "cpu"
+        self._by_parameter = on_cpu and not compile if by_parameter is None else by_parameter
         self._most: int | None = None
         self._notes: list[str] = []
 
@@ -105,15 +112,24 @@ class StackedExecutor:
     def _step(
         self, stack: ClientStack, batch: Batch, targets: Tensor, learning_rates: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        params = stack.params.detach().requires_grad_()
+        if self._by_parameter:
+            values = self.problem.layout.views(stack.params.detach())
+            params: Params = {name: value.detach().requires_grad_() for name, value in values.items()}
+            leaves = list(params.values())
+        else:
+            params = stack.params.detach().requires_grad_()
+            leaves = [params]
         with span("forward"):
             losses, correct = self._program(params, batch.inputs, targets, batch.targets)
         with span("backward"):
-            (grads,) = torch.autograd.grad(losses.sum(), params)
-        self._update(stack.params, stack.momentum, grads, learning_rates)
+            grads = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
+        if self._by_parameter:
+            self._update.by_parameter(stack.params, stack.momentum, grads, learning_rates)
+        else:
+            self._update(stack.params, stack.momentum, grads[0], learning_rates)
         return losses.detach(), correct
 
-    def _forward(self, params: Tensor, inputs: Tensor, targets: Tensor, clean: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _forward(self, params: Params, inputs: Tensor, targets: Tensor, clean: Tensor) -> tuple[Tensor, Tensor | None]:
         """Losses [clients] of the targets that the loss sees, and how often the outputs are right about clean ones."""
         topk = self.problem.topk
         with self._stacking.mode():
@@ -129,14 +145,15 @@ class StackedExecutor:
             losses = vmap(self.problem.loss)(self.problem.numerics.full(outputs), targets)
         return losses, count_correct(outputs, clean, topk) if topk else None
 
-    def _forward_one(self, row: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = self._outputs_one(row, inputs)
+    def _forward_one(self, params: Params, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = self._outputs_one(params, inputs)
         return self.problem.loss(self.problem.numerics.full(outputs), targets), outputs
 
-    def _outputs_one(self, row: Tensor, inputs: Tensor) -> Tensor:
+    def _outputs_one(self, params: Params, inputs: Tensor) -> Tensor:
         problem = self.problem
+        named = problem.layout.views(params) if isinstance(params, Tensor) else params
         # every step starts from the module's own buffers, and what becomes of them is forgotten
-        values = problem.layout.views(row) | {name: value.clone() for name, value in self._buffers.items()}
+        values = named | {name: value.clone() for name, value in self._buffers.items()}
         with problem.numerics.autocast():
             outputs: Tensor = functional_call(self._stacking.module, values, (inputs,))
         return outputs

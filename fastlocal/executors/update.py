@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from fastlocal import kernels
@@ -11,6 +15,8 @@ from .base import LocalProblem
 
 EPSILON = 1e-6
 """Added to norms, as torch.nn.utils.clip_grad_norm_ does."""
+LARGE = 2**15
+"""Values of a parameter from which one pass over them, client by client, takes less time than several over all."""
 
 
 class Update:
@@ -21,6 +27,11 @@ class Update:
         self._problem = problem
         self._sgd = kernels.get("client_sgd", device=source.device)
         self._norm = kernels.get("client_norm", device=source.device)
+        self._constants: dict[str, Any] = {
+            "mu": problem.momentum,
+            "weight_decay": problem.weight_decay,
+            "nesterov": problem.nesterov,
+        }
         self._decay_mask = problem.layout.decay_mask.to(source.device, source.dtype)
 
     def __call__(self, params: Tensor, momentum: Tensor | None, grads: Tensor, learning_rates: Tensor) -> None:
@@ -28,20 +39,56 @@ class Update:
         with span("client_sgd"):
             self.step(params, momentum, grads, learning_rates)
 
+    def by_parameter(
+        self, params: Tensor, momentum: Tensor | None, grads: Sequence[Tensor], learning_rates: Tensor
+    ) -> None:
+        """The same on a CPU from the gradients of every parameter, [clients, *shape].
+
+        No row of them is put together, which would take two more passes over memory.
+        """
+        problem = self._problem
+        with span("client_sgd"):
+            rows = [grad.reshape(len(params), -1).contiguous() for grad in grads]
+            if problem.clip_norm is not None:
+                norms = torch.stack([torch.linalg.vector_norm(row, dim=1) for row in rows])
+                scale = self._scale(torch.linalg.vector_norm(norms, dim=0))
+                rows = [row * scale.unsqueeze(1) for row in rows]  # two parameters may share a gradient
+            rates = learning_rates.tolist()
+            for row, place, decays in zip(rows, problem.layout.places, problem.layout.decays, strict=True):
+                some = params[:, place]
+                momenta = None if momentum is None else momentum[:, place]
+                decay = problem.weight_decay * decays
+                if row.shape[1] >= LARGE:
+                    for client, rate in enumerate(rates):
+                        own = [] if momenta is None else [momenta[client]]
+                        _sgd_in_one_pass(some[client], own, row[client], rate, decay, problem)
+                else:
+                    mask = self._decay_mask[place]
+                    self._sgd(some, momenta, row, learning_rates, mask, **self._constants, grad_scale=None)
+
     def step(self, params: Tensor, momentum: Tensor | None, grads: Tensor, learning_rates: Tensor) -> None:
         """The same without a name for profilers, as torch.compile takes it."""
-        problem = self._problem
-        scale = None
-        if problem.clip_norm is not None:
-            scale = (problem.clip_norm / (self._norm(grads) + EPSILON)).clamp_(max=1.0)
-        self._sgd(
-            params,
-            momentum,
-            grads,
-            learning_rates,
-            self._decay_mask,
-            mu=problem.momentum,
-            weight_decay=problem.weight_decay,
-            nesterov=problem.nesterov,
-            grad_scale=scale,
-        )
+        scale = None if self._problem.clip_norm is None else self._scale(self._norm(grads))
+        self._sgd(params, momentum, grads, learning_rates, self._decay_mask, **self._constants, grad_scale=scale)
+
+    def _scale(self, norms: Tensor) -> Tensor:
+        assert self._problem.clip_norm is not None
+        return (self._problem.clip_norm / (norms + EPSILON)).clamp_(max=1.0)
+
+
+def _sgd_in_one_pass(
+    params: Tensor, momenta: list[Tensor], grads: Tensor, rate: float, decay: float, problem: LocalProblem
+) -> None:
+    """torch.optim.SGD(fused=True) of one parameter of one client; all contiguous."""
+    torch._fused_sgd_(
+        [params],
+        [grads],
+        momenta,
+        weight_decay=decay,
+        momentum=problem.momentum,
+        lr=rate,
+        dampening=0.0,
+        nesterov=problem.nesterov,
+        maximize=False,
+        is_first_step=False,
+    )

@@ -29,6 +29,7 @@ from tests import small_models
 CPU = torch.device("cpu")
 EXECUTORS: dict[str, Callable[[LocalProblem], Executor]] = {
     "stacked": StackedExecutor,
+    "stacked by rows": partial(StackedExecutor, by_parameter=False),
     "looped": LoopedExecutor,
     "threaded": partial(ThreadedExecutor, workers=3),
 }
@@ -174,6 +175,13 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 def test_steps_are_those_of_torch_sgd(name: str, optimizer: str, kind: str) -> None:
     problem = problem_of(name, **OPTIMIZERS[optimizer])
     assert_same(run(kind, problem), in_plain_torch(problem), 1e-11)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_large_parameters_take_the_same_steps(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastlocal.executors.update.LARGE", 8)
+    problem = problem_of("odd", **OPTIMIZERS[optimizer])
+    assert_same(run("stacked", problem), in_plain_torch(problem), 1e-11)
 
 
 @pytest.mark.parametrize("kind", EXECUTORS)

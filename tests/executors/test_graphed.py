@@ -95,7 +95,8 @@ def test_no_step_of_a_program_looks_at_a_number_on_the_host(name: str, monkeypat
     monkeypatch.setattr(kernels, "CPU_OPS", ())  # which no GPU takes
     problem = problem_of(name, noise=NOISE, clip_norm=0.5)
     stack, plan = start(problem)
-    program = StepProgram(StackedExecutor(problem), stack, plan.local_steps, plan.sample_ids.shape[-1])
+    executor = StackedExecutor(problem, by_parameter=False)  # as on a GPU
+    program = StepProgram(executor, stack, plan.local_steps, plan.sample_ids.shape[-1])
     program.load(plan)
     seen = events(program, [ProfilerActivity.CPU])
     assert "aten::index_copy_" in seen and not ON_THE_HOST & set(seen)

@@ -29,11 +29,11 @@ class Scarce(StackedExecutor):
         self.room, self.since, self.sizes = room, since, list[int]()
         program = self._program
 
-        def limited(params: Tensor, *given: Tensor) -> Any:
-            self.sizes.append(len(params))
-            if len(params) > self.room and len(self.sizes) > self.since:
+        def limited(params: Any, inputs: Tensor, *targets: Tensor) -> Any:
+            self.sizes.append(len(inputs))
+            if len(inputs) > self.room and len(self.sizes) > self.since:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
-            return program(params, *given)
+            return program(params, inputs, *targets)
 
         self._program = limited
 
