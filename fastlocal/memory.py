@@ -16,6 +16,7 @@ from .evaluation import BATCH
 from .executors.base import LocalProblem
 from .executors.conv_strategy import Stacking, Strategies, convolutions, parse
 from .executors.conv_timing import called_layers
+from .executors.stacked import best_by_parameter
 from .free_memory import available, resident_bytes
 
 GIB = 2**30
@@ -26,8 +27,9 @@ IN_FLIGHT = {"cpu": 2, "cuda": 4}
 same of a residual or of a layout that a convolution wants."""
 SLACK = {"cpu": 0.4, "cuda": 0.0}
 """Of the activations: blocks that malloc keeps although nobody uses them, as measured by bench.memory."""
-GRADS = {"cpu": 4, "cuda": 2}
-"""Copies of the gradients at the end of a backward pass; malloc keeps some of them, as measured by bench.memory."""
+GATHERING = {"cpu": 4, "cuda": 2}
+"""Copies of the gradients while a backward pass gathers them into rows; malloc keeps some of them, as measured by
+bench.memory."""
 EVALUATING = 3
 """Activations that an evaluation holds at once: a layer's input and output, and a residual."""
 
@@ -51,6 +53,7 @@ class Needs:
     torch: of the process before training, data excepted        data: the data set where the steps read it
     row: one client's parameters        item: one number        stacked: whether all resident clients step at once
     workers: clients that step at once where they do not        device: "cpu" or "cuda"
+    copies: of the gradients at the end of a backward pass, beside themselves
     """
 
     torch: int
@@ -64,6 +67,7 @@ class Needs:
     stacked: bool
     workers: int
     device: str
+    copies: int
 
     def parts(self, chunk: int) -> dict[str, int]:
         """{what: bytes} at the peak with `chunk` clients resident, on the device where the steps are taken."""
@@ -73,11 +77,11 @@ class Needs:
         threads = at_once + (self.workers > 1 and not self.stacked)
         activations = threads * (kept.fixed + kept.per_sample * self.batch)
         grads = at_once * self.row
-        # the backward pass holds gradients of activations first; at its end, when the activations are gone, it makes
-        # those of the parameters contiguous and gathers them; an evaluation has neither
+        # the backward pass holds gradients of activations first; at its end, when the activations are gone, it may make
+        # those of the parameters contiguous and gather them; an evaluation has neither
         workspace = max(
             IN_FLIGHT[self.device] * at_once * kept.largest * self.batch + int(SLACK[self.device] * activations),
-            GRADS[self.device] * grads - activations,
+            self.copies * grads - activations,
             EVALUATING * kept.largest * BATCH[self.device] - activations - grads,
         )
         # the averaged row, the module, the decay mask and the start; the running mean in float64
@@ -260,7 +264,16 @@ def _needs(config: RunConfig, problem: LocalProblem, data: DataSet, strategies: 
         stacked=stacked,
         workers=(config.machine.workers or 1) if config.machine.executor == "threaded" else 1,
         device=numbers.device.type,
+        copies=_copies(config, problem) if stacked else GATHERING[numbers.device.type],
     )
+
+
+def _copies(config: RunConfig, problem: LocalProblem) -> int:
+    """Of the gradients of clients that step as one stack, at the end of their backward pass."""
+    device = problem.numerics.device
+    if best_by_parameter(device, compile=bool(config.machine.compile)):
+        return int(problem.clip_norm is not None)
+    return GATHERING[device.type]
 
 
 def _gib(size: int) -> str:

@@ -35,6 +35,7 @@ NEEDS = Needs(
     stacked=True,
     workers=1,
     device="cuda",
+    copies=2,
 )
 
 

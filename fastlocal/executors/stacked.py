@@ -23,14 +23,22 @@ FUSED_CLASSES = 8192
 """At most, as the kernel of the loss holds a sample's logits in registers."""
 
 
+def best_by_parameter(device: torch.device, *, compile: bool) -> bool:
+    """Whether gradients are best left by parameter: on a CPU, where a row of them all takes two more passes over memory.
+
+    A compiled program is left to gather them itself.
+    """
+    return device.type == "cpu" and not compile
+
+
 class StackedExecutor:
     """One local step of every resident client is one program over their flat buffers.
 
     compile: whether torch.compile makes that program, one for each number of clients and batch size
     fused_loss: whether cross-entropy is one operation of all clients, which also counts right predictions and makes the
         gradient; None: on a GPU, where nothing else fuses it
-    by_parameter: whether every parameter has a gradient of its own, instead of each client a row of them all; None: on
-        a CPU, where a row takes two more passes over memory, unless compiled
+    by_parameter: whether every parameter has a gradient of its own, instead of each client a row of them all; None: as
+        best_by_parameter says
     Where memory runs out, fewer clients are stepped at once from then on, with the same result.
     """
 
@@ -56,8 +64,8 @@ class StackedExecutor:
         self._program = self._forward if self.compiler is None else self.compiler.compile(self._forward)
         if self.compiler is not None and problem.source.device.type == "cpu":  # elsewhere it is one kernel already
             self._update.step = self.compiler.compile(self._update.step)  # type: ignore[method-assign]
-        on_cpu = problem.source.device.type == "cpu"
-        self._by_parameter = on_cpu and not compile if by_parameter is None else by_parameter
+        best = best_by_parameter(problem.source.device, compile=compile)
+        self._by_parameter = best if by_parameter is None else by_parameter
         self._most: int | None = None
         self._notes: list[str] = []
 
