@@ -22,6 +22,10 @@ class RankMissing(Exception):
     """Processes of a run that did not come to where the others wait; the text is one line that names them."""
 
 
+class StoppedAlone(KeyboardInterrupt):
+    """A signal asks to stop, and nothing is saved, for a process that this needs is gone; the text names it."""
+
+
 class NonFiniteLoss(ArithmeticError):
     """A client's loss or the averaged parameters are NaN or infinite. The command line exits with status 3."""
 

@@ -16,9 +16,9 @@ from .averaging.averager import OWED, make_averager
 from .checkpoint import save_model
 from .data.streams import Streams, StreamSpec
 from .directory import check_directory, create_directory, make_directory, reopen_directory
-from .errors import UsageError
+from .errors import RankMissing, StoppedAlone, UsageError
 from .evaluation import evaluate
-from .interrupts import held_back
+from .interrupts import held_back, requested_for
 from .lock import locked
 from .loop import Loop
 from .planner import Planner
@@ -122,7 +122,7 @@ def train(
     sinks: makes the loggers beside metrics.jsonl, given the run directory
     resume: go on from the last state that was saved there; start over where there is none
     eval_every: rounds between evaluations that a profile reckons with, where they are not those of the run
-    Returns the finished loop. On KeyboardInterrupt what was reached is saved.
+    Returns the finished loop. On KeyboardInterrupt what was reached is saved, unless it is a StoppedAlone.
     """
     config, world = prepared.config, prepared.world
     assert config.log.log_pth is not None
@@ -184,6 +184,11 @@ def train(
             if world.is_first and not (loop.history and loop.saver.enabled):
                 loop.reports.save_latest(loop.at.trained)  # a model to look at, where no evaluation has left one
             raise
+        except RankMissing as missing:
+            if not requested_for(0):
+                raise
+            world.stopped = True  # and has nobody left to ask
+            raise StoppedAlone(str(missing)) from missing
         return loop
 
 

@@ -79,6 +79,22 @@ def test_a_chunk_that_does_not_end_in_time(second: bool, ranks: int, forks: Fork
     assert "'comm_round': 4," in stood["resume.pt"][0][0] and stood["metrics.jsonl"].count(b"\n") == 4
 
 
+@pytest.mark.parametrize("last", [0, 1])
+def test_a_signal_while_another_rank_is_gone(last: int, forks: Forks, data: Path, tmp_path: Path) -> None:
+    """It stops the rank that waits in vain, as it would have where the other came: the last save stands."""
+    words = [*train_words(data, tmp_path / "run"), "--epochs", "100000", "--eval-freq1", "1", "--decay1", "1"]
+    process = forks.start([*words, "--decay2", "1"], tmp_path / "run.log", ranks=2)
+    assert wait_until((tmp_path / "run" / "resume.pt").exists, PATIENCE_S)
+    process.send(signal.SIGSTOP, [1 - last])
+    process.send(signal.SIGTERM, [last])
+    assert not wait_until(lambda: not process.running([last]), 1.0), "it waits for the other"
+    process.send(signal.SIGKILL, [1 - last])
+    assert process.statuses()[last] == 75
+    line = process.log.read_text().splitlines()[-1]
+    assert line.startswith("fastlocal: stopped by a signal, without saving: ") and "rank" in line
+    assert line.endswith("--continue` goes on")
+
+
 def test_one_writer(forks: Forks, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     process = into_the_endless_round(forks, tmp_path / "run", data)
     for flag in ("--overwrite", "--continue"):

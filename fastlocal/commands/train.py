@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from ..checks import check
 from ..config import RunConfig
-from ..errors import NonFiniteLoss, UsageError
+from ..errors import NonFiniteLoss, StoppedAlone, UsageError
 from ..interrupts import deadline, held_back
 from ..ranks import Ranks, launched
 from .flags import TrainFlags, parse
@@ -105,6 +105,8 @@ def _start(
                 resume=again,
                 eval_every=eval_every,
             )
+    except StoppedAlone as alone:
+        _leave(directory, f": {alone}")
     except torch.OutOfMemoryError:
         mend = "lower --batch-size, --chunk or --memory-limit"
         said = f"{config.machine.device} has no memory left; {mend}; {_reached(directory)}"
@@ -125,9 +127,9 @@ def _start(
     return 0
 
 
-def _leave(directory: Path) -> None:
+def _leave(directory: Path, why: str = " in time") -> NoReturn:
     """End the process where it stands: what is on the disk is whole at every moment."""
-    print(f"fastlocal: stopped by a signal, without saving in time; {_reached(directory)}", file=sys.stderr, flush=True)
+    print(f"fastlocal: stopped by a signal, without saving{why}; {_reached(directory)}", file=sys.stderr, flush=True)
     os._exit(STOPPED)
 
 

@@ -24,7 +24,7 @@ FUSED_CLASSES = 8192
 
 
 def best_by_parameter(device: torch.device, *, compile: bool) -> bool:
-    """Whether gradients are best left by parameter: on a CPU, where a row of them all takes two more passes over memory.
+    """Whether gradients are best left by parameter: on a CPU, where a row of all takes two more passes over memory.
 
     A compiled program is left to gather them itself.
     """
