@@ -17,6 +17,8 @@ import torch
 
 MOST = 1000
 """Entries that are kept, the latest."""
+SOURCES = tuple(Path(__file__).parent / name for name in ("executors", "kernels"))
+"""Our own code that decides how fast a step is."""
 
 
 def cache_file(name: str) -> Path:
@@ -31,9 +33,16 @@ def key_of(*about: Any) -> str:
 
 
 def machine_name(device: torch.device) -> list[str]:
-    """The machine, the device in it, and the versions that decide how fast it is."""
+    """The machine, the device in it, and the versions that decide how fast it is, our own code's among them."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return [platform.node(), name, torch.__version__, platform.python_version()]
+    return [platform.node(), name, torch.__version__, platform.python_version(), _own_code()]
+
+
+def _own_code() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in SOURCES for path in folder.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _processor() -> str:

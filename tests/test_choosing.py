@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from fastlocal import remembered
 from fastlocal.choosing import candidates
 from fastlocal.commands.flags import parse
 from fastlocal.executors.base import RoundPlan, RoundResult
@@ -61,6 +62,17 @@ def test_a_long_run_takes_what_it_timed_and_remembers_it(data: Path, own_cache: 
     assert value["fastest"]["executor"] == first.config.machine.executor
     short = prepared(data)
     assert short.config.machine.executor == "stacked" and short.notes == ()
+
+
+def test_other_code_is_timed_afresh(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "code" / "deeper" / "step.py"
+    source.parent.mkdir(parents=True)
+    source.write_text("slow")
+    monkeypatch.setattr(remembered, "SOURCES", (*remembered.SOURCES, tmp_path / "code"))
+    prepared(data, *LONG)
+    assert len(prepared(data, *LONG).notes) == 1
+    source.write_text("fast")
+    assert len(prepared(data, *LONG).notes) > 1
 
 
 @pytest.mark.parametrize("flags", [(), ("--epochs", "10000000", "--tune-seconds", "0")])
