@@ -116,3 +116,26 @@ def test_linear_layers_under_vmap_are_each_clients_own(shape: tuple[int, int, in
     torch.testing.assert_close(y, exact)
     for one, other in zip(*(torch.autograd.grad(out.sum(), (x, weight, bias)) for out in (y, exact)), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("low", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3), (2, 1, 3)], ids=str)
+@pytest.mark.parametrize("with_bias", [False, True], ids=["no bias", "bias"])
+def test_linear_layers_take_any_number_of_axes(lead: tuple[int, ...], with_bias: bool, low: bool) -> None:
+    """And give what torch's give, in the same type, autocast or not; gradients are stored as their weights are."""
+    draw = torch.Generator().manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sizes = ((*lead, 4), (5, 4), (5,)) if with_bias else ((*lead, 4), (5, 4))
+    given = [torch.randn(2, *size, generator=draw).to(device).requires_grad_() for size in sizes]
+    with torch.autocast(device, torch.bfloat16, enabled=low):
+        expected = torch.stack([F.linear(*parts) for parts in zip(*given, strict=True)])
+        with functional.StackedOps():
+            got = torch.vmap(F.linear)(*given)
+    assert got.dtype == expected.dtype or not lead, "one axis is left to torch, which adds the bias in fp32"
+    tolerance = 2e-2 if low else 1e-5
+    torch.testing.assert_close(got.float(), expected.float(), rtol=tolerance, atol=tolerance)
+    ours, torchs = (torch.autograd.grad(out.float().square().sum(), given) for out in (got, expected))
+    for one, other in zip(ours, torchs, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=4 * tolerance)
+    if lead and device == "cpu":
+        assert ours[1].is_contiguous(), "what makes it fast"
