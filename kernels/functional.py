@@ -73,9 +73,11 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     input: [..., in]        weight: [out, in]        bias: [out] or None
     """
     fits = weight.dim() == 2 and input.dim() > 1 and input.shape[-1] == weight.shape[1]
-    if input.device.type != "cpu" or not fits or bias is not None and bias.shape != weight.shape[:1]:
+    if bias is not None:
+        fits = fits and bias.shape == weight.shape[:1] and bias.dtype == weight.dtype
+    if input.device.type != "cpu" or not fits:
         return F.linear(input, weight, bias)
-    rows = torch.mm(weight, input.flatten(0, -2).t()).t()
+    rows = torch.mm(weight, input.flatten(0, -2).t()).t().contiguous()
     output = rows.reshape(*input.shape[:-1], weight.shape[0])
     return output if bias is None else output + bias.to(output.dtype)
 

@@ -52,7 +52,7 @@ class Update:
             if problem.clip_norm is not None:
                 norms = torch.stack([torch.linalg.vector_norm(row, dim=1) for row in rows])
                 scale = self._scale(torch.linalg.vector_norm(norms, dim=0))
-                rows = [row * scale.unsqueeze(1) for row in rows]  # two parameters may share a gradient
+                rows = [row * scale.unsqueeze(1) for row in rows]
             rates = learning_rates.tolist()
             for row, place, decays in zip(rows, problem.layout.places, problem.layout.decays, strict=True):
                 some = params[:, place]
@@ -64,7 +64,8 @@ class Update:
                         _sgd_in_one_pass(some[client], own, row[client], rate, decay, problem)
                 else:
                     mask = self._decay_mask[place]
-                    self._sgd(some, momenta, row, learning_rates, mask, **self._constants, grad_scale=None)
+                    own_row = row.clone()  # which is written to, and two parameters may share a gradient
+                    self._sgd(some, momenta, own_row, learning_rates, mask, **self._constants, grad_scale=None)
 
     def step(self, params: Tensor, momentum: Tensor | None, grads: Tensor, learning_rates: Tensor) -> None:
         """The same without a name for profilers, as torch.compile takes it."""

@@ -184,6 +184,26 @@ def test_large_parameters_take_the_same_steps(optimizer: str, monkeypatch: pytes
     assert_same(run("stacked", problem), in_plain_torch(problem), 1e-11)
 
 
+class Sums(nn.Module):
+    """Parameters whose gradients are one tensor, and a linear map's outputs seen as other rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Parameter(torch.linspace(-1, 1, 90) * size) for size in (1.0, 2.0))
+        self.narrow, self.last = nn.Linear(10, 4), nn.Linear(36, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1) + (self.first + self.second)
+        return self.last(self.narrow(x.view(-1, 9, 10)).view(-1, 36))
+
+
+@pytest.mark.parametrize("kind", EXECUTORS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_parameters_that_share_a_gradient(optimizer: str, kind: str) -> None:
+    problem = problem_of("sums", module=Sums().double(), **OPTIMIZERS[optimizer])
+    assert_same(run(kind, problem), in_plain_torch(problem), 1e-11)
+
+
 @pytest.mark.parametrize("kind", EXECUTORS)
 @pytest.mark.parametrize("chunk", [1, 3])
 @pytest.mark.parametrize("name", ["batchnorm", "words"])
