@@ -271,9 +271,8 @@ def _needs(config: RunConfig, problem: LocalProblem, data: DataSet, strategies: 
 def _copies(config: RunConfig, problem: LocalProblem) -> int:
     """Of the gradients of clients that step as one stack, at the end of their backward pass."""
     device = problem.numerics.device
-    if best_by_parameter(device, compile=bool(config.machine.compile)):
-        return int(problem.clip_norm is not None)
-    return GATHERING[device.type]
+    by_parameter = best_by_parameter(device, compile=bool(config.machine.compile))
+    return 0 if by_parameter else GATHERING[device.type]
 
 
 def _gib(size: int) -> str:

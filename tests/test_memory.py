@@ -142,17 +142,13 @@ def test_plan_prints_every_part_and_the_chunk(words: list[str], capsys: pytest.C
     assert "at most --chunk 64 of 64 clients fits" in done.out
 
 
-def test_gradients_that_are_clipped_are_there_twice(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """On a CPU nothing else copies those of a stacked step."""
-
-    def workspace(*flags: str) -> float:
-        found = re.search(r"^workspace +([\d.,]+) MiB", run(capsys, "plan", *words, *flags).out, re.MULTILINE)
-        assert found is not None
-        return float(found[1].replace(",", ""))
-
+def test_no_gradients_of_stacked_steps_are_copied_on_a_cpu(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     grads = 64 * (3072 * 128 + 128 + 128 * 4 + 4) * 4 / MIB
-    assert workspace() < 0.2 * grads
-    assert workspace("--clip-norm", "1") == pytest.approx(grads, rel=0.1)
+    for flags in ([], ["--clip-norm", "1"]):
+        found = re.search(r"^workspace +([\d.,]+) MiB", run(capsys, "plan", *words, *flags).out, re.MULTILINE)
+        assert found is not None and float(found[1].replace(",", "")) < 0.2 * grads
 
 
 def test_the_chunk_follows_the_limit_and_training_keeps_it(

@@ -33,43 +33,48 @@ class Update:
             "nesterov": problem.nesterov,
         }
         self._decay_mask = problem.layout.decay_mask.to(source.device, source.dtype)
+        self._places = problem.layout.places
+        self._decays = [problem.weight_decay * decays for decays in problem.layout.decays]
 
     def __call__(self, params: Tensor, momentum: Tensor | None, grads: Tensor, learning_rates: Tensor) -> None:
         """params, momentum, grads: [clients, n_params], grads may be overwritten        learning_rates: [clients]"""
         with span("client_sgd"):
-            self.step(params, momentum, grads, learning_rates)
+            scale = None if self._problem.clip_norm is None else self._scale(self._norm(grads))
+            self.step(params, momentum, grads, learning_rates, scale)
 
     def by_parameter(
         self, params: Tensor, momentum: Tensor | None, grads: Sequence[Tensor], learning_rates: Tensor
     ) -> None:
         """The same on a CPU from the gradients of every parameter, [clients, *shape].
 
-        No row of them is put together, which would take two more passes over memory.
+        No row of them is put together, which would take two more passes over memory, and none is written to, as two
+        parameters may share a gradient.
         """
         problem = self._problem
         with span("client_sgd"):
-            rows = [grad.reshape(len(params), -1).contiguous() for grad in grads]
+            rates, scale = learning_rates.tolist(), None
             if problem.clip_norm is not None:
-                norms = torch.stack([torch.linalg.vector_norm(row, dim=1) for row in rows])
-                scale = self._scale(torch.linalg.vector_norm(norms, dim=0))
-                rows = [row * scale.unsqueeze(1) for row in rows]
-            rates = learning_rates.tolist()
-            for row, place, decays in zip(rows, problem.layout.places, problem.layout.decays, strict=True):
+                norms = [
+                    torch.linalg.vector_norm(grad.unsqueeze(-1), dim=[*range(1, 1 + grad.dim())]) for grad in grads
+                ]
+                scale = self._scale(torch.linalg.vector_norm(torch.stack(norms), dim=0))
+            for grad, place, decay in zip(grads, self._places, self._decays, strict=True):
                 some = params[:, place]
                 momenta = None if momentum is None else momentum[:, place]
-                decay = problem.weight_decay * decays
-                if row.shape[1] >= LARGE:
-                    for client, rate in enumerate(rates):
-                        own = [] if momenta is None else [momenta[client]]
-                        _sgd_in_one_pass(some[client], own, row[client], rate, decay, problem)
-                else:
-                    mask = self._decay_mask[place]
-                    own_row = row.clone()  # which is written to, and two parameters may share a gradient
-                    self._sgd(some, momenta, own_row, learning_rates, mask, **self._constants, grad_scale=None)
+                if some.shape[1] < LARGE:
+                    rows, mask = grad.reshape(len(params), -1).clone(), self._decay_mask[place]
+                    self._sgd(some, momenta, rows, learning_rates, mask, **self._constants, grad_scale=scale)
+                    continue
+                for client, rate in enumerate(rates):
+                    row = grad[client].reshape(-1).contiguous()
+                    row = row if scale is None else row * scale[client]
+                    own = [] if momenta is None else [momenta[client]]
+                    _sgd_in_one_pass(some[client], own, row, rate, decay, problem)
 
-    def step(self, params: Tensor, momentum: Tensor | None, grads: Tensor, learning_rates: Tensor) -> None:
-        """The same without a name for profilers, as torch.compile takes it."""
-        scale = None if self._problem.clip_norm is None else self._scale(self._norm(grads))
+    def step(
+        self, params: Tensor, momentum: Tensor | None, grads: Tensor, learning_rates: Tensor, scale: Tensor | None
+    ) -> None:
+        """The same with gradients scaled by `scale` [clients], as torch.compile takes it."""
         self._sgd(params, momentum, grads, learning_rates, self._decay_mask, **self._constants, grad_scale=scale)
 
     def _scale(self, norms: Tensor) -> Tensor:

@@ -32,7 +32,13 @@ PHASES = {"decay1": 2, "decay2": 3, "step1": 2, "step2": 3, "step3": 1, "gamma":
 
 
 @pytest.mark.parametrize(
-    "values", [{"momentum": 0.9, "nesterov": True, "label_noise": True, "noise_p": 0.3}, {}], ids=["noise", "plain"]
+    "values",
+    [
+        {"momentum": 0.9, "nesterov": True, "label_noise": True, "noise_p": 0.3},
+        {"momentum": 0.9, "clip_norm": 0.1},
+        {},
+    ],
+    ids=["noise", "clipped", "plain"],
 )
 def test_nothing_is_compiled_after_the_first_round(values: dict[str, Any], tmp_path: Path) -> None:
     # 5 clients in chunks of 4 and 1; other rates and another H in each phase; an evaluation after each round

@@ -134,6 +134,8 @@ def in_plain_torch(problem: LocalProblem) -> tuple[ClientStack, RoundResult]:
                 # what nothing uses still decays here; that none reaches it in a run is tested with whole runs
                 value.grad = torch.zeros_like(value)
             loss.backward()
+            if problem.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(named.values(), problem.clip_norm)
             optimizer.step()
             losses[step, client] = loss.detach()
             order = outputs.argsort(dim=1, descending=True)
@@ -166,6 +168,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "momentum": {},
     "nesterov": {"nesterov": True},
     "noise": {"noise": LabelNoise(p=0.5, classes=4, seed=2)},
+    "clipped": {"clip_norm": 0.1},
 }
 
 
@@ -177,23 +180,17 @@ def test_steps_are_those_of_torch_sgd(name: str, optimizer: str, kind: str) -> N
     assert_same(run(kind, problem), in_plain_torch(problem), 1e-11)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_large_parameters_take_the_same_steps(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastlocal.executors.update.LARGE", 4)  # biases too
-    problem = problem_of("odd", **OPTIMIZERS[optimizer])
-    assert_same(run("stacked", problem), in_plain_torch(problem), 1e-11)
-
-
 class Sums(nn.Module):
-    """Parameters whose gradients are one tensor, and a linear map's outputs seen as other rows."""
+    """Parameters whose gradients are one tensor or one number, and a linear map's outputs seen as other rows."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = (nn.Parameter(torch.linspace(-1, 1, 90) * size) for size in (1.0, 2.0))
+        self.spread = nn.Parameter(torch.linspace(0, 2, 90))
         self.narrow, self.last = nn.Linear(10, 4), nn.Linear(36, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(1) + (self.first + self.second)
+        x = x.flatten(1) * self.spread.mean() + (self.first + self.second)
         return self.last(self.narrow(x.view(-1, 9, 10)).view(-1, 36))
 
 
@@ -202,6 +199,16 @@ class Sums(nn.Module):
 def test_parameters_that_share_a_gradient(optimizer: str, kind: str) -> None:
     problem = problem_of("sums", module=Sums().double(), **OPTIMIZERS[optimizer])
     assert_same(run(kind, problem), in_plain_torch(problem), 1e-11)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("module", [None, Sums().double()], ids=["odd", "sums"])
+def test_large_parameters_take_the_same_steps(
+    module: nn.Module | None, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastlocal.executors.update.LARGE", 4)  # biases too
+    problem = problem_of("odd", module=module, **OPTIMIZERS[optimizer])
+    assert_same(run("stacked", problem), in_plain_torch(problem), 1e-11)
 
 
 @pytest.mark.parametrize("kind", EXECUTORS)
