@@ -190,7 +190,7 @@ class Sums(nn.Module):
         self.narrow, self.last = nn.Linear(10, 4), nn.Linear(36, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(1) * self.spread.mean() + (self.first + self.second)
+        x = x.flatten(1) * self.spread.sum() / 90 + (self.first + self.second)
         return self.last(self.narrow(x.view(-1, 9, 10)).view(-1, 36))
 
 
