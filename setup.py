@@ -65,7 +65,7 @@ setup(
     python_requires=">=3.10",
     packages=packages(),
     package_dir={"fastlocal": "fastlocal", "fastlocal.kernels": "kernels"},
-    package_data={"fastlocal.data.datasets": ["*.npz", "*.txt"]},
+    package_data={"fastlocal.data.datasets": ["*.npz", "*.txt"], "fastlocal.kernels.native": ["*.cpp", "*.h"]},
     install_requires=[
         "numpy>=1.26",
         "pillow",

@@ -19,6 +19,7 @@ MOST = 1000
 """Entries that are kept, the latest."""
 SOURCES = tuple(Path(__file__).parent / name for name in ("executors", "kernels"))
 """Our own code that decides how fast a step is."""
+WRITTEN = (".py", ".cpp", ".h")
 
 
 def cache_file(name: str) -> Path:
@@ -40,7 +41,7 @@ def machine_name(device: torch.device) -> list[str]:
 
 def _own_code() -> str:
     digest = hashlib.sha256()
-    for path in sorted(path for folder in SOURCES for path in folder.rglob("*.py")):
+    for path in sorted(path for folder in SOURCES for path in folder.rglob("*.*") if path.suffix in WRITTEN):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -50,6 +50,12 @@ def test_the_digits_come_with_their_attribution(wheel: zipfile.ZipFile) -> None:
     assert {"fastlocal/data/datasets/digits.npz", "fastlocal/data/datasets/digits_source.txt"} <= names
 
 
+def test_the_sources_of_what_is_compiled_on_the_spot_come_along(wheel: zipfile.ZipFile) -> None:
+    sources = {path.name for path in (ROOT / "kernels" / "native").iterdir() if path.suffix in (".cpp", ".h")}
+    assert len(sources) > 1
+    assert {f"fastlocal/kernels/native/{name}" for name in sources} <= set(wheel.namelist())
+
+
 def test_nothing_else_is_installed(wheel: zipfile.ZipFile) -> None:
     folders = {name.split("/")[0] for name in wheel.namelist()}
     assert folders == {"fastlocal", f"fastlocal-{fastlocal.__version__}.dist-info"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from .base import LocalProblem
+from .script_norms import ALIAS, FusedNorm
 from .update import EPSILON
 
 WEIGHT, VALUES, SAMPLES = 2**16, 512, range(16, 49, 8)
@@ -35,9 +36,12 @@ class _Product:
 
 
 class ScriptText:
-    """The text of `steps`: of every step the traced operations, then the update of every parameter in place."""
+    """The text of `steps`: of every step the traced operations, then the update of every parameter in place.
 
-    def __init__(self, problem: LocalProblem, traced: fx.GraphModule) -> None:
+    norms: those that are computed as one operation each
+    """
+
+    def __init__(self, problem: LocalProblem, traced: fx.GraphModule, norms: Sequence[FusedNorm]) -> None:
         self._problem = problem
         nodes = list(traced.graph.nodes)
         attributes = [node for node in nodes if node.op == "get_attr"]
@@ -51,6 +55,9 @@ class ScriptText:
         in_place = problem.clip_norm is None and not problem.nesterov
         self._products = self._find_products() if in_place else {}
         self._strayed = _strayed(self._calls)
+        self._replaced = dict(part for norm in norms for part in norm.lines(_name))
+        self._gone = {node for _, chain in self._products.values() for node in chain}
+        self._gone.update(node for norm in norms for node in norm.gone)
 
     def source(self) -> str:
         """def steps(params, momenta, constants, inputs, targets, labels, rates) -> (losses [steps], right predictions)
@@ -59,18 +66,24 @@ class ScriptText:
         """
         names = ["params: List[Tensor]", "momenta: List[Tensor]", "constants: List[Tensor]"]
         names += ["inputs: Tensor", "targets: Tensor", "labels: Tensor", "rates: List[float]"]
-        given = [f"params[{index}]" for index in range(len(self._inputs) - 2)] + ["inputs[step]", "targets[step]"]
-        body = ["rate = rates[step]"]
-        body += [f"{_name(node)} = {value}" for node, value in zip(self._inputs, given, strict=True)]
-        body += [f"{_name(node)} = {value}" for node, value in self._places.items()]
-        skipped = {node for chain in self._products.values() for node in chain[1]}
-        body += [self._line(node) for node in self._calls if node not in skipped and node.target is not ALIAS]
+        *parameters, inputs, targets = self._inputs
+        views = [node for node in self._calls if self._is_parameter(node)]  # of the same memory in every step
+        body = ["rate = rates[step]", f"{_name(inputs)} = inputs[step]", f"{_name(targets)} = targets[step]"]
+        body += [line for node in self._calls if node not in views for line in self._lines(node)]
         body += [f"losses.append({_name(self._loss)})", f"outputs.append({_name(self._outputs)}.clone())"]
         body += self._updates()
         lines = ["losses: List[Tensor] = []", "outputs: List[Tensor] = []"]
+        lines += [f"{_name(node)} = params[{index}]" for index, node in enumerate(parameters)]
+        lines += [f"{_name(node)} = {value}" for node, value in self._places.items()]
+        lines += [*(line for node in views for line in self._lines(node)), *self._blocks()]
         lines += ["for step in range(len(rates)):", *("    " + line for line in body)]
         lines += [*self._counts(), "return torch.stack(losses), correct"]
         return f"def steps({', '.join(names)}):\n" + "".join(f"    {line}\n" for line in lines)
+
+    def _lines(self, node: fx.Node) -> list[str]:
+        if node in self._replaced:
+            return self._replaced[node]
+        return [] if node in self._gone or node.target is ALIAS else [self._line(node)]
 
     def _line(self, node: fx.Node) -> str:
         target: Any = node.target
@@ -152,25 +165,34 @@ class ScriptText:
                 m = f"torch.add({g}, {m}, alpha={mu!r})"
         yield f"{p}.add_({m or g}, alpha=-rate)"
 
-    def _product_update(self, index: int, product: _Product) -> Iterator[str]:
-        mu, decay = self._problem.momentum, self._decays[index]
+    def _blocks(self) -> Iterator[str]:
+        """The parameters that `_product_update` takes in blocks, and their momenta."""
+        for index in self._products if self._problem.momentum else ():
+            for name, values in (("p", "params"), ("m", "momenta")):
+                yield f"{name}{index} = {values}[{index}].split({self._block(index)})"
+
+    def _block(self, index: int) -> int:
+        """Rows of a parameter that are updated at a time."""
         rows, size = self._problem.layout.shapes[index]
-        yield f"a = {product.a}.contiguous()"  # small beside the product, which takes up to a quarter less time then
-        if not mu:
-            yield f"params[{index}].addmm_(a, {product.b}, beta=1.0 - rate * {decay!r}, alpha=-rate)"
-            return
         blocks = max(1, math.ceil(rows * size / BLOCK))
-        block = max(1, math.ceil(rows / blocks / BLOCK_ROWS) * BLOCK_ROWS)
-        yield f"for row in range(0, {rows}, {block}):"
-        yield f"    some = min({block}, {rows} - row)"
-        yield f"    p, m = params[{index}].narrow(0, row, some), momenta[{index}].narrow(0, row, some)"
-        yield f"    m.addmm_(a.narrow(0, row, some), {product.b}, beta={mu!r})"
+        return max(1, math.ceil(rows / blocks / BLOCK_ROWS) * BLOCK_ROWS)
+
+    def _product_update(self, index: int, product: _Product) -> Iterator[str]:
+        mu, decay, p, m = self._problem.momentum, self._decays[index], f"p{index}[row]", f"m{index}[row]"
+        # small beside the product, which takes up to a quarter less time then
+        a = f"{product.a}.contiguous()"
+        if not mu:
+            yield f"params[{index}].addmm_({a}, {product.b}, beta=1.0 - rate * {decay!r}, alpha=-rate)"
+            return
+        yield f"a = {a}.split({self._block(index)})"
+        yield "for row in range(len(a)):"
+        yield f"    {m}.addmm_(a[row], {product.b}, beta={mu!r})"
         if decay:
-            yield f"    m.add_(p, alpha={decay!r})"
-        yield "    p.add_(m, alpha=-rate)"
+            yield f"    {m}.add_({p}, alpha={decay!r})"
+        yield f"    {p}.add_({m}, alpha=-rate)"
 
 
-ALIAS, EXPAND = torch.ops.aten.alias.default, torch.ops.aten.expand.default
+EXPAND = torch.ops.aten.expand.default
 VIEW, UNSAFE_VIEW = torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default
 VIEWS = (ALIAS, torch.ops.aten.t.default, VIEW)
 

@@ -8,14 +8,19 @@ against 0.6 ms on one core), and threads do not wait for each other's interprete
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from fastlocal.kernels import native
+
+from ..remembered import cache_file
 from ..stack import ClientStack
 from ..telemetry.trace import span
+from . import script_norms
 from .base import LocalProblem, RoundPlan
 from .script_text import ScriptText
 
@@ -94,7 +99,11 @@ def script(problem: LocalProblem, inputs: Tensor, targets: Tensor, *, channels_l
     row = problem.layout.flatten(dict(module.named_parameters()))
     params = list(problem.layout.views(row).values())
     traced = make_fx(gradients)(params, inputs, targets)
-    written = ScriptText(problem, traced)
+    norms = script_norms.find(traced.graph.nodes)
+    missing = native.load(cache_file("native")) if norms else None
+    if missing is not None:
+        logging.getLogger(__name__).info("GroupNorms as torch computes them, not in one pass: %s", missing)
+    written = ScriptText(problem, traced, norms if missing is None else [])
     unit = torch.jit.CompilationUnit(written.source())
     return ScriptedSteps(problem, unit.steps, written.constants)
 

@@ -1,0 +1,169 @@
+"""GroupNorms of a traced step, each with the residual and the activation that follow it, as one operation."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fastlocal.kernels import native
+from fastlocal.kernels.native import ACTIVATIONS
+
+from ..remembered import cache_file
+
+aten = torch.ops.aten
+ALIAS = aten.alias.default
+LANES = 16
+"""Of which the channels are a multiple, see kernels/native/group_norm.cpp."""
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class FusedNorm:
+    """x -> native_group_norm -> [+ residual] -> [activation], and back.
+
+    output, given: what comes out, and the gradient of it
+    grad: the gradient before the activation, which with a residual is its own too        gone: what becomes one
+    """
+
+    norm: fx.Node
+    back: fx.Node
+    residual: fx.Node | None
+    activation: str
+    output: fx.Node
+    grad: fx.Node | None
+    given: fx.Node
+    gone: frozenset[fx.Node]
+
+    def lines(self, name: Callable[[Any], str]) -> Iterator[tuple[fx.Node, list[str]]]:
+        """(node, TorchScript that takes its place) of the way forward and the way back."""
+        x, weight, bias, images, channels, _, groups, eps = self.norm.args  # as aten::native_group_norm
+        own = name(self.norm)
+        mean, rstd, options = f"{own}_mean", f"{own}_rstd", f"{groups}, {ACTIVATIONS[self.activation]}"
+        layout = ".contiguous(memory_format=torch.channels_last)"
+        affine = f"{name(weight)}, {name(bias)}"
+        residual = "None" if self.residual is None else f"{name(self.residual)}{layout}"
+        forward = [f"{mean} = torch.empty([{images} * {groups}])", f"{rstd} = torch.empty([{images} * {groups}])"]
+        forward += [f"{own}_x = {name(x)}{layout}", f"{name(self.output)} = torch.empty_like({own}_x)"]
+        arguments = f"{own}_x, {affine}, {residual}, {name(self.output)}, {mean}, {rstd}"
+        forward.append(
+            f"torch.ops.fastlocal_native.group_norm_act({arguments}, {groups}, {eps!r}, {ACTIVATIONS[self.activation]})"
+        )
+        yield self.output, forward
+        found = {node.args[1]: name(node) for node in self.back.users}
+        dx, dweight, dbias = (found.get(index, f"{own}_d{index}") for index in range(3))
+        before = "None" if self.residual is None or self.grad is None else name(self.grad)
+        back = [f"{dx} = torch.empty_like({own}_x)"]
+        back += [f"{sums} = torch.empty([{channels}])" for sums in (dweight, dbias)]
+        if before != "None":
+            back.append(f"{before} = torch.empty_like({own}_x)")
+        arguments = f"{name(self.given)}{layout}, {own}_x, {affine}, {residual}, {mean}, {rstd}"
+        results = f"{dx}, {dweight}, {dbias}, {before}"
+        back.append(f"torch.ops.fastlocal_native.group_norm_act_backward({arguments}, {results}, {options})")
+        yield self.back if self.grad is None else self.grad, back
+
+
+def ready(module: nn.Module) -> bool:
+    """Whether a module has norms that can be fused where it computes in channels-last; compiles what does so."""
+    norms = [part for part in module.modules() if isinstance(part, nn.GroupNorm)]
+    return any(norm.num_channels % LANES == 0 for norm in norms) and native.load(cache_file("native")) is None
+
+
+def find(calls: Iterable[fx.Node]) -> list[FusedNorm]:
+    """What torch.ops.fastlocal_native can compute of a step's calls."""
+    found: list[FusedNorm] = []
+    taken: set[fx.Node] = set()
+    for back in calls:
+        if back.target is not aten.native_group_norm_backward.default:
+            continue
+        for fused in _ways(back):
+            if not taken & fused.gone and fused.residual not in taken:
+                found.append(fused)
+                taken |= fused.gone
+                break
+    return found
+
+
+def _ways(back: Any) -> Iterator[FusedNorm]:
+    """How a norm can be fused, first with most of what follows it."""
+    incoming, x, mean, _, _, *_, mask = back.args
+    norm = _origin(mean).args[0] if _origin(mean).target is operator.getitem else None
+    if norm is None or norm.target is not aten.native_group_norm.default or not _fits(norm) or not all(mask):
+        return
+    parts = {node.args[1]: node for node in norm.users}
+    if any(set(_users(parts[index])) - {back} for index in (1, 2) if index in parts):
+        return
+    value, grad = parts[0], _origin(incoming)
+    gone = {norm, back, *parts.values(), *back.users}
+    for plus, residual in _sums(value, x):
+        for output, kind, given in _activations(plus, grad, x):
+            yield FusedNorm(norm, back, residual, kind, output, grad, given, frozenset(gone | {plus, output, grad}))
+    for output, kind, given in _activations(value, grad, x):
+        if set(_users(grad)) == {back}:
+            yield FusedNorm(norm, back, None, kind, output, None, given, frozenset(gone | {output, grad}))
+    if _like(grad, x):
+        yield FusedNorm(norm, back, None, "none", value, None, grad, frozenset(gone))
+
+
+def _sums(value: Any, x: Any) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """(the sum, the other summand) where `value` goes into nothing but a sum of two alike."""
+    users = list(_users(value))
+    if len(users) == 1 and users[0].target is aten.add.Tensor and not users[0].kwargs:
+        others = [_origin(node) for node in users[0].args if isinstance(node, fx.Node) and _origin(node) is not value]
+        if len(others) == 1 and _like(others[0], x) and _like(users[0], x):
+            yield users[0], others[0]
+
+
+def _activations(before: Any, grad: Any, x: Any) -> Iterator[tuple[fx.Node, str, fx.Node]]:
+    """(output, kind, gradient that comes in) of the activation that is all that `before` goes into."""
+    users = set(_users(before))
+    if grad.target is aten.silu_backward.default and _origin(grad.args[1]) is before:
+        after, kind = [node for node in users if node.target is aten.silu.default], "silu"
+        users.discard(grad)
+    elif grad.target is aten.threshold_backward.default and grad.args[2] == 0:
+        after, kind = [node for node in users if node.target is aten.relu.default], "relu"
+        after = [node for node in after if _origin(grad.args[1]) is node]
+    else:
+        return
+    given = _origin(grad.args[0])
+    if len(after) == 1 and users == set(after) and _like(given, x):
+        yield after[0], kind, given
+
+
+def _fits(norm: Any) -> bool:
+    """Whether the operation takes these images."""
+    x, weight, bias, _, channels, _, groups, _ = norm.args
+    about = _about(x)
+    if about is None or weight is None or bias is None or channels % LANES or channels % groups:
+        return False
+    last = len(about.shape) == 4 and about.memory_format is torch.channels_last
+    affine = [_about(node) for node in (weight, bias)]
+    return last and about.dtype in DTYPES and all(one is not None and one.dtype is torch.float32 for one in affine)
+
+
+def _like(node: fx.Node, x: Any) -> bool:
+    one, other = _about(node), _about(x)
+    return one is not None and other is not None and (one.shape, one.dtype) == (other.shape, other.dtype)
+
+
+def _about(node: Any) -> Any:
+    return _origin(node).meta.get("tensor_meta")
+
+
+def _origin(node: Any) -> Any:
+    """What an alias is one of."""
+    while node.target is ALIAS:
+        node = node.args[0]
+    return node
+
+
+def _users(node: Any) -> Iterator[fx.Node]:
+    for user in node.users:
+        if user.target is ALIAS:
+            yield from _users(user)
+        else:
+            yield user

@@ -1,0 +1,81 @@
+"""Operations in C++ for CPU steps that leave Python alone: compiled when they are first asked for, and kept.
+
+They are torch's own kind of operators, of its stable ABI, which TorchScript calls without the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+FOLDER = Path(__file__).parent
+ACTIVATIONS = {"none": 0, "relu": 1, "silu": 2}
+"""What group_norm_act applies, by its number."""
+SECONDS = 180.0
+ABI = "0x020b000000000000"
+"""Torch 2.11, the oldest that setup.py takes."""
+FLAGS = ["-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
+
+
+@functools.cache
+def load(folder: Path) -> str | None:
+    """Make torch.ops.fastlocal_native, from a library in `folder` that is compiled where it is not there yet.
+
+    The first time takes some 5 s. Returns why it cannot be had, in one line, or None.
+    """
+    if sys.platform != "linux":
+        return f"it is made for Linux, not for {sys.platform}"
+    compiler = next(filter(None, map(shutil.which, [os.environ.get("CXX") or "c++", "g++", "clang++"])), None)
+    if compiler is None:
+        return "there is no C++ compiler: neither $CXX, c++, g++ nor clang++"
+    try:
+        path = folder / f"native-{_key(compiler)}.so"
+        if not path.exists():
+            _compile(compiler, path)
+        torch.ops.load_library(str(path))
+    except subprocess.SubprocessError as error:
+        output = getattr(error, "stderr", None) or b""
+        lines = [line for line in output.decode(errors="replace").splitlines() if "error" in line]
+        return f"{compiler} does not compile it: {lines[0] if lines else error}"
+    except OSError as error:
+        return " ".join(str(error).split())
+    return None
+
+
+def _key(compiler: str) -> str:
+    """Of all that the library depends on, the processor among it, as it is compiled for this one."""
+    digest = hashlib.sha256()
+    for path in sorted(FOLDER.glob("*.*")):
+        digest.update(path.read_bytes())
+    try:
+        cpu = re.findall(r"^(?:flags|Features)\s*:.*$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        cpu = []
+    about = [compiler, torch.__version__, platform.machine(), *cpu[:1]]
+    digest.update("\n".join(about).encode())
+    return digest.hexdigest()[:16]
+
+
+def _compile(compiler: str, path: Path) -> None:
+    """Several processes may do so at once: each writes a file of its own, and the last one stays."""
+    torch_folder = Path(torch.__file__).parent
+    flags = [*FLAGS, *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else [])]
+    flags += [f"-DTORCH_TARGET_VERSION={ABI}", f"-isystem{torch_folder / 'include'}"]
+    sources = [str(source) for source in sorted(FOLDER.glob("*.cpp"))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        libraries = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]
+        command = [compiler, *flags, *sources, "-o", str(made), *libraries]
+        subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
+        made.replace(path)
