@@ -14,7 +14,7 @@ from .data.sources.resident import ResidentSource
 from .executors.base import Executor, LocalProblem
 from .executors.conv_strategy import parse
 from .executors.looped import LoopedExecutor
-from .executors.script_norms import ready
+from .executors.scripted import compile_ahead
 from .executors.stacked import StackedExecutor
 from .executors.threaded import ThreadedExecutor
 from .executors.tuning import Timing, Values, Work, tune, worthwhile
@@ -68,7 +68,7 @@ def choose_executor(
         fastest = known["fastest"]
         return config.with_values(**fastest), [f"{_words(fastest)}: the fastest when it was timed, says {path}"]
     if any(option["executor"] == "threaded" for option in options):
-        ready(problem.module)  # what is compiled for good is no part of what a step takes
+        compile_ahead(problem.module)  # which is no part of the time that a step takes
     timings = tune(
         problem,
         work,

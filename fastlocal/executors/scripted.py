@@ -8,11 +8,12 @@ against 0.6 ms on one core), and threads do not wait for each other's interprete
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from fastlocal.kernels import native
@@ -20,9 +21,8 @@ from fastlocal.kernels import native
 from ..remembered import cache_file
 from ..stack import ClientStack
 from ..telemetry.trace import span
-from . import script_norms
 from .base import LocalProblem, RoundPlan
-from .script_text import ScriptText
+from .script_text import MERGED_WEIGHT, ScriptText
 
 Steps = Callable[..., tuple[Tensor, Tensor]]
 
@@ -99,13 +99,24 @@ def script(problem: LocalProblem, inputs: Tensor, targets: Tensor, *, channels_l
     row = problem.layout.flatten(dict(module.named_parameters()))
     params = list(problem.layout.views(row).values())
     traced = make_fx(gradients)(params, inputs, targets)
-    norms = script_norms.find(traced.graph.nodes)
-    missing = native.load(cache_file("native")) if norms else None
-    if missing is not None:
-        logging.getLogger(__name__).info("GroupNorms as torch computes them, not in one pass: %s", missing)
-    written = ScriptText(problem, traced, norms if missing is None else [])
+    written = ScriptText(problem, traced, _has_native)
     unit = torch.jit.CompilationUnit(written.source())
     return ScriptedSteps(problem, unit.steps, written.constants)
+
+
+def compile_ahead(module: nn.Module) -> None:
+    """Compile what scripted steps of a module are going to use, which may take some seconds the first time."""
+    norms = any(isinstance(part, nn.GroupNorm) for part in module.modules())
+    if norms or any(value.dim() == 2 and value.numel() >= MERGED_WEIGHT for value in module.parameters()):
+        _has_native()
+
+
+@functools.cache
+def _has_native() -> bool:
+    missing = native.load(cache_file("native"))
+    if missing is not None:
+        logging.getLogger(__name__).info("threaded steps do without operations in C++: %s", missing)
+    return missing is None
 
 
 def _channels_last(value: Tensor) -> Tensor:
