@@ -17,6 +17,7 @@ from ..remembered import cache_file
 
 aten = torch.ops.aten
 ALIAS = aten.alias.default
+SUMS, RELUS = (aten.add.Tensor, aten.add_.Tensor), (aten.relu.default, aten.relu_.default)
 LANES = 16
 """Of which the channels are a multiple, see kernels/native/group_norm.cpp."""
 DTYPES = (torch.float32, torch.bfloat16)
@@ -110,9 +111,11 @@ def _ways(back: Any) -> Iterator[FusedNorm]:
 
 
 def _sums(value: Any, x: Any) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """(the sum, the other summand) where `value` goes into nothing but a sum of two alike."""
+    """(the sum, the other summand) where `value` goes into nothing but a sum of two alike, or is added to in place."""
     users = list(_users(value))
-    if len(users) == 1 and users[0].target is aten.add.Tensor and not users[0].kwargs:
+    if len(users) == 1 and users[0].target in SUMS and not users[0].kwargs:
+        if users[0].target is aten.add_.Tensor and _origin(users[0].args[0]) is not value:
+            return
         others = [_origin(node) for node in users[0].args if isinstance(node, fx.Node) and _origin(node) is not value]
         if len(others) == 1 and _like(others[0], x) and _like(users[0], x):
             yield users[0], others[0]
@@ -125,7 +128,7 @@ def _activations(before: Any, grad: Any, x: Any) -> Iterator[tuple[fx.Node, str,
         after, kind = [node for node in users if node.target is aten.silu.default], "silu"
         users.discard(grad)
     elif grad.target is aten.threshold_backward.default and grad.args[2] == 0:
-        after, kind = [node for node in users if node.target is aten.relu.default], "relu"
+        after, kind = [node for node in users if node.target in RELUS], "relu"
         after = [node for node in after if _origin(grad.args[1]) is node]
     else:
         return

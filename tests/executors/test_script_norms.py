@@ -44,6 +44,16 @@ class Norms(nn.Module):
         if self.kind == "in place":
             x = F.silu(first, inplace=True)
             x = F.relu(self.norm2(self.between(x)), inplace=True)
+        elif self.kind == "in place sum":  # as torchvision's ResNets
+            x = F.relu(first, inplace=True)
+            value = self.norm2(self.between(x))
+            value += x
+            x = F.relu(value, inplace=True)
+        elif self.kind == "added to":
+            x = F.silu(first)
+            value = 2 * x
+            value += self.norm2(self.between(x))
+            x = F.relu(value)
         elif self.kind == "relu":
             x = F.relu(first)
             x = F.relu(x + self.norm2(self.between(x)))
@@ -71,7 +81,9 @@ class Norms(nn.Module):
 FUSED = {
     "relu": ["relu", "relu+"],
     "silu": ["silu", "silu+"],
-    "in place": ["none", "none"],
+    "in place": ["none", "relu"],
+    "in place sum": ["relu", "relu+"],
+    "added to": ["none", "silu"],
     "twice": ["none", "relu"],
     "sums": ["none", "none"],
     "both": ["none", "silu+"],
