@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from . import __version__
 from .errors import AgreedError, RankMissing, UsageError, nearest
-from .interrupts import held_back, interruptible
+from .interrupts import held_back, interrupted, interruptible
 from .ranks import launched
 
 COMMANDS = {
@@ -32,6 +32,8 @@ BROKEN_PIPE_STATUS = 128 + 13  # as a shell shows a program that SIGPIPE ended
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 2 a user's mistake, 3 a loss that is not finite, 75 stopped."""
     _open_streams()
+    if argv is None:
+        sys.unraisablehook = _complain
     with interruptible(to_the_end=argv is None):
         try:
             status = _run(list(sys.argv[1:] if argv is None else argv))
@@ -63,6 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv is None and status == STOPPED_STATUS:
             _exit(status)
     return status
+
+
+def _complain(about: sys.UnraisableHookArgs) -> None:
+    """As Python, but for what a signal left half made: that it cannot be taken apart either tells nobody anything."""
+    if not interrupted():
+        sys.__unraisablehook__(about)
 
 
 def _is_said_elsewhere(error: UsageError) -> bool:

@@ -123,6 +123,11 @@ def requested_for(seconds: float) -> bool:
     return _first_at is not None and (_again_at is not None or time.monotonic() - _first_at > seconds)
 
 
+def interrupted() -> bool:
+    """Whether a signal has raised KeyboardInterrupt."""
+    return _interrupted_at >= 0
+
+
 def _note() -> None:
     global _first_at, _again_at
     now = time.monotonic()

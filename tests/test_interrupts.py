@@ -1,7 +1,9 @@
-"""Interrupts that no signal brought, such as a logger's own."""
+"""Interrupts that no signal brought, such as a logger's own, and what one leaves behind."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -31,3 +33,31 @@ def test_a_logger_that_interrupts_waits_no_longer_than_a_signal_would(
     assert (tmp_path / "run" / "resume.pt").exists() == saved
     assert saved or time.monotonic() - began < 60
     assert [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")] == []
+
+
+HALF_MADE = """
+import os, signal, sys
+from fastlocal import cli
+
+class Half:
+    def __del__(self):
+        raise AttributeError("not all of it is there")
+
+def command(argv):
+    half = Half()
+    if argv == ["signal"]:
+        os.kill(os.getpid(), signal.SIGINT)
+    return 0
+
+cli._run = command
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize("words", [[], ["signal"]])
+def test_what_a_signal_leaves_half_made_does_not_complain(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", HALF_MADE, *words], capture_output=True, text=True)
+    if words:
+        assert (done.returncode, done.stderr) == (75, "fastlocal: stopped by a signal\n")
+    else:
+        assert done.returncode == 0 and "AttributeError: not all of it is there" in done.stderr

@@ -100,6 +100,9 @@ def script(problem: LocalProblem, inputs: Tensor, targets: Tensor, *, channels_l
     params = list(problem.layout.views(row).values())
     traced = make_fx(gradients)(params, inputs, targets)
     written = ScriptText(problem, traced, _has_native)
+    trained = {value.data_ptr() for value in module.parameters() if value.requires_grad}
+    if any(value.data_ptr() in trained for value in written.constants):  # as when a checkpoint computes it once more
+        raise RuntimeError("its backward pass reads the module's own parameters")
     unit = torch.jit.CompilationUnit(written.source())
     return ScriptedSteps(problem, unit.steps, written.constants)
 

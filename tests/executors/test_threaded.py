@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 import fastlocal
 from fastlocal import interrupts
@@ -187,6 +188,26 @@ def test_what_cannot_be_traced_takes_the_looped_executors_steps() -> None:
     problem = problem_with(ReadsValues())
     (stack, result), (wanted_stack, wanted) = (run(kind, problem) for kind in ("threaded", "looped"))
     assert torch.equal(stack.params, wanted_stack.params) and torch.equal(result.losses, wanted.losses)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_activation_checkpoints(use_reentrant: bool) -> None:
+    """What computes activations again in the backward pass takes a client's parameters then, not the first ones."""
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(90, 20), nn.Linear(20, 20), nn.Linear(20, 4)
+
+        def hidden(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.second(x))
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden: Tensor = checkpoint(self.hidden, self.first(x.flatten(1)), use_reentrant=use_reentrant)
+            return self.last(hidden)
+
+    problem = problem_with(Checkpointed(), torch.float64)
+    assert_same(run("threaded", problem), in_plain_torch(problem), 1e-11)
 
 
 def test_a_module_that_trains_otherwise_than_it_was_traced_is_not_traced() -> None:
