@@ -164,9 +164,12 @@ def test_a_dataset_trains_as_its_tensors_do(tmp_path: Path, executor: str) -> No
     expected = fastlocal.train(model, tensors, tensors, directory=tmp_path / "tensors", **settings)
     pairs = Pairs(inputs, targets)
     found = fastlocal.train(model, pairs, TensorDataset(inputs, targets), directory=tmp_path / "pairs", **settings)
-    assert found.history == expected.history
+    # to the last digits: samples lie at other addresses, by which MKL picks its kernels on some processors
+    assert len(found.history) == len(expected.history) > 0
+    for row, other in zip(found.history, expected.history, strict=True):
+        assert row == pytest.approx(other, rel=1e-6)
     for name, value in expected.model.state_dict().items():
-        assert torch.equal(found.model.state_dict()[name], value)
+        torch.testing.assert_close(found.model.state_dict()[name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_a_dataset_that_fails_is_named(tmp_path: Path) -> None:
