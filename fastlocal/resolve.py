@@ -22,6 +22,7 @@ from .probe import Probe
 from .ranks import Ranks
 
 CHUNK_BYTES = 256 * 2**20
+"""Of the rows that are made anew for each chunk, where nothing else asks for less or more of them."""
 ONE = Ranks()
 
 
@@ -149,7 +150,7 @@ def resolve_for_machine(
     if seen.random:
         notes.append("the model draws random numbers itself (dropout, say): its masks depend on --chunk and --executor")
     row_bytes = layout.n_params * (8 if config.machine.precision == "fp64" else 4)
-    comfortable = max(1, CHUNK_BYTES // (row_bytes * (3 if config.sgd.momentum else 2)))
+    comfortable = max(1, CHUNK_BYTES // (row_bytes * (2 if executor == "stacked" else 1)))  # parameters, gradients
     config = config.with_values(
         executor=executor,
         workers=min(config.machine.workers or cores(), config.clients),

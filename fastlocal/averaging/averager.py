@@ -19,8 +19,8 @@ Format = Literal["full", "bf16", "fp16"]
 """Of numbers on the wire."""
 OWED = "owed to the mean"
 IN_CACHE = 2**16
-"""Elements of a chunk that a core sums at a time: with their float64 they stay in its second-level cache. A chunk of
-one client and 25 million parameters takes a third of the time that it takes in one piece."""
+"""Numbers that a core adds to at a time: in float64 they stay in its second-level cache. A chunk of one client and 25
+million parameters takes a third of the time that it takes in one piece."""
 
 
 class Averager:
@@ -129,7 +129,7 @@ class Averager:
             self._last = None
 
     def _accumulate(self, params: Tensor) -> None:
-        for columns in self._blocks(slice(0, params.shape[1]), len(params)):
+        for columns in self._blocks(slice(0, params.shape[1]), params):
             sums = self._sums[:, columns]
             if self._stale:
                 sums.zero_()
@@ -142,7 +142,7 @@ class Averager:
         if last is not None and self._stale and added == 1:
             if self._arithmetic.one_to_wire(last[0, columns], row[columns], wire):
                 return
-        for block in self._blocks(columns, 1 if last is None else len(last)):
+        for block in self._blocks(columns, last):
             sums = self._sums[:, block]
             if self._stale:
                 sums = sums.zero_() if last is None else self._scratch(block).zero_()
@@ -158,12 +158,12 @@ class Averager:
             self._block = torch.empty(len(self._sums), size, dtype=self._sums.dtype, device=self._sums.device)
         return self._block[:, :size]
 
-    def _blocks(self, columns: slice, clients: int) -> Iterator[slice]:
-        """The columns in pieces that a CPU's cache holds."""
+    def _blocks(self, columns: slice, params: Tensor | None) -> Iterator[slice]:
+        """The columns in pieces of which a CPU's cache holds what adding these clients writes."""
         step = columns.stop
         if self._sums.device.type == "cpu":
-            together = torch.get_num_threads() * IN_CACHE
-            step = max(4096, together // max(clients, 1) // ALIGNED * ALIGNED)
+            rows = self._arithmetic.rows_written(0 if params is None else len(params))
+            step = max(4096, torch.get_num_threads() * IN_CACHE // max(rows, 1) // ALIGNED * ALIGNED)
         for start in range(columns.start, columns.stop, step):
             yield slice(start, min(start + step, columns.stop))
 

@@ -25,6 +25,9 @@ class Sums(Protocol):
     def add(self, params: Tensor, sums: Tensor) -> None:
         """Add clients, params [clients, columns], to sums [rows, columns] float64."""
 
+    def rows_written(self, clients: int) -> int:
+        """Numbers per column that `add` writes on the way, for so many clients."""
+
     def to_wire(self, sums: Tensor, row: Tensor, added: int, wire: Tensor) -> None:
         """Write what the ranks add up into wire [rows, columns].
 
@@ -58,6 +61,9 @@ class FloatSums:
 
     def add(self, params: Tensor, sums: Tensor) -> None:
         self._add(params, sums[0], 1.0)
+
+    def rows_written(self, clients: int) -> int:
+        return 1
 
     def to_wire(self, sums: Tensor, row: Tensor, added: int, wire: Tensor) -> None:
         torch.sub(sums[0], row, alpha=added, out=wire[0])
@@ -108,6 +114,9 @@ class FixedSums:
         low = values.sub_(high).add_(self._low).sub_(self._low)
         sums[0] += high.sum(dim=0)
         sums[1] += low.sum(dim=0)
+
+    def rows_written(self, clients: int) -> int:
+        return clients
 
     def to_wire(self, sums: Tensor, row: Tensor, added: int, wire: Tensor) -> None:
         wire.copy_(sums)

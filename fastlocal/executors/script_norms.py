@@ -14,9 +14,9 @@ from fastlocal.kernels import native
 from fastlocal.kernels.native import ACTIVATIONS
 
 from ..remembered import cache_file
+from .script_words import ALIAS
 
 aten = torch.ops.aten
-ALIAS = aten.alias.default
 SUMS, RELUS = (aten.add.Tensor, aten.add_.Tensor), (aten.relu.default, aten.relu_.default)
 LANES = 16
 """Of which the channels are a multiple, see kernels/native/group_norm.cpp."""

@@ -22,7 +22,8 @@ from ..remembered import cache_file
 from ..stack import ClientStack
 from ..telemetry.trace import span
 from .base import LocalProblem, RoundPlan
-from .script_text import MERGED_WEIGHT, ScriptText
+from .script_linear import MERGED_WEIGHT
+from .script_text import ScriptText
 
 Steps = Callable[..., tuple[Tensor, Tensor]]
 
@@ -41,13 +42,13 @@ class ScriptedSteps:
 
         Returns right predictions, float64 [len(topk)].
         """
-        params, momenta = self._views(stack.params[client], None if stack.momentum is None else stack.momentum[client])
+        rows = stack.params[client], None if stack.momentum is None else stack.momentum[client]
         rates = plan.learning_rates[:, client].tolist()
         correct = torch.zeros(len(self.problem.topk), dtype=torch.float64)
         begin = 0
         for batch, targets in self.problem.blocks_of(plan, client):
             end = begin + len(targets)
-            some = params, momenta, self._constants, batch.inputs, targets, batch.targets, rates[begin:end]
+            some = *rows, self._constants, batch.inputs, targets, batch.targets, rates[begin:end]
             with span("local_step"):
                 losses[begin:end], hits = self._steps(*some)
             correct += hits
@@ -58,11 +59,7 @@ class ScriptedSteps:
     def first_step(self, params: Tensor, momentum: Tensor | None, inputs: Tensor, targets: Tensor) -> Tensor:
         """One step at rate 1 of a client with these rows [n_params], which change; returns its loss."""
         block = inputs.unsqueeze(0), targets.unsqueeze(0), targets.unsqueeze(0)
-        return self._steps(*self._views(params, momentum), self._constants, *block, [1.0])[0][0]
-
-    def _views(self, row: Tensor, momentum: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
-        views = self.problem.layout.views
-        return list(views(row).values()), [] if momentum is None else list(views(momentum).values())
+        return self._steps(params, momentum, self._constants, *block, [1.0])[0][0]
 
 
 def script(problem: LocalProblem, inputs: Tensor, targets: Tensor, *, channels_last: bool) -> ScriptedSteps:

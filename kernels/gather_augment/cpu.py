@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import native
 from .reference import crop_boxes
 
 BLOCK_BYTES = 2**19
@@ -30,7 +31,8 @@ def gather_augment(
 ) -> Tensor:
     """The normalised batches of every client: as the reference, to the rounding of x * scale + offset in `dtype`.
 
-    128 crops of 3x32x32 take 0.45 ms on one core where the reference takes 2.3.
+    128 crops of 3x32x32 take CROPS ms on one core where the reference takes REF, and FALL without `native`, which gives
+    the same to the bit.
     """
     boxes = None
     if clients is not None:
@@ -56,6 +58,12 @@ def gather_boxes(
         return out
     ids, flat = sample_ids.reshape(-1), out.view(-1, *shape)
     columns = None if boxes is None else [values.expand(sample_ids.shape).reshape(-1) for values in boxes]
+    if native.is_loaded() and images.is_contiguous() and dtype == torch.float32:
+        crops = None if columns is None else torch.stack(columns)
+        scale, offset = _normalisation(tuple(mean), tuple(std), dtype)
+        given = images, ids.contiguous(), crops, scale.flatten(), offset.flatten()
+        torch.ops.fastlocal_native.gather_images(*given, flat, padding)
+        return out
     block = max(1, BLOCK_BYTES // math.prod(shape))
     for begin in range(0, len(ids), block):
         part = slice(begin, begin + block)

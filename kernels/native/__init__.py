@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import torch
@@ -25,6 +26,8 @@ SECONDS = 180.0
 ABI = "0x020b000000000000"
 """Torch 2.11, the oldest that setup.py takes."""
 FLAGS = ["-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
+
+_loaded = threading.Event()
 
 
 @functools.cache
@@ -43,6 +46,7 @@ def load(folder: Path) -> str | None:
         if not path.exists():
             _compile(compiler, path)
         torch.ops.load_library(str(path))
+        _loaded.set()
     except subprocess.SubprocessError as error:
         output = getattr(error, "stderr", None) or b""
         lines = [line for line in output.decode(errors="replace").splitlines() if "error" in line]
@@ -50,6 +54,11 @@ def load(folder: Path) -> str | None:
     except OSError as error:
         return " ".join(str(error).split())
     return None
+
+
+def is_loaded() -> bool:
+    """Whether `load` has made them, for whatever else could use them."""
+    return _loaded.is_set()
 
 
 def _key(compiler: str) -> str:

@@ -1,16 +1,14 @@
 // SGD of a weight whose gradient is a product, without the gradient: every tile of the weight and of its momentum is
 // read and written once, and the product of the tile stays in registers meanwhile.
 //
-//     momentum = mu * momentum + a @ b + decay * weight,   weight = weight - rate * momentum
+//     momentum = mu * momentum + a.T @ b + decay * weight,   weight = weight - rate * momentum
 //
-// weight, momentum: float [rows, columns]        a: float [rows, samples]        b: float [samples, columns]
+// weight, momentum: float [rows, columns]        a: float [samples, rows]        b: float [samples, columns]
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
-
-#include "numbers.h"
+#include "vectors.h"
 
 namespace fastlocal {
 namespace {
@@ -18,67 +16,124 @@ namespace {
 using torch::stable::Tensor;
 using ScalarType = torch::headeronly::ScalarType;
 
-constexpr int64_t WIDTH = 4 * LANES, HEIGHT = 4;  // of a tile: as many sums as fit into the registers of AVX-512
-constexpr int64_t CACHED = 8192;                  // floats of b that stay in a core's first cache
-typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+constexpr int64_t HEIGHT = 8, WIDTH = 2;  // of a tile, in rows and vectors: its sums fit into the registers of AVX-512
+constexpr int64_t CACHED = 512;           // vectors of b that stay in a core's first cache
 
 struct Constants {
   float mu, decay, rate;
 };
 
-template <int64_t ROWS>
-void tile(float* weight, float* momentum, const float* a, const float* b, int64_t columns, int64_t samples,
-          const Constants& constants) {
-  Vector sums[ROWS][WIDTH / LANES] = {};
-  for (int64_t sample = 0; sample < samples; ++sample) {
-    const Vector* values = reinterpret_cast<const Vector*>(b + sample * columns);
-    for (int64_t row = 0; row < ROWS; ++row)
-      for (int64_t part = 0; part < WIDTH / LANES; ++part) sums[row][part] += a[row * samples + sample] * values[part];
+struct Moved {
+  Vector weight, momentum;
+};
+
+Moved move(const Vector& weight, const Vector& momentum, const Vector& gradient, const Constants& constants) {
+  const Vector moving = constants.mu * momentum + gradient + constants.decay * weight;
+  return {weight - constants.rate * moving, moving};
+}
+
+// Of `PARTS` vectors of some rows; a: [samples, of rows]        b: [samples, PARTS]
+template <int64_t ROWS, int64_t PARTS>
+void tile(float* weight, float* momentum, int64_t columns, const float* a, int64_t rows, const Vector* b,
+          int64_t samples, const Constants constants) {
+  Vector sums[ROWS][PARTS];
+  UNROLLED for (int64_t row = 0; row < ROWS; ++row)
+    UNROLLED for (int64_t part = 0; part < PARTS; ++part) sums[row][part] = Vector{};
+  for (int64_t sample = 0; sample < samples; ++sample, a += rows, b += PARTS)
+    UNROLLED for (int64_t row = 0; row < ROWS; ++row)
+      UNROLLED for (int64_t part = 0; part < PARTS; ++part) sums[row][part] += a[row] * b[part];
+  UNROLLED for (int64_t row = 0; row < ROWS; ++row)
+    UNROLLED for (int64_t part = 0; part < PARTS; ++part) {
+      const int64_t place = row * columns + part * LANES;
+      const Moved moved = move(read(weight + place), read(momentum + place), sums[row][part], constants);
+      write(momentum + place, moved.momentum);
+      write(weight + place, moved.weight);
+    }
+}
+
+// Of one row, and of less than a vector; b: [samples]
+void edge(float* weight, float* momentum, int64_t count, const float* a, int64_t rows, const Vector* b,
+          int64_t samples, const Constants& constants) {
+  Vector sum = {};
+  for (int64_t sample = 0; sample < samples; ++sample) sum += a[sample * rows] * b[sample];
+  const Moved moved = move(read_some(weight, count), read_some(momentum, count), sum, constants);
+  write_some(momentum, moved.momentum, count);
+  write_some(weight, moved.weight, count);
+}
+
+struct Update {
+  float *weight, *momentum;
+  const float *a, *b;
+  int64_t rows, columns, samples;
+  Constants constants;
+  Vector* packed;
+
+  // b [samples, columns from `begin` to `end`] as [columns / (parts * LANES), samples, parts], with zeros at the end
+  void pack(int64_t begin, int64_t end, int64_t parts) {
+    Vector* place = packed;
+    for (int64_t column = begin; column < end; column += parts * LANES)
+      for (int64_t sample = 0; sample < samples; ++sample)
+        for (int64_t at = column; at < column + parts * LANES; at += LANES, ++place)
+          *place = at + LANES <= columns ? read(b + sample * columns + at)
+                                         : read_some(b + sample * columns + at, columns - at);
   }
-  for (int64_t row = 0; row < ROWS; ++row) {
-    Vector* own = reinterpret_cast<Vector*>(weight + row * columns);
-    Vector* moving = reinterpret_cast<Vector*>(momentum + row * columns);
-    for (int64_t part = 0; part < WIDTH / LANES; ++part) {
-      moving[part] = constants.mu * moving[part] + sums[row][part] + constants.decay * own[part];
-      own[part] -= constants.rate * moving[part];
+
+  template <int64_t PARTS>
+  void whole(int64_t begin, int64_t end) {
+    constexpr int64_t width = PARTS * LANES;
+    const int64_t step = std::max<int64_t>(1, CACHED / PARTS / std::max<int64_t>(samples, 1)) * width;
+    for (; begin < end; begin += step) {
+      const int64_t last = std::min(begin + step, end);
+      pack(begin, last, PARTS);
+      for (int64_t row = 0; row < rows; row += rows - row >= HEIGHT ? HEIGHT : 1) {
+        const auto run = rows - row >= HEIGHT ? tile<HEIGHT, PARTS> : tile<1, PARTS>;
+        const Vector* own = packed;
+        for (int64_t column = begin; column < last; column += width, own += PARTS * samples) {
+          const int64_t place = row * columns + column;
+          run(weight + place, momentum + place, columns, a + row, rows, own, samples, constants);
+        }
+      }
     }
   }
-}
+
+  void part(int64_t begin, int64_t end) {
+    if (begin == end) return;
+    pack(begin, end, 1);
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t place = row * columns + begin;
+      edge(weight + place, momentum + place, end - begin, a + row, rows, packed, samples, constants);
+    }
+  }
+};
+
+// How many floats lie before the first that begins a line of the caches.
+int64_t to_aligned(const float* place) { return -(reinterpret_cast<uintptr_t>(place) / sizeof(float)) % LANES; }
 
 void product_update(Tensor weight, Tensor momentum, Tensor a, Tensor b, double mu, double decay, double rate) {
   for (const Tensor& one : {weight, momentum, a, b})
     STD_TORCH_CHECK(one.dim() == 2 && one.scalar_type() == ScalarType::Float && one.is_contiguous(),
                     "all have to be contiguous matrices of floats");
-  const int64_t rows = weight.size(0), columns = weight.size(1), samples = a.size(1);
-  STD_TORCH_CHECK(momentum.size(0) == rows && momentum.size(1) == columns && a.size(0) == rows &&
+  const int64_t rows = weight.size(0), columns = weight.size(1), samples = a.size(0);
+  STD_TORCH_CHECK(momentum.size(0) == rows && momentum.size(1) == columns && a.size(1) == rows &&
                       b.size(0) == samples && b.size(1) == columns,
                   "the matrices do not fit each other");
-  float* w = static_cast<float*>(weight.mutable_data_ptr());
-  float* m = static_cast<float*>(momentum.mutable_data_ptr());
-  const float* x = static_cast<const float*>(a.const_data_ptr());
-  const float* y = static_cast<const float*>(b.const_data_ptr());
-  const Constants constants{float(mu), float(decay), float(rate)};
-  const int64_t whole = columns / WIDTH * WIDTH;
-  const int64_t step = std::max(WIDTH, CACHED / std::max<int64_t>(samples, 1) / WIDTH * WIDTH);
-  for (int64_t begin = 0; begin < whole; begin += step) {
-    const int64_t end = std::min(begin + step, whole);
-    for (int64_t row = 0; row < rows; row += HEIGHT) {
-      const auto run = rows - row >= HEIGHT ? tile<HEIGHT> : tile<1>;
-      const int64_t last = rows - row >= HEIGHT ? row + 1 : rows;
-      for (int64_t each = row; each < last; ++each)
-        for (int64_t column = begin; column < end; column += WIDTH)
-          run(w + each * columns + column, m + each * columns + column, x + each * samples, y + column, columns,
-              samples, constants);
-    }
-  }
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t column = whole; column < columns; ++column) {
-      const int64_t place = row * columns + column;
-      float sum = 0;
-      for (int64_t sample = 0; sample < samples; ++sample) sum += x[row * samples + sample] * y[sample * columns + column];
-      m[place] = constants.mu * m[place] + sum + constants.decay * w[place];
-      w[place] -= constants.rate * m[place];
-    }
+  Scratch scratch(std::max(CACHED, WIDTH * samples));
+  Update update{static_cast<float*>(weight.mutable_data_ptr()),
+                static_cast<float*>(momentum.mutable_data_ptr()),
+                static_cast<const float*>(a.const_data_ptr()),
+                static_cast<const float*>(b.const_data_ptr()),
+                rows,
+                columns,
+                samples,
+                {float(mu), float(decay), float(rate)},
+                scratch.vectors};
+  const int64_t head = std::min(columns, to_aligned(update.weight));  // vectors across two lines take longer
+  const int64_t wide = head + (columns - head) / (WIDTH * LANES) * (WIDTH * LANES);
+  const int64_t narrow = wide + (columns - wide) / LANES * LANES;
+  update.part(0, head);
+  update.whole<WIDTH>(head, wide);
+  update.whole<1>(wide, narrow);
+  update.part(narrow, columns);
 }
 
 }  // namespace

@@ -8,6 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from fastlocal.kernels import native
+from fastlocal.remembered import cache_file
+
+
+@pytest.fixture
+def ops() -> Any:
+    """The operations in C++."""
+    assert native.load(cache_file("native")) is None
+    return torch.ops.fastlocal_native
+
 
 @pytest.fixture(scope="session", autouse=True)
 def bfloat16_products() -> Iterator[None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import subprocess
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor
 
 from fastlocal.kernels import native
-from fastlocal.remembered import cache_file
 
 LAST = torch.channels_last
 AFTER: dict[str, Callable[[Tensor], Tensor]] = {
@@ -24,12 +22,6 @@ AFTER: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.nn.functional.relu,
     "silu": torch.nn.functional.silu,
 }
-
-
-@pytest.fixture
-def ops() -> Any:
-    assert native.load(cache_file("native")) is None
-    return torch.ops.fastlocal_native
 
 
 def images(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -135,54 +127,6 @@ def test_other_tensors_have_to_fit(ops: Any) -> None:
             through(ops, x, residual, 4, "none", grad)
     with pytest.raises(RuntimeError, match="of the groups"):
         through(ops, x, None, 3, "none", x)
-
-
-MATRICES = [
-    (128, 192, 16),
-    (7, 130, 5),
-    (5, 64, 1),
-    (4, 63, 3),
-    (1, 1, 2),
-    (9, 257, 40),
-    (6, 70, 0),
-    (0, 64, 4),
-    (3, 0, 4),
-]
-
-
-def matrix(*shape: int, seed: int) -> Tensor:
-    """Of numbers that do not begin where vectors of 64 bytes do."""
-    values = torch.randn(math.prod(shape) + 1, generator=torch.Generator().manual_seed(seed))
-    return values[1:].view(shape)
-
-
-@pytest.mark.parametrize(("mu", "decay"), [(0.9, 0.0), (0.5, 0.01), (0.0, 0.1)])
-@pytest.mark.parametrize(("rows", "columns", "samples"), MATRICES)
-def test_product_update(rows: int, columns: int, samples: int, mu: float, decay: float, ops: Any) -> None:
-    weight, momentum = matrix(rows, columns, seed=0), matrix(rows, columns, seed=1)
-    a, b = matrix(rows, samples, seed=2), matrix(samples, columns, seed=3)
-    moving = mu * momentum.double() + a.double() @ b.double() + decay * weight.double()
-    wanted = weight.double() - 0.3 * moving
-    ops.product_update(weight, momentum, a, b, mu, decay, 0.3)
-    torch.testing.assert_close(momentum.double(), moving, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(weight.double(), wanted, rtol=1e-5, atol=1e-5)
-
-
-def test_a_product_update_leaves_the_rest_of_a_row_alone(ops: Any) -> None:
-    """Weights are views of rows that hold other parameters beside them."""
-    row, moving = torch.zeros(200), torch.zeros(200)
-    a, b = torch.ones(2, 3), torch.ones(3, 65)
-    ops.product_update(row[10:140].view(2, 65), moving[10:140].view(2, 65), a, b, 0.9, 0.0, 1.0)
-    assert torch.equal(row != 0, moving != 0) and row.nonzero().flatten().tolist() == list(range(10, 140))
-
-
-def test_matrices_have_to_fit(ops: Any) -> None:
-    weight, a, b = torch.zeros(4, 64), torch.zeros(4, 2), torch.zeros(2, 64)
-    for given in ((weight, weight[:3], a, b), (weight, weight, a.t(), b), (weight, weight, a, b[:1])):
-        with pytest.raises(RuntimeError, match="contiguous matrices|do not fit"):
-            ops.product_update(*given, 0.9, 0.0, 1.0)
-    with pytest.raises(RuntimeError, match="contiguous matrices of floats"):
-        ops.product_update(weight.double(), weight.double(), a, b, 0.9, 0.0, 1.0)
 
 
 @pytest.fixture

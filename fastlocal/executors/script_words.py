@@ -1,0 +1,32 @@
+"""Values of a traced step as TorchScript names and writes them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import fx
+
+ALIAS = torch.ops.aten.alias.default
+
+
+def name(node: Any) -> str:
+    while node.target is ALIAS:
+        node = node.args[0]
+    return f"v_{node.name}"  # whatever TorchScript's own words are
+
+
+def text(value: Any) -> str:
+    """An argument as TorchScript writes it."""
+    if isinstance(value, fx.Node):
+        return name(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(text, value)) + "]"
+    if isinstance(value, torch.device):
+        return f'torch.device("{value}")'
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'float("{value}")'
+    if value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.layout | torch.memory_format):
+        return str(value) if isinstance(value, torch.dtype | torch.layout | torch.memory_format) else repr(value)
+    raise TypeError(f"TorchScript has no word for {value!r}")

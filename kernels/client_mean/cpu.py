@@ -1,0 +1,27 @@
+"""The mean over the client axis on a CPU, added row by row."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import native
+from . import reference
+
+
+@torch.no_grad()
+def client_mean(params: Tensor, total: Tensor, weight: float | Tensor, *, broadcast: bool = False) -> None:
+    """As the reference. One weight for all clients gives the same bits in one chunk or in several.
+
+    64 rows of 394,634 numbers take FALL ms on one core where torch.sum in float64 takes SUM, and NATIVE ms in C++.
+    """
+    rows, running = params.dtype == torch.float32, total.dtype == torch.float64
+    if isinstance(weight, Tensor):
+        reference.client_mean(params, total, weight)
+    elif native.is_loaded() and rows and running and params.stride(1) == 1 and total.is_contiguous():
+        torch.ops.fastlocal_native.client_sum(params, total, weight)
+    else:
+        for row in params:
+            total.add_(row, alpha=weight)
+    if broadcast:
+        params.copy_(total)

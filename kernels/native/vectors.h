@@ -1,0 +1,61 @@
+// Vectors of floats, and memory that is made for them.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <new>
+
+#include "numbers.h"
+
+// Compilers else leave arrays of vectors in memory.
+#define UNROLLED _Pragma("GCC unroll 16")
+#ifdef __clang__
+#define PICKED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define PICKED(a, b, ...) __builtin_shuffle(a, b, Places{__VA_ARGS__})
+#endif
+
+namespace fastlocal {
+
+typedef float Vector __attribute__((vector_size(4 * LANES), may_alias));
+typedef float Loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));  // wherever it lies
+typedef int32_t Places __attribute__((vector_size(4 * LANES)));
+
+constexpr std::align_val_t LINE{sizeof(Vector)};  // of the caches
+
+inline Vector read(const float* place) { return *reinterpret_cast<const Loose*>(place); }
+inline void write(float* place, const Vector& values) { *reinterpret_cast<Loose*>(place) = values; }
+
+inline Vector read_some(const float* place, int64_t count) {
+  Vector values = {};
+  std::memcpy(&values, place, std::min(count, LANES) * sizeof(float));
+  return values;
+}
+
+inline void write_some(float* place, const Vector& values, int64_t count) {
+  std::memcpy(place, &values, std::min(count, LANES) * sizeof(float));
+}
+
+// Of LANES vectors: four times, the first half is dealt out between the second.
+inline void transpose(Vector* values) {
+  UNROLLED for (int64_t time = 0; time < 4; ++time) {
+    Vector dealt[LANES];
+    UNROLLED for (int64_t i = 0; i < LANES / 2; ++i) {
+      const Vector &a = values[i], &b = values[i + LANES / 2];
+      dealt[2 * i] = PICKED(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      dealt[2 * i + 1] = PICKED(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    }
+    UNROLLED for (int64_t i = 0; i < LANES; ++i) values[i] = dealt[i];
+  }
+}
+
+// Memory for as many vectors.
+struct Scratch {
+  Vector* const vectors;
+  explicit Scratch(int64_t count) : vectors(static_cast<Vector*>(::operator new(count * sizeof(Vector), LINE))) {}
+  Scratch(const Scratch&) = delete;
+  ~Scratch() { ::operator delete(vectors, LINE); }
+};
+
+}  // namespace fastlocal

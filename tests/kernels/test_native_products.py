@@ -1,0 +1,90 @@
+"""Products of linear maps and updates of their weights in C++ are those of float64, wherever the numbers lie."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+MATRICES = [
+    (128, 192, 16),
+    (7, 130, 5),
+    (5, 64, 1),
+    (4, 63, 3),
+    (1, 1, 2),
+    (9, 257, 40),
+    (6, 70, 0),
+    (0, 64, 4),
+    (3, 0, 4),
+]
+
+
+def matrix(*shape: int, seed: int) -> Tensor:
+    """Of numbers that do not begin where vectors of 64 bytes do."""
+    values = torch.randn(math.prod(shape) + 1, generator=torch.Generator().manual_seed(seed))
+    return values[1:].view(shape)
+
+
+@pytest.mark.parametrize(("mu", "decay"), [(0.9, 0.0), (0.5, 0.01), (0.0, 0.1)])
+@pytest.mark.parametrize(("rows", "columns", "samples"), MATRICES)
+def test_product_update(rows: int, columns: int, samples: int, mu: float, decay: float, ops: Any) -> None:
+    weight, momentum = matrix(rows, columns, seed=0), matrix(rows, columns, seed=1)
+    a, b = matrix(samples, rows, seed=2), matrix(samples, columns, seed=3)
+    moving = mu * momentum.double() + a.double().t() @ b.double() + decay * weight.double()
+    wanted = weight.double() - 0.3 * moving
+    ops.product_update(weight, momentum, a, b, mu, decay, 0.3)
+    torch.testing.assert_close(momentum.double(), moving, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(weight.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_product_update_leaves_the_rest_of_a_row_alone(ops: Any) -> None:
+    """Weights are views of rows that hold other parameters beside them."""
+    row, moving = torch.zeros(200), torch.zeros(200)
+    a, b = torch.ones(3, 2), torch.ones(3, 65)
+    ops.product_update(row[10:140].view(2, 65), moving[10:140].view(2, 65), a, b, 0.9, 0.0, 1.0)
+    assert torch.equal(row != 0, moving != 0) and row.nonzero().flatten().tolist() == list(range(10, 140))
+
+
+def test_matrices_have_to_fit(ops: Any) -> None:
+    weight, a, b = torch.zeros(4, 64), torch.zeros(2, 4), torch.zeros(2, 64)
+    for given in ((weight, weight[:3], a, b), (weight, weight, a.t(), b), (weight, weight, a, b[:1])):
+        with pytest.raises(RuntimeError, match="contiguous matrices|do not fit"):
+            ops.product_update(*given, 0.9, 0.0, 1.0)
+    with pytest.raises(RuntimeError, match="contiguous matrices of floats"):
+        ops.product_update(weight.double(), weight.double(), a, b, 0.9, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(("rows", "columns", "samples"), MATRICES)
+def test_product(rows: int, columns: int, samples: int, with_bias: bool, ops: Any) -> None:
+    x, weight, bias = matrix(samples, columns, seed=0), matrix(rows, columns, seed=1), matrix(rows, seed=2)
+    y = torch.full((samples * rows + 2,), 7.0)
+    ops.product(x, weight, bias if with_bias else None, y[1:-1].view(samples, rows))
+    wanted = x.double() @ weight.double().t() + (bias.double() if with_bias else 0)
+    torch.testing.assert_close(y[1:-1].view(samples, rows).double(), wanted, rtol=1e-5, atol=2e-5)
+    assert y[0] == y[-1] == 7.0
+
+
+def test_what_is_not_finite_stays_in_its_row(ops: Any) -> None:
+    x, weight, y = matrix(3, 40, seed=0), matrix(20, 40, seed=1), torch.empty(3, 20)
+    x[1, 37] = torch.nan
+    ops.product(x, weight, None, y)
+    assert y[1].isnan().all() and y[[0, 2]].isfinite().all()
+
+
+def test_factors_have_to_fit(ops: Any) -> None:
+    x, weight, y, bias = torch.zeros(2, 8), torch.zeros(3, 8), torch.zeros(2, 3), torch.zeros(3)
+    for given in (
+        (x, weight[:, :7], None, y),
+        (x, weight[:2], None, y),
+        (x[:1], weight, None, y),
+        (x, weight, bias, y[0]),
+    ):
+        with pytest.raises(RuntimeError, match="contiguous matrices|do not fit"):
+            ops.product(*given)
+    for wrong in (bias[:2], bias.double(), torch.zeros(6)[::2]):
+        with pytest.raises(RuntimeError, match="a row of floats that fits"):
+            ops.product(x, weight, wrong, y)
