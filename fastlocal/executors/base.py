@@ -52,6 +52,11 @@ class RoundPlan:
     def local_steps(self) -> int:
         return self.sample_ids.shape[0]
 
+    @functools.cached_property
+    def steps(self) -> Tensor:
+        """int64 [local_steps]: the global number of each local step."""
+        return self.first_step + torch.arange(self.local_steps, device=self.sample_ids.device)
+
 
 @dataclass(frozen=True)
 class RoundResult:
@@ -146,8 +151,7 @@ class LocalProblem:
         block = max(1, BLOCK_BYTES // self.source.batch_bytes(plan.sample_ids.shape[-1]))
         for begin in range(0, plan.local_steps, block):
             interrupts.poll()
-            sample_ids = plan.sample_ids[begin : begin + block, client]
-            steps = plan.first_step + begin + torch.arange(len(sample_ids), device=sample_ids.device)
+            steps, sample_ids = plan.steps[begin : begin + block], plan.sample_ids[begin : begin + block, client]
             yield self._batch(sample_ids, plan.client_ids[client].expand_as(steps), steps)
 
     def _batch(self, sample_ids: Tensor, clients: Tensor, step: Tensor | int) -> tuple[Batch, Tensor]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import fx
 
 from .base import LocalProblem
-from .script_words import name, text
+from .script_words import name, origin, text
 
 aten = torch.ops.aten
 
@@ -88,10 +89,10 @@ def find_map(node: fx.Node) -> LinearMap | None:
         return None
     operands: list[Any] = list(node.args)
     *biases, x, turned = operands
-    if not isinstance(turned, fx.Node) or turned.target is not aten.t.default:
-        return None
-    weight: Any = turned.args[0]
-    if any("tensor_meta" not in part.meta for part in (*biases, x, weight)):  # given with the module, not computed
+    weight = _turned(turned)
+    if weight is None or any(
+        "tensor_meta" not in part.meta for part in (*biases, x, weight)
+    ):  # given with the module, not computed
         return None
     rows = weight.meta["tensor_meta"].shape[0]
     if any(bias.meta["tensor_meta"].shape != (rows,) for bias in biases):
@@ -100,40 +101,54 @@ def find_map(node: fx.Node) -> LinearMap | None:
 
 
 @dataclass(frozen=True)
+class Bias:
+    """A parameter whose gradient is the sum over samples of what a weight's gradient is a product of."""
+
+    index: int
+    decay: float
+    chain: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True)
 class ProductUpdate:
     """The update of parameter `index` by a gradient a.T @ b that nothing else needs, added up where it goes.
 
-    a, b: TorchScript of [samples, rows] and [samples, columns]; a None where the gradient is the sum of b over samples,
-        which is a parameter of one row        shape: (rows, columns)        chain: the nodes that go with the gradient
+    a, b: TorchScript of [samples, rows] and [samples, columns]        left: the node of a, if there is one
+    chain: the gradient and what leads from the product to it
+    is_native: whether torch.ops.fastlocal_native does it, in one pass, and with it that of a bias
     """
 
     index: int
-    a: str | None
+    left: fx.Node | None
+    a: str
     b: str
-    samples: int
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     momentum: float
     decay: float
     chain: tuple[fx.Node, ...]
-    is_native: bool  # torch.ops.fastlocal_native can do it in one pass, in less time
+    is_native: bool
+    bias: Bias | None = None
 
-    def before(self, native: bool) -> Iterator[str]:
-        """Views of the parameter and of its momentum."""
-        if native and self.is_native:
-            for part, values in (("p", "params"), ("m", "momenta")):
-                yield f"{part}{self.index} = {values}[{self.index}].view({list(self.shape)})"
-            if self.a is None:
-                yield f"a{self.index} = torch.ones([{self.samples}, 1])"
-        elif self.momentum:
+    @property
+    def gone(self) -> tuple[fx.Node, ...]:
+        """The nodes that go with the gradients."""
+        return self.chain if self.bias is None else self.chain + self.bias.chain
+
+    def before(self) -> Iterator[str]:
+        """The blocks that are updated at a time, of the parameter and of its momentum."""
+        if self.momentum and not self.is_native:
             for part, values in (("p", "params"), ("m", "momenta")):
                 yield f"{part}{self.index} = {values}[{self.index}].split({self._rows})"
 
-    def lines(self, native: bool) -> Iterator[str]:
+    def lines(self) -> Iterator[str]:
         index, mu, decay = self.index, self.momentum, self.decay
-        if native and self.is_native:
-            a = f"a{index}" if self.a is None else f"{self.a}.contiguous()"
-            given = f"p{index}, m{index}, {a}, {self.b}.contiguous()"
-            yield f"torch.ops.fastlocal_native.product_update({given}, {mu!r}, {decay!r}, rate)"
+        if self.is_native:
+            given, bias_decay = f"params[{index}], momenta[{index}], {self.a}.contiguous(), {self.b}.contiguous()", 0.0
+            bias = "None, None"
+            if self.bias is not None:
+                bias, bias_decay = f"params[{self.bias.index}], momenta[{self.bias.index}]", self.bias.decay
+            constants = f"{mu!r}, {decay!r}, {bias_decay!r}, rate"
+            yield f"torch.ops.fastlocal_native.product_update({given}, {bias}, {constants})"
             return
         # small beside the product, which takes up to a quarter less time then
         a = f"{self.a}.t().contiguous()"
@@ -160,53 +175,50 @@ def find_products(
     problem: LocalProblem, grads: list[Any], is_parameter: Callable[[Any], bool]
 ) -> Iterator[ProductUpdate]:
     """Of the weights whose gradients are products: a third of the passes over memory that own gradients take."""
+    numerics, layout = problem.numerics, problem.layout
     for index, node in enumerate(grads):
         chain = [node]
         while chain[-1].target is aten.t.default and len(chain[-1].users) == 1:
             chain.append(chain[-1].args[0])
         last = chain[-1]
-        same = last.target is aten.mm.default and last.meta["tensor_meta"].dtype == problem.numerics.dtype
-        if not same or not _goes(chain, is_parameter):
+        same = last.target is aten.mm.default and last.meta["tensor_meta"].dtype == numerics.dtype
+        if not same or any(len(link.users) != 1 for link in chain) or any(map(is_parameter, last.args)):
             continue
-        a, b = map(name, last.args)
-        a, b = (f"{a}.t()", b) if len(chain) % 2 else (b, f"{a}.t()")
-        rows, columns = problem.layout.shapes[index]
-        samples = last.args[0].meta["tensor_meta"].shape[1]
-        native = rows * columns >= MERGED_WEIGHT and _fits(problem, samples)
-        yield _update(problem, index, a, b, samples, (rows, columns), chain, native)
+        first, second = last.args
+        left = second if len(chain) % 2 == 0 else _turned(first)
+        a = f"{name(first)}.t()" if left is None else name(left)
+        b = name(second) if len(chain) % 2 else f"{name(first)}.t()"
+        samples, shape = first.meta["tensor_meta"].shape[1], layout.shapes[index]
+        large = math.prod(shape) >= MERGED_WEIGHT and samples <= MERGED_SAMPLES
+        native = large and numerics.dtype == torch.float32 and problem.momentum > 0
+        decay = problem.weight_decay * layout.decays[index]
+        yield ProductUpdate(index, left, a, b, shape, problem.momentum, decay, tuple(chain), native)
 
 
-def find_sums(problem: LocalProblem, grads: list[Any], is_parameter: Callable[[Any], bool]) -> Iterator[ProductUpdate]:
-    """Of the biases whose gradients are sums over samples, for torch.ops.fastlocal_native alone."""
-    for index, node in enumerate(grads):
-        chain = [node, node.args[0]] if node.target is aten.view.default else [node]
-        last = chain[-1]
-        if last.target is not aten.sum.dim_IntList or last.args[1] != [0] or last.kwargs:
-            continue
-        shape = last.args[0].meta["tensor_meta"].shape
-        if len(shape) == 2 and _fits(problem, shape[0]) and _goes(chain, is_parameter):
-            yield _update(problem, index, None, name(last.args[0]), shape[0], (1, shape[1]), chain, True)
+def with_biases(updates: Iterable[ProductUpdate], problem: LocalProblem, grads: list[Any]) -> Iterator[ProductUpdate]:
+    """The same, and with each the bias that belongs to it, where there is one."""
+    taken: set[int] = set()
+    for update in updates:
+        for index, node in enumerate(grads):
+            chain = (node, node.args[0]) if node.target is aten.view.default else (node,)
+            if update.is_native and index not in taken and _is_sum(chain, update.left) and grads.count(node) == 1:
+                taken.add(index)
+                update = dataclasses.replace(
+                    update, bias=Bias(index, problem.weight_decay * problem.layout.decays[index], chain)
+                )
+                break
+        yield update
 
 
-def _update(
-    problem: LocalProblem,
-    index: int,
-    a: str | None,
-    b: str,
-    samples: int,
-    shape: tuple[int, int],
-    chain: list[fx.Node],
-    native: bool,
-) -> ProductUpdate:
-    decay = problem.weight_decay * problem.layout.decays[index]
-    return ProductUpdate(index, a, b, samples, shape, problem.momentum, decay, tuple(chain), native)
+def _is_sum(chain: tuple[Any, ...], of: fx.Node | None) -> bool:
+    """Whether the last node is the sum over samples of another one, and nothing else needs it."""
+    total = chain[-1]
+    if of is None or total.target is not aten.sum.dim_IntList or total.kwargs:
+        return False
+    return origin(total.args[0]) is origin(of) and total.args[1] == [0] and all(len(node.users) == 1 for node in chain)
 
 
-def _goes(chain: list[Any], is_parameter: Callable[[Any], bool]) -> bool:
-    """Whether nothing else needs a gradient, and what it is made of is still there when its parameter's turn comes."""
-    values = (value for value in chain[-1].args if isinstance(value, fx.Node))
-    return all(len(link.users) == 1 for link in chain) and not any(map(is_parameter, values))
-
-
-def _fits(problem: LocalProblem, samples: int) -> bool:
-    return problem.numerics.dtype == torch.float32 and problem.momentum > 0 and samples <= MERGED_SAMPLES
+def _turned(node: fx.Node) -> fx.Node | None:
+    """What a node is the transpose of, or None."""
+    inner = node.args[0] if node.target is aten.t.default else None
+    return inner if isinstance(inner, fx.Node) else None

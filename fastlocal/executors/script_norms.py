@@ -14,7 +14,7 @@ from fastlocal.kernels import native
 from fastlocal.kernels.native import ACTIVATIONS
 
 from ..remembered import cache_file
-from .script_words import ALIAS
+from .script_words import origin, users
 
 aten = torch.ops.aten
 SUMS, RELUS = (aten.add.Tensor, aten.add_.Tensor), (aten.relu.default, aten.relu_.default)
@@ -92,19 +92,19 @@ def find(calls: Iterable[fx.Node]) -> list[FusedNorm]:
 def _ways(back: Any) -> Iterator[FusedNorm]:
     """How a norm can be fused, first with most of what follows it."""
     incoming, x, mean, _, _, *_, mask = back.args
-    norm = _origin(mean).args[0] if _origin(mean).target is operator.getitem else None
+    norm = origin(mean).args[0] if origin(mean).target is operator.getitem else None
     if norm is None or norm.target is not aten.native_group_norm.default or not _fits(norm) or not all(mask):
         return
     parts = {node.args[1]: node for node in norm.users}
-    if any(set(_users(parts[index])) - {back} for index in (1, 2) if index in parts):
+    if any(set(users(parts[index])) - {back} for index in (1, 2) if index in parts):
         return
-    value, grad = parts[0], _origin(incoming)
+    value, grad = parts[0], origin(incoming)
     gone = {norm, back, *parts.values(), *back.users}
     for plus, residual in _sums(value, x):
         for output, kind, given in _activations(plus, grad, x):
             yield FusedNorm(norm, back, residual, kind, output, grad, given, frozenset(gone | {plus, output, grad}))
     for output, kind, given in _activations(value, grad, x):
-        if set(_users(grad)) == {back}:
+        if set(users(grad)) == {back}:
             yield FusedNorm(norm, back, None, kind, output, None, given, frozenset(gone | {output, grad}))
     if _like(grad, x):
         yield FusedNorm(norm, back, None, "none", value, None, grad, frozenset(gone))
@@ -112,28 +112,28 @@ def _ways(back: Any) -> Iterator[FusedNorm]:
 
 def _sums(value: Any, x: Any) -> Iterator[tuple[fx.Node, fx.Node]]:
     """(the sum, the other summand) where `value` goes into nothing but a sum of two alike, or is added to in place."""
-    users = list(_users(value))
-    if len(users) == 1 and users[0].target in SUMS and not users[0].kwargs:
-        if users[0].target is aten.add_.Tensor and _origin(users[0].args[0]) is not value:
+    takers = list(users(value))
+    if len(takers) == 1 and takers[0].target in SUMS and not takers[0].kwargs:
+        if takers[0].target is aten.add_.Tensor and origin(takers[0].args[0]) is not value:
             return
-        others = [_origin(node) for node in users[0].args if isinstance(node, fx.Node) and _origin(node) is not value]
-        if len(others) == 1 and _like(others[0], x) and _like(users[0], x):
-            yield users[0], others[0]
+        others = [origin(node) for node in takers[0].args if isinstance(node, fx.Node) and origin(node) is not value]
+        if len(others) == 1 and _like(others[0], x) and _like(takers[0], x):
+            yield takers[0], others[0]
 
 
 def _activations(before: Any, grad: Any, x: Any) -> Iterator[tuple[fx.Node, str, fx.Node]]:
     """(output, kind, gradient that comes in) of the activation that is all that `before` goes into."""
-    users = set(_users(before))
-    if grad.target is aten.silu_backward.default and _origin(grad.args[1]) is before:
-        after, kind = [node for node in users if node.target is aten.silu.default], "silu"
-        users.discard(grad)
+    takers = set(users(before))
+    if grad.target is aten.silu_backward.default and origin(grad.args[1]) is before:
+        after, kind = [node for node in takers if node.target is aten.silu.default], "silu"
+        takers.discard(grad)
     elif grad.target is aten.threshold_backward.default and grad.args[2] == 0:
-        after, kind = [node for node in users if node.target in RELUS], "relu"
-        after = [node for node in after if _origin(grad.args[1]) is node]
+        after, kind = [node for node in takers if node.target in RELUS], "relu"
+        after = [node for node in after if origin(grad.args[1]) is node]
     else:
         return
-    given = _origin(grad.args[0])
-    if len(after) == 1 and users == set(after) and _like(given, x):
+    given = origin(grad.args[0])
+    if len(after) == 1 and takers == set(after) and _like(given, x):
         yield after[0], kind, given
 
 
@@ -154,19 +154,4 @@ def _like(node: fx.Node, x: Any) -> bool:
 
 
 def _about(node: Any) -> Any:
-    return _origin(node).meta.get("tensor_meta")
-
-
-def _origin(node: Any) -> Any:
-    """What an alias is one of."""
-    while node.target is ALIAS:
-        node = node.args[0]
-    return node
-
-
-def _users(node: Any) -> Iterator[fx.Node]:
-    for user in node.users:
-        if user.target is ALIAS:
-            yield from _users(user)
-        else:
-            yield user
+    return origin(node).meta.get("tensor_meta")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from . import script_linear, script_norms
+from . import script_linear, script_losses, script_norms
 from .base import LocalProblem
 from .script_words import ALIAS, name, text
 from .update import EPSILON
@@ -36,19 +37,23 @@ class ScriptText:
         gradients = (problem, self._grads if in_place else [], self._is_parameter)
         merged = list(script_linear.find_products(*gradients))
         maps = [found for found in map(script_linear.find_map, self._calls) if found is not None]
-        norms = script_norms.find(self._calls)
+        norms, losses = script_norms.find(self._calls), script_losses.find(self._calls)
         wanted = norms or any(one.is_native for one in maps) or any(one.is_native for one in merged)
         self._native = bool(wanted) and native()
         if self._native:
-            merged += script_linear.find_sums(*gradients)
+            merged = list(script_linear.with_biases(merged, problem, self._grads))
         else:
-            norms = []
+            norms, losses = [], []
+            merged = [dataclasses.replace(update, is_native=False) for update in merged]
         self._merged = {update.index: update for update in merged}
+        self._done = {*self._merged, *(update.bias.index for update in merged if update.bias is not None)}
         self._strayed = _strayed(self._calls)
         self._replaced = {found.node: lines for found in maps if (lines := found.lines(self._native)) is not None}
         self._replaced.update(part for norm in norms for part in norm.lines(name))
-        self._gone = {node for update in self._merged.values() for node in update.chain}
+        self._replaced.update((loss.node, loss.lines()) for loss in losses)
+        self._gone = {node for update in merged for node in update.gone}
         self._gone.update(node for norm in norms for node in norm.gone)
+        self._gone.update(node for loss in losses for node in loss.gone)
 
     def source(self) -> str:
         """def steps(row, momentum, constants, inputs, targets, labels, rates) -> (losses [steps], right predictions)
@@ -64,7 +69,7 @@ class ScriptText:
         body += [line for node in self._calls if node not in views for line in self._lines(node)]
         body += [f"losses.append({name(self._loss)})", f"outputs.append({name(self._outputs)}.clone())"]
         body += self._updates()
-        merged = (line for update in self._merged.values() for line in update.before(self._native))
+        merged = (line for update in self._merged.values() for line in update.before())
         lines = ["losses: List[Tensor] = []", "outputs: List[Tensor] = []", *self._parts("params", "row")]
         if self._problem.momentum:
             lines += ["assert momentum is not None", *self._parts("momenta", "momentum")]
@@ -117,7 +122,7 @@ class ScriptText:
 
     def _updates(self) -> Iterator[str]:
         problem = self._problem
-        own = [index for index in range(len(self._grads)) if index not in self._merged]
+        own = [index for index in range(len(self._grads)) if index not in self._done]
         for index in own:
             yield f"g{index} = {name(self._grads[index])}"
         if problem.clip_norm is not None:
@@ -126,7 +131,7 @@ class ScriptText:
             for index in own:
                 yield f"g{index} = g{index} * scale"
         for update in self._merged.values():
-            yield from update.lines(self._native)
+            yield from update.lines()
         for index in own:
             yield from self._update(index)
 

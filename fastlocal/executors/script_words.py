@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,10 +12,24 @@ from torch import fx
 ALIAS = torch.ops.aten.alias.default
 
 
-def name(node: Any) -> str:
-    while node.target is ALIAS:
+def origin(node: Any) -> Any:
+    """What an alias is one of."""
+    while isinstance(node, fx.Node) and node.target is ALIAS:
         node = node.args[0]
-    return f"v_{node.name}"  # whatever TorchScript's own words are
+    return node
+
+
+def users(node: fx.Node) -> Iterator[fx.Node]:
+    """What takes a value, by whatever alias."""
+    for user in node.users:
+        if user.target is ALIAS:
+            yield from users(user)
+        else:
+            yield user
+
+
+def name(node: Any) -> str:
+    return f"v_{origin(node).name}"  # whatever TorchScript's own words are
 
 
 def text(value: Any) -> str:

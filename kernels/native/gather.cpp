@@ -32,7 +32,7 @@ struct Images {
 };
 
 struct Box {
-  int64_t top, left;  // of the crop in the image without its padding, negative within that
+  int64_t top, left;
   bool mirrored;
 };
 
@@ -46,34 +46,30 @@ void fetch(const uint8_t* image, int64_t size) {
 #define TWO_ROUNDINGS
 __attribute__((optimize("fp-contract=off")))
 #endif
-void normalise(const uint8_t* bytes, int64_t count, float scale, float offset, float* out) {
+void normalise(const uint8_t* bytes, int64_t count, bool mirrored, float scale, float offset, float* out) {
   TWO_ROUNDINGS  // as torch's own operations do it one after the other
-  for (int64_t i = 0; i < count; ++i) out[i] = bytes[i] * scale + offset;
+  if (mirrored)
+    for (int64_t i = 0; i < count; ++i) out[i] = bytes[count - 1 - i] * scale + offset;
+  else
+    for (int64_t i = 0; i < count; ++i) out[i] = bytes[i] * scale + offset;
 }
 
 void plain(const Images& images, const uint8_t* image, float* out) {
   const int64_t pixels = images.height * images.width;
-  for (int64_t channel = 0; channel < images.channels; ++channel)
-    normalise(image + channel * pixels, pixels, images.scale[channel], images.offset[channel], out + channel * pixels);
+  for (int64_t channel = 0; channel < images.channels; ++channel, image += pixels, out += pixels)
+    normalise(image, pixels, false, images.scale[channel], images.offset[channel], out);
 }
 
-// `row` has the width of an image.
-void crop(const Images& images, const uint8_t* image, const Box& box, uint8_t* row, float* out) {
-  const int64_t width = images.width, height = images.height;
-  const int64_t begin = std::clamp<int64_t>(-box.left, 0, width);  // columns of the crop that lie in the image
-  const int64_t end = std::clamp<int64_t>(width - box.left, begin, width);
-  for (int64_t channel = 0; channel < images.channels; ++channel, image += height * width)
-    for (int64_t y = box.top; y < box.top + height; ++y, out += width) {
-      std::fill_n(row, width, 0);
-      if (y >= 0 && y < height) {
-        const uint8_t* own = image + y * width + box.left;
-        if (box.mirrored)
-          std::reverse_copy(own + begin, own + end, row + width - end);
-        else
-          std::copy(own + begin, own + end, row + begin);
-      }
-      normalise(row, width, images.scale[channel], images.offset[channel], out);
-    }
+// padded: [height + 2 * padding, width + 2 * padding], with zeros around the image
+void crop(const Images& images, const uint8_t* image, const Box& box, int64_t padding, uint8_t* padded, float* out) {
+  const int64_t width = images.width, wide = width + 2 * padding;
+  for (int64_t channel = 0; channel < images.channels; ++channel) {
+    for (int64_t y = 0; y < images.height; ++y, image += width)
+      std::copy_n(image, width, padded + (padding + y) * wide + padding);
+    for (int64_t y = 0; y < images.height; ++y, out += width)
+      normalise(padded + (box.top + y) * wide + box.left, width, box.mirrored, images.scale[channel],
+                images.offset[channel], out);
+  }
 }
 
 void gather_images(Tensor images, Tensor ids, Optional boxes, Tensor scale, Tensor offset, Tensor out,
@@ -102,14 +98,16 @@ void gather_images(Tensor images, Tensor ids, Optional boxes, Tensor scale, Tens
   STD_TORCH_CHECK(known, "an id lies beyond the images");
   float* place = static_cast<float*>(out.mutable_data_ptr());
   const int64_t* box = boxes ? static_cast<const int64_t*>(boxes->const_data_ptr()) : nullptr;
+  const bool inside = !box || std::all_of(box, box + 2 * count, [&](int64_t one) { return one >= 0 && one <= 2 * padding; });
+  STD_TORCH_CHECK(inside, "a crop lies beyond the padding");
   const auto run = [&](int64_t begin, int64_t end) {
-    std::vector<uint8_t> row(box ? all.width : 0);
+    std::vector<uint8_t> padded(box ? (all.height + 2 * padding) * (all.width + 2 * padding) : 0);
     for (int64_t i = begin; i < end; ++i) {
       if (i + AHEAD < end) fetch(all.bytes + id[i + AHEAD] * size, size);
       const uint8_t* image = all.bytes + id[i] * size;
       if (box) {
-        const Box own{box[i] - padding, box[count + i] - padding, box[2 * count + i] != 0};
-        crop(all, image, own, row.data(), place + i * size);
+        const Box own{box[i], box[count + i], box[2 * count + i] != 0};
+        crop(all, image, own, padding, padded.data(), place + i * size);
       } else {
         plain(all, image, place + i * size);
       }

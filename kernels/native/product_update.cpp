@@ -3,10 +3,15 @@
 //
 //     momentum = mu * momentum + a.T @ b + decay * weight,   weight = weight - rate * momentum
 //
+// and of the bias beside it, whose gradient is the sum of a over samples.
+//
 // weight, momentum: float [rows, columns]        a: float [samples, rows]        b: float [samples, columns]
+// bias, bias_momentum: float [rows], or none
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
+
+#include <optional>
 
 #include "vectors.h"
 
@@ -14,6 +19,7 @@ namespace fastlocal {
 namespace {
 
 using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
 using ScalarType = torch::headeronly::ScalarType;
 
 constexpr int64_t HEIGHT = 8, WIDTH = 2;  // of a tile, in rows and vectors: its sums fit into the registers of AVX-512
@@ -59,6 +65,18 @@ void edge(float* weight, float* momentum, int64_t count, const float* a, int64_t
   const Moved moved = move(read_some(weight, count), read_some(momentum, count), sum, constants);
   write_some(momentum, moved.momentum, count);
   write_some(weight, moved.weight, count);
+}
+
+void update_bias(float* bias, float* momentum, const float* a, int64_t rows, int64_t samples,
+                 const Constants& constants) {
+  for (int64_t row = 0; row < rows; row += LANES) {
+    Vector sum = {};
+    for (int64_t sample = 0; sample < samples; ++sample) sum += read_some(a + sample * rows + row, rows - row);
+    const Moved moved =
+        move(read_some(bias + row, rows - row), read_some(momentum + row, rows - row), sum, constants);
+    write_some(momentum + row, moved.momentum, rows - row);
+    write_some(bias + row, moved.weight, rows - row);
+  }
 }
 
 struct Update {
@@ -109,7 +127,8 @@ struct Update {
 // How many floats lie before the first that begins a line of the caches.
 int64_t to_aligned(const float* place) { return -(reinterpret_cast<uintptr_t>(place) / sizeof(float)) % LANES; }
 
-void product_update(Tensor weight, Tensor momentum, Tensor a, Tensor b, double mu, double decay, double rate) {
+void product_update(Tensor weight, Tensor momentum, Tensor a, Tensor b, Optional bias, Optional bias_momentum,
+                    double mu, double decay, double bias_decay, double rate) {
   for (const Tensor& one : {weight, momentum, a, b})
     STD_TORCH_CHECK(one.dim() == 2 && one.scalar_type() == ScalarType::Float && one.is_contiguous(),
                     "all have to be contiguous matrices of floats");
@@ -117,6 +136,10 @@ void product_update(Tensor weight, Tensor momentum, Tensor a, Tensor b, double m
   STD_TORCH_CHECK(momentum.size(0) == rows && momentum.size(1) == columns && a.size(1) == rows &&
                       b.size(0) == samples && b.size(1) == columns,
                   "the matrices do not fit each other");
+  STD_TORCH_CHECK(bias.has_value() == bias_momentum.has_value(), "a bias and its momentum go together");
+  for (const Optional& one : {bias, bias_momentum})
+    STD_TORCH_CHECK(!one || (one->numel() == rows && one->scalar_type() == ScalarType::Float && one->is_contiguous()),
+                    "a bias has to be a row of floats that fits the weight");
   Scratch scratch(std::max(CACHED, WIDTH * samples));
   Update update{static_cast<float*>(weight.mutable_data_ptr()),
                 static_cast<float*>(momentum.mutable_data_ptr()),
@@ -134,6 +157,9 @@ void product_update(Tensor weight, Tensor momentum, Tensor a, Tensor b, double m
   update.whole<WIDTH>(head, wide);
   update.whole<1>(wide, narrow);
   update.part(narrow, columns);
+  if (bias)
+    update_bias(static_cast<float*>(bias->mutable_data_ptr()), static_cast<float*>(bias_momentum->mutable_data_ptr()),
+                update.a, rows, samples, {float(mu), float(bias_decay), float(rate)});
 }
 
 }  // namespace
@@ -141,8 +167,8 @@ void product_update(Tensor weight, Tensor momentum, Tensor a, Tensor b, double m
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastlocal_native, library) {
   library.def(
-      "product_update(Tensor(a!) weight, Tensor(b!) momentum, Tensor a, Tensor b, float mu, float decay, float rate) "
-      "-> ()");
+      "product_update(Tensor(a!) weight, Tensor(b!) momentum, Tensor a, Tensor b, Tensor(c!)? bias, "
+      "Tensor(d!)? bias_momentum, float mu, float decay, float bias_decay, float rate) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(fastlocal_native, CPU, library) {
   library.impl("product_update", TORCH_BOX(&fastlocal::product_update));

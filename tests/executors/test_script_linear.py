@@ -1,12 +1,13 @@
-"""Steps whose linear maps are written in another way are the steps of the module, whatever the sizes."""
+"""Steps whose linear maps and losses are written in another way are the steps of the module, whatever the sizes."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlocal.executors import scripted
@@ -16,6 +17,7 @@ from fastlocal.executors.script_text import ScriptText
 from fastlocal.executors.scripted import ScriptedSteps
 from fastlocal.executors.threaded import ThreadedExecutor
 from fastlocal.kernels import native
+from fastlocal.layout import param_layout
 from tests.executors.test_executors import assert_same, start
 from tests.executors.test_threaded import problem_with
 
@@ -67,12 +69,14 @@ def count(text: str, op: str) -> int:
 
 @pytest.mark.parametrize(
     ("batch", "products", "updates"),
-    [(7, 0, 3), (8, 0, 3), (12, 2, 3), (16, 2, 3), (17, 0, 3), (128, 2, 3), (129, 0, 0)],
+    [(7, 0, 1), (8, 0, 1), (12, 2, 1), (16, 2, 1), (17, 0, 1), (128, 2, 1), (129, 0, 0)],
 )
 def test_by_the_size_of_a_batch(batch: int, products: int, updates: int, texts: list[str]) -> None:
-    """Updates: of the large weight, and of both biases."""
+    """Of the two weights one is large enough to be updated there, and its bias with it."""
     assert_steps(problem_with(perceptron()), batch)
     assert (count(texts[0], "product"), count(texts[0], "product_update")) == (products, updates)
+    assert count(texts[0], "cross_entropy") == bool(products or updates)
+    assert ("params[1], momenta[1]" in texts[0]) is bool(updates)
 
 
 def test_large_weights_take_fewer_samples(texts: list[str]) -> None:
@@ -89,7 +93,7 @@ def test_without_a_compiler(batch: int, turned: int, texts: list[str], no_compil
 
 @pytest.mark.parametrize(
     ("values", "updates"),
-    [({}, 3), ({"weight_decay": 0.0}, 3), ({"nesterov": True}, 0), ({"clip_norm": 0.3}, 0), ({"momentum": 0.0}, 0)],
+    [({}, 1), ({"weight_decay": 0.0}, 1), ({"nesterov": True}, 0), ({"clip_norm": 0.3}, 0), ({"momentum": 0.0}, 0)],
     ids=str,
 )
 def test_by_what_is_asked_of_the_optimizer(values: dict[str, float], updates: int, texts: list[str]) -> None:
@@ -123,7 +127,7 @@ class Odd(nn.Module):
         elif self.kind == "other way":
             x = self.second(x) @ self.third.weight
         elif self.kind == "sliced":
-            x = torch.nn.functional.linear(x, self.second.weight[:, :32].repeat(1, 2), self.second.bias)
+            x = F.linear(x, self.second.weight[:, :32].repeat(1, 2), self.second.bias)
         elif self.kind == "axes":
             x = self.third(self.second(x.unflatten(0, (-1, 2)))).flatten(0, 1)
         elif self.kind == "one bias":
@@ -153,3 +157,34 @@ class Odd(nn.Module):
 )
 def test_odd_modules(kind: str, batch: int) -> None:
     assert_steps(problem_with(Odd(kind)), batch)
+
+
+def test_weight_decay_by_group() -> None:
+    """Of weights alone, so that a weight and its bias differ."""
+    module = perceptron()
+    assert_steps(problem_with(module, layout=param_layout(module, group_weight=True), weight_decay=0.3), 16)
+
+
+LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
+    "mean": (F.cross_entropy, 1),
+    "one target ignored": (lambda outputs, targets: F.cross_entropy(outputs, targets, ignore_index=2), 1),
+    "sum": (lambda outputs, targets: F.cross_entropy(outputs, targets, reduction="sum") / 16, 0),
+    "smoothed": (lambda outputs, targets: F.cross_entropy(outputs, targets, label_smoothing=0.1), 0),
+    "weights": (lambda outputs, targets: F.cross_entropy(outputs, targets, weight=torch.arange(1.0, 5.0)), 0),
+    "scaled": (lambda outputs, targets: 3 * F.cross_entropy(outputs, targets), 0),
+    "with a penalty": (lambda outputs, targets: F.cross_entropy(outputs, targets) + outputs.square().mean(), 0),
+    "logarithms seen": (lambda outputs, targets: F.nll_loss(F.log_softmax(outputs, 1), targets), 1),
+    "logarithms used": (
+        lambda outputs, targets: F.nll_loss(value := F.log_softmax(outputs, 1), targets) + value.square().mean(),
+        0,
+    ),
+    "double": (lambda outputs, targets: F.cross_entropy(outputs.double(), targets).float(), 0),
+    "all axes": (lambda outputs, targets: F.cross_entropy(outputs.unsqueeze(2), targets.unsqueeze(1)), 0),
+}
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_losses(kind: str, texts: list[str]) -> None:
+    loss, fused = LOSSES[kind]
+    assert_steps(problem_with(perceptron(), loss=loss), 16)
+    assert count(texts[0], "cross_entropy") == fused

@@ -35,7 +35,7 @@ def test_product_update(rows: int, columns: int, samples: int, mu: float, decay:
     a, b = matrix(samples, rows, seed=2), matrix(samples, columns, seed=3)
     moving = mu * momentum.double() + a.double().t() @ b.double() + decay * weight.double()
     wanted = weight.double() - 0.3 * moving
-    ops.product_update(weight, momentum, a, b, mu, decay, 0.3)
+    ops.product_update(weight, momentum, a, b, None, None, mu, decay, 0.0, 0.3)
     torch.testing.assert_close(momentum.double(), moving, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(weight.double(), wanted, rtol=1e-5, atol=1e-5)
 
@@ -44,7 +44,7 @@ def test_a_product_update_leaves_the_rest_of_a_row_alone(ops: Any) -> None:
     """Weights are views of rows that hold other parameters beside them."""
     row, moving = torch.zeros(200), torch.zeros(200)
     a, b = torch.ones(3, 2), torch.ones(3, 65)
-    ops.product_update(row[10:140].view(2, 65), moving[10:140].view(2, 65), a, b, 0.9, 0.0, 1.0)
+    ops.product_update(row[10:140].view(2, 65), moving[10:140].view(2, 65), a, b, None, None, 0.9, 0.0, 0.0, 1.0)
     assert torch.equal(row != 0, moving != 0) and row.nonzero().flatten().tolist() == list(range(10, 140))
 
 
@@ -52,9 +52,31 @@ def test_matrices_have_to_fit(ops: Any) -> None:
     weight, a, b = torch.zeros(4, 64), torch.zeros(2, 4), torch.zeros(2, 64)
     for given in ((weight, weight[:3], a, b), (weight, weight, a.t(), b), (weight, weight, a, b[:1])):
         with pytest.raises(RuntimeError, match="contiguous matrices|do not fit"):
-            ops.product_update(*given, 0.9, 0.0, 1.0)
+            ops.product_update(*given, None, None, 0.9, 0.0, 0.0, 1.0)
     with pytest.raises(RuntimeError, match="contiguous matrices of floats"):
-        ops.product_update(weight.double(), weight.double(), a, b, 0.9, 0.0, 1.0)
+        ops.product_update(weight.double(), weight.double(), a, b, None, None, 0.9, 0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(("rows", "samples"), [(1, 3), (16, 1), (37, 20), (5, 0), (0, 2)])
+def test_the_bias_beside_a_weight(rows: int, samples: int, ops: Any) -> None:
+    bias, moving = matrix(rows, seed=0), matrix(rows, seed=1)
+    a, weight = matrix(samples, rows, seed=2), torch.zeros(rows, 4)
+    wanted_moving = 0.9 * moving.double() + a.double().sum(dim=0) + 0.1 * bias.double()
+    wanted = bias.double() - 0.3 * wanted_moving
+    ops.product_update(weight, weight.clone(), a, torch.zeros(samples, 4), bias, moving, 0.9, 0.5, 0.1, 0.3)
+    torch.testing.assert_close(moving.double(), wanted_moving, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(bias.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_bias_has_to_fit(ops: Any) -> None:
+    weight, a, b, bias = torch.zeros(4, 8), torch.zeros(2, 4), torch.zeros(2, 8), torch.zeros(4)
+    for pair, says in (
+        ((bias, None), "go together"),
+        ((bias, bias[:3]), "fits the weight"),
+        ((bias.double(), bias), "fits"),
+    ):
+        with pytest.raises(RuntimeError, match=says):
+            ops.product_update(weight, weight.clone(), a, b, *pair, 0.9, 0.0, 0.0, 1.0)
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
@@ -88,3 +110,44 @@ def test_factors_have_to_fit(ops: Any) -> None:
     for wrong in (bias[:2], bias.double(), torch.zeros(6)[::2]):
         with pytest.raises(RuntimeError, match="a row of floats that fits"):
             ops.product(x, weight, wrong, y)
+
+
+def losses(ops: Any, outputs: Tensor, targets: Tensor, ignored: int = -100) -> tuple[Tensor, Tensor]:
+    loss, grad = torch.empty(()), torch.empty_like(outputs)
+    ops.cross_entropy(outputs, targets, loss, grad, ignored)
+    return loss, grad
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0, 1e4])
+@pytest.mark.parametrize(("samples", "classes"), [(1, 1), (16, 10), (7, 1000), (3, 17)])
+def test_cross_entropy(samples: int, classes: int, size: float, ops: Any) -> None:
+    outputs, targets = size * matrix(samples, classes, seed=0), torch.arange(samples) * 7 % classes
+    targets[samples // 2] = -100 if samples > 1 else 0
+    exact = outputs.double().requires_grad_()
+    wanted = torch.nn.functional.cross_entropy(exact, targets)
+    wanted.backward()
+    loss, grad = losses(ops, outputs, targets)
+    torch.testing.assert_close(loss.double(), wanted.detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(grad.double(), exact.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_a_loss_that_is_not_finite(ops: Any) -> None:
+    targets = torch.tensor([0, 1])
+    for value in (torch.nan, torch.inf):
+        loss, grad = losses(ops, torch.tensor([[0.0, value], [1.0, 2.0]]), targets)
+        assert loss.isnan() and grad[0].isnan().all() and grad[1].isfinite().all()
+    assert losses(ops, torch.zeros(2, 3), torch.tensor([-100, -100]))[0].isnan()  # as in torch
+
+
+@pytest.mark.parametrize("target", [-1, 3])
+def test_a_target_beyond_the_classes(target: int, ops: Any) -> None:
+    with pytest.raises(RuntimeError, match="beyond the classes"):
+        losses(ops, torch.zeros(2, 3), torch.tensor([0, target]))
+
+
+def test_targets_have_to_fit(ops: Any) -> None:
+    for outputs, targets in ((torch.zeros(2, 3), torch.zeros(3)), (torch.zeros(2, 3), torch.zeros(2))):
+        with pytest.raises(RuntimeError, match="fit the outputs"):
+            losses(ops, outputs, targets)
+    with pytest.raises(RuntimeError, match="matrices of floats"):
+        losses(ops, torch.zeros(2, 3).double(), torch.zeros(2, dtype=torch.int64))

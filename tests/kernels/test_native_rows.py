@@ -87,6 +87,8 @@ def test_what_does_not_fit_is_refused(ops: Any) -> None:
         ((images, ids, boxes, row.double(), row, out), "rows of floats"),
         ((images, ids, boxes, row[:2], row, out), "have to fit"),
         ((images, ids, boxes, row, row, out[:1]), "have to fit"),
+        ((images, ids, boxes + 1, row, row, out), "beyond the padding"),
+        ((images, ids, boxes - 1, row, row, out), "beyond the padding"),
     ):
         with pytest.raises(RuntimeError, match=says):
             ops.gather_images(*given, 0)
