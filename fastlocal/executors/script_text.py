@@ -137,6 +137,10 @@ class ScriptText:
 
     def _update(self, index: int) -> Iterator[str]:
         mu, decay, p, g, m = self._problem.momentum, self._decays[index], f"params[{index}]", f"g{index}", ""
+        if self._native and mu and not self._problem.nesterov and self._problem.numerics.dtype == torch.float32:
+            layout = "" if len(self._problem.layout.shapes[index]) == 4 else ".contiguous()"
+            yield f"torch.ops.fastlocal_native.sgd_update({p}, momenta[{index}], {g}{layout}, {mu!r}, {decay!r}, rate)"
+            return
         if decay:
             yield f"{g} = torch.add({g}, {p}, alpha={decay!r})"
         if mu:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ ACTIVATIONS = {"none": 0, "relu": 1, "silu": 2}
 SECONDS = 180.0
 ABI = "0x020b000000000000"
 """Torch 2.11, the oldest that setup.py takes."""
-FLAGS = ["-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
+FLAGS = ["-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
 
 _loaded = threading.Event()
 
@@ -34,7 +35,7 @@ _loaded = threading.Event()
 def load(folder: Path) -> str | None:
     """Make torch.ops.fastlocal_native, from a library in `folder` that is compiled where it is not there yet.
 
-    The first time takes some 5 s. Returns why it cannot be had, in one line, or None.
+    The first time takes 5 to 20 s. Returns why it cannot be had, in one line, or None.
     """
     if sys.platform != "linux":
         return f"it is made for Linux, not for {sys.platform}"
@@ -80,11 +81,15 @@ def _compile(compiler: str, path: Path) -> None:
     torch_folder = Path(torch.__file__).parent
     flags = [*FLAGS, *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else [])]
     flags += [f"-DTORCH_TARGET_VERSION={ABI}", f"-isystem{torch_folder / 'include'}"]
-    sources = [str(source) for source in sorted(FOLDER.glob("*.cpp"))]
+
+    def run(*arguments: str | Path) -> None:
+        subprocess.run([compiler, *map(str, arguments)], check=True, capture_output=True, timeout=SECONDS)
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / path.name
-        libraries = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]
-        command = [compiler, *flags, *sources, "-o", str(made), *libraries]
-        subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
-        made.replace(path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        sources = {Path(folder) / f"{source.stem}.o": source for source in sorted(FOLDER.glob("*.cpp"))}
+        for made in [pool.submit(run, *flags, "-c", source, "-o", made) for made, source in sources.items()]:
+            made.result()
+        library = Path(folder) / path.name
+        run("-shared", *sources, "-o", library, f"-L{torch_folder / 'lib'}", "-ltorch_cpu")
+        library.replace(path)

@@ -75,14 +75,16 @@ Shape shape_of(const Tensor& x, const Tensor& weight, const Tensor& bias, const 
   return shape;
 }
 
+using Row = std::vector<float>;  // a number for each channel
+
 // A number of every group at each of its channels.
-void spread(const float* of_groups, std::vector<float>& of_channels, const Shape& shape) {
+void spread(const float* of_groups, Row& of_channels, const Shape& shape) {
   for (int64_t channel = 0; channel < shape.channels; ++channel)
     of_channels[channel] = of_groups[channel / shape.per_group()];
 }
 
-// Mean over every group of what was summed by channel, into the first numbers of the same vector.
-void gather(std::vector<float>& sums, const Shape& shape) {
+// Mean over every group of what was summed by channel, into the first numbers of the same row.
+void gather(Row& sums, const Shape& shape) {
   for (int64_t group = 0; group < shape.groups; ++group) {
     float sum = 0;
     for (int64_t channel = 0; channel < shape.per_group(); ++channel) sum += sums[group * shape.per_group() + channel];
@@ -90,25 +92,29 @@ void gather(std::vector<float>& sums, const Shape& shape) {
   }
 }
 
+// of(0) + of(1) + ..., four at a time, as one sum would wait for the one before it.
+template <typename Of>
+Vector total(int64_t count, const Of& of) {
+  Vector sums[4] = {};
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4) UNROLLED for (int64_t part = 0; part < 4; ++part) sums[part] += of(i + part);
+  for (; i < count; ++i) sums[0] += of(i);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
 template <typename T>
-void statistics(const T* x, float* mean, float* rstd, std::vector<float>& scratch, const Shape& shape, float eps) {
-  for (int64_t first = 0; first < shape.channels; first += LANES) {
-    float sum[LANES] = {};
-    for (int64_t pixel = 0; pixel < shape.pixels; ++pixel)
-      for (int64_t lane = 0; lane < LANES; ++lane) sum[lane] += load(x[pixel * shape.channels + first + lane]);
-    std::copy(sum, sum + LANES, scratch.begin() + first);
-  }
+void statistics(const T* x, float* mean, float* rstd, Row& centers, Row& scratch, const Shape& shape, float eps) {
+  for (int64_t first = 0; first < shape.channels; first += LANES)
+    write(&scratch[first], total(shape.pixels, [&](int64_t pixel) { return read(x + pixel * shape.channels + first); }));
   gather(scratch, shape);
-  std::copy(scratch.begin(), scratch.begin() + shape.groups, mean);
+  std::copy_n(scratch.begin(), shape.groups, mean);
+  spread(mean, centers, shape);
   for (int64_t first = 0; first < shape.channels; first += LANES) {
-    float sum[LANES] = {}, center[LANES];
-    for (int64_t lane = 0; lane < LANES; ++lane) center[lane] = mean[(first + lane) / shape.per_group()];
-    for (int64_t pixel = 0; pixel < shape.pixels; ++pixel)
-      for (int64_t lane = 0; lane < LANES; ++lane) {
-        const float far = load(x[pixel * shape.channels + first + lane]) - center[lane];
-        sum[lane] += far * far;
-      }
-    std::copy(sum, sum + LANES, scratch.begin() + first);
+    const Vector center = read(&centers[first]);
+    write(&scratch[first], total(shape.pixels, [&](int64_t pixel) {
+            const Vector far = read(x + pixel * shape.channels + first) - center;
+            return far * far;
+          }));
   }
   gather(scratch, shape);
   for (int64_t group = 0; group < shape.groups; ++group) rstd[group] = 1 / std::sqrt(scratch[group] + eps);
@@ -117,26 +123,19 @@ void statistics(const T* x, float* mean, float* rstd, std::vector<float>& scratc
 template <typename T, int64_t ACTIVATION, bool RESIDUAL>
 void forward(const T* x, const float* weight, const float* bias, const T* residual, T* y, float* mean, float* rstd,
              const Shape& shape, float eps) {
-  std::vector<float> centers(shape.channels), scales(shape.channels);
+  Row centers(shape.channels), scales(shape.channels);
   for (int64_t image = 0; image < shape.images; ++image) {
     const int64_t begin = image * shape.pixels * shape.channels, unit = image * shape.groups;
-    statistics(x + begin, mean + unit, rstd + unit, scales, shape, eps);
-    spread(mean + unit, centers, shape);
+    statistics(x + begin, mean + unit, rstd + unit, centers, scales, shape, eps);
     spread(rstd + unit, scales, shape);
     for (int64_t first = 0; first < shape.channels; first += LANES) {
-      float center[LANES], scale[LANES], shift[LANES];
-      for (int64_t lane = 0; lane < LANES; ++lane) {
-        center[lane] = centers[first + lane];
-        scale[lane] = scales[first + lane] * weight[first + lane];
-        shift[lane] = bias[first + lane];
-      }
+      const Vector center = read(&centers[first]), shift = read(bias + first);
+      const Vector scale = read(&scales[first]) * read(weight + first);
       for (int64_t pixel = 0; pixel < shape.pixels; ++pixel) {
         const int64_t place = begin + pixel * shape.channels + first;
-        for (int64_t lane = 0; lane < LANES; ++lane) {
-          float value = (load(x[place + lane]) - center[lane]) * scale[lane] + shift[lane];
-          if (RESIDUAL) value += load(residual[place + lane]);
-          store(y[place + lane], activate<ACTIVATION>(value));
-        }
+        Vector value = (read(x + place) - center) * scale + shift;
+        if constexpr (RESIDUAL) value += read(residual + place);
+        write(y + place, activate<ACTIVATION>(value));
       }
     }
   }
@@ -147,36 +146,29 @@ void forward(const T* x, const float* weight, const float* bias, const T* residu
 template <typename T, int64_t ACTIVATION, bool RESIDUAL>
 void backward(const T* grad, const T* x, const float* weight, const float* bias, const T* residual, const float* mean,
               const float* rstd, T* dx, float* dweight, float* dbias, T* dresidual, const Shape& shape) {
-  std::vector<float> own(shape.pixels * LANES * (shape.channels / LANES)), centers(shape.channels),
-      scales(shape.channels), sums(shape.channels), with_normals(shape.channels), first_mean(shape.channels),
-      second_mean(shape.channels);
+  const int64_t size = shape.pixels * shape.channels;
+  Row own(size), centers(shape.channels), scales(shape.channels), sums(shape.channels), with_normals(shape.channels),
+      first_mean(shape.channels), second_mean(shape.channels);
   std::vector<double> weights(shape.channels), biases(shape.channels);
   for (int64_t image = 0; image < shape.images; ++image) {
-    const int64_t begin = image * shape.pixels * shape.channels, unit = image * shape.groups;
+    const int64_t begin = image * size, unit = image * shape.groups;
     spread(mean + unit, centers, shape);
     spread(rstd + unit, scales, shape);
     for (int64_t first = 0; first < shape.channels; first += LANES) {
-      float center[LANES], scale[LANES], factor[LANES], shift[LANES], sum[LANES] = {}, with_normal[LANES] = {};
-      for (int64_t lane = 0; lane < LANES; ++lane) {
-        center[lane] = centers[first + lane];
-        scale[lane] = scales[first + lane];
-        factor[lane] = weight[first + lane];
-        shift[lane] = bias[first + lane];
+      const Vector center = read(&centers[first]), scale = read(&scales[first]);
+      const Vector factor = read(weight + first), shift = read(bias + first);
+      Vector sum = {}, with_normal = {};
+      for (int64_t place = first; place < size; place += shape.channels) {
+        const Vector normal = (read(x + begin + place) - center) * scale;
+        Vector value = normal * factor + shift;
+        if constexpr (RESIDUAL) value += read(residual + begin + place);
+        const Vector g = read(grad + begin + place) * slope<ACTIVATION>(value);
+        write(&own[place], g);
+        sum += g;
+        with_normal += g * normal;
       }
-      for (int64_t pixel = 0; pixel < shape.pixels; ++pixel) {
-        const int64_t place = pixel * shape.channels + first;
-        for (int64_t lane = 0; lane < LANES; ++lane) {
-          const float normal = (load(x[begin + place + lane]) - center[lane]) * scale[lane];
-          float value = normal * factor[lane] + shift[lane];
-          if (RESIDUAL) value += load(residual[begin + place + lane]);
-          const float g = load(grad[begin + place + lane]) * slope<ACTIVATION>(value);
-          own[place + lane] = g;
-          sum[lane] += g;
-          with_normal[lane] += g * normal;
-        }
-      }
-      std::copy(sum, sum + LANES, sums.begin() + first);
-      std::copy(with_normal, with_normal + LANES, with_normals.begin() + first);
+      write(&sums[first], sum);
+      write(&with_normals[first], with_normal);
     }
     for (int64_t channel = 0; channel < shape.channels; ++channel) {
       weights[channel] += with_normals[channel];
@@ -189,21 +181,12 @@ void backward(const T* grad, const T* x, const float* weight, const float* bias,
     spread(sums.data(), first_mean, shape);
     spread(with_normals.data(), second_mean, shape);
     for (int64_t first = 0; first < shape.channels; first += LANES) {
-      float center[LANES], scale[LANES], factor[LANES], mean_h[LANES], mean_hn[LANES];
-      for (int64_t lane = 0; lane < LANES; ++lane) {
-        center[lane] = centers[first + lane];
-        scale[lane] = scales[first + lane];
-        factor[lane] = weight[first + lane];
-        mean_h[lane] = first_mean[first + lane];
-        mean_hn[lane] = second_mean[first + lane];
-      }
-      for (int64_t pixel = 0; pixel < shape.pixels; ++pixel) {
-        const int64_t place = pixel * shape.channels + first;
-        for (int64_t lane = 0; lane < LANES; ++lane) {
-          const float normal = (load(x[begin + place + lane]) - center[lane]) * scale[lane], g = own[place + lane];
-          store(dx[begin + place + lane], scale[lane] * (factor[lane] * g - mean_h[lane] - normal * mean_hn[lane]));
-          if (RESIDUAL) store(dresidual[begin + place + lane], g);
-        }
+      const Vector center = read(&centers[first]), scale = read(&scales[first]), factor = read(weight + first);
+      const Vector mean_h = read(&first_mean[first]), mean_hn = read(&second_mean[first]);
+      for (int64_t place = first; place < size; place += shape.channels) {
+        const Vector normal = (read(x + begin + place) - center) * scale, g = read(&own[place]);
+        write(dx + begin + place, scale * (factor * g - mean_h - normal * mean_hn));
+        if constexpr (RESIDUAL) write(dresidual + begin + place, g);
       }
     }
   }

@@ -13,7 +13,7 @@
 
 #include <optional>
 
-#include "vectors.h"
+#include "momentum.h"
 
 namespace fastlocal {
 namespace {
@@ -24,19 +24,6 @@ using ScalarType = torch::headeronly::ScalarType;
 
 constexpr int64_t HEIGHT = 8, WIDTH = 2;  // of a tile, in rows and vectors: its sums fit into the registers of AVX-512
 constexpr int64_t CACHED = 512;           // vectors of b that stay in a core's first cache
-
-struct Constants {
-  float mu, decay, rate;
-};
-
-struct Moved {
-  Vector weight, momentum;
-};
-
-Moved move(const Vector& weight, const Vector& momentum, const Vector& gradient, const Constants& constants) {
-  const Vector moving = constants.mu * momentum + gradient + constants.decay * weight;
-  return {weight - constants.rate * moving, moving};
-}
 
 // Of `PARTS` vectors of some rows; a: [samples, of rows]        b: [samples, PARTS]
 template <int64_t ROWS, int64_t PARTS>

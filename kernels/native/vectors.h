@@ -6,8 +6,6 @@
 #include <cstring>
 #include <new>
 
-#include "numbers.h"
-
 // Compilers else leave arrays of vectors in memory.
 #define UNROLLED _Pragma("GCC unroll 16")
 #ifdef __clang__
@@ -18,14 +16,29 @@
 
 namespace fastlocal {
 
+constexpr int64_t LANES = 16;  // floats that are computed at a time: a vector of AVX-512
+using bfloat16 = uint16_t;     // its bits
+
 typedef float Vector __attribute__((vector_size(4 * LANES), may_alias));
 typedef float Loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));  // wherever it lies
+typedef bfloat16 Halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 typedef int32_t Places __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Bits __attribute__((vector_size(4 * LANES), may_alias));
 
 constexpr std::align_val_t LINE{sizeof(Vector)};  // of the caches
 
 inline Vector read(const float* place) { return *reinterpret_cast<const Loose*>(place); }
+inline Vector read(const bfloat16* place) {
+  return reinterpret_cast<Vector>(__builtin_convertvector(*reinterpret_cast<const Halves*>(place), Bits) << 16);
+}
+
 inline void write(float* place, const Vector& values) { *reinterpret_cast<Loose*>(place) = values; }
+inline void write(bfloat16* place, const Vector& values) {  // to the nearest, ties to even
+  const Bits bits = reinterpret_cast<Bits>(values);
+  const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Bits known = reinterpret_cast<Bits>(values == values);
+  *reinterpret_cast<Halves*>(place) = __builtin_convertvector((rounded & known) | (0x7fc0 & ~known), Halves);
+}
 
 inline Vector read_some(const float* place, int64_t count) {
   Vector values = {};

@@ -112,6 +112,44 @@ def test_factors_have_to_fit(ops: Any) -> None:
             ops.product(x, weight, wrong, y)
 
 
+LAST = torch.channels_last
+GRADIENTS = {
+    "row": matrix(37, seed=1),
+    "one number": matrix(1, seed=1).view(()),
+    "none": torch.zeros(0),
+    "filters": matrix(6, 5, 3, 3, seed=1),
+    "channels-last filters": matrix(6, 5, 3, 2, seed=1).contiguous(memory_format=LAST),
+    "one channel": matrix(6, 1, 3, 3, seed=1).to(memory_format=LAST),
+    "every second filter": matrix(12, 4, 3, 3, seed=1)[::2],
+    "alike filters": matrix(1, 4, 3, 3, seed=1).expand(6, -1, -1, -1),
+}
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+@pytest.mark.parametrize(("mu", "decay"), [(0.9, 0.0), (0.5, 0.01)])
+def test_an_update_in_one_pass(kind: str, mu: float, decay: float, ops: Any) -> None:
+    grad = GRADIENTS[kind]
+    rows = matrix(2, grad.numel() + 4, seed=2)
+    weight, momentum = (row[2:-2].view(grad.shape) for row in rows)
+    edges = rows[:, [0, 1, -2, -1]].clone()
+    moving = mu * momentum.double() + grad.double() + decay * weight.double()
+    wanted = weight.double() - 0.3 * moving
+    ops.sgd_update(weight, momentum, grad, mu, decay, 0.3)
+    torch.testing.assert_close(momentum.double(), moving, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(weight.double(), wanted, rtol=1e-6, atol=1e-6)
+    assert torch.equal(rows[:, [0, 1, -2, -1]], edges)
+
+
+def test_what_is_updated_has_to_fit(ops: Any) -> None:
+    weight, grad = torch.zeros(4, 6), torch.zeros(6, 4)
+    for given in ((weight, weight, grad), (weight, weight[0], weight), (weight, weight, grad.double())):
+        with pytest.raises(RuntimeError, match="of one shape"):
+            ops.sgd_update(*given, 0.9, 0.0, 1.0)
+    for given in ((weight, weight.clone(), grad.t()), (grad.t(), weight, weight)):
+        with pytest.raises(RuntimeError, match="have to be contiguous"):
+            ops.sgd_update(*given, 0.9, 0.0, 1.0)
+
+
 def losses(ops: Any, outputs: Tensor, targets: Tensor, ignored: int = -100) -> tuple[Tensor, Tensor]:
     loss, grad = torch.empty(()), torch.empty_like(outputs)
     ops.cross_entropy(outputs, targets, loss, grad, ignored)
