@@ -21,6 +21,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from fastlocal.free_memory import resident_bytes
+from fastlocal.remembered import cache_file
 
 if TYPE_CHECKING:
     from bench.forks import Forks
@@ -59,11 +60,29 @@ def pytest_runtest_teardown() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder for everything that torch, triton, wandb and fastlocal keep between runs."""
-    folder = tmp_path_factory.mktemp("caches")
+    folder, base = tmp_path_factory.mktemp("caches"), tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
         for name in CACHES:
             patch.setenv(name, str(folder / name.lower()))
+        share_compiled(base.parent / "native" if "PYTEST_XDIST_WORKER" in os.environ else base / "native")
         yield folder
+
+
+def share_compiled(folder: Path) -> None:
+    """Keep what is compiled in C++ there, as that takes long."""
+    folder.mkdir(parents=True, exist_ok=True)
+    place = cache_file("native")
+    place.parent.mkdir(parents=True)
+    place.symlink_to(folder)
+
+
+@pytest.fixture
+def own_cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What fastlocal keeps between runs, of one test alone but for what is compiled in C++."""
+    compiled = cache_file("native").resolve()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    share_compiled(compiled)
+    return tmp_path / "cache" / "fastlocal"
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -32,9 +33,8 @@ LONG = ("--epochs", "10000000", "--tune-seconds", "0.2")
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "fastlocal" / "tuning.json"
+def own_cache(own_cache_home: Path) -> Path:
+    return own_cache_home / "tuning.json"
 
 
 def prepared(data: Path, *flags: str) -> Prepared:
@@ -129,7 +129,6 @@ def test_steps_that_a_gpu_replays_are_not_held_against_a_loop(data: Path) -> Non
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"x": 1}', "\x00\xff"])
 def test_a_file_that_is_none(text: str, data: Path, own_cache: Path) -> None:
-    own_cache.parent.mkdir(parents=True)
     own_cache.write_text(text)
     assert len(prepared(data, *LONG).notes) > 1
     assert len(json.loads(own_cache.read_text())) in (1, 2)
@@ -144,7 +143,8 @@ def test_entries_of_another_kind(data: Path, own_cache: Path) -> None:
 
 
 def test_a_cache_that_cannot_be_written(data: Path, own_cache: Path) -> None:
-    own_cache.parent.parent.write_text("a file where a folder should be")
+    shutil.rmtree(own_cache.parent)
+    own_cache.parent.write_text("a file where a folder should be")
     assert prepared(data, *LONG).config.machine.executor in EXECUTORS
 
 
@@ -165,7 +165,7 @@ def test_writers_at_once_leave_a_whole_file(own_cache: Path) -> None:
         writer.start()
     for writer in writers:
         writer.join()
-    assert not failed and [path.name for path in own_cache.parent.iterdir()] == ["tuning.json"]
+    assert not failed and {path.name for path in own_cache.parent.iterdir()} == {"tuning.json", "native"}
     assert len(json.loads(own_cache.read_text())) == 120, "no writer loses another's entry"
     keep(own_cache, "last", 7)
     assert recall(own_cache, "last") == 7
@@ -323,7 +323,7 @@ def test_two_runs_at_once_remember_both(data: Path, tmp_path: Path, own_cache: P
     chosen = {value["fastest"]["executor"] for value in held.values()}
     configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("0.0", "0.9")]
     assert len(held) == 2 and {config["machine"]["executor"] for config in configs} == chosen
-    assert [path.name for path in own_cache.parent.iterdir()] == ["tuning.json"]
+    assert {path.name for path in own_cache.parent.iterdir()} == {"tuning.json", "native"}
 
 
 @pytest.mark.parametrize("seconds", ["-1", "nan", "inf"])

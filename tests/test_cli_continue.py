@@ -133,14 +133,13 @@ def test_numbers_that_cannot_be(
     assert outcome.status == 2 and flag in outcome.err and not (tmp_path / "run").exists()
 
 
-def test_the_executor_stays(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_executor_stays(data: Path, tmp_path: Path, own_cache_home: Path) -> None:
     """What was timed, or given, once is not timed again: neither by --continue nor by --config."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     long = ("--epochs", "10000000", "--tune-seconds", "0.2")
     words = train_words(data, tmp_path / "run")[1:]
     timed = prepare_named(parse([*words, *long]).run, lambda text: None)
     assert "timed, per client and local step:" in timed.notes
-    shutil.rmtree(tmp_path / "cache")
+    shutil.rmtree(own_cache_home)
 
     (tmp_path / "config.json").write_text(timed.config.to_json())
     of_config = parse(["--config", str(tmp_path / "config.json"), "--log-pth", str(tmp_path / "other")]).run
@@ -149,4 +148,4 @@ def test_the_executor_stays(data: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert main([str(word) for word in (*train_words(data, tmp_path / "run"), "--executor", "looped")]) == 0
     going_on = as_before(parse([*words, *long]).run, tmp_path / "run", fill_in=True)
     assert prepare_named(going_on, lambda text: None).config.machine.executor == "looped"
-    assert not (tmp_path / "cache").exists()
+    assert not own_cache_home.exists()
