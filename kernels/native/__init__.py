@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import os
 import platform
 import re
@@ -44,9 +45,16 @@ def load(folder: Path) -> str | None:
         return "there is no C++ compiler: neither $CXX, c++, g++ nor clang++"
     try:
         path = folder / f"native-{_key(compiler)}.so"
-        if not path.exists():
+        kept = path.exists()
+        if not kept:
             _compile(compiler, path)
-        torch.ops.load_library(str(path))
+        try:
+            torch.ops.load_library(str(path))
+        except OSError:
+            if not kept:
+                raise
+            _compile(compiler, path)  # what was kept is damaged
+            torch.ops.load_library(str(path))
         _loaded.set()
     except subprocess.SubprocessError as error:
         output = getattr(error, "stderr", None) or b""
@@ -78,6 +86,7 @@ def _key(compiler: str) -> str:
 
 def _compile(compiler: str, path: Path) -> None:
     """Several processes may do so at once: each writes a file of its own, and the last one stays."""
+    logging.getLogger(__name__).info("operations in C++ are compiled, once for this machine: up to 20 s")
     torch_folder = Path(torch.__file__).parent
     flags = [*FLAGS, *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else [])]
     flags += [f"-DTORCH_TARGET_VERSION={ABI}", f"-isystem{torch_folder / 'include'}"]

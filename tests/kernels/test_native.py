@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastlocal.kernels import native
+from fastlocal.remembered import cache_file
 
 LAST = torch.channels_last
 AFTER: dict[str, Callable[[Tensor], Tensor]] = {
@@ -178,3 +179,16 @@ def test_it_is_compiled_once(tmp_path: Path, ops: Any) -> None:
     compiled = calls.read_text()
     assert begin().communicate()[0] == "None\n" and calls.read_text() == compiled
     assert len(list(tmp_path.glob("native-*"))) == 1
+
+
+def test_a_damaged_library_is_made_anew(tmp_path: Path, ops: Any) -> None:
+    """By a compiler that has it at hand."""
+    (whole,) = cache_file("native").glob("native-*.so")
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f'#!/bin/sh\nfor last; do [ "$before" = -o ] && cp {whole} "$last"; before=$last; done; true\n')
+    compiler.chmod(0o755)
+    program = "import sys, pathlib, fastlocal.kernels.native as native; print(native.load(pathlib.Path(sys.argv[1])))"
+    words, environment = [sys.executable, "-c", program, str(tmp_path)], os.environ | {"CXX": str(compiler)}
+    (tmp_path / f"native-{native._key(str(compiler))}.so").write_bytes(b"no library")
+    assert subprocess.run(words, capture_output=True, text=True, env=environment).stdout == "None\n"
+    assert [path.read_bytes() for path in tmp_path.glob("native-*")] == [whole.read_bytes()]
