@@ -21,6 +21,7 @@ from .executors.tuning import Timing, Values, Work, tune, worthwhile
 from .probe import Probe
 from .progress import Progress
 from .remembered import cache_file, keep, key_of, machine_name, recall
+from .resolve import usual_chunk
 
 CACHE_BYTES = 2 * 2**20
 """Of a core's own cache: stacked rows that fit in it are a chunk worth timing."""
@@ -66,7 +67,8 @@ def choose_executor(
         if not worthwhile(work, known["by_rule"], machine.tune_seconds):
             return config, []
         fastest = known["fastest"]
-        return config.with_values(**fastest), [f"{_words(fastest)}: the fastest when it was timed, says {path}"]
+        note = f"{_words(fastest)}: the fastest when it was timed, says {path}"
+        return _taking(config, asked, problem, fastest), [note]
     if any(option["executor"] == "threaded" for option in options):
         compile_ahead(problem.module)  # which is no part of the time that a step takes
     timings = tune(
@@ -80,7 +82,14 @@ def choose_executor(
         return config, []
     by_rule = next(timing.seconds for timing in timings if timing.values == options[0])
     keep(path, key, {"fastest": dict(timings[0].values), "by_rule": by_rule})
-    return config.with_values(**timings[0].values), _table(timings, path)
+    return _taking(config, asked, problem, timings[0].values), _table(timings, path)
+
+
+def _taking(config: RunConfig, asked: MachineConfig, problem: LocalProblem, values: Values) -> RunConfig:
+    """`config` with `values`, and a chunk of the size that is usual for that executor where nothing says another."""
+    if asked.chunk is None and "chunk" not in values:
+        values = {**values, "chunk": usual_chunk(config, problem.layout.n_params, values["executor"])}
+    return config.with_values(**values)
 
 
 def candidates(config: RunConfig, asked: MachineConfig, problem: LocalProblem, seen: Probe) -> list[Values]:

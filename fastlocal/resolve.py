@@ -149,13 +149,11 @@ def resolve_for_machine(
             notes.append(f"vmap cannot take this model ({seen.no_vmap}); training with --executor looped")
     if seen.random:
         notes.append("the model draws random numbers itself (dropout, say): its masks depend on --chunk and --executor")
-    row_bytes = layout.n_params * (8 if config.machine.precision == "fp64" else 4)
-    comfortable = max(1, CHUNK_BYTES // (row_bytes * (2 if executor == "stacked" else 1)))  # parameters, gradients
     config = config.with_values(
         executor=executor,
         workers=min(config.machine.workers or cores(), config.clients),
         channels_last=_channels_last(config, executor, module),
-        chunk=min(config.clients, config.machine.chunk or comfortable),
+        chunk=min(config.clients, config.machine.chunk or usual_chunk(config, layout.n_params, executor)),
         log_pth=_absolute(config.log.log_pth) or str(default_directory(config.name)),
         data_pth=_absolute(config.data.data_pth),
         train_pth=_absolute(config.data.train_pth),
@@ -163,6 +161,13 @@ def resolve_for_machine(
         resume_pth=_absolute(config.model.resume_pth),
     )
     return config, notes
+
+
+def usual_chunk(config: RunConfig, n_params: int, executor: str) -> int:
+    """Clients of a chunk where --chunk says nothing and memory is no limit."""
+    row_bytes = n_params * (8 if config.machine.precision == "fp64" else 4)
+    rows = 2 if executor == "stacked" else 1  # parameters, gradients
+    return min(config.clients, max(1, CHUNK_BYTES // (row_bytes * rows)))
 
 
 def _channels_last(config: RunConfig, executor: str, module: nn.Module) -> bool:

@@ -1,10 +1,8 @@
-"""Worker threads: which one takes a client decides nothing, and none outlives a round."""
+"""Steps of worker threads: the same on each of them, without the interpreter wherever they can be traced."""
 
 from __future__ import annotations
 
 import dataclasses
-import signal
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import fastlocal
-from fastlocal import interrupts
 from fastlocal.executors.base import LocalProblem
 from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.scripted import ScriptedSteps, script
@@ -25,7 +22,6 @@ from fastlocal.layout import param_layout
 from tests import small_models
 from tests.executors.test_executors import (
     BATCH,
-    STEPS,
     assert_same,
     in_plain_torch,
     problem_of,
@@ -227,73 +223,6 @@ def test_a_module_that_trains_otherwise_than_it_was_traced_is_not_traced() -> No
     assert [type(own) for steps in executor._steps.values() for own in steps] == [LoopedExecutor]
 
 
-def test_every_worker_has_one_intra_op_thread_and_the_caller_keeps_its_own() -> None:
-    seen = set()
-    problem = problem_with(
-        ReadsValues(lambda: seen.add((threading.current_thread().name[:9], torch.get_num_threads())))
-    )
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        ThreadedExecutor(problem, workers=2).run_round(*start(problem))
-        assert torch.get_num_threads() == 3
-        fresh = []
-        thread = threading.Thread(target=lambda: fresh.append(torch.get_num_threads()))
-        thread.start()
-        thread.join()
-        assert fresh == [3]
-    finally:
-        torch.set_num_threads(before)
-    assert {count for name, count in seen if name == "fastlocal"} == {1}
-
-
-class Failure(Exception):
-    pass
-
-
-def test_an_exception_stops_all_workers() -> None:
-    calls = []
-
-    def told() -> None:
-        if threading.current_thread() is not threading.main_thread():
-            calls.append(0)
-            if len(calls) == 3:
-                raise Failure
-
-    problem = problem_with(ReadsValues(told))
-    with pytest.raises(Failure):
-        ThreadedExecutor(problem, workers=2).run_round(*start(problem, clients=200))
-    assert len(calls) < 200
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fastlocal-worker")]
-
-
-@pytest.mark.parametrize("held_back", [True, False])
-def test_a_signal_stops_all_workers(held_back: bool) -> None:
-    calls = []
-
-    def told() -> None:
-        if threading.current_thread() is not threading.main_thread():
-            calls.append(0)
-            if len(calls) == 3:
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-    problem = problem_with(ReadsValues(told))
-    executor = ThreadedExecutor(problem, workers=2)
-    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            if held_back:
-                with interrupts.held_back():
-                    executor.run_round(*start(problem, clients=3000))
-            else:
-                executor.run_round(*start(problem, clients=3000))
-    finally:
-        signal.signal(signal.SIGINT, usual)
-        interrupts._forget()
-    assert len(calls) < 3000 * STEPS
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fastlocal-worker")]
-
-
 class Dropping(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(nn.Flatten(), nn.Dropout(0.5), nn.Linear(90, 4))
@@ -308,12 +237,6 @@ def test_modules_that_draw_random_numbers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--executor threaded: .*dropout.*--executor looped"):
         fastlocal.train(Dropping(), **halves, clients=2, batch_size=8, directory=tmp_path / "run", executor="threaded")
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("workers", [0, 1025])
-def test_impossible_numbers_of_workers(workers: int, capsys: pytest.CaptureFixture[str]) -> None:
-    outcome = run_command(capsys, "train", "--workers", workers)
-    assert outcome.status == 2 and f"--workers {workers}: must be at" in outcome.err
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
