@@ -55,6 +55,7 @@ class Worker:
 
     def __init__(self, name: str, cases: Sequence[Case], folder: Path, settings: Mapping[str, Any]) -> None:
         self.name, self._folder, self._settings = name, folder, settings
+        self._said = folder / "stderr"
         self._way, precision = way_and_precision(name)
         self.cases = {
             number: dataclasses.replace(case, precision=precision or case.precision)
@@ -82,7 +83,7 @@ class Worker:
 
     def begin(self, number: int) -> None:
         """Let it start a case, in a new process unless one waits for it, and train a first round; `begun` waits."""
-        gone = self._process is None or self.variant.fault == ENDED
+        gone = self._process is None or self.variant.fault.startswith(ENDED)
         self.variant = Variant(self.name)
         if gone or self._waits_for != number:
             self.__exit__()
@@ -108,13 +109,14 @@ class Worker:
         environment = os.environ | threads | {"TMPDIR": str(self._folder)}
         cases = json.dumps([dataclasses.asdict(self.cases[later]) for later in self._given])
         command = [sys.executable, "-m", "bench.worker", self._way, cases, str(self._folder)]
-        self._process = subprocess.Popen(
-            [*command, json.dumps(dict(self._settings))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-        )
+        with self._said.open("wb") as said:
+            self._process = subprocess.Popen(
+                [*command, json.dumps(dict(self._settings))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                env=environment,
+            )
 
     def _tell(self, word: str) -> bool:
         assert self._process is not None and self._process.stdin is not None
@@ -133,11 +135,18 @@ class Worker:
             self.__exit__()
             return {"fault": f"{SILENT} within {timeout:.0f} s"}
         line = out.readline()
-        return dict(json.loads(line)) if line else {"fault": ENDED}
+        return dict(json.loads(line)) if line else {"fault": self._end()}
+
+    def _end(self) -> str:
+        """How the process ended, and what it said last."""
+        assert self._process is not None
+        lines = self._said.read_text(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return f"{ENDED} with status {self._process.wait()}: {last}"
 
     def turn(self, timeout: float) -> float | None:
         """Seconds of one round."""
-        said = self.answer(timeout) if self._tell("go") else {"fault": ENDED}
+        said = self.answer(timeout) if self._tell("go") else {"fault": self._end()}
         self.variant.fault = str(said.get("fault", ""))
         return None if self.variant.fault else float(str(said["seconds"]))
 

@@ -41,6 +41,11 @@ def test_what_starts_too_late_is_left_out() -> None:
         assert [(one.fault, one.seconds) for one in found] == [(LATE, [])] * 2
 
 
+def test_the_end_of_a_process_is_explained() -> None:
+    ((_, (one,)),) = measure([Case("mlp", 2, 4, 4)], ["fastlocal looped client_lr=1e30"], None, 0.0)
+    assert "ended with status 1" in one.fault and "NonFiniteLoss" in one.fault
+
+
 @pytest.mark.parametrize("name", [name for name in LOOPS if name not in (REFERENCE, "loop, compiled", *ON_GPU_ONLY)])
 def test_every_loop_trains_what_the_reference_trains(name: str, tmp_path: Path) -> None:
     task, sample_ids = task_of(Case("cnn", 3, 4, 2), tmp_path)
