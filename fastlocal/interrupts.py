@@ -65,21 +65,22 @@ def held_back() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def finishing(seconds: float) -> Iterator[None]:
-    """While it lasts, `poll` lets what is at hand go on for so long after the first signal, unless a second comes."""
-    global _patience
+def finishing(seconds: float, *, begun: bool = False) -> Iterator[None]:
+    """While it lasts, `poll` lets what is at hand go on for so long after the first signal, unless a second comes.
+
+    begun: the time counts from now on where no signal came, as after an interrupt that a logger raises
+    """
+    global _patience, _first_at, _again_at
     before, _patience = _patience, seconds * POLITE_SHARE
+    begun = begun and _first_at is None
+    if begun:
+        _first_at = time.monotonic()
     try:
         yield
     finally:
         _patience = before
-
-
-def begin_grace() -> None:
-    """What is `finishing` counts from now on where no signal came: for an interrupt that a logger raises, say."""
-    global _first_at
-    if _first_at is None:
-        _first_at = time.monotonic()
+        if begun:
+            _first_at = _again_at = None
 
 
 @contextlib.contextmanager

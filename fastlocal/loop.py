@@ -103,8 +103,7 @@ class Loop:
             with interrupts.finishing(self.grace):
                 self.saver.finish(last)
         except KeyboardInterrupt:
-            interrupts.begin_grace()
-            with interrupts.finishing(self.grace):
+            with interrupts.finishing(self.grace, begun=True):
                 self.world.ask_to_stop()
                 told = self.world.exchange([self._whole, self.saver.asked()], "the save before the end")
                 if all(whole for whole, _ in told):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import subprocess
 import sys
 import time
@@ -9,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from fastlocal.config import RunConfig
+from fastlocal.losses import cross_entropy
+from fastlocal.prepared import prepare
+from fastlocal.run import train
 from fastlocal.telemetry.base import Logger, RoundReport
 from tests import small_models
-from tests.interrupted import run
+from tests.interrupted import RUN, run
 
 
 class Leaving(Logger):
@@ -33,6 +39,22 @@ def test_a_logger_that_interrupts_waits_no_longer_than_a_signal_would(
     assert (tmp_path / "run" / "resume.pt").exists() == saved
     assert saved or time.monotonic() - began < 60
     assert [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_next_run_is_not_interrupted(tmp_path: Path) -> None:
+    """Where signals are ignored too, as by what is started in the background."""
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        for name, logger, outcome in (
+            ("first", Leaving(), pytest.raises(KeyboardInterrupt)),
+            ("second", Logger(), contextlib.nullcontext()),
+        ):
+            config = RunConfig().with_values(**RUN, log_pth=str(tmp_path / name), grace=0.0)
+            ready = prepare(config, small_models.images(), small_models.Wide, cross_entropy, model_flag="model")
+            with outcome:
+                train(ready, overwrite=False, sinks=lambda path, logger=logger: [logger])
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 HALF_MADE = """
