@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import random
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
@@ -22,7 +27,7 @@ FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, Not
 class Probe:
     """classes: outputs per sample where they are [batch, classes] for integer targets [batch], so that accuracy means
         something; else None
-    random: whether the forward pass draws random numbers
+    random: whether the forward pass draws random numbers, from the generators of torch, Python or NumPy
     unused: names of parameters that the loss does not depend on
     no_vmap: what keeps vmap from taking the module, or None
     """
@@ -60,8 +65,8 @@ def probe(
         return loss(numerics.full(outputs), targets), outputs
 
     devices = [numerics.device] if numerics.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        before = _random_state(numerics.device)
+    with torch.random.fork_rng(devices=devices), _python_random_kept():
+        before = _random_states(numerics.device)
         parameters = {name: value.detach().requires_grad_() for name, value in layout.views(row).items()}
         try:
             with numerics.autocast():
@@ -81,7 +86,7 @@ def probe(
             raise
         except FAILURES as error:
             raise UsageError(f"{flag}: does not take a batch of shape {tuple(inputs.shape)}: {_line(error)}") from error
-        random = not torch.equal(before, _random_state(numerics.device))
+        drawn = before != _random_states(numerics.device)
         no_vmap = None
         try:
             stacked = vmap(forward, randomness="different")
@@ -91,11 +96,11 @@ def probe(
             no_vmap = _line(error)
         else:
             plain = {name: torch.zeros_like(parameters[name]) if grad is None else grad for name, grad in found.items()}
-            if not random and not _agree(both / 2, layout.flatten(plain), numerics):
+            if not drawn and not _agree(both / 2, layout.flatten(plain), numerics):
                 no_vmap = "its gradients under vmap are not those of the plain module"
     return Probe(
         classes=None if targets.is_floating_point() else classes,
-        random=random,
+        random=drawn,
         unused=tuple(name for name, grad in found.items() if grad is None),
         no_vmap=no_vmap,
     )
@@ -132,8 +137,21 @@ def _agree(stacked: Tensor, plain: Tensor, numerics: Numerics) -> bool:
     return not bool(size.isfinite()) or bool((stacked - plain).norm() <= tolerance * size)
 
 
-def _random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+def _random_states(device: torch.device) -> list[Any]:
+    """Of torch, Python and NumPy."""
+    state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    return [state.tolist(), random.getstate(), [np.asarray(part).tolist() for part in np.random.get_state()]]
+
+
+@contextlib.contextmanager
+def _python_random_kept() -> Iterator[None]:
+    """While it lasts, what is drawn from Python's and NumPy's generators is drawn again afterwards."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 def _line(error: BaseException) -> str:

@@ -23,9 +23,14 @@ WRITTEN = (".py", ".cpp", ".h")
 
 
 def cache_file(name: str) -> Path:
-    """NAME in $XDG_CACHE_HOME/fastlocal, or in ~/.cache/fastlocal."""
+    """NAME in $XDG_CACHE_HOME/fastlocal, or in ~/.cache/fastlocal; where there is no home, where nothing can be."""
     home = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(home) if os.path.isabs(home) else Path("~/.cache").expanduser()) / "fastlocal" / name
+    if os.path.isabs(home):
+        return Path(home) / "fastlocal" / name
+    try:
+        return Path("~/.cache").expanduser() / "fastlocal" / name
+    except RuntimeError:  # a user whom the machine does not know, as in a container
+        return Path(os.devnull) / "fastlocal" / name
 
 
 def key_of(*about: Any) -> str:

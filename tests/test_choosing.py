@@ -156,6 +156,18 @@ def test_a_cache_that_cannot_be_written(data: Path, own_cache: Path) -> None:
     assert prepared(data, *LONG).config.machine.executor in EXECUTORS
 
 
+def test_a_user_without_a_home(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs with some number of a user."""
+
+    def unknown(number: int) -> Any:
+        raise KeyError(number)
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert any(note.endswith(" ms") for note in prepared(data, *LONG).notes)
+
+
 def test_writers_at_once_leave_a_whole_file(own_cache: Path) -> None:
     assert own_cache == cache_file("tuning.json")
     failed: list[Any] = []

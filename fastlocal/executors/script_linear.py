@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from .base import LocalProblem
-from .script_words import name, origin, text
+from .script_words import name, origin
 
 aten = torch.ops.aten
 
@@ -75,7 +75,8 @@ class LinearMap:
         x, weight, own = name(self.x), name(self.weight), name(self.node)
         if native and self.is_native:
             shape = list(self.node.meta["tensor_meta"].shape)
-            given = f"{x}.contiguous(), {weight}.contiguous(), {text(self.bias)}, {own}"
+            bias = "None" if self.bias is None else f"{name(self.bias)}.contiguous()"
+            given = f"{x}.contiguous(), {weight}.contiguous(), {bias}, {own}"
             return [f"{own} = {x}.new_empty({shape})", f"torch.ops.fastlocal_native.product({given})"]
         if not self.is_turned:
             return None

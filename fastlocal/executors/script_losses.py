@@ -55,8 +55,10 @@ def _loss(grad: Any) -> FusedLoss | None:
     outputs, axis, _ = log_softmax.args
     ones, _, targets, weight, reduction, ignored, total = back.args
     ones, total = origin(ones), origin(total)
-    meta = outputs.meta.get("tensor_meta")
+    meta, given = (origin(node).meta.get("tensor_meta") for node in (outputs, targets))
     if meta is None or meta.dtype != torch.float32 or len(meta.shape) != 2 or axis not in (1, -1):
+        return None
+    if given is None or given.dtype != torch.int64:
         return None
     if weight is not None or reduction != MEAN or ones.target is not aten.ones_like.default:
         return None

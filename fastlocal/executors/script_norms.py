@@ -14,7 +14,7 @@ from fastlocal.kernels import native
 from fastlocal.kernels.native import ACTIVATIONS
 
 from ..remembered import cache_file
-from .script_words import origin, users
+from .script_words import memory, origin, users
 
 aten = torch.ops.aten
 SUMS, RELUS = (aten.add.Tensor, aten.add_.Tensor), (aten.relu.default, aten.relu_.default)
@@ -76,17 +76,37 @@ def ready(module: nn.Module) -> bool:
 
 def find(calls: Iterable[fx.Node]) -> list[FusedNorm]:
     """What torch.ops.fastlocal_native can compute of a step's calls."""
+    calls = list(calls)
+    places = {node: place for place, node in enumerate(calls)}
+    written = {memory(value): places[node] for node in calls for value in _written(node)}  # the last time
     found: list[FusedNorm] = []
     taken: set[fx.Node] = set()
     for back in calls:
         if back.target is not aten.native_group_norm_backward.default:
             continue
         for fused in _ways(back):
-            if not taken & fused.gone and fused.residual not in taken:
+            if _is_kept(fused, places, written) and not taken & fused.gone and fused.residual not in taken:
                 found.append(fused)
                 taken |= fused.gone
                 break
     return found
+
+
+def _is_kept(fused: FusedNorm, places: dict[fx.Node, int], written: dict[Any, int]) -> bool:
+    """Whether nothing changes the residual after it was added, as it is read again on the way back."""
+    if fused.residual is None:
+        return True
+    added = min(places[node] for node in users(fused.residual) if node in fused.gone)
+    return written.get(memory(fused.residual), 0) < added
+
+
+def _written(node: fx.Node) -> Iterator[Any]:
+    """What an operation changes in place."""
+    target: Any = node.target
+    if target is not operator.getitem and target._schema.is_mutable:
+        for value, about in zip(node.args, target._schema.arguments, strict=False):
+            if about.alias_info is not None and about.alias_info.is_write:
+                yield value
 
 
 def _ways(back: Any) -> Iterator[FusedNorm]:

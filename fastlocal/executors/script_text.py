@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from . import script_linear, script_losses, script_norms
 from .base import LocalProblem
-from .script_words import ALIAS, name, text
+from .script_words import ALIAS, memory, name, text
 from .update import EPSILON
 
 
@@ -34,7 +34,7 @@ class ScriptText:
         self._loss, self._outputs, *self._grads = results
         self._decays = [problem.weight_decay * decays for decays in problem.layout.decays]
         in_place = problem.clip_norm is None and not problem.nesterov
-        gradients = (problem, self._grads if in_place else [], self._is_parameter)
+        gradients = (problem, self._grads if in_place else [], lambda node: memory(node) in self._inputs[:-2])
         merged = list(script_linear.find_products(*gradients))
         maps = [found for found in map(script_linear.find_map, self._calls) if found is not None]
         norms, losses = script_norms.find(self._calls), script_losses.find(self._calls)
@@ -64,7 +64,7 @@ class ScriptText:
         names = ["row: Tensor", "momentum: Optional[Tensor]", "constants: List[Tensor]"]
         names += ["inputs: Tensor", "targets: Tensor", "labels: Tensor", "rates: List[float]"]
         *parameters, inputs, targets = self._inputs
-        views = [node for node in self._calls if self._is_parameter(node)]  # of the same memory in every step
+        views = [node for node in self._calls if self._is_in_row(node)]  # of the same memory in every step
         body = ["rate = rates[step]", f"{name(inputs)} = inputs[step]", f"{name(targets)} = targets[step]"]
         body += [line for node in self._calls if node not in views for line in self._lines(node)]
         body += [f"losses.append({name(self._loss)})", f"outputs.append({name(self._outputs)}.clone())"]
@@ -114,8 +114,8 @@ class ScriptText:
             for place, k in enumerate(topk):
                 yield f"correct[{place}] += hits.narrow(-1, 0, min({k}, most)).sum(dtype=torch.float64)"
 
-    def _is_parameter(self, node: Any) -> bool:
-        """Whether this is memory of a parameter, which another update may have changed."""
+    def _is_in_row(self, node: Any) -> bool:
+        """Whether this is a view of a parameter in any memory layout."""
         while node.op == "call_function" and node.target in VIEWS:
             node = node.args[0]
         return node in self._inputs[:-2]

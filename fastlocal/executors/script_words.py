@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,16 @@ ALIAS = torch.ops.aten.alias.default
 def origin(node: Any) -> Any:
     """What an alias is one of."""
     while isinstance(node, fx.Node) and node.target is ALIAS:
+        node = node.args[0]
+    return node
+
+
+def memory(node: Any) -> Any:
+    """What a view, or a value that was changed in place, has its memory from."""
+    while isinstance(node, fx.Node) and node.op == "call_function":
+        target: Any = node.target
+        if target is not operator.getitem and all(one.alias_info is None for one in target._schema.returns):
+            break
         node = node.args[0]
     return node
 

@@ -24,6 +24,7 @@ from ..telemetry.trace import span
 from .base import LocalProblem, RoundPlan
 from .script_linear import MERGED_WEIGHT
 from .script_text import ScriptText
+from .traceable import check_forward, check_shapes, moved
 
 Steps = Callable[..., tuple[Tensor, Tensor]]
 
@@ -93,9 +94,14 @@ def script(problem: LocalProblem, inputs: Tensor, targets: Tensor, *, channels_l
         found = [torch.zeros_like(value) if grad is None else grad for value, grad in zip(params, grads, strict=True)]
         return [loss.detach(), outputs.detach(), *found]
 
+    def views(row: Tensor) -> dict[str, Tensor]:
+        return problem.layout.views(row)
+
     row = problem.layout.flatten(dict(module.named_parameters()))
-    params = list(problem.layout.views(row).values())
-    traced = make_fx(gradients)(params, inputs, targets)
+    here, there = (row, inputs, targets), (moved(row), inputs.flip(0), targets.flip(0))
+    check_forward(module, lambda row, *batch: forward(views(row), *batch), here, there)
+    traced = make_fx(gradients)(list(views(row).values()), inputs, targets)
+    check_shapes(traced.graph.nodes)
     written = ScriptText(problem, traced, _has_native)
     trained = {value.data_ptr() for value in module.parameters() if value.requires_grad}
     if any(value.data_ptr() in trained for value in written.constants):  # as when a checkpoint computes it once more

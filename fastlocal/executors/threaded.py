@@ -15,6 +15,7 @@ from ..stack import ClientStack
 from .base import LocalProblem, RoundPlan, RoundResult
 from .looped import LoopedExecutor
 from .scripted import ScriptedSteps, script
+from .traceable import moved
 
 Steps = LoopedExecutor | ScriptedSteps
 
@@ -96,17 +97,19 @@ class ThreadedExecutor:
         return None
 
     def _difference(self, steps: ScriptedSteps, inputs: Tensor, targets: Tensor) -> str | None:
-        """What a step from the start weights has otherwise than the plain module's, or None."""
+        """What a step from the start weights, or from others, has otherwise than the plain module's, or None."""
         problem = self.problem
-        row = problem.layout.flatten(dict(problem.module.named_parameters()))
-        results = []
-        for taken in (steps, LoopedExecutor(problem)):
-            params, momentum = row.clone(), torch.zeros_like(row) if problem.momentum else None
-            loss = taken.first_step(params, momentum, inputs, targets)
-            results.append((loss, params - row))
+        start = problem.layout.flatten(dict(problem.module.named_parameters()))
+        other = moved(start)  # what is zero at the start hides no difference there
         tolerance = 1e-6 if problem.numerics.dtype == torch.float64 else 1e-2 if problem.numerics.low is None else 1e-1
-        for name, got, wanted in zip(("loss", "step"), *results, strict=True):
-            size = wanted.norm()
-            if bool(size.isfinite()) and not bool((got - wanted).norm() <= tolerance * size):
-                return f"its traced {name} is another"
+        for row, moving in ((start, torch.zeros_like(start)), (other, other - start)):
+            results = []
+            for taken in (steps, LoopedExecutor(problem)):
+                params, momentum = row.clone(), moving.clone() if problem.momentum else None
+                loss = taken.first_step(params, momentum, inputs, targets)
+                results.append((loss, params - row))
+            for name, got, wanted in zip(("loss", "step"), *results, strict=True):
+                size = wanted.norm()
+                if bool(size.isfinite()) and not bool((got - wanted).norm() <= tolerance * size):
+                    return f"its traced {name} is another"
         return None

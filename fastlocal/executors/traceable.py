@@ -1,0 +1,100 @@
+"""What a trace of a step would keep as it was, though it changes from step to step: it would train another model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+READERS = (Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
+"""What make_fx does not see and gives values to Python."""
+MOVED = 0.1
+"""How far other weights are from those at hand, relative to their root mean square."""
+_OWN = ("_parameters", "_buffers", "_modules")
+
+
+def moved(row: Tensor) -> Tensor:
+    """Other parameters [n_params], the same at every call."""
+    noise = torch.randn(row.shape, generator=torch.Generator().manual_seed(0), dtype=row.dtype)
+    return row + MOVED * row.square().mean().sqrt() * noise
+
+
+def check_forward(
+    module: nn.Module, forward: Callable[[Sequence[Tensor], Tensor, Tensor], object], *steps: tuple[Any, ...]
+) -> None:
+    """Raise RuntimeError where `forward` of several steps (parameters, inputs, targets) is not the same operations.
+
+    Also where Python reads values of tensors, and where the module's own attributes change from call to call.
+    """
+    calls: list[list[str]] = []
+    before: dict[tuple[str, str], tuple[Any, Any]] = {}
+    for step in steps:
+        before = _attributes(module)  # the last of them, as the first step may leave what others need
+        with _Reading(), _Noted() as noted, torch.no_grad():
+            forward(*step)
+        calls.append(noted.calls)
+    if any(other != calls[0] for other in calls[1:]):
+        raise RuntimeError("what it computes depends on values")
+    after = _attributes(module)
+    for place in {*before, *after}:
+        old, new = before.get(place), after.get(place)
+        if old is None or new is None or old[0] is not new[0] or old[1] != new[1]:
+            raise RuntimeError(f"its attribute {'.'.join(filter(None, place))} changes")
+
+
+def check_shapes(calls: Iterable[fx.Node]) -> None:
+    """Raise RuntimeError where values decide how large something is."""
+    for node in calls:
+        target: Any = node.target
+        if torch.Tag.dynamic_output_shape not in getattr(target, "tags", ()):
+            continue
+        if target is torch.ops.aten.index.Tensor and not any(map(_is_mask, node.args[1])):  # type: ignore[arg-type]
+            continue
+        raise RuntimeError(f"values decide how large the result of {target} is")
+
+
+class _Reading(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in READERS:
+            raise RuntimeError(f"it reads values by Tensor.{func.__name__}")
+        return func(*args, **(kwargs or {}))
+
+
+class _Noted(TorchDispatchMode):
+    """The operations, and all that they are given but the values of tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls.append(f"{func} {_about(args)} {_about(kwargs)}")
+        return func(*args, **(kwargs or {}))
+
+
+def _about(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {list(value.shape)}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_about, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_about(inner)}' for key, inner in value.items())}}}"
+    return repr(value)
+
+
+def _attributes(module: nn.Module) -> dict[tuple[str, str], tuple[Any, Any]]:
+    """(object, how often it was written to) by where it is."""
+    return {
+        (path, key): (value, value._version if isinstance(value, Tensor) else None)
+        for path, part in module.named_modules()
+        for key, value in vars(part).items()
+        if key not in _OWN
+    }
+
+
+def _is_mask(index: Any) -> bool:
+    return index is not None and index.meta["tensor_meta"].dtype in (torch.bool, torch.uint8)
