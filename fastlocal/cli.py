@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return USAGE_STATUS
         except RankMissing as error:
             print(f"fastlocal: error: {error}", file=sys.stderr)
-            return MISSING_STATUS
+            status = MISSING_STATUS
         except KeyboardInterrupt:
             if _is_first():
                 print("fastlocal: stopped by a signal", file=sys.stderr)
@@ -62,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"fastlocal: error: {error.strerror}; what was written before is whole", file=sys.stderr)
             _quiet_stdout()
             return FULL_DISK_STATUS
-        if argv is None and status == STOPPED_STATUS:
-            _exit(status)
+        if argv is None and status in (STOPPED_STATUS, MISSING_STATUS):
+            _exit(status)  # a collective that a missing rank has left waiting would keep the interpreter from ending
     return status
 
 

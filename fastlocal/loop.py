@@ -231,11 +231,12 @@ class Loop:
         self._whole = True
 
     def _average(self, planned: Round) -> None:
-        began = time.perf_counter()
+        device = self.averaged.row.device
         with self.world.averaging(f"the average of round {planned.number}"), span("average"):
-            self.averager.launch(self.averaged.row)
-            mean = self.averager.wait()
-        self._waiting.averaged(time.perf_counter() - began)
+            with self._waiting.averaging(device):
+                self.averager.launch(self.averaged.row)
+                mean = self.averager.wait()
+            self.world.await_device(device)
         with span("server"):
             self.averaged.replace(mean)
         self.at.comm_round = planned.comm_round

@@ -10,6 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call, vmap
 
 from .config import RunConfig
+from .data.sources.resident import ResidentSource
 from .data.types import DataSet, Split
 from .errors import UsageError
 from .evaluation import BATCH
@@ -54,6 +55,7 @@ class Needs:
     row: one client's parameters        item: one number        stacked: whether all resident clients step at once
     workers: clients that step at once where they do not        device: "cpu" or "cuda"
     copies: of the gradients at the end of a backward pass, beside themselves
+    replayed: whether steps are replayed as a CUDA graph, whose memory nothing else can use
     """
 
     torch: int
@@ -68,6 +70,7 @@ class Needs:
     workers: int
     device: str
     copies: int
+    replayed: bool
 
     def parts(self, chunk: int) -> dict[str, int]:
         """{what: bytes} at the peak with `chunk` clients resident, on the device where the steps are taken."""
@@ -78,12 +81,14 @@ class Needs:
         activations = threads * (kept.fixed + kept.per_sample * self.batch)
         grads = at_once * self.row
         # the backward pass holds gradients of activations first; at its end, when the activations are gone, it may make
-        # those of the parameters contiguous and gather them; an evaluation has neither
+        # those of the parameters contiguous and gather them; an evaluation has neither, and takes their place unless
+        # they are a graph's
         workspace = max(
             IN_FLIGHT[self.device] * at_once * kept.largest * self.batch + int(SLACK[self.device] * activations),
             self.copies * grads - activations,
-            EVALUATING * kept.largest * BATCH[self.device] - activations - grads,
         )
+        evaluation = EVALUATING * kept.largest * BATCH[self.device]
+        workspace = workspace + evaluation if self.replayed else max(workspace, evaluation - activations - grads)
         # the averaged row, the module, the decay mask and the start; the running mean in float64
         own = 4 * self.row + 8 * (self.row // self.item)
         return {
@@ -265,7 +270,13 @@ def _needs(config: RunConfig, problem: LocalProblem, data: DataSet, strategies: 
         workers=(config.machine.workers or 1) if config.machine.executor == "threaded" else 1,
         device=numbers.device.type,
         copies=_copies(config, problem) if stacked else GATHERING[numbers.device.type],
+        replayed=stacked and config.machine.cuda_graph is not False and can_replay(problem),
     )
+
+
+def can_replay(problem: LocalProblem) -> bool:
+    """Whether steps could be a CUDA graph: on a GPU, from samples that lie there."""
+    return problem.numerics.device.type == "cuda" and isinstance(problem.source, ResidentSource)
 
 
 def _copies(config: RunConfig, problem: LocalProblem) -> int:

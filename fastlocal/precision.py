@@ -50,8 +50,7 @@ def numerics(precision: Precision, device: torch.device, *, repeatable: bool = F
     if precision == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
         raise UsageError("--precision tf32: needs a CUDA device of capability 8.0 or newer; use fp32 or bf16")
     if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        _allow_tf32(precision == "tf32")
     return Numerics(
         device=device,
         dtype=torch.float64 if precision == "fp64" else torch.float32,
@@ -64,11 +63,53 @@ def kept() -> Iterator[None]:
     """What `numerics` sets for the whole process is afterwards as it was."""
     algorithms = torch.are_deterministic_algorithms_enabled()
     warns, fills = torch.is_deterministic_algorithms_warn_only_enabled(), _MEMORY.fill_uninitialized_memory
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    allowed = matmul.allow_tf32, cudnn.allow_tf32
     try:
-        yield
+        with _tf32_kept():
+            yield
     finally:
         torch.use_deterministic_algorithms(algorithms, warn_only=warns)
         _MEMORY.fill_uninitialized_memory = fills
-        matmul.allow_tf32, cudnn.allow_tf32 = allowed
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Within, a GPU computes float32 products and convolutions in float32."""
+    with _tf32_kept():
+        _allow_tf32(False)
+        yield
+
+
+def _allow_tf32(allowed: bool) -> None:
+    """Set torch's two generations of switches alike: with mixed ones, reading the older one raises RuntimeError."""
+    backends = torch.backends
+    backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = allowed
+    for operations in _fp32_operations():
+        operations.fp32_precision = "tf32" if allowed else "ieee"  # "none" would be what a script set for everything
+
+
+@contextmanager
+def _tf32_kept() -> Iterator[None]:
+    """Put both generations of switches back; the older one cannot be read, and is left, where a script mixed them."""
+    older: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    allowed = [_read_allow_tf32(backend) for backend in older]
+    precisions = [operations.fp32_precision for operations in _fp32_operations()]
+    try:
+        yield
+    finally:
+        for backend, value in zip(older, allowed, strict=True):
+            if value is not None:
+                backend.allow_tf32 = value
+        for operations, precision in zip(_fp32_operations(), precisions, strict=True):
+            operations.fp32_precision = precision
+
+
+def _read_allow_tf32(backend: Any) -> bool | None:
+    try:
+        return bool(backend.allow_tf32)
+    except RuntimeError:
+        return None
+
+
+def _fp32_operations() -> tuple[Any, ...]:
+    backends: Any = torch.backends
+    return backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn

@@ -26,7 +26,7 @@ from .memory import MemoryPlan, plan_memory, resolve_chunk
 from .precision import Numerics, numerics
 from .probe import Probe, probe, try_evaluation
 from .progress import Progress
-from .resolve import resolve_device, resolve_for_data, resolve_for_machine
+from .resolve import refuse_shared_gpu, resolve_device, resolve_for_data, resolve_for_machine
 from .shares import part_of, whole_of
 from .trying import try_executor
 from .world import World
@@ -77,6 +77,7 @@ def prepare(
     """
     world = world or World.alone()
     device = resolve_device(config.machine.device, world.ranks)
+    refuse_shared_gpu(device, world)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # Triton launches on the current device, wherever its tensors are
     if device.type == "cpu":

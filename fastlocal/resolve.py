@@ -20,6 +20,7 @@ from .executors.script_norms import ready
 from .layout import ParamLayout
 from .probe import Probe
 from .ranks import Ranks
+from .world import World
 
 CHUNK_BYTES = 256 * 2**20
 """Of the rows that are made anew for each chunk, where nothing else asks for less or more of them."""
@@ -53,12 +54,34 @@ def _gpu_of(device: torch.device, ranks: Ranks) -> torch.device:
     gpus = torch.cuda.device_count()
     if device.index is not None and ranks.local_size > 1:
         raise UsageError(f"--device {device}: every process takes a GPU of its own; give --device cuda")
+    if gpus == 1:
+        return torch.device("cuda", 0)  # of this task alone, where a scheduler shows each its own; else refused later
     if ranks.local_size > gpus:
         raise UsageError(
             f"--nproc-per-node {ranks.local_size}: every process takes a GPU of its own, and there are {gpus}; start "
             "as many, or give --device cpu"
         )
     return device if device.index is not None else torch.device("cuda", ranks.local_rank)
+
+
+def refuse_shared_gpu(device: torch.device, world: World) -> None:
+    """Raise UsageError, on every rank, where two ranks took the same GPU or not all took one.
+
+    A scheduler may show every task of a node a GPU of its own as cuda:0; that they differ is known by their UUIDs.
+    """
+    if world.size == 1:
+        return
+    own = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+    taken = world.exchange(own, "the choice of devices")
+    if None in taken and any(taken):
+        places = ", ".join(f"rank {rank}: {'cpu' if uuid is None else 'cuda'}" for rank, uuid in enumerate(taken))
+        raise UsageError(f"--device {device.type}: all processes take GPUs or none ({places}); name one --device")
+    for rank, uuid in enumerate(taken):
+        if uuid is not None and uuid in taken[:rank]:
+            raise UsageError(
+                f"--device {device.type}: ranks {taken.index(uuid)} and {rank} would share a GPU, and every process "
+                "takes one of its own; show each its own (CUDA_VISIBLE_DEVICES), start fewer, or give --device cpu"
+            )
 
 
 def resolve_for_data(config: RunConfig, data: DataSet, device: torch.device) -> tuple[RunConfig, DataSet]:

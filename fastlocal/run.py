@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ def _build_loop(prepared: Prepared, logger: Logger, steps: StepLog | None) -> Lo
             bucket_mb=config.machine.bucket_mb,
             wire_format=config.machine.wire_format,
             reduce_order=config.machine.reduce_order,
-            timeout=timedelta(seconds=config.machine.timeout),
+            timeout=world.group_timeout,
         ),
         momentum=MomentumStore(mine, n_params, chunk, device, dtype) if config.sgd.momentum else None,
         reports=Reports(

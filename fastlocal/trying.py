@@ -15,6 +15,9 @@ from .executors.graphed import CudaGraphs, GraphedExecutor
 from .executors.stacked import StackedExecutor
 from .stack import ClientStack
 
+FEW = 2
+"""Clients of a first capture: torch does not give back what a capture that fails has allocated."""
+
 
 def try_executor(config: RunConfig, problem: LocalProblem) -> tuple[Executor, RunConfig, list[str]]:
     """The executor, the settings with what was left open filled in, and lines for a person.
@@ -46,13 +49,13 @@ def try_executor(config: RunConfig, problem: LocalProblem) -> tuple[Executor, Ru
         except RuntimeError as error:
             reason = f"torch.compile cannot take this model ({_line(error)})"
             raise UsageError(f"--compile 1: {reason}; use --compile 0") from error
+    if device.type == "cuda":
+        try_step(stacked, config)  # compiles and tunes with as many clients as there will be
     graphed, why = _graphed(stacked, config)
     if why is not None and machine.cuda_graph:
         raise UsageError(f"--cuda-graph 1: {why}; use --cuda-graph 0")
     if why is not None and device.type == "cuda" and machine.cuda_graph is None:
         notes.append(f"local steps are launched one kernel after the other: {why}")
-    if graphed is None and device.type == "cuda":
-        try_step(stacked, config)
     return graphed or stacked, config.with_values(cuda_graph=graphed is not None), notes
 
 
@@ -67,14 +70,21 @@ def _graphed(stacked: StackedExecutor, config: RunConfig) -> tuple[GraphedExecut
         return None, "the data come from the host, step by step"
     assert machine.chunk is not None
     graphs = CudaGraphs()
-    try:
-        _one_step(GraphedExecutor(stacked, graphs), machine.chunk, config.client.batch_size)
-    except torch.OutOfMemoryError:
-        try_step(stacked, config)
-        return None, "the GPU's memory has no room for a captured step"
-    except RuntimeError as error:
-        return None, f"a local step cannot be captured ({_line(error)})"
+    for clients in sorted({min(FEW, machine.chunk), machine.chunk}):
+        try:
+            _one_step(GraphedExecutor(stacked, graphs), clients, config.client.batch_size)
+        except torch.OutOfMemoryError:
+            return None, "the GPU's memory has no room for a captured step"
+        except RuntimeError as error:
+            if _is_device_lost(error):
+                raise
+            return None, f"a local step cannot be captured ({_line(error)})"
     return GraphedExecutor(stacked, graphs), None
+
+
+def _is_device_lost(error: RuntimeError) -> bool:
+    """Whether a CUDA error is not about capturing, after which the device computes nothing any more."""
+    return isinstance(error, torch.AcceleratorError) and "captur" not in str(error)
 
 
 def try_step(executor: StackedExecutor, config: RunConfig) -> None:
@@ -104,7 +114,7 @@ def _one_step(executor: StackedExecutor | GraphedExecutor, clients: int, batch: 
         if isinstance(executor, GraphedExecutor):
             executor.run_round(stack, RoundPlan(ids, 0, rates, sample_ids))
         else:
-            drawn, targets = problem.batch_at(sample_ids[0], ids, torch.zeros_like(ids[:1]))
+            drawn, targets = problem.batch_at(sample_ids[0], ids, torch.zeros_like(ids[0]))
             executor.local_step(stack, drawn, targets, rates[0])
 
 

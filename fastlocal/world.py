@@ -30,13 +30,17 @@ MARGIN_S = 5.0
 """Beyond the timeout, after which a thread ends a process that is stuck where Python cannot help itself."""
 FAREWELL_S, SAYING_S = 5.0, 2.0
 LOOK_S = 0.5
+POLL_S = 0.0002
+NCCL_MARGIN_S = 60.0
+"""Beyond the timeout, after which NCCL's own watchdog ends a process, and names no rank: later than ours does."""
 STUCK_STATUS = 1
 
 
 class World:
     """This process among all of a run.
 
-    nodes: the node of each rank        stopped: whether some rank asked the others to stop
+    nodes: the node of each rank        group_timeout: of process groups
+    stopped: whether some rank asked the others to stop
     launches: of the nodes' launchers, where they start ranks again        restarted: whether one has
     """
 
@@ -57,6 +61,7 @@ class World:
         self.restarted = restarted
         self.stopped = False
         self.timeout = 0.0
+        self.group_timeout: datetime.timedelta | None = None
         self._store, self._peers = store, peers
         self._count = 0
         self._look_again = 0.0
@@ -145,8 +150,28 @@ class World:
         with self.watched(what):
             try:
                 yield
-            except RuntimeError as error:
+            except (RuntimeError, TimeoutError) as error:
                 raise RankMissing(self._roll_call(what, error)) from error
+
+    def await_device(self, device: torch.device) -> None:
+        """Wait until a GPU has done what it was told; for within `averaging`, as its errors would else show later.
+
+        Raises RuntimeError where a collective fails or takes longer than the timeout, RankMissing where a rank is gone.
+        """
+        if self.size == 1 or device.type != "cuda":
+            return
+        done = torch.cuda.Event()
+        done.record(torch.cuda.current_stream(device))
+        end, look = time.monotonic() + self.timeout, time.monotonic() + LOOK_S
+        while not done.query():
+            time.sleep(POLL_S)
+            if time.monotonic() > end:
+                raise TimeoutError(f"not done within {self.timeout:g} s")
+            if time.monotonic() > look:
+                look += LOOK_S
+                gone = [rank for rank, peer in enumerate(self._peers) if peer.is_gone()]
+                if gone:
+                    raise RankMissing(f"{self._named(gone)} {'are' if len(gone) > 1 else 'is'} gone")
 
     @contextlib.contextmanager
     def watched(self, what: str) -> Iterator[None]:
@@ -258,7 +283,12 @@ def connected(ranks: Ranks, *, url: str, timeout: float, device: torch.device) -
     nodes = [card["node"] for card in cards]
     world = World(ranks, PrefixStore(token, store), peers, nodes, launches, restarted)
     world.timeout = timeout
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    backend = "gloo"
+    if device.type == "cuda":
+        backend = "cpu:gloo,cuda:nccl"
+        limit += datetime.timedelta(seconds=NCCL_MARGIN_S)
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")  # else an error ends the process before we say it
+    world.group_timeout = limit
     with world._connected():
         with world.averaging("the start"):
             group = PrefixStore(f"{token} group", store)

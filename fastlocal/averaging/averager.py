@@ -22,6 +22,9 @@ IN_CACHE = 2**16
 """Numbers that a core adds to at a time: in float64 they stay in its second-level cache. A chunk of one client and 25
 million parameters takes a third of the time that it takes in one piece."""
 
+IN_MEMORY = 32 * 2**20
+"""Bytes of one float64 copy of some columns of a chunk on a GPU: sums of a fixed order hold up to five at once."""
+
 
 class Averager:
     """A round's mean. In each round: `add` every chunk, `launch`, `wait`.
@@ -111,10 +114,6 @@ class Averager:
         self._stale = True
         return self._mean
 
-    def take_waited(self) -> float:
-        """Seconds that `wait` waited for other ranks since the last call."""
-        return 0.0 if self._buckets is None else self._buckets.take_waited()
-
     def _alone(self, row: Tensor, added: int) -> Tensor:
         """The mean of a single rank."""
         if added == 1 and self._stale and self._last is not None and self._arithmetic.rows == 1:
@@ -159,11 +158,15 @@ class Averager:
         return self._block[:, :size]
 
     def _blocks(self, columns: slice, params: Tensor | None) -> Iterator[slice]:
-        """The columns in pieces of which a CPU's cache holds what adding these clients writes."""
-        step = columns.stop
+        """The columns in pieces, each of which writes no more on the way than a CPU's cache holds, or IN_MEMORY bytes.
+
+        One row is written where the sums are, and a GPU takes all its columns at once.
+        """
+        step, rows = columns.stop, self._arithmetic.rows_written(0 if params is None else len(params))
         if self._sums.device.type == "cpu":
-            rows = self._arithmetic.rows_written(0 if params is None else len(params))
             step = max(4096, torch.get_num_threads() * IN_CACHE // max(rows, 1) // ALIGNED * ALIGNED)
+        elif rows > 1:
+            step = max(ALIGNED, IN_MEMORY // 8 // rows // ALIGNED * ALIGNED)
         for start in range(columns.start, columns.stop, step):
             yield slice(start, min(start + step, columns.stop))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -53,8 +52,6 @@ class Buckets:
             self._buckets.append(Bucket(number, slice(start, stop), wire))
         self._on_the_way: deque[tuple[Bucket, Steps, dist.Work]] = deque()
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._waited = 0.0
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def launch(self, fill: Fill, empty: Fill) -> None:
         """Fill each bucket and send it. `empty` is called with each in its turn, the ranks' sum in it.
@@ -76,21 +73,7 @@ class Buckets:
         if self._stream is None:
             self._move_on()
             return
-        current = torch.cuda.current_stream(self._stream.device)
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record(current)
-        current.wait_stream(self._stream)
-        end.record(current)
-        self._events.append((begin, end))
-
-    def take_waited(self) -> float:
-        """Seconds since the last call that `wait` kept this thread, on a GPU the stream, from going on."""
-        seconds, self._waited = self._waited, 0.0
-        for begin, end in self._events:
-            end.synchronize()
-            seconds += begin.elapsed_time(end) / 1e3
-        self._events.clear()
-        return seconds
+        torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
 
     def _send(self, fill: Fill) -> None:
         self._on_the_way.clear()
@@ -102,10 +85,8 @@ class Buckets:
     def _move_on(self) -> None:
         while self._on_the_way:
             bucket, steps, work = self._on_the_way.popleft()
-            began = time.perf_counter()
             with _named(bucket, "waited for"):
                 work.wait()
-            self._waited += time.perf_counter() - began
             self._walk(bucket, steps)
 
     def _walk(self, bucket: Bucket, steps: Steps) -> None:

@@ -119,7 +119,7 @@ class LocalProblem:
     def batch_at(self, sample_ids: Tensor, clients: Tensor, step: Tensor) -> tuple[Batch, Tensor]:
         """The same of a resident source, for a step that the device alone knows.
 
-        sample_ids: int64 [clients, batch]        clients: int64 [clients]        step: int64 [1], the global number
+        sample_ids: int64 [clients, batch]        clients: int64 [clients]        step: int64 [], the global number
         """
         return self._batch(sample_ids, clients, step)
 

@@ -16,7 +16,7 @@ from torch.func import functional_call, vmap
 from fastlocal import kernels
 from fastlocal.kernels import functional
 from fastlocal.kernels.conv2d_clients.geometry import Geometry
-from fastlocal.kernels.conv2d_clients.operator import choose
+from fastlocal.kernels.conv2d_clients.operator import allows_tf32, choose
 
 from ..remembered import cache_file, keep, key_of, machine_name, recall
 from .base import LocalProblem
@@ -164,7 +164,7 @@ class _Bench:
             return by_size
         key = key_of(
             machine_name(self.device),
-            [repr(layer), here, str(self.dtype), torch.get_num_threads(), torch.backends.cudnn.allow_tf32],
+            [repr(layer), here, str(self.dtype), torch.get_num_threads(), allows_tf32()],
         )
         known = recall(self._path, key)
         if isinstance(known, dict) and known and set(known) <= set(_candidates(self.device, self.dtype)):

@@ -66,7 +66,7 @@ class StepProgram:
         """The next local step of the round."""
         sample_ids = self._sample_ids.index_select(0, self._counter).squeeze(0)
         rates = self._rates.index_select(0, self._counter).squeeze(0)
-        step = self._first_step + self._counter
+        step = (self._first_step + self._counter).squeeze(0)  # one for all clients
         batch, targets = self._executor.problem.batch_at(sample_ids, self._client_ids, step)
         losses, correct = self._executor.local_step(self.stack, batch, targets, rates)
         self._losses.index_copy_(0, self._counter, losses.unsqueeze(0))
@@ -100,7 +100,7 @@ class GraphedExecutor:
             room = max(LEAST_STEPS, 1 << (plan.local_steps - 1).bit_length())
             program = StepProgram(self._executor, stack, room, plan.sample_ids.shape[-1])
             program.load(plan)
-            self._programs[clients] = program, self._capture(program)
+            self._programs[clients] = program, self._captured(program, clients)
         program, take_step = self._programs[clients]
         program.load(plan)
         for _ in range(plan.local_steps):
@@ -108,15 +108,27 @@ class GraphedExecutor:
             take_step()
         return program.result(plan.local_steps)
 
+    def _captured(self, program: StepProgram, clients: int) -> Callable[[], None]:
+        """What takes the program's steps; where memory runs out, of steps with fewer clients at once."""
+        while True:
+            try:
+                return self._capture(program)
+            except torch.OutOfMemoryError:
+                if not self._executor.can_step_fewer(clients):
+                    raise
+            self._executor.step_fewer(clients)  # past the exception, which held what the capture had allocated
+
 
 @contextlib.contextmanager
 def put_back(stack: ClientStack) -> Iterator[None]:
     """What is done to the buffers within is undone; their copy is on the host, as a chunk is to fill a GPU's memory."""
     buffers = [buffer for buffer in (stack.params, stack.momentum) if buffer is not None]
     before = [buffer.to("cpu", copy=True) for buffer in buffers]
-    yield
-    for buffer, values in zip(buffers, before, strict=True):
-        buffer.copy_(values)
+    try:
+        yield
+    finally:
+        for buffer, values in zip(buffers, before, strict=True):
+            buffer.copy_(values)
 
 
 class CudaGraphs:

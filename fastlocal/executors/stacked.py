@@ -97,19 +97,28 @@ class StackedExecutor:
             try:
                 some, hits = self._step(stack.part(part), given, seen, learning_rates[part])
             except torch.OutOfMemoryError:
-                if part.stop - part.start == 1:
+                # a captured step cannot be begun again: what it has launched stays in the graph
+                if part.stop - part.start == 1 or torch.cuda.is_current_stream_capturing():
                     raise
-                self._most = (part.stop - part.start + 1) // 2
             else:
                 losses.append(some)
                 correct.append(hits)
                 begin = part.stop
                 continue
             # only here, past the exception, is what the step had allocated free
-            self._notes.append(f"out of memory: {self._most} of {clients} resident clients are stepped at once now")
-            if stack.params.is_cuda:
-                torch.cuda.empty_cache()
+            self.step_fewer(clients)
         return (losses[0] if len(losses) == 1 else torch.cat(losses)), _sum(correct)
+
+    def step_fewer(self, clients: int) -> None:
+        """Step half as many of these clients at once from now on, for a step has run out of memory."""
+        self._most = (min(self._most or clients, clients) + 1) // 2
+        self._notes.append(f"out of memory: {self._most} of {clients} resident clients are stepped at once now")
+        if self.problem.numerics.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def can_step_fewer(self, clients: int) -> bool:
+        """Whether more than one of these clients are stepped at once."""
+        return min(self._most or clients, clients) > 1
 
     def take_notes(self) -> tuple[str, ...]:
         """Lines for a person since the last call."""

@@ -56,7 +56,7 @@ def conv2d_stacked(
     strategy = _resolved(strategy, x, weight, geometry)
     if strategy == "triton":
         forward = get("conv2d_clients", "triton", x.device)
-        return forward(x, weight, bias, geometry=geometry, tf32=torch.backends.cudnn.allow_tf32)
+        return forward(x, weight, bias, geometry=geometry, tf32=allows_tf32())
     return _IN_TORCH[strategy].conv2d_clients(x, weight, bias, geometry=geometry)
 
 
@@ -81,7 +81,7 @@ def conv2d_stacked_backward(
     geometry = Geometry.of(stride, padding, dilation, groups)
     strategy = _resolved(strategy, x, weight, geometry)
     if strategy == "triton":
-        tf32 = torch.backends.cudnn.allow_tf32
+        tf32 = allows_tf32()
         dx, dweight = (
             get(op, "triton", x.device)(grad, x, weight, geometry=geometry, tf32=tf32) if need else None
             for op, need in (("conv2d_clients_input_grad", need_x), ("conv2d_clients_weight_grad", need_weight))
@@ -91,6 +91,15 @@ def conv2d_stacked_backward(
             grad, x, weight, geometry=geometry, need_x=need_x, need_weight=need_weight
         )
     return x.new_empty(0) if dx is None else dx, weight.new_empty(0) if dweight is None else dweight
+
+
+def allows_tf32() -> bool:
+    """Whether torch may round the float32 operands of convolutions to TF32.
+
+    `cudnn.allow_tf32` raises RuntimeError once a script has set the newer switch that is read here.
+    """
+    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return bool(convolutions.fp32_precision == "tf32")
 
 
 def _resolved(strategy: str, x: Tensor, weight: Tensor, geometry: Geometry) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -68,10 +69,17 @@ def gather_boxes(
         batch = images[sample_ids]
     else:
         batch = _crop(images, sample_ids, boxes, padding)
-    shape = (-1, 1, 1)
-    out = batch.to(dtype).div_(255)
-    out.sub_(torch.tensor(mean, dtype=dtype, device=images.device).view(shape))
-    return out.div_(torch.tensor(std, dtype=dtype, device=images.device).view(shape))
+    centre, scale = _by_channel(tuple(mean), tuple(std), dtype, images.device)
+    return batch.to(dtype).div_(255).sub_(centre).div_(scale)
+
+
+@functools.lru_cache(maxsize=16)
+def _by_channel(
+    mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """mean and std, each [channels, 1, 1]; kept, as a copy from the host cannot be captured in a CUDA graph."""
+    both = torch.tensor([mean, std], dtype=dtype, device=device).unsqueeze(-1).unsqueeze(-1)
+    return both[0], both[1]
 
 
 def _crop(images: Tensor, sample_ids: Tensor, boxes: tuple[Tensor, ...], padding: int) -> Tensor:

@@ -1,0 +1,217 @@
+"""Tensors that say they are on cuda:0 and hold their values on the CPU, and the rules that a GPU has for them.
+
+Every operation of such tensors runs on the CPU's values, so that a whole run trains, and its numbers can be compared.
+What a GPU would refuse is refused: operands on two devices, and, within a capture, copies from and to the host and
+whatever waits for the device. `Device.events` says what was launched, copied and waited for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._library.custom_ops import OPDEFS
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+HOST, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount", "_unique2", "unique_dim"}
+"""Operations whose result, or whose size, the host has to know."""
+UNLAUNCHED = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh"}
+ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+
+
+class DeviceTensor(Tensor):
+    """A tensor on cuda:0 whose values are those of `host`."""
+
+    host: Tensor
+
+    @staticmethod
+    def __new__(cls, host: Tensor, requires_grad: bool = False) -> DeviceTensor:
+        made: DeviceTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, host.shape, strides=host.stride(), storage_offset=host.storage_offset(), dtype=host.dtype,
+            device=CUDA, requires_grad=requires_grad,
+        )  # fmt: skip
+        made.host = host
+        return made
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert Device.active is not None, "a tensor of a rehearsal that is over"
+        return Device.active.run(func, args, kwargs or {})
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        """For torch to know it as made of other tensors: Module.to then swaps parameters, as it must."""
+        return ["host"], None
+
+    @staticmethod
+    def __tensor_unflatten__(parts: dict[str, Tensor], context: Any, size: Any, stride: Any) -> DeviceTensor:
+        return DeviceTensor(parts["host"])
+
+    def data_ptr(self) -> int:
+        return self.host.data_ptr()
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.host.untyped_storage()
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DeviceTensor:
+        if id(self) not in memo:
+            copied = DeviceTensor(self.host.clone(), self.requires_grad)
+            if getattr(self, "_is_param", False):
+                copied._is_param = True  # type: ignore[attr-defined]
+            memo[id(self)] = copied
+        found: DeviceTensor = memo[id(self)]
+        return found
+
+    def __repr__(self, *_: Any, **__: Any) -> str:
+        return f"DeviceTensor({self.host!r})"
+
+
+class Device(TorchDispatchMode):
+    """The device while a rehearsal lasts, as a mode under which tensors are made on it.
+
+    events: ("launch" | "h2d" | "d2h" | "wait", name of the operation), in their order
+    recorded: what a capture has launched so far, None outside captures
+    on_launch: called with the name of every launch; what it raises is the device's error
+    """
+
+    active: Device | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[tuple[str, str]] = []
+        self.recorded: list[Callable[[], None]] | None = None
+        self.written: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+        self.failed = False
+        self.on_launch: Callable[[str], None] = lambda name: None
+        self.generator = torch.Generator().manual_seed(0)
+
+    def count(self, kind: str) -> int:
+        """Events of a kind so far."""
+        return Counter(event for event, _ in self.events)[kind]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.run(func, args, kwargs or {})
+
+    def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """One operation, as the dispatcher gives it."""
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        ours = [tensor for tensor in tensors if isinstance(tensor, DeviceTensor)]
+        wanted = kwargs.get("device")
+        target = torch.device(wanted) if wanted is not None else None
+        if not ours and (target is None or target.type == "cpu"):
+            kwargs.pop("pin_memory", None)  # of memory that no driver is there to pin
+            return func(*args, **kwargs)
+        if func.namespace == "fastlocal":
+            with self:
+                return OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+            with self:  # a reshape, say, is a view or a copy
+                return func.decompose(*args, **kwargs)
+        name = func._schema.name.removeprefix("aten::").rstrip("_") or func._schema.name
+        self._check_devices(name, args, tensors, ours)
+        to_host = self._announce(name, func, args, tensors, ours, target)
+        return self._compute(func, name, args, kwargs, to_host)
+
+    def note(self, kind: str, name: str) -> None:
+        """Take down an event, and refuse it where a capture does."""
+        if kind in ("h2d", "d2h", "wait") and self.recorded is not None:
+            self.failed = True
+            raise torch.AcceleratorError(
+                f"CUDA error: operation not permitted when stream is capturing ({kind}: {name})"
+            )
+        if kind == "launch":
+            self.on_launch(name)
+        self.events.append((kind, name))
+
+    def keep(self, tensor: Tensor) -> None:
+        """A capture launches nothing: what `tensor` holds is put back at its end."""
+        storage = tensor.untyped_storage()
+        if self.recorded is not None and storage.data_ptr() not in self.written:
+            self.written[storage.data_ptr()] = storage, storage.clone()
+
+    def _check_devices(self, name: str, args: Any, tensors: list[Tensor], ours: list[DeviceTensor]) -> None:
+        """Operands on the host are numbers [], indices, or one side of a copy."""
+        strangers = [tensor for tensor in tensors if not isinstance(tensor, DeviceTensor) and tensor.dim()]
+        if not ours or not strangers or name in ("copy", "_to_copy") or name.startswith("c10d::"):
+            return
+        if name in ("index", "index_put", "_index_put_impl") and isinstance(args[0], DeviceTensor):
+            self.note("h2d", name)
+            return
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({name})"
+        )
+
+    def _announce(
+        self, name: str, func: Any, args: Any, tensors: list[Tensor], ours: list[DeviceTensor],
+        target: torch.device | None,
+    ) -> bool:  # fmt: skip
+        """Take down what the operation is for a GPU; whether its result is on the host."""
+        if name == "copy":
+            into, source = isinstance(args[0], DeviceTensor), isinstance(args[1], DeviceTensor)
+            self.note("launch" if into and source else "h2d" if into else "d2h", name)
+            return not into
+        if name == "_to_copy" and target is not None:
+            if bool(ours) != (target.type == "cuda"):
+                self.note("h2d" if not ours else "d2h", name)
+                return target.type == "cpu"
+        masks = [part for part in (args[1] if name in ("index", "index_put") else ()) if part is not None]
+        if name in WAITS or any(mask.dtype in (torch.bool, torch.uint8) for mask in masks):
+            self.note("wait", name)
+        elif name not in UNLAUNCHED and not func.is_view:
+            self.note("launch", name)
+        return name == "_local_scalar_dense" or name == "equal"
+
+    def _compute(self, func: Any, name: str, args: Any, kwargs: dict[str, Any], to_host: bool) -> Any:
+        known: dict[int, DeviceTensor] = {}
+
+        def host(tensor: DeviceTensor) -> Tensor:
+            known[id(tensor.host)] = tensor
+            return tensor.host
+
+        given, named = tree_map_only(DeviceTensor, host, (args, kwargs))
+        if "device" in named:
+            named |= {"device": HOST}
+        named.pop("pin_memory", None)
+        written = [given[place] for place, part in enumerate(func._schema.arguments[: len(given)])
+                   if part.alias_info is not None and part.alias_info.is_write]  # fmt: skip
+        for tensor in (leaf for leaf in tree_leaves(written) if isinstance(leaf, Tensor)):
+            self.keep(tensor)
+        before = [tensor.shape for tensor in (wrapper.host for wrapper in known.values())]
+        random = torch.Tag.nondeterministic_seeded in func.tags
+        returned = self._drawn(func, given, named) if random else func(*given, **named)
+        assert before == [wrapper.host.shape for wrapper in known.values()], f"{name} changed a shape in place"
+        if name in ALLOCATIONS and returned.is_floating_point():
+            returned.fill_(torch.nan)  # which nothing may read before it is written
+        if self.recorded is not None and name not in UNLAUNCHED and not func.is_view:
+            self.recorded.append(lambda: self._again(func, given, named, returned, random))
+        if to_host:
+            return returned
+        return tree_map_only(
+            Tensor, lambda tensor: known[id(tensor)] if id(tensor) in known else DeviceTensor(tensor), returned
+        )
+
+    def _again(self, func: Any, given: Any, named: Any, first: Any, random: bool) -> None:
+        """A replayed launch: what it made in the capture gets its new values."""
+        returned = self._drawn(func, given, named) if random else func(*given, **named)
+        for old, new in zip(tree_leaves(first), tree_leaves(returned), strict=True):
+            if isinstance(old, Tensor) and old is not new:
+                old.copy_(new)
+
+    def _drawn(self, func: Any, given: Any, named: Any) -> Any:
+        """A draw from the device's own generator."""
+        before = torch.get_rng_state()
+        torch.set_rng_state(self.generator.get_state())
+        try:
+            return func(*given, **named)
+        finally:
+            self.generator.set_state(torch.get_rng_state())
+            torch.set_rng_state(before)
