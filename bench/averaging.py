@@ -29,10 +29,9 @@ import torch.multiprocessing as mp
 
 from bench import averagers
 from bench.case import RESULTS, cores, machine
-from bench.throughput import merge
+from bench.tables import Row, merge
 from bench.turns import spread
 
-Row = dict[str, str]
 MODELS = ("resnet20", "resnet56", "torchvision.resnet50")
 KEYS = ("model", "ranks", "variant", "bucket_mb")
 TRAIN_MS = 20.0

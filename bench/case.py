@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from bench.device import triton_version
 from fastlocal.config import RunConfig
 from fastlocal.recipes import default
 
@@ -70,19 +71,13 @@ def device_name() -> str:
 
 def machine() -> dict[str, str]:
     """Columns that say where and with what a row was measured."""
-    try:
-        import triton
-
-        triton_version = triton.__version__
-    except ImportError:
-        triton_version = ""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=RESULTS.parent, capture_output=True, text=True
     ).stdout.strip()
     return {
         "commit": commit if not commit or same_sources(commit) else f"{commit}+",
         "torch": torch.__version__,
-        "triton": triton_version,
+        "triton": triton_version(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
         "cores": str(cores()),
     }

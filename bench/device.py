@@ -29,8 +29,6 @@ class Timing:
 def describe() -> dict[str, str]:
     """Name, capability, L2 and, where nvidia-smi tells, clocks and power limit of the current GPU; versions; commit."""
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    import triton
-
     return {
         "gpu": properties.name,
         "capability": f"{properties.major}.{properties.minor}",
@@ -38,9 +36,18 @@ def describe() -> dict[str, str]:
         "l2_bytes": str(properties.L2_cache_size),
         **dict(zip(("sm_mhz", "memory_mhz", "power_limit_w"), _nvidia_smi(), strict=True)),
         "torch": torch.__version__,
-        "triton": triton.__version__,
+        "triton": triton_version(),
         "commit": _commit(),
     }
+
+
+def triton_version() -> str:
+    """Empty where there is no Triton."""
+    try:
+        import triton
+    except ImportError:
+        return ""
+    return str(triton.__version__)
 
 
 def _nvidia_smi() -> list[str]:

@@ -24,8 +24,7 @@ from pathlib import Path
 import torch
 
 from bench.device import NO_GPU
-from bench.kernels import write
-from bench.targets import Row
+from bench.tables import Row, write
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = (
@@ -108,11 +107,15 @@ def _row(path: Path, *, passed: int = 0, failed: int = 0, skipped: int = 0, firs
     }
 
 
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m bench.device_tests", description=__doc__.splitlines()[0])
+    made.add_argument("--out", type=Path, required=True, help="folder for tests.csv")
+    made.add_argument("--seconds", type=float, default=300.0, help="for all files together")
+    return made
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.device_tests", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for tests.csv")
-    parser.add_argument("--seconds", type=float, default=300.0, help="for all files together")
-    asked = parser.parse_args(arguments)
+    asked = parser().parse_args(arguments)
     if not torch.cuda.is_available():
         print(NO_GPU)
         return 2

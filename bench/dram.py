@@ -18,8 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.kernels import write
-from bench.targets import Row
+from bench.tables import Row, write
 from fastlocal.kernels.case import cases
 
 COUNTED = (
@@ -75,11 +74,15 @@ def count(ncu: str, op: str, seconds: float) -> Row:
     return line | {"dram_bytes": str(counted)}
 
 
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m bench.dram", description=__doc__.splitlines()[0])
+    made.add_argument("--out", type=Path, required=True, help="folder for dram.csv")
+    made.add_argument("--seconds", type=float, default=120.0, help="after which no further op is counted")
+    return made
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.dram", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for dram.csv")
-    parser.add_argument("--seconds", type=float, default=120.0, help="after which no further op is counted")
-    asked = parser.parse_args(arguments)
+    asked = parser().parse_args(arguments)
     ncu = shutil.which("ncu")
     if ncu is None:
         print("There is no ncu on the PATH: no bytes were counted.")

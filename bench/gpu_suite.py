@@ -12,7 +12,6 @@ at most eight files. Needs torch, triton, numpy, pytest and the repository.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import signal
 import subprocess
@@ -27,9 +26,8 @@ from pathlib import Path
 import torch
 
 from bench.device import NO_GPU
-from bench.kernels import write
 from bench.summary import summary
-from bench.targets import Row
+from bench.tables import Row, read, write
 from fastlocal import kernels
 
 SECONDS = 570.0
@@ -164,14 +162,6 @@ def gather(folders: Sequence[Path], out: Path) -> None:
             tables.setdefault(path.name, []).extend(read(path))
     for name, rows in tables.items():
         write(out / name, rows)
-
-
-def read(path: Path) -> list[Row]:
-    """The rows of a CSV file; none where there is no such file."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

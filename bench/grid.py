@@ -29,7 +29,7 @@ GPU_TARGETS = (
 )
 SIZES = {"mlp": (395_000, 2.4e6), "cnn": (26_000, 1e7), "resnet20_gn": (273_000, 2.5e8), "resnet56": (856_000, 7.6e8)}
 """Parameters, and operations of one sample's forward and backward pass, to foresee what fits."""
-RATE = {"cpu": 8e10, "cuda": 2e12}
+RATE = {"cpu": 8e10, "cuda": 5e12}
 """Operations per second of a usual variant, to foresee what takes too long."""
 STEP_SECONDS, PARAMETERS_PER_SECOND = 5e-4, 4e8
 """What a client-step takes beside its operations: its launches, and its parameters, momenta and gradients on the way

@@ -10,11 +10,11 @@ that a large copy reaches in the same process. Where time runs out, rows say so:
 from __future__ import annotations
 
 import argparse
-import csv
+import contextlib
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 
 from bench import baselines
 from bench.device import NO_GPU, Timing, copy_bandwidth, describe, time_runs
-from bench.targets import Row
+from bench.tables import Row, write
 from fastlocal import kernels
 from fastlocal.kernels.case import Case, Inputs, cases
 from tests.kernels.checker import check
@@ -74,18 +74,17 @@ def row(op: str, case: Case, variant: str, timing: Timing | None, copy: float, n
     return {name: str(value) for name, value in values.items()}
 
 
-def gate(op: str) -> list[Row]:
+def gate(op: str) -> Iterator[Row]:
     """The checks of a kernel's small cases on the device: op, case and what is wrong, or nothing."""
-    rows = []
     for case in cases(op):
         if not case.large:
             fault = ""
             try:
                 check(case, kernels.get(op, "triton", "cuda"), kernels.get(op, "reference", "cuda"), "cuda")
             except Exception as error:  # a launch that fails is a fault as well
+                traceback.print_exc()
                 fault = first_line(error)
-            rows.append({"op": op, "case": case.name, "fault": fault})
-    return rows
+            yield {"op": op, "case": case.name, "fault": fault}
 
 
 def variants(op: str, case: Case, device: str = "cuda") -> Variants:
@@ -127,7 +126,7 @@ def runner(case: Case, op: Callable[..., Any], device: str = "cuda") -> baseline
     return run
 
 
-@contextmanager
+@contextlib.contextmanager
 def deterministic_algorithms() -> Iterator[None]:
     """What torch calls so, within."""
     before = torch.are_deterministic_algorithms_enabled()
@@ -166,24 +165,15 @@ def timed(op: str, case: Case, variant: str, prepare: Callable[[], baselines.Run
     try:
         return row(op, case, variant, time_runs(prepare()), copy)
     except Exception as error:
+        traceback.print_exc()
         return row(op, case, variant, None, copy, first_line(error))
     finally:
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):  # again what the run itself ended with
+            torch.cuda.empty_cache()
 
 
 def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def write(path: Path, rows: Sequence[Row]) -> None:
-    """A CSV file of rows, whole or as it was before: whoever writes may be stopped at any time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(name for line in rows for name in line)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    part.replace(path)
 
 
 def say(line: Row) -> None:
@@ -195,14 +185,18 @@ def say(line: Row) -> None:
     )
 
 
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m bench.kernels", description=__doc__.splitlines()[0])
+    made.add_argument("--out", type=Path, required=True, help="folder for gate.csv and kernels.csv")
+    made.add_argument("--ops", nargs="+", default=kernels.TRITON_OPS, choices=kernels.TRITON_OPS, metavar="OP")
+    made.add_argument("--seconds", type=float, default=400.0, help="after which no further case is timed")
+    made.add_argument("--deterministic", action="store_true", help="time deterministic algorithms too")
+    made.add_argument("--only", choices=("gate", "times"), help="the checks or the timings alone")
+    return made
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.kernels", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for gate.csv and kernels.csv")
-    parser.add_argument("--ops", nargs="+", default=kernels.TRITON_OPS, choices=kernels.TRITON_OPS, metavar="OP")
-    parser.add_argument("--seconds", type=float, default=400.0, help="after which no further case is timed")
-    parser.add_argument("--deterministic", action="store_true", help="time deterministic algorithms too")
-    parser.add_argument("--only", choices=("gate", "times"), help="the checks or the timings alone")
-    asked = parser.parse_args(arguments)
+    asked = parser().parse_args(arguments)
     if not torch.cuda.is_available():
         print(NO_GPU)
         return 2
@@ -210,8 +204,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     checks: list[Row] = []
     if asked.only != "times":
         for op in asked.ops:
-            checks += gate(op)
-            write(asked.out / "gate.csv", checks)
+            for line in gate(op):
+                checks.append(line)
+                write(asked.out / "gate.csv", checks)
     failed = {line["op"] for line in checks if line["fault"]}
     for op in sorted(failed):
         print(f"{op} fails its checks and is not timed: see gate.csv")

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from bench.baselines import Run
 from bench.device import NO_GPU, copy_bandwidth, describe
-from bench.kernels import row, say, timed, write
-from bench.targets import Row
+from bench.kernels import row, say, timed
+from bench.tables import Row, write
 from fastlocal import kernels
 from fastlocal.kernels.case import Case, Draws, Inputs, bytes_of
 from fastlocal.kernels.conv2d_clients.geometry import Geometry
@@ -80,11 +80,15 @@ def prepare(case: Case, way: Callable[..., object], device: str = "cuda") -> Run
     return lambda: way(**inputs)
 
 
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m bench.linear", description=__doc__.splitlines()[0])
+    made.add_argument("--out", type=Path, required=True, help="folder for kernels.csv")
+    made.add_argument("--seconds", type=float, default=60.0, help="after which no further case is timed")
+    return made
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.linear", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for kernels.csv")
-    parser.add_argument("--seconds", type=float, default=60.0, help="after which no further case is timed")
-    asked = parser.parse_args(arguments)
+    asked = parser().parse_args(arguments)
     if not torch.cuda.is_available():
         print(NO_GPU)
         return 2

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from bench.case import RESULTS, Case, device_name, machine
-from bench.throughput import Row, merge
+from bench.tables import Row, merge
 from fastlocal.named import prepare_named
 from fastlocal.run import train
 

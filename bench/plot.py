@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.case import RESULTS, device_name
-from bench.throughput import Row, read
+from bench.tables import Row, read
 
 DPI = 90
 

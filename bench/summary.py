@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from bench.targets import LEAST_BYTES, TARGETS, Row, judge
+from bench.tables import Row
+from bench.targets import LEAST_BYTES, TARGETS, judge
 
 
 def summary(

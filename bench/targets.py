@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-Row = dict[str, str]
+from bench.tables import Row
 
 LEAST_BYTES = 2**26
 """Below so many bytes a launch itself takes a large part of the time, and a fraction of bandwidth says little."""

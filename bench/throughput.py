@@ -10,17 +10,17 @@ fastlocal's may set more flags ("fastlocal threaded workers=1"), and each may tr
 ("loop, sync per step, fp32" beside variants in bf16). First each trains a round from the same weights on the same
 samples, and one whose parameters are not the reference's is not timed. Then they take turns; a row holds the median
 round with its 20th and 80th percentiles, the median of its ratios to the reference's rounds (`ratio`; `ratio_fp32` and
-`ratio_tf32` to those of the loop in that precision), and how much of the cores' time the hypervisor gave to others
-meanwhile.
-Rows go to bench/results/DEVICE/throughput.csv, where they replace older ones of the same case; one row says why a case
-is left out on this machine. A table is printed, and bench.plot draws the figure.
+`ratio_tf32` to those of the loop in that precision), the seconds that the variant took to start, and how much of the
+cores' time the hypervisor gave to others meanwhile.
+Rows go to bench/results/DEVICE/throughput.csv after each turn, where they replace older ones of the same case; one row
+says why a case is left out on this machine. A table is printed, and bench.plot draws the figure. The exit status is 1
+where a first round is not the reference's, or one of fastlocal's variants fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import dataclasses
 import statistics
 import sys
@@ -31,14 +31,15 @@ from pathlib import Path
 from bench.case import RESULTS, Case, Steal, device_name, machine, same_sources
 from bench.grid import BATCHES, CLIENTS, STEPS, cases_of, too_large, variants
 from bench.loops import REFERENCE
-from bench.turns import LATE, Variant, measure, spread, way_and_precision
-
-Row = dict[str, str]
+from bench.tables import Row, merge, read
+from bench.turns import measure, spread
+from bench.variant import LATE, PRECISIONS, Variant, way_and_precision
 
 CASE_KEYS = ("model", "clients", "batch", "local_steps", "precision")
 KEYS = (*CASE_KEYS, "variant")
 ALL = "all variants"
 """Of a row that says why a case is left out."""
+UNTIMED = "no round was timed"
 
 
 def rows_of(case: Case, found: Sequence[Variant], about: Row) -> list[Row]:
@@ -53,6 +54,7 @@ def rows_of(case: Case, found: Sequence[Variant], about: Row) -> list[Row]:
     for one in found:
         row = {name: str(getattr(case, name)) for name in CASE_KEYS}
         row |= {"variant": one.name, "backend": one.backend, "rounds": str(len(one.seconds))}
+        row["start_s"] = "" if one.start is None else f"{one.start:.1f}"
         row |= dict.fromkeys(("median_s", "p20_s", "p80_s", "client_steps_per_s", "samples_per_s", *bases), "")
         if one.seconds:
             median, low, high = spread(one.seconds)
@@ -62,7 +64,7 @@ def rows_of(case: Case, found: Sequence[Variant], about: Row) -> list[Row]:
             for name, base in bases.items():
                 if base:
                     row[name] = f"{statistics.median(a / b for a, b in zip(base, one.seconds, strict=False)):.2f}"
-        rows.append(row | {"note": one.fault} | about)
+        rows.append(row | {"note": one.fault or ("" if one.seconds else UNTIMED)} | about)
     return rows
 
 
@@ -70,7 +72,8 @@ def table(rows: Sequence[Row]) -> str:
     """Markdown: one line per variant, with the ratios to a loop in another precision where it took part."""
     others = [name for name in ("fp32", "tf32") if any(row[f"ratio_{name}"] for row in rows)]
     others = [name for name in others if name != rows[0]["precision"]]
-    heads = ["variant", "ran as", "ms per client-step", "samples/s", "ratio", *(f"to {name}" for name in others)]
+    heads = ["variant", "ran as", "started in s", "ms per client-step", "samples/s", "ratio"]
+    heads += [f"to {name}" for name in others]
     lines = [f"| {' | '.join(heads)} |", f"|---|---|{'--:|' * (len(heads) - 2)}"]
     for row in rows:
         if row["median_s"]:
@@ -78,36 +81,32 @@ def table(rows: Sequence[Row]) -> str:
             ratios = [row["ratio"], *(row[f"ratio_{name}"] for name in others)]
             numbers = " | ".join([f"{cost:.3f}", f"{int(row['samples_per_s']):,}", *ratios])
         else:
-            numbers = f"{row['note'] or 'not timed'} |{' |' * (len(heads) - 4)}"
+            numbers = f"{row['note']} |{' |' * (len(heads) - 5)}"
         backend = row["backend"] if row["backend"] != way_and_precision(row["variant"])[0] else ""
-        lines.append(f"| {row['variant']} | {backend[:60]} | {numbers} |")
+        lines.append(f"| {row['variant']} | {backend[:60]} | {row['start_s']} | {numbers} |")
     return "\n".join(lines)
 
 
-def read(path: Path) -> list[Row]:
-    """The rows of a CSV file; none where there is no such file."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def merge(path: Path, rows: Sequence[Row], keys: Sequence[str], without: Sequence[Row] = ()) -> None:
-    """Write a CSV file in which these rows replace those with the same values of `keys`, as of those in `without`."""
-    new = {tuple(row[key] for key in keys) for row in (*rows, *without)}
-    kept = [row for row in read(path) if tuple(row.get(key, "") for key in keys) not in new]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n", extrasaction="ignore", restval="")
-        writer.writeheader()
-        writer.writerows([*kept, *rows])
+def is_open(row: Row) -> bool:
+    """Whether a row says no more than that there was no time."""
+    return not row["median_s"] and row["note"] in (LATE, UNTIMED)
 
 
 def missing(case: Case, wanted: Sequence[str], rows: Sequence[Row]) -> bool:
     """Whether something of a case has no row yet that was measured with the sources as they are."""
     own = [row for row in rows if all(row[name] == str(getattr(case, name)) for name in CASE_KEYS)]
-    present = {row["variant"] for row in own if same_sources(row["commit"])}
+    present = {row["variant"] for row in own if same_sources(row["commit"]) and not is_open(row)}
     return not all(name in present for name in wanted if way_and_precision(name)[1] != case.precision)
+
+
+def record(path: Path, case: Case, found: Sequence[Variant], about: Row) -> None:
+    """Write what is known of a case; a row that says only that there was no time replaces none that says more."""
+    closed = {tuple(row[key] for key in KEYS) for row in read(path) if not is_open(row)}
+    rows = [
+        row for row in rows_of(case, found, about) if not is_open(row) or tuple(row[key] for key in KEYS) not in closed
+    ]
+    if rows:
+        merge(path, rows, KEYS, without=rows_of(case, [Variant(ALL)], {}))
 
 
 def skip(case: Case, reason: str, path: Path, about: Row) -> None:
@@ -118,30 +117,32 @@ def skip(case: Case, reason: str, path: Path, about: Row) -> None:
         merge(path, [row], KEYS)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.throughput", description=__doc__.splitlines()[0])
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m bench.throughput", description=__doc__.splitlines()[0])
     numbers = lambda text: [int(word) for word in text.split(",")]  # noqa: E731
-    parser.add_argument(
+    made.add_argument(
         "--cases", default=",".join(STEPS), help="targets, models, or MODEL:CLIENTSxBATCH[xSTEPS], with commas"
     )
-    parser.add_argument("--clients", type=numbers, default=CLIENTS, help="of the grid")
-    parser.add_argument("--batches", type=numbers, default=BATCHES, help="of the grid")
-    parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--local-steps", type=int, help=f"per round, other than the grid's {STEPS}")
-    parser.add_argument("--tune-seconds", type=float, default=5.0, help="of `fastlocal auto`, for each case")
-    parser.add_argument("--variants", nargs="+", help="some of those that are printed; all by default")
-    parser.add_argument("--turns", type=float, default=30.0, help="seconds for the turns of one case, its start apart")
-    parser.add_argument("--case-seconds", type=float, default=float("inf"), help="of one case, with its start")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no case is started")
-    parser.add_argument(
-        "--go-on", action="store_true", help="leave out cases whose rows are of the sources as they are"
-    )
-    parser.add_argument("--out", type=Path, default=RESULTS / device_name(), help="folder for throughput.csv")
-    asked = parser.parse_args(arguments)
+    made.add_argument("--clients", type=numbers, default=CLIENTS, help="of the grid")
+    made.add_argument("--batches", type=numbers, default=BATCHES, help="of the grid")
+    made.add_argument("--precision", default="fp32", choices=PRECISIONS)
+    made.add_argument("--local-steps", type=int, help=f"per round, other than the grid's {STEPS}")
+    made.add_argument("--tune-seconds", type=float, default=5.0, help="of `fastlocal auto`, for each case")
+    made.add_argument("--variants", nargs="+", help="some of those that are printed; all by default")
+    made.add_argument("--turns", type=float, default=30.0, help="seconds for the turns of one case, its start apart")
+    made.add_argument("--case-seconds", type=float, default=float("inf"), help="of one case, with its start")
+    made.add_argument("--seconds", type=float, default=float("inf"), help="after which no case is started")
+    made.add_argument("--go-on", action="store_true", help="leave out cases whose rows are of the sources as they are")
+    made.add_argument("--out", type=Path, default=RESULTS / device_name(), help="folder for throughput.csv")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    asked = parser().parse_args(arguments)
     try:
         cases = cases_of(asked.cases, asked.clients, asked.batches, asked.precision)
     except ValueError as error:
-        parser.error(f"--cases {error}")
+        parser().error(f"--cases {error}")
     if asked.local_steps:
         cases = [dataclasses.replace(case, local_steps=asked.local_steps) for case in cases]
     about, end, failed = machine(), time.monotonic() + asked.seconds, False
@@ -153,25 +154,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for case, reason in reasons.items():
         if reason:
             skip(case, reason, path, about)
-    settings = {"tune_seconds": asked.tune_seconds}
-    reference = REFERENCE if REFERENCE in wanted else None
-    measured = measure(left, wanted, reference, asked.turns, case_seconds=asked.case_seconds, settings=settings)
     steal, began = Steal(), time.monotonic()
+
+    def report(case: Case, found: Sequence[Variant]) -> None:
+        record(path, case, found, about | {"steal_percent": steal.percent()})
+
+    measured = measure(
+        left,
+        wanted,
+        REFERENCE if REFERENCE in wanted else None,
+        asked.turns,
+        case_seconds=asked.case_seconds,
+        settings={"tune_seconds": asked.tune_seconds},
+        report=report,
+    )
     with contextlib.closing(measured) as found:
         for done, (case, times) in enumerate(found, 1):
-            failed = failed or any("away from the reference" in one.fault for one in times)
-            rows = rows_of(case, times, about | {"steal_percent": steal.percent()})
-            kept = [row for row in rows if row["note"] != LATE]
-            if kept:
-                merge(path, kept, KEYS, without=rows_of(case, [Variant(ALL)], {}))
+            failed = failed or any(is_failure(one) for one in times)
             whole, timed = time.monotonic() - began, sum(sum(one.seconds) for one in times)
-            print(f"{case.name}: {whole:.0f} s, {timed:.0f} s of counted rounds\n\n{table(rows)}\n", flush=True)
+            print(f"{case.name}: {whole:.0f} s, {timed:.0f} s of counted rounds\n")
+            print(f"{table(rows_of(case, times, about))}\n", flush=True)
+            for one in times:
+                if one.said:
+                    print(f"{one.name}: {one.fault}; it said\n{one.said}\n", flush=True)
             steal, began = Steal(), time.monotonic()
             if time.monotonic() > end:
                 for case in left[done:]:
                     print(f"{case.name}: skipped, no time was left\n", flush=True)
                 break
     return 1 if failed else 0
+
+
+def is_failure(one: Variant) -> bool:
+    """Whether a variant trains otherwise than the reference, or is one of fastlocal's and cannot be timed."""
+    own = one.name.startswith("fastlocal ") and one.fault not in ("", LATE)
+    return own or "away from the reference" in one.fault
 
 
 if __name__ == "__main__":

@@ -2,153 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import json
-import os
-import select
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.case import Case, cores
+from bench.case import Case
+from bench.variant import LATE, SILENT, START_SECONDS, TURN_SECONDS, Variant, Worker
 
-PRECISIONS = ("fp64", "fp32", "tf32", "bf16")
 WARM_UP = 1
 """Rounds that are not counted, beside the one of the gate: the first touch of buffers."""
 TOLERANCE = {"fp64": 1e-6, "fp32": 2e-3, "tf32": 2e-2, "bf16": 0.3}
 """How far a round's change of the parameters may be from the reference's, relative to its norm."""
-START_SECONDS = 150.0
-ENDED, SILENT, LATE = "its process ended", "no answer", "no time was left to start it"
-
-
-@dataclass
-class Variant:
-    """backend: what the process says it runs        fault: why it is not timed        seconds: of each counted round"""
-
-    name: str
-    backend: str = ""
-    fault: str = ""
-    seconds: list[float] = field(default_factory=list)
-
-
-def way_and_precision(name: str) -> tuple[str, str | None]:
-    """Of a variant's name; "vmap, fp32" trains in fp32 whatever the cases' precision is, "vmap" in theirs."""
-    way, _, last = name.rpartition(", ")
-    return (way, last) if last in PRECISIONS else (name, None)
-
-
-class Worker:
-    """A process that trains a round of one case after the other whenever it is told to.
-
-    cases: by number, without those that are in the precision of its name anyway, as there is a variant for these
-    """
-
-    def __init__(self, name: str, cases: Sequence[Case], folder: Path, settings: Mapping[str, Any]) -> None:
-        self.name, self._folder, self._settings = name, folder, settings
-        self._said = folder / "stderr"
-        self._way, precision = way_and_precision(name)
-        self.cases = {
-            number: dataclasses.replace(case, precision=precision or case.precision)
-            for number, case in enumerate(cases)
-            if case.precision != precision
-        }
-        self.variant = Variant(name)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._given: list[int] = []
-        self._waits_for: int | None = None
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process is None:
-            return
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.kill()  # a run that is told to stop would save its state first
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(BrokenPipeError):
-                stream.close()
-        self._process = None
-
-    def begin(self, number: int) -> None:
-        """Let it start a case, in a new process unless one waits for it, and train a first round; `begun` waits."""
-        gone = self._process is None or self.variant.fault.startswith(ENDED)
-        self.variant = Variant(self.name)
-        if gone or self._waits_for != number:
-            self.__exit__()
-            self._start(number)
-        else:
-            self._tell("next")
-        self._waits_for = min((later for later in self._given if later > number), default=None)
-
-    def begun(self, timeout: float = START_SECONDS) -> None:
-        """Wait until the first round is trained."""
-        said = self.answer(timeout)
-        self.variant.backend, self.variant.fault = str(said.get("backend", "")), str(said.get("fault", ""))
-
-    def row(self, number: int) -> torch.Tensor:
-        """The parameters after the first round of a case."""
-        found: torch.Tensor = torch.load(self._folder / f"{self._given.index(number)}.pt", weights_only=True)
-        return found.double()
-
-    def _start(self, number: int) -> None:
-        self._given = [later for later in self.cases if later >= number]
-        self._folder.mkdir(exist_ok=True)
-        threads = {"OMP_NUM_THREADS": str(cores()), "MKL_NUM_THREADS": str(cores())}
-        environment = os.environ | threads | {"TMPDIR": str(self._folder)}
-        cases = json.dumps([dataclasses.asdict(self.cases[later]) for later in self._given])
-        command = [sys.executable, "-m", "bench.worker", self._way, cases, str(self._folder)]
-        with self._said.open("wb") as said:
-            self._process = subprocess.Popen(
-                [*command, json.dumps(dict(self._settings))],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=said,
-                env=environment,
-            )
-
-    def _tell(self, word: str) -> bool:
-        assert self._process is not None and self._process.stdin is not None
-        try:
-            self._process.stdin.write(f"{word}\n".encode())
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            return False
-        return True
-
-    def answer(self, timeout: float) -> dict[str, object]:
-        """Its next line; a fault where none comes in time, and then it is stopped so that it keeps nobody waiting."""
-        assert self._process is not None and self._process.stdout is not None
-        out = self._process.stdout
-        if not select.select([out], [], [], max(timeout, 0.1))[0]:
-            self.__exit__()
-            return {"fault": f"{SILENT} within {timeout:.0f} s"}
-        line = out.readline()
-        return dict(json.loads(line)) if line else {"fault": self._end()}
-
-    def _end(self) -> str:
-        """How the process ended, and what it said last."""
-        assert self._process is not None
-        lines = self._said.read_text(errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        return f"{ENDED} with status {self._process.wait()}: {last}"
-
-    def turn(self, timeout: float) -> float | None:
-        """Seconds of one round."""
-        said = self.answer(timeout) if self._tell("go") else {"fault": self._end()}
-        self.variant.fault = str(said.get("fault", ""))
-        return None if self.variant.fault else float(str(said["seconds"]))
 
 
 def measure(
@@ -161,12 +31,15 @@ def measure(
     most: int = 15,
     case_seconds: float = float("inf"),
     settings: Mapping[str, Any] | None = None,
+    report: Callable[[Case, list[Variant]], None] = lambda case, found: None,
 ) -> Iterator[tuple[Case, list[Variant]]]:
     """Of each case, start the variants, check their first round against the reference's, and time them in turns.
 
     seconds: about how long the turns of a case may take together
     case_seconds: the same with what its variants take to start; three quarters of it are for starting, and those that
-        come later have a fault        settings: fields of fastlocal's RunConfig
+        come later have a fault
+    settings: fields of fastlocal's RunConfig
+    report: is told what is known of a case when its variants have started and after each turn
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -177,43 +50,75 @@ def measure(
         for number, case in enumerate(cases):
             began = time.monotonic()
             present = [worker for worker in workers if number in worker.cases]
-            _begin(number, present, began + 0.75 * case_seconds)
+            begin(number, present, began + 0.75 * case_seconds)
             if reference is not None:
                 _gate(case, number, present, reference)
-            left = case_seconds - (time.monotonic() - began)
-            take_turns(present, min(seconds, left), at_least, most)
+
+            def tell(case: Case = case, present: Sequence[Worker] = present) -> None:
+                report(case, [worker.variant for worker in present])
+
+            tell()
+            end = began + case_seconds
+            take_turns(present, min(seconds, end - time.monotonic()), at_least, most, end=end, report=tell)
             yield case, [worker.variant for worker in present]
 
 
-def _begin(number: int, workers: Sequence[Worker], end: float) -> None:
-    """Start a case: loops together, as most of it is one thread's imports; the others alone, as they may time."""
-    loops = [worker for worker in workers if not worker.name.startswith("fastlocal ")]
-    for together in (loops, *([worker] for worker in workers if worker not in loops)):
-        late = time.monotonic() >= end
-        for worker in together:
-            if late:
-                worker.variant = Variant(worker.name, fault=LATE)
-            else:
-                worker.begin(number)
-        for worker in together:
-            if not late:
-                left = end - time.monotonic()
-                worker.begun(min(left, START_SECONDS))
-                if left < START_SECONDS and worker.variant.fault.startswith(SILENT):
-                    worker.variant.fault = LATE
+def begin(number: int, workers: Sequence[Worker], end: float) -> None:
+    """Start a case, until time.monotonic() reaches `end`.
+
+    All processes import at the same time; then loops begin together, and the others one by one, as they may time.
+    """
+    for worker in workers:
+        if time.monotonic() < end:
+            worker.prepare(number)
+        else:
+            worker.variant = Variant(worker.name, fault=LATE)
+    present = [worker for worker in workers if not worker.variant.fault]
+    for worker in present:
+        _in_time(worker, worker.prepared, end)
+    loops = [worker for worker in present if not worker.name.startswith("fastlocal ")]
+    for together in (loops, *([worker] for worker in present if worker not in loops)):
+        waiting = [worker for worker in together if not worker.variant.fault]
+        for worker in waiting:
+            worker.begin()
+        for worker in waiting:
+            _in_time(worker, worker.begun, end)
 
 
-def take_turns(workers: Sequence[Worker], seconds: float, at_least: int, most: int) -> None:
-    """Time rounds of those that have begun, one of each after the other."""
-    end = time.monotonic() + seconds
+def _in_time(worker: Worker, wait: Callable[[float], None], end: float) -> None:
+    left = end - time.monotonic()
+    wait(min(left, START_SECONDS))
+    if left < START_SECONDS and worker.variant.fault.startswith(SILENT):
+        worker.variant.fault = LATE
+
+
+def take_turns(
+    workers: Sequence[Worker],
+    seconds: float,
+    at_least: int,
+    most: int,
+    *,
+    end: float = float("inf"),
+    report: Callable[[], None] = lambda: None,
+) -> None:
+    """Time rounds of those that have begun, one of each after the other.
+
+    seconds: after which no turn begins, beyond the first that are `at_least` taken
+    end: of time.monotonic(), after which none begins but the first
+    report: called after each turn
+    """
+    enough = time.monotonic() + seconds
     for turn in range(WARM_UP + most):
-        if turn >= WARM_UP + at_least and time.monotonic() > end:
+        if turn >= WARM_UP + at_least and time.monotonic() > enough:
+            break
+        if turn > WARM_UP and time.monotonic() > end:
             break
         for worker in workers:
             if not worker.variant.fault:
-                took = worker.turn(timeout=120.0)
+                took = worker.turn(timeout=TURN_SECONDS)
                 if took is not None and turn >= WARM_UP:
                     worker.variant.seconds.append(took)
+        report()
 
 
 def _gate(case: Case, number: int, workers: Sequence[Worker], reference: str) -> None:
@@ -221,7 +126,7 @@ def _gate(case: Case, number: int, workers: Sequence[Worker], reference: str) ->
     rows = {worker.name: worker.row(number) for worker in workers if not worker.variant.fault}
     if reference not in rows:
         return
-    change = rows[reference] - _start(case)
+    change = rows[reference] - _start_weights(case)
     for worker in workers:
         if worker.name in rows:
             off = float((rows[worker.name] - rows[reference]).norm() / change.norm())
@@ -229,7 +134,7 @@ def _gate(case: Case, number: int, workers: Sequence[Worker], reference: str) ->
                 worker.variant.fault = f"its first round is {off:.2g} away from the reference's"
 
 
-def _start(case: Case) -> torch.Tensor:
+def _start_weights(case: Case) -> torch.Tensor:
     """The start weights, drawn from the seed."""
     from fastlocal.models import build
 

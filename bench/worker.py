@@ -2,19 +2,23 @@
 
     python -m bench.worker VARIANT CASES FOLDER SETTINGS
 
-On its standard input, each line "go" is one communication round; the answer is its seconds on standard output, after
-a first line that describes the variant or says why there is none. "next" begins the next case. FOLDER/NUMBER.pt gets
-the parameters of a case after a first round, which no timing includes. The end of the input ends the process.
+An empty answer, one line of JSON on standard output, says that everything is imported. On its standard input, "next"
+begins the next case; the answer describes the variant or says why there is none, after its traceback on standard error.
+Each line "go" is one communication round, and the answer is its seconds. FOLDER/NUMBER.pt gets the parameters of a case
+after a first round, which no timing includes. The end of the input ends the process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +31,6 @@ from bench.loops import LOOPS, Task
 from fastlocal.allocator import keep_freed_memory
 from fastlocal.checks import check
 from fastlocal.data.streams import Streams, StreamSpec
-from fastlocal.errors import UsageError
 from fastlocal.named import prepare_named
 from fastlocal.prepared import Prepared
 from fastlocal.run import train
@@ -135,25 +138,39 @@ def run_loop(name: str, case: Case, folder: Path, file: Path, pipe: Any) -> None
         number += 1
 
 
+def warm_up() -> None:
+    """What takes long in a process and is the same for every case."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # see Worker.answer
+    keep_freed_memory()
+    if torch.cuda.is_available():
+        torch.cuda.init()
+        with contextlib.suppress(ImportError):
+            importlib.import_module("triton")
+
+
 def main(variant: str, cases_text: str, results: str, settings_text: str) -> int:
     pipe = os.fdopen(os.dup(1), "w")  # what anything prints besides must not be taken for an answer
     os.dup2(2, 1)
-    keep_freed_memory()
-    for number, values in enumerate(json.loads(cases_text)):
-        case, file = Case(**values), Path(results) / f"{number}.pt"
-        torch.manual_seed(0)
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                if variant.startswith("fastlocal "):
-                    settings = json.loads(settings_text) | settings_of(variant)
-                    run_fastlocal(case, Path(folder), file, pipe, settings)
-                else:
-                    run_loop(variant, case, Path(folder), file, pipe)
-        except (UsageError, RuntimeError, MemoryError, KeyError) as error:
-            answer(pipe, fault=f"{type(error).__name__}: {error}".splitlines()[0])
-            turn()
-        except EOFError:
-            break
+    warm_up()
+    answer(pipe)
+    with contextlib.suppress(EOFError):
+        turn()
+        for number, values in enumerate(json.loads(cases_text)):
+            case, file = Case(**values), Path(results) / f"{number}.pt"
+            torch.manual_seed(0)
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    if variant.startswith("fastlocal "):
+                        settings = json.loads(settings_text) | settings_of(variant)
+                        run_fastlocal(case, Path(folder), file, pipe, settings)
+                    else:
+                        run_loop(variant, case, Path(folder), file, pipe)
+            except EOFError:
+                raise
+            except Exception as error:  # Triton's and CUDA's have no base class of their own
+                traceback.print_exc()
+                answer(pipe, fault=f"{type(error).__name__}: {error}".splitlines()[0])
+                turn()
     return 0
 
 

@@ -12,9 +12,10 @@ import torch
 from bench import device_tests, dram, gpu_suite, linear
 from bench import kernels as bench
 from bench.device import Timing
-from bench.gpu_suite import PARTS, Part, read, run_parts
+from bench.gpu_suite import PARTS, Part, run_parts
 from bench.summary import summary
-from bench.targets import TARGETS, Row
+from bench.tables import Row, read, write
+from bench.targets import TARGETS
 from fastlocal import kernels
 from fastlocal.kernels.case import Case, cases
 
@@ -91,11 +92,11 @@ def test_rows_that_no_time_was_left_for_are_counted() -> None:
 
 
 def test_a_table_is_whole_or_as_it_was(tmp_path: Path) -> None:
-    bench.write(tmp_path / "a.csv", [{"op": "a"}])
+    write(tmp_path / "a.csv", [{"op": "a"}])
     with pytest.raises(TypeError):
-        bench.write(tmp_path / "a.csv", [{"op": "b"}, None])  # type: ignore[list-item]
+        write(tmp_path / "a.csv", [{"op": "b"}, None])  # type: ignore[list-item]
     assert read(tmp_path / "a.csv") == [{"op": "a"}]
-    bench.write(tmp_path / "a.csv", [{"op": "b"}, {"op": "c", "ms": "1"}])
+    write(tmp_path / "a.csv", [{"op": "b"}, {"op": "c", "ms": "1"}])
     assert read(tmp_path / "a.csv") == [{"op": "b", "ms": ""}, {"op": "c", "ms": "1"}]
 
 

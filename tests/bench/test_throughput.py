@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import pytest
@@ -11,27 +10,34 @@ import torch
 from bench import grid, memory, plot, scaling, throughput
 from bench.case import Case, machine
 from bench.loops import LOOPS, ON_GPU_ONLY, REFERENCE
-from bench.turns import LATE, Variant, measure
+from bench.tables import merge, read
+from bench.turns import measure
+from bench.variant import LATE, Variant, Worker
 from bench.worker import task_of
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_processes_take_turns_after_the_gate() -> None:
-    """The reference and an executor train the same rounds from the same weights; an unknown one has a fault."""
+    """The reference and an executor train the same rounds from the same weights; one that cannot train has a fault."""
     in_fp32 = f"{REFERENCE}, fp32"
-    wanted = [REFERENCE, "fastlocal stacked", "no such loop", in_fp32]
-    cases = [Case("mlp", 3, 4, 2), Case("mlp", 2, 4, 2, "bf16")]
+    wanted = [REFERENCE, "fastlocal stacked", "fastlocal looped client_lr=1e30", in_fp32]
+    cases = [Case("mlp", 3, 4, 4), Case("mlp", 2, 4, 4, "bf16")]
     names = [wanted[:3], wanted]
-    for number, (case, found) in enumerate(measure(cases, wanted, REFERENCE, 0.0, at_least=2, most=2)):
+    reported: list[list[int]] = []
+
+    def report(case: Case, found: list[Variant]) -> None:
+        reported.append([len(one.seconds) for one in found])
+
+    measured = measure(cases, wanted, REFERENCE, 0.0, at_least=2, most=2, report=report)
+    for number, (case, found) in enumerate(measured):
         assert [one.name for one in found] == names[number], "in fp32 there is nothing beside the loop itself"
         assert [len(one.seconds) for one in found] == [2, 2, 0, 2][: len(found)]
         assert [bool(one.fault) for one in found] == [False, False, True, False][: len(found)]
-        assert found[1].backend == f"stacked, chunk {case.clients}"
+        assert found[1].backend == f"stacked, chunk {case.clients}" and found[1].start is not None
+        assert found[2].fault.startswith("NonFiniteLoss") and "in run_fastlocal" in found[2].said
+        assert throughput.is_failure(found[2]) and not throughput.is_failure(found[1])
     assert case == cases[-1]
+    turns = [[0, 0, 0], [0, 0, 0], [1, 1, 0], [2, 2, 0]]
+    assert reported == [*turns, *([*counts, counts[0]] for counts in turns)], "what a killed bench leaves"
 
 
 def test_what_starts_too_late_is_left_out() -> None:
@@ -41,9 +47,25 @@ def test_what_starts_too_late_is_left_out() -> None:
         assert [(one.fault, one.seconds) for one in found] == [(LATE, [])] * 2
 
 
-def test_the_end_of_a_process_is_explained() -> None:
-    ((_, (one,)),) = measure([Case("mlp", 2, 4, 4)], ["fastlocal looped client_lr=1e30"], None, 0.0)
-    assert "ended with status 1" in one.fault and "NonFiniteLoss" in one.fault
+def test_the_end_of_a_process_is_explained(tmp_path: Path) -> None:
+    with Worker("vmap", [Case("mlp", 2, 4, 4)], tmp_path, {}) as worker:
+        worker.prepare(0)
+        assert worker._process is not None
+        worker._process.kill()
+        worker.prepared()
+        assert worker.variant.fault == "its process ended with status -9: "
+
+
+def test_a_row_without_times_replaces_none_with_times(tmp_path: Path) -> None:
+    """A bench that is stopped before its first turn, or has no time for a variant, loses nothing."""
+    case, path = Case("mlp", 2, 4, 1), tmp_path / "throughput.csv"
+    throughput.record(path, case, [Variant(REFERENCE), Variant("vmap", fault=LATE)], {"commit": ""})
+    assert [row["note"] for row in read(path)] == [throughput.UNTIMED, LATE]
+    throughput.record(path, case, [Variant(REFERENCE, seconds=[1.0])], {"commit": ""})
+    throughput.record(path, case, [Variant(REFERENCE), Variant("vmap", fault="broken")], {"commit": ""})
+    rows = {row["variant"]: (row["median_s"], row["note"]) for row in read(path)}
+    assert rows == {REFERENCE: ("1.00000", ""), "vmap": ("", "broken")}
+    assert throughput.missing(case, ["vmap"], [row | {"note": LATE} for row in read(path)])
 
 
 @pytest.mark.parametrize("name", [name for name in LOOPS if name not in (REFERENCE, "loop, compiled", *ON_GPU_ONLY)])
@@ -67,8 +89,8 @@ def test_rows_hold_medians_and_ratios_of_the_same_turn(tmp_path: Path) -> None:
     assert rows[1]["client_steps_per_s"] == "16.0" and rows[1]["samples_per_s"] == "128"
     assert rows[2]["note"] == "broken" and "| broken |" in throughput.table(rows)
     keys = ("model", "clients", "variant")
-    throughput.merge(tmp_path / "t.csv", rows, keys)
-    throughput.merge(tmp_path / "t.csv", [rows[1] | {"ratio": "5.00"}], keys)
+    merge(tmp_path / "t.csv", rows, keys)
+    merge(tmp_path / "t.csv", [rows[1] | {"ratio": "5.00"}], keys)
     assert {row["variant"]: row["ratio"] for row in read(tmp_path / "t.csv")} == {
         REFERENCE: "1.00",
         "vmap": "5.00",
@@ -136,11 +158,11 @@ def test_the_grid_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_scaling_and_memory_write_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["--model", "mlp", "--clients", "2,128", "--steps", "", "--local-steps", "1", "--executor", "stacked"]
-    assert scaling.main([*words, "--turns", "0", "--least", "2", "--out", str(tmp_path)]) == 0
-    few, many = read(tmp_path / "scaling.csv")
-    assert few["clients"] == "2" and few["rounds"] == "2" and float(few["ms_per_client_step"]) > 0
-    assert float(few["ratio_to_128"]) > 0 and many["ratio_to_128"] == "1.000"
+    words = ["--model", "mlp", "--clients", "128", "--steps", "", "--local-steps", "1", "--executor", "stacked"]
+    assert scaling.main([*words, "--turns", "0", "--least", "2", "--seconds", "400", "--out", str(tmp_path)]) == 0
+    (row,) = read(tmp_path / "scaling.csv")
+    assert row["clients"] == "128" and row["rounds"] == "2" and float(row["ms_per_client_step"]) > 0
+    assert row["ratio_to_128"] == "1.000"
     monkeypatch.setattr(memory, "CASES", (memory.Measured(Case("mlp", 64, 4, 1), "stacked"),))
     assert memory.main(["--out", str(tmp_path)]) == 0, "the prediction is further off than 25 %"
     (row,) = read(tmp_path / "memory.csv")
@@ -151,7 +173,7 @@ def test_scaling_and_memory_write_their_rows(tmp_path: Path, monkeypatch: pytest
 def test_figures(tmp_path: Path) -> None:
     found = [Variant(REFERENCE, "", "", [1.0]), Variant("fastlocal auto", "", "", [0.5])]
     rows = [row for n in (1, 8) for row in throughput.rows_of(Case("mlp", n, 8, 2), found, {})]
-    throughput.merge(tmp_path / "throughput.csv", rows, ("clients", "variant"))
+    merge(tmp_path / "throughput.csv", rows, ("clients", "variant"))
     assert plot.main(["--folder", str(tmp_path)]) == 0
     assert (tmp_path / "throughput.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "scaling.png").exists()
