@@ -1,170 +1,193 @@
-"""What of the GPU suite needs no GPU: parts in processes of their own, their tables, and the page about them."""
+"""What of the GPU suite needs no GPU: its order and time, its command lines, and the tables of its parts."""
 
 from __future__ import annotations
 
+import importlib
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench import device_tests, dram, gpu_suite, linear
+from bench import device_tests, dram, gpu_suite, linear, processes
 from bench import kernels as bench
-from bench.device import Timing
-from bench.gpu_suite import PARTS, Part, run_parts
-from bench.summary import summary
+from bench.gpu_parts import PARTS, PRECIOUS, Part, chosen
+from bench.gpu_suite import LEAST, SECONDS, Suite, fill
+from bench.processes import Ended
 from bench.tables import Row, read, write
 from bench.targets import TARGETS
-from fastlocal import kernels
-from fastlocal.kernels.case import Case, cases
+from fastlocal import cli, kernels
 
-CASE = Case("3x4 fp32", lambda device: {}, "fp32", bytes_moved=2**27, flops=6_000_000, large=True)
-ABOUT = {
-    "gpu": "a card",
-    "capability": "9.0",
-    "multiprocessors": "132",
-    "l2_bytes": str(50 * 2**20),
-    "sm_mhz": "1980",
-    "memory_mhz": "",
-    "power_limit_w": "700",
-    "torch": "2.15",
-    "triton": "3.9",
-    "commit": "abc",
-    "copy_gb_per_s": "4000.0",
-}
+TOGETHER = [part for part in PARTS if part.together]
+NO_TIME = "no time was left"
 
 
-def line(variant: str, ms: float, op: str = "client_sgd") -> Row:
-    return bench.row(op, CASE, variant, Timing(ms, ms * 0.9, ms * 1.1, True), copy=4e12) | ABOUT
+class StandIn:
+    """A clock, and programs that take as long of it as they are told; those that run together begin together.
+
+    takes: seconds of a program by its words; None for all that it is allowed, as one that hangs
+    leaves: tables that a program leaves, by its words
+    """
+
+    def __init__(
+        self,
+        together: int,
+        takes: Callable[[str], float | None] = lambda words: None,
+        leaves: Callable[[str], Mapping[str, list[Row]]] = lambda words: {},
+    ) -> None:
+        self.now, self.words = 1000.0, list[str]()
+        self._takes, self._leaves = takes, leaves
+        self._together, self._begun = together, threading.Barrier(max(together, 1))
+        self._lock = threading.Lock()
+
+    def launch(self, command: Sequence[str], end: float, more: Mapping[str, str]) -> Ended:
+        words, began = " ".join(command[1:]), self.now
+        with self._lock:
+            self.words.append(words)
+            first = len(self.words) <= self._together
+        if first:
+            self._begun.wait(60)
+        for name, rows in self._leaves(words).items():
+            write(Path(command[command.index("--out") + 1]) / name, rows)
+        takes = self._takes(words)
+        with self._lock:
+            self.now = max(self.now, end if takes is None else min(began + takes, end))
+        return Ended(None, ("it hangs here",)) if takes is None or began + takes > end else Ended(0)
 
 
-def part(name: str, program: str, seconds: float = 30.0, needs: str | None = None, together: bool = False) -> Part:
-    return Part(
-        name,
-        ("-c", "import sys; from pathlib import Path; out = Path(sys.argv[2]); " + program),
-        seconds,
-        needs,
-        together,
+def run(out: Path, parts: Sequence[Part], machine: StandIn, seconds: float = SECONDS) -> dict[str, Row]:
+    suite = Suite(out, seconds, clock=lambda: machine.now, launch=machine.launch, at_once=len(parts))
+    suite.run(parts)
+    assert read(out / "suite.csv") == suite.states
+    return {row["part"]: row for row in suite.states}
+
+
+def part(name: str, seconds: float = 30.0, needs: str | None = None, **more: bool) -> Part:
+    return Part(name, (name, "--out", "{out}", "--seconds", "{seconds}"), seconds, needs=needs, **more)
+
+
+def test_what_is_precious_runs_even_where_every_part_hangs(tmp_path: Path) -> None:
+    machine = StandIn(len(TOGETHER))
+    rows = run(tmp_path, PARTS, machine)
+    assert machine.now - 1000.0 <= SECONDS
+    assert list(rows) == [part.name for part in (*TOGETHER, *(part for part in PARTS if not part.together))]
+    ran = {name for name, row in rows.items() if row["state"] == "stopped"}
+    assert ran >= {part.name for part in PRECIOUS}
+    left = [row for name, row in rows.items() if name not in ran]
+    assert left and {row["state"] for row in left} == {"skipped"} and left[-1]["why"] == NO_TIME
+    assert rows["training resnet20_gn"]["said"] == "it hangs here"
+    page = (tmp_path / "summary.md").read_text()
+    assert f"- {left[-1]['part']}: skipped, {NO_TIME}" in page and "it hangs here" in page
+
+
+def test_every_part_is_run_where_all_are_quick(tmp_path: Path) -> None:
+    machine = StandIn(len(TOGETHER), takes=lambda words: 4.0)
+    rows = run(tmp_path, PARTS, machine)
+    assert {row["state"] for row in rows.values()} == {"done"}
+    timed = [words for words in machine.words if words.startswith("-m bench.kernels") and "gate" not in words]
+    assert len(timed) == len(kernels.TRITON_OPS) and all(words.endswith("--only times") for words in timed)
+
+
+def test_a_part_that_hangs_costs_the_others_its_time_alone(tmp_path: Path) -> None:
+    machine = StandIn(0, takes=lambda words: None if words.startswith("hangs") else 5.0)
+    rows = run(tmp_path, [part("hangs", 20), part("works"), part("too late")], machine, seconds=20 + 5 + LEAST - 0.1)
+    assert [row["state"] for row in rows.values()] == ["stopped", "done", "skipped"]
+    assert rows["hangs"]["why"] == "still running after 20 s" and rows["too late"]["why"] == NO_TIME
+
+
+def test_a_kernel_that_fails_its_checks_is_not_timed(tmp_path: Path) -> None:
+    def leaves(words: str) -> dict[str, list[Row]]:
+        op = words.split()[1]
+        if "check" in words:
+            fault = {"bad": "wrong"}.get(op, "")
+            return {"gate.csv": [{"op": op, "case": "a case", "fault": fault}], "else.csv": [{"op": op}]}
+        return {"dram.csv": [{"op": op, "case": "a case", "bytes_moved": "1", "dram_bytes": "2", "note": ""}]}
+
+    def takes(words: str) -> float | None:
+        return None if words.startswith("check slow") else 1.0
+
+    checks = [part(f"check {op}", together=True) for op in ("bad", "good", "slow")]
+    timings = [part(f"time {op}", needs=op) for op in ("bad", "good", "slow")]
+    checks_itself = Part("checks itself", timings[-1].command, 30.0, needs="slow", checked=("--only", "times"))
+    rows = run(
+        tmp_path, [*checks, *timings, checks_itself, part("time slow now", needs="slow")], StandIn(3, takes, leaves)
     )
+    assert rows["time bad"]["why"] == "bad fails its checks"
+    assert rows["time slow"]["why"] == "slow did not get through its checks"
+    assert [row["part"] for row in rows.values() if row["state"] == "skipped"] == ["time bad", "time slow"]
+    assert {line["op"] for line in read(tmp_path / "gate.csv")} == {"bad", "good", "slow"}
+    assert [line["op"] for line in read(tmp_path / "dram.csv")] == ["good", "slow"], "each line once"
+    assert not (tmp_path / "else.csv").exists()
 
 
-WRITE = "out.mkdir(parents=True); (out / 'kernels.csv').write_text({text!r}); "
-GATE = "out.mkdir(parents=True); (out / 'gate.csv').write_text('op,case,fault\\n{op},a case,{fault}\\n'); "
+def test_parts_by_name() -> None:
+    assert [part.name for part in chosen(["time client_sgd"])] == ["check client_sgd", "time client_sgd"]
+    assert [part.name for part in chosen(["training r"])] == ["training resnet20_gn", "training resnet56"]
+    assert chosen(None) == list(PARTS) and len({part.name for part in PARTS}) == len(PARTS)
+    with pytest.raises(ValueError, match="unknown part 'tme'; known: check client_mean, .*time client_norm"):
+        chosen(["time", "tme"])
 
 
-def states(rows: list[Row]) -> dict[str, tuple[str, str]]:
-    return {row["part"]: (row["state"], row["why"]) for row in rows}
+def test_every_kernel_is_checked_and_timed() -> None:
+    names = {part.name for part in PARTS}
+    assert names >= {f"{what} {op}" for what in ("check", "time") for op in kernels.TRITON_OPS}
+    assert all(f"time {target.op}" in names for target in TARGETS)
 
 
-def test_one_part_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
-    parts = [
-        part("dies", WRITE.format(text="op,ms\na,1\n") + "print('illegal access'); import os; os._exit(9)"),
-        part("works", WRITE.format(text="op,ms\nb,2\n")),
-    ]
-    rows = run_parts(parts, tmp_path / "out", 100)
-    assert states(rows) == {"dies": ("failed", "exit status 9: illegal access"), "works": ("done", "")}
-    assert read(tmp_path / "out" / "kernels.csv") == [{"op": "a", "ms": "1"}, {"op": "b", "ms": "2"}]
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the command lines would be run")
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
+def test_every_command_is_known_to_its_program(part: Part, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Benches by their parsers; the command line refuses nothing but the missing GPU."""
+    told = {"{out}": str(tmp_path / "out"), "{seconds}": "7"}
+    for more in ((), part.checked, ("--deterministic",) if part.deterministic else ()):
+        flag, program, *words = (*(fill(word, told) for word in part.command), *more)
+        assert flag == "-m"
+        if program == "fastlocal":
+            assert cli.main(words) == 2
+            said = capsys.readouterr().err
+            assert "cuda" in said.lower() and "unknown" not in said and "unrecognized" not in said.lower(), said
+        else:
+            importlib.import_module(program).parser().parse_args(words)
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_part_is_stopped_with_what_it_started_and_keeps_its_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gpu_suite, "GRACE", 1.0)
-    program = WRITE.format(text="op\na\n") + "import subprocess; subprocess.run(['sleep', '600'])"
+def test_a_program_is_stopped_with_what_it_started_and_says_where_it_was(tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    program = f"""
+import subprocess, pathlib
+print("begun")
+process = subprocess.Popen(["sleep", "600"])
+pathlib.Path({str(child)!r}).write_text(str(process.pid))
+process.wait()
+"""
     began = time.monotonic()
-    rows = run_parts([part("hangs", program, seconds=6.0)], tmp_path, 100)
-    assert time.monotonic() - began < 120
-    assert rows[0]["state"] == "stopped" and rows[0]["why"].startswith("still running after 7 s")
-    assert read(tmp_path / "kernels.csv") == [{"op": "a"}]
+    ended = processes.run([sys.executable, "-c", program], began + 3.5)
+    assert ended.status is None and ended.lines[0] == "begun" and "line 6 in <module>" in "\n".join(ended.lines)
+    assert time.monotonic() - began < 60
+    deadline = time.monotonic() + 30
+    while is_running(int(child.read_text())):
+        assert time.monotonic() < deadline
+    failed = processes.run([sys.executable, "-c", "print(1); print(); raise ValueError('so')"], time.monotonic() + 60)
+    assert failed.status == 1 and (failed.lines[0], failed.lines[-1]) == ("1", "ValueError: so")
 
 
-def test_what_no_time_is_left_for_is_said(tmp_path: Path) -> None:
-    rows = run_parts([part("never", "raise SystemExit(1)")], tmp_path, seconds=gpu_suite.GRACE)
-    assert states(rows) == {"never": ("skipped", "no time was left")}
-    assert "- never: skipped, no time was left" in summary(rows, gate=[], tests=[], kernels=[], dram=[])
-
-
-def test_rows_that_no_time_was_left_for_are_counted() -> None:
-    untimed = bench.row("client_sgd", CASE, "torch.compile", None, 4e12, "not timed: no time was left")
-    text = summary([], gate=[], tests=[], kernels=[line("triton", 0.05), untimed | ABOUT, untimed | ABOUT], dram=[])
-    assert "- client_sgd: 2 rows are empty: not timed: no time was left" in text
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_a_table_is_whole_or_as_it_was(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", [{"op": "a"}])
-    with pytest.raises(TypeError):
-        write(tmp_path / "a.csv", [{"op": "b"}, None])  # type: ignore[list-item]
+    with pytest.raises(AttributeError):
+        write(tmp_path / "a.csv", [{"op": "b"}, None], ["op"])  # type: ignore[list-item]
     assert read(tmp_path / "a.csv") == [{"op": "a"}]
     write(tmp_path / "a.csv", [{"op": "b"}, {"op": "c", "ms": "1"}])
     assert read(tmp_path / "a.csv") == [{"op": "b", "ms": ""}, {"op": "c", "ms": "1"}]
-
-
-def test_a_kernel_that_fails_its_checks_is_not_timed(tmp_path: Path) -> None:
-    parts = [
-        part("check bad", GATE.format(op="bad", fault="wrong"), together=True),
-        part("check good", GATE.format(op="good", fault=""), together=True),
-        *(part(f"time {op}", WRITE.format(text="op\n" + op), needs=op) for op in ("bad", "good", "gone")),
-    ]
-    rows = states(run_parts(parts, tmp_path, 200))
-    assert rows["time bad"] == ("skipped", "bad fails its checks")
-    assert rows["time gone"] == ("skipped", "gone did not get through its checks")
-    assert rows["time good"] == ("done", "")
-    assert read(tmp_path / "kernels.csv") == [{"op": "good"}]
-    assert {one["op"] for one in read(tmp_path / "gate.csv")} == {"bad", "good"}
-
-
-def test_every_kernel_is_checked_and_timed_and_those_with_targets_come_first() -> None:
-    timed = [one.needs for one in PARTS if one.name.startswith("time ") and one.name != "time linear"]
-    assert sorted(op for op in timed if op) == sorted(kernels.TRITON_OPS)
-    assert {one.name for one in PARTS if one.together} >= {f"check {op}" for op in kernels.TRITON_OPS}
-    judged = {target.op for target in TARGETS}
-    assert set(timed[: len(judged)]) >= judged - {"norm_act_backward"}
-    assert len({one.name for one in PARTS}) == len(PARTS)
-
-
-def test_the_summary_says_which_targets_are_met() -> None:
-    # 128 MiB in 0.05 ms are 0.671 of a copy; the best of torch takes 0.06 ms
-    rows = [line("triton", 0.05), line("torch", 0.2), line("torch._foreach", 0.06), line("torch.compile", 0.04)]
-    gate = [
-        {"op": "client_sgd", "case": "3x4", "fault": ""},
-        {"op": "client_mean", "case": "1x1", "fault": "error 2"},
-    ]
-    tests = [{"file": "test_a.py", "passed": "7", "failed": "1", "skipped": "2", "first": "test_b: assert 1 == 2"}]
-    text = summary([], gate=gate, tests=tests, kernels=rows, dram=[])
-    assert "a card (capability 9.0, 132 multiprocessors, L2 50 MiB, up to 1980 MHz, memory ? MHz" in text
-    assert "| client_sgd | at least 85 % of copy bandwidth | NO, 0 of 1 | 3x4 fp32 | 0.79 |" in text
-    assert "| client_sgd | faster than torch._foreach | yes, 1 of 1 | 3x4 fp32 | 1.20 |" in text
-    assert "| client_sgd | faster than torch.compile | NO, 0 of 1 | 3x4 fp32 | 0.80 |" in text
-    assert "| conv2d_clients | faster than cuDNN's grouped convolution | not measured | | |" in text
-    assert "Gate: 1 of 2 checks passed." in text and "- client_mean (1x1): error 2" in text
-    assert "Kernel tests: 7 passed, 1 failed, 2 skipped." in text and "- test_a.py: test_b: assert 1 == 2" in text
-    assert "| client_sgd | 3x4 fp32 | 0.0500 | 0.671 | torch.compile | 0.80 |" in text
-
-
-def test_small_cases_are_not_judged_by_bandwidth() -> None:
-    small = line("triton", 1.0) | {"bytes_moved": "1000"}
-    assert "| client_sgd | at least 85 % of copy bandwidth | not measured" in summary(
-        [], gate=[], tests=[], kernels=[small], dram=[]
-    )
-
-
-def test_the_summary_compares_deterministic_algorithms() -> None:
-    rows = [line("triton", 0.1, "conv2d_clients"), line("triton deterministic", 0.15, "conv2d_clients")]
-    text = summary([], gate=[], tests=[], kernels=rows, dram=[])
-    assert "| conv2d_clients | 3x4 fp32 | 0.1500 | 1.50 |" in text
-    assert "deterministic" not in summary([], gate=[], tests=[], kernels=rows[:1], dram=[])
-
-
-def test_the_targets_name_variants_and_cases_that_are_timed() -> None:
-    for target in TARGETS:
-        large = [case for case in cases(target.op) if case.large and any(word in case.name for word in target.cases)]
-        assert large, target
-        variants = {"torch.compile"} if target.op in bench.COMPILED else set()
-        variants = variants.union(*(bench.variants(target.op, case) for case in large))
-        assert set(target.faster_than) <= variants, target
-        if target.copy_fraction:
-            assert any(case.bytes_moved >= 2**26 for case in large), target
 
 
 def test_bytes_are_read_from_what_ncu_prints() -> None:
