@@ -37,7 +37,7 @@ class Part:
 
 
 GATE_SECONDS = 45.0
-TARGETS = (("resnet20_gn", 512, 8, 70.0), ("resnet56", 32, 128, 50.0))
+TARGETS = (("resnet20_gn", 512, 8, 65.0), ("resnet56", 32, 128, 55.0))
 """Models, clients and batches of the training throughput that is aimed at, in bf16, with the seconds for each."""
 OUT = ("--out", "{out}", "--seconds", "{seconds}")
 DEVICE = ("--device", "cuda")

@@ -22,7 +22,7 @@ from pathlib import Path
 from bench.case import RESULTS, Case, Steal, device_name, machine
 from bench.grid import SIZES
 from bench.tables import Row, merge
-from bench.turns import begin, spread, take_turns
+from bench.turns import START_SHARE, begin, spread, take_turns
 from bench.variant import LATE, PRECISIONS, Variant, Worker
 
 CLIENTS, STEPS = (8, 32, 128, 512, 2048, 4096), (1, 4, 16, 64)
@@ -98,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--turns", type=float, default=60.0, help="seconds for the turns, the start apart")
     made.add_argument("--least", type=int, default=3, help="turns, unless --seconds are over")
     made.add_argument(
-        "--seconds", type=float, default=float("inf"), help="for everything, three quarters of them to start the sizes"
+        "--seconds", type=float, default=float("inf"), help=f"for everything, {START_SHARE:.0%}% of them to start"
     )
     made.add_argument("--out", type=Path, default=RESULTS / device_name(), help="folder for scaling.csv")
     return made
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if known:
                 merge(asked.out / "scaling.csv", known, KEYS)
 
-        begin(0, list(workers.values()), began + 0.75 * asked.seconds)
+        begin(0, list(workers.values()), began + START_SHARE * asked.seconds)
         started, end = time.monotonic() - began, began + asked.seconds
         limit = min(asked.turns, asked.seconds - started)
         take_turns(list(workers.values()), limit, asked.least, most=15, end=end, report=report)

@@ -15,6 +15,8 @@ import torch
 from bench.case import Case
 from bench.variant import LATE, SILENT, START_SECONDS, TURN_SECONDS, Variant, Worker
 
+START_SHARE = 0.8
+"""Of the time of a case, for its variants to start."""
 WARM_UP = 1
 """Rounds that are not counted, beside the one of the gate: the first touch of buffers."""
 TOLERANCE = {"fp64": 1e-6, "fp32": 2e-3, "tf32": 2e-2, "bf16": 0.3}
@@ -36,8 +38,8 @@ def measure(
     """Of each case, start the variants, check their first round against the reference's, and time them in turns.
 
     seconds: about how long the turns of a case may take together
-    case_seconds: the same with what its variants take to start; three quarters of it are for starting, and those that
-        come later have a fault
+    case_seconds: the same with what its variants take to start; START_SHARE of it is for starting, and those that come
+        later have a fault
     settings: fields of fastlocal's RunConfig
     report: is told what is known of a case when its variants have started and after each turn
     """
@@ -50,7 +52,7 @@ def measure(
         for number, case in enumerate(cases):
             began = time.monotonic()
             present = [worker for worker in workers if number in worker.cases]
-            begin(number, present, began + 0.75 * case_seconds)
+            begin(number, present, began + START_SHARE * case_seconds)
             if reference is not None:
                 _gate(case, number, present, reference)
 

@@ -19,11 +19,10 @@ from typing import Any
 import torch
 
 from bench.case import Case, cores
+from bench.processes import DUMP_SECONDS, kept
 
 PRECISIONS = ("fp64", "fp32", "tf32", "bf16")
 START_SECONDS, TURN_SECONDS = 150.0, 120.0
-DUMP_SECONDS = 2.0
-"""For a process that does not answer to print where it stands."""
 ENDED, SILENT, LATE = "its process ended", "no answer", "no time was left to start it"
 
 
@@ -122,7 +121,7 @@ class Worker:
     def _note(self, said: Mapping[str, object]) -> None:
         self.variant.fault = str(said.get("fault", ""))
         if self.variant.fault:
-            self.variant.said = self._last_lines()
+            self.variant.said = "\n".join(kept(self._lines()))
 
     def row(self, number: int) -> torch.Tensor:
         """The parameters after the first round of a case."""
@@ -171,11 +170,11 @@ class Worker:
         """How the process ended, and what it said last."""
         assert self._process is not None
         status = self._process.wait()
-        return f"{ENDED} with status {status}: {self._last_lines(1).strip()}"
+        return f"{ENDED} with status {status}: {''.join(self._lines()[-1:]).strip()}"
 
-    def _last_lines(self, most: int = 20) -> str:
+    def _lines(self) -> list[str]:
         lines = self._said.read_text(errors="replace").split("\n")
-        return "\n".join([line for line in lines if line.strip()][-most:])
+        return [line.rstrip() for line in lines if line.strip()]
 
     def turn(self, timeout: float) -> float | None:
         """Seconds of one round."""
