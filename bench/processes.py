@@ -15,7 +15,7 @@ DUMP_SECONDS = 2.0
 """For a program that is stopped to print where it stands."""
 DUMP, CURRENT = "Fatal Python error", "Current thread"
 """How the fault handler begins, and then the main thread of a program that is stopped."""
-LINES, FRAMES = 30, 20
+LINES, FRAMES = 40, 20
 """Lines that are kept of what a program printed, of them at most so many where it stood."""
 
 
