@@ -84,7 +84,9 @@ def draw(seed: int, purpose: Purpose, clients: Tensor, step: Tensor | int, batch
     Returns four int64 tensors [..., batch] of words in [0, 2^32).
     """
     position = torch.arange(batch, dtype=torch.int64, device=clients.device)
-    steps = torch.as_tensor(step, dtype=torch.int64, device=clients.device)
+    if not isinstance(step, Tensor):  # filled in place: a copy from the host would wait for a GPU
+        step = torch.full((), step, dtype=torch.int64, device=clients.device)
+    steps = step.to(clients.device, torch.int64)
     clients, steps = torch.broadcast_tensors(clients, steps)
     counter = (position, clients.unsqueeze(-1), steps.unsqueeze(-1), torch.full_like(position, int(purpose)))
     return philox4x32(counter, (seed & MASK32, (seed >> 32) & MASK32))

@@ -36,6 +36,7 @@ NEEDS = Needs(
     workers=1,
     device="cuda",
     copies=2,
+    replayed=False,
 )
 
 

@@ -131,7 +131,7 @@ def _seed(seed: int) -> None:
     _active().generator.manual_seed(seed)
 
 
-def stand_ins(gpus: int) -> dict[str, Any]:
+def stand_ins(gpus: int, capability: tuple[int, int]) -> dict[str, Any]:
     """What takes the place of torch.cuda's functions."""
     current = Stream()
     return {
@@ -140,7 +140,7 @@ def stand_ins(gpus: int) -> dict[str, Any]:
         "current_device": lambda: 0,
         "set_device": lambda device: None,
         "get_device_name": lambda device=None: NAME,
-        "get_device_capability": lambda device=None: (9, 0),
+        "get_device_capability": lambda device=None: capability,
         "get_device_properties": lambda device=None: types.SimpleNamespace(
             name=NAME, multi_processor_count=132, total_memory=80 * GIB, uuid="0", L2_cache_size=50 * 2**20
         ),
@@ -172,6 +172,7 @@ def _launched(self: GridExecutor, *args: Any, **kwargs: Any) -> None:
     """A launch that is taken down, of a kernel that does not run."""
     _check_pointers(self, [*args, *kwargs.values()])
     _active().note("launch", self.fn.__name__)
+    _active().note_operands(self.fn.__name__, [*args, *kwargs.values()])
 
 
 def _check_pointers(executor: GridExecutor, values: list[Any]) -> None:
@@ -205,6 +206,7 @@ def _interpreted(execute: Callable[..., None]) -> Callable[..., None]:
         name = self.fn.__name__
         _check_pointers(self, [*args, *kwargs.values()])
         device.note("launch", name)
+        device.note_operands(name, [*args, *kwargs.values()])
         hosts = [value.host if isinstance(value, DeviceTensor) else value for value in args]
         named = {key: value.host if isinstance(value, DeviceTensor) else value for key, value in kwargs.items()}
         for tensor in (value for value in (*hosts, *named.values()) if isinstance(value, Tensor)):
@@ -251,7 +253,9 @@ def build_hooks(folder: Path) -> Path:
 
 
 @contextmanager
-def rehearsal(hooks: Path, *, interpret: bool = False, gpus: int = 1) -> Iterator[Device]:
+def rehearsal(
+    hooks: Path, *, interpret: bool = False, gpus: int = 1, capability: tuple[int, int] = (9, 0)
+) -> Iterator[Device]:
     """Within, torch has a CUDA device.
 
     hooks: what `build_hooks` made
@@ -264,7 +268,7 @@ def rehearsal(hooks: Path, *, interpret: bool = False, gpus: int = 1) -> Iterato
         device = Device()
         library.install()
         stack.callback(library.uninstall)
-        stack.enter_context(patch.multiple(torch.cuda, **stand_ins(gpus)))
+        stack.enter_context(patch.multiple(torch.cuda, **stand_ins(gpus, capability)))
         launch = _interpreted(GridExecutor.__call__) if interpret else _launched
         stack.enter_context(patch.object(GridExecutor, "__call__", launch))
         if not interpret:

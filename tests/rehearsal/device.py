@@ -7,7 +7,6 @@ whatever waits for the device. `Device.events` says what was launched, copied an
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -80,6 +79,7 @@ class Device(TorchDispatchMode):
 
     events: ("launch" | "h2d" | "d2h" | "wait", name of the operation), in their order
     recorded: what a capture has launched so far, None outside captures
+    operands: (name, dtypes of the first two tensors) of captured launches of floating-point tensors
     on_launch: called with the name of every launch; what it raises is the device's error
     """
 
@@ -92,11 +92,12 @@ class Device(TorchDispatchMode):
         self.written: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
         self.failed = False
         self.on_launch: Callable[[str], None] = lambda name: None
+        self.operands: set[tuple[str, tuple[torch.dtype, ...]]] = set()
         self.generator = torch.Generator().manual_seed(0)
 
-    def count(self, kind: str) -> int:
-        """Events of a kind so far."""
-        return Counter(event for event, _ in self.events)[kind]
+    def count(self, name: str) -> int:
+        """Events of a name so far."""
+        return sum(event == name for _, event in self.events)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.run(func, args, kwargs or {})
@@ -108,8 +109,8 @@ class Device(TorchDispatchMode):
         wanted = kwargs.get("device")
         target = torch.device(wanted) if wanted is not None else None
         if not ours and (target is None or target.type == "cpu"):
-            kwargs.pop("pin_memory", None)  # of memory that no driver is there to pin
-            return func(*args, **kwargs)
+            kwargs.pop("pin_memory", None)  # no driver is there to pin memory
+            return args[0].clone() if func._schema.name == "aten::_pin_memory" else func(*args, **kwargs)
         if func.namespace == "fastlocal":
             with self:
                 return OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
@@ -131,6 +132,12 @@ class Device(TorchDispatchMode):
         if kind == "launch":
             self.on_launch(name)
         self.events.append((kind, name))
+
+    def note_operands(self, name: str, tensors: list[Any]) -> None:
+        """Take down in which formats a launch computes."""
+        floating = [tensor.dtype for tensor in tensors if isinstance(tensor, Tensor) and tensor.is_floating_point()]
+        if floating and self.recorded is not None:
+            self.operands.add((name, tuple(floating[:2])))
 
     def keep(self, tensor: Tensor) -> None:
         """A capture launches nothing: what `tensor` holds is put back at its end."""
@@ -168,6 +175,7 @@ class Device(TorchDispatchMode):
             self.note("wait", name)
         elif name not in UNLAUNCHED and not func.is_view:
             self.note("launch", name)
+            self.note_operands(name, ours)
         return name == "_local_scalar_dense" or name == "equal"
 
     def _compute(self, func: Any, name: str, args: Any, kwargs: dict[str, Any], to_host: bool) -> Any:

@@ -1,0 +1,175 @@
+"""The captured step of a GPU, its Triton kernels run by Triton's interpreter, is the step of the CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fastlocal.data.sources.resident import ResidentSource
+from fastlocal.data.types import Split
+from fastlocal.executors import graphed
+from fastlocal.executors.base import LabelNoise, LocalProblem, RoundPlan, RoundResult
+from fastlocal.executors.graphed import CudaGraphs, GraphedExecutor
+from fastlocal.executors.stacked import StackedExecutor
+from fastlocal.layout import param_layout
+from fastlocal.local_module import local_module
+from fastlocal.losses import cross_entropy
+from fastlocal.models import build
+from fastlocal.precision import Numerics
+from fastlocal.stack import ClientStack
+from tests.executors.test_executors import problem_of
+from tests.rehearsal.conftest import Rehearsal
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+TOLERANCE = {"params": 1e-6, "momentum": 5e-6, "losses": 1e-6}
+"""Relative to the norm. Momenta are gradients, and a norm's backward pass takes large terms from each other."""
+HARD: dict[str, Any] = {"noise": LabelNoise(p=0.5, classes=4, seed=2), "clip_norm": 0.5, "nesterov": True}
+
+
+def on_cuda(problem: LocalProblem) -> LocalProblem:
+    """The same problem, its data and its module on the device."""
+    source = problem.source
+    assert isinstance(source, ResidentSource)
+    moved = ResidentSource(
+        Split(source.inputs, source.targets), mean=source.mean, std=source.std, augment=source.augment,
+        seed=source.seed, device=CUDA, dtype=source.dtype,
+    )  # fmt: skip
+    numerics = dataclasses.replace(problem.numerics, device=CUDA)
+    return dataclasses.replace(problem, module=problem.module.to(CUDA), source=moved, numerics=numerics)
+
+
+def plan_of(problem: LocalProblem, clients: range, steps: int, batch: int, first_step: int) -> RoundPlan:
+    """Clients of any chunking see the same samples and rates."""
+    generator = torch.Generator().manual_seed(first_step)
+    shape = (steps, 8, batch)
+    ids = torch.randint(0, len(problem.source), shape, generator=generator)[:, clients.start : clients.stop]
+    rates = (0.02 + 0.01 * torch.arange(steps * len(clients)).view(steps, -1)).to(problem.numerics.dtype)
+    device = problem.numerics.device
+    return RoundPlan(torch.arange(clients.start, clients.stop).to(device), first_step, rates.to(device), ids.to(device))
+
+
+def rounds(problem: LocalProblem, executor: Any, chunks: list[range], steps: int, batch: int) -> tuple[Any, ...]:
+    """Parameters, momenta, losses and right predictions of two rounds in which clients start apart from each other."""
+    generator = torch.Generator().manual_seed(1)
+    row = problem.layout.flatten({name: value.to(CPU) for name, value in problem.module.named_parameters()})
+    clients = chunks[-1].stop
+    noise = [torch.randn(clients, row.numel(), generator=generator).to(row.dtype) for _ in range(2)]
+    device = problem.numerics.device
+    params, momentum = (row + 0.02 * noise[0]).to(device), (0.02 * noise[1]).to(device)
+    results: list[RoundResult] = []
+    for first_step in (11, 12):
+        buffers = [torch.empty_like(buffer[: len(chunks[0])]) for buffer in (params, momentum)]
+        for chunk in chunks:  # each in the same rows, as the loop has them
+            part, stack = slice(chunk.start, chunk.stop), ClientStack(*(buffer[: len(chunk)] for buffer in buffers))
+            stack.params.copy_(params[part])
+            stack.momentum.copy_(momentum[part])
+            results.append(executor.run_round(stack, plan_of(problem, chunk, steps, batch, first_step)))
+            params[part] = stack.params
+            momentum[part] = stack.momentum
+    correct = sum(result.correct.to(CPU) for result in results)
+    return params.to(CPU), momentum.to(CPU), torch.cat([result.losses.flatten().to(CPU) for result in results]), correct
+
+
+def check(
+    make: Callable[[torch.dtype, torch.dtype | None], LocalProblem], low: torch.dtype | None, rehearsed: Rehearsal,
+    monkeypatch: pytest.MonkeyPatch, chunks: list[range], batch: int = 3,
+) -> None:  # fmt: skip
+    """Compare a program that was captured and replayed through the interpreter with the CPU's steps.
+
+    It may be off by TOLERANCE, or twice what the CPU is off itself in the same precision, from the steps in float64.
+    """
+    monkeypatch.setattr(graphed, "WARM_UPS", 1)
+    exact, plain = (
+        rounds(problem, StackedExecutor(problem), chunks, 1, batch)
+        for problem in (make(torch.float64, None), make(torch.float32, low))
+    )
+    with rehearsed(interpret=True) as device:
+        problem = on_cuda(make(torch.float32, low))
+        executor = GraphedExecutor(StackedExecutor(problem, conv_strategy="triton"), CudaGraphs())
+        found = rounds(problem, executor, chunks, 1, batch)
+        assert device.count("graph") == 2 * len(chunks)
+        launched = {name for kind, name in device.events if kind == "launch"}
+    assert {"_client_sgd", "_label_noise_loss"} <= launched
+    for what, wanted, ours, theirs in zip(TOLERANCE, exact, found, plain, strict=False):
+        size = wanted.norm()
+        error, own = ((value - wanted).norm() / size for value in (ours, theirs))
+        assert error <= max(TOLERANCE[what], 2 * own), f"{what}: {error:.2g}, and the CPU {own:.2g}"
+    if low is None:
+        assert torch.equal(found[3], exact[3])
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "values", "chunks"),
+    [
+        ("perceptron", None, HARD, [range(0, 3), range(3, 5)]),
+        ("batchnorm", None, HARD, [range(0, 2)]),
+        ("groupnorm", None, {}, [range(0, 2), range(2, 3)]),
+        ("groupnorm", torch.bfloat16, {"nesterov": True}, [range(0, 2)]),
+    ],
+    ids=["perceptron, chunks", "batchnorm, hard", "groupnorm, a smaller last chunk", "groupnorm, bf16"],
+)
+def test_a_replayed_step_is_that_of_the_cpu(
+    name: str, low: torch.dtype | None, values: dict[str, Any], chunks: list[range],
+    rehearsed: Rehearsal, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def make(dtype: torch.dtype, low: torch.dtype | None) -> LocalProblem:
+        return problem_of(name, dtype, low, **values)
+
+    check(make, low, rehearsed, monkeypatch, chunks)
+
+
+MODELS = {
+    "mlp": ("mlp", 8, None, HARD),
+    "cnn": ("cnn", 8, None, HARD),
+    "resnet20_gn": ("resnet20_gn", 8, None, HARD),
+    "resnet20": ("resnet20", 8, None, HARD),
+    "resnet20_gn, bf16": ("resnet20_gn", 8, torch.bfloat16, {}),
+    "vgg11": ("vgg11", 32, None, {}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MODELS)
+def test_the_models_of_the_benches(case: str, rehearsed: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, side, low, values = MODELS[case]
+
+    def make(dtype: torch.dtype, low: torch.dtype | None) -> LocalProblem:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            module: nn.Module = build(name, in_channels=3, classes=4, image_size=(side, side), n_groups=8).to(dtype)
+        pixels = torch.randint(
+            0, 256, (20, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
+        )
+        given = {
+            "loss": cross_entropy,
+            "noise": None,
+            "momentum": 0.9,
+            "nesterov": False,
+            "weight_decay": 0.03,
+            **values,
+        }
+        source = ResidentSource(
+            Split(pixels, torch.arange(20) % 4), mean=(0.5, 0.4, 0.6), std=(0.2, 0.3, 0.25), augment=True, seed=9,
+            device=CPU, dtype=dtype,
+        )  # fmt: skip
+        layout = param_layout(module, group_weight=True)
+        numerics = Numerics(CPU, dtype, low)
+        return LocalProblem(
+            module=local_module(module), layout=layout, source=source, topk=(1, 2), numerics=numerics, **given
+        )
+
+    clients = [range(0, 1)] if name == "vgg11" else [range(0, 2), range(2, 3)]
+    check(make, low, rehearsed, monkeypatch, clients, batch=1 if name == "vgg11" else 2)
+
+
+def test_a_replay_reads_samples_where_they_are(rehearsed: Rehearsal) -> None:
+    """The launch of a kernel that is given a tensor on the host is refused, as a GPU would."""
+    with rehearsed(interpret=True):
+        problem = on_cuda(problem_of("perceptron", torch.float32))
+        with pytest.raises(ValueError, match="images|sample_ids"):
+            problem.source.batch(torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 0)  # type: ignore[attr-defined]

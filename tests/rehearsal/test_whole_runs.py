@@ -1,0 +1,190 @@
+"""Whole runs on a device that is not there train what the CPU trains, and no round does more than another."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fastlocal
+from fastlocal.executors.stacked import StackedExecutor
+from fastlocal.telemetry.base import Logger, RoundReport
+from tests import small_models, tiny
+from tests.rehearsal.conftest import Rehearsal
+from tests.rehearsal.device import Device
+from tests.test_loop_equivalences import run
+
+HARD = ["--momentum", "0.9", "--nesterov", "1", "--label-noise", "1", "--noise-p", "0.3", "--aug", "1", "--debug", "1"]
+
+
+def words_of(folder: Path, device: str, *words: str, channels: int = 3, side: int = 8) -> list[str]:
+    data = tiny.write_npz(folder / "data.npz", train=24, test=8, channels=channels, side=side)
+    given = [
+        "train",
+        "--dataset",
+        "npz",
+        "--data-pth",
+        str(data),
+        "--log-pth",
+        str(folder / device),
+        "--device",
+        device,
+    ]
+    given += ["--batch-size", "2", "--total-batch-size", "6", "--steps-per-epoch", "2", "--start-lr", "0.01"]
+    return [*given, "--tune-seconds", "0", "--executor", "stacked", *words]
+
+
+def assert_same_run(folder: Path, tolerance: float) -> None:
+    """The runs in folder/cuda and folder/cpu came to the same."""
+    ours, theirs = (tiny.metrics(folder / device) for device in ("cuda", "cpu"))
+    assert len(ours) == len(theirs) > 0
+    for row, other in zip(ours, theirs, strict=True):
+        assert row == pytest.approx(other, rel=tolerance, abs=tolerance)
+    models = [torch.load(folder / device / "latest.pt", weights_only=True) for device in ("cuda", "cpu")]
+    for name, value in models[0].items():
+        torch.testing.assert_close(value, models[1][name], rtol=tolerance, atol=tolerance)
+
+
+FAMILIES = {
+    "mlp": ["--model", "mlp", *HARD],
+    "cnn": ["--model", "cnn", "--conv-strategy", "grouped,conv1=triton", "--clip-norm", "0.5", *HARD],
+}
+ALL_FAMILIES = {
+    "resnet20_gn": ["--model", "resnet20_gn", "--chunk", "2", *HARD],
+    "resnet20": ["--model", "resnet20", "--bn-batches", "2", "--group-weight", "1"],
+    "vgg11": ["--model", "vgg11"],
+    "torchvision": ["--model", "torchvision.shufflenet_v2_x0_5", "--bn-batches", "1"],
+}
+
+
+def goes_on_as_on_the_cpu(
+    words: list[str], folder: Path, rehearsed: Rehearsal, capsys: pytest.CaptureFixture[str], **sizes: int
+) -> None:
+    """Train one epoch, go on with another, and compare with two epochs of the CPU."""
+    with rehearsed() as device:
+        for more in (["--epochs", "1"], ["--epochs", "2", "--continue"]):
+            result = tiny.run(capsys, *words_of(folder, "cuda", *words, "--step1", "2", *more, **sizes))
+            assert result.status == 0, result.err
+    assert device.count("graph") > 0, "no step was captured: " + result.out
+    words = words_of(folder, "cpu", *[word.replace("triton", "loop") for word in words], "--step1", "2", **sizes)
+    assert tiny.run(capsys, *words, "--epochs", "2").status == 0
+    assert_same_run(folder, 2e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_that_goes_on_is_that_of_the_cpu(
+    family: str, tmp_path: Path, rehearsed: Rehearsal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    goes_on_as_on_the_cpu(FAMILIES[family], tmp_path, rehearsed, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_every_family_of_models(
+    family: str, tmp_path: Path, rehearsed: Rehearsal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"side": 32} if family in ("vgg11", "torchvision") else {}
+    goes_on_as_on_the_cpu(ALL_FAMILIES[family], tmp_path, rehearsed, capsys, **sizes)
+
+
+def test_an_older_gpu_captures_steps_of_plain_torch(
+    tmp_path: Path, rehearsed: Rehearsal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", "cnn", "--epochs", "1", *HARD]
+    with rehearsed(capability=(7, 5)) as device:
+        result = tiny.run(capsys, *words_of(tmp_path, "cuda", *words, "--cuda-graph", "1"))
+    assert result.status == 0 and device.count("graph") > 0, result.err
+    assert tiny.run(capsys, *words_of(tmp_path, "cpu", *words)).status == 0
+    assert_same_run(tmp_path, 1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32", "fp64"])
+def test_steps_compute_in_the_precision_that_was_asked_for(
+    precision: str, tmp_path: Path, rehearsed: Rehearsal
+) -> None:
+    values: dict[str, Any] = {"executor": "stacked", "momentum": 0.9, "tune_seconds": 0.0, "epochs": 1}
+    data = small_models.images()
+    with rehearsed() as device:
+        loop = run(
+            tmp_path / "cuda", small_models.make("groupnorm"), data, device="cuda", precision=precision, **values
+        )
+        ours = loop.averaged.row.cpu()
+    assert device.count("graph") > 0
+    products = {dtypes for name, dtypes in device.operands if name in ("_forward_kernel", "convolution")}
+    dtype = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp64": torch.float64}[precision]
+    assert (dtype, dtype) in products
+    wide = {name for name, dtypes in device.operands if torch.float64 in dtypes}
+    assert precision == "fp64" or wide <= {"_to_copy", "add", "sum"}, "counts of right predictions alone are wide"
+    theirs = run(tmp_path / "cpu", small_models.make("groupnorm"), data, precision="fp64", **values).averaged.row
+    assert (ours.double() - theirs.double()).norm() < {"bf16": 0.02, "tf32": 1e-5, "fp64": 1e-12}[
+        precision
+    ] * theirs.norm()
+
+
+class Rounds(Logger):
+    """What the device was told in each round: kinds of events and how many."""
+
+    def __init__(self, device: Device) -> None:
+        self._device, self._seen = device, 0
+        self.counts: list[Counter[str]] = []
+
+    def round(self, report: RoundReport) -> None:
+        events = self._device.events[self._seen :]
+        self._seen = len(self._device.events)
+        self.counts.append(Counter(f"{kind} {name}" for kind, name in events))
+
+
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("name", ["words", "batchnorm"])
+def test_every_round_launches_the_same_and_no_step_waits(
+    name: str, graph: bool, tmp_path: Path, rehearsed: Rehearsal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = small_models.sentences() if name == "words" else small_models.images()
+    within: list[str] = []
+    run_round = StackedExecutor.run_round
+
+    def watched(self: StackedExecutor, *given: Any) -> Any:
+        seen = len(active.events)
+        result = run_round(self, *given)
+        within.extend(f"{kind} {what}" for kind, what in active.events[seen:] if kind != "launch")
+        return result
+
+    monkeypatch.setattr(StackedExecutor, "run_round", watched)
+    values: dict[str, Any] = {"precision": "fp32", "chunk": 3, "cuda_graph": graph, "tune_seconds": 0.0}
+    values |= {"momentum": 0.9, "clip_norm": 0.5, "eval_freq1": 10**6, "aug": name != "words", "executor": "stacked"}
+    with rehearsed() as active:
+        rounds = Rounds(active)
+        loop = run(tmp_path / "cuda", small_models.make(name), data, rounds, device="cuda", **values)
+        ours = loop.averaged.row.cpu()
+    assert len(rounds.counts) >= 5
+    for counts in rounds.counts[3:]:
+        assert counts == rounds.counts[2]
+    assert (rounds.counts[2]["launch graph"] == 2 * 2) == graph  # H = 2 in chunks of 3 and 2 clients
+    assert within == []
+    theirs = run(tmp_path / "cpu", small_models.make(name), data, **{**values, "cuda_graph": None})
+    torch.testing.assert_close(ours, theirs.averaged.row, rtol=1e-4, atol=1e-5)
+
+
+def test_samples_from_the_host_reach_the_device(tmp_path: Path, rehearsed: Rehearsal) -> None:
+    values: dict[str, Any] = {"precision": "fp32", "executor": "stacked", "momentum": 0.9, "epochs": 2, "nw": 1}
+    values |= {"source": "torch", "tune_seconds": 0.0}
+    data = small_models.images()
+    with rehearsed():
+        loop = run(tmp_path / "cuda", small_models.make("groupnorm"), data, device="cuda", **values)
+        ours = loop.averaged.row.cpu()
+    theirs = run(tmp_path / "cpu", small_models.make("groupnorm"), data, **values)
+    torch.testing.assert_close(ours, theirs.averaged.row, rtol=1e-4, atol=1e-5)
+
+
+def test_the_python_api_times_what_there_is(tmp_path: Path, rehearsed: Rehearsal) -> None:
+    data = torch.randn(24, 3, 6, 6), torch.arange(24) % 4
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4))
+    with rehearsed() as device:
+        result = fastlocal.train(
+            module, data, data, clients=3, batch_size=2, rounds=3, directory=tmp_path / "run", device="cuda"
+        )
+        assert device.count("graph") > 0 and next(result.model.parameters()).is_cuda
