@@ -131,7 +131,7 @@ def _seed(seed: int) -> None:
     _active().generator.manual_seed(seed)
 
 
-def stand_ins(gpus: int, capability: tuple[int, int]) -> dict[str, Any]:
+def stand_ins(gpus: int, capability: tuple[int, int], uuid: str) -> dict[str, Any]:
     """What takes the place of torch.cuda's functions."""
     current = Stream()
     return {
@@ -142,7 +142,7 @@ def stand_ins(gpus: int, capability: tuple[int, int]) -> dict[str, Any]:
         "get_device_name": lambda device=None: NAME,
         "get_device_capability": lambda device=None: capability,
         "get_device_properties": lambda device=None: types.SimpleNamespace(
-            name=NAME, multi_processor_count=132, total_memory=80 * GIB, uuid="0", L2_cache_size=50 * 2**20
+            name=NAME, multi_processor_count=132, total_memory=80 * GIB, uuid=uuid, L2_cache_size=50 * 2**20
         ),
         "mem_get_info": lambda device=None: (60 * GIB, 80 * GIB),
         "memory_allocated": lambda device=None: 0,
@@ -254,7 +254,12 @@ def build_hooks(folder: Path) -> Path:
 
 @contextmanager
 def rehearsal(
-    hooks: Path, *, interpret: bool = False, gpus: int = 1, capability: tuple[int, int] = (9, 0)
+    hooks: Path,
+    *,
+    interpret: bool = False,
+    gpus: int = 1,
+    capability: tuple[int, int] = (9, 0),
+    uuid: str = "GPU-0",
 ) -> Iterator[Device]:
     """Within, torch has a CUDA device.
 
@@ -268,7 +273,7 @@ def rehearsal(
         device = Device()
         library.install()
         stack.callback(library.uninstall)
-        stack.enter_context(patch.multiple(torch.cuda, **stand_ins(gpus, capability)))
+        stack.enter_context(patch.multiple(torch.cuda, **stand_ins(gpus, capability, uuid)))
         launch = _interpreted(GridExecutor.__call__) if interpret else _launched
         stack.enter_context(patch.object(GridExecutor, "__call__", launch))
         if not interpret:

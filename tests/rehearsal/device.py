@@ -80,6 +80,7 @@ class Device(TorchDispatchMode):
     events: ("launch" | "h2d" | "d2h" | "wait", name of the operation), in their order
     recorded: what a capture has launched so far, None outside captures
     operands: (name, dtypes of the first two tensors) of captured launches of floating-point tensors
+    on_allocation: called with the bytes of every new tensor
     on_launch: called with the name of every launch; what it raises is the device's error
     """
 
@@ -91,6 +92,7 @@ class Device(TorchDispatchMode):
         self.recorded: list[Callable[[], None]] | None = None
         self.written: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
         self.failed = False
+        self.on_allocation: Callable[[int], None] = lambda size: None
         self.on_launch: Callable[[str], None] = lambda name: None
         self.operands: set[tuple[str, tuple[torch.dtype, ...]]] = set()
         self.generator = torch.Generator().manual_seed(0)
@@ -197,6 +199,9 @@ class Device(TorchDispatchMode):
         random = torch.Tag.nondeterministic_seeded in func.tags
         returned = self._drawn(func, given, named) if random else func(*given, **named)
         assert before == [wrapper.host.shape for wrapper in known.values()], f"{name} changed a shape in place"
+        for tensor in (leaf for leaf in tree_leaves(returned) if isinstance(leaf, Tensor)):
+            if id(tensor) not in known and not func.is_view:
+                self.on_allocation(tensor.nbytes)
         if name in ALLOCATIONS and returned.is_floating_point():
             returned.fill_(torch.nan)  # which nothing may read before it is written
         if self.recorded is not None and name not in UNLAUNCHED and not func.is_view:
