@@ -2,8 +2,8 @@
 
     python -m bench.kernels --out DIR [--ops OP ...] [--seconds N] [--deterministic] [--only gate | times]
 
-First the gate: a kernel passes the checks of tests/kernels on the device, or is not timed. Then the variants of each
-case run on equal inputs; a row holds the median, the bytes that the case has to move, and the fraction of the bandwidth
+First the gate: a kernel passes the checks of kernels/checking.py on the device, or is not timed. Then the variants of
+each case run on equal inputs; a row holds the median, the bytes that the case has to move, and the fraction of the bandwidth
 that a large copy reaches in the same process. Where time runs out, rows say so: the first cases of an op matter most.
 """
 
@@ -25,7 +25,7 @@ from bench.device import NO_GPU, Timing, copy_bandwidth, describe, time_runs
 from bench.tables import Row, write
 from fastlocal import kernels
 from fastlocal.kernels.case import Case, Inputs, cases
-from tests.kernels.checker import check
+from fastlocal.kernels.checking import check
 
 MEASURED = (
     "op",

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import Run, train
+    from .api import Run, train, verify
     from .config import RunConfig
     from .errors import NonFiniteLoss, UsageError
 
@@ -15,11 +15,12 @@ __version__ = "0.1.0"
 _LAZY = {
     "train": ".api",
     "Run": ".api",
+    "verify": ".api",
     "RunConfig": ".config",
     "UsageError": ".errors",
     "NonFiniteLoss": ".errors",
 }
-__all__ = ["NonFiniteLoss", "Run", "RunConfig", "UsageError", "__version__", "train"]
+__all__ = ["NonFiniteLoss", "Run", "RunConfig", "UsageError", "__version__", "train", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ from .ranks import launched
 COMMANDS = {
     "train": "train many Local SGD clients; `fastlocal train --help` lists the flags",
     "profile": "train for a few rounds under a profiler: where the time goes, and a trace",
+    "verify": "prove on this machine what a run is about to trust: its kernels, and the ways to take a step",
     "plan": "how much memory a run is going to take, and how many clients fit at once",
     "evaluate": "accuracy and loss of a stored model",
     "prepare": "write a data set to files that training reads fast",

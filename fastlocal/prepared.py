@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from fastlocal import kernels
+
 from .allocator import keep_freed_memory
 from .batchnorm import has_batchnorm
 from .choosing import choose_executor
@@ -28,6 +30,8 @@ from .probe import Probe, probe, try_evaluation
 from .progress import Progress
 from .resolve import refuse_shared_gpu, resolve_device, resolve_for_data, resolve_for_machine
 from .shares import part_of, whole_of
+from .trial import verdicts
+from .trial.kernels_tried import try_triton, used_ops
 from .trying import try_executor
 from .world import World
 
@@ -52,6 +56,7 @@ class Prepared:
     progress: Progress
     memory: MemoryPlan
     random: bool
+    no_vmap: str | None
     notes: tuple[str, ...]
 
     def close(self) -> None:
@@ -90,6 +95,7 @@ def prepare(
     layout = param_layout(module, group_weight=config.sgd.group_weight)
     if layout.n_params == 0:
         raise UsageError(f"{model_flag}: has no parameter that requires a gradient")
+    said = _try_kernels(module, device, world)
     with ExitStack() as opened:
         source, test = _sources(config, data, numbers, opened)
         local = local_module(module)
@@ -101,10 +107,11 @@ def prepare(
         layout = _without_decay(layout, seen.unused)
         problem = _problem(config, local, layout, source, loss, numbers, seen)
         part = part_of(config, world, device)
-        executor, notes = None, list[str]()
+        executor, notes = None, said
         if world.is_first:
             asked = part.machine
-            part, notes = resolve_for_machine(part, module, layout, device, seen)
+            part, resolved = resolve_for_machine(part, module, layout, device, seen)
+            notes += resolved
             part = resolve_chunk(part, problem, data, asked.chunk)
             part, timed = choose_executor(part, asked, problem, seen)
             if timed:
@@ -128,10 +135,21 @@ def prepare(
             progress=Progress(config),
             memory=plan_memory(part, problem, data),
             random=seen.random,
+            no_vmap=seen.no_vmap,
             notes=tuple(notes),
         )
         opened.pop_all()  # they are the run's from here on
     return prepared
+
+
+def _try_kernels(module: nn.Module, device: torch.device, world: World) -> list[str]:
+    """Lines for a person about the kernels that no rank uses, as they do not work for one of them."""
+    ops = used_ops(module)
+    mine = try_triton(device, ops)
+    for reasons in world.exchange(mine, "the trial of the kernels"):
+        for op, reason in reasons.items():
+            kernels.refuse(op, "triton", reason)
+    return verdicts.lines(ops, "triton") if kernels.runs_triton(device) else []
 
 
 def _sources(config: RunConfig, data: DataSet, numbers: Numerics, opened: ExitStack) -> tuple[Source, Source]:

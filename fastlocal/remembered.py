@@ -17,8 +17,8 @@ import torch
 
 MOST = 1000
 """Entries that are kept, the latest."""
-SOURCES = tuple(Path(__file__).parent / name for name in ("executors", "kernels"))
-"""Our own code that decides how fast a step is."""
+SOURCES = tuple(Path(__file__).parent / name for name in ("executors", "kernels", "trial"))
+"""Our own code that decides how fast a step is, and whether its kernels are right."""
 WRITTEN = (".py", ".cpp", ".h")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from fastlocal import kernels
+
 from .choosing import make_executor
 from .config import RunConfig
 from .data.sources.resident import ResidentSource
@@ -12,8 +14,11 @@ from .executors.base import Executor, LocalProblem, RoundPlan
 from .executors.conv_strategy import parse, words
 from .executors.conv_timing import conv_choices
 from .executors.graphed import CudaGraphs, GraphedExecutor
+from .executors.scripted import compile_ahead
 from .executors.stacked import StackedExecutor
 from .stack import ClientStack
+from .trial import verdicts
+from .trial.kernels_tried import do_without
 
 FEW = 2
 """Clients of a first capture: torch does not give back what a capture that fails has allocated."""
@@ -23,8 +28,24 @@ def try_executor(config: RunConfig, problem: LocalProblem) -> tuple[Executor, Ru
     """The executor, the settings with what was left open filled in, and lines for a person.
 
     config: with executor and chunk resolved
+    Where a Triton kernel fails that was not asked for by name, plain torch takes its place.
     Raises UsageError where a setting that was given cannot be had.
     """
+    notes: list[str] = []
+    while True:
+        try:
+            executor, resolved, more = _try_executor(config, problem)
+            return executor, resolved, notes + more
+        except UsageError:
+            raise
+        except kernels.failures() as error:
+            op = do_without(error, problem.numerics.device)
+            if op is None:
+                raise
+            notes += verdicts.lines([op], "triton")
+
+
+def _try_executor(config: RunConfig, problem: LocalProblem) -> tuple[Executor, RunConfig, list[str]]:
     machine, device = config.machine, problem.numerics.device
     given = parse(machine.conv_strategy, problem.module, device)
     if machine.executor != "stacked":
@@ -36,7 +57,8 @@ def try_executor(config: RunConfig, problem: LocalProblem) -> tuple[Executor, Ru
         for flag, wanted in only_stacked.items():
             if wanted:
                 raise UsageError(f"{flag}: is for --executor stacked, and this run's is {machine.executor}")
-        return make_executor(machine, problem), config.with_values(compile=False, cuda_graph=False), []
+        missing = compile_ahead(problem.module) if machine.executor == "threaded" else []
+        return make_executor(machine, problem), config.with_values(compile=False, cuda_graph=False), missing
     assert machine.chunk is not None
     choices = conv_choices(problem, config.client.batch_size, machine.chunk, given, machine.tune_seconds)
     notes = choices.table().splitlines()
@@ -76,15 +98,10 @@ def _graphed(stacked: StackedExecutor, config: RunConfig) -> tuple[GraphedExecut
         except torch.OutOfMemoryError:
             return None, "the GPU's memory has no room for a captured step"
         except RuntimeError as error:
-            if _is_device_lost(error):
+            if kernels.is_device_fault(error) or kernels.failing_op(error) is not None:
                 raise
             return None, f"a local step cannot be captured ({_line(error)})"
     return GraphedExecutor(stacked, graphs), None
-
-
-def _is_device_lost(error: RuntimeError) -> bool:
-    """Whether a CUDA error is not about capturing, after which the device computes nothing any more."""
-    return isinstance(error, torch.AcceleratorError) and "captur" not in str(error)
 
 
 def try_step(executor: StackedExecutor, config: RunConfig) -> None:

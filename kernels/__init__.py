@@ -1,6 +1,7 @@
 """Operations over all clients at once, each in a folder of its own with a plain-torch reference.
 
-`get(op)` returns the implementation of an op; its name is the folder's and the function's.
+`get(op)` returns the implementation of an op; its name is the folder's and the function's. What `refuse` was told does
+not work on this machine is taken by nobody.
 """
 
 from __future__ import annotations
@@ -16,11 +17,18 @@ from typing import Any
 
 import torch
 
+from .refusals import accept, failing_op, failures, is_device_fault, refusals, refuse
+
+__all__ = ["accept", "deterministic", "failing_op", "failures", "get", "is_device_fault", "load", "refusals", "refuse"]
+__all__ += ["runs_triton"]
+
 _FOLDER = Path(__file__).parent
 OPS = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/reference.py")))
 TRITON_OPS = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/triton_kernel.py")))
 CPU_OPS = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/cpu.py")))
 BACKENDS = ("auto", "reference", "cpu", "triton")
+DEVICES = ("cuda",)
+"""Kinds of devices on which "auto" takes Triton where it can run."""
 CAPABILITY = (8, 0)
 """The lowest compute capability for which the Triton kernels are compiled and tested."""
 TIMED = frozenset({"conv2d_clients", "conv2d_clients_input_grad", "conv2d_clients_weight_grad"})
@@ -33,9 +41,10 @@ def get(op: str, backend: str = "auto", device: torch.device | str | None = None
     op: a folder of this package, such as "client_sgd"
     backend: "reference" (plain torch, any device), "cpu" (plain torch, written for a CPU's speed), "triton", or "auto"
         (Triton on a CUDA device of capability 8.0 or newer for the ops that have such a kernel, on a CPU "cpu" for
-        those that have it, the reference otherwise; the choice is logged once)
+        those that have it, the reference otherwise, and nothing that is refused; the choice is logged once)
     device: where the op's tensors live; by default the current CUDA device, or the CPU where there is none
-    Raises ValueError for an unknown op or backend, and for "cpu" and "triton" where they cannot run, with the reason.
+    Raises ValueError for an unknown op or backend, and for "cpu" and "triton" where they cannot run or are refused,
+    with the reason.
     """
     if op not in OPS:
         raise ValueError(f"unknown op {op!r}; known: {', '.join(OPS)}")
@@ -44,17 +53,19 @@ def get(op: str, backend: str = "auto", device: torch.device | str | None = None
     place = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     if backend == "triton":
         reason = None if op in TRITON_OPS else "it has no Triton kernel"
-        reason = reason or _obstacle(place, interpreted=_interpreted())
+        reason = reason or _obstacle(place, interpreted=_interpreted()) or refusals().get((op, "triton"))
         if reason:
             raise ValueError(f"the backend 'triton' of {op} cannot run: {reason}")
-    elif backend == "cpu" and (op not in CPU_OPS or place.type != "cpu"):
-        reason = "it has no such implementation" if op not in CPU_OPS else f"the tensors are on {place}"
-        raise ValueError(f"the backend 'cpu' of {op} cannot run: {reason}")
+    elif backend == "cpu":
+        reason = "it has no such implementation" if op not in CPU_OPS else None
+        reason = reason or (f"the tensors are on {place}" if place.type != "cpu" else refusals().get((op, "cpu")))
+        if reason:
+            raise ValueError(f"the backend 'cpu' of {op} cannot run: {reason}")
     elif backend == "auto":
-        reason = _obstacle(place, interpreted=False)
-        _log_choice(place, reason)
-        own = "cpu" if place.type == "cpu" and op in CPU_OPS else "reference"
-        backend = "triton" if reason is None and op in TRITON_OPS else own
+        _log_choice(place, _obstacle(place, interpreted=False))
+        own = place.type == "cpu" and op in CPU_OPS and (op, "cpu") not in refusals()
+        triton = op in TRITON_OPS and runs_triton(place, op)
+        backend = "triton" if triton else "cpu" if own else "reference"
     return load(op, backend)
 
 
@@ -70,9 +81,11 @@ def deterministic(op: str, backend: str = "triton") -> bool:
     return backend == "triton" and op not in TIMED
 
 
-def runs_triton(device: torch.device) -> bool:
-    """Whether "auto" is Triton there."""
-    return _obstacle(device, interpreted=False) is None
+def runs_triton(device: torch.device, *ops: str) -> bool:
+    """Whether "auto" is Triton there for all of these ops together: the one rule for whoever chooses."""
+    if device.type not in DEVICES or any((op, "triton") in refusals() for op in ops):
+        return False
+    return _obstacle(device, interpreted=_interpreted()) is None
 
 
 # What torch.compiler.assume_constant_result does, which would import triton for it.

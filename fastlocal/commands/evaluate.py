@@ -68,8 +68,13 @@ def run(argv: Sequence[str]) -> int:
         from ..named import load_data, make_model
         from ..precision import numerics
         from ..resolve import resolve_device
+        from ..trial import verdicts
+        from ..trial.kernels_tried import try_triton
 
     device = resolve_device(flags.device)
+    try_triton(device, ["gather_augment"])
+    for line in verdicts.lines(["gather_augment"], "triton"):
+        print(line, file=sys.stderr)
     numbers = numerics(flags.precision, device)
     state = read_state(flags.checkpoint, "CHECKPOINT")
     data = load_data(config, lambda text: print(text, file=sys.stderr))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastlocal import kernels
 from fastlocal.kernels import functional
-from fastlocal.kernels.conv2d_clients.operator import STRATEGIES
+from fastlocal.kernels.conv2d_clients.operator import CONVOLUTIONS, STRATEGIES
 
 from ..errors import UsageError, nearest
 
@@ -29,7 +29,8 @@ def convolutions(module: nn.Module) -> dict[str, nn.Conv2d]:
 def parse(text: str, module: nn.Module, device: torch.device) -> Strategies:
     """What --conv-strategy says: one strategy, or `layer=strategy` pairs with commas between, and one for the rest.
 
-    Raises UsageError for a strategy or a layer that does not exist, and for "triton" where it cannot run.
+    Raises UsageError for a strategy or a layer that does not exist, and for "triton" where it cannot run or is
+    known not to work.
     """
     default, by_layer = "auto", {}
     known = convolutions(module)
@@ -43,7 +44,8 @@ def parse(text: str, module: nn.Module, device: torch.device) -> Strategies:
             raise UsageError(f"--conv-strategy {text}: the model has no convolution {layer!r}{near}")
         if strategy == "triton":
             try:
-                kernels.get("conv2d_clients", "triton", device)
+                for op in CONVOLUTIONS:
+                    kernels.get(op, "triton", device)
             except ValueError as error:
                 raise UsageError(f"--conv-strategy {text}: {error}") from error
         if equals:

@@ -16,7 +16,7 @@ from torch.func import functional_call, vmap
 from fastlocal import kernels
 from fastlocal.kernels import functional
 from fastlocal.kernels.conv2d_clients.geometry import Geometry
-from fastlocal.kernels.conv2d_clients.operator import allows_tf32, choose
+from fastlocal.kernels.conv2d_clients.operator import allows_tf32, choose, takes_triton
 
 from ..remembered import cache_file, keep, key_of, machine_name, recall
 from .base import LocalProblem
@@ -193,8 +193,9 @@ class _Bench:
         for strategy in _candidates(self.device, self.dtype):
             try:
                 times[strategy] = _milliseconds(strategy, layer, x, weight, bias, times)
-            except (RuntimeError, ValueError):  # too little memory, or shapes that it does not take
-                continue
+            except kernels.failures() as error:  # too little memory, or shapes that it does not take
+                if kernels.is_device_fault(error):
+                    raise
         return times
 
 
@@ -219,13 +220,8 @@ def _flops(layer: Layer) -> int:
 
 
 def _candidates(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
-    try:
-        kernels.get("conv2d_clients", "triton", device)
-    except ValueError:
-        return ("grouped", "loop", "im2col")
-    # in Triton's interpreter, which is there to test, a convolution takes seconds
-    usable = device.type == "cuda" and dtype != torch.float64
-    return ("triton", "grouped", "loop", "im2col") if usable else ("grouped", "loop", "im2col")
+    in_torch = ("grouped", "loop", "im2col")
+    return ("triton", *in_torch) if takes_triton(device, dtype) else in_torch
 
 
 def _milliseconds(

@@ -13,7 +13,7 @@ from torch import fx, nn
 from fastlocal.kernels import native
 from fastlocal.kernels.native import ACTIVATIONS
 
-from ..remembered import cache_file
+from ..trial.kernels_tried import load_native
 from .script_words import memory, origin, users
 
 aten = torch.ops.aten
@@ -71,7 +71,9 @@ class FusedNorm:
 def ready(module: nn.Module) -> bool:
     """Whether a module has norms that can be fused where it computes in channels-last; compiles what does so."""
     norms = [part for part in module.modules() if isinstance(part, nn.GroupNorm)]
-    return any(norm.num_channels % LANES == 0 for norm in norms) and native.load(cache_file("native")) is None
+    if not any(norm.num_channels % LANES == 0 for norm in norms) or load_native() is not None:
+        return False
+    return native.has("group_norm_act") and native.has("group_norm_act_backward")
 
 
 def find(calls: Iterable[fx.Node]) -> list[FusedNorm]:

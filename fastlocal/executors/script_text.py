@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fastlocal.kernels import native as kernels_native
+
 from . import script_linear, script_losses, script_norms
 from .base import LocalProblem
 from .script_words import ALIAS, memory, name, text
@@ -40,20 +42,28 @@ class ScriptText:
         norms, losses = script_norms.find(self._calls), script_losses.find(self._calls)
         wanted = norms or any(one.is_native for one in maps) or any(one.is_native for one in merged)
         self._native = bool(wanted) and native()
-        if self._native:
+        if self._has("product_update"):
             merged = list(script_linear.with_biases(merged, problem, self._grads))
         else:
-            norms, losses = [], []
             merged = [dataclasses.replace(update, is_native=False) for update in merged]
+        if not self._has("group_norm_act", "group_norm_act_backward"):
+            norms = []
+        if not self._has("cross_entropy"):
+            losses = []
         self._merged = {update.index: update for update in merged}
         self._done = {*self._merged, *(update.bias.index for update in merged if update.bias is not None)}
         self._strayed = _strayed(self._calls)
-        self._replaced = {found.node: lines for found in maps if (lines := found.lines(self._native)) is not None}
+        product = self._has("product")
+        self._replaced = {found.node: lines for found in maps if (lines := found.lines(product)) is not None}
         self._replaced.update(part for norm in norms for part in norm.lines(name))
         self._replaced.update((loss.node, loss.lines()) for loss in losses)
         self._gone = {node for update in merged for node in update.gone}
         self._gone.update(node for norm in norms for node in norm.gone)
         self._gone.update(node for loss in losses for node in loss.gone)
+
+    def _has(self, *ops: str) -> bool:
+        """Whether torch.ops.fastlocal_native has all of these."""
+        return self._native and all(map(kernels_native.has, ops))
 
     def source(self) -> str:
         """def steps(row, momentum, constants, inputs, targets, labels, rates) -> (losses [steps], right predictions)
@@ -137,7 +147,8 @@ class ScriptText:
 
     def _update(self, index: int) -> Iterator[str]:
         mu, decay, p, g, m = self._problem.momentum, self._decays[index], f"params[{index}]", f"g{index}", ""
-        if self._native and mu and not self._problem.nesterov and self._problem.numerics.dtype == torch.float32:
+        usual = mu and not self._problem.nesterov and self._problem.numerics.dtype == torch.float32
+        if usual and self._has("sgd_update"):
             layout = "" if len(self._problem.layout.shapes[index]) == 4 else ".contiguous()"
             yield f"torch.ops.fastlocal_native.sgd_update({p}, momenta[{index}], {g}{layout}, {mu!r}, {decay!r}, rate)"
             return

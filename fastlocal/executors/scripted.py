@@ -16,11 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fastlocal.kernels import native
-
-from ..remembered import cache_file
 from ..stack import ClientStack
 from ..telemetry.trace import span
+from ..trial.kernels_tried import load_native, native_lines
 from .base import LocalProblem, RoundPlan
 from .script_linear import MERGED_WEIGHT
 from .script_text import ScriptText
@@ -110,16 +108,22 @@ def script(problem: LocalProblem, inputs: Tensor, targets: Tensor, *, channels_l
     return ScriptedSteps(problem, unit.steps, written.constants)
 
 
-def compile_ahead(module: nn.Module) -> None:
-    """Compile what scripted steps of a module are going to use, which may take some seconds the first time."""
+def compile_ahead(module: nn.Module) -> list[str]:
+    """Compile what scripted steps of a module are going to use, which may take some seconds the first time.
+
+    Returns:
+        Lines for a person where they have to do without.
+    """
     norms = any(isinstance(part, nn.GroupNorm) for part in module.modules())
     if norms or any(value.dim() == 2 and value.numel() >= MERGED_WEIGHT for value in module.parameters()):
         _has_native()
+        return native_lines()
+    return []
 
 
 @functools.cache
 def _has_native() -> bool:
-    missing = native.load(cache_file("native"))
+    missing = load_native()
     if missing is not None:
         logging.getLogger(__name__).info("threaded steps do without operations in C++: %s", missing)
     return missing is None

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from fastlocal import kernels
+
 from ..data.sources.resident import ResidentSource
 from ..data.sources.streaming import StreamingSource
 from ..data.types import Split
@@ -23,7 +25,6 @@ WORTHWHILE, SHARE = 4.0, 0.1
 timing takes at most this share of it; what a candidate takes to start comes on top."""
 FEW, SMALL = 4, 8
 """Clients and samples of a first, rough timing."""
-FAILURES = (RuntimeError, ValueError, MemoryError)
 HOPELESS, CLOSE = 3.0, 1.3
 """A candidate that is this many times slower than the best is not timed on, after one timing and after several."""
 TURNS, LEAST_TURNS = 5, 3
@@ -95,7 +96,9 @@ def tune(
             by_rule = make(problem, candidates[0])
             slice_s = seconds / (TURNS * len(candidates))
             timed, each = _measure(by_rule, problem, work, slice_s)
-        except FAILURES:
+        except kernels.failures() as error:
+            if kernels.is_device_fault(error):
+                raise
             return []  # what fails by rule is for the run itself to say
         if not worthwhile(work, each, seconds):
             return []
@@ -115,8 +118,9 @@ def tune(
                 if found and took > HOPELESS * min(one.seconds for one in found):  # or it was held up
                     took = min(took, _once(executor, problem, clients, 1, timed.batch))
                 found.append(_Candidate(values, executor, [took]))
-            except FAILURES:
-                continue
+            except kernels.failures() as error:
+                if kernels.is_device_fault(error):
+                    raise
         _take_turns(problem, timed, found, deadline, slice_s)
     whole = work.batch / timed.batch
     return sorted((Timing(one.values, whole * one.seconds) for one in found), key=lambda timing: timing.seconds)

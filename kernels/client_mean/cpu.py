@@ -19,7 +19,7 @@ def client_mean(params: Tensor, total: Tensor, weight: float | Tensor, *, broadc
     rows, running = params.dtype == torch.float32, total.dtype == torch.float64
     if isinstance(weight, Tensor):
         reference.client_mean(params, total, weight)
-    elif native.is_loaded() and rows and running and params.stride(1) == 1 and total.is_contiguous():
+    elif native.has("client_sum") and rows and running and params.stride(1) == 1 and total.is_contiguous():
         torch.ops.fastlocal_native.client_sum(params, total, weight)
     else:
         for row in params:

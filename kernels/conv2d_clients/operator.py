@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import get, runs_triton
+from .. import TIMED, get, runs_triton
 from ..stacking import fold, unfold
 from . import im2col, loop, reference
 from .geometry import Geometry, empty
 
 STRATEGIES = ("auto", "grouped", "loop", "im2col", "triton")
+CONVOLUTIONS = tuple(sorted(TIMED))
+"""The forward pass and the gradients, which are Triton together or not at all."""
 _IN_TORCH = {"grouped": reference, "loop": loop, "im2col": im2col}
 _WINDOW = "int[] stride, int[] padding, int[] dilation, int groups, str strategy"
 
@@ -23,9 +25,14 @@ _WINDOW = "int[] stride, int[] padding, int[] dilation, int groups, str strategy
 LOOP_FROM = 5e6
 
 
+def takes_triton(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether "auto" may be Triton, forward and backward."""
+    return dtype != torch.float64 and runs_triton(device, *CONVOLUTIONS)
+
+
 def choose(x: Tensor, weight: Tensor, geometry: Geometry) -> str:
     """The strategy that "auto" takes for these images and filters on this device: the one place where it is decided."""
-    if x.is_cuda and x.dtype != torch.float64 and runs_triton(x.device):
+    if takes_triton(x.device, x.dtype):
         return "triton"
     _, batch, out, height, width = geometry.check(x, weight)
     terms = weight.shape[2] * weight.shape[3] * weight.shape[4]

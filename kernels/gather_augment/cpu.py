@@ -58,7 +58,7 @@ def gather_boxes(
         return out
     ids, flat = sample_ids.reshape(-1), out.view(-1, *shape)
     columns = None if boxes is None else [values.expand(sample_ids.shape).reshape(-1) for values in boxes]
-    if native.is_loaded() and images.is_contiguous() and dtype == torch.float32:
+    if native.has("gather_images") and images.is_contiguous() and dtype == torch.float32:
         crops = None if columns is None else torch.stack(columns)
         scale, offset = _normalisation(tuple(mean), tuple(std), dtype)
         given = images, ids.contiguous(), crops, scale.flatten(), offset.flatten()

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import torch
 
+from ..refusals import refusals
+
 FOLDER = Path(__file__).parent
 ACTIVATIONS = {"none": 0, "relu": 1, "silu": 2}
 """What group_norm_act applies, by its number."""
@@ -38,31 +40,42 @@ def load(folder: Path) -> str | None:
 
     The first time takes 5 to 20 s. Returns why it cannot be had, in one line, or None.
     """
-    if sys.platform != "linux":
-        return f"it is made for Linux, not for {sys.platform}"
-    compiler = next(filter(None, map(shutil.which, [os.environ.get("CXX") or "c++", "g++", "clang++"])), None)
-    if compiler is None:
-        return "there is no C++ compiler: neither $CXX, c++, g++ nor clang++"
+    path, missing = compiled(folder)
+    if path is None:
+        return missing
     try:
-        path = folder / f"native-{_key(compiler)}.so"
-        kept = path.exists()
-        if not kept:
-            _compile(compiler, path)
+        torch.ops.load_library(str(path))
+    except OSError:  # what was kept is damaged
+        path.unlink(missing_ok=True)
+        path, missing = compiled(folder)
+        if path is None:
+            return missing
         try:
             torch.ops.load_library(str(path))
-        except OSError:
-            if not kept:
-                raise
-            _compile(compiler, path)  # what was kept is damaged
-            torch.ops.load_library(str(path))
-        _loaded.set()
+        except OSError as error:
+            return " ".join(str(error).split())
+    _loaded.set()
+    return None
+
+
+def compiled(folder: Path) -> tuple[Path | None, str | None]:
+    """The library in `folder`, compiled where it is not there yet and not loaded; else why it cannot be had."""
+    if sys.platform != "linux":
+        return None, f"it is made for Linux, not for {sys.platform}"
+    compiler = next(filter(None, map(shutil.which, [os.environ.get("CXX") or "c++", "g++", "clang++"])), None)
+    if compiler is None:
+        return None, "there is no C++ compiler: neither $CXX, c++, g++ nor clang++"
+    path = folder / f"native-{_key(compiler)}.so"
+    try:
+        if not path.exists():
+            _compile(compiler, path)
     except subprocess.SubprocessError as error:
         output = getattr(error, "stderr", None) or b""
         lines = [line for line in output.decode(errors="replace").splitlines() if "error" in line]
-        return f"{compiler} does not compile it: {lines[0] if lines else error}"
+        return None, f"{compiler} does not compile it: {lines[0] if lines else error}"
     except OSError as error:
-        return " ".join(str(error).split())
-    return None
+        return None, " ".join(str(error).split())
+    return path, None
 
 
 def is_loaded() -> bool:
@@ -70,10 +83,15 @@ def is_loaded() -> bool:
     return _loaded.is_set()
 
 
+def has(op: str) -> bool:
+    """Whether `load` has made them, and this one is not refused."""
+    return is_loaded() and (op, "native") not in refusals()
+
+
 def _key(compiler: str) -> str:
     """Of all that the library depends on, the processor among it, as it is compiled for this one."""
     digest = hashlib.sha256()
-    for path in sorted(FOLDER.glob("*.*")):
+    for path in sorted([*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h"), FOLDER / "__init__.py"]):
         digest.update(path.read_bytes())
     try:
         cpu = re.findall(r"^(?:flags|Features)\s*:.*$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)

@@ -1,0 +1,133 @@
+"""What is checked in a process of its own: ops of one backend on their cases, or Triton itself."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastlocal import kernels
+from fastlocal.kernels import native
+from fastlocal.kernels.case import Case, cases
+from fastlocal.kernels.checking import Mismatch, check
+
+from ..remembered import cache_file
+from .calls import load_cases
+
+TRITON = "triton itself"
+"""In place of an op: the smallest kernel."""
+
+Say = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Ops of a backend to check on a device, one after the other.
+
+    Attributes:
+        ops: Folders of kernels/, functions of kernels/native, or TRITON.
+        backend: "triton", "cpu" or "native".
+        device: As torch names it.
+        smallest: Whether one small case is enough; else all small ones are checked.
+        calls: A file of calls that a run makes, see calls.py, which are checked too.
+        seconds: Within which each op must be through.
+    """
+
+    ops: tuple[str, ...]
+    backend: str
+    device: str
+    smallest: bool = True
+    calls: str | None = None
+    seconds: float = 120.0
+
+
+def run(job: Job, say: Say) -> None:
+    """Check the ops of a job.
+
+    Args:
+        say: Takes {"at": where} before each case, and {"op", "fault", "checked"} after each op: what is wrong, in one
+            line, or None, and how many cases were checked.
+    """
+    device = torch.device(job.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if job.backend == "native":
+        missing = native.load(cache_file("native"))
+        if missing is not None:
+            raise RuntimeError(missing)
+    for op in job.ops:
+        fault, checked = None, 0
+        for checked, (name, look) in enumerate(_checks(job, op, device), 1):
+            say({"at": name})
+            fault, lost = _fault(name, look)
+            if lost:
+                say({"op": op, "fault": fault, "checked": checked})
+                return  # the device is of no more use to this process
+            if fault is not None:
+                break
+        say({"op": op, "fault": fault, "checked": checked})
+
+
+def _checks(job: Job, op: str, device: torch.device) -> Iterator[tuple[str, Callable[[], None]]]:
+    """(where, what raises if it is wrong)"""
+    if op == TRITON:
+        yield "a kernel of one line", lambda: _check_triton(device)
+        return
+    kernel, reference = implementation(op, job.backend)
+    small = small_cases(op, job.backend)
+    for case in small[:1] if job.smallest else small:
+        yield case.name, lambda case=case: check(case, kernel, reference, device, twice=True)  # type: ignore[misc]
+    for case in load_cases(Path(job.calls), op) if job.calls else ():
+        yield case.name, lambda case=case: check(  # type: ignore[misc]
+            case, kernel, reference, device, guarded=False, twice=kernels.deterministic(op, job.backend)
+        )
+
+
+def implementation(op: str, backend: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The function that is checked, and its plain-torch reference."""
+    if backend == "native":
+        in_torch = importlib.import_module(f"{native.__name__}.in_torch")
+        return getattr(torch.ops.fastlocal_native, op), getattr(in_torch, op)
+    return kernels.load(op, backend), kernels.load(op, "reference")
+
+
+def small_cases(op: str, backend: str) -> Sequence[Case]:
+    """The cases that are not large, first the smallest that computes something in single precision."""
+    if backend == "native":
+        found: Sequence[Case] = importlib.import_module(f"{native.__name__}.cases").CASES[op]
+        return found
+    small = [case for case in cases(op) if not case.large]
+    usual = [case for case in small if case.bytes_moved and case.tolerance.startswith(("fp32", "tf32", "exact"))]
+    first = min(usual or small, key=lambda case: (not case.flops, case.bytes_moved))
+    return [first, *(case for case in small if case is not first)]
+
+
+def _check_triton(device: torch.device) -> None:
+    from .triton_probe import probe
+
+    if not probe(device):
+        raise Mismatch("it does not add one to numbers")
+
+
+def _fault(name: str, look: Callable[[], None]) -> tuple[str | None, bool]:
+    """What is wrong, in one line, and whether the device is lost."""
+    try:
+        look()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except Mismatch as wrong:
+        return (f"wrong on {name}: {wrong}" if wrong.error is None else f"wrong by {wrong.error:.2g} on {name}"), False
+    except Exception as error:
+        return f"fails on {name}: {line(error)}", kernels.is_device_fault(error)
+    return None, False
+
+
+def line(error: BaseException) -> str:
+    """An error in one line: of Triton's, which quote the source first, the last one."""
+    lines = [part.strip() for part in str(error).splitlines() if part.strip()] or [type(error).__name__]
+    text = lines[-1] if type(error).__module__.startswith("triton.") else lines[0]
+    return text if len(text) <= 160 else text[:157] + "..."

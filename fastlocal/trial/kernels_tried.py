@@ -1,0 +1,137 @@
+"""Kernels tried before a run trusts them, in a process of their own and once for a machine."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from fastlocal import kernels
+from fastlocal.kernels import native
+from fastlocal.kernels.conv2d_clients.operator import CONVOLUTIONS
+
+from ..remembered import cache_file
+from . import verdicts
+from .jobs import TRITON, Job, line
+from .processes import Processes
+
+ALWAYS = ("client_mean", "client_norm", "client_sgd", "gather_augment", "label_noise_loss")
+NORMS = ("norm_act", "norm_act_backward")
+NO_VERDICT = ("out of memory", "busy or unavailable", "initialization error", "forked subprocess")
+"""What says nothing about a kernel: a device that another process fills or has to itself, or that cannot be reached."""
+SECONDS = 120.0
+NATIVE_OPS = (
+    "client_sum",
+    "cross_entropy",
+    "gather_images",
+    "group_norm_act",
+    "group_norm_act_backward",
+    "product",
+    "product_update",
+    "sgd_update",
+)
+
+_log = logging.getLogger(__name__)
+
+
+def used_ops(module: nn.Module) -> tuple[str, ...]:
+    """The ops with a Triton kernel that training a module may use."""
+    parts = list(module.modules())
+    convolutions = any(isinstance(part, nn.Conv2d) for part in parts)
+    norms = any(isinstance(part, nn.GroupNorm | nn.modules.batchnorm._BatchNorm) for part in parts)
+    return (*ALWAYS, *(CONVOLUTIONS if convolutions else ()), *(NORMS if norms else ()))
+
+
+def try_triton(device: torch.device, ops: Iterable[str]) -> dict[str, str]:
+    """Have `kernels` refuse those of these ops whose Triton kernels do not work on a device.
+
+    Each has its smallest case compiled, run and compared in a process that may crash or hang; what comes of it is
+    remembered for the machine. Nothing is done where "auto" is not Triton.
+
+    Returns:
+        The reasons by op.
+    """
+    if not kernels.runs_triton(device):
+        return {}
+    ops = tuple(ops)
+    known = verdicts.known(device, "triton")
+    missing = [op for op in ops if op not in known]
+    if missing:
+        _log.info("Triton kernels are tried, once for this machine")
+        found = _try(Job((TRITON, *missing), "triton", str(device), seconds=SECONDS))
+        verdicts.remember(device, "triton", found)
+        known |= found
+    verdicts.take("triton", {op: known[op] for op in ops if op in known})
+    return {op: kernels.refusals()[op, "triton"] for op in ops if (op, "triton") in kernels.refusals()}
+
+
+def _try(job: Job) -> dict[str, str | None]:
+    """Faults by op; nothing of an op where it is no fault of the kernel's."""
+    found: dict[str, str | None] = {}
+    try:
+        with Processes() as processes:
+            for outcome in processes.check(job):
+                if outcome.fault is not None and any(word in outcome.fault for word in NO_VERDICT):
+                    if outcome.op == TRITON:
+                        return {}
+                    continue
+                if outcome.op == TRITON and outcome.fault is not None:
+                    reason = verdicts.lacking() or outcome.fault
+                    return dict.fromkeys(job.ops[1:], reason)
+                found[outcome.op] = outcome.fault
+    except (OSError, RuntimeError) as error:
+        _log.warning("kernels are not tried first: %s", line(error))
+    found.pop(TRITON, None)
+    return found
+
+
+def do_without(error: BaseException, device: torch.device) -> str | None:
+    """Refuse the op whose Triton kernel raised an error, for the machine.
+
+    Returns:
+        The op; None where the error came from elsewhere, says nothing about a kernel, or cost the device.
+    """
+    op = kernels.failing_op(error)
+    reason = line(error)
+    if op is None or (op, "triton") in kernels.refusals() or kernels.is_device_fault(error):
+        return None
+    if isinstance(error, torch.OutOfMemoryError) or any(word in reason for word in NO_VERDICT):
+        return None
+    fault = {op: f"fails in a step: {verdicts.lacking() or reason}"}
+    verdicts.take("triton", fault)
+    verdicts.remember(device, "triton", fault)
+    return op
+
+
+@functools.cache
+def load_native() -> str | None:
+    """Make torch.ops.fastlocal_native, as native.load, once each of its functions was tried in another process.
+
+    Returns:
+        Why it cannot be had, in one line, or None. Functions that are wrong are refused.
+    """
+    cpu = torch.device("cpu")
+    path, reason = native.compiled(cache_file("native"))
+    if path is None:
+        return reason
+    known = verdicts.known(cpu, "native")
+    missing = [op for op in NATIVE_OPS if op not in known]
+    if missing:
+        found = _try(Job(tuple(missing), "native", "cpu", seconds=SECONDS))
+        verdicts.remember(cpu, "native", found)
+        known |= found
+    verdicts.take("native", known)
+    if known and all(known.get(op) for op in NATIVE_OPS):
+        return known[NATIVE_OPS[0]]  # loading it might be what crashes
+    return native.load(cache_file("native"))
+
+
+def native_lines(load: Callable[[], str | None] = load_native) -> list[str]:
+    """For a person: which operations in C++ plain torch takes over, and why."""
+    missing = load()
+    if missing is not None:
+        return [f"operations in C++: plain torch ({missing}; {verdicts.HINT})"]
+    return verdicts.lines(NATIVE_OPS, "native")

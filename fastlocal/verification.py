@@ -1,0 +1,61 @@
+"""A run verified: prepared in float64 and in its own precision, and handed to the checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+
+import torch
+
+from .config import RunConfig
+from .precision import kept
+from .prepared import Prepared
+from .verifying.checks import Check, Verification
+from .verifying.modules import Trained
+from .verifying.proof import prove
+
+
+def verify_run(
+    config: RunConfig,
+    device: torch.device,
+    prepare: Callable[[RunConfig], Prepared],
+    *,
+    ops: Sequence[str] | None,
+    seconds: float,
+    say: Callable[[str], None],
+) -> Verification:
+    """Check everything that a run is about to trust.
+
+    Args:
+        config: Of the run.
+        device: Where it is.
+        prepare: Makes of settings what trains.
+        ops: Operations to check; None: all that the device has.
+        seconds: Within which each operation must be through.
+        say: Takes each line of the table as it comes.
+    """
+    # the checks make executors of their own
+    plain = config.with_values(executor="looped", conv_strategy="auto", compile=None, cuda_graph=None, tune_seconds=0.0)
+
+    @contextmanager
+    def make(precision: str | None) -> Iterator[Trained]:
+        with closing(prepare(plain if precision is None else plain.with_values(precision=precision))) as prepared:
+            own = prepared.config
+            yield Trained(
+                precision=str(own.machine.precision),
+                problem=prepared.problem,
+                clients=own.clients,
+                batch=own.client.batch_size,
+                rate=prepared.progress.learning_rate(0) or 0.01,
+                random=prepared.random,
+                no_vmap=prepared.no_vmap,
+            )
+
+    checks: list[Check] = []
+    with kept():
+        for check in prove(device, make, ops=ops, seconds=seconds):
+            checks.append(check)
+            say(str(check))
+    verification = Verification(tuple(checks))
+    say(verification.summary())
+    return verification

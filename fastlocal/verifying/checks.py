@@ -1,0 +1,56 @@
+"""What one check found, and all of them as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+WIDTH = 28
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table.
+
+    Attributes:
+        area: "environment", "kernel" or "module".
+        name: What was checked.
+        fault: What is wrong, in one line, or None.
+        detail: What else there is to say.
+    """
+
+    area: str
+    name: str
+    fault: str | None
+    detail: str = ""
+
+    def __str__(self) -> str:
+        verdict = "ok    " if self.fault is None else "WRONG "
+        said = self.detail if self.fault is None else self.fault
+        return f"{self.area:<12}{self.name:<{WIDTH}} {verdict} {said}".rstrip()
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Everything that was checked.
+
+    Attributes:
+        checks: In the order in which they were made.
+    """
+
+    checks: Sequence[Check]
+
+    @property
+    def passed(self) -> bool:
+        """Whether all of them hold."""
+        return all(check.fault is None for check in self.checks)
+
+    def __str__(self) -> str:
+        return "\n".join([*map(str, self.checks), self.summary()])
+
+    def summary(self) -> str:
+        """The verdict in one line."""
+        wrong = [check.name for check in self.checks if check.fault is not None]
+        if not wrong:
+            return f"All {len(self.checks)} checks hold."
+        return f"{len(wrong)} of {len(self.checks)} checks do not hold: {', '.join(wrong)}."

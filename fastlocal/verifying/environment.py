@@ -1,0 +1,51 @@
+"""What a machine needs to run and to compile kernels."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+
+import torch
+
+from fastlocal import kernels
+from fastlocal.kernels import native
+
+from ..remembered import cache_file
+from ..trial import verdicts
+from .checks import Check
+
+
+def environment(device: torch.device) -> Iterator[Check]:
+    """Versions, the device, and the compilers that its kernels need."""
+    triton = verdicts.triton_version() or "none"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, Triton {triton}"
+    yield Check("environment", "versions", None, versions)
+    if device.type == "cuda":
+        yield from _cuda(device)
+    else:
+        yield Check("environment", "device", None, platform.machine())
+        yield _native()
+
+
+def _cuda(device: torch.device) -> Iterator[Check]:
+    major, minor = torch.cuda.get_device_capability(device)
+    words = f"capability {major}.{minor}, CUDA {torch.version.cuda}, driver {_driver()}"
+    yield Check("environment", "device", None, f"{torch.cuda.get_device_name(device)}, {words}")
+    if (major, minor) < kernels.CAPABILITY:
+        needed = ".".join(map(str, kernels.CAPABILITY))
+        yield Check("environment", "Triton", None, f"not used: kernels are for capability {needed} and newer")
+        return
+    compiler, header = verdicts.c_compiler(), verdicts.python_header()
+    fault = None if verdicts.triton_version() else "triton is not installed"
+    yield Check("environment", "Triton's compilers", fault or verdicts.lacking(), f"{compiler}, {header}")
+
+
+def _driver() -> str:
+    """Of the CUDA driver, as CUDA numbers its versions."""
+    number = torch._C._cuda_getDriverVersion()
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _native() -> Check:
+    path, missing = native.compiled(cache_file("native"))
+    return Check("environment", "operations in C++", missing, "" if path is None else f"compiled, {path}")

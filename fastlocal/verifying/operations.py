@@ -1,0 +1,86 @@
+"""The ops that a run on a device trusts, each in a process of its own, and the verdicts for later runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from fastlocal import kernels
+from fastlocal.kernels import native
+
+from ..errors import UsageError, nearest
+from ..remembered import cache_file
+from ..trial import verdicts
+from ..trial.jobs import TRITON, Job
+from ..trial.kernels_tried import NATIVE_OPS, NO_VERDICT
+from ..trial.processes import Outcome, Processes
+from .checks import Check
+
+WORDS = {"native": "C++", "cpu": "for CPUs", "triton": "Triton"}
+
+
+def backends(device: torch.device) -> dict[str, tuple[str, ...]]:
+    """The ops to check on a device, by backend."""
+    if kernels.runs_triton(device):
+        return {"triton": kernels.TRITON_OPS}
+    if device.type != "cpu":
+        return {}
+    missing = native.compiled(cache_file("native"))[1]
+    return {"cpu": kernels.CPU_OPS, **({} if missing else {"native": NATIVE_OPS})}
+
+
+def chosen(found: dict[str, tuple[str, ...]], only: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
+    """Those of the ops that are wanted. Raises UsageError for one that the device does not have."""
+    if only is None:
+        return found
+    known = [op for ops in found.values() for op in ops]
+    for op in only:
+        if op not in known:
+            raise UsageError(f"--ops {op}: is no op of this device{nearest(op, known)}; known: {', '.join(known)}")
+    return {backend: tuple(op for op in ops if op in only) for backend, ops in found.items()}
+
+
+def check_operations(
+    device: torch.device, ops: dict[str, tuple[str, ...]], calls: Path, seconds: float
+) -> Iterator[Check]:
+    """Check every op on its small cases and on the calls of a run, and remember what comes of it.
+
+    Args:
+        device: Where.
+        ops: By backend.
+        calls: What calls.Calls.save wrote.
+        seconds: Within which each op must be through.
+    """
+    with Processes() as processes:
+        for backend, names in ops.items():
+            job = Job((), backend, str(device), smallest=False, calls=str(calls), seconds=seconds)
+            if backend == "triton":
+                (outcome,) = processes.check(dataclasses.replace(job, ops=(TRITON,)))
+                fault = outcome.fault and (verdicts.lacking() or outcome.fault)
+                yield Check("environment", "a one-line kernel", fault, f"{outcome.seconds:.1f} s")
+                if fault is not None and not _says_nothing(fault):
+                    found = dict.fromkeys(names, fault)
+                    verdicts.remember(device, backend, found)
+                    verdicts.take(backend, found)
+                if fault is not None:
+                    continue
+            for op in names:
+                (outcome,) = processes.check(dataclasses.replace(job, ops=(op,)))
+                if not (outcome.fault and _says_nothing(outcome.fault)):
+                    verdicts.remember(device, backend, {op: outcome.fault})
+                    verdicts.take(backend, {op: outcome.fault})
+                yield _line(outcome, backend)
+
+
+def _says_nothing(fault: str) -> bool:
+    return any(word in fault for word in NO_VERDICT)
+
+
+def _line(outcome: Outcome, backend: str) -> Check:
+    cases = f"{outcome.checked} case{'' if outcome.checked == 1 else 's'}"
+    return Check(
+        "kernel", f"{outcome.op} {WORDS[backend]}", outcome.fault, f"{cases} in {outcome.seconds:.1f} s"
+    )
