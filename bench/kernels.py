@@ -3,8 +3,9 @@
     python -m bench.kernels --out DIR [--ops OP ...] [--seconds N] [--deterministic] [--only gate | times]
 
 First the gate: a kernel passes the checks of kernels/checking.py on the device, or is not timed. Then the variants of
-each case run on equal inputs; a row holds the median, the bytes that the case has to move, and the fraction of the bandwidth
-that a large copy reaches in the same process. Where time runs out, rows say so: the first cases of an op matter most.
+each case run on equal inputs; a row holds the median, the bytes that the case has to move, and the fraction of the
+bandwidth that a large copy reaches in the same process. Where time runs out, rows say so: the first cases of an op
+matter most.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import typing
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -22,12 +23,14 @@ from .data.types import BadSample, DataSet, MapSplit, Split
 from .errors import UsageError, nearest
 from .losses import Loss, cross_entropy
 from .precision import kept
-from .prepared import prepare
+from .prepared import Prepared, prepare
 from .ranks import launched
 from .resolve import resolve_device
 from .run import final_model
 from .run import train as train_prepared
 from .telemetry.sinks import sinks
+from .verification import verify_run
+from .verifying.checks import Verification
 from .world import connected
 
 MEANINGLESS = (
@@ -149,6 +152,52 @@ def train(
             others = partial(sinks, prepared.config.log, prepared.config.name, console=progress)
             loop = train_prepared(prepared, overwrite=overwrite, sinks=others, resume=resume)
             return Run(history=list(loop.history), model=final_model(loop), directory=loop.directory)
+
+
+def verify(
+    model: nn.Module,
+    data: Any,
+    *,
+    clients: int = 3,
+    batch_size: int = 32,
+    lr: float = 0.1,
+    loss: Loss | None = None,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    seconds: float = 120.0,
+    ops: Sequence[str] | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Verification:
+    """Prove on this machine what a run of `train` with the same arguments is about to trust.
+
+    Its kernels are checked against plain torch, each in a process of its own, and a few steps of three clients are
+    taken in every way that a run may take. What is wrong is not used by later runs on this machine.
+
+    data: (inputs [n, ...], targets [n, ...]) as `train` takes them
+    seconds: within which each operation must be through        ops: those to check; None: all that the device has
+    progress: print each line as it comes
+
+    Returns what was found: `passed`, `checks`, and as text a table. Raises ValueError for what cannot work.
+    """
+    far = 2**31 - 1
+    values = {"dataset": "python", "model": type(model).__name__, "batch_size": batch_size, "start_lr": None}
+    values |= {"total_batch_size": clients * batch_size, "client_lr": lr, "momentum": momentum, "nesterov": nesterov}
+    settings = {"replacement": True, **settings}  # a few samples are enough here
+    config = _config(settings, **values, wd=weight_decay, rounds=1, eval_freq1=far, save_freq1=far)
+    check(config)
+    split = _split("data", data)
+    whole = DataSet("python", split, split, classes=None, mean=config.data.mean, std=config.data.std)
+    _check_normalisation(whole)
+
+    def prepared(config: RunConfig) -> Prepared:
+        flag = f"model {type(model).__name__}"
+        return prepare(config, whole, lambda: copy.deepcopy(model), loss or cross_entropy, model_flag=flag)
+
+    device = resolve_device(config.machine.device)
+    say = print if progress else lambda line: None
+    return verify_run(config, device, prepared, ops=ops, seconds=seconds, say=say)
 
 
 def _config(settings: dict[str, Any], **values: Any) -> RunConfig:

@@ -25,7 +25,7 @@ LEAVES = ("models", "losses", "data", "schedules", "progress", "averaging", "tel
 BETWEEN_LEAVES = {("progress", "schedules")}
 """Counters and phases are arithmetic over the schedules."""
 
-HIGHEST = {"api": "run", "__init__": "run", "__main__": "cli"}
+HIGHEST = {"api": "run", "__init__": "run", "__main__": "cli", "verification": "prepared"}
 """How high in the chain the others may reach: the ways in as said here, the rest to the executors."""
 
 OPTIONAL = ("ffcv", "nvidia", "tensorboard", "triton", "wandb")
@@ -170,7 +170,7 @@ def test_importing_fastlocal_imports_no_torch() -> None:
     assert done.stdout.split()[1:] == ["False"], done.stderr
 
 
-@pytest.mark.parametrize("command", ["", "train", "profile", "plan", "evaluate", "prepare", "recipes"])
+@pytest.mark.parametrize("command", ["", "train", "profile", "verify", "plan", "evaluate", "prepare", "recipes"])
 def test_help_imports_no_torch(command: str) -> None:
     done = python("-X", "importtime", "-m", "fastlocal", *command.split(), "--help")
     assert done.returncode == 0, done.stderr.splitlines()[-1]

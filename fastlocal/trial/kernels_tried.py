@@ -106,27 +106,35 @@ def do_without(error: BaseException, device: torch.device) -> str | None:
     return op
 
 
-@functools.cache
 def load_native() -> str | None:
     """Make torch.ops.fastlocal_native, as native.load, once each of its functions was tried in another process.
 
     Returns:
         Why it cannot be had, in one line, or None. Functions that are wrong are refused.
     """
-    cpu = torch.device("cpu")
     path, reason = native.compiled(cache_file("native"))
     if path is None:
         return reason
+    known = _native_verdicts(str(path))
+    verdicts.take("native", known)
+    faults = [fault for op in NATIVE_OPS if (fault := known.get(op)) is not None]
+    if len(faults) == len(NATIVE_OPS):
+        return faults[0]  # loading it might be what crashes
+    return native.load(cache_file("native"))
+
+
+@functools.cache
+def _native_verdicts(path: str) -> dict[str, str | None]:
+    """Of the library at `path`; tried once in a process even where nothing can be kept."""
+    cpu = torch.device("cpu")
     known = verdicts.known(cpu, "native")
-    missing = [op for op in NATIVE_OPS if op not in known]
+    missing = tuple(op for op in NATIVE_OPS if op not in known)
     if missing:
-        found = _try(Job(tuple(missing), "native", "cpu", seconds=SECONDS))
+        _log.info("operations in C++ are tried, once for this machine")
+        found = _try(Job(missing, "native", "cpu", seconds=SECONDS))
         verdicts.remember(cpu, "native", found)
         known |= found
-    verdicts.take("native", known)
-    if known and all(known.get(op) for op in NATIVE_OPS):
-        return known[NATIVE_OPS[0]]  # loading it might be what crashes
-    return native.load(cache_file("native"))
+    return known
 
 
 def native_lines(load: Callable[[], str | None] = load_native) -> list[str]:
