@@ -1,4 +1,4 @@
-"""Modules of fastlocal replaced in the processes that a test starts, as code that is wrong, raises, hangs or crashes."""
+"""Modules of fastlocal replaced in the processes that a test starts, by code that is wrong, raises or hangs."""
 
 from __future__ import annotations
 
