@@ -42,7 +42,7 @@ class Calls:
     """Calls by op, one of each kind: of shapes, strides, types and options."""
 
     def __init__(self) -> None:
-        self._found: dict[str, dict[str, Inputs]] = {}
+        self._found: dict[str, dict[str, tuple[Inputs, Inputs]]] = {}
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
@@ -54,9 +54,10 @@ class Calls:
             signature = inspect.signature(function)
 
             def call(*args: Any, **kwargs: Any) -> Any:
+                own = {name: kwargs.pop(name) for name in list(kwargs) if name not in signature.parameters}
                 bound = signature.bind(*args, **kwargs)
                 bound.apply_defaults()
-                self._note(op, bound.arguments)
+                self._note(op, bound.arguments, own)
                 return function(*args, **kwargs)
 
             return call
@@ -68,11 +69,11 @@ class Calls:
         """Write them for `load_cases`."""
         torch.save({op: list(kinds.values()) for op, kinds in self._found.items()}, path)
 
-    def _note(self, op: str, arguments: dict[str, Any]) -> None:
-        kind = repr({name: _kind(value) for name, value in arguments.items() if name != "step"})
+    def _note(self, op: str, arguments: Inputs, own: Inputs) -> None:
+        kind = repr([own, {name: _kind(value) for name, value in arguments.items() if name != "step"}])
         kinds = self._found.setdefault(op, {})
         if kind not in kinds:
-            kinds[kind] = {name: _kept(value) for name, value in arguments.items()}
+            kinds[kind] = {name: _kept(value) for name, value in arguments.items()}, own
 
 
 def _kind(value: Any) -> Any:
@@ -94,13 +95,13 @@ def _strided_copy(value: Tensor) -> Tensor:
     return out.copy_(value.as_strided(sizes, value.stride(), value.storage_offset())).expand(value.shape)
 
 
-def load_cases(path: Path, op: str) -> tuple[Case, ...]:
-    """The noted calls of an op."""
-    noted: list[Inputs] = torch.load(path, weights_only=False).get(op, [])
-    return tuple(_case(op, inputs) for inputs in noted)
+def load_cases(path: Path, op: str) -> tuple[tuple[Case, Inputs], ...]:
+    """The noted calls of an op, and the arguments of each that the reference does not have."""
+    noted: list[tuple[Inputs, Inputs]] = torch.load(path, weights_only=False).get(op, [])
+    return tuple((_case(op, inputs, own), own) for inputs, own in noted)
 
 
-def _case(op: str, inputs: Inputs) -> Case:
+def _case(op: str, inputs: Inputs, own: Inputs) -> Case:
     def make_inputs(device: torch.device) -> Inputs:
         draw = Draws(device)
         return {name: _made(value, draw) for name, value in inputs.items()}
@@ -108,7 +109,7 @@ def _case(op: str, inputs: Inputs) -> Case:
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor | Drawn)}
     floating = {name: value.dtype for name, value in tensors.items() if value.dtype.is_floating_point}
     dtypes = [*floating.values(), *(value for value in inputs.values() if isinstance(value, torch.dtype))]
-    levels = [TOLERANCES[dtype] for dtype in dtypes] + (["tf32"] if inputs.get("tf32") else [])
+    levels = [TOLERANCES[dtype] for dtype in dtypes] + (["tf32"] if own.get("tf32") else [])
     sizes = ["x".join(map(str, value.shape)) for value in tensors.values()]
     like = cases(op)
 

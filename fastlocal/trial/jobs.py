@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -81,9 +82,9 @@ def _checks(job: Job, op: str, device: torch.device) -> Iterator[tuple[str, Call
     small = small_cases(op, job.backend)
     for case in small[:1] if job.smallest else small:
         yield case.name, lambda case=case: check(case, kernel, reference, device, twice=True)  # type: ignore[misc]
-    for case in load_cases(Path(job.calls), op) if job.calls else ():
-        yield case.name, lambda case=case: check(  # type: ignore[misc]
-            case, kernel, reference, device, guarded=False, twice=kernels.deterministic(op, job.backend)
+    for case, own in load_cases(Path(job.calls), op) if job.calls else ():
+        yield case.name, lambda case=case, own=own: check(  # type: ignore[misc]
+            case, functools.partial(kernel, **own), reference, device, guarded=False, twice=True
         )
 
 
