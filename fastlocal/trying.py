@@ -69,6 +69,8 @@ def _try_executor(config: RunConfig, problem: LocalProblem) -> tuple[Executor, R
         try:
             try_step(stacked, config)
         except RuntimeError as error:
+            if kernels.is_device_fault(error):
+                raise
             reason = f"torch.compile cannot take this model ({_line(error)})"
             raise UsageError(f"--compile 1: {reason}; use --compile 0") from error
     if device.type == "cuda":

@@ -23,7 +23,9 @@ from fastlocal.kernels.conv2d_clients.geometry import Geometry
 from fastlocal.kernels.conv2d_clients.operator import CONVOLUTIONS, choose
 from fastlocal.kernels.norm_act.operator import worthwhile
 from fastlocal.trial import kernels_tried, verdicts
+from fastlocal.trial.jobs import TRITON
 from fastlocal.trial.kernels_tried import do_without, try_triton, used_ops
+from fastlocal.trial.processes import Outcome
 from tests.executors.test_executors import problem_of
 from tests.stand_ins import stand_in
 from tests.tiny import run, train_words
@@ -64,6 +66,7 @@ def nothing_refused() -> Iterator[None]:
     yield
     for op, backend in list(kernels.refusals()):
         kernels.accept(op, backend)
+    kernels_tried._undecided.clear()
 
 
 @pytest.fixture
@@ -289,6 +292,29 @@ def test_timing_skips_what_fails_but_not_a_fault_of_the_device(
     monkeypatch.setattr(conv_timing, "_milliseconds", broken)
     with pytest.raises(RuntimeError, match="illegal memory"):
         conv_choices(problem_of("batchnorm", dtype=torch.float32), 4, 2)
+
+
+@no_gpu
+def test_a_device_that_cannot_be_reached_is_tried_once(
+    own_cache_home: Path, triton_on_cpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def fault(job: Any) -> Any:
+        tries.append(job.ops)
+        yield Outcome(TRITON, "fails on a kernel of one line: CUDA error: device is busy or unavailable", 1, 0.1)
+
+    class Unreachable:
+        def __enter__(self) -> Any:
+            return SimpleNamespace(check=fault)
+
+        def __exit__(self, *error: object) -> None: ...
+
+    monkeypatch.setattr(kernels_tried, "Processes", Unreachable)
+    assert [try_triton(CPU, ["client_sgd", "client_mean"]) for _ in range(2)] == [{}, {}]
+    assert tries == [(TRITON, "client_sgd", "client_mean")] and kernels.refusals() == {}
+    assert kernels.get("client_sgd", device=CPU).__module__.endswith("triton_kernel")
+    assert not (own_cache_home / "verified.json").exists() or verdicts.known(CPU, "triton") == {}
 
 
 def test_the_ops_that_a_module_uses() -> None:

@@ -20,7 +20,15 @@ from .processes import Processes
 
 ALWAYS = ("client_mean", "client_norm", "client_sgd", "gather_augment", "label_noise_loss")
 NORMS = ("norm_act", "norm_act_backward")
-NO_VERDICT = ("out of memory", "busy or unavailable", "initialization error", "forked subprocess")
+NO_VERDICT = (
+    "out of memory",
+    "busy or unavailable",
+    "initialization error",
+    "forked subprocess",
+    "No CUDA GPUs are available",
+    "no NVIDIA driver",
+    "not compiled with CUDA",
+)
 """What says nothing about a kernel: a device that another process fills or has to itself, or that cannot be reached."""
 SECONDS = 120.0
 NATIVE_OPS = (
@@ -34,6 +42,8 @@ NATIVE_OPS = (
     "sgd_update",
 )
 
+_undecided: set[tuple[str, str]] = set()
+"""What was tried in this process without a verdict, by the verdicts' key."""
 _log = logging.getLogger(__name__)
 
 
@@ -58,12 +68,14 @@ def try_triton(device: torch.device, ops: Iterable[str]) -> dict[str, str]:
         return {}
     ops = tuple(ops)
     known = verdicts.known(device, "triton")
-    missing = [op for op in ops if op not in known]
+    key = verdicts.key(device, "triton")
+    missing = [op for op in ops if op not in known and (key, op) not in _undecided]
     if missing:
         _log.info("Triton kernels are tried, once for this machine")
         found = _try(Job((TRITON, *missing), "triton", str(device), seconds=SECONDS))
         verdicts.remember(device, "triton", found)
         known |= found
+        _undecided.update((key, op) for op in missing if op not in found)
     verdicts.take("triton", {op: known[op] for op in ops if op in known})
     return {op: kernels.refusals()[op, "triton"] for op in ops if (op, "triton") in kernels.refusals()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -41,9 +42,12 @@ def _cuda(device: torch.device) -> Iterator[Check]:
 
 
 def _driver() -> str:
-    """Of the CUDA driver, as CUDA numbers its versions."""
-    number = torch._C._cuda_getDriverVersion()
-    return f"{number // 1000}.{number % 1000 // 10}"
+    """Of the NVIDIA driver, as its kernel module says it."""
+    try:
+        words = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").split()
+    except OSError:
+        return "unknown"
+    return next((word for word in words if word[0].isdigit() and "." in word), "unknown")
 
 
 def _native() -> Check:
