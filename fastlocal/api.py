@@ -176,7 +176,8 @@ def verify(
     taken in every way that a run may take. What is wrong is not used by later runs on this machine.
 
     data: (inputs [n, ...], targets [n, ...]) as `train` takes them
-    seconds: within which each operation must be through        ops: those to check; None: all that the device has
+    seconds: within which each case of an operation must be through, compilation included
+    ops: the operations to check; None: all that the device has
     progress: print each line as it comes
 
     Returns what was found: `passed`, `checks`, and as text a table. Raises ValueError for what cannot work.

@@ -31,7 +31,7 @@ from .progress import Progress
 from .resolve import refuse_shared_gpu, resolve_device, resolve_for_data, resolve_for_machine
 from .shares import part_of, whole_of
 from .trial import verdicts
-from .trial.kernels_tried import try_triton, used_ops
+from .trial.kernels_tried import try_kernels, used_ops
 from .trying import try_executor
 from .world import World
 
@@ -145,11 +145,12 @@ def prepare(
 def _try_kernels(module: nn.Module, device: torch.device, world: World) -> list[str]:
     """Lines for a person about the kernels that no rank uses, as they do not work for one of them."""
     ops = used_ops(module)
-    mine = try_triton(device, ops)
-    for reasons in world.exchange(mine, "the trial of the kernels"):
-        for op, reason in reasons.items():
-            kernels.refuse(op, "triton", reason)
-    return verdicts.lines(ops, "triton") if kernels.runs_triton(device) else []
+    mine = try_kernels(device, ops)
+    if device.type == "cuda":
+        for reasons in world.exchange(mine, "the trial of the kernels"):
+            for op, reason in reasons.items():
+                kernels.refuse(op, "triton", reason)
+    return verdicts.lines_of(device, ops)
 
 
 def _sources(config: RunConfig, data: DataSet, numbers: Numerics, opened: ExitStack) -> tuple[Source, Source]:

@@ -31,7 +31,7 @@ def verify_run(
         device: Where it is.
         prepare: Makes of settings what trains.
         ops: Operations to check; None: all that the device has.
-        seconds: Within which each operation must be through.
+        seconds: Within which each case of an operation must be through.
         say: Takes each line of the table as it comes.
     """
     # the checks make executors of their own

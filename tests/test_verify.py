@@ -16,6 +16,10 @@ import fastlocal
 from fastlocal import kernels
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.kernels.case import cases
+from fastlocal.kernels.conv2d_clients.geometry import Geometry
+from fastlocal.trial import jobs
+from fastlocal.trial import kernels_tried as tried
+from fastlocal.trial.calls import Calls, load_cases
 from fastlocal.verifying import proof
 from tests import small_models
 from tests.stand_ins import stand_in
@@ -107,6 +111,11 @@ def test_what_does_not_hold_is_said_and_done_without(
     assert kernels.get("client_mean", device="cpu").__module__.endswith("client_mean.reference")
     with pytest.raises(ValueError, match=r"'cpu' of client_mean cannot run: wrong by 0\.3 on mean 3x1 float32"):
         kernels.get("client_mean", "cpu", "cpu")
+    kernels.accept("client_mean", "cpu")  # as in a process that begins
+    again = run(capsys, *train_words(data, tmp_path / "run"), "--executor", "looped")
+    assert again.status == 0 and "client_mean: plain torch (wrong by 0.3 on mean 3x1 float32; fastlocal verify)" in (
+        again.out + again.err
+    )
 
 
 def test_an_unknown_operation_and_a_bad_limit(capsys: pytest.CaptureFixture[str], data: Path) -> None:
@@ -181,8 +190,6 @@ def test_training_says_once_what_it_does_without(
     capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path, own_cache_home: Path, monkeypatch: Any
 ) -> None:
     """A function in C++ that is wrong: tried by the first run, remembered by the second."""
-    import fastlocal.trial.kernels_tried as tried
-
     words = [*train_words(data, tmp_path / "one"), "--executor", "threaded", "--momentum", "0.9"]
     tried._native_verdicts.cache_clear()
     with monkeypatch.context() as patch:
@@ -198,3 +205,46 @@ def test_training_says_once_what_it_does_without(
         assert len(re.findall(pattern, said)) == 1, said
         assert "sgd_update: plain torch (crashes on 3: SIGABRT; fastlocal verify)" in said
     tried._native_verdicts.cache_clear()
+
+
+def test_the_calls_of_a_run_are_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With their memory layouts: a kernel that is wrong on one of them alone is found."""
+    calls, path = Calls(), tmp_path / "calls.pt"
+    rows, wide = torch.randn(2, 80)[:, :70], torch.randn(3, 50_001)[:, 1:]
+    with calls.noted():
+        add = kernels.get("client_mean", device="cpu")
+        for params in (rows, wide, wide):
+            add(params, torch.zeros(params.shape[1], dtype=torch.float64), 0.5)
+        images = torch.randn(2, 3, 6, 6, 4).movedim(-1, 2).expand(2, 3, 4, 6, 6)
+        convolve = kernels.load("conv2d_clients", "triton")
+        convolve(images, torch.randn(2, 5, 4, 3, 3), None, geometry=Geometry(), tf32=False)
+        step, options = kernels.get("client_sgd", device="cpu"), {"mu": 0.0, "weight_decay": 0.0, "nesterov": False}
+        step(rows + 0, None, rows.clone(), torch.ones(()).expand(2), torch.ones(70), **options)
+    calls.save(path)
+    (small, _), (large, _) = load_cases(path, "client_mean")
+    given = small.make_inputs(torch.device("cpu"))
+    assert torch.equal(given["params"], rows) and given["params"].stride() == (80, 1) and given["weight"] == 0.5
+    drawn = large.make_inputs(torch.device("cpu"))["params"]
+    assert (drawn.shape, drawn.stride()) == ((3, 50_000), (50_001, 1)) and drawn.std() > 0.9
+    ((convolution, own),) = load_cases(path, "conv2d_clients")
+    assert own == {"tf32": False} and convolution.tolerance == "fp32 sum"
+    assert convolution.make_inputs(torch.device("cpu"))["x"].stride() == images.stride()
+    ((update, _),) = load_cases(path, "client_sgd")
+    assert update.make_inputs(torch.device("cpu"))["learning_rate"].stride() == (0,)
+
+    load = kernels.load
+
+    def wrong(op: str, backend: str) -> Any:
+        right = load(op, backend)
+
+        def add(params: torch.Tensor, total: torch.Tensor, weight: float, broadcast: bool = False) -> None:
+            right(params, total, weight, broadcast=broadcast)
+            if params.shape[1] == 50_000:
+                total[-1] += 300.0
+
+        return add if backend == "cpu" else right
+
+    monkeypatch.setattr(kernels, "load", wrong)
+    said: list[dict[str, Any]] = []
+    jobs.run(jobs.Job(("client_mean",), "cpu", "cpu", calls=str(path)), said.append)
+    assert said[-1] == {"op": "client_mean", "fault": "wrong by 3e+02 on this run's 3x50000", "checked": 3}

@@ -69,11 +69,11 @@ def run(argv: Sequence[str]) -> int:
         from ..precision import numerics
         from ..resolve import resolve_device
         from ..trial import verdicts
-        from ..trial.kernels_tried import try_triton
+        from ..trial.kernels_tried import try_kernels
 
     device = resolve_device(flags.device)
-    try_triton(device, ["gather_augment"])
-    for line in verdicts.lines(["gather_augment"], "triton"):
+    try_kernels(device, ["gather_augment"])
+    for line in verdicts.lines_of(device, ["gather_augment"]):
         print(line, file=sys.stderr)
     numbers = numerics(flags.precision, device)
     state = read_state(flags.checkpoint, "CHECKPOINT")

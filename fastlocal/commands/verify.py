@@ -15,7 +15,7 @@ from .flags import parse
 WRONG = 1
 HELP = """
 verify takes the flags of train, and:
-  --seconds N        within which each operation must be through, by default 120
+  --seconds N        within which each case of an operation must be through, by default 120
   --ops A,B          check these operations alone
 """
 

@@ -35,7 +35,7 @@ class Job:
         device: As torch names it.
         smallest: Whether one small case is enough; else all small ones are checked.
         calls: A file of calls that a run makes, see calls.py, which are checked too.
-        seconds: Within which each op must be through.
+        seconds: Within which each case must be through, the compilation of its kernels included.
     """
 
     ops: tuple[str, ...]

@@ -44,8 +44,8 @@ class Outcome:
 class Processes:
     """Checks ops, each where it can do no harm; a context manager.
 
-    An op whose process crashes, or is not through in time, has that as its fault, and a new process goes on with the
-    next. Ctrl-C ends everything.
+    An op whose process crashes, or is not through with a case in time, has that as its fault, and a new process goes on
+    with the next. Ctrl-C ends everything.
     """
 
     def __enter__(self) -> Processes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
+import json
 import os
 import shutil
 import sysconfig
@@ -32,7 +34,8 @@ def key(device: torch.device, backend: str) -> str:
     """Of the machine, the device, the versions, the compilers and our sources: what a verdict holds for."""
     compilers = [str(c_compiler()), str(python_header())]
     if backend == "native":
-        compilers = [str(native.compiled(cache_file("native"))[0])]  # named after all that it was compiled from
+        path, _ = native.compiled(cache_file("native"))
+        compilers = [] if path is None else [path.name]  # which stands for all that it was compiled from
     interpreted = os.environ.get("TRITON_INTERPRET", "")
     return key_of(backend, device.type, machine_name(device), triton_version(), compilers, interpreted)
 
@@ -43,6 +46,15 @@ def known(device: torch.device, backend: str) -> dict[str, str | None]:
     if not isinstance(found, dict):
         return {}
     return {op: fault for op, fault in found.items() if fault is None or isinstance(fault, str)}
+
+
+def any_fault() -> bool:
+    """Whether anything is known to be wrong, on whatever device; in less time than `known` takes."""
+    try:
+        entries = json.loads(verdict_file().read_text(encoding="utf-8"))
+        return any(fault is not None for verdict in entries.values() for fault in verdict.values())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def remember(device: torch.device, backend: str, verdicts: Verdicts) -> None:
@@ -74,11 +86,20 @@ def lines(ops: Iterable[str], backend: str) -> list[str]:
     ]
 
 
+def lines_of(device: torch.device, ops: Iterable[str]) -> list[str]:
+    """The same of what "auto" takes for these ops on a device, but for operations in C++."""
+    ops = tuple(ops)
+    if kernels.runs_triton(device):
+        return lines(ops, "triton")
+    return lines([op for op in ops if op in kernels.CPU_OPS], "cpu") if device.type == "cpu" else []
+
+
 def _list(names: list[str]) -> str:
     more = len(names) - SHOWN
     return ", ".join(names) if more <= 0 else f"{', '.join(names[:SHOWN])} and {more} more"
 
 
+@functools.cache
 def triton_version() -> str:
     """Of the installed Triton, which is not imported for it; empty where there is none."""
     for name in ("triton", "pytorch-triton"):

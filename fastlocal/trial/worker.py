@@ -90,8 +90,7 @@ def _relay(reading: int, seconds: float, answers: Any) -> str | None:
         *lines, rest = (rest + some).split(b"\n")
         for said in lines:
             print(said.decode(), file=answers, flush=True)
-            if b'"op"' in said:
-                deadline = time.monotonic() + seconds
+            deadline = time.monotonic() + seconds
 
 
 def _status(child: int) -> int:

@@ -52,7 +52,7 @@ def check_operations(
         device: Where.
         ops: By backend.
         calls: What calls.Calls.save wrote.
-        seconds: Within which each op must be through.
+        seconds: Within which each case of an op must be through.
     """
     if not any(ops.values()):
         return

@@ -37,7 +37,7 @@ def prove(device: torch.device, make: Make, *, ops: Sequence[str] | None, second
         device: Where the run is.
         make: Makes the run.
         ops: Those to check; None: all that the device has.
-        seconds: Within which each op must be through.
+        seconds: Within which each case of an op must be through.
 
     Raises:
         UsageError: For an op that there is not, and for what keeps the run from starting.
