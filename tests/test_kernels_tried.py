@@ -22,7 +22,7 @@ from fastlocal.executors.conv_timing import conv_choices
 from fastlocal.kernels.conv2d_clients.geometry import Geometry
 from fastlocal.kernels.conv2d_clients.operator import CONVOLUTIONS, choose
 from fastlocal.kernels.norm_act.operator import worthwhile
-from fastlocal.trial import kernels_tried, verdicts
+from fastlocal.trial import jobs, kernels_tried, verdicts
 from fastlocal.trial.jobs import TRITON
 from fastlocal.trial.kernels_tried import do_without, try_triton, used_ops
 from fastlocal.trial.processes import Outcome
@@ -292,6 +292,14 @@ def test_timing_skips_what_fails_but_not_a_fault_of_the_device(
     monkeypatch.setattr(conv_timing, "_milliseconds", broken)
     with pytest.raises(RuntimeError, match="illegal memory"):
         conv_choices(problem_of("batchnorm", dtype=torch.float32), 4, 2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_no_fault_of_a_kernel(tmp_path: Path) -> None:
+    for device in ("cuda", "cuda:1"):
+        said: list[dict[str, Any]] = []
+        jobs.run(jobs.Job((TRITON, "client_sgd"), "triton", device), said.append)
+        assert len(said) == 1 and said[0]["fault"].startswith("the device cannot be used from another process: ")
 
 
 @no_gpu

@@ -21,6 +21,9 @@ from .calls import load_cases
 
 TRITON = "triton itself"
 """In place of an op: the smallest kernel."""
+UNREACHABLE = "the device cannot be used from another process"
+NO_VERDICT = (UNREACHABLE, "out of memory", "busy or unavailable")
+"""What says nothing about a kernel: a device that cannot be reached, or that others fill or have to themselves."""
 
 Say = Callable[[dict[str, Any]], None]
 
@@ -54,8 +57,13 @@ def run(job: Job, say: Say) -> None:
             line, or None, and how many cases were checked.
     """
     device = torch.device(job.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    try:
+        if device.index is not None and device.type == "cuda":
+            torch.cuda.set_device(device)
+        torch.zeros(1, device=device)
+    except Exception as error:  # no kernel's fault
+        say({"op": job.ops[0], "fault": f"{UNREACHABLE}: {line(error)}", "checked": 0})
+        return
     if job.backend == "native":
         missing = native.load(cache_file("native"))
         if missing is not None:

@@ -15,21 +15,11 @@ from fastlocal.kernels.conv2d_clients.operator import CONVOLUTIONS
 
 from ..remembered import cache_file
 from . import verdicts
-from .jobs import TRITON, Job, line
+from .jobs import NO_VERDICT, TRITON, Job, line
 from .processes import Processes
 
 ALWAYS = ("client_mean", "client_norm", "client_sgd", "gather_augment", "label_noise_loss")
 NORMS = ("norm_act", "norm_act_backward")
-NO_VERDICT = (
-    "out of memory",
-    "busy or unavailable",
-    "initialization error",
-    "forked subprocess",
-    "No CUDA GPUs are available",
-    "no NVIDIA driver",
-    "not compiled with CUDA",
-)
-"""What says nothing about a kernel: a device that another process fills or has to itself, or that cannot be reached."""
 SECONDS = 120.0
 NATIVE_OPS = (
     "client_sum",

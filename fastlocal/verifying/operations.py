@@ -14,8 +14,8 @@ from fastlocal.kernels import native
 from ..errors import UsageError, nearest
 from ..remembered import cache_file
 from ..trial import verdicts
-from ..trial.jobs import TRITON, Job
-from ..trial.kernels_tried import NATIVE_OPS, NO_VERDICT
+from ..trial.jobs import NO_VERDICT, TRITON, Job
+from ..trial.kernels_tried import NATIVE_OPS
 from ..trial.processes import Outcome, Processes
 from .checks import Check
 
