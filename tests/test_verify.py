@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from fastlocal import kernels
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.kernels.case import cases
 from fastlocal.kernels.conv2d_clients.geometry import Geometry
-from fastlocal.trial import jobs
+from fastlocal.trial import jobs, processes
 from fastlocal.trial import kernels_tried as tried
 from fastlocal.trial.calls import Calls, load_cases
-from fastlocal.verifying import proof
+from fastlocal.verifying import operations, proof
 from tests import small_models
 from tests.stand_ins import stand_in
 from tests.tiny import Outcome, run, train_words
@@ -248,3 +249,39 @@ def test_the_calls_of_a_run_are_cases(tmp_path: Path, monkeypatch: pytest.Monkey
     said: list[dict[str, Any]] = []
     jobs.run(jobs.Job(("client_mean",), "cpu", "cpu", calls=str(path)), said.append)
     assert said[-1] == {"op": "client_mean", "fault": "wrong by 3e+02 on this run's 3x50000", "checked": 3}
+
+
+def test_ops_are_checked_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three at a time, in processes of their own, and what comes of them in order; Ctrl-C stops them all."""
+    together, made = threading.Barrier(3, timeout=30), []
+
+    class Fake:
+        def __init__(self) -> None:
+            self.stopped = threading.Event()
+            made.append(self)
+
+        def __enter__(self) -> Fake:
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+
+        def stop(self) -> None:
+            self.stopped.set()
+
+        def check(self, job: jobs.Job) -> Iterator[processes.Outcome]:
+            if job.ops == ("interrupted",):
+                raise KeyboardInterrupt
+            if job.backend == "cpu":
+                together.wait()
+            elif not self.stopped.wait(30):
+                raise AssertionError("nobody stopped it")
+            yield processes.Outcome(job.ops[0], None, 1, 0.0)
+
+    monkeypatch.setattr(operations, "Processes", Fake)
+    names = tuple("abcdef")
+    first: Any = Fake()
+    assert [one.op for one in operations._each(first, jobs.Job(names, "cpu", "cpu"), 3)] == list(names)
+    assert len(made) == 3
+    with pytest.raises(KeyboardInterrupt):
+        list(operations._each(first, jobs.Job(("interrupted", "b", "c"), "triton", "cpu"), 3))
+    assert all(one.stopped.is_set() for one in made[-2:])

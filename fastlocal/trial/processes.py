@@ -69,10 +69,14 @@ class Processes:
         assert self._server.stdin is not None and self._server.stdout is not None
         with contextlib.suppress(OSError):
             self._server.stdin.close()
-        self._server.send_signal(signal.SIGTERM)
+        self.stop()
         self._server.wait()
         self._server.stdout.close()
         self._said.close()
+
+    def stop(self) -> None:
+        """End what is running; who waits for it gets a RuntimeError. From any thread."""
+        self._server.send_signal(signal.SIGTERM)
 
     def check(self, job: Job) -> Iterator[Outcome]:
         """Check the ops of a job, in their order.

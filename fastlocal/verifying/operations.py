@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from queue import SimpleQueue
 
 import torch
 
@@ -19,6 +23,7 @@ from ..trial.kernels_tried import NATIVE_OPS
 from ..trial.processes import Outcome, Processes
 from .checks import Check
 
+MOST_AT_ONCE = 6
 WORDS = {"native": "C++", "cpu": "for CPUs", "triton": "Triton"}
 
 
@@ -65,18 +70,50 @@ def check_operations(
                 (outcome,) = processes.check(dataclasses.replace(job, ops=(TRITON,)))
                 fault = outcome.fault and (verdicts.lacking() or outcome.fault)
                 yield Check("environment", "a one-line kernel", fault, f"{outcome.seconds:.1f} s")
-                if fault is not None and not _says_nothing(fault):
+                if outcome.fault is not None and not _says_nothing(outcome.fault):
                     found = dict.fromkeys(names, fault)
                     verdicts.remember(device, backend, found)
                     verdicts.take(backend, found)
                 if fault is not None:
                     continue
-            for op in names:
-                (outcome,) = processes.check(dataclasses.replace(job, ops=(op,)))
+            for outcome in _each(processes, dataclasses.replace(job, ops=names), at_once(device)):
+                op = outcome.op
                 if not (outcome.fault and _says_nothing(outcome.fault)):
                     verdicts.remember(device, backend, {op: outcome.fault})
                     verdicts.take(backend, {op: outcome.fault})
                 yield _line(outcome, backend)
+
+
+def at_once(device: torch.device) -> int:
+    """How many ops are checked side by side: on a GPU most of the time goes to compiling, with one core for each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MOST_AT_ONCE, cores // 2)) if device.type == "cuda" else 1
+
+
+def _each(first: Processes, job: Job, count: int) -> Iterator[Outcome]:
+    """What comes of the ops of a job, each in a process of its own, `count` of them at a time and in their order."""
+    with ExitStack() as opened:
+        every = [first, *(opened.enter_context(Processes()) for _ in range(min(count, len(job.ops)) - 1))]
+        free: SimpleQueue[Processes] = SimpleQueue()
+        for one in every:
+            free.put(one)
+
+        def check(op: str) -> Outcome:
+            processes = free.get()
+            try:
+                (outcome,) = processes.check(dataclasses.replace(job, ops=(op,)))
+            finally:
+                free.put(processes)
+            return outcome
+
+        with ThreadPoolExecutor(count) as pool:
+            try:
+                yield from pool.map(check, job.ops)
+            except BaseException:  # Ctrl-C, which one thread was told of
+                for one in every:
+                    one.stop()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
 
 def _says_nothing(fault: str) -> bool:
