@@ -14,12 +14,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint aot clean test-packages
+.PHONY: help quickstart test rehearse lint aot clean test-packages
 
 help:
 	@echo "make quickstart   set up $(VENV), install fastlocal, train on the data that ships with it"
 	@echo "make test         set up what the tests need, then run lint and the whole suite; with FASTLOCAL_TEST_ALL=1"
 	@echo "                  a test that is skipped because an optional package is missing fails"
+	@echo "make rehearse     walk what only a GPU would run, without one, and print the lines that were not walked"
 	@echo "make lint         ruff and mypy"
 	@echo "make aot          compile every GPU kernel for A100, H100 and B200, which needs none of them, and look for spills"
 	@echo "make clean        remove $(VENV), builds and caches (not runs/)"
@@ -33,6 +34,13 @@ test: test-packages $(VENV)/installed-test
 	@$(MAKE) lint; lint=$$?; \
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=15 || exit; \
 	if [ $$lint != 0 ]; then echo "The tests passed; ruff or mypy did not: see above"; exit $$lint; fi
+
+# Ten minutes of which `make test` has the short half.
+rehearse: $(VENV)/installed-test
+	$(BIN)/python -m coverage erase
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest tests/rehearsal -m "slow or not slow" --durations=10
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m tests.rehearsal.walked
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

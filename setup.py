@@ -44,6 +44,7 @@ DEV = [
     *WANDB,
     *TENSORBOARD,
     *BENCH,
+    "coverage>=7.10",
     "hypothesis>=6.100",
     "mypy>=1.15",
     "pytest>=8",

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from weakref import WeakSet
 
 import torch
 import triton.language as tl
@@ -46,7 +47,10 @@ class Stream:
 class Event:
     """Past as soon as it is recorded."""
 
-    def __init__(self, enable_timing: bool = False, **_: Any) -> None: ...
+    alive: WeakSet[Event] = WeakSet()
+
+    def __init__(self, enable_timing: bool = False, **_: Any) -> None:
+        Event.alive.add(self)
 
     def record(self, stream: Stream | None = None) -> None: ...
 

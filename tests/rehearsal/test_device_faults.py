@@ -17,7 +17,7 @@ from fastlocal.averaging import averager as averagers
 from fastlocal.averaging.averager import make_averager
 from fastlocal.channel import Peer
 from fastlocal.errors import RankMissing, UsageError
-from fastlocal.executors.graphed import CudaGraphs, GraphedExecutor
+from fastlocal.executors.graphed import CudaGraphs, GraphedExecutor, StepProgram
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.memory import can_replay
 from fastlocal.ranks import Ranks
@@ -81,13 +81,21 @@ def test_a_step_that_cannot_be_captured_is_launched_and_said(
     tmp_path: Path, rehearsed: Rehearsal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cuda_api.graph, "leaked", 0)
+    tried: list[int] = []
+    capture = CudaGraphs.__call__
+
+    def watched(self: CudaGraphs, program: StepProgram) -> Any:
+        tried.append(len(program.stack.params))
+        return capture(self, program)
+
+    monkeypatch.setattr(CudaGraphs, "__call__", watched)
     with rehearsed() as device:
         ours = train_constant(tmp_path / "cuda", "cuda")
         model = {name: value.cpu() for name, value in ours.model.state_dict().items()}
         assert device.count("graph") == 0
     printed = capsys.readouterr()
     assert "kernel after the other: a local step cannot be captured" in printed.out + printed.err
-    assert cuda_api.graph.leaked == 1, "tried with few clients, and not again with all"
+    assert cuda_api.graph.leaked == 1 and tried == [2], "with few clients, and not again with all five"
     theirs = train_constant(tmp_path / "cpu", "cpu").model.state_dict()
     for name, value in model.items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-5, atol=1e-6)
@@ -136,7 +144,7 @@ from pathlib import Path
 from unittest.mock import patch
 import torch, torch.distributed as dist
 from fastlocal.cli import main
-from tests.rehearsal.cuda_api import rehearsal
+from tests.rehearsal.cuda_api import Event, rehearsal
 
 initialise = dist.init_process_group
 
@@ -145,9 +153,18 @@ def through_gloo(backend, **given):
     print(f"{backend}, {given['timeout'].total_seconds():g} s, {handling}", file=sys.stderr)
     return initialise(backend.replace("nccl", "gloo"), **given)
 
-hooks, *words = sys.argv[1:]
+class Failed(Event):
+    def query(self):
+        raise torch.AcceleratorError("NCCL error: unhandled system error")
+
+hooks, fails, *words = sys.argv[1:]
 with rehearsal(Path(hooks), uuid=os.environ["RANK"]), patch.object(dist, "init_process_group", through_gloo):
-    sys.exit(main(words))
+    if fails == "fails":
+        torch.cuda.Event = Failed
+    status = main(words)
+print(f"{len(Event.alive)} events are left", file=sys.stderr)
+sys.stderr.flush()
+os._exit(status)
 """
 
 
@@ -160,13 +177,17 @@ def test_ranks_with_a_gpu_each_train_what_one_does(
 
     def words(device: str) -> list[object]:
         given = ["train", "--dataset", "npz", "--data-pth", data, "--log-pth", tmp_path / device, "--device", device]
-        sizes = ["--batch-size", 4, "--total-batch-size", 20, "--epochs", 1, "--momentum", 0.9, "--bucket-mb", 0.01]
+        sizes = ["--batch-size", 4, "--total-batch-size", 20, "--epochs", 4, "--momentum", 0.9, "--bucket-mb", 0.01]
         return [*given, *sizes, "--executor", "stacked", "--tune-seconds", 0, "--timeout", 50]
 
     interpreted = {"TRITON_INTERPRET": "1"}
-    ranks = many.start(*[[hooks, *words("cuda")]] * 2, program=("-c", RANK), **interpreted)
-    for status, said in many.ends(ranks):
+    for status, said in many.ends(many.start(*[[hooks, "-", *words("cuda")]] * 2, program=("-c", RANK), **interpreted)):
         assert status == 0 and "cpu:gloo,cuda:nccl, 110 s, 0" in said, said
+        assert int(said.split(" events are left")[0].split()[-1]) <= 4, said
+    failing = [hooks, "fails", *words("cuda"), "--log-pth", tmp_path / "failing"]
+    for status, said in many.ends(many.start(failing, failing, program=("-c", RANK), **interpreted)):
+        assert status == 1 and "the average of round 1 failed on every rank: NCCL error" in said, said
+        assert "Traceback" not in said
     assert tiny.run(capsys, *words("cpu")).status == 0
     for row, other in zip(tiny.metrics(tmp_path / "cuda"), tiny.metrics(tmp_path / "cpu"), strict=True):
         assert row == pytest.approx(other, rel=1e-5)

@@ -1,0 +1,78 @@
+"""What is found out about a module beforehand: deep networks in bf16 are stacked, wrong rules of vmap are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastlocal
+from fastlocal.errors import UsageError
+
+
+class Block(nn.Module):
+    """Of a residual network, in 4 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = (nn.Conv2d(4, 4, 3, padding=1, bias=False) for _ in range(2))
+        self.norm1, self.norm2 = (nn.BatchNorm2d(4) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x))))))
+
+
+def test_a_deep_network_in_bf16_is_stacked(tmp_path: Path) -> None:
+    """Its gradients under vmap are off by 0.25 from the plain module's, which are off by as much from those of fp32."""
+    torch.manual_seed(0)
+    blocks = [Block() for _ in range(16)]
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+    data = torch.randn(16, 3, 8, 8), torch.arange(16) % 4
+    result = fastlocal.train(
+        module, data, data, clients=2, batch_size=8, rounds=1, lr=1e-4, precision="bf16", executor="stacked",
+        directory=tmp_path / "run", device="cpu", tune_seconds=0.0,
+    )  # fmt: skip
+    assert len(result.history) == 1
+
+
+class Doubled(torch.autograd.Function):
+    """The identity, whose rule for vmap doubles the gradient."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: tuple[Tensor], output: Tensor) -> None: ...
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:
+        return grad
+
+    @staticmethod
+    def vmap(info: object, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
+        return 2 * x - x.detach(), in_dims[0]
+
+
+class Wrong(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = Doubled.apply(self.linear(x))
+        return y
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_wrong_rule_of_vmap_is_found_in_every_precision(precision: str, tmp_path: Path) -> None:
+    data = torch.randn(16, 4), torch.arange(16) % 3
+    with pytest.raises(UsageError, match="gradients under vmap are not those of the plain module"):
+        fastlocal.train(
+            Wrong(), data, data, clients=2, batch_size=8, rounds=1, precision=precision, executor="stacked",
+            directory=tmp_path / "run", device="cpu",
+        )  # fmt: skip
