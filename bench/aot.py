@@ -1,18 +1,22 @@
 """Compile every Triton kernel for GPUs that are not there, and watch what it costs them.
 
     python -m bench.aot            compile, compare with the committed table, exit 1 where something is worse
-    python -m bench.aot --write    compile and write the table, or another file that is named
+    python -m bench.aot --write    compile and write the table, or that in another folder
 
 Every case of every op, and every tile of the convolutions in every format, is compiled for sm_80, sm_90 and sm_100.
-Each must fit the target's shared memory and spill no registers. With the Triton that wrote the table, nothing may be
-missing or new, the theoretical occupancy may not fall, and neither accesses of 16 bytes nor matrix instructions may
-disappear. The machine code is read of the large cases alone.
+With any Triton, each must fit the target's shared memory and spill no registers, and convolutions of channels-last
+images must load 16 bytes at a time.
+
+There is a table for each supported version of Triton, which the same version is compared with: nothing may be missing
+or new, the theoretical occupancy may not fall, neither accesses of 16 bytes nor matrix instructions may disappear, and
+no narrower loads may appear where there were none. The machine code is read of the large cases alone. `--write`
+replaces the rows of the Triton that runs. So after a change to what is compiled, write the table with each version:
+install it with `pip install --no-deps triton==...` in an environment of its own, where any torch does.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import sys
 from collections.abc import Sequence
@@ -23,28 +27,12 @@ from pathlib import Path
 import triton
 
 from bench.aot_cases import CONVOLUTIONS, compiled_cases
+from bench.aot_tables import COLUMNS, TABLES, Row, key, name, read_tables, write_tables
 from bench.triton_compile import SHARED_PER_BLOCK, TARGETS, Compiled, compile_case, list_case
 from fastlocal import kernels
 
-TABLE = Path(__file__).parent / "results" / "aot" / "kernels.csv"
-KEY = ("op", "kernel", "configuration", "target")
-COLUMNS = (
-    *KEY,
-    "case",
-    "num_warps",
-    "num_stages",
-    "registers",
-    "shared_bytes",
-    "spilled_bytes",
-    "occupancy",
-    "products",
-    "loads_128",
-    "loads_narrower",
-    "stores_128",
-    "triton",
-)
+LOAD = r"LDG\.|LDGSTS\.|UTMALDG"  # and not LDGDEPBAR, which waits for loads
 WIDE_LOAD, WIDE_STORE = r"LDG\.E.*\.128|LDGSTS.*\.128|UTMALDG", r"STG\.E.*\.128|UTMASTG"
-Row = dict[str, str]
 
 
 def row(compiled: Compiled) -> Row:
@@ -54,7 +42,7 @@ def row(compiled: Compiled) -> Row:
         wide = compiled.count(WIDE_LOAD)
         accesses = {
             "loads_128": str(wide),
-            "loads_narrower": str(compiled.count("LDG|UTMALDG") - wide),
+            "loads_narrower": str(compiled.count(LOAD) - wide),
             "stores_128": str(compiled.count(WIDE_STORE)),
         }
     values = {
@@ -87,16 +75,12 @@ def compile_op(op: str, target: int, most: int | None) -> list[Row]:
 
 
 def listed(op: str, target: int) -> set[tuple[str, ...]]:
-    """The KEYs of what `compile_op` compiles, which takes much less time to say."""
+    """The keys of what `compile_op` compiles, which takes much less time to say."""
     return {
-        (op, kernel, configuration, f"sm_{target}")
+        (op, kernel, configuration, f"sm_{target}", triton.__version__)
         for case, every_tile in compiled_cases(op)
         for kernel, configuration in list_case(op, case, target, every_tile=every_tile)
     }
-
-
-def key(line: Row) -> tuple[str, ...]:
-    return tuple(line[column] for column in KEY)
 
 
 def faults(rows: Sequence[Row]) -> list[str]:
@@ -108,7 +92,28 @@ def faults(rows: Sequence[Row]) -> list[str]:
             found.append(f"{name(line)} takes {line['shared_bytes']} bytes of shared memory, of {limit}")
         if int(line["spilled_bytes"]):
             found.append(f"{name(line)} spills {line['spilled_bytes']} bytes of registers")
+        if int(line["loads_narrower"] or 0) and line["op"] in CONVOLUTIONS and loads_are_wide(line):
+            found.append(f"{name(line)} has {line['loads_narrower']} loads of less than 16 bytes")
     return found
+
+
+def loads_are_wide(line: Row) -> bool:
+    """Whether nothing keeps a convolution from loading 16 bytes at a time.
+
+    Channels lie last and are multiples of 16, and a thread has 16 bytes of both operands of a product. In fp32 the
+    filters' gradient is an exception: TF32 products read operands along the sum, which there runs across the channels.
+    """
+    words = dict(word.split("=", 1) for word in line["configuration"].split() if "=" in word)
+    half = "*fp32" not in line["configuration"].split()[0]
+    strides = ("grad" if "grad" in line["op"] else "y", "dx" if line["op"].endswith("input_grad") else "x")
+    smaller = min(int(words["ROWS"]), int(words["COLUMNS"])) * int(words["DEPTH"]) * (2 if half else 4)
+    return (
+        all(words.get(f"{images}_stride_channel") == "1" for images in strides)
+        and int(words["IN"]) % 16 == int(words["OUT"]) % 16 == 0
+        and smaller >= 16 * 32 * int(line["num_warps"])
+        and words.get("HAS_BIAS") != "True"
+        and (half or not line["op"].endswith("weight_grad"))
+    )
 
 
 def regressions(rows: Sequence[Row], table: Sequence[Row], *, complete: bool = True) -> list[str]:
@@ -133,6 +138,8 @@ def regressions(rows: Sequence[Row], table: Sequence[Row], *, complete: bool = T
         for column in ("loads_128", "stores_128"):
             if int(old[column] or 0) and not int(line[column] or 0):
                 found.append(f"{name(line)} has lost its {column}")
+        if old["loads_narrower"] == "0" and int(line["loads_narrower"] or 0):
+            found.append(f"{name(line)} has {line['loads_narrower']} loads of less than 16 bytes, before none")
     compiled = {(line["op"], line["target"], line["triton"]) for line in rows}
     for place, old in before.items():
         if complete and place not in now and (old["op"], old["target"], old["triton"]) in compiled:
@@ -140,31 +147,14 @@ def regressions(rows: Sequence[Row], table: Sequence[Row], *, complete: bool = T
     return found
 
 
-def name(line: Row) -> str:
-    return f"{line['op']} ({line['case']}, {line['kernel']}) on {line['target']}"
-
-
 def loads(line: Row) -> str:
     return f"loads {line['loads_128']} wide, {line['loads_narrower']} narrower" if line["loads_128"] else ""
-
-
-def read_table(path: Path = TABLE) -> list[Row]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def write_table(path: Path, rows: Sequence[Row]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.aot", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--write", nargs="?", const=TABLE, type=Path, metavar="FILE", help="write the table, do not compare"
+        "--write", nargs="?", const=TABLES, type=Path, metavar="FOLDER", help="write the table, do not compare"
     )
     parser.add_argument("--most", type=int, help="compile at most about so many configurations of each kernel")
     parser.add_argument("--ops", nargs="+", default=kernels.TRITON_OPS, choices=kernels.TRITON_OPS, metavar="OP")
@@ -186,12 +176,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     bad = faults(rows)
     if asked.write:
-        before = read_table(asked.write) if asked.write.exists() else []
-        made = {(op, f"sm_{target}") for op in asked.ops for target in asked.targets}
-        kept = [line for line in before if (line["op"], line["target"]) not in made]
-        write_table(asked.write, sorted(kept + rows, key=key))
+        made = {(op, f"sm_{target}", triton.__version__) for op in asked.ops for target in asked.targets}
+        before = read_tables(asked.write)
+        kept = [line for line in before if (line["op"], line["target"], line["triton"]) not in made]
+        write_tables(asked.write, kept + rows)
     else:
-        bad += regressions(rows, read_table(), complete=asked.most is None)
+        table = read_tables()
+        bad += regressions(rows, table, complete=asked.most is None)
+        if not any(line["triton"] == triton.__version__ for line in table):
+            print(f"There is no table of Triton {triton.__version__}: nothing to compare with", file=sys.stderr)
     for fault in bad:
         print(fault, file=sys.stderr)
     print(f"{len(rows)} compiled, {len(bad)} at fault (Triton {triton.__version__})")

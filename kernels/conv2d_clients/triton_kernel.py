@@ -96,7 +96,8 @@ def _forward_kernel(
         if IN % DEPTH == 0:  # one tap: only rows can leave the image
             tap_h = start // IN // KW * DILATION_H
             tap_w = start // IN % KW * DILATION_W
-            channel = (start % IN + tl.arange(0, DEPTH)).to(tl.int64)
+            # start % IN, as a multiple of DEPTH: Triton 3.8 does not see that it is one, and loads an element at a time
+            channel = (start // DEPTH % (IN // DEPTH) * DEPTH + tl.arange(0, DEPTH)).to(tl.int64)
             h = top + tap_h
             w = left + tap_w
             inside = (in_rows & (h >= 0) & (h < height) & (w >= 0) & (w < width))[:, None]
