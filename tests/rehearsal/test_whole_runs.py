@@ -75,7 +75,7 @@ def goes_on_as_on_the_cpu(
     assert_same_run(folder, 2e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [pytest.param("mlp", marks=pytest.mark.slow), "cnn"])
 def test_a_run_that_goes_on_is_that_of_the_cpu(
     family: str, tmp_path: Path, rehearsed: Rehearsal, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,7 +102,9 @@ def test_an_older_gpu_captures_steps_of_plain_torch(
     assert_same_run(tmp_path, 1e-4)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "tf32", "fp64"])
+@pytest.mark.parametrize(
+    "precision", ["bf16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tf32", "fp64"))]
+)
 def test_steps_compute_in_the_precision_that_was_asked_for(
     precision: str, tmp_path: Path, rehearsed: Rehearsal
 ) -> None:
@@ -138,8 +140,10 @@ class Rounds(Logger):
         self.counts.append(Counter(f"{kind} {name}" for kind, name in events))
 
 
-@pytest.mark.parametrize("graph", [True, False])
-@pytest.mark.parametrize("name", ["words", "batchnorm"])
+@pytest.mark.parametrize(
+    ("name", "graph"),
+    [("words", False), ("batchnorm", True), pytest.param("batchnorm", False, marks=pytest.mark.slow)],
+)
 def test_every_round_launches_the_same_and_no_step_waits(
     name: str, graph: bool, tmp_path: Path, rehearsed: Rehearsal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
