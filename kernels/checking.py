@@ -119,11 +119,12 @@ def fenced_allocations(fences: Fences) -> Iterator[None]:
 def poisoned_memory() -> Iterator[None]:
     """torch.empty gives NaN, also where it is called from C++."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # what torch.use_deterministic_algorithms calls, which imports torch._inductor first: 3 s of a process's start
+    torch._C._set_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch._C._set_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def check(

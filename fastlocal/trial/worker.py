@@ -19,8 +19,6 @@ import time
 from types import FrameType
 from typing import Any, NoReturn
 
-import torch
-
 from . import jobs
 
 _children: list[int] = []
@@ -30,7 +28,6 @@ def main() -> int:
     """Serve jobs until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end)
-    torch.use_deterministic_algorithms(False)  # imports seconds' worth of modules, which a forked process then has
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what anything prints besides must not be taken for an answer
     print(json.dumps({"ready": True}), file=answers, flush=True)
