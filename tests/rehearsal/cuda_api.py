@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
-from fastlocal import kernels
+from fastlocal import kernels, prepared
 from tests.rehearsal.device import CUDA, Device, DeviceTensor
 
 NAME = "a device that is not there"
@@ -261,6 +261,7 @@ def rehearsal(
     hooks: Path,
     *,
     interpret: bool = False,
+    tries_kernels: bool = False,
     gpus: int = 1,
     capability: tuple[int, int] = (9, 0),
     uuid: str = "GPU-0",
@@ -270,6 +271,7 @@ def rehearsal(
     hooks: what `build_hooks` made
     interpret: whether Triton kernels run in Triton's interpreter, tens of milliseconds for each of their programs; else
         they are launched and give what their references compute
+    tries_kernels: whether a run tries them in other processes first, which do not find the device
     """
     library = ctypes.CDLL(str(hooks))
     lifts = torch._C._only_lift_cpu_tensors()
@@ -278,6 +280,8 @@ def rehearsal(
         library.install()
         stack.callback(library.uninstall)
         stack.enter_context(patch.multiple(torch.cuda, **stand_ins(gpus, capability, uuid)))
+        if not tries_kernels:
+            stack.enter_context(patch.object(prepared, "try_kernels", lambda device, ops: {}))
         launch = _interpreted(GridExecutor.__call__) if interpret else _launched
         stack.enter_context(patch.object(GridExecutor, "__call__", launch))
         if not interpret:

@@ -300,7 +300,7 @@ def test_a_script_that_set_torch_s_newer_switches_trains(tmp_path: Path) -> None
             _ = backends.cudnn.allow_tf32
         fastlocal.train(
             nn.Linear(4, 3), *[(torch.randn(8, 4), torch.arange(8) % 3)] * 2, clients=2, batch_size=2, rounds=1,
-            directory=tmp_path / "api", device="cpu",
+            directory=tmp_path / "api", device="cpu", executor="looped",
         )  # fmt: skip
         assert (backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision) == (mixed, before[1])
     finally:
