@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ def shell(folder: Path, redirection: str) -> int:
 
 @pytest.mark.parametrize(
     ("redirection", "status"),
-    [("2>/dev/null >&-", 0), (">/dev/null 2>&-", 0), (">/dev/null 2>/dev/full", 0), ("2>/dev/null >/dev/full", 1)],
+    [(">&- 2>/dev/full", 0), (">/dev/full 2>&-", 1)],
 )
 def test_a_run_survives_its_streams(tmp_path: Path, redirection: str, status: int) -> None:
     assert shell(tmp_path / "run", redirection) == status
@@ -34,7 +35,7 @@ def test_characters_that_the_terminal_lacks(tmp_path: Path) -> None:
     folder = tmp_path / "rün"
     done = subprocess.run(
         [sys.executable, "-m", "fastlocal", *TRAIN.split(), "--log-pth", str(folder)],
-        env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
     )
     assert done.returncode == 0 and b"\\xfcn" in done.stdout

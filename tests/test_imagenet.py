@@ -17,7 +17,7 @@ PER_CLASS = {"train": 8, "test": 3}
 
 SMALL = """
     --model torchvision.resnet18 --image-size 32 --batch-size 10 --total-batch-size 20 --steps-per-epoch 4 --step1 2
-    --epochs 4 --resume 0 --resume-pth None --lr 0.05 --momentum 0.9 --eval-freq1 2 --bn-batches 4 --device cpu --seed 1
+    --epochs 3 --resume 0 --resume-pth None --lr 0.05 --momentum 0.9 --eval-freq1 2 --bn-batches 4 --device cpu --seed 1
     --executor looped
 """.split()
 
@@ -84,7 +84,7 @@ def from_jpegs(jpegs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_learns_and_logs_top_5(from_jpegs: Path) -> None:
     rows = metrics(from_jpegs)
-    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert min(row["train_loss"] for row in rows[1:]) < rows[0]["train_loss"]
     assert all(0 <= row["val_acc1"] <= row["val_acc5"] <= 1 for row in rows)
     config = json.loads((from_jpegs / "config.json").read_text())
@@ -92,11 +92,10 @@ def test_it_learns_and_logs_top_5(from_jpegs: Path) -> None:
 
 
 @pytest.mark.needs("ffcv")
-@pytest.mark.parametrize("source", ["ffcv", "torch"])
 def test_from_beton_it_is_the_same_run(
-    source: str, from_jpegs: Path, betons: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    from_jpegs: Path, betons: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = train(capsys, tmp_path / "run", source, beton_words(betons))
+    rows = train(capsys, tmp_path / "run", "ffcv", beton_words(betons))
     for row, expected in zip(rows, metrics(from_jpegs), strict=True):
         assert row == pytest.approx(expected, rel=1e-3)
 

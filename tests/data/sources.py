@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,13 +55,20 @@ def stored(paths: list[Path], side: int | None = 48) -> StoredSplit:
     return StoredSplit(FileImages(paths, 3), torch.arange(len(paths)) % 10, side)
 
 
+@functools.cache
+def writer() -> FfcvWriter:
+    """One process for all files, as it takes ten seconds to import FFCV."""
+    made = FfcvWriter(1)
+    atexit.register(made.__exit__)
+    return made
+
+
 def beton(folder: Path, images: StoredImages, write_mode: WriteMode, quality: int = 95) -> Path:
     """A .beton file of these images; none where FFCV is not installed."""
     if importlib.util.find_spec("ffcv") is None:
         return folder / "train.beton"
     half = Half("train", images, torch.arange(len(images)) % 10, 10, None, {}, {})
-    with FfcvWriter(1) as writer:
-        return write_beton(half, folder, BetonSettings(write_mode, None, quality, 0.5), writer, lambda done: None)
+    return write_beton(half, folder, BetonSettings(write_mode, None, quality, 0.5), writer(), lambda done: None)
 
 
 def as_read_by(kind: str, split: Split, path: Path) -> AnySplit:

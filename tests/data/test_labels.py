@@ -12,7 +12,7 @@ import torch
 
 from fastlocal.data.images.arrays import ArrayImages
 from fastlocal.data.preparing.array import write_array
-from fastlocal.data.preparing.beton import BetonSettings, FfcvWriter, write_beton
+from fastlocal.data.preparing.beton import BetonSettings, write_beton
 from fastlocal.data.preparing.half import Half
 from tests.data import sources
 from tests.tiny import arrays, run, tree, write_npz
@@ -52,9 +52,8 @@ def half(name: str, classes: tuple[str, ...], missing: int | None) -> Half:
 def files(folder: Path, format: str, halves: Sequence[Half]) -> list[Path]:
     if format == "array":
         return [write_array(one, folder, 1, lambda count, done: None) for one in halves]
-    with FfcvWriter(1) as writer:
-        settings = BetonSettings("raw", None, 90, 0.5)
-        return [write_beton(one, folder, settings, writer, lambda done: None) for one in halves]
+    settings = BetonSettings("raw", None, 90, 0.5)
+    return [write_beton(one, folder, settings, sources.writer(), lambda done: None) for one in halves]
 
 
 @pytest.mark.parametrize("format", ["array", pytest.param("beton", marks=pytest.mark.needs("ffcv"))])

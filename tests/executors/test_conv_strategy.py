@@ -114,9 +114,8 @@ def test_mistakes_are_one_line(text: str, said: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "fastlocal" / "convolutions.json"
+def own_cache(own_cache_home: Path) -> Path:
+    return own_cache_home / "convolutions.json"
 
 
 def test_strategies_are_timed_once_per_layer_shape_and_machine(own_cache: Path) -> None:

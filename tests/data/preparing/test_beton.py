@@ -232,24 +232,23 @@ def test_a_killed_run_leaves_no_file_to_train_on_and_no_process(
     mark = tmp_path / "mark"
     mark.mkdir()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(mark)])}
-    for moment in (1, 20 << 20):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fastlocal", "prepare", *words], cwd=ROOT, env=environment, stderr=subprocess.PIPE
-        )
-        while process.poll() is None and (not partial.exists() or partial.stat().st_size < moment):
-            time.sleep(0.0005)
-        assert running(str(mark))
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL, "it was over before"
-        with pytest.raises(UsageError, match=r"train\.beton does not exist"):
-            load("beton", data_pth=str(out))
-        with pytest.raises(UsageError, match="is no .beton file|was never finished|is cut short"):
-            BetonImages(partial)
-        end = time.monotonic() + 60
-        while running(str(mark)):
-            assert time.monotonic() < end
-            time.sleep(0.02)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastlocal", "prepare", *words], cwd=ROOT, env=environment, stderr=subprocess.PIPE
+    )
+    while process.poll() is None and (not partial.exists() or partial.stat().st_size < 20 << 20):
+        time.sleep(0.0005)
+    assert running(str(mark))
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it was over before"
+    with pytest.raises(UsageError, match=r"train\.beton does not exist"):
+        load("beton", data_pth=str(out))
+    with pytest.raises(UsageError, match="is no .beton file|was never finished|is cut short"):
+        BetonImages(partial)
+    end = time.monotonic() + 60
+    while running(str(mark)):
+        assert time.monotonic() < end
+        time.sleep(0.02)
     outcome = run(capsys, "prepare", *words)
     assert outcome.status == 0, outcome.err
     assert tree(out) == {f"{name}.beton{suffix}" for name in ("train", "val") for suffix in ("", ".json")}
