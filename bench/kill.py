@@ -36,7 +36,6 @@ from fastlocal.state_file import State, read_numbers
 TABLE = Path(__file__).parent / "results" / "cpu" / "kill.csv"
 COMMON = """
     --device cpu --batch-size 4 --total-batch-size 12 --chunk 1 --debug --momentum 0.9 --save-freq1 3 --bn-batches 4
-    --timeout 10
 """
 CASES = {
     "mlp, Nesterov, label noise, warm-up, a decay": (
@@ -101,15 +100,18 @@ def _bits(tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {name: (value.dtype, value.shape, value.numpy().tobytes()) for name, value in tensors.items()}
 
 
-def words_of(case: str, data: Path, directory: Path) -> list[str]:
-    """The command line of a case; the same starts it and goes on with it."""
+def words_of(case: str, data: Path, directory: Path, timeout: int = 10) -> list[str]:
+    """The command line of a case; the same starts it and goes on with it.
+
+    timeout: seconds that a rank waits for one that may be gone
+    """
     where = ["train", "--dataset", "npz", "--data-pth", str(data), "--log-pth", str(directory), "--continue"]
-    return [*where, *COMMON.split(), *CASES[case].split()]
+    return [*where, *COMMON.split(), *CASES[case].split(), "--timeout", str(timeout)]
 
 
 def undisturbed(forks: Forks, case: str, data: Path, directory: Path, ranks: int) -> dict[str, Any]:
-    """What a run leaves that nothing disturbs."""
-    statuses = forks.start(words_of(case, data, directory), directory.with_suffix(".log"), ranks).statuses()
+    """What a run leaves that nothing disturbs, not even what the first run on a machine compiles."""
+    statuses = forks.start(words_of(case, data, directory, 120), directory.with_suffix(".log"), ranks).statuses()
     if any(statuses):
         raise RuntimeError(f"{case}: status {statuses}\n{directory.with_suffix('.log').read_text()}")
     return left_behind(directory)

@@ -140,9 +140,7 @@ def test_bfloat16_stays_near_float32(tmp_path: Path) -> None:
     """Without momentum, which makes the roundings of one step grow in later ones."""
     begun = torch.cat([value.flatten() for value in small_models.make("perceptron").state_dict().values()])
     loops = [
-        run(
-            tmp_path / name, small_models.make("perceptron"), small_models.images(), precision=name, executor="stacked"
-        )
+        run(tmp_path / name, small_models.make("perceptron"), small_models.images(), precision=name, executor="stacked")
         for name in ("fp32", "bf16")
     ]
     full, low = (torch.cat([value.flatten() for value in model_of(loop).values()]) for loop in loops)

@@ -70,7 +70,7 @@ def test_in_a_fixed_order_not_one_bit_differs(forks: Forks, tmp_path: Path) -> N
 
 
 def test_a_reference_run_on_two_processes(forks: Forks, tmp_path: Path) -> None:
-    words, expected = reference_words("synchronous_sgd", tmp_path / "run", "--precision", "fp64", *LOGS)
+    words, expected = reference_words("three_phases_gn", tmp_path / "run", "--precision", "fp64", *LOGS)
     on_ranks(forks, 2, words, tmp_path / "log")
     assert_same_run(tmp_path / "run", expected, "fp64")
 

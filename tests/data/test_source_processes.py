@@ -1,7 +1,7 @@
 """Streaming sources give two processes the samples that one process has.
 
-The same source in each of them, in whole runs; what a source gives to a part of the clients, FFCV's with its ten
-seconds of compilation in every process too, is in test_source_equality.
+The same source in each of them, in whole runs; what a source gives to a part of the clients, and FFCV, which would
+compile for ten seconds in every process, are in test_source_equality.
 """
 
 from __future__ import annotations
