@@ -38,7 +38,7 @@ test: test-packages $(VENV)/installed-test
 # Ten minutes of which `make test` has the short half.
 rehearse: $(VENV)/installed-test
 	$(BIN)/python -m coverage erase
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest tests/rehearsal -m "slow or not slow" --durations=10
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest tests/rehearsal -m "slow or not slow" -n 2 --dist worksteal --durations=10
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m tests.rehearsal.walked
 

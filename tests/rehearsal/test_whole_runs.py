@@ -57,7 +57,10 @@ ALL_FAMILIES = {
     "resnet20_gn": ["--model", "resnet20_gn", "--chunk", "2", *HARD],
     "resnet20": ["--model", "resnet20", "--bn-batches", "2", "--group-weight", "1"],
     "vgg11": ["--model", "vgg11"],
-    "torchvision": ["--model", "torchvision.shufflenet_v2_x0_5", "--bn-batches", "1"],
+    "torchvision": [
+        *("--model", "torchvision.shufflenet_v2_x0_5", "--bn-batches", "3", "--start-lr", "0.001"),
+        *("--batch-size", "8", "--total-batch-size", "16", "--steps-per-epoch", "1"),
+    ],
 }
 
 
