@@ -182,6 +182,10 @@ def verify(
 
     Returns what was found: `passed`, `checks`, and as text a table. Raises ValueError for what cannot work.
     """
+    if not seconds > 0:
+        raise UsageError(f"seconds {seconds:g}: must be more than 0")
+    if isinstance(ops, str):
+        ops = [ops]
     far = 2**31 - 1
     values = {"dataset": "python", "model": type(model).__name__, "batch_size": batch_size, "start_lr": None}
     values |= {"total_batch_size": clients * batch_size, "client_lr": lr, "momentum": momentum, "nesterov": nesterov}

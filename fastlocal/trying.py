@@ -38,7 +38,7 @@ def try_executor(config: RunConfig, problem: LocalProblem) -> tuple[Executor, Ru
             return executor, resolved, notes + more
         except UsageError:
             raise
-        except kernels.failures() as error:
+        except Exception as error:
             op = do_without(error, problem.numerics.device)
             if op is None:
                 raise

@@ -49,6 +49,7 @@ def verify_run(
                 rate=prepared.progress.learning_rate(0) or 0.01,
                 random=prepared.random,
                 no_vmap=prepared.no_vmap,
+                conv_strategy=config.machine.conv_strategy,
             )
 
     checks: list[Check] = []

@@ -32,6 +32,8 @@ NATIVE_OPS = (
     "sgd_update",
 )
 
+_found: dict[str, dict[str, str | None]] = {}
+"""Verdicts of this process by file and key, where they cannot be kept or are not to be."""
 _undecided: set[tuple[str, str]] = set()
 """What was tried in this process without a verdict, by the verdicts' key."""
 _log = logging.getLogger(__name__)
@@ -64,41 +66,47 @@ def try_triton(device: torch.device, ops: Iterable[str]) -> dict[str, str]:
     if not kernels.runs_triton(device):
         return {}
     ops = tuple(ops)
-    known = verdicts.known(device, "triton")
     key = verdicts.key(device, "triton")
+    found_here = _found.setdefault(f"{verdicts.verdict_file()} {key}", {})
+    known = verdicts.known(device, "triton") | found_here
     missing = [op for op in ops if op not in known and (key, op) not in _undecided]
     if missing:
         _log.info("Triton kernels are tried, once for this machine")
-        found = _try(Job((TRITON, *missing), "triton", str(device), seconds=SECONDS))
-        verdicts.remember(device, "triton", found)
+        found, lasting = _try(Job((TRITON, *missing), "triton", str(device), seconds=SECONDS))
+        if lasting:
+            verdicts.remember(device, "triton", found)
+        found_here.update(found)
         known |= found
         _undecided.update((key, op) for op in missing if op not in found)
     verdicts.take("triton", {op: known[op] for op in ops if op in known})
     return {op: kernels.refusals()[op, "triton"] for op in ops if (op, "triton") in kernels.refusals()}
 
 
-def _try(job: Job) -> dict[str, str | None]:
-    """Faults by op; nothing of an op where it is no fault of the kernel's."""
+def _try(job: Job) -> tuple[dict[str, str | None], bool]:
+    """Faults by op, nothing of an op where it is no fault of the kernel's, and whether they are to be remembered.
+
+    What is wrong with the machine may be mended, a full disk say: it is, where the verdicts' key would show that.
+    """
     found: dict[str, str | None] = {}
     try:
         with Processes() as processes:
             for outcome in processes.check(job):
                 if outcome.fault is not None and any(word in outcome.fault for word in NO_VERDICT):
                     if outcome.op == TRITON:
-                        return {}
+                        return {}, False
                     continue
                 if outcome.op == TRITON and outcome.fault is not None:
                     reason = verdicts.lacking() or outcome.fault
-                    return dict.fromkeys(job.ops[1:], reason)
+                    return dict.fromkeys(job.ops[1:], reason), verdicts.lacking() is not None
                 found[outcome.op] = outcome.fault
     except (OSError, RuntimeError) as error:
         _log.warning("kernels are not tried first: %s", line(error))
     found.pop(TRITON, None)
-    return found
+    return found, True
 
 
 def do_without(error: BaseException, device: torch.device) -> str | None:
-    """Refuse the op whose Triton kernel raised an error, for the machine.
+    """Refuse the op whose Triton kernel raised an error; for the machine where it does not compile.
 
     Returns:
         The op; None where the error came from elsewhere, says nothing about a kernel, or cost the device.
@@ -111,7 +119,9 @@ def do_without(error: BaseException, device: torch.device) -> str | None:
         return None
     fault = {op: f"fails in a step: {verdicts.lacking() or reason}"}
     verdicts.take("triton", fault)
-    verdicts.remember(device, "triton", fault)
+    kind = type(error)
+    if kind.__module__.startswith("triton") and kind.__name__ != "OutOfResources":  # which is of one shape
+        verdicts.remember(device, "triton", fault)
     return op
 
 
@@ -140,7 +150,7 @@ def _native_verdicts(path: str) -> dict[str, str | None]:
     missing = tuple(op for op in NATIVE_OPS if op not in known)
     if missing:
         _log.info("operations in C++ are tried, once for this machine")
-        found = _try(Job(missing, "native", "cpu", seconds=SECONDS))
+        found, _ = _try(Job(missing, "native", "cpu", seconds=SECONDS))
         verdicts.remember(cpu, "native", found)
         known |= found
     return known

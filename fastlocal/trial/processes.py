@@ -22,6 +22,8 @@ from .jobs import Job
 
 START_SECONDS = 120.0
 POLL_SECONDS = 0.2
+LATE = "time limit"
+"""In the fault of an op that was not through in time."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,11 @@ class Processes:
     """
 
     def __enter__(self) -> Processes:
-        self._said = tempfile.TemporaryFile("w+")
+        self._said = tempfile.TemporaryFile("w+", errors="replace")
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
         settings = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        settings["PYTHONSAFEPATH"] = "1"  # no module of the folder that this is started in
         settings["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # whoever asks whether there is a GPU must not touch it
         self._server = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.worker"],
@@ -96,7 +99,7 @@ class Processes:
                     start, at = time.monotonic(), "its first call"
             ended = said["ended"]
             if ended is not None and left:
-                word = "hangs" if "time limit" in ended else "crashes"
+                word = "hangs" if LATE in ended else "crashes"
                 if ended.startswith("exit status"):
                     word, ended = "fails", self._last_line() or ended
                 yield Outcome(left.pop(0), f"{word} on {at}: {ended}", 1, time.monotonic() - start)

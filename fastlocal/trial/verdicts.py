@@ -36,6 +36,8 @@ def key(device: torch.device, backend: str) -> str:
     if backend == "native":
         path, _ = native.compiled(cache_file("native"))
         compilers = [] if path is None else [path.name]  # which stands for all that it was compiled from
+    if device.type == "cuda":
+        compilers.append(_driver())
     interpreted = os.environ.get("TRITON_INTERPRET", "")
     return key_of(backend, device.type, machine_name(device), triton_version(), compilers, interpreted)
 
@@ -97,6 +99,14 @@ def lines_of(device: torch.device, ops: Iterable[str]) -> list[str]:
 def _list(names: list[str]) -> str:
     more = len(names) - SHOWN
     return ", ".join(names) if more <= 0 else f"{', '.join(names[:SHOWN])} and {more} more"
+
+
+def _driver() -> str:
+    """The NVIDIA driver that is loaded; empty where that cannot be told."""
+    try:
+        return Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 @functools.cache

@@ -79,7 +79,10 @@ def _relay(reading: int, seconds: float, answers: Any) -> str | None:
         left = deadline - time.monotonic()
         if left <= 0:
             return f"a time limit of {seconds:g} s"
-        if not select.select([reading], [], [], left)[0]:
+        ready = select.select([reading, 0], [], [], left)[0]
+        if 0 in ready:  # nothing is asked meanwhile: whoever asks is gone
+            _end(signal.SIGTERM, None)
+        if not ready:
             continue
         some = os.read(reading, 65536)
         if not some:

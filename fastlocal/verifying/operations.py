@@ -19,8 +19,8 @@ from ..errors import UsageError, nearest
 from ..remembered import cache_file
 from ..trial import verdicts
 from ..trial.jobs import NO_VERDICT, TRITON, Job
-from ..trial.kernels_tried import NATIVE_OPS
-from ..trial.processes import Outcome, Processes
+from ..trial.kernels_tried import NATIVE_OPS, SECONDS
+from ..trial.processes import LATE, Outcome, Processes
 from .checks import Check
 
 MOST_AT_ONCE = 6
@@ -72,14 +72,16 @@ def check_operations(
                 yield Check("environment", "a one-line kernel", fault, f"{outcome.seconds:.1f} s")
                 if outcome.fault is not None and not _says_nothing(outcome.fault):
                     found = dict.fromkeys(names, fault)
-                    verdicts.remember(device, backend, found)
+                    if verdicts.lacking():
+                        verdicts.remember(device, backend, found)
                     verdicts.take(backend, found)
                 if fault is not None:
                     continue
             for outcome in _each(processes, dataclasses.replace(job, ops=names), at_once(device)):
                 op = outcome.op
                 if not (outcome.fault and _says_nothing(outcome.fault)):
-                    verdicts.remember(device, backend, {op: outcome.fault})
+                    if not (outcome.fault and LATE in outcome.fault and seconds < SECONDS):
+                        verdicts.remember(device, backend, {op: outcome.fault})
                     verdicts.take(backend, {op: outcome.fault})
                 yield _line(outcome, backend)
 

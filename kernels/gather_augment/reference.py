@@ -73,7 +73,7 @@ def gather_boxes(
     return batch.to(dtype).div_(255).sub_(centre).div_(scale)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.cache
 def _by_channel(
     mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:

@@ -134,8 +134,10 @@ def test_one_visible_gpu_is_the_task_s_own(rehearsed: Rehearsal) -> None:
         assert resolve_device("cuda", ranks) == resolve_device(None, ranks) == CUDA
     with rehearsed(gpus=4):
         assert resolve_device("cuda", ranks) == torch.device("cuda", 3)
-    with rehearsed(gpus=2), pytest.raises(UsageError, match="there are 2"):
-        resolve_device("cuda", ranks)
+    with rehearsed(gpus=2):
+        for name in ("cuda", "cuda:2"):
+            with pytest.raises(UsageError, match="there are 2"):
+                resolve_device(name, ranks)
 
 
 RANK = """
@@ -163,8 +165,7 @@ with rehearsal(Path(hooks), uuid=os.environ["RANK"]), patch.object(dist, "init_p
         torch.cuda.Event = Failed
     status = main(words)
 print(f"{len(Event.alive)} events are left", file=sys.stderr)
-sys.stderr.flush()
-os._exit(status)
+sys.exit(status)
 """
 
 
