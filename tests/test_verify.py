@@ -109,6 +109,8 @@ def test_what_does_not_hold_is_said_and_done_without(
         assert re.search(rf"^kernel +{name} +WRONG +{says}$", outcome.out, re.MULTILINE), outcome.out
     assert "stacked, looped fp64         ok" in outcome.out  # a process that crashed took nothing with it
     assert "4 of 12 checks do not hold: client_mean for CPUs, gather_augment for CPUs, product C++" in outcome.out
+    kept = {op for found in json.loads((own_cache_home / "verified.json").read_text()).values() for op in found}
+    assert {"client_mean", "sgd_update"} <= kept and "product" not in kept, "later than a short limit is no verdict"
     assert kernels.get("client_mean", device="cpu").__module__.endswith("client_mean.reference")
     with pytest.raises(ValueError, match=r"'cpu' of client_mean cannot run: wrong by 0\.3 on mean 3x1 float32"):
         kernels.get("client_mean", "cpu", "cpu")
