@@ -98,7 +98,8 @@ class StackedExecutor:
                 some, hits = self._step(stack.part(part), given, seen, learning_rates[part])
             except torch.OutOfMemoryError:
                 # a captured step cannot be begun again: what it has launched stays in the graph
-                if part.stop - part.start == 1 or torch.cuda.is_current_stream_capturing():
+                captured = stack.params.is_cuda and torch.cuda.is_current_stream_capturing()
+                if part.stop - part.start == 1 or captured:
                     raise
             else:
                 losses.append(some)
