@@ -18,7 +18,7 @@ from coverage import CoverageData
 
 ROOT = Path(__file__).parents[2]
 WHOLE = ("executors/graphed.py", "executors/compiled.py")
-CUDA = re.compile(r"is_cuda|torch\.cuda|\"cuda\"|on_gpu|_stream is None")
+CUDA = re.compile(r"is_cuda|torch\.cuda|['\"]cuda['\"]|on_gpu|_stream is None")
 
 
 def sources() -> list[Path]:
