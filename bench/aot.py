@@ -98,7 +98,7 @@ def faults(rows: Sequence[Row]) -> list[str]:
 
 
 def loads_are_wide(line: Row) -> bool:
-    """Whether nothing keeps a convolution from loading 16 bytes at a time.
+    """Return True if the convolution must load 16 bytes at a time.
 
     Channels lie last and are multiples of 16, and a thread has 16 bytes of both operands of a product. In fp32 the
     filters' gradient is an exception: TF32 products read operands along the sum, which there runs across the channels.

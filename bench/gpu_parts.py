@@ -1,4 +1,4 @@
-"""What bench.gpu_suite runs, the most precious first. Another bench joins by an entry here."""
+"""The parts of bench.gpu_suite, in order of importance. Add a bench by adding an entry."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ PARTS = (
 
 
 def is_asked(name: str, word: str, names: Collection[str]) -> bool:
-    """Whether a word means the part of this name: it is a name itself, or the beginning of some."""
+    """Return True if `word` selects the part `name`, as its full name or as a prefix."""
     return name == word if word in names else name.startswith(word)
 
 

@@ -110,7 +110,7 @@ def words_of(case: str, data: Path, directory: Path, timeout: int = 10) -> list[
 
 
 def undisturbed(forks: Forks, case: str, data: Path, directory: Path, ranks: int) -> dict[str, Any]:
-    """What a run leaves that nothing disturbs, not even what the first run on a machine compiles."""
+    """Return the files of an undisturbed run; its timeout leaves time for a first compilation."""
     statuses = forks.start(words_of(case, data, directory, 120), directory.with_suffix(".log"), ranks).statuses()
     if any(statuses):
         raise RuntimeError(f"{case}: status {statuses}\n{directory.with_suffix('.log').read_text()}")

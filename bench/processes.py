@@ -14,14 +14,14 @@ from dataclasses import dataclass
 DUMP_SECONDS = 2.0
 """For a program that is stopped to print where it stands."""
 DUMP, CURRENT = "Fatal Python error", "Current thread"
-"""How the fault handler begins, and then the main thread of a program that is stopped."""
+"""First lines of the fault handler's output, and of its section on the main thread."""
 LINES, FRAMES = 40, 20
 """Lines that are kept of what a program printed, of them at most so many where it stood."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a program ended.
+    """The end of a program.
 
     status: of its exit, or None where it was stopped
     lines: of what it printed, see `kept`

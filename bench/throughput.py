@@ -88,7 +88,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def is_open(row: Row) -> bool:
-    """Whether a row says no more than that there was no time."""
+    """Return True if a row holds no measurement because time ran out."""
     return not row["median_s"] and row["note"] in (LATE, UNTIMED)
 
 
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def is_failure(one: Variant) -> bool:
-    """Whether a variant trains otherwise than the reference, or is one of fastlocal's and cannot be timed."""
+    """Return True if a variant differs from the reference, or if a fastlocal variant could not be timed."""
     own = one.name.startswith("fastlocal ") and one.fault not in ("", LATE)
     return own or "away from the reference" in one.fault
 

@@ -16,7 +16,7 @@ from bench.case import Case
 from bench.variant import LATE, SILENT, START_SECONDS, TURN_SECONDS, Variant, Worker
 
 START_SHARE = 0.8
-"""Of the time of a case, for its variants to start."""
+"""The share of a case's time in which its variants may start."""
 WARM_UP = 1
 """Rounds that are not counted, beside the one of the gate: the first touch of buffers."""
 TOLERANCE = {"fp64": 1e-6, "fp32": 2e-3, "tf32": 2e-2, "bf16": 0.3}

@@ -46,7 +46,7 @@ class Variant:
 
 
 def way_and_precision(name: str) -> tuple[str, str | None]:
-    """Of a variant's name; "vmap, fp32" trains in fp32 whatever the cases' precision is, "vmap" in theirs."""
+    """Split a variant's name: "vmap, fp32" always trains in fp32, "vmap" in the precision of the case."""
     way, _, last = name.rpartition(", ")
     return (way, last) if last in PRECISIONS else (name, None)
 
@@ -167,7 +167,7 @@ class Worker:
         return dict(json.loads(line)) if line else {"fault": self._end()}
 
     def _end(self) -> str:
-        """How the process ended, and what it said last."""
+        """Describe the end of the process: its exit status and its last line of output."""
         assert self._process is not None
         status = self._process.wait()
         return f"{ENDED} with status {status}: {''.join(self._lines()[-1:]).strip()}"

@@ -139,7 +139,7 @@ def run_loop(name: str, case: Case, folder: Path, file: Path, pipe: Any) -> None
 
 
 def warm_up() -> None:
-    """What takes long in a process and is the same for every case."""
+    """Do the slow start-up work that every case shares: CUDA, Triton and the memory allocator."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # see Worker.answer
     keep_freed_memory()
     if torch.cuda.is_available():

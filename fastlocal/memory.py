@@ -275,7 +275,7 @@ def _needs(config: RunConfig, problem: LocalProblem, data: DataSet, strategies: 
 
 
 def can_replay(problem: LocalProblem) -> bool:
-    """Whether steps could be a CUDA graph: on a GPU, from samples that lie there."""
+    """Return True if steps can be replayed as a CUDA graph, which needs a GPU and a resident source."""
     return problem.numerics.device.type == "cuda" and isinstance(problem.source, ResidentSource)
 
 

@@ -128,11 +128,13 @@ class _Gradients:
     row: Tensor
 
     def fault_of_vmap(self, numerics: Numerics, *, compare: bool) -> str | None:
-        """What keeps vmap from taking the module, or None. compare: whether two passes give the same gradients
+        """Explain why vmap cannot take the module, or return None.
 
-        Full precision shows a wrong rule of vmap, as torch 2.15 has one that is right for one client alone. Low
-        precision rounds the gradients of deep networks differently in every order: by 0.05 to 0.2 of their norm in bf16
-        (ResNet-56, ResNet-110). There vmap may be off by three times what the plain module is off itself.
+        The gradients are compared in full precision, which shows a wrong vmap rule (torch 2.15 has one that is right
+        for one client alone). In bf16 the order of operations alone changes the gradients of deep networks by 0.05 to
+        0.2 of their norm (ResNet-56, ResNet-110), so that vmap may be off by three times the plain module's own error.
+
+        compare: False for a module that draws random numbers, whose two passes differ anyway
         """
         full = dataclasses.replace(numerics, low=None)
         try:

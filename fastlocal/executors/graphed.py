@@ -109,7 +109,7 @@ class GraphedExecutor:
         return program.result(plan.local_steps)
 
     def _captured(self, program: StepProgram, clients: int) -> Callable[[], None]:
-        """What takes the program's steps; where memory runs out, of steps with fewer clients at once."""
+        """Capture a program; if memory runs out, capture it again with fewer clients at once."""
         while True:
             try:
                 return self._capture(program)

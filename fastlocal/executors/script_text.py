@@ -62,7 +62,7 @@ class ScriptText:
         self._gone.update(node for loss in losses for node in loss.gone)
 
     def _has(self, *ops: str) -> bool:
-        """Whether torch.ops.fastlocal_native has all of these."""
+        """Return True if the library in C++ is loaded and provides all of these operations."""
         return self._native and all(map(kernels_native.has, ops))
 
     def source(self) -> str:

@@ -118,7 +118,7 @@ class StackedExecutor:
             torch.cuda.empty_cache()
 
     def can_step_fewer(self, clients: int) -> bool:
-        """Whether more than one of these clients are stepped at once."""
+        """Return True if more than one client is stepped at once, so that their number can be halved."""
         return min(self._most or clients, clients) > 1
 
     def take_notes(self) -> tuple[str, ...]:

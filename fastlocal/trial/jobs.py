@@ -1,4 +1,4 @@
-"""What is checked in a process of its own: ops of one backend on their cases, or Triton itself."""
+"""Jobs for the checking processes: the ops of one backend on their cases, or Triton itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TRITON = "triton itself"
 """In place of an op: the smallest kernel."""
 UNREACHABLE = "the device cannot be used from another process"
 NO_VERDICT = (UNREACHABLE, "out of memory", "busy or unavailable")
-"""What says nothing about a kernel: a device that cannot be reached, or that others fill or have to themselves."""
+"""Faults that are no verdict on a kernel: the device is unreachable, full, or in another process's exclusive use."""
 
 Say = Callable[[dict[str, Any]], None]
 
@@ -123,7 +123,7 @@ def _check_triton(device: torch.device) -> None:
 
 
 def _fault(name: str, look: Callable[[], None]) -> tuple[str | None, bool]:
-    """What is wrong, in one line, and whether the device is lost."""
+    """Return the fault of a check in one line, or None, and whether the device is lost."""
     try:
         look()
         if torch.cuda.is_initialized():

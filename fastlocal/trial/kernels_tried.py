@@ -48,7 +48,7 @@ def used_ops(module: nn.Module) -> tuple[str, ...]:
 
 
 def try_kernels(device: torch.device, ops: Iterable[str]) -> dict[str, str]:
-    """As try_triton; on a CPU, where nothing is tried, what `fastlocal verify` found wrong is refused."""
+    """Run try_triton; on a CPU, refuse the ops that `fastlocal verify` found wrong."""
     if device.type == "cpu" and verdicts.any_fault():
         verdicts.take("cpu", verdicts.known(device, "cpu"))
     return try_triton(device, ops)
@@ -144,7 +144,7 @@ def load_native() -> str | None:
 
 @functools.cache
 def _native_verdicts(path: str) -> dict[str, str | None]:
-    """Of the library at `path`; tried once in a process even where nothing can be kept."""
+    """Return the verdicts on the library at `path`; each process tries it at most once."""
     cpu = torch.device("cpu")
     known = verdicts.known(cpu, "native")
     missing = tuple(op for op in NATIVE_OPS if op not in known)

@@ -28,7 +28,7 @@ LATE = "time limit"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an op.
+    """The result of checking an op.
 
     Attributes:
         op: Its name.

@@ -1,4 +1,4 @@
-"""What is known of the kernels on this machine: kept in the user's cache, told to `kernels`, and said in a line."""
+"""Verdicts on the kernels of this machine: stored in the user's cache, passed to `kernels`, printed in a line."""
 
 from __future__ import annotations
 
