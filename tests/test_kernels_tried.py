@@ -66,7 +66,7 @@ def nothing_refused() -> Iterator[None]:
     yield
     for op, backend in list(kernels.refusals()):
         kernels.accept(op, backend)
-    kernels_tried._undecided.clear()
+    kernels_tried._tried.clear()
 
 
 @pytest.fixture

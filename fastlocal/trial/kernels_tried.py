@@ -32,10 +32,8 @@ NATIVE_OPS = (
     "sgd_update",
 )
 
-_found: dict[str, dict[str, str | None]] = {}
-"""Verdicts of this process by file and key, where they cannot be kept or are not to be."""
-_undecided: set[tuple[str, str]] = set()
-"""What was tried in this process without a verdict, by the verdicts' key."""
+_tried: dict[str, dict[str, str | None]] = {}
+"""By file and key of the verdicts, what this process found, also where it is not stored; None for no verdict."""
 _log = logging.getLogger(__name__)
 
 
@@ -67,18 +65,18 @@ def try_triton(device: torch.device, ops: Iterable[str]) -> dict[str, str]:
         return {}
     ops = tuple(ops)
     key = verdicts.key(device, "triton")
-    found_here = _found.setdefault(f"{verdicts.verdict_file()} {key}", {})
-    known = verdicts.known(device, "triton") | found_here
-    missing = [op for op in ops if op not in known and (key, op) not in _undecided]
+    tried = _tried.setdefault(f"{verdicts.verdict_file()} {key}", {})
+    known = {**tried, **verdicts.known(device, "triton")}
+    missing = [op for op in ops if op not in known]
     if missing:
         _log.info("Triton kernels are tried, once for this machine")
         found, lasting = _try(Job((TRITON, *missing), "triton", str(device), seconds=SECONDS))
         if lasting:
             verdicts.remember(device, "triton", found)
-        found_here.update(found)
-        known |= found
-        _undecided.update((key, op) for op in missing if op not in found)
-    verdicts.take("triton", {op: known[op] for op in ops if op in known})
+        tried.update(dict.fromkeys(missing) | found)
+        known |= tried
+    # what failed in a step of this process stays refused although its smallest case holds
+    verdicts.take("triton", {op: fault for op in ops if (fault := known[op]) is not None})
     return {op: kernels.refusals()[op, "triton"] for op in ops if (op, "triton") in kernels.refusals()}
 
 

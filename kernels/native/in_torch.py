@@ -67,7 +67,8 @@ def group_norm_act(
     units = wide.unflatten(1, (groups, -1)).flatten(2).flatten(0, 1)
     mean.copy_(units.mean(dim=1))
     rstd.copy_((units.var(dim=1, correction=0) + eps).rsqrt())
-    y.copy_(_after(wide, weight, bias, residual, mean, rstd, groups, activation))
+    affine = _affine(_normalised(wide, mean, rstd, groups), weight, bias)
+    y.copy_(_activated(affine if residual is None else affine + residual, activation))
 
 
 def group_norm_act_backward(
@@ -88,19 +89,17 @@ def group_norm_act_backward(
     """The gradients of `group_norm_act` from the statistics that it left."""
     wide = torch.promote_types(x.dtype, torch.float32)
     z, given = (value.to(wide) for value in (x, grad))
-    shape = (len(x), groups, *(1 for _ in x.shape[1:]))
-    m, r = mean.view(shape), rstd.view(shape)
     with torch.enable_grad():
         scale, shift = weight.detach().requires_grad_(), bias.detach().requires_grad_()
-        normal = ((z.unflatten(1, (groups, -1)) - m) * r).flatten(1, 2).requires_grad_()
-        affine = normal * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+        normal = _normalised(z, mean, rstd, groups).requires_grad_()
+        affine = _affine(normal, scale, shift)
         before = affine if residual is None else affine + residual.to(wide)
         y = _activated(before, activation)
         dnormal, dscale, dshift, dbefore = torch.autograd.grad(y, (normal, scale, shift, before), given)
     units, slopes = (value.unflatten(1, (groups, -1)) for value in (normal.detach(), dnormal))
     axes = tuple(range(2, units.dim()))
     inner = slopes - slopes.mean(dim=axes, keepdim=True) - units * (slopes * units).mean(dim=axes, keepdim=True)
-    dx.copy_((inner * r).flatten(1, 2))
+    dx.copy_((inner * _by_group(rstd, x, groups)).flatten(1, 2))
     dweight.copy_(dscale)
     dbias.copy_(dshift)
     if dresidual is not None:
@@ -129,20 +128,18 @@ def gather_images(
     out.copy_(picked.to(out.dtype) * scale.view(-1, 1, 1) + offset.view(-1, 1, 1))
 
 
-def _after(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    groups: int,
-    activation: int,
-) -> Tensor:
-    shape = (len(x), groups, *(1 for _ in x.shape[1:]))
-    normal = ((x.unflatten(1, (groups, -1)) - mean.view(shape)) * rstd.view(shape)).flatten(1, 2)
-    y = normal * weight.view(1, -1, 1, 1) + bias.view(1, -1, 1, 1)
-    return _activated(y if residual is None else y + residual, activation)
+def _by_group(statistic: Tensor, x: Tensor, groups: int) -> Tensor:
+    """Shape [samples * groups] as [samples, groups, 1, 1, 1], for x [samples, channels, h, w] cut into groups."""
+    return statistic.view(len(x), groups, *(1 for _ in x.shape[1:]))
+
+
+def _normalised(x: Tensor, mean: Tensor, rstd: Tensor, groups: int) -> Tensor:
+    units = x.unflatten(1, (groups, -1))
+    return ((units - _by_group(mean, x, groups)) * _by_group(rstd, x, groups)).flatten(1, 2)
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return x * weight.view(1, -1, 1, 1) + bias.view(1, -1, 1, 1)
 
 
 def _activated(x: Tensor, activation: int) -> Tensor:
