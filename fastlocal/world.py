@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -154,9 +154,9 @@ class World:
                 raise RankMissing(self._roll_call(what, error)) from error
 
     def await_device(self, device: torch.device) -> None:
-        """Wait until a GPU has done what it was told; for within `averaging`, as its errors would else show later.
+        """Wait for a GPU's queue within `averaging`, where an error of a collective names the missing rank.
 
-        Raises RuntimeError where a collective fails or takes longer than the timeout, RankMissing where a rank is gone.
+        Raises RuntimeError if a collective fails, TimeoutError after the timeout, RankMissing if a rank is gone.
         """
         if self.size == 1 or device.type != "cuda":
             return
@@ -169,9 +169,8 @@ class World:
                 raise TimeoutError(f"not done within {self.timeout:g} s")
             if time.monotonic() > look:
                 look += LOOK_S
-                gone = [rank for rank, peer in enumerate(self._peers) if peer.is_gone()]
-                if gone:
-                    raise RankMissing(f"{self._named(gone)} {'are' if len(gone) > 1 else 'is'} gone")
+                if gone := self._gone(range(self.size)):
+                    raise RankMissing(gone)
 
     @contextlib.contextmanager
     def watched(self, what: str) -> Iterator[None]:
@@ -205,13 +204,16 @@ class World:
 
     def _missing(self, keys: Sequence[str], late: bool) -> str | None:
         ranks = {int(end) if (end := key.rpartition("/")[2]).isdigit() else 0 for key in keys}
-        gone = [rank for rank in range(self.size) if rank in ranks or not self.is_first]
-        gone = [rank for rank in gone if self._peers[rank].is_gone()]
-        if gone:
-            return f"{self._named(gone)} {'are' if len(gone) > 1 else 'is'} gone"
+        if gone := self._gone(rank for rank in range(self.size) if rank in ranks or not self.is_first):
+            return gone
         if late:
             return f"{self._named(sorted(ranks))} did not come within {self.timeout:g} s"
         return None
+
+    def _gone(self, ranks: Iterable[int]) -> str | None:
+        """Name those of these ranks whose processes have ended, or return None."""
+        gone = [rank for rank in ranks if self._peers[rank].is_gone()]
+        return f"{self._named(gone)} {'are' if len(gone) > 1 else 'is'} gone" if gone else None
 
     def _named(self, ranks: Sequence[int]) -> str:
         names = [f"{rank} (process {self._peers[rank].pid} on {self._peers[rank].host})" for rank in ranks]

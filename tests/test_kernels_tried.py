@@ -255,25 +255,6 @@ def test_faults_of_the_device_are_told_from_others(error: Exception, fault: bool
         assert kernels.is_device_fault(outer) is fault
 
 
-def test_a_fault_of_the_device_is_never_a_step_that_cannot_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(text: str) -> Any:
-        def step(*given: Any) -> None:
-            raise RuntimeError(text)
-
-        return step
-
-    stacked: Any = SimpleNamespace(problem=problem_of("perceptron"))
-    object.__setattr__(stacked.problem.numerics, "device", torch.device("cuda:0"))
-    machine = SimpleNamespace(cuda_graph=None, chunk=2)
-    config: Any = SimpleNamespace(machine=machine, client=SimpleNamespace(batch_size=4))
-    monkeypatch.setattr(trying, "GraphedExecutor", lambda *given: None)
-    monkeypatch.setattr(trying, "_one_step", failing(ILLEGAL))
-    with pytest.raises(RuntimeError, match="illegal memory"):
-        trying._graphed(stacked, config)
-    monkeypatch.setattr(trying, "_one_step", failing("CUDA error: operation not permitted when stream is capturing"))
-    assert "cannot be captured" in str(trying._graphed(stacked, config)[1])
-
-
 def test_timing_skips_what_fails_but_not_a_fault_of_the_device(
     own_cache_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,22 +20,12 @@ def ops() -> Any:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def bfloat16_products() -> Iterator[None]:
-    """The interpreter of Triton 3.9 keeps bf16 as uint16, and its dot multiplies those as whole numbers."""
+def interpreted_bfloat16() -> Iterator[None]:
+    """Where Triton kernels are interpreted, products of bf16 are right."""
     if torch.cuda.is_available():
         yield
         return
-    import triton.language as tl
-    from triton.runtime.interpreter import InterpreterBuilder
+    from tests.interpreter import bfloat16_products
 
-    dot = InterpreterBuilder.create_dot
-
-    def widened(self: Any, a: Any, b: Any, *rest: Any) -> Any:
-        def widen(operand: Any) -> Any:
-            return self.create_fp_ext(operand, tl.float32) if operand.dtype.scalar == tl.bfloat16 else operand
-
-        return dot(self, widen(a), widen(b), *rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(InterpreterBuilder, "create_dot", widened)
+    with bfloat16_products():
         yield

@@ -17,11 +17,11 @@ from unittest.mock import patch
 from weakref import WeakSet
 
 import torch
-import triton.language as tl
 from torch import Tensor
-from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
+from triton.runtime.interpreter import GridExecutor
 
 from fastlocal import kernels, prepared
+from tests.interpreter import bfloat16_products
 from tests.rehearsal.device import CUDA, Device, DeviceTensor
 
 NAME = "a device that is not there"
@@ -227,19 +227,6 @@ def _interpreted(execute: Callable[..., None]) -> Callable[..., None]:
     return launch
 
 
-def _widened_dot() -> Any:
-    """The interpreter keeps bf16 as uint16, and its dot multiplies those as whole numbers."""
-    dot = InterpreterBuilder.create_dot
-
-    def widened(self: Any, a: Any, b: Any, *rest: Any) -> Any:
-        def widen(operand: Any) -> Any:
-            return self.create_fp_ext(operand, tl.float32) if operand.dtype.scalar == tl.bfloat16 else operand
-
-        return dot(self, widen(a), widen(b), *rest)
-
-    return widened
-
-
 def build_hooks(folder: Path) -> Path:
     """Compile device_hooks.cpp for the torch that is installed, once for all processes that share the folder."""
     root = Path(torch.__file__).parent
@@ -286,7 +273,7 @@ def rehearsal(
         stack.enter_context(patch.object(GridExecutor, "__call__", launch))
         if not interpret:
             stack.enter_context(patch.object(kernels, "load", _with_reference(kernels.load)))
-        stack.enter_context(patch.object(InterpreterBuilder, "create_dot", _widened_dot()))
+        stack.enter_context(bfloat16_products())
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.callback(setattr, torch.backends.cudnn, "enabled", torch.backends.cudnn.enabled)
         torch.backends.cudnn.enabled = False  # a CPU has none of its operations

@@ -12,14 +12,11 @@ import torch
 import fastlocal
 from fastlocal import kernels
 from fastlocal.executors.stacked import StackedExecutor
-from fastlocal.remembered import cache_file
 from fastlocal.trial.jobs import TRITON, Job
 from fastlocal.trial.processes import Outcome
 from fastlocal.verifying import modules, operations
 from tests import small_models
-from tests.rehearsal.cuda_api import build_hooks, rehearsal
-
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to verify on")
+from tests.rehearsal.conftest import Rehearsal
 
 WRONG = "wrong by 0.3 on 2x3x16"
 
@@ -55,18 +52,18 @@ def answers(own_cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[t
         kernels.accept(op, backend)
 
 
-def verified(**settings: Any) -> dict[str, Any]:
+def verified(rehearsed: Rehearsal, **settings: Any) -> dict[str, Any]:
     data = small_models.images().train
     module = small_models.make("groupnorm").float()
     given: dict[str, Any] = {"batch_size": 5, "momentum": 0.9, "clip_norm": 1.0, "device": "cuda", "progress": False}
     pair = data.inputs, data.targets
-    with rehearsal(build_hooks(cache_file("native").resolve()), tries_kernels=True):
+    with rehearsed(tries_kernels=True):
         found = fastlocal.verify(module, pair, mean=(0.5,) * 3, std=(0.2,) * 3, aug=True, **given, **settings)
     return {check.name: check for check in found.checks}
 
 
-def test_every_check_of_a_gpu(answers: type[Answers]) -> None:
-    found = verified()
+def test_every_check_of_a_gpu(answers: type[Answers], rehearsed: Rehearsal) -> None:
+    found = verified(rehearsed)
     assert not [check for check in found.values() if check.fault]
     assert {f"{op} Triton" for op in kernels.TRITON_OPS} < found.keys()
     ways = ("stacked, looped", "chunks of 2 + 1, looped", "CUDA graph, looped")
@@ -75,15 +72,15 @@ def test_every_check_of_a_gpu(answers: type[Answers]) -> None:
     assert answers.noted.keys() >= used, "a step on a GPU calls every kernel"
 
 
-def test_a_wrong_kernel_is_not_in_the_steps(answers: type[Answers]) -> None:
+def test_a_wrong_kernel_is_not_in_the_steps(answers: type[Answers], rehearsed: Rehearsal) -> None:
     answers.faults = {"norm_act": WRONG}
-    found = verified()
+    found = verified(rehearsed)
     assert {check.name: check.fault for check in found.values() if check.fault} == {"norm_act Triton": WRONG}
     assert list(kernels.refusals()) == [("norm_act", "triton")]
 
 
-def test_without_triton_nothing_of_it_is_trusted(answers: type[Answers]) -> None:
+def test_without_triton_nothing_of_it_is_trusted(answers: type[Answers], rehearsed: Rehearsal) -> None:
     answers.faults = {TRITON: "fails on a kernel of one line: no such thing"}
-    found = verified()
+    found = verified(rehearsed)
     assert {check.name for check in found.values() if check.fault} == {"a one-line kernel"}
     assert {op for op, _ in kernels.refusals()} == {*kernels.TRITON_OPS}
