@@ -311,3 +311,21 @@ def test_the_ops_that_a_module_uses() -> None:
     assert "client_sgd" in plain and not {*CONVOLUTIONS, "norm_act"} & {*plain}
     both = used_ops(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.GroupNorm(2, 4)))
     assert {*both} == {*plain, *CONVOLUTIONS, "norm_act", "norm_act_backward"}
+
+
+@no_gpu
+def test_a_trial_that_takes_too_long_leaves_the_rest_as_it_is(
+    own_cache_home: Path, triton_on_cpus: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other ranks wait for a rank that tries its kernels, and give it up after their timeout."""
+
+    class Slow:
+        def __enter__(self) -> Any:
+            return SimpleNamespace(check=lambda job: (Outcome(op, None, 1, 0.1) for op in job.ops))
+
+        def __exit__(self, *error: object) -> None: ...
+
+    monkeypatch.setattr(kernels_tried, "Processes", Slow)
+    monkeypatch.setattr(kernels_tried, "LONGEST_SECONDS", 0.0)
+    assert try_triton(CPU, ["client_sgd", "client_mean"]) == {}
+    assert "client_mean" not in verdicts.known(CPU, "triton")

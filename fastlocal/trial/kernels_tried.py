@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import Callable, Iterable
 
 import torch
@@ -21,6 +22,8 @@ from .processes import Processes
 ALWAYS = ("client_mean", "client_norm", "client_sgd", "gather_augment", "label_noise_loss")
 NORMS = ("norm_act", "norm_act_backward")
 SECONDS = 120.0
+LONGEST_SECONDS = 300.0
+"""After which no further op is tried, as other ranks wait for this one."""
 NATIVE_OPS = (
     "client_sum",
     "cross_entropy",
@@ -86,6 +89,7 @@ def _try(job: Job) -> tuple[dict[str, str | None], bool]:
     What is wrong with the machine may be mended, a full disk say: it is, where the verdicts' key would show that.
     """
     found: dict[str, str | None] = {}
+    end = time.monotonic() + LONGEST_SECONDS
     try:
         with Processes() as processes:
             for outcome in processes.check(job):
@@ -97,6 +101,8 @@ def _try(job: Job) -> tuple[dict[str, str | None], bool]:
                     reason = verdicts.lacking() or outcome.fault
                     return dict.fromkeys(job.ops[1:], reason), verdicts.lacking() is not None
                 found[outcome.op] = outcome.fault
+                if time.monotonic() > end:
+                    break
     except (OSError, RuntimeError) as error:
         _log.warning("kernels are not tried first: %s", line(error))
     found.pop(TRITON, None)

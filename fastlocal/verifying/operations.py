@@ -124,6 +124,5 @@ def _says_nothing(fault: str) -> bool:
 
 def _line(outcome: Outcome, backend: str) -> Check:
     cases = f"{outcome.checked} case{'' if outcome.checked == 1 else 's'}"
-    return Check(
-        "kernel", f"{outcome.op} {WORDS[backend]}", outcome.fault, f"{cases} in {outcome.seconds:.1f} s"
-    )
+    fault = outcome.fault and (f"not checked: {outcome.fault}" if _says_nothing(outcome.fault) else outcome.fault)
+    return Check("kernel", f"{outcome.op} {WORDS[backend]}", fault, f"{cases} in {outcome.seconds:.1f} s")
