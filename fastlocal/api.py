@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import typing
 from collections.abc import Sequence
@@ -22,8 +21,10 @@ from .config_file import convert
 from .data.types import BadSample, DataSet, MapSplit, Split
 from .errors import UsageError, nearest
 from .losses import Loss, cross_entropy
+from .model_checks import check_model, own_copy
 from .precision import kept
 from .prepared import Prepared, prepare
+from .random_states import random_kept
 from .ranks import launched
 from .resolve import resolve_device
 from .run import final_model
@@ -104,6 +105,7 @@ def train(
     Raises ValueError for what cannot work, before anything is written; NonFiniteLoss (an ArithmeticError) where a loss
     is no longer finite.
     """
+    check_model(model)
     if not isinstance(clients, int) or clients < 1:
         raise UsageError(f"clients {clients!r}: must be a whole number, at least 1")
     if resume and (directory is None or overwrite):
@@ -141,13 +143,18 @@ def train(
     ranks, machine = launched(), config.machine
     with (
         kept(),
+        random_kept(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
         connected(
             ranks, url=machine.dist_url, timeout=machine.timeout, device=resolve_device(machine.device, ranks)
         ) as world,
     ):
         prepared = prepare(
-            config, data, lambda: copy.deepcopy(model), loss or cross_entropy, model_flag=flag, world=world
+            config, data, lambda: own_copy(model), loss or cross_entropy, model_flag=flag, world=world, given=model
         )
+        if resume and prepared.remembers:
+            raise UsageError("resume: the loss keeps something from call to call, which no saved state holds")
         with closing(prepared):
             others = partial(sinks, prepared.config.log, prepared.config.name, console=progress)
             loop = train_prepared(prepared, overwrite=overwrite, sinks=others, resume=resume)
@@ -182,6 +189,7 @@ def verify(
 
     Returns what was found: `passed`, `checks`, and as text a table. Raises ValueError for what cannot work.
     """
+    check_model(model)
     if not seconds > 0:
         raise UsageError(f"seconds {seconds:g}: must be more than 0")
     if isinstance(ops, str):
@@ -198,11 +206,12 @@ def verify(
 
     def prepared(config: RunConfig) -> Prepared:
         flag = f"model {type(model).__name__}"
-        return prepare(config, whole, lambda: copy.deepcopy(model), loss or cross_entropy, model_flag=flag)
+        return prepare(config, whole, lambda: own_copy(model), loss or cross_entropy, model_flag=flag, given=model)
 
     device = resolve_device(config.machine.device)
     say = print if progress else lambda line: None
-    return verify_run(config, device, prepared, ops=ops, seconds=seconds, say=say)
+    with random_kept(), torch.inference_mode(False), torch.enable_grad():
+        return verify_run(config, device, prepared, ops=ops, seconds=seconds, say=say)
 
 
 def _config(settings: dict[str, Any], **values: Any) -> RunConfig:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .batchnorm import has_batchnorm, re_estimate
+from .batchnorm import batchnorm_buffers, has_batchnorm, re_estimate
 from .layout import ParamLayout
+from .modes import Modes, set_modes
+from .own_tensors import tensors_of
 from .precision import Numerics
 
 
@@ -20,13 +23,27 @@ class AveragedModel:
     row: [n_params]        loaded: whether the module holds the row, its BatchNorm re-estimated
     """
 
-    def __init__(self, module: nn.Module, layout: ParamLayout, numerics: Numerics) -> None:
+    def __init__(
+        self, module: nn.Module, layout: ParamLayout, numerics: Numerics, modes: Modes, changing: Iterable[str] = ()
+    ) -> None:
+        """Begin.
+
+        Args:
+            module: Becomes this object's.
+            layout: Of its trained parameters.
+            numerics: Of the run.
+            modes: Of its parts in training.
+            changing: Names of what a forward pass changes beside them.
+        """
         self.module = module
         self.layout = layout
         self.numerics = numerics
+        self.modes = modes
         self.row = layout.flatten(dict(module.named_parameters()))
+        set_modes(module, modes)
         self.has_batchnorm = has_batchnorm(module)
         self.loaded = False
+        self._changing = tuple(changing)
         self._steps_since_estimate = 0
 
     def numbers(self) -> dict[str, Any]:
@@ -35,7 +52,7 @@ class AveragedModel:
 
     def tensors(self) -> dict[str, Tensor]:
         """The row and the module's buffers."""
-        return {"row": self.row} | {f"buffer {name}": value for name, value in self.module.named_buffers()}
+        return {"row": self.row} | {f"buffer {name}": value for name, value in self._buffers().items()}
 
     @torch.no_grad()
     def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -47,9 +64,12 @@ class AveragedModel:
             self._load_parameters()
 
     @torch.no_grad()
-    def replace(self, mean: Tensor) -> None:
-        """Take over the clients' mean [n_params]."""
+    def replace(self, mean: Tensor, buffers: Mapping[str, Tensor]) -> None:
+        """Take over the clients' mean [n_params], and buffers by name."""
         self.row.copy_(mean)
+        own = tensors_of(self.module)
+        for name, value in buffers.items():
+            own[name].copy_(value)
         self.loaded = False
 
     def is_finite(self) -> bool:
@@ -65,19 +85,45 @@ class AveragedModel:
         """Give the module the row's parameters, and re-estimate its BatchNorms from `batches` of inputs."""
         self._load_parameters()
         if self.has_batchnorm:
-            before = {name: value.clone() for name, value in self.module.named_buffers()}
-            try:
-                with self.numerics.autocast():
-                    re_estimate(self.module, batches, self._steps_since_estimate)
-            except BaseException:  # a signal while the batches come: a saved state must hold whole estimates
-                for name, value in self.module.named_buffers():
-                    value.copy_(before[name])
-                raise
+            set_modes(self.module, self.modes)
+            with self.left_alone(), self.numerics.autocast():
+                re_estimate(self.module, batches, self._steps_since_estimate)
+                estimated = {name: value.clone() for name, value in batchnorm_buffers(self.module).items()}
+            # not while the batches come, when a signal may: a saved state must hold whole estimates
+            for name, value in batchnorm_buffers(self.module).items():
+                value.copy_(estimated[name])
             self._steps_since_estimate = 0
         self.loaded = True
+
+    @contextlib.contextmanager
+    def left_alone(self) -> Iterator[None]:
+        """While it lasts, what forward passes do to the module's buffers is undone at the end."""
+        places = [(kept, key, value) for kept, key, value in _places(self.module, {*self._buffers()})]
+        before = [value.clone() for _, _, value in places]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for (kept, key, value), old in zip(places, before, strict=True):
+                    kept[key] = value
+                    value.copy_(old)
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """Those of the module, and the parameters that a forward pass changes without training them."""
+        own = tensors_of(self.module)
+        return {**dict(self.module.named_buffers()), **{name: own[name] for name in self._changing}}
 
     def _load_parameters(self) -> None:
         values = self.layout.views(self.row)
         for name, parameter in self.module.named_parameters():
             if name in values:
                 parameter.copy_(values[name])
+
+
+def _places(module: nn.Module, names: Container[str]) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+    """Where a module keeps these buffers and parameters."""
+    for path, part in module.named_modules():
+        for kept in (part._buffers, part._parameters):
+            for key, value in kept.items():
+                if value is not None and f"{path}.{key}".lstrip(".") in names:
+                    yield kept, key, value

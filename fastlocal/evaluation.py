@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +21,9 @@ from .world import World
 BATCH = {"cpu": 200, "cuda": 1000}
 BATCH_BYTES = {"cpu": 32 * 2**20, "cuda": 256 * 2**20}
 """Of a batch's inputs, which larger images reach first."""
+
+
+Drawing = Callable[[int], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -37,9 +43,11 @@ def evaluate(
     topk: tuple[int, ...],
     numerics: Numerics,
     world: World | None = None,
+    drawing: Drawing = nullcontext,
 ) -> Evaluation:
     """`module` in evaluation mode on every sample of `source`; sums stay on the device until the end.
 
+    drawing: makes of a batch's number what the module draws random numbers within
     world: ranks that take a batch in turn, and add up all batches' sums in the order in which one process would
     """
     world = world or World.alone()
@@ -51,7 +59,7 @@ def evaluate(
     for begin in range(world.rank * size, len(source), world.size * size):
         interrupts.poll()
         batch = source.rows(begin, begin + size)
-        with numerics.autocast():
+        with drawing(begin // size), numerics.autocast():
             outputs = numerics.full(module(batch.inputs))
         sums.append((loss(outputs, batch.targets).double() * batch.inputs.shape[0]).reshape(1))
         if topk:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import replace_all_batch_norm_modules_
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .batchnorm import re_estimated
+from .modes import Modes, set_modes
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
-def local_module(module: nn.Module) -> nn.Module:
-    """A copy in training mode whose BatchNorms normalise by batch statistics and keep none."""
-    local = replace_all_batch_norm_modules_(copy.deepcopy(module)).train()
+def local_module(module: nn.Module, modes: Modes) -> nn.Module:
+    """A copy in `modes` whose BatchNorms in training mode normalise by batch statistics and keep none."""
+    local = copy.deepcopy(module)
+    set_modes(local, modes)
+    for part in local.modules():
+        if isinstance(part, _BatchNorm) and re_estimated(part):
+            part.track_running_stats = False
+            part.running_mean = part.running_var = part.num_batches_tracked = None
     first = next(local.parameters(), torch.empty(0))
     for part in local.modules():
         if isinstance(part, NORMS) and part.weight is None:
@@ -22,8 +29,6 @@ def local_module(module: nn.Module) -> nn.Module:
             del part.weight
             ones = torch.ones(_scales(part), dtype=first.dtype, device=first.device)
             part.register_buffer("weight", ones, persistent=False)
-        if isinstance(part, nn.Embedding) and part.padding_idx is not None:
-            part.register_forward_hook(_Padding(part.padding_idx), with_kwargs=True)
     return local
 
 
@@ -34,18 +39,3 @@ def _scales(part: nn.Module) -> tuple[int, ...]:
     channels = part.num_channels if isinstance(part, nn.GroupNorm) else part.num_features
     assert isinstance(channels, int)
     return (channels,)
-
-
-class _Padding:
-    """Stops the gradient of an embedding at its padding index.
-
-    vmap's rule for the embedding itself looks for that index in the weights of all clients laid end to end, and so
-    finds the first client's alone (torch 2.15).
-    """
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
-        ids: Tensor = inputs[0] if inputs else named["input"]
-        return torch.where((ids == self.index).unsqueeze(-1), output.detach(), output)

@@ -16,13 +16,15 @@ from .averaging.averager import Averager
 from .data.sources.base import Source
 from .executors.base import Executor
 from .finite import not_finite
+from .mean_state import MeanState
 from .meeting import Meeting, meet
+from .parts import row_name
 from .planner import Planner
 from .position import Position, RoundSoFar, TrainStats
 from .progress import Progress, Round
 from .reports import Reports
 from .saving import Saver
-from .stack import ClientStack, MomentumStore
+from .stack import MOMENTUM, ClientStack, ClientStore
 from .state_file import State
 from .telemetry.base import Logger, RoundReport
 from .telemetry.jsonl import StepLog
@@ -36,8 +38,9 @@ class Loop:
     """A run whose parts are built. `run` trains it to its end.
 
     world: the processes of the run        planner: with the clients of this one
-    momentum: None where there is none
+    kept: what stays with each client from round to round
     steps: where every local step is written, or None        log_steps: whether some rank writes them
+    mean_state: the averaged model's buffers, of those that a forward pass changes; None where it changes none
     saver: keeps what `restore` goes on from        config: the resolved RunConfig as nested plain dictionaries
     grace: seconds that a chunk may still take after a signal
     at: how far the run is
@@ -50,11 +53,12 @@ class Loop:
     executor: Executor
     averaged: AveragedModel
     averager: Averager
-    momentum: MomentumStore | None
+    kept: ClientStore
     reports: Reports
     logger: Logger
     steps: StepLog | None
     log_steps: bool
+    mean_state: MeanState | None
     saver: Saver
     config: dict[str, Any]
     grace: float
@@ -118,8 +122,7 @@ class Loop:
         tensors = self.averaged.tensors() | {"torch random state": torch.get_rng_state()}
         if device.type == "cuda":
             tensors["cuda random state"] = torch.cuda.get_rng_state(device)
-        if self.momentum is not None:
-            tensors["momentum"] = self.momentum.all
+        tensors |= {row_name(name): rows for name, rows in self.kept.all.items()}
         if self.at.so_far.done:
             tensors |= {f"sum {name}": value for name, value in self.averager.so_far().items()}
             tensors |= {f"losses {index}": losses for index, losses in enumerate(self.at.so_far.losses)}
@@ -142,8 +145,8 @@ class Loop:
         losses = [value.clone() for name, value in tensors.items() if name.startswith("losses ")]
         self.at = Position.of(numbers["position"], losses)
         self.averaged.restore(numbers["averaged"], tensors)
-        if self.momentum is not None:
-            self.momentum.all.copy_(tensors["momentum"])
+        for name, rows in self.kept.all.items():
+            rows.copy_(tensors[row_name(name)])
         for kind, held in (("sum", self.averager.so_far()), ("feedback", self.averager.state())):
             for name, value in held.items():
                 if f"{kind} {name}" in tensors:
@@ -213,8 +216,7 @@ class Loop:
                 plan = self.planner.plan(planned, clients, rates, rest)
             self.reports.seed_module(planned.first_step, clients.start)
             result = self.executor.run_round(stack, plan)
-            if self.momentum is not None:
-                self.momentum.store(clients)
+            self.kept.store(clients)
             losses = result.losses.cpu()
         for note in result.notes:
             self.logger.message(note)
@@ -237,14 +239,19 @@ class Loop:
                 self.averager.launch(self.averaged.row)
                 mean = self.averager.wait()
             self.world.await_device(device)
+        buffers: dict[str, Tensor] = {}
+        if self.mean_state is not None:
+            what = f"the average of the buffers of round {planned.number}"
+            buffers = self.mean_state(self.kept, self.world.averaging(what))
         with span("server"):
-            self.averaged.replace(mean)
+            self.averaged.replace(mean, buffers)
         self.at.comm_round = planned.comm_round
 
     def _stack(self, clients: range, params: Tensor) -> ClientStack:
         """What a chunk starts its round from, in the buffer `params`."""
         params.copy_(self.averaged.row.expand_as(params))
-        return ClientStack(params, None if self.momentum is None else self.momentum.fetch(clients))
+        rows = self.kept.fetch(clients)
+        return ClientStack(params, rows.pop(MOMENTUM, None), rows)
 
     def _report(self, planned: Round) -> None:
         """Afterwards the run is past its evaluation."""

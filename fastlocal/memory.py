@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from .config import RunConfig
 from .data.sources.resident import ResidentSource
@@ -17,9 +18,12 @@ from .evaluation import BATCH
 from .executors.base import LocalProblem
 from .executors.conv_strategy import Stacking, Strategies, convolutions, parse
 from .executors.conv_timing import called_layers
+from .executors.forward import Forward
 from .executors.stacked import best_by_parameter
 from .free_memory import available, resident_bytes
+from .plain_steps import FAILURES, line
 
+_log = logging.getLogger(__name__)
 GIB = 2**30
 FEW, MORE = 2, 4
 """Samples of the passes in which activations are counted."""
@@ -195,14 +199,13 @@ def activations(problem: LocalProblem, *, stacked: bool, strategies: Strategies)
     """Counted in forward passes of one client with few samples; random states are left as they were."""
     columns = _columns(problem, strategies) if stacked else 0
     stacking = Stacking(problem.module, strategies)
-    buffers = dict(stacking.module.named_buffers())
+    one = Forward(problem, stacking.module)
+    nobody = torch.zeros((), dtype=torch.int64, device=problem.numerics.device)
     row = problem.layout.flatten(dict(problem.module.named_parameters())).unsqueeze(0).requires_grad_()
 
     def forward(row: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        values = problem.layout.views(row) | {name: value.clone() for name, value in buffers.items()}
-        with problem.numerics.autocast():
-            outputs = functional_call(stacking.module, values, (inputs,))
-        return problem.loss(problem.numerics.full(outputs), targets)
+        values = problem.layout.views(row) | {name: value.clone() for name, value in problem.state.items()}
+        return one(values, inputs, targets, nobody, nobody)[0]
 
     def kept(samples: int) -> tuple[int, int]:
         batch = problem.source.rows(0, samples)
@@ -225,9 +228,13 @@ def activations(problem: LocalProblem, *, stacked: bool, strategies: Strategies)
         return sum(found.values()), max(found.values(), default=0)
 
     device = problem.numerics.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        few, _ = kept(FEW)
-        more, largest = kept(MORE)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            few, _ = kept(FEW)
+            more, largest = kept(MORE)
+    except FAILURES as error:  # as of transforms of torch.func within, which no hook on saved tensors goes with
+        _log.info("activations are not predicted: %s", line(error))
+        return Activations(0, 0, columns)
     per_sample = max(more - few, 0) // (MORE - FEW)
     return Activations(max(few - FEW * per_sample, 0), per_sample, max(largest // MORE, columns))
 

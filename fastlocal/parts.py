@@ -1,9 +1,9 @@
 """The state of several ranks: resume.pt holds what they hold alike and names a part file per rank with the rest.
 
 A state can be read by any number of ranks. As many as have written it find everything of their own as it was. Other
-numbers share the clients anew: momenta, and which clients the round at hand has had, go to the rank that has the client
-now; sums over clients are added up and given to the first rank. So the round ends with the same mean and the same
-statistics to the rounding of these sums, and to the bit where they are integers (--reduce-order fixed).
+numbers share the clients anew: momenta and buffers, and which clients the round at hand has had, go to the rank that
+has the client now; sums over clients are added up and given to the first rank. So the round ends with the same mean
+and the same statistics to the rounding of these sums, and to the bit where they are integers (--reduce-order fixed).
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from torch import Tensor
 
 from .position import TrainStats
 from .ranks import deal
+from .stack import MOMENTUM
 from .state_file import DamagedState, State, read_state_file
 
-OF_CLIENTS = "momentum"
+OF_CLIENTS = "of clients "
+"""Before the names of buffers that stay with each client; momenta have none."""
 OF_RANDOM = ("torch random state", "cuda random state")
 SUMS = ("sum ", "feedback ")
 LOSSES = "losses "
@@ -35,8 +37,17 @@ def split(state: State) -> tuple[State, State]:
     return State(shared | {"position": position}, alike), State(own, alone)
 
 
+def row_name(name: str) -> str:
+    """What rows of a ClientStore are called in a saved state."""
+    return name if name == MOMENTUM else OF_CLIENTS + name
+
+
+def _is_rows(name: str) -> bool:
+    return name == MOMENTUM or name.startswith(OF_CLIENTS)
+
+
 def _is_own(name: str) -> bool:
-    return name == OF_CLIENTS or name in OF_RANDOM or name.startswith((*SUMS, LOSSES))
+    return _is_rows(name) or name in OF_RANDOM or name.startswith((*SUMS, LOSSES))
 
 
 def entry(own: State, name: str, digest: str) -> dict[str, Any]:
@@ -92,7 +103,7 @@ def _common(some: range, others: range) -> range:
 
 
 def assemble(shared: State, parts: Mapping[int, State], rank: int, size: int) -> State:
-    """The state of one rank of `size`, momenta and losses of its clients alone.
+    """The state of one rank of `size`, rows and losses of its clients alone.
 
     shared: with its "parts"        parts: those that this rank needs, by their place among them
     The numbers get "begun": whether any client, of whichever rank, has had the round at hand.
@@ -113,8 +124,8 @@ def assemble(shared: State, parts: Mapping[int, State], rank: int, size: int) ->
 def _dealt_anew(parts: Mapping[int, State], mine: range, rank: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
     states = [parts[at] for at in sorted(parts)]
     tensors = {name: states[0].tensors[name] for name in OF_RANDOM if name in states[0].tensors}
-    if OF_CLIENTS in states[0].tensors:
-        tensors[OF_CLIENTS] = _rows([_momenta(state, mine) for state in states])
+    for name in filter(_is_rows, states[0].tensors):
+        tensors[name] = _rows([_of_clients(state, name, mine) for state in states])
     done: list[list[int]] = []
     for state in states:
         for at, (start, stop) in enumerate(state.numbers["so_far"]["done"]):
@@ -137,11 +148,11 @@ def _dealt_anew(parts: Mapping[int, State], mine: range, rank: int) -> tuple[dic
     return {"done": done, "stats": vars(stats), "bad": bad}, tensors
 
 
-def _momenta(state: State, mine: range) -> Tensor:
-    """Those of this part's clients that are `mine`: a view, so that no more of the file is read."""
+def _of_clients(state: State, name: str, mine: range) -> Tensor:
+    """The rows of this part's clients that are `mine`: a view, so that no more of the file is read."""
     start, stop = state.numbers["clients"]
     both = _common(range(start, stop), mine)
-    return state.tensors[OF_CLIENTS][both.start - start : max(both.stop, both.start) - start]
+    return state.tensors[name][both.start - start : max(both.stop, both.start) - start]
 
 
 def _rows(pieces: Sequence[Tensor]) -> Tensor:

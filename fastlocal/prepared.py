@@ -21,13 +21,19 @@ from .data.sources.base import Source
 from .data.types import DataSet
 from .errors import UsageError
 from .executors.base import Executor, LabelNoise, LocalProblem
+from .first_batches import first_batches
+from .first_steps import compare
 from .layout import ParamLayout, param_layout
 from .local_module import local_module
 from .losses import Loss, cross_entropy
 from .memory import MemoryPlan, plan_memory, resolve_chunk
+from .modes import Modes, cast, training_modes
+from .own_tensors import Held, tensors_of
+from .plain_steps import PlainModule
 from .precision import Numerics, numerics
 from .probe import Probe, probe, try_evaluation
 from .progress import Progress
+from .python_state import kept
 from .resolve import refuse_shared_gpu, resolve_device, resolve_for_data, resolve_for_machine
 from .shares import part_of, whole_of
 from .trial import verdicts
@@ -42,13 +48,16 @@ PROBE_BATCH = 8
 class Prepared:
     """A run that can start: everything is checked and nothing is written yet.
 
-    config: fully resolved        notes: lines that a person should see before the first round
+    config: fully resolved        modes: of the module's parts in training
+    remembers: whether the loss keeps something from call to call
+    notes: lines that a person should see before the first round
     """
 
     config: RunConfig
     world: World
     data: DataSet
     module: nn.Module
+    modes: Modes
     layout: ParamLayout
     problem: LocalProblem
     executor: Executor
@@ -57,6 +66,7 @@ class Prepared:
     memory: MemoryPlan
     random: bool
     no_vmap: str | None
+    remembers: bool
     notes: tuple[str, ...]
 
     def close(self) -> None:
@@ -73,11 +83,13 @@ def prepare(
     *,
     model_flag: str,
     world: World | None = None,
+    given: nn.Module | None = None,
 ) -> Prepared:
     """Resolve `config` against the data, the model and the machine, and build what trains.
 
     config: checked by checks.check        make_module: the plain module, its start weights loaded
     world: the processes of the run, of which the first chooses the executor for all; None: one
+    given: the user's own module, which the loss or a hook may reach
     Raises UsageError for what cannot work; touches no disk.
     """
     world = world or World.alone()
@@ -90,22 +102,36 @@ def prepare(
     config, data = resolve_for_data(config, data, device)
     assert config.machine.precision is not None, "resolved just now"
     numbers = numerics(config.machine.precision, device, repeatable=config.machine.deterministic)
-    module = make_module().to(device, numbers.dtype)
+    module = cast(make_module(), device, numbers.dtype)
+    modes = training_modes(module)
     config = _resolve_batchnorm(config, module)
     layout = param_layout(module, group_weight=config.sgd.group_weight)
     if layout.n_params == 0:
         raise UsageError(f"{model_flag}: has no parameter that requires a gradient")
     said = _try_kernels(module, device, world)
-    with ExitStack() as opened:
+    with ExitStack() as opened, kept(loss):
         source, test = _sources(config, data, numbers, opened)
-        local = local_module(module)
-        sample = source.rows(0, min(PROBE_BATCH, config.client.batch_size))
-        labels = _label_range(data, loss)
-        seen = probe(local, layout, loss, sample.inputs, sample.targets, numbers, labels=labels, flag=model_flag)
+        held = {} if given is None else {id(value): name for name, value in tensors_of(given).items()}
+        plain = PlainModule(
+            module=module,
+            modes=modes,
+            loss=loss,
+            numerics=dataclasses.replace(numbers, low=None),
+            given=held,
+            labels=_label_range(data, loss),
+            seed=config.machine.seed,
+            flag=model_flag,
+        )
+        batches = first_batches(source, data.train, min(PROBE_BATCH, config.client.batch_size))
+        seen = probe(plain, batches, layout.names)
         held_out = test.rows(0, PROBE_BATCH)
         try_evaluation(module, loss, held_out.inputs, held_out.targets, numbers, flag=model_flag)
         layout = _without_decay(layout, seen.unused)
-        problem = _problem(config, local, layout, source, loss, numbers, seen)
+        local = local_module(module, modes)
+        problem = _problem(config, local, layout, source, loss, numbers, seen, held)
+        seen = compare(problem, batches, seen, flag=model_flag)
+        problem = dataclasses.replace(problem, held=held if seen.reached else {}, draws=seen.draws)
+        config = _with_memory(config, seen, world)
         part = part_of(config, world, device)
         executor, notes = None, said
         if world.is_first:
@@ -128,6 +154,7 @@ def prepare(
             world=world,
             data=data,
             module=module,
+            modes=modes,
             layout=layout,
             problem=problem,
             executor=executor,
@@ -136,6 +163,7 @@ def prepare(
             memory=plan_memory(part, problem, data),
             random=seen.random,
             no_vmap=seen.no_vmap,
+            remembers=seen.remembers,
             notes=tuple(notes),
         )
         opened.pop_all()  # they are the run's from here on
@@ -182,9 +210,6 @@ def _label_range(data: DataSet, loss: Loss) -> tuple[int, int] | None:
 
 
 def _resolve_batchnorm(config: RunConfig, module: nn.Module) -> RunConfig:
-    for name, part in module.named_modules():
-        if isinstance(part, nn.modules.instancenorm._InstanceNorm) and part.track_running_stats:
-            raise UsageError(f"model: {name} keeps running statistics, which local steps do not; leave them out")
     there = has_batchnorm(module)
     if config.model.bn and not there:
         raise UsageError(f"--bn 1: {config.model.model} has no BatchNorm; use --bn 0")
@@ -195,6 +220,23 @@ def _resolve_batchnorm(config: RunConfig, module: nn.Module) -> RunConfig:
     if there and config.model.bn_batches < 1:
         raise UsageError(f"--bn-batches {config.model.bn_batches}: {config.model.model} has BatchNorm; give at least 1")
     return config.with_values(bn=there)
+
+
+def _with_memory(config: RunConfig, seen: Probe, world: World) -> RunConfig:
+    """The settings, and where the loss keeps something from call to call, those that call it in a stated order.
+
+    Raises UsageError where others were given.
+    """
+    if not seen.remembers:
+        return config
+    if world.size > 1:
+        raise UsageError("loss: keeps something from call to call, which processes would not share; run one process")
+    if config.machine.executor not in ("auto", "looped"):
+        raise UsageError(
+            f"--executor {config.machine.executor}: the loss keeps something from call to call, and only --executor "
+            "looped calls it in a stated order: client after client, each step after step"
+        )
+    return config.with_values(executor="looped")
 
 
 def _without_decay(layout: ParamLayout, unused: Sequence[str]) -> ParamLayout:
@@ -216,6 +258,7 @@ def _problem(
     loss: Loss,
     numbers: Numerics,
     seen: Probe,
+    held: Held,
 ) -> LocalProblem:
     noise = None
     if config.client.label_noise:
@@ -239,4 +282,8 @@ def _problem(
         weight_decay=config.sgd.wd,
         numerics=numbers,
         clip_norm=config.sgd.clip_norm,
+        state=seen.state,
+        held=held,
+        draws=seen.draws,
+        seed=config.machine.seed,
     )

@@ -1,95 +1,214 @@
-"""What a module can do, found out by one small forward and backward pass."""
+"""What a module and a loss can do, found out by a few first steps of plain torch, with which ours are compared."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import dataclasses
-import functools
-import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
+from .batchnorm import batchnorm_buffers
 from .errors import UsageError
-from .layout import ParamLayout
 from .losses import Loss
+from .plain_steps import FAILURES, PlainClient, PlainModule, Trace, foreign_leaves, line
 from .precision import Numerics, without_tf32
+from .python_state import PLAIN, PythonState
+from .random_states import random_kept, random_states
 
-FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError)
-"""What a module or a loss raises on samples that it does not take."""
+CLIENTS, STEPS = 2, 2
+QUICK = 0.1
+"""Seconds of a first step beyond which all but the first client take one step."""
+MOVED = 0.03
+"""How far a step goes, relative to the root mean square of the parameters."""
+
+Batches = Sequence[Sequence[tuple[Tensor, Tensor]]]
+"""Inputs and targets of each client's steps."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """classes: outputs per sample where they are [batch, classes] for integer targets [batch], so that accuracy means
+    """What the first steps of the plain module have shown.
+
+    classes: outputs per sample where they are [batch, classes] for integer targets [batch], so that accuracy means
         something; else None
-    random: whether the forward pass draws random numbers, from the generators of torch, Python or NumPy
+    random: whether random numbers are drawn that nothing fixes: from torch's generators by what client_random does not
+        know, from Python's or from NumPy's
+    draws: whether such are drawn that client_random knows
     unused: names of parameters that the loss does not depend on
+    state: what the buffers that a forward pass changes start from, by name
+    reached: whether a forward pass or the loss reaches tensors of the user's module in another way than by their names
+    remembers: whether the loss keeps something from call to call
+    attributes: whether a forward pass changes attributes of the module
+    traces: of the steps, by client        rate: of these steps
     no_vmap: what keeps vmap from taking the module, or None
     """
 
     classes: int | None
     random: bool
+    draws: bool
     unused: tuple[str, ...]
-    no_vmap: str | None
+    state: Mapping[str, Tensor]
+    reached: bool
+    remembers: bool
+    attributes: bool
+    traces: Sequence[Trace] = field(repr=False)
+    rate: float = 1.0
+    no_vmap: str | None = None
 
 
-def probe(
-    module: nn.Module,
-    layout: ParamLayout,
-    loss: Loss,
-    inputs: Tensor,
-    targets: Tensor,
-    numerics: Numerics,
-    *,
-    labels: tuple[int, int] | None,
-    flag: str,
-) -> Probe:
-    """Run one batch through a module in training mode; random states are left as they were.
+def probe(plain: PlainModule, batches: Batches, names: Sequence[str]) -> Probe:
+    """Take a few steps of the plain module; random states and what the loss remembers are left as they were.
 
-    inputs, targets: one batch        labels: lowest and highest label that must be an output's number, or None
-    flag: what the user set, for the message
-    Raises UsageError where the module or the loss does not take the batch.
+    Args:
+        plain: The module.
+        batches: CLIENTS x STEPS of them.
+        names: Of the parameters that are trained.
+
+    Raises:
+        UsageError: Where the module or the loss does not take a batch, or would not be trained as it is by itself.
     """
-    module = copy.deepcopy(module)  # what a forward pass leaves behind in it stays here
-    row = layout.flatten(dict(module.named_parameters())).requires_grad_()
-    devices = [numerics.device] if numerics.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), _python_random_kept():
-        before = _random_states(numerics.device)
-        parameters = {name: value.detach().requires_grad_() for name, value in layout.views(row).items()}
-        try:
-            with numerics.autocast():
-                outputs = functional_call(module, parameters, (inputs,))
-            if not isinstance(outputs, Tensor):
-                kind = type(outputs).__name__
-                raise UsageError(f"{flag}: returns {kind}, not one tensor; wrap it in a module that returns one")
-            classes = outputs.shape[1] if targets.dim() == 1 and outputs.dim() == 2 else None
-            if labels is not None and classes is not None:
-                _check_labels(labels, classes, flag)
-            value = loss(numerics.full(outputs), targets)
-            if value.dim():
-                raise UsageError(f"loss: returns shape {tuple(value.shape)}; it must return one number per batch")
-            grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
-            found = dict(zip(parameters, grads, strict=True))
-        except UsageError:
-            raise
-        except FAILURES as error:
-            raise UsageError(f"{flag}: does not take a batch of shape {tuple(inputs.shape)}: {_line(error)}") from error
-        drawn = before != _random_states(numerics.device)
-        gradients = _Gradients(module, layout, loss, inputs, targets, row)
-        no_vmap = gradients.fault_of_vmap(numerics, compare=not drawn)
+    memory = PythonState(plain.loss, without=[id(part) for part in plain.module.modules()])
+    try:
+        with random_kept(), without_tf32():
+            return _probe(plain, batches, names, memory)
+    finally:
+        memory.restore()
+
+
+def _probe(plain: PlainModule, batches: Batches, names: Sequence[str], memory: PythonState) -> Probe:
+    device = plain.numerics.device
+    first = plain.client(0)
+    start = _state(first)
+    states = random_states(device)
+    began = time.perf_counter()
+    (inputs, targets), rate = batches[0][0], 1.0
+    value, outputs = first.forward(inputs, targets, 0)
+    classes = outputs.shape[1] if targets.dim() == 1 and outputs.dim() == 2 else None
+    _refuse_foreign(value, first.module, plain)
+    gradients = first.gradients(value)
+    rate = _rate(first, gradients)
+    first.descend(gradients, rate)
+    steps = STEPS if time.perf_counter() - began < QUICK else 1
+    before, drawn = PythonState(first.module, tensors=False), states != random_states(device)
+    changed = _changed(start, first, plain.flag)
+    traces = [_trace(names, first, value)]
+    _continue(names, first, batches[0], range(1, STEPS), rate, traces[0])
+    changed |= _changed(start, first, plain.flag)
+    changes = before.changes()
+    _refuse_counters(changes, plain.flag)
+    for number in range(1, CLIENTS):
+        other = plain.client(number)
+        trace = Trace()
+        _continue(names, other, batches[number], range(steps), rate, trace)
+        traces.append(trace)
+        changed |= _changed(start, other, plain.flag)
+        trace.state = {name: value for name, value in _state(other).items() if name in changed}
+    if steps == STEPS:
+        traces[0].state = {name: value for name, value in _state(first).items() if name in changed}
+    for trace in traces:
+        del trace.losses[steps:], trace.rows[steps:]
     return Probe(
         classes=None if targets.is_floating_point() else classes,
         random=drawn,
-        unused=tuple(name for name, grad in found.items() if grad is None),
-        no_vmap=no_vmap,
+        draws=first.drawn,
+        unused=tuple(name for name, gradient in gradients.items() if gradient is None),
+        state={name: start[name] for name in start if name in changed},
+        reached=bool(first.reached),
+        remembers=bool(memory.changes()),
+        attributes=bool(changes),
+        traces=traces,
+        rate=rate,
     )
+
+
+def _continue(
+    names: Sequence[str],
+    client: PlainClient,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    steps: range,
+    rate: float,
+    trace: Trace,
+) -> None:
+    for step in steps:
+        value, _ = client.forward(*batches[step], step)
+        client.descend(client.gradients(value), rate)
+        step_trace = _trace(names, client, value)
+        trace.losses += step_trace.losses
+        trace.rows += step_trace.rows
+
+
+def _trace(names: Sequence[str], client: PlainClient, value: Tensor) -> Trace:
+    parameters = dict(client.module.named_parameters())
+    row = torch.cat([parameters[name].detach().reshape(-1) for name in names])
+    return Trace([value.detach()], [row])
+
+
+def _rate(client: PlainClient, gradients: Mapping[str, Tensor | None]) -> float:
+    there = [gradient for gradient in gradients.values() if gradient is not None]
+    steep = torch.stack([gradient.norm() for gradient in there]).norm() if there else torch.zeros(())
+    large = torch.stack([each.detach().norm() for each in client.module.parameters() if each.requires_grad]).norm()
+    rate = MOVED * float(large) / float(steep) if float(steep) else 1.0
+    return rate if 0 < rate < 1e6 else 1.0
+
+
+def _state(client: PlainClient) -> dict[str, Tensor]:
+    """Copies of all but the trained parameters and the statistics that are estimated anew, by name."""
+    estimated = batchnorm_buffers(client.module)
+    frozen = {name: value for name, value in client.module.named_parameters() if not value.requires_grad}
+    values = {**dict(client.module.named_buffers()), **frozen}
+    return {name: value.detach().clone() for name, value in values.items() if name not in estimated}
+
+
+def _changed(start: Mapping[str, Tensor], client: PlainClient, flag: str) -> set[str]:
+    """Names of the buffers that are not as they were at the start."""
+    now = _state(client)
+    for name in {*start} ^ {*now}:
+        raise UsageError(f"{flag}: its forward adds or removes the buffer {name}; give it its first value in __init__")
+    for name, value in now.items():
+        if value.shape != start[name].shape or value.dtype != start[name].dtype:
+            raise UsageError(
+                f"{flag}: its forward changes the buffer {name} from {list(start[name].shape)} {start[name].dtype} to "
+                f"{list(value.shape)} {value.dtype}; keep its shape and its type"
+            )
+    return {name for name, value in now.items() if not _equal(value, start[name])}
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def _refuse_counters(changes: Sequence[tuple[str, Any, Any]], flag: str) -> None:
+    """What changes from step to step beside buffers, and is no tensor that is computed anew each time."""
+    for path, before, now in changes:
+        if isinstance(before, Tensor) or isinstance(now, Tensor):
+            continue
+        if isinstance(before, PLAIN) and isinstance(now, PLAIN):
+            what = f"the attribute {path} ({before!r}, then {now!r})"
+        else:
+            what = f"what its attribute {path} holds"
+        raise UsageError(
+            f"{flag}: its forward changes {what}, which clients would share; make it a buffer (register_buffer), which "
+            "every client keeps for itself"
+        )
+
+
+def _refuse_foreign(value: Tensor, module: nn.Module, plain: PlainModule) -> None:
+    loss = plain.loss
+    own = dict(loss.named_parameters()) if isinstance(loss, nn.Module) else {}
+    for leaf in foreign_leaves(value, module):
+        name = next((name for name, parameter in own.items() if parameter is leaf), None)
+        if name is not None:
+            raise UsageError(
+                f"loss: has a parameter of its own, {name}, that nothing would train; make it part of the model"
+            )
+        raise UsageError(
+            f"loss: depends on a tensor of shape {tuple(leaf.shape)} that requires a gradient and is no parameter of "
+            "the model; make it one, or detach it"
+        )
 
 
 @torch.no_grad()
@@ -98,101 +217,26 @@ def try_evaluation(
 ) -> None:
     """Raise UsageError where an evaluation would fail on test samples that are not like the training samples.
 
-    inputs, targets: a few test samples        flag: what the user set, for the message
+    Args:
+        module: The plain module.
+        loss: Of the run.
+        inputs: Of a few test samples.
+        targets: Theirs.
+        numerics: Of the run.
+        flag: What the user set, for the message.
     """
     trial = copy.deepcopy(module).eval()
+    memory = PythonState(loss, without=[id(part) for part in module.modules()])
+    shape = tuple(inputs.shape)
     try:
-        with numerics.autocast():
+        with random_kept(), numerics.autocast():
             outputs = numerics.full(trial(inputs))
+    except FAILURES as error:
+        raise UsageError(f"{flag}: cannot be evaluated on test samples of shape {shape}: {line(error)}") from error
+    try:
         loss(outputs, targets)
     except FAILURES as error:
-        shape = tuple(inputs.shape)
-        raise UsageError(f"{flag}: cannot be evaluated on test samples of shape {shape}: {_line(error)}") from error
-
-
-def _check_labels(labels: tuple[int, int], classes: int, flag: str) -> None:
-    low, high = labels
-    if low < 0 or high >= classes:
-        raise UsageError(f"{flag}: has {classes} outputs, but labels go from {low} to {high}")
-
-
-@dataclass(frozen=True)
-class _Gradients:
-    """Gradients of one batch, [n_params], by the plain module and under vmap, where two clients share the row."""
-
-    module: nn.Module
-    layout: ParamLayout
-    loss: Loss
-    inputs: Tensor
-    targets: Tensor
-    row: Tensor
-
-    def fault_of_vmap(self, numerics: Numerics, *, compare: bool) -> str | None:
-        """Explain why vmap cannot take the module, or return None.
-
-        The gradients are compared in full precision, which shows a wrong vmap rule (torch 2.15 has one that is right
-        for one client alone). In bf16 the order of operations alone changes the gradients of deep networks by 0.05 to
-        0.2 of their norm (ResNet-56, ResNet-110), so that vmap may be off by three times the plain module's own error.
-
-        compare: False for a module that draws random numbers, whose two passes differ anyway
-        """
-        full = dataclasses.replace(numerics, low=None)
-        try:
-            with without_tf32():
-                exact = self._stacked(full)
-            own = exact if numerics.low is None else self._stacked(numerics)
-        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-            return _line(error)
-        if not compare:
-            return None
-        with without_tf32():
-            wanted = self._plain(full)
-        tolerance = 1e-6 if numerics.dtype == torch.float64 else 1e-2
-        agree = _distance(exact, wanted) <= tolerance
-        if numerics.low is not None:
-            agree = agree and _distance(own, wanted) <= max(1e-1, 3 * _distance(self._plain(numerics), wanted))
-        return None if agree else "its gradients under vmap are not those of the plain module"
-
-    def _stacked(self, numerics: Numerics) -> Tensor:
-        stacked = vmap(functools.partial(self._loss_of, numerics), randomness="different")
-        losses = stacked(*(value.expand(2, *value.shape) for value in (self.row, self.inputs, self.targets)))
-        (both,) = torch.autograd.grad(losses.sum(), self.row)
-        return both / 2
-
-    def _plain(self, numerics: Numerics) -> Tensor:
-        (grad,) = torch.autograd.grad(self._loss_of(numerics, self.row, self.inputs, self.targets), self.row)
-        return grad
-
-    def _loss_of(self, numerics: Numerics, row: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        values = self.layout.views(row) | {name: value.clone() for name, value in self.module.named_buffers()}
-        with numerics.autocast():
-            outputs = functional_call(self.module, values, (inputs,))
-        return self.loss(numerics.full(outputs), targets)
-
-
-def _distance(gradient: Tensor, wanted: Tensor) -> float:
-    """Relative to the norm of what is wanted; 0 where that is not finite, which is no fault of vmap's."""
-    size = wanted.norm()
-    return float((gradient - wanted).norm() / size.clamp(min=torch.finfo(size.dtype).tiny)) if size.isfinite() else 0.0
-
-
-def _random_states(device: torch.device) -> list[Any]:
-    """Of torch, Python and NumPy."""
-    state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-    return [state.tolist(), random.getstate(), [np.asarray(part).tolist() for part in np.random.get_state()]]
-
-
-@contextlib.contextmanager
-def _python_random_kept() -> Iterator[None]:
-    """While it lasts, what is drawn from Python's and NumPy's generators is drawn again afterwards."""
-    states = random.getstate(), np.random.get_state()
-    try:
-        yield
+        about = f"test outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}"
+        raise UsageError(f"loss: fails on {about}: {line(error)}") from error
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
+        memory.restore()

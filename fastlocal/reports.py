@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import random
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import interrupts
 from .averaged import AveragedModel
 from .checkpoint import save_model
+from .client_random import ClientRandom
 from .data.sources.base import Source, Wanted
 from .data.streams import Streams
 from .errors import NonFiniteLoss
-from .evaluation import Evaluation
+from .evaluation import Drawing, Evaluation
 from .position import Position, TrainStats
 from .progress import Round
 from .telemetry.base import Logger
@@ -29,7 +34,8 @@ class Reports:
 
     evaluate: the model on the test set        topk: the k of accuracies, empty where targets are not labels
     stop_on_nan: whether a non-finite loss ends the run
-    module_seed: of a module that draws random numbers, or None
+    module_seed: of a module that draws random numbers which nothing else fixes, or None
+    draws_seed: of one that draws what client_random knows, or None
     writes: whether this process writes files        history: the lines of metrics.jsonl
     Every rank of a run does the same, so that all hold the same model; one of them writes.
     """
@@ -37,13 +43,14 @@ class Reports:
     averaged: AveragedModel
     source: Source
     streams: Streams
-    evaluate: Callable[[], Evaluation]
+    evaluate: Callable[[Drawing], Evaluation]
     logger: Logger
     directory: Path
     bn_batches: int
     topk: tuple[int, ...]
     stop_on_nan: bool
     module_seed: int | None
+    draws_seed: int | None
     writes: bool
     history: list[dict[str, Any]] = field(default_factory=list)
     _warned: bool = False
@@ -56,7 +63,8 @@ class Reports:
         if not self.averaged.loaded:
             spec = self.streams.spec
             self.seed_module(trained, spec.clients)
-            self.averaged.load(self._batchnorm_inputs(max(trained - 1, 0) // spec.steps_per_epoch))
+            with self._drawing(trained, 0):
+                self.averaged.load(self._batchnorm_inputs(max(trained - 1, 0) // spec.steps_per_epoch))
 
     def save_latest(self, trained: int) -> None:
         """Write the averaged model to latest.pt, unless it is not finite and an earlier one is worth more."""
@@ -76,7 +84,8 @@ class Reports:
         """Evaluate the averaged model, save it and log the line."""
         self.load_averaged(at.trained)
         self.seed_module(at.trained, self.streams.spec.clients + 1)
-        result = self.evaluate()
+        with self.averaged.left_alone():
+            result = self.evaluate(functools.partial(self._drawing, at.trained + 1))
         if not (math.isfinite(result.loss) and self.averaged.is_finite()):
             self.stop_or_warn(planned, "averaged model", f"the test loss is {result.loss}")
         loss, accuracies = at.stats.mean(len(self.topk))
@@ -107,6 +116,16 @@ class Reports:
         if self.module_seed is not None:
             mixed = (self.module_seed * 1_000_003 + step) * 1_000_003 + what
             torch.manual_seed(mixed % 2**63)
+            random.seed(mixed)
+            np.random.seed(mixed % 2**32)
+
+    def _drawing(self, step: int, batch: int) -> AbstractContextManager[Any]:
+        """Random numbers of a forward pass that is no client's: those of numbers that no client has."""
+        if self.draws_seed is None:
+            return nullcontext()
+        device = self.averaged.row.device
+        client = torch.tensor(self.streams.spec.clients + batch, device=device)
+        return ClientRandom(self.draws_seed, client, torch.tensor(step, device=device))
 
     def _batchnorm_inputs(self, epoch: int) -> Iterator[Tensor]:
         device = self.source.index_device

@@ -171,7 +171,13 @@ def resolve_for_machine(
             executor = "looped"
             notes.append(f"vmap cannot take this model ({seen.no_vmap}); training with --executor looped")
     if seen.random:
-        notes.append("the model draws random numbers itself (dropout, say): its masks depend on --chunk and --executor")
+        notes.append(
+            "the model draws random numbers that no client's seed fixes (from NumPy or Python, say): they depend on "
+            "--chunk and --executor"
+        )
+    if seen.unused:
+        more = f" and {len(seen.unused) - 3} more" if len(seen.unused) > 3 else ""
+        notes.append(f"no gradient reaches {', '.join(seen.unused[:3])}{more}: they stay as they are")
     config = config.with_values(
         executor=executor,
         workers=min(config.machine.workers or cores(), config.clients),
@@ -209,8 +215,8 @@ def _check_threaded(device: torch.device, seen: Probe) -> None:
         raise UsageError(f"--executor threaded: its threads are for --device cpu, not {device}; use --executor stacked")
     if seen.random:
         raise UsageError(
-            "--executor threaded: the model draws random numbers itself (dropout, say), and threads would draw them in "
-            "any order; use --executor looped"
+            "--executor threaded: the model draws random numbers that no client's seed fixes (from NumPy or Python, "
+            "say), and threads would draw them in any order; use --executor looped"
         )
 
 

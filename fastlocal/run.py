@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from .averaged import AveragedModel
@@ -16,18 +18,20 @@ from .checkpoint import save_model
 from .data.streams import Streams, StreamSpec
 from .directory import check_directory, create_directory, make_directory, reopen_directory
 from .errors import RankMissing, StoppedAlone, UsageError
-from .evaluation import evaluate
+from .evaluation import Drawing, Evaluation, evaluate
 from .interrupts import held_back, requested_for
 from .lock import locked
 from .loop import Loop
+from .mean_state import MeanState
 from .planner import Planner
 from .prepared import Prepared
 from .profiled import profiler
+from .python_state import kept
 from .reports import Reports
 from .resolve import sample_pages
 from .resume import check_state, find_state, is_complete
 from .shared_saving import make_saver
-from .stack import MomentumStore
+from .stack import MOMENTUM, ClientStore
 from .state_file import State
 from .telemetry.base import Logger, Loggers, RunSummary
 from .telemetry.jsonl import JsonlLogger, StepLog, read_rows
@@ -41,8 +45,7 @@ def _build_loop(prepared: Prepared, logger: Logger, steps: StepLog | None) -> Lo
     directory = Path(config.log.log_pth)
     mine = world.mine(config.clients)
     chunk = min(config.machine.chunk, len(mine))
-    averaged = AveragedModel(prepared.module, prepared.layout, problem.numerics)
-    n_params = prepared.layout.n_params
+    averaged = _averaged(prepared)
     dtype, device = problem.numerics.dtype, problem.numerics.device
     spec = StreamSpec(
         samples=len(problem.source),
@@ -53,6 +56,18 @@ def _build_loop(prepared: Prepared, logger: Logger, steps: StepLog | None) -> Lo
         seed=config.machine.seed,
     )
     streams = Streams(spec, sample_pages(config, prepared.data))
+    make = functools.partial(
+        make_averager,
+        clients=config.clients,
+        nodes=world.nodes,
+        rank=world.rank,
+        bucket_mb=config.machine.bucket_mb,
+        reduce_order=config.machine.reduce_order,
+        timeout=world.group_timeout,
+    )
+    start = dict(problem.state)
+    if config.sgd.momentum:
+        start = {MOMENTUM: torch.zeros_like(averaged.row), **start}
     return Loop(
         world=world,
         progress=prepared.progress,
@@ -60,35 +75,21 @@ def _build_loop(prepared: Prepared, logger: Logger, steps: StepLog | None) -> Lo
         source=problem.source,
         executor=prepared.executor,
         averaged=averaged,
-        averager=make_averager(
-            averaged.row,
-            config.clients,
-            nodes=world.nodes,
-            rank=world.rank,
-            bucket_mb=config.machine.bucket_mb,
-            wire_format=config.machine.wire_format,
-            reduce_order=config.machine.reduce_order,
-            timeout=world.group_timeout,
-        ),
-        momentum=MomentumStore(mine, n_params, chunk, device, dtype) if config.sgd.momentum else None,
+        averager=make(averaged.row, wire_format=config.machine.wire_format),
+        kept=ClientStore(mine, start, chunk, device),
+        mean_state=MeanState(problem.state, dtype, world, make) if problem.state else None,
         reports=Reports(
             averaged=averaged,
             source=problem.source,
             streams=streams,
-            evaluate=lambda: evaluate(
-                averaged.module,
-                prepared.test,
-                loss=problem.loss,
-                topk=problem.topk,
-                numerics=problem.numerics,
-                world=world,
-            ),
+            evaluate=lambda drawing: _evaluate(prepared, averaged.module, drawing),
             logger=logger,
             directory=directory,
             bn_batches=config.model.bn_batches,
             topk=problem.topk,
             stop_on_nan=config.machine.on_nan == "stop",
             module_seed=config.machine.seed if prepared.random else None,
+            draws_seed=config.machine.seed if problem.draws else None,
             writes=world.is_first,
         ),
         logger=logger,
@@ -105,6 +106,25 @@ def _build_loop(prepared: Prepared, logger: Logger, steps: StepLog | None) -> Lo
         config=dataclasses.asdict(config),
         grace=config.log.grace,
     )
+
+
+def _averaged(prepared: Prepared) -> AveragedModel:
+    problem = prepared.problem
+    return AveragedModel(prepared.module, prepared.layout, problem.numerics, prepared.modes, problem.state)
+
+
+def _evaluate(prepared: Prepared, module: nn.Module, drawing: Drawing) -> Evaluation:
+    problem = prepared.problem
+    with kept(problem.loss) if prepared.remembers else nullcontext():
+        return evaluate(
+            module,
+            prepared.test,
+            loss=problem.loss,
+            topk=problem.topk,
+            numerics=problem.numerics,
+            world=prepared.world,
+            drawing=drawing,
+        )
 
 
 @held_back()
@@ -140,8 +160,7 @@ def train(
             if world.is_first:
                 create_directory(directory, config, world.launches)
         else:
-            averaged = AveragedModel(prepared.module, prepared.layout, prepared.problem.numerics)
-            shapes = {name: value.shape for name, value in averaged.tensors().items()}
+            shapes = {name: value.shape for name, value in _averaged(prepared).tensors().items()}
             check_state(state, config, prepared.progress, shapes)
             if is_complete(state, prepared.progress):
                 loop = _build_loop(prepared, others, None)

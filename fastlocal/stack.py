@@ -2,53 +2,80 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+MOMENTUM = "momentum"
+
 
 @dataclass(frozen=True)
 class ClientStack:
-    """Parameters and momenta of a chunk of clients, one row each; gradients belong to the executor that makes them.
+    """Parameters and state of a chunk of clients, one row each; gradients belong to the executor that makes them.
 
     params: [clients, n_params]        momentum: the same, or None where there is none
+    state: {name: [clients, *shape]} of the buffers that a forward pass changes
     """
 
     params: Tensor
     momentum: Tensor | None
+    state: Mapping[str, Tensor] = field(default_factory=dict)
 
     def part(self, clients: slice) -> ClientStack:
         """Views of these clients' rows."""
-        return ClientStack(self.params[clients], None if self.momentum is None else self.momentum[clients])
+        momentum = None if self.momentum is None else self.momentum[clients]
+        return ClientStack(self.params[clients], momentum, {name: rows[clients] for name, rows in self.state.items()})
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """All that a local step changes."""
+        return [self.params, *([] if self.momentum is None else [self.momentum]), *self.state.values()]
 
 
-class MomentumStore:
-    """The momenta of a process's clients, which stay with them from round to round.
+class ClientStore:
+    """What stays with a process's clients from round to round: momenta, and buffers that a forward pass changes.
 
-    On a CPU, and where all clients are resident, a chunk's momenta are a view. Beside a GPU that holds fewer clients
+    On a CPU, and where all clients are resident, a chunk's rows are a view. Beside a GPU that holds fewer clients
     than there are, they wait in pinned host memory.
     """
 
-    def __init__(self, clients: range, n_params: int, chunk: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, clients: range, start: Mapping[str, Tensor], chunk: int, device: torch.device) -> None:
+        """Begin with every client alike.
+
+        Args:
+            clients: Numbers of the process's clients.
+            start: What each begins with, by name.
+            chunk: Clients that are resident at once.
+            device: Where they are trained.
+        """
         self.clients = clients
         self.away = device.type != "cpu" and chunk < len(clients)
-        self.all = torch.zeros(len(clients), n_params, dtype=dtype, device="cpu" if self.away else device)
+        place = torch.device("cpu") if self.away else device
+        self.all = {
+            name: value.detach().to(place).repeat(len(clients), *(1 for _ in value.shape))
+            for name, value in start.items()
+        }
+        self.resident: dict[str, Tensor] = {}
         if self.away:
-            self.all = self.all.pin_memory()
-        self.resident = torch.zeros(chunk, n_params, dtype=dtype, device=device) if self.away else None
+            self.all = {name: rows.pin_memory() for name, rows in self.all.items()}
+            self.resident = {name: rows[:chunk].to(device) for name, rows in self.all.items()}
 
-    def fetch(self, clients: range) -> Tensor:
-        """The momenta [clients, n_params] of these clients on the device, to be changed in place."""
+    def fetch(self, clients: range) -> dict[str, Tensor]:
+        """The rows {name: [clients, ...]} of these clients on the device, to be changed in place."""
         rows = self._rows(clients)
-        if self.resident is None:
+        if not self.away:
             return rows
-        return self.resident[: len(clients)].copy_(rows, non_blocking=True)
+        return {
+            name: self.resident[name][: len(clients)].copy_(values, non_blocking=True) for name, values in rows.items()
+        }
 
     def store(self, clients: range) -> None:
-        """Keep what became of the momenta that `fetch` gave."""
-        if self.resident is not None:
-            self._rows(clients).copy_(self.resident[: len(clients)])
+        """Keep what became of the rows that `fetch` gave."""
+        for name, resident in self.resident.items():
+            self._rows(clients)[name].copy_(resident[: len(clients)])
 
-    def _rows(self, clients: range) -> Tensor:
-        return self.all[clients.start - self.clients.start : clients.stop - self.clients.start]
+    def _rows(self, clients: range) -> dict[str, Tensor]:
+        here = slice(clients.start - self.clients.start, clients.stop - self.clients.start)
+        return {name: rows[here] for name, rows in self.all.items()}

@@ -16,7 +16,6 @@ from .executors.conv_timing import conv_choices
 from .executors.graphed import CudaGraphs, GraphedExecutor
 from .executors.scripted import compile_ahead
 from .executors.stacked import StackedExecutor
-from .stack import ClientStack
 from .trial import verdicts
 from .trial.kernels_tried import do_without
 
@@ -125,16 +124,15 @@ def _one_step(executor: StackedExecutor | GraphedExecutor, clients: int, batch: 
     problem = executor.problem
     device = problem.numerics.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        params = problem.layout.flatten(dict(problem.module.named_parameters())).repeat(clients, 1)
-        stack = ClientStack(params, torch.zeros_like(params) if problem.momentum else None)
+        stack = problem.stack(clients)
         ids = torch.arange(clients, device=device)
-        rates = torch.zeros(1, dtype=params.dtype, device=device).expand(1, clients)
+        rates = torch.zeros(1, dtype=stack.params.dtype, device=device).expand(1, clients)
         sample_ids = torch.zeros(1, clients, batch, dtype=torch.int64, device=problem.source.index_device)
         if isinstance(executor, GraphedExecutor):
             executor.run_round(stack, RoundPlan(ids, 0, rates, sample_ids))
         else:
             drawn, targets = problem.batch_at(sample_ids[0], ids, torch.zeros_like(ids[0]))
-            executor.local_step(stack, drawn, targets, rates[0])
+            executor.local_step(stack, drawn, targets, rates[0], ids, torch.zeros_like(ids[0]))
 
 
 def _line(error: BaseException) -> str:

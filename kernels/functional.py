@@ -28,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 
 from .conv2d_clients.geometry import Geometry
 from .conv2d_clients.operator import choose, conv2d_stacked
+from .indices import indices_within
 from .norm_act.operator import norm_act_stacked, worthwhile
 
 Size = int | Sequence[int]
@@ -157,6 +158,8 @@ def norm_act(
 class StackedOps(TorchFunctionMode):
     """Within, torch.nn.functional's conv2d, linear and norms are those of this module, other norms in fp32.
 
+    Functions whose rule under vmap would take an index out of range for a row of another client refuse it.
+
     strategy: of the convolutions        norms: backend of the norms
     Of both, "auto" leaves to torch what it computes faster, and so does nothing to small convolutions on a CPU.
     """
@@ -178,10 +181,57 @@ class StackedOps(TorchFunctionMode):
             return group_norm(*args, **kwargs, backend=self.norms)
         if func is F.batch_norm:
             return batch_norm(*args, **kwargs, backend=self.norms)
+        if func is F.embedding:
+            return embedding(*args, **kwargs)
+        if func is F.one_hot:
+            return one_hot(*args, **kwargs)
+        if func in _INDEX_FILLS:
+            return func(*_with_places(*args, **kwargs))
         if func in (F.layer_norm, F.instance_norm):
             input, *rest = args
             return func(_wide(input), *rest, **kwargs).to(input.dtype)
         return func(*args, **kwargs)
+
+
+def embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """torch.nn.functional.embedding of one client.
+
+    torch's rule takes an index beyond the table for a row of the next client, and looks for the padding index in the
+    tables of all clients laid end to end, so that it finds the first client's alone.
+    """
+    ids = indices_within(input, 0, weight.shape[0], "the table of an embedding")
+    if max_norm is not None or scale_grad_by_freq or sparse:
+        return F.embedding(ids, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+    rows = F.embedding(ids, weight)
+    if padding_idx is None:
+        return rows
+    padding = padding_idx % weight.shape[0]
+    return torch.where((ids == padding).unsqueeze(-1), rows.detach(), rows)
+
+
+def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """torch.nn.functional.one_hot of one client, which refuses under vmap too what has no class."""
+    if num_classes > 0:
+        tensor = indices_within(tensor, 0, num_classes, "the classes of one_hot")
+    return F.one_hot(tensor, num_classes)
+
+
+_INDEX_FILLS = (torch.index_fill, Tensor.index_fill, Tensor.index_fill_)
+
+
+def _with_places(input: Tensor, dim: int, index: Tensor, value: Any) -> tuple[Tensor, int, Tensor, Any]:
+    """Arguments of an index_fill, whose negative indices count from the end."""
+    size = input.shape[dim]
+    checked = indices_within(index, -size, size, f"dimension {dim}")
+    return input, dim, torch.where(checked < 0, checked + size, checked), value
 
 
 def _pair(size: Size) -> Sequence[int]:

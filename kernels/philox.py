@@ -27,6 +27,8 @@ class Purpose(IntEnum):
     CROP = 1
     LABEL_NOISE = 2
     RESIZED_CROP = 3
+    MODULE = 4
+    """With the number of the draw within the step in the bits above the lowest eight."""
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -77,9 +79,10 @@ def _constants(key: tuple[int, int]) -> tuple[Any, Any]:
     return torch.tensor(MULTIPLIERS).numpy().view("uint64"), keys.numpy().view("uint64")
 
 
-def draw(seed: int, purpose: Purpose, clients: Tensor, step: Tensor | int, batch: int) -> tuple[Tensor, ...]:
+def draw(seed: int, purpose: int, clients: Tensor, step: Tensor | int, batch: int) -> tuple[Tensor, ...]:
     """Four random words for every position of every client's batch.
 
+    purpose: a Purpose
     clients: [...] int64 client numbers        step: a number or int64 [...] broadcastable to clients
     Returns four int64 tensors [..., batch] of words in [0, 2^32).
     """

@@ -112,7 +112,7 @@ def test_a_diverged_model_does_not_replace_the_last_good_one(tmp_path: Path) -> 
         ({"train": (torch.zeros(4, 8), torch.zeros(3).long())}, "4 inputs but 3 targets"),
         ({"train": (torch.zeros(0, 8), torch.zeros(0).long())}, "train: is empty"),
         ({"train": (torch.full((64, 8), float("nan")), torch.zeros(64).long())}, "train inputs: holds NaN"),
-        ({"train": (torch.zeros(64, 5), torch.zeros(64).long())}, r"does not take a batch of shape \(8, 5\)"),
+        ({"train": (torch.zeros(64, 5), torch.zeros(64).long())}, r"fails on a batch of shape \(8, 5\)"),
         ({"train": (torch.zeros(64, 8), torch.full((64,), 2))}, "has 2 outputs, but labels go from 0 to 2"),
         ({"loss": lambda outputs, targets: outputs.sum(dim=1)}, "must return one number per batch"),
         ({"bn": True}, "--bn 1"),

@@ -36,12 +36,12 @@ def test_text_of_integer_tokens(tmp_path: Path) -> None:
     assert run.history[-1]["val_acc1"] > 0.8
 
 
-def test_dropout_trains_repeats_and_says_what_its_masks_depend_on(
+def test_dropout_trains_and_repeats(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = WordCount(dropout=0.3)
     first = fit(tmp_path, module, "first", progress=True, **sentences())
-    assert "masks depend on" in capsys.readouterr().err
+    assert "random" not in capsys.readouterr().err
     torch.rand(5)
     again = fit(tmp_path, module, "again", **sentences())
     assert first.history == again.history
@@ -69,7 +69,7 @@ def test_what_vmap_cannot_take(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 class PaddedWords(nn.Module):
-    """Uses the functional embedding, whose vmap rule in torch 2.15 finds the padding row of the first client alone."""
+    """Uses the functional embedding, whose vmap rule in torch finds the padding row of the first client alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,43 +80,11 @@ class PaddedWords(nn.Module):
         return self.output(nn.functional.embedding(tokens, self.words, padding_idx=3).mean(dim=1))
 
 
-def test_a_wrong_vmap_rule_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match="gradients under vmap are not those of the plain module"):
-        fit(tmp_path, PaddedWords(), executor="stacked", **sentences())
+def test_the_padding_row_of_no_client_is_trained(tmp_path: Path) -> None:
     module = PaddedWords()
-    run = fit(tmp_path, module, progress=True, weight_decay=0.0, **sentences())
-    assert "training with --executor looped" in capsys.readouterr().err
+    run = fit(tmp_path, module, executor="stacked", weight_decay=0.0, **sentences())
     trained = run.model.state_dict()["words"]
     assert torch.equal(trained[3], module.words[3]) and not torch.equal(trained[4], module.words[4])
-
-
-def test_running_statistics_that_nobody_estimates_are_refused(tmp_path: Path) -> None:
-    module = nn.Sequential(nn.Unflatten(1, (2, 4)), nn.InstanceNorm1d(2, track_running_stats=True), nn.Flatten())
-    with pytest.raises(ValueError, match="1 keeps running statistics"):
-        fit(tmp_path, nn.Sequential(*module, nn.Linear(8, 2)))
-
-
-class Forgetful(nn.Module):
-    """Reassigns one buffer and adds to another at each step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("center", torch.zeros(8))
-        self.register_buffer("calls", torch.zeros(()))
-        self.linear = nn.Linear(8, 2)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        self.center = 0.9 * self.center + 0.1 * inputs.detach().mean(dim=0)
-        self.calls += 1
-        return self.linear(inputs - self.center) / self.calls
-
-
-def test_buffers_that_change_start_anew_at_each_step(tmp_path: Path) -> None:
-    module = Forgetful()
-    runs = [fit(tmp_path, module, executor, executor=executor, precision="fp64") for executor in ("stacked", "looped")]
-    for name, value in runs[0].model.state_dict().items():
-        torch.testing.assert_close(runs[1].model.state_dict()[name], value, rtol=1e-10, atol=1e-10)
-    assert module.calls == 0
 
 
 class Several(nn.Linear):

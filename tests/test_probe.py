@@ -71,7 +71,7 @@ class Wrong(nn.Module):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_wrong_rule_of_vmap_is_found_in_every_precision(precision: str, tmp_path: Path) -> None:
     data = torch.randn(16, 4), torch.arange(16) % 3
-    with pytest.raises(UsageError, match="gradients under vmap are not those of the plain module"):
+    with pytest.raises(UsageError, match="first steps under vmap are not those of the plain module"):
         fastlocal.train(
             Wrong(), data, data, clients=2, batch_size=8, rounds=1, precision=precision, executor="stacked",
             directory=tmp_path / "run", device="cpu",

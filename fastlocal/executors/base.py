@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -18,6 +18,7 @@ from ..data.sources.base import Batch, Source
 from ..data.sources.streaming import StreamingSource
 from ..layout import ParamLayout
 from ..losses import Loss
+from ..own_tensors import Held
 from ..precision import Numerics
 from ..stack import ClientStack
 from ..telemetry.trace import span
@@ -88,6 +89,9 @@ class LocalProblem:
     module: in training mode, its BatchNorms without running statistics; executors copy what they change
     loss: (outputs of one batch, targets) -> scalar        topk: the k of the counted right predictions, or none
     clip_norm: the largest norm of a client's gradient; longer ones are scaled to it before weight decay is added
+    state: what the buffers that a forward pass changes start from, by name
+    held: tensors of the user's module that are reached in another way than by their names; empty where none is
+    draws: whether the forward pass or the loss draws what client_random knows        seed: of these draws
     """
 
     module: nn.Module
@@ -101,11 +105,21 @@ class LocalProblem:
     weight_decay: float
     numerics: Numerics
     clip_norm: float | None = None
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+    held: Held = field(default_factory=dict)
+    draws: bool = False
+    seed: int = 0
     _ahead: ReadAhead | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if isinstance(self.source, StreamingSource):
             object.__setattr__(self, "_ahead", ReadAhead(self.source))
+
+    def stack(self, clients: int) -> ClientStack:
+        """Rows of clients that begin with the module's start weights and with no momentum."""
+        params = self.layout.flatten(dict(self.module.named_parameters())).repeat(clients, 1)
+        state = {name: value.repeat(clients, *(1 for _ in value.shape)) for name, value in self.state.items()}
+        return ClientStack(params, torch.zeros_like(params) if self.momentum else None, state)
 
     def batch(self, plan: RoundPlan, step: int, clients: slice) -> tuple[Batch, Tensor]:
         """Local step `step` of these clients of the plan: the batch, and the targets that the loss sees."""

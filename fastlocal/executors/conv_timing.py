@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from fastlocal import kernels
 from fastlocal.kernels import functional
@@ -144,7 +144,7 @@ def called_layers(problem: LocalProblem, batch: int) -> dict[str, Layer]:
         part.register_forward_pre_hook(note(name))
     devices = [problem.numerics.device] if problem.numerics.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), problem.numerics.autocast():
-        functional_call(module, {name: value.clone() for name, value in module.named_buffers()}, (inputs,))
+        module(inputs)
     return found
 
 

@@ -42,10 +42,7 @@ class StepProgram:
 
     def serves(self, stack: ClientStack, plan: RoundPlan) -> bool:
         """Whether the program is of these buffers, and has room for the plan."""
-        addresses = [
-            [None if buffer is None else buffer.data_ptr() for buffer in (given.params, given.momentum)]
-            for given in (self.stack, stack)
-        ]
+        addresses = [[buffer.data_ptr() for buffer in given.buffers] for given in (self.stack, stack)]
         fits = plan.local_steps <= self.steps and plan.sample_ids.shape[1:] == self._sample_ids.shape[1:]
         return fits and addresses[0] == addresses[1]
 
@@ -68,7 +65,7 @@ class StepProgram:
         rates = self._rates.index_select(0, self._counter).squeeze(0)
         step = (self._first_step + self._counter).squeeze(0)  # one for all clients
         batch, targets = self._executor.problem.batch_at(sample_ids, self._client_ids, step)
-        losses, correct = self._executor.local_step(self.stack, batch, targets, rates)
+        losses, correct = self._executor.local_step(self.stack, batch, targets, rates, self._client_ids, step)
         self._losses.index_copy_(0, self._counter, losses.unsqueeze(0))
         if correct is not None:
             self._correct += correct
@@ -122,12 +119,11 @@ class GraphedExecutor:
 @contextlib.contextmanager
 def put_back(stack: ClientStack) -> Iterator[None]:
     """What is done to the buffers within is undone; their copy is on the host, as a chunk is to fill a GPU's memory."""
-    buffers = [buffer for buffer in (stack.params, stack.momentum) if buffer is not None]
-    before = [buffer.to("cpu", copy=True) for buffer in buffers]
+    before = [buffer.to("cpu", copy=True) for buffer in stack.buffers]
     try:
         yield
     finally:
-        for buffer, values in zip(buffers, before, strict=True):
+        for buffer, values in zip(stack.buffers, before, strict=True):
             buffer.copy_(values)
 
 

@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.func import functional_call
+from torch import Tensor, nn
 
+from ..client_random import ClientRandom
+from ..data.sources.base import Batch
 from ..losses import count_correct
+from ..own_tensors import OwnTensors, tensors_of
 from ..stack import ClientStack
 from ..telemetry.trace import span
 from .base import LocalProblem, RoundPlan, RoundResult
+from .forward import Constants
 from .update import Update
 
 
 class LoopedExecutor:
-    """A copy of the module whose parameters and gradients are views of two flat rows takes each client's steps."""
+    """A copy of the module whose parameters and gradients are views of two flat rows takes each client's steps.
+
+    Attributes:
+        row: [1, n_params], the parameters of the client whose turn it is.
+    """
 
     def __init__(self, problem: LocalProblem) -> None:
         self.problem = problem
         self._update = Update(problem)
         source, layout = problem.source, problem.layout
-        self._row = torch.zeros(1, layout.n_params, device=source.device, dtype=source.dtype)
-        self._grads = torch.zeros_like(self._row)
+        self.row = torch.zeros(1, layout.n_params, device=source.device, dtype=source.dtype)
+        self._grads = torch.zeros_like(self.row)
         self._module = copy.deepcopy(problem.module)
-        self._buffers = dict(self._module.named_buffers())
-        params, grads = layout.views(self._row[0]), layout.views(self._grads[0])
+        params, grads = layout.views(self.row[0]), layout.views(self._grads[0])
         for name, parameter in self._module.named_parameters():
             if name in params:
                 parameter.data, parameter.grad = params[name], grads[name]
+        self._constants = Constants(self._module, {*problem.state, *problem.layout.names})
+        self._state = {name: _places(self._module, name) for name in problem.state}
 
     def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
-        losses = torch.zeros(plan.sample_ids.shape[:2], device=self._row.device, dtype=self._row.dtype)
-        correct = torch.zeros(len(self.problem.topk), device=self._row.device, dtype=torch.float64)
+        losses = torch.zeros(plan.sample_ids.shape[:2], device=self.row.device, dtype=self.row.dtype)
+        correct = torch.zeros(len(self.problem.topk), device=self.row.device, dtype=torch.float64)
         for client in range(stack.params.shape[0]):
             correct += self.run_client(stack, plan, client, losses[:, client])
         return RoundResult(losses, correct if self.problem.topk else None)
@@ -43,46 +54,100 @@ class LoopedExecutor:
 
         Returns right predictions, float64 [len(topk)].
         """
-        correct = torch.zeros(len(self.problem.topk), device=self._row.device, dtype=torch.float64)
-        momentum = None if stack.momentum is None else stack.momentum[client : client + 1]
-        self._row.copy_(stack.params[client])
-        for step, (batch, targets) in enumerate(self.problem.batches_of(plan, client)):
-            rate = plan.learning_rates[step, client : client + 1]
-            loss, outputs = self._local_step(batch.inputs, targets, momentum, rate)
+        correct = torch.zeros(len(self.problem.topk), device=self.row.device, dtype=torch.float64)
+        batches, rates = self.problem.batches_of(plan, client), plan.learning_rates[:, client : client + 1]
+        taken = self.steps(stack, client, batches, rates, plan.client_ids[client], plan.steps)
+        for step, (loss, outputs, batch) in enumerate(taken):
             losses[step] = loss
             if self.problem.topk:
                 correct += count_correct(outputs, batch.targets, self.problem.topk)
-        stack.params[client] = self._row[0]
         return correct
+
+    def steps(
+        self,
+        stack: ClientStack,
+        client: int,
+        batches: Iterable[tuple[Batch, Tensor]],
+        rates: Iterable[Tensor],
+        number: Tensor,
+        steps: Iterable[Tensor],
+    ) -> Iterator[tuple[Tensor, Tensor, Batch]]:
+        """Local steps of one client of the stack, as they are asked for: loss, outputs and batch of each.
+
+        Args:
+            stack: Whose rows change when all steps are taken.
+            client: Its place in the stack.
+            batches: Without a client axis, and the targets that the loss sees, step by step.
+            rates: [1] each.
+            number: int64 [], of the client.
+            steps: int64 [] each, the global numbers of the steps.
+        """
+        momentum = None if stack.momentum is None else stack.momentum[client : client + 1]
+        self.row.copy_(stack.params[client])
+        self._load(stack, client)
+        for (batch, targets), rate, step in zip(batches, rates, steps, strict=True):
+            yield *self._local_step(batch.inputs, targets, momentum, rate, number, step), batch
+        stack.params[client] = self.row[0]
+        self._keep(stack, client)
+        self._constants.check()
 
     def first_step(self, params: Tensor, momentum: Tensor | None, inputs: Tensor, targets: Tensor) -> Tensor:
         """One step at rate 1 of a client with these rows [n_params], which change; returns its loss."""
-        self._row.copy_(params)
+        self.row.copy_(params)
         rate = torch.ones(1, device=params.device, dtype=params.dtype)
-        loss, _ = self._local_step(inputs, targets, None if momentum is None else momentum.unsqueeze(0), rate)
-        params.copy_(self._row[0])
+        nobody = torch.zeros((), dtype=torch.int64, device=params.device)
+        momenta = None if momentum is None else momentum.unsqueeze(0)
+        loss, _ = self._local_step(inputs, targets, momenta, rate, nobody, nobody)
+        params.copy_(self.row[0])
         return loss
 
-    def _forward(self, inputs: Tensor) -> Tensor:
-        if not self._buffers:
-            outputs: Tensor = self._module(inputs)
-            return outputs
-        # every step starts from the module's own buffers, as all clients at once would
-        copies = {name: value.clone() for name, value in self._buffers.items()}
-        outputs = functional_call(self._module, copies, (inputs,))
-        return outputs
+    @torch.no_grad()
+    def _load(self, stack: ClientStack, client: int) -> None:
+        """Give the module the buffers of a client, each under all its names."""
+        for name, places in self._state.items():
+            value = stack.state[name][client].clone()
+            for tensors, key in places:
+                tensors[key] = value
+
+    @torch.no_grad()
+    def _keep(self, stack: ClientStack, client: int) -> None:
+        """Write what became of them to the client's rows."""
+        for name, ((tensors, key), *_) in self._state.items():
+            stack.state[name][client] = tensors[key].detach()
 
     def _local_step(
-        self, inputs: Tensor, targets: Tensor, momentum: Tensor | None, rate: Tensor
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        momentum: Tensor | None,
+        rate: Tensor,
+        client: Tensor,
+        number: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """One step of the client whose parameters are in the row; returns its loss and outputs."""
         problem = self.problem
-        with span("forward"):
+        with span("forward"), contextlib.ExitStack() as modes:
+            if problem.draws:
+                modes.enter_context(ClientRandom(problem.seed, client, number))
+            if problem.held:
+                modes.enter_context(OwnTensors(problem.held, tensors_of(self._module)))
             with problem.numerics.autocast():
-                outputs = self._forward(inputs)
+                outputs = self._module(inputs)
             loss = problem.loss(problem.numerics.full(outputs), targets)
         with span("backward"):
             self._grads.zero_()
             loss.backward()
-        self._update(self._row, momentum, self._grads, rate)
+        self._update(self.row, momentum, self._grads, rate)
         return loss.detach(), outputs.detach()
+
+
+def _places(module: nn.Module, name: str) -> list[tuple[dict[str, Any], str]]:
+    """Where a module keeps a buffer, or a parameter that is not trained: under each of its names."""
+    wanted = tensors_of(module)[name]
+    return [
+        (kept, key)
+        for part in module.modules()
+        for kept in (part._buffers, part._parameters)
+        for key, value in kept.items()
+        if value is wanted
+    ]

@@ -67,19 +67,18 @@ def script(problem: LocalProblem, inputs: Tensor, targets: Tensor, *, channels_l
     inputs, targets: one batch, without a client axis        channels_last: memory layout of images and filters
     Raises one of probe.FAILURES where the module cannot be traced.
     """
+    if problem.state or problem.held or problem.draws:
+        raise RuntimeError("its buffers change, it draws random numbers, or parameters are reached past their names")
     from torch.fx.experimental.proxy_tensor import make_fx  # takes 0.5 s to import
 
     module = copy.deepcopy(problem.module)
-    buffers = dict(module.named_buffers())
 
     def forward(params: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         if channels_last:
             inputs = _channels_last(inputs)
             params = {name: _channels_last(value) for name, value in params.items()}
-        # every step starts from the module's own buffers
-        values = {**params, **{name: value.clone() for name, value in buffers.items()}}
         with problem.numerics.autocast():
-            outputs = functional_call(module, values, (inputs,))
+            outputs = functional_call(module, dict(params), (inputs,))
         return problem.loss(problem.numerics.full(outputs), targets), outputs
 
     def gradients(params: list[Tensor], inputs: Tensor, targets: Tensor) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from fastlocal import kernels
 
@@ -15,6 +15,7 @@ from ..telemetry.trace import span
 from .base import LocalProblem, RoundPlan, RoundResult
 from .compiled import Compiler
 from .conv_strategy import Stacking, Strategies
+from .forward import Forward
 from .update import Update
 
 Params = Tensor | dict[str, Tensor]
@@ -53,10 +54,10 @@ class StackedExecutor:
     ) -> None:
         self.problem = problem
         self._stacking = Stacking(problem.module, conv_strategy)
-        self._buffers = dict(problem.module.named_buffers())
-        self._stacked = vmap(self._forward_one, randomness="different")
-        self._outputs = vmap(self._outputs_one, randomness="different")
-        can_fuse = problem.loss is cross_entropy and bool(problem.topk)
+        self._one = Forward(problem, self._stacking.module)
+        self._stacked = vmap(self._forward_one, (0, 0, 0, 0, 0, None), randomness="different")
+        self._outputs = vmap(self._outputs_one, (0, 0, 0, 0, None), randomness="different")
+        can_fuse = problem.loss is cross_entropy and bool(problem.topk) and not problem.held
         wanted = problem.source.device.type == "cuda" and not compile if fused_loss is None else fused_loss
         self._loss = kernels.get("label_noise_loss", device=problem.source.device) if can_fuse and wanted else None
         self._update = Update(problem)
@@ -74,17 +75,26 @@ class StackedExecutor:
         losses, correct = [], []
         for step in range(plan.local_steps):
             batch, targets = self.problem.batch(plan, step, slice(None))
-            step_losses, hits = self.local_step(stack, batch, targets, plan.learning_rates[step])
+            rates, number = plan.learning_rates[step], plan.steps[step]
+            step_losses, hits = self.local_step(stack, batch, targets, rates, plan.client_ids, number)
             losses.append(step_losses)
             correct.append(hits)
+        self._one.constants.check()
         return RoundResult(torch.stack(losses), _sum(correct), self.take_notes())
 
     def local_step(
-        self, stack: ClientStack, batch: Batch, targets: Tensor, learning_rates: Tensor
+        self,
+        stack: ClientStack,
+        batch: Batch,
+        targets: Tensor,
+        learning_rates: Tensor,
+        client_ids: Tensor,
+        number: Tensor,
     ) -> tuple[Tensor, Tensor | None]:
         """One local step of the clients of the stack, whose buffers change in place.
 
         targets: what the loss sees, [clients, batch, ...]        learning_rates: [clients]
+        client_ids: int64 [clients]        number: int64 [], the global number of the step
         Returns losses [clients] and right predictions, float64 [len(topk)] or None.
         """
         clients = len(stack.params)
@@ -95,7 +105,7 @@ class StackedExecutor:
             given = Batch(batch.inputs[part], batch.targets[part])
             seen = given.targets if targets is batch.targets else targets[part]
             try:
-                some, hits = self._step(stack.part(part), given, seen, learning_rates[part])
+                some, hits = self._step(stack.part(part), given, seen, learning_rates[part], client_ids[part], number)
             except torch.OutOfMemoryError:
                 # a captured step cannot be begun again: what it has launched stays in the graph
                 captured = stack.params.is_cuda and torch.cuda.is_current_stream_capturing()
@@ -128,7 +138,13 @@ class StackedExecutor:
         return notes
 
     def _step(
-        self, stack: ClientStack, batch: Batch, targets: Tensor, learning_rates: Tensor
+        self,
+        stack: ClientStack,
+        batch: Batch,
+        targets: Tensor,
+        learning_rates: Tensor,
+        client_ids: Tensor,
+        number: Tensor,
     ) -> tuple[Tensor, Tensor | None]:
         if self._by_parameter:
             values = self.problem.layout.views(stack.params.detach())
@@ -138,43 +154,70 @@ class StackedExecutor:
             params = stack.params.detach().requires_grad_()
             leaves = [params]
         with span("forward"):
-            losses, correct = self._program(params, batch.inputs, targets, batch.targets)
+            losses, correct, state = self._program(
+                params, dict(stack.state), batch.inputs, targets, batch.targets, client_ids, number
+            )
         with span("backward"):
             grads = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
         if self._by_parameter:
             self._update.by_parameter(stack.params, stack.momentum, grads, learning_rates)
         else:
             self._update(stack.params, stack.momentum, grads[0], learning_rates)
+        for name, rows in stack.state.items():
+            rows.copy_(state[name].detach())
         return losses.detach(), correct
 
-    def _forward(self, params: Params, inputs: Tensor, targets: Tensor, clean: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Losses [clients] of the targets that the loss sees, and how often the outputs are right about clean ones."""
+    def _forward(
+        self,
+        params: Params,
+        state: dict[str, Tensor],
+        inputs: Tensor,
+        targets: Tensor,
+        clean: Tensor,
+        client_ids: Tensor,
+        number: Tensor,
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """Losses [clients] of the targets that the loss sees, how often the outputs are right about clean ones, and
+        what became of the buffers.
+        """
         topk = self.problem.topk
         with self._stacking.mode():
             if self._loss is None:
-                losses, outputs = self._stacked(params, inputs, targets)
+                losses, outputs, state = self._stacked(params, state, inputs, targets, client_ids, number)
             else:
-                outputs = self._outputs(params, inputs)
+                outputs, state = self._outputs(params, state, inputs, client_ids, number)
         if self._loss is not None and outputs.shape[-1] <= FUSED_CLASSES:
             losses, hits = self._loss(outputs, targets, None, 0, p=0.0, seed=0)
             if topk == (1,) and targets is clean:
-                return losses, hits.sum().to(torch.float64).unsqueeze(0)
+                return losses, hits.sum().to(torch.float64).unsqueeze(0), state
         elif self._loss is not None:
             losses = vmap(self.problem.loss)(self.problem.numerics.full(outputs), targets)
-        return losses, count_correct(outputs, clean, topk) if topk else None
+        return losses, count_correct(outputs, clean, topk) if topk else None, state
 
-    def _forward_one(self, params: Params, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = self._outputs_one(params, inputs)
-        return self.problem.loss(self.problem.numerics.full(outputs), targets), outputs
+    def _forward_one(
+        self,
+        params: Params,
+        state: dict[str, Tensor],
+        inputs: Tensor,
+        targets: Tensor,
+        client: Tensor,
+        number: Tensor,
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        values = self._values(params, state)
+        loss, outputs = self._one(values, inputs, targets, client, number)
+        return loss, outputs, {name: values[name] for name in state}
 
-    def _outputs_one(self, params: Params, inputs: Tensor) -> Tensor:
-        problem = self.problem
-        named = problem.layout.views(params) if isinstance(params, Tensor) else params
-        # every step starts from the module's own buffers, and what becomes of them is forgotten
-        values = named | {name: value.clone() for name, value in self._buffers.items()}
-        with problem.numerics.autocast():
-            outputs: Tensor = functional_call(self._stacking.module, values, (inputs,))
-        return outputs
+    def _outputs_one(
+        self, params: Params, state: dict[str, Tensor], inputs: Tensor, client: Tensor, number: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        values = self._values(params, state)
+        outputs = self._one.outputs(values, inputs, client, number)
+        return outputs, {name: values[name] for name in state}
+
+    def _values(self, params: Params, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the module has while it runs; a step begun again for want of memory finds its state as it was."""
+        named = self.problem.layout.views(params) if isinstance(params, Tensor) else params
+        return {**named, **{name: value.clone() for name, value in state.items()}}
 
 
 def _sum(counts: list[Tensor | None]) -> Tensor | None:

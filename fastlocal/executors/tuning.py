@@ -17,7 +17,6 @@ from fastlocal import kernels
 from ..data.sources.resident import ResidentSource
 from ..data.sources.streaming import StreamingSource
 from ..data.types import Split
-from ..stack import ClientStack
 from .base import Executor, LocalProblem, RoundPlan
 
 WORTHWHILE, SHARE = 4.0, 0.1
@@ -189,9 +188,7 @@ def _once(
 ) -> float:
     """Seconds per client and local step of one round at rate 0; on a CPU, if wanted, of the processor's time."""
     device, dtype = problem.numerics.device, problem.numerics.dtype
-    row = problem.layout.flatten(dict(problem.module.named_parameters()))
-    params = row.repeat(clients, 1)
-    stack = ClientStack(params, torch.zeros_like(params) if problem.momentum else None)
+    stack = problem.stack(clients)
     ids = torch.arange(steps * clients * batch, device=problem.source.index_device) % len(problem.source)
     plan = RoundPlan(
         client_ids=torch.arange(clients, device=device),

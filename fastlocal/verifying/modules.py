@@ -18,7 +18,6 @@ from ..executors.graphed import CudaGraphs, GraphedExecutor
 from ..executors.looped import LoopedExecutor
 from ..executors.stacked import StackedExecutor
 from ..executors.threaded import ThreadedExecutor
-from ..stack import ClientStack
 from ..trial.jobs import line
 from .checks import Check
 
@@ -125,9 +124,8 @@ def _changes(trained: Trained, executor: Executor, chunks: Sequence[int] = (CLIE
     """What STEPS steps change of CLIENTS clients, on samples that differ, `chunks` of them at a time."""
     problem = trained.problem
     device, source = problem.numerics.device, problem.source
-    row = problem.layout.flatten(dict(problem.module.named_parameters()))
-    params = row.repeat(CLIENTS, 1)
-    stack = ClientStack(params, torch.zeros_like(params) if problem.momentum else None)
+    stack = problem.stack(CLIENTS)
+    params, row = stack.params, stack.params[0].clone()
     ids = torch.arange(STEPS * CLIENTS * trained.batch, device=source.index_device) % len(source)
     ids = ids.view(STEPS, CLIENTS, trained.batch)
     rates = torch.full((STEPS, CLIENTS), trained.rate, dtype=params.dtype, device=device)

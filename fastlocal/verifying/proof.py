@@ -13,7 +13,6 @@ from fastlocal import kernels
 
 from ..executors.base import RoundPlan
 from ..executors.stacked import StackedExecutor
-from ..stack import ClientStack
 from ..trial.calls import Calls
 from ..trial.jobs import line
 from .checks import Check
@@ -83,8 +82,8 @@ def _take_step(trained: Trained) -> None:
     problem = trained.problem
     device, source = problem.numerics.device, problem.source
     clients = min(NOTED_CLIENTS, trained.clients)
-    params = problem.layout.flatten(dict(problem.module.named_parameters())).repeat(clients, 1)
-    stack = ClientStack(params, torch.zeros_like(params) if problem.momentum else None)
+    stack = problem.stack(clients)
+    params = stack.params
     ids = torch.arange(clients * trained.batch, device=source.index_device) % len(source)
     rates = torch.zeros(1, clients, dtype=params.dtype, device=device)
     plan = RoundPlan(torch.arange(clients, device=device), 0, rates, ids.view(1, clients, trained.batch))

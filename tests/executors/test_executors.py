@@ -22,6 +22,7 @@ from fastlocal.executors.threaded import ThreadedExecutor
 from fastlocal.layout import param_layout
 from fastlocal.local_module import local_module
 from fastlocal.losses import cross_entropy
+from fastlocal.modes import training_modes
 from fastlocal.precision import Numerics
 from fastlocal.stack import ClientStack
 from tests import small_models
@@ -48,7 +49,7 @@ def problem_of(
     given: dict[str, Any] = {"loss": cross_entropy, "noise": None, "momentum": 0.9, "nesterov": False}
     given |= {"weight_decay": 0.03, **values}
     return LocalProblem(
-        module=local_module(module),
+        module=local_module(module, training_modes(module)),
         layout=param_layout(module, group_weight=True),
         source=source_of(data, dtype),
         topk=(1, 2),

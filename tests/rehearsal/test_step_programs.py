@@ -20,6 +20,7 @@ from fastlocal.layout import param_layout
 from fastlocal.local_module import local_module
 from fastlocal.losses import cross_entropy
 from fastlocal.models import build
+from fastlocal.modes import training_modes
 from fastlocal.precision import Numerics
 from fastlocal.stack import ClientStack
 from tests.executors.test_executors import problem_of
@@ -171,7 +172,12 @@ def test_the_models_of_the_benches(case: str, rehearsed: Rehearsal, monkeypatch:
         layout = param_layout(module, group_weight=True)
         numerics = Numerics(CPU, dtype, low)
         return LocalProblem(
-            module=local_module(module), layout=layout, source=source, topk=(1, 2), numerics=numerics, **given
+            module=local_module(module, training_modes(module)),
+            layout=layout,
+            source=source,
+            topk=(1, 2),
+            numerics=numerics,
+            **given,
         )
 
     check(make, low, rehearsed, monkeypatch, [range(0, 2)], batch=2, count=1)

@@ -1,0 +1,109 @@
+"""One client's forward pass as a function of its tensors, for vmap and whatever else cannot run a live module."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..client_random import ClientRandom
+from ..errors import UsageError
+from ..own_tensors import OwnTensors
+
+if TYPE_CHECKING:
+    from .base import LocalProblem
+
+
+class Forward:
+    """The forward pass and the loss of one client.
+
+    The tensors that a call is given are what the module has while it lasts; a buffer that it replaces is replaced among
+    them.
+
+    Attributes:
+        constants: What no call may change.
+        reached: Names of tensors that a call has reached in another way than by their names.
+    """
+
+    def __init__(self, problem: LocalProblem, module: nn.Module) -> None:
+        """Begin with a module that belongs to this object."""
+        self._problem, self._module = problem, module
+        self.reached: set[str] = set()
+        self._held: dict[int, str] = {}
+        if problem.held:
+            names = {*problem.layout.names, *problem.state}
+            own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+            self._held = {**problem.held, **{id(own[name]): name for name in names}}
+        self.constants = Constants(module, {*problem.state, *problem.layout.names})
+
+    def __call__(
+        self, values: dict[str, Tensor], inputs: Tensor, targets: Tensor, client: Tensor, step: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and outputs of one batch.
+
+        Args:
+            values: Parameters and buffers by name, without a client axis; what becomes of the buffers is left there.
+            inputs: [batch, ...].
+            targets: [batch, ...].
+            client: int64 [], its number.
+            step: int64 [], the global number of the local step.
+        """
+        if self._held:
+            with OwnTensors(self._held, values) as own:
+                result = self._drawing(values, inputs, targets, client, step)
+            self.reached |= own.used
+            return result
+        return self._drawing(values, inputs, targets, client, step)
+
+    def outputs(self, values: dict[str, Tensor], inputs: Tensor, client: Tensor, step: Tensor) -> Tensor:
+        """The outputs alone, of a loss that reaches nothing else."""
+        if self._problem.draws:
+            with ClientRandom(self._problem.seed, client, step):
+                return self._outputs(values, inputs)
+        return self._outputs(values, inputs)
+
+    def _drawing(
+        self, values: dict[str, Tensor], inputs: Tensor, targets: Tensor, client: Tensor, step: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if self._problem.draws:
+            with ClientRandom(self._problem.seed, client, step):
+                return self._loss(values, inputs, targets)
+        return self._loss(values, inputs, targets)
+
+    def _loss(self, values: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = self._outputs(values, inputs)
+        return self._problem.loss(self._problem.numerics.full(outputs), targets), outputs
+
+    def _outputs(self, values: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        with self._problem.numerics.autocast():
+            outputs: Tensor = functional_call(self._module, values, (inputs,))
+        return outputs
+
+
+class Constants:
+    """Buffers, and parameters that are not trained, of a module whose forward left them alone when it was looked at."""
+
+    def __init__(self, module: nn.Module, changing: Container[str]) -> None:
+        """Begin with all but those whose names are `changing`."""
+        self._places = [
+            (f"{path}.{key}".lstrip("."), kept, key, value, value._version)
+            for path, part in module.named_modules()
+            for kept in (part._buffers, part._parameters)
+            for key, value in kept.items()
+            if value is not None and f"{path}.{key}".lstrip(".") not in changing and not _trained(value)
+        ]
+
+    def check(self) -> None:
+        """Raise UsageError where one has changed."""
+        for name, kept, key, value, version in self._places:
+            if kept[key] is not value or value._version != version:
+                raise UsageError(
+                    f"model: its forward changes {name}, which it left alone in the first steps; what changes late is "
+                    "not kept by client: change it from the first step on"
+                )
+
+
+def _trained(value: Tensor) -> bool:
+    return isinstance(value, nn.Parameter) and value.requires_grad

@@ -1,0 +1,169 @@
+"""The first steps of clients side by side, and of one live module for all, compared with those of plain torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from fastlocal.kernels import functional
+
+from .data.sources.base import Batch
+from .errors import UsageError
+from .executors.base import LocalProblem
+from .executors.forward import Forward
+from .executors.looped import LoopedExecutor
+from .plain_steps import FAILURES, Trace, line
+from .precision import Numerics, without_tf32
+from .probe import CLIENTS, Batches, Probe
+from .python_state import PythonState
+from .random_states import random_kept
+
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-2}
+LOW = 1e-1
+"""Of steps in bf16: there the order of operations alone changes the gradients of deep networks by 0.05 to 0.2 of their
+norm (ResNet-56, ResNet-110), so that vmap may be off by three times the plain module's own error."""
+
+
+def compare(problem: LocalProblem, batches: Batches, seen: Probe, *, flag: str) -> Probe:
+    """`seen` with what keeps vmap from taking the module.
+
+    Args:
+        problem: Of the run; its source and its optimizer are not used.
+        batches: Those that `seen` was found with.
+        seen: What plain torch did with them.
+        flag: What the user set, for the message.
+
+    Raises:
+        UsageError: Where neither vmap nor one module for all clients trains what plain torch trains.
+    """
+    problem = dataclasses.replace(problem, momentum=0.0, weight_decay=0.0, clip_norm=None, noise=None, topk=())
+    memory = PythonState(problem.loss, without=[id(part) for part in problem.module.modules()])
+    with random_kept(), without_tf32():
+        try:
+            no_vmap, reached = _fault_of_vmap(problem, batches, seen)
+            seen = dataclasses.replace(seen, reached=seen.reached or reached)
+            leaks = seen.attributes or seen.reached or bool(seen.state)
+            if not seen.random and (no_vmap is not None or leaks):
+                _check_looped(problem, batches, seen, flag)
+        finally:
+            memory.restore()
+    return dataclasses.replace(seen, no_vmap=no_vmap)
+
+
+def _fault_of_vmap(problem: LocalProblem, batches: Batches, seen: Probe) -> tuple[str | None, bool]:
+    """Why vmap cannot take the module, or None, and whether tensors are reached past their names."""
+    full = dataclasses.replace(problem.numerics, low=None)
+    try:
+        traces, reached = _stacked(problem, full, batches, seen, len(seen.traces[0].losses))
+        low = None if problem.numerics.low is None else _stacked(problem, problem.numerics, batches, seen, 1)[0]
+    except FAILURES as error:
+        return line(error), False
+    if seen.random or seen.remembers:
+        return None, reached
+    agree = _distance(traces, seen.traces, _start(problem)) <= TOLERANCES[problem.numerics.dtype]
+    if low is not None:
+        own = _distance(_looped(problem, batches, seen, 1), seen.traces, _start(problem))
+        agree = agree and _distance(low, seen.traces, _start(problem)) <= max(LOW, 3 * own)
+    return None if agree else "its first steps under vmap are not those of the plain module", reached
+
+
+def _check_looped(problem: LocalProblem, batches: Batches, seen: Probe, flag: str) -> None:
+    full = dataclasses.replace(problem, numerics=dataclasses.replace(problem.numerics, low=None))
+    if seen.remembers:
+        return
+    distance = _distance(_looped(full, batches, seen, len(seen.traces[0].losses)), seen.traces, _start(problem))
+    if not distance <= TOLERANCES[problem.numerics.dtype]:
+        raise UsageError(
+            f"{flag}: one module for all clients does not take the steps that each client's own would (they differ by "
+            f"{distance:.1g}): it keeps something from call to call that is no buffer, or computes anew each time; "
+            "make what it keeps buffers (register_buffer)"
+        )
+
+
+def _start(problem: LocalProblem) -> Tensor:
+    return problem.layout.flatten(dict(problem.module.named_parameters()))
+
+
+def _stacked(
+    problem: LocalProblem, numerics: Numerics, batches: Batches, seen: Probe, steps: int
+) -> tuple[list[Trace], bool]:
+    """All clients' steps under vmap, and whether tensors are reached past their names."""
+    problem = dataclasses.replace(problem, numerics=numerics)
+    one, device = Forward(problem, problem.module), numerics.device
+    stack = problem.stack(CLIENTS)
+    rows, state = stack.params, dict(stack.state)
+    clients, traces = torch.arange(CLIENTS, device=device), [Trace() for _ in range(CLIENTS)]
+
+    def forward(
+        row: Tensor, state: dict[str, Tensor], inputs: Tensor, targets: Tensor, client: Tensor, step: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        values = {**problem.layout.views(row), **{name: value.clone() for name, value in state.items()}}
+        loss, _ = one(values, inputs, targets, client, step)
+        return loss, {name: values[name] for name in state}
+
+    stacked = vmap(forward, (0, 0, 0, 0, 0, None), randomness="different")
+    for step in range(steps):
+        leaf = rows.detach().requires_grad_()
+        inputs, targets = (torch.stack([batches[client][step][part] for client in range(CLIENTS)]) for part in (0, 1))
+        with functional.StackedOps("auto" if device.type == "cpu" else "grouped"):
+            losses, state = stacked(leaf, state, inputs, targets, clients, torch.tensor(step, device=device))
+        (grads,) = torch.autograd.grad(losses.sum(), leaf, materialize_grads=True)
+        rows = rows - seen.rate * grads
+        state = {name: value.detach() for name, value in state.items()}
+        for client, trace in enumerate(traces):
+            trace.losses.append(losses[client].detach())
+            trace.rows.append(rows[client])
+            trace.state = {name: value[client] for name, value in state.items()}
+    one.constants.check()
+    return traces, bool(one.reached)
+
+
+def _looped(problem: LocalProblem, batches: Batches, seen: Probe, steps: int) -> list[Trace]:
+    """One client after the other through one module."""
+    executor, device = LoopedExecutor(problem), problem.numerics.device
+    stack = problem.stack(CLIENTS)
+    rate = torch.full((1,), seen.rate, dtype=stack.params.dtype, device=device)
+    traces = []
+    for client in range(CLIENTS):
+        trace = Trace()
+        numbers = torch.arange(steps, device=device)
+        given = [(Batch(*batch), batch[1]) for batch in batches[client][:steps]]
+        taken = executor.steps(stack, client, given, [rate] * steps, torch.tensor(client, device=device), numbers)
+        for loss, _, _ in taken:
+            trace.losses.append(loss)
+            trace.rows.append(executor.row.clone())
+        trace.state = {name: rows[client] for name, rows in stack.state.items()}
+        traces.append(trace)
+    return traces
+
+
+def _distance(traces: Sequence[Trace], wanted: Sequence[Trace], start: Tensor) -> float:
+    """The largest of: a loss's, a step's and a buffer's distance from what is wanted, relative to that.
+
+    0 where what is wanted is not finite, which is no fault of ours. Buffers count where all steps were taken.
+    """
+    found = [0.0]
+    for trace, plain in zip(traces, wanted, strict=True):
+        least = torch.finfo(start.dtype).eps
+        pairs = [(got, value, least) for got, value in zip(trace.losses, plain.losses, strict=False)]
+        moved = zip(trace.rows, plain.rows, strict=False)
+        pairs += [(row - start, other - start, least * float(start.norm())) for row, other in moved]
+        if len(trace.losses) == len(plain.losses):
+            pairs += [(trace.state[name], value, least) for name, value in plain.state.items() if name in trace.state]
+        for got, value, rounding in pairs:
+            got, value = (_real(each) for each in (got, value))
+            size = value.norm()
+            if bool(size.isfinite()):
+                off = float((got - value).norm() / size.clamp(min=rounding or least))
+                found.append(off if math.isfinite(off) else math.inf)
+    return max(found)
+
+
+def _real(value: Tensor) -> Tensor:
+    value = torch.view_as_real(value) if value.is_complex() else value
+    return value if value.is_floating_point() else value.double()

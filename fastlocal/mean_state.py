@@ -1,0 +1,79 @@
+"""The averaged model's buffers, of those that a forward pass changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from .averaging.averager import Averager
+from .stack import ClientStore
+from .world import World
+
+AT_ONCE = 64
+"""Clients whose rows are laid side by side at a time."""
+
+
+class MeanState:
+    """Means over all clients of the floating and complex buffers; of others, those of client 0.
+
+    Every rank has to make one and to call it in every round.
+    """
+
+    def __init__(
+        self, start: Mapping[str, Tensor], dtype: torch.dtype, world: World, make_averager: Callable[[Tensor], Averager]
+    ) -> None:
+        """Begin.
+
+        Args:
+            start: What every client begins with, by name.
+            dtype: Of the run.
+            world: The processes of the run.
+            make_averager: Makes the averager of a row [numbers].
+        """
+        self._world = world
+        self._shapes = {name: value.shape for name, value in start.items()}
+        self._means = [name for name, value in start.items() if value.is_floating_point() or value.is_complex()]
+        self._firsts = [name for name in start if name not in self._means]
+        self._row, self._averager = torch.empty(0), None
+        if self._means:
+            self._row = torch.cat([_numbers(start[name].unsqueeze(0))[0] for name in self._means]).to(dtype)
+            self._averager = make_averager(self._row)
+
+    def __call__(self, kept: ClientStore, averaging: AbstractContextManager[object]) -> dict[str, Tensor]:
+        """The buffers by name.
+
+        Args:
+            kept: Rows of this process's clients.
+            averaging: What collectives are called within.
+        """
+        found: dict[str, Tensor] = {}
+        if self._averager is not None:
+            clients = len(kept.clients)
+            for begin in range(0, clients, AT_ONCE):
+                some = slice(begin, begin + AT_ONCE)
+                rows = torch.cat([_numbers(kept.all[name][some]) for name in self._means], dim=1)
+                self._averager.add(rows.to(self._row), last=begin + AT_ONCE >= clients)
+            with averaging:
+                self._averager.launch(self._row)
+                mean = self._averager.wait().to(self._row.dtype)
+            self._row = mean.clone()
+            sizes = [_numbers(kept.all[name][:1]).shape[1] for name in self._means]
+            for name, numbers in zip(self._means, mean.split(sizes), strict=True):
+                complex_ = kept.all[name].is_complex()
+                value = torch.view_as_complex(numbers.reshape(-1, 2).contiguous()) if complex_ else numbers
+                found[name] = value.reshape(self._shapes[name])
+        if self._firsts:
+            own = {name: kept.all[name][0].tolist() for name in self._firsts} if self._world.is_first else None
+            first = self._world.exchange(own, "the buffers of client 0")[0]
+            for name in self._firsts:
+                found[name] = torch.tensor(first[name], dtype=kept.all[name].dtype).reshape(self._shapes[name])
+        return found
+
+
+def _numbers(rows: Tensor) -> Tensor:
+    """[clients, numbers] of real numbers."""
+    real = torch.view_as_real(rows.resolve_conj()) if rows.is_complex() else rows
+    return real.reshape(len(rows), -1)

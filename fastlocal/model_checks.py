@@ -1,0 +1,155 @@
+"""What can be said of the user's module before anything runs: whether it can be trained at all."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UsageError
+from .own_tensors import tensors_of
+
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def own_copy(module: Any) -> nn.Module:
+    """A copy of the module that is to be trained, which stays as it is.
+
+    Raises:
+        UsageError: Where it cannot be trained as it would be by itself, with what to change.
+    """
+    check_model(module)
+    memo: dict[int, Any] = {}
+    with torch.no_grad():
+        try:
+            copied: nn.Module = copy.deepcopy(module, memo)
+        except Exception as error:
+            raise UsageError(_uncopied(module, error)) from error
+    check_model(copied)
+    _refuse_views(module, [value for value in memo.get(id(memo), ()) if isinstance(value, Tensor)])
+    return copied
+
+
+def check_model(module: Any) -> None:
+    """Raise UsageError where `module` is no module, or one that no local step can be taken with."""
+    if isinstance(module, type) and issubclass(module, nn.Module):
+        raise UsageError(f"model: is the class {module.__name__}; give an instance, {module.__name__}(...)")
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"model: is {type(module).__name__}, not an nn.Module")
+    if isinstance(module, WRAPPERS):
+        raise UsageError(f"model: is {type(module).__name__}, which splits batches itself; give its .module")
+    for path, part in module.named_modules():
+        where = f"its part {path}" if path else "it"
+        if isinstance(part, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+            raise UsageError(f"model: {where} is TorchScript, whose parameters nothing replaces; give the plain module")
+        if isinstance(part, WRAPPERS):
+            raise UsageError(f"model: {where} is {type(part).__name__}; give its .module in its place")
+    for name, value in tensors_of(module).items():
+        _check_tensor(name, value)
+    _refuse_overlaps(module)
+
+
+def _check_tensor(name: str, value: Tensor) -> None:
+    if nn.parameter.is_lazy(value):
+        raise UsageError(f"model: {name} has no shape yet; run one batch through the model first")
+    if value.is_meta:
+        raise UsageError(f"model: {name} is on the device meta and has no values; give it some (to_empty and a load)")
+    if not isinstance(value, nn.Parameter) or not value.requires_grad:
+        return
+    if not value.is_floating_point():
+        raise UsageError(
+            f"model: {name} is {str(value.dtype).removeprefix('torch.')}; only real floating parameters are trained: "
+            "keep a real and an imaginary one, and view_as_complex in forward"
+        )
+    if value.layout != torch.strided:
+        raise UsageError(f"model: {name} is a sparse tensor; only dense parameters are trained")
+    if type(value) is not nn.Parameter and type(value).__torch_function__ is not torch._C._disabled_torch_function_impl:
+        raise UsageError(f"model: {name} is {type(value).__name__}, a kind of its own; give a plain nn.Parameter")
+    if value._backward_hooks or getattr(value, "_post_accumulate_grad_hooks", None):
+        raise UsageError(
+            f"model: {name} has a hook on its gradient, which clients side by side would not call as it is meant; do "
+            "the same in forward, by a torch.autograd.Function for example"
+        )
+
+
+def _refuse_overlaps(module: nn.Module) -> None:
+    """Tied parameters are one Parameter; two that share memory are stepped twice, and are not one here."""
+    spans: list[tuple[int, int, str, Tensor]] = []
+    for name, value in module.named_parameters():
+        if value.numel() and not value.is_meta:
+            begin, end = _span(value)
+            spans.append((begin, end, name, value))
+    spans.sort(key=lambda span: span[:2])
+    for (_, end, first, one), (begin, _, second, other) in zip(spans, spans[1:], strict=False):
+        if begin < end and (one.requires_grad or other.requires_grad):
+            raise UsageError(f"model: {first} and {second} share memory; assign one Parameter to both names instead")
+
+
+def _refuse_views(module: nn.Module, reached: list[Tensor]) -> None:
+    """Tensors beside the parameters that lie in a parameter's memory would keep the start values."""
+    trained = {name: value for name, value in module.named_parameters() if value.requires_grad and value.numel()}
+    own = {id(value) for value in module.parameters()}
+    spans = [(*_span(value), name) for name, value in trained.items()]
+    for value in reached:
+        if id(value) in own or not value.numel() or value.is_meta or value.layout != torch.strided:
+            continue
+        begin, end = _span(value)
+        for low, high, name in spans:
+            if begin < high and low < end:
+                raise UsageError(
+                    f"model: {_name_of(module, value)} shares the memory of the parameter {name}, whose steps it would "
+                    "not follow; compute it from the parameter in forward"
+                )
+
+
+def _span(value: Tensor) -> tuple[int, int]:
+    """First and last address, and one more."""
+    extent = sum((size - 1) * abs(stride) for size, stride in zip(value.shape, value.stride(), strict=True)) + 1
+    return value.data_ptr(), value.data_ptr() + extent * value.element_size()
+
+
+def _name_of(module: nn.Module, wanted: Tensor) -> str:
+    for name, value in tensors_of(module).items():
+        if value is wanted:
+            return f"the buffer {name}"
+    for path, key, value in _attributes(module):
+        if value is wanted or (isinstance(value, list | tuple) and any(inner is wanted for inner in value)):
+            return f"the attribute {f'{path}.{key}'.lstrip('.')}"
+    return "a tensor that it keeps"
+
+
+def _attributes(module: nn.Module) -> Iterator[tuple[str, str, Any]]:
+    for path, part in module.named_modules():
+        for key, value in vars(part).items():
+            if key not in ("_parameters", "_buffers", "_modules"):
+                yield path, key, value
+
+
+def _uncopied(module: nn.Module, error: Exception) -> str:
+    """What keeps a module from being copied, and what would help."""
+    for path, key, value in _attributes(module):
+        try:
+            copy.deepcopy(value)
+        except Exception as own:
+            name = f"{path}.{key}".lstrip(".")
+            old_norm = any(type(hook).__name__ in ("WeightNorm",) for hook in _hooks(module, path))
+            if isinstance(value, Tensor) and old_norm:
+                remedy = "use torch.nn.utils.parametrizations.weight_norm in place of torch.nn.utils.weight_norm"
+            elif isinstance(value, Tensor):
+                remedy = "it is a result that autograd follows: keep its .detach(), or set it to None before"
+            else:
+                remedy = "make it in forward, or give its class a __deepcopy__"
+            return f"model: its attribute {name} cannot be copied ({_line(own)}); {remedy}"
+    return f"model: cannot be copied, as every client needs its own ({_line(error)})"
+
+
+def _hooks(module: nn.Module, path: str) -> list[Any]:
+    return list(module.get_submodule(path)._forward_pre_hooks.values())
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."

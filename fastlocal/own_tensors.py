@@ -1,0 +1,60 @@
+"""Tensors of the user's module, wherever they are reached from, as those of the client that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+Held = Mapping[int, str]
+"""{id of a tensor: its name in the module}. Whoever keeps it keeps the tensors alive."""
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a module by every name that they have."""
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+
+
+class OwnTensors(TorchFunctionMode):
+    """Within, whatever torch is asked to compute with a tensor that is held is computed with the client's.
+
+    A closure over the user's module, or a list of parameters that a module keeps, so means the parameters of the
+    client, whose gradients they get.
+
+    Attributes:
+        used: Names of the tensors that were reached in this way.
+    """
+
+    def __init__(self, held: Held, values: Mapping[str, Tensor]) -> None:
+        """Begin.
+
+        Args:
+            held: The tensors to be replaced.
+            values: The client's, by name; a tensor that is not among them stays as it is.
+        """
+        super().__init__()
+        self._held, self._values = held, values
+        self.used: set[str] = set()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return func(*self._of(args), **self._of(kwargs or {}))
+
+    def _of(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            name = self._held.get(id(value))
+            if name is None or name not in self._values or self._values[name] is value:
+                return value
+            self.used.add(name)
+            return self._values[name]
+        if type(value) in (tuple, list):
+            return type(value)(map(self._of, value))
+        if type(value) is dict:
+            return {key: self._of(inner) for key, inner in value.items()}
+        return value

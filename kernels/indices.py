@@ -1,0 +1,45 @@
+"""Indices under vmap: torch's rules for some functions take one that is out of range for a row of another client."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@torch.library.custom_op(
+    "fastlocal::indices_within", mutates_args=(), schema="(Tensor indices, int low, int high, str what) -> Tensor"
+)
+def indices_within(indices: Tensor, low: int, high: int, what: str) -> Tensor:
+    """A copy of integer indices that are all in [low, high).
+
+    Args:
+        indices: [...] of any integer type.
+        low: The lowest allowed.
+        high: One more than the highest allowed.
+        what: Whose they are, for the message.
+
+    Raises:
+        IndexError: On a CPU, where one is not. A GPU fails later, at the next time that the host waits for it, as it
+            does for torch's own functions.
+    """
+    if indices.device.type == "cpu":
+        if indices.numel():
+            least, most = (int(value) for value in indices.aminmax())
+            if least < low or most >= high:
+                wrong = least if least < low else most
+                raise IndexError(f"index {wrong} is out of bounds for {what} with size {high}")
+    else:
+        torch._assert_async(((indices >= low) & (indices < high)).all())
+    return indices.clone()
+
+
+@indices_within.register_fake
+def _fake(indices: Tensor, low: int, high: int, what: str) -> Tensor:
+    return torch.empty_like(indices)
+
+
+@indices_within.register_vmap
+def _vmap(info: Any, in_dims: tuple[Any, ...], indices: Tensor, low: int, high: int, what: str) -> tuple[Tensor, Any]:
+    return indices_within(indices, low, high, what), in_dims[0]
