@@ -16,7 +16,7 @@ from torch import nn
 from .checks import check
 from .config import AREA_OF, AREAS, RunConfig
 from .config_file import convert
-from .data.types import DataSet
+from .data.types import DataSet, MapSplit, Split
 from .errors import UsageError, nearest
 from .losses import Loss, cross_entropy
 from .precision import kept
@@ -122,8 +122,8 @@ def train(
     check(config)
     data = DataSet(
         name="python",
-        train=split_of("train", train, loss or cross_entropy),
-        test=split_of("test", test, loss or cross_entropy),
+        train=_split("train", train, loss),
+        test=_split("test", test, loss),
         classes=None,
         mean=config.data.mean,
         std=config.data.std,
@@ -186,7 +186,7 @@ def verify(
     settings = {"replacement": True, **settings}  # a few samples are enough here
     config = _config(settings, **values, wd=weight_decay, rounds=1, eval_freq1=far, save_freq1=far)
     check(config)
-    split = split_of("data", data, loss or cross_entropy)
+    split = _split("data", data, loss)
     whole = DataSet("python", split, split, classes=None, mean=config.data.mean, std=config.data.std)
     check_normalisation(whole)
 
@@ -201,6 +201,10 @@ def verify(
             print(in_python(line))
 
     return verify_run(config, device, prepared, ops=ops, seconds=seconds, say=say)
+
+
+def _split(name: str, given: Any, loss: Loss | None = None) -> Split | MapSplit:
+    return split_of(name, given, loss or cross_entropy)
 
 
 def _config(settings: dict[str, Any], **values: Any) -> RunConfig:
