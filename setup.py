@@ -39,10 +39,12 @@ FFCV = ["ffcv>=1.0.2"]
 DALI = ["nvidia-dali-cuda130"]
 WANDB = ["wandb>=0.30"]
 TENSORBOARD = ["tensorboard"]
+SAFETENSORS = ["safetensors>=0.4"]
 BENCH = ["matplotlib>=3.8"]
 DEV = [
     *WANDB,
     *TENSORBOARD,
+    *SAFETENSORS,
     *BENCH,
     "coverage>=7.10",
     "hypothesis>=6.100",
@@ -82,10 +84,11 @@ setup(
         "dali": DALI,
         "wandb": WANDB,
         "tensorboard": TENSORBOARD,
+        "safetensors": SAFETENSORS,
         "bench": BENCH,
         "dev": DEV,
         "test": TEST,
-        "all": [*FFCV, *DALI, *WANDB, *TENSORBOARD, *BENCH],
+        "all": [*FFCV, *DALI, *WANDB, *TENSORBOARD, *SAFETENSORS, *BENCH],
     },
     entry_points={"console_scripts": ["fastlocal = fastlocal.cli:main"]},
     classifiers=[

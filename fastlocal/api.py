@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import typing
 from collections.abc import Sequence
 from contextlib import closing
@@ -11,43 +10,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .checks import check
 from .config import AREA_OF, AREAS, RunConfig
 from .config_file import convert
-from .data.types import BadSample, DataSet, MapSplit, Split
+from .data.types import DataSet, MapSplit, Split
 from .errors import UsageError, nearest
 from .losses import Loss, cross_entropy
 from .model_checks import check_model, own_copy
 from .precision import kept
 from .prepared import Prepared, prepare
+from .python_names import ARGUMENTS, MEANINGLESS, in_python, python_names
 from .random_states import random_kept
 from .ranks import launched
 from .resolve import resolve_device
 from .run import final_model
 from .run import train as train_prepared
+from .standard_streams import closed_as_missing
 from .telemetry.sinks import sinks
+from .tensors import check_normalisation, split_of
 from .verification import verify_run
 from .verifying.checks import Verification
 from .world import connected
-
-MEANINGLESS = (
-    *("data_pth", "train_pth", "val_pth", "image_size", "n_groups", "resume", "resume_pth", "epochs", "dist_url"),
-    *("start_lr", "lr", "log_pth", "total_batch_size"),
-)
-"""Fields that stand for what an argument says here, or that only named models and data sets have."""
-ARGUMENTS = {
-    "client_lr": "lr",
-    "step1": "local_steps",
-    "eval_freq1": "eval_every",
-    "save_freq1": "save_every",
-    "wd": "weight_decay",
-    "log_pth": "directory",
-}
-"""What the arguments are called whose fields have other names."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +50,11 @@ class Run:
     directory: Path
 
 
+@python_names()
+@closed_as_missing()
+@random_kept()
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train(
     model: nn.Module,
     train: Any,
@@ -91,8 +82,8 @@ def train(
 
     model: any module; its parameters that require a gradient are trained, in float32 unless `precision` says otherwise
     train, test: (inputs [n, ...], targets [n, ...]), tensors or arrays. Inputs reach the model as they are; uint8
-        images [n, channels, height, width] are normalised where the settings `mean` and `std` are given. Or map-style
-        Datasets of such pairs, read by `nw` worker processes
+        images [n, channels, height, width] are normalised where the settings `mean` and `std` are given; integer labels
+        of any type become int64. Or map-style Datasets of such pairs, read by `nw` worker processes
     batch_size: samples per client and step        lr: the rate that every client applies
     loss: (outputs of one batch, targets) -> mean loss as a scalar tensor; default cross-entropy
     eval_every, save_every: rounds between evaluations, and between named checkpoints
@@ -136,16 +127,18 @@ def train(
     )
     check(config)
     data = DataSet(
-        "python", _split("train", train), _split("test", test), classes=None, mean=config.data.mean, std=config.data.std
+        name="python",
+        train=_split("train", train, loss),
+        test=_split("test", test, loss),
+        classes=None,
+        mean=config.data.mean,
+        std=config.data.std,
     )
-    _check_normalisation(data)
+    check_normalisation(data)
     flag = f"model {type(model).__name__}"
     ranks, machine = launched(), config.machine
     with (
         kept(),
-        random_kept(),
-        torch.inference_mode(False),
-        torch.enable_grad(),
         connected(
             ranks, url=machine.dist_url, timeout=machine.timeout, device=resolve_device(machine.device, ranks)
         ) as world,
@@ -157,10 +150,15 @@ def train(
             raise UsageError("resume: the loss keeps something from call to call, which no saved state holds")
         with closing(prepared):
             others = partial(sinks, prepared.config.log, prepared.config.name, console=progress)
-            loop = train_prepared(prepared, overwrite=overwrite, sinks=others, resume=resume)
+            loop = train_prepared(prepared, overwrite=overwrite, sinks=others, resume=resume, words=in_python)
             return Run(history=list(loop.history), model=final_model(loop), directory=loop.directory)
 
 
+@python_names()
+@closed_as_missing()
+@random_kept()
+@torch.inference_mode(False)
+@torch.enable_grad()
 def verify(
     model: nn.Module,
     data: Any,
@@ -200,18 +198,25 @@ def verify(
     settings = {"replacement": True, **settings}  # a few samples are enough here
     config = _config(settings, **values, wd=weight_decay, rounds=1, eval_freq1=far, save_freq1=far)
     check(config)
-    split = _split("data", data)
+    split = _split("data", data, loss)
     whole = DataSet("python", split, split, classes=None, mean=config.data.mean, std=config.data.std)
-    _check_normalisation(whole)
+    check_normalisation(whole)
 
     def prepared(config: RunConfig) -> Prepared:
         flag = f"model {type(model).__name__}"
         return prepare(config, whole, lambda: own_copy(model), loss or cross_entropy, model_flag=flag, given=model)
 
     device = resolve_device(config.machine.device)
-    say = print if progress else lambda line: None
-    with random_kept(), torch.inference_mode(False), torch.enable_grad():
-        return verify_run(config, device, prepared, ops=ops, seconds=seconds, say=say)
+
+    def say(line: str) -> None:
+        if progress:
+            print(in_python(line))
+
+    return verify_run(config, device, prepared, ops=ops, seconds=seconds, say=say)
+
+
+def _split(name: str, given: Any, loss: Loss | None = None) -> Split | MapSplit:
+    return split_of(name, given, loss or cross_entropy)
 
 
 def _config(settings: dict[str, Any], **values: Any) -> RunConfig:
@@ -230,53 +235,3 @@ def _config(settings: dict[str, Any], **values: Any) -> RunConfig:
         except ValueError as error:
             raise UsageError(str(error)) from error
     return RunConfig().renamed("python").with_values(**checked)
-
-
-def _check_normalisation(data: DataSet) -> None:
-    if data.mean is None and data.std is None:
-        return
-    train, shape = data.train, data.train.sample_shape
-    levels = train.first[0].dtype == np.uint8 if isinstance(train, MapSplit) else False
-    levels = train.inputs.dtype == torch.uint8 if isinstance(train, Split) else levels
-    if data.mean is None or data.std is None or not levels or len(shape) != 3:
-        raise UsageError("mean, std: give both, for uint8 images [n, channels, height, width]")
-    if len(data.mean) != shape[0] or len(data.std) != shape[0]:
-        raise UsageError(f"mean, std: give one value for each of the {shape[0]} channels")
-    if not all(map(math.isfinite, data.mean + data.std)) or min(data.std) <= 0:
-        raise UsageError("mean, std: must be finite, and std above 0")
-
-
-def _split(name: str, pair: Any) -> Split | MapSplit:
-    """Tensors of both halves of a pair, with as many rows, and finite where they are floating; or a Dataset."""
-    values = isinstance(pair, tuple | list | str | bytes | dict | Tensor | np.ndarray)
-    if not values and hasattr(pair, "__getitem__") and hasattr(pair, "__len__"):
-        if len(pair) == 0:
-            raise UsageError(f"{name}: is empty")
-        try:
-            return MapSplit.of(pair)
-        except BadSample as bad:
-            raise UsageError(f"{name}: {bad}") from None
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise UsageError(f"{name}: give a pair (inputs, targets), or a map-style Dataset")
-    inputs, targets = _tensor(f"{name} inputs", pair[0]), _tensor(f"{name} targets", pair[1])
-    if len(inputs) != len(targets):
-        raise UsageError(f"{name}: {len(inputs)} inputs but {len(targets)} targets")
-    if len(inputs) == 0:
-        raise UsageError(f"{name}: is empty")
-    if inputs.dtype == torch.uint8:  # the kernels read images as [n, channels, height, width] lies in memory
-        inputs = inputs.contiguous()
-    return Split(inputs, targets)
-
-
-def _tensor(name: str, value: Any) -> Tensor:
-    try:
-        tensor = torch.as_tensor(value).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{name}: is {type(value).__name__}, not a tensor or an array") from error
-    if tensor.dim() == 0:
-        raise UsageError(f"{name}: is a single number; the first axis counts samples")
-    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-        raise UsageError(f"{name}: holds NaN or infinity")
-    if tensor.dtype in (torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64):
-        tensor = tensor.long()
-    return tensor

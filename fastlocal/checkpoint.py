@@ -9,15 +9,20 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from .errors import UsageError
+from .file_kinds import in_folder, what_it_is
 from .interrupts import held_back
+from .safetensors_file import is_safetensors, read_tensors
 
 TEMPORARY_SUFFIX = ".fastlocal.tmp"
+WANTED = "give a state_dict, written by torch.save or as .safetensors"
+COUNTER, MEMBER = "n_averaged", "module."
+"""What torch.optim.swa_utils.AveragedModel adds to a state_dict: a tensor, and a prefix of all other names."""
 
 
 @held_back()
@@ -67,24 +72,52 @@ def read_state(path: Path, flag: str) -> dict[str, Tensor]:
     flag: what the user set, for the message
     Raises UsageError where the file is missing, torn or holds anything but named tensors.
     """
+    state = _tensors(path, flag)
+    if COUNTER in state and all(name.startswith(MEMBER) for name in state if name != COUNTER):
+        return {name.removeprefix(MEMBER): value for name, value in state.items() if name != COUNTER}
+    return state
+
+
+def _tensors(path: Path, flag: str) -> dict[str, Tensor]:
     if not os.path.isfile(path):
-        given = "is a folder" if os.path.isdir(path) else "no such file"
-        raise UsageError(f"{flag} {path}: {given}; give a state_dict written by torch.save")
+        given = "no such file"
+        if os.path.isdir(path):
+            inside = in_folder(path)
+            given = "is a folder" if inside is None else f"is a folder; in it is {inside}"
+        raise UsageError(f"{flag} {path}: {given}; {WANTED}")
+    try:
+        if is_safetensors(path):
+            return read_tensors(path, flag)
+        foreign = what_it_is(path)
+    except OSError as error:
+        raise UsageError(f"{flag} {path}: cannot be read ({error.strerror or error}); {WANTED}") from error
+    if foreign is not None:
+        raise UsageError(f"{flag} {path}: {foreign}; {WANTED}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's on foreign formats; what matters ends in the message
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes at random make torch raise almost anything
-        raise UsageError(f"{flag} {path}: {_reason(error)}; give a state_dict written by torch.save") from error
+        raise UsageError(f"{flag} {path}: {_reason(error)}; {WANTED}") from error
     if not isinstance(state, Mapping) or not state:
         given = "nothing" if isinstance(state, Mapping) else f"a {type(state).__name__}"
         raise UsageError(f"{flag} {path}: holds {given}, not a state_dict of named tensors")
     for name, value in state.items():
         if not isinstance(value, Tensor):
-            raise UsageError(
-                f"{flag} {path}: {name!r} is a {type(value).__name__}, not a tensor; give the state_dict alone"
-            )
+            raise UsageError(f"{flag} {path}: {name!r} is a {type(value).__name__}, not a tensor; {_alone(state)}")
     return {str(name): value for name, value in state.items()}
+
+
+def _alone(state: Mapping[Any, Any]) -> str:
+    """What would do, of a checkpoint that holds more than a model."""
+    if "param_groups" in state:
+        return "it is an optimizer's; give the state_dict alone of the model"
+    whole = [name for name, value in state.items() if isinstance(value, Mapping) and _names_tensors(value)]
+    return f"give the state_dict alone{f', saved from its {whole[0]!r}' if whole else ''}"
+
+
+def _names_tensors(value: Mapping[Any, Any]) -> bool:
+    return bool(value) and all(isinstance(part, Tensor) for part in value.values())
 
 
 def _reason(error: Exception) -> str:

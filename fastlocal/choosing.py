@@ -81,8 +81,8 @@ def choose_executor(
     if not timings:
         return config, []
     by_rule = next(timing.seconds for timing in timings if timing.values == options[0])
-    keep(path, key, {"fastest": dict(timings[0].values), "by_rule": by_rule})
-    return _taking(config, asked, problem, timings[0].values), _table(timings, path)
+    kept = keep(path, key, {"fastest": dict(timings[0].values), "by_rule": by_rule})
+    return _taking(config, asked, problem, timings[0].values), _table(timings, path if kept else None)
 
 
 def _taking(config: RunConfig, asked: MachineConfig, problem: LocalProblem, values: Values) -> RunConfig:
@@ -142,6 +142,8 @@ def _words(values: Mapping[str, Any]) -> str:
     return " ".join(f"--{name.replace('_', '-')} {1 if value is True else value}" for name, value in names)
 
 
-def _table(timings: list[Timing], path: Path) -> list[str]:
+def _table(timings: list[Timing], kept: Path | None) -> list[str]:
+    """For a person. kept: where the fastest is remembered, if it is"""
     lines = [f"{_words(timing.values):<48} {1e3 * timing.seconds:>10.3f} ms" for timing in timings]
-    return ["timed, per client and local step:", *lines, f"taking the first; remembered in {path}"]
+    where = "" if kept is None else f"; remembered in {kept}"
+    return ["timed, per client and local step:", *lines, f"taking the first{where}"]

@@ -15,6 +15,7 @@ from . import __version__
 from .errors import AgreedError, RankMissing, UsageError, nearest
 from .interrupts import held_back, interrupted, interruptible
 from .ranks import launched
+from .standard_streams import is_open, occupy_descriptors
 
 COMMANDS = {
     "train": "train many Local SGD clients; `fastlocal train --help` lists the flags",
@@ -102,9 +103,10 @@ def _exit(status: int) -> NoReturn:
 
 def _open_streams() -> None:
     """Closed streams become the null device, and characters that a stream cannot encode are written as escapes."""
+    occupy_descriptors()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:
+        if not is_open(stream):
             setattr(sys, name, open(os.devnull, "w"))
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -70,7 +70,7 @@ class ModelConfig:
     resume: int = 0
     """epochs that the start weights have been trained for, added to the epoch count"""
     resume_pth: str | None = None
-    """state_dict to start from; None: weights drawn from the seed"""
+    """state_dict to start from, by torch.save or as .safetensors; None: weights drawn from the seed"""
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class MachineConfig:
     """seconds that --executor auto may time for, from 30 on compiled steps too, and then --conv-strategy auto; 0: by
     rule, looped for convolutions on a CPU and else stacked"""
     workers: int | None = None
-    """threads of --executor threaded; None: one per core that this process may use"""
+    """threads of --executor threaded; None: one per core that this process may use, at most OMP_NUM_THREADS"""
     channels_last: bool | None = None
     """--executor threaded computes convolutions channels-last; None: in fp32, apart from what auto times"""
     chunk: int | None = None

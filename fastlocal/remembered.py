@@ -64,13 +64,16 @@ def recall(path: Path, key: str) -> Any:
     return _entries(path).get(key)
 
 
-def keep(path: Path, key: str, value: Any) -> None:
-    """Keep a value that JSON can hold. Where nothing can be written nothing is kept.
+def keep(path: Path, key: str, value: Any) -> bool:
+    """Keep a value that JSON can hold.
 
     The file is replaced as a whole, so that who reads it meanwhile never finds half of one; who writes it meanwhile
     waits, so that none loses its entry.
+
+    Returns:
+        Whether it is kept: not where nothing can be written.
     """
-    with contextlib.suppress(OSError):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(path.parent):
             entries = _entries(path)
@@ -84,6 +87,15 @@ def keep(path: Path, key: str, value: Any) -> None:
             except BaseException:
                 os.unlink(temporary)
                 raise
+    except OSError:
+        return False
+    return True
+
+
+def once(path: Path) -> str:
+    """", once for this machine" where what is found out can be kept in `path`, else an empty string."""
+    place = next(folder for folder in path.parents if folder.exists())
+    return ", once for this machine" if place.is_dir() and os.access(place, os.W_OK | os.X_OK) else ""
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fastlocal.kernels.cores import cores
+
 from .config import RunConfig
 from .data.datasets import IMAGENET_MEAN, IMAGENET_STD
 from .data.sources import choose
@@ -218,11 +220,6 @@ def _check_threaded(device: torch.device, seen: Probe) -> None:
             "--executor threaded: the model draws random numbers that no client's seed fixes (from NumPy or Python, "
             "say), and threads would draw them in any order; use --executor looped"
         )
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _absolute(path: str | None) -> str | None:

@@ -135,12 +135,14 @@ def train(
     sinks: Callable[[Path], Sequence[Logger]],
     resume: bool = False,
     eval_every: int | None = None,
+    words: Callable[[str], str] = str,
 ) -> Loop:
     """Train to the end, in a new run directory or going on in one.
 
     sinks: makes the loggers beside metrics.jsonl, given the run directory
     resume: go on from the last state that was saved there; start over where there is none
     eval_every: rounds between evaluations that a profile reckons with, where they are not those of the run
+    words: how messages are said, which name flags
     Returns the finished loop. On KeyboardInterrupt what was reached is saved, unless it is a StoppedAlone.
     """
     config, world = prepared.config, prepared.world
@@ -148,7 +150,7 @@ def train(
     directory = Path(config.log.log_pth)
     if world.is_first:
         check_directory(directory, overwrite or resume)
-    others = Loggers(sinks(directory) if world.is_first else [RankMessages(world.rank)])
+    others = Loggers(sinks(directory) if world.is_first else [RankMessages(world.rank)], words)
     with ExitStack() as closing:
         closing.callback(others.close)
         if world.is_first:

@@ -6,12 +6,13 @@ import dataclasses
 
 import torch
 
+from fastlocal.kernels.cores import cores
+
 from .config import RunConfig
 from .config_file import config_of
 from .errors import UsageError
 from .free_memory import available
 from .memory import GIB
-from .resolve import cores
 from .world import World
 
 
@@ -32,7 +33,7 @@ def part_of(config: RunConfig, world: World, device: torch.device) -> RunConfig:
     if machine.chunk is not None:
         part = part.with_values(chunk=min(machine.chunk, clients))
     if machine.workers is None:
-        part = part.with_values(workers=max(1, cores() // world.local_size))
+        part = part.with_values(workers=cores(world.local_size))
     if machine.memory_limit is None and device.type == "cpu":
         part = part.with_values(memory_limit=available(device) / world.local_size / GIB)
     return part

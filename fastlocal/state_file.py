@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MAGIC = b"fastlocal state 2\n"
+FAMILY = b"fastlocal state "
+MAGIC = FAMILY + b"2\n"
 DIGEST_BYTES = 32
 ALIGNMENT = 64
 BLOCK_BYTES = 16 * 2**20

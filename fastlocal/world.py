@@ -25,6 +25,7 @@ from .errors import AgreedError, RankMissing, UsageError
 from .interrupts import held_back
 from .ranks import Ranks, deal
 from .rendezvous import rendezvous
+from .standard_streams import say
 
 MARGIN_S = 5.0
 """Beyond the timeout, after which a thread ends a process that is stuck where Python cannot help itself."""
@@ -235,7 +236,7 @@ class World:
             until = self._until
             if until is not None and time.monotonic() > until:
                 text = self._asked() or f"rank {self.rank}: the other ranks cannot be reached at {self._what}"
-                print(f"fastlocal: error: {text}", file=sys.stderr, flush=True)
+                say(f"fastlocal: error: {text}")
                 os._exit(STUCK_STATUS)
 
     def _asked(self) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,23 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import fastlocal
 from tests.fitting import fit, perceptron, regression, table
+
+
+class Samples:
+    """A map-style Dataset of inputs and whatever targets."""
+
+    def __init__(self, inputs: torch.Tensor, targets: Sequence[Any]) -> None:
+        self.inputs, self.targets = inputs, targets
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.inputs[index], self.targets[index]
 
 
 def local_sgd(module: nn.Module, *, clients: int, rounds: int, local_steps: int, batch: int, lr: float) -> nn.Module:
@@ -82,10 +97,70 @@ def test_regression_with_its_own_loss(tmp_path: Path) -> None:
     assert run.history[-1]["val_acc1"] is None and run.history[-1]["best_acc"] is None
 
 
-def test_labels_of_any_integer_kind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int8, np.int32, np.bool_])
+def test_labels_of_any_integer_kind(tmp_path: Path, kind: type, capsys: pytest.CaptureFixture[str]) -> None:
     (inputs, labels), _ = table()
-    pair = inputs.numpy(), labels.numpy().astype(np.uint16)
-    assert fit(tmp_path, perceptron(), train=pair, test=pair, rounds=1).history[0]["val_acc1"] is not None
+    wanted = fit(tmp_path, perceptron(), "int64", train=(inputs, labels), test=(inputs, labels), rounds=1)
+    targets = labels.numpy().astype(kind)
+    options: dict[str, Any] = {"loss": nn.CrossEntropyLoss(), "executor": "stacked", "rounds": 1, "progress": True}
+    for name, data in (
+        ("tensors", (inputs, targets)),
+        ("samples", Samples(inputs, [torch.tensor(label) for label in targets])),
+        ("numbers", Samples(inputs, targets.tolist())),
+    ):
+        found = fit(tmp_path, perceptron(), name, train=data, test=data, **options)
+        assert found.history[0]["val_acc1"] == wanted.history[0]["val_acc1"]
+        assert "vmap" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["tensors", "samples"])
+def test_label_maps_and_images_as_targets(tmp_path: Path, source: str) -> None:
+    """Maps of uint8 labels are labels for any loss; uint8 images as targets reach a loss as they are."""
+    images = torch.arange(48 * 16).remainder(256).to(torch.uint8).view(48, 1, 4, 4)
+    seen: set[torch.dtype] = set()
+
+    def error(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        seen.add(targets.dtype)
+        if targets.dim() == outputs.dim():
+            return nn.functional.mse_loss(outputs[:, :1], targets / 255)
+        return nn.functional.cross_entropy(outputs, targets)
+
+    for name, targets, wanted in (("maps", images[:, 0] % 2, torch.int64), ("images", images, torch.uint8)):
+        data = (images / 255, targets) if source == "tensors" else Samples(images / 255, list(targets))
+        seen.clear()
+        fit(tmp_path, nn.Conv2d(1, 2, 1), name, train=data, test=data, loss=error, rounds=1, local_steps=1)
+        assert seen == {wanted}
+
+
+@pytest.mark.parametrize(
+    ("sample", "says"),
+    [
+        ({"x": 1, "label": 0}, "is no pair of an input and a target (it is a dict with the keys 'x', 'label'; "),
+        ((1.0, 2.0, 3.0), "is no pair of an input and a target (it is a tuple of 3 (float, float, float); "),
+        (torch.zeros(2, 8), "is no pair of an input and a target (it is a tensor of float32 (2, 8); "),
+        (None, "is no pair of an input and a target (it is None; "),
+        ((torch.zeros(8), "cat"), "has a target that is no number (it is 'cat', a str; number the classes"),
+        ((torch.zeros(8), None), "has a target that is no number (it is None; "),
+        ((torch.zeros(8), {"label": 1}), "has a target that is no number (it is a dict with the keys 'label'; "),
+        (((torch.zeros(8), torch.zeros(8)), 1), "has an input that is no tensor (it is a tuple of 2 (a tensor, "),
+        (({"ids": torch.zeros(8)}, 1), "has an input that is no tensor (it is a dict with the keys 'ids'; join"),
+        ((np.array(["a"]), 1), "has an input that is no tensor (it is an array of <U1 (1,); "),
+        (([1.0, [2.0]], 1), "has an input that is no tensor (it is a list of 2 (float, list); "),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 7])
+def test_a_dataset_that_gives_no_samples(tmp_path: Path, sample: Any, says: str, place: int) -> None:
+    """The first sample is looked at before the run, any other as it is read."""
+    (inputs, labels), test = table()
+
+    class Odd(Samples):
+        def __getitem__(self, index: int) -> Any:
+            return sample if index == place else super().__getitem__(index)
+
+    with pytest.raises(ValueError) as refused:
+        fit(tmp_path, perceptron(), train=Odd(inputs[:48], labels.tolist()), test=test, rounds=1, local_steps=1)
+    text = str(refused.value)
+    assert f"sample {place} of the Dataset {says}" in text and "decoded" not in text and "\n" not in text
 
 
 def test_a_diverged_model_does_not_replace_the_last_good_one(tmp_path: Path) -> None:
@@ -104,18 +179,22 @@ def test_a_diverged_model_does_not_replace_the_last_good_one(tmp_path: Path) -> 
     ("options", "message"),
     [
         ({"clients": 0}, "clients 0"),
-        ({"local_steps": 0}, "--step1 0"),
-        ({"lr": float("nan")}, "--client-lr nan"),
+        ({"local_steps": 0}, "local_steps=0"),
+        ({"lr": float("nan")}, "lr=nan"),
         ({"momentm": 0.9}, "did you mean 'momentum'"),
-        ({"momentum": 1.0}, r"--momentum 1.0: must be in \[0, 1\)"),
-        ({"clients": 100}, "more than the 240 training samples"),
+        ({"momentum": 1.0}, r"momentum=1.0: must be in \[0, 1\)"),
+        ({"clients": 100}, r"\(100 clients x batch_size=8\): more than the 240 training .*use replacement=True"),
         ({"train": (torch.zeros(4, 8), torch.zeros(3).long())}, "4 inputs but 3 targets"),
         ({"train": (torch.zeros(0, 8), torch.zeros(0).long())}, "train: is empty"),
         ({"train": (torch.full((64, 8), float("nan")), torch.zeros(64).long())}, "train inputs: holds NaN"),
         ({"train": (torch.zeros(64, 5), torch.zeros(64).long())}, r"fails on a batch of shape \(8, 5\)"),
         ({"train": (torch.zeros(64, 8), torch.full((64,), 2))}, "has 2 outputs, but labels go from 0 to 2"),
         ({"loss": lambda outputs, targets: outputs.sum(dim=1)}, "must return one number per batch"),
-        ({"bn": True}, "--bn 1"),
+        ({"bn": True}, "bn=True: Sequential has no BatchNorm; use bn=False"),
+        ({"executor": "looped", "compile": True}, 'compile=True: is for executor="stacked", and this run'),
+        ({"device": "tpu"}, 'device="tpu": unknown'),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0: must be"),
+        ({"source": "dali"}, r'source="dali": the inputs are not uint8 images; use source="resident" or "torch"'),
         ({"mean": (0.5,), "std": (0.5,)}, "mean, std: give both, for uint8 images"),
         ({"test": (torch.zeros(8, 5), torch.zeros(8).long())}, r"be evaluated on test samples of shape \(8, 5\)"),
         ({"precision": "x"}, "precision is 'x', not 'fp32'"),
@@ -127,7 +206,13 @@ def test_a_diverged_model_does_not_replace_the_last_good_one(tmp_path: Path) -> 
         ({"epochs": 3}, "epochs: is no setting"),
         ({"resume_pth": "start.pt"}, "resume_pth: is no setting"),
         ({"train": "digits"}, r"give a pair \(inputs, targets\)"),
-        ({"test": (np.array(["a"]), np.array([1]))}, "not a tensor or an array"),
+        ({"test": (np.array(["a"]), np.array([1]))}, r"test inputs: is an array of <U1 \(1,\), not a tensor or"),
+        ({"train": (torch.zeros(2, 8), ["cat", "dog"])}, r"targets: is a list of 2 \(str, str\).* numpy.unique\(names"),
+        ({"train": (torch.zeros(2, 8), None)}, "train targets: is None, not a tensor or an array of numbers"),
+        ({"train": ([torch.zeros(8)] * 2, [0, 1])}, "train inputs: is a list of 2 .*; torch.stack makes one tensor"),
+        ({"train": {"x": 1, "y": 2}}, r"train: is a dict with the keys 'x', 'y'; give a pair \(inputs, targets\)"),
+        ({"train": None}, "train: is None; give a pair"),
+        ({"train": DataLoader([(1, 2)])}, "train: is a DataLoader; give a pair .*, such as its .dataset"),
     ],
 )
 def test_mistakes_are_value_errors_before_anything_is_written(
@@ -169,9 +254,9 @@ def test_what_resume_refuses(tmp_path: Path) -> None:
     wider = nn.Sequential(nn.Linear(8, 17), nn.Tanh(), nn.Linear(17, 2))
     normed = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16, affine=False), nn.Linear(16, 2))
     for module, options, said in (
-        (perceptron(), {"lr": 0.2}, "--client-lr 0.2"),
+        (perceptron(), {"lr": 0.2}, "lr=0.2: the run"),
         (wider, {}, "row is"),
-        (normed, {}, "--bn True"),
+        (normed, {}, "bn=True"),
         (perceptron(), {"overwrite": True}, "overwrite"),
         (perceptron(), {"directory": None}, "directory"),
     ):

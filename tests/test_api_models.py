@@ -60,12 +60,12 @@ class NeedsValues(nn.Module):
 
 
 def test_what_vmap_cannot_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match=r"vmap cannot take this model .*--executor looped trains it"):
+    with pytest.raises(ValueError, match='vmap cannot take this model .*executor="looped" trains it'):
         fit(tmp_path, NeedsValues(), executor="stacked")
     assert not (tmp_path / "run").exists()
     run = fit(tmp_path, NeedsValues(), progress=True, rounds=30)
     assert run.history[-1]["val_acc1"] > 0.8
-    assert capsys.readouterr().err.count("training with --executor looped") == 1
+    assert capsys.readouterr().err.count('training with executor="looped"') == 1
 
 
 class PaddedWords(nn.Module):

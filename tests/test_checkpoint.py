@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import pickle
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from torch import Tensor
 from fastlocal.checkpoint import load_strictly, read_state, save_model, write_atomically
 from fastlocal.errors import UsageError
 from fastlocal.models import build
+from fastlocal.state_file import State, state_bytes
 from tests.tiny import metrics, run, train_words, tree, write_npz
 
 PAYLOAD = "touched"
@@ -42,6 +45,10 @@ def scripted(path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that torch.jit is deprecated
         torch.jit.script(mlp()).save(path)
+
+
+def write_state(path: Path) -> None:
+    path.write_bytes(b"".join(state_bytes(State({"rounds": 1}, {"row": torch.ones(3)}))))
 
 
 STATE = mlp().state_dict()
@@ -75,6 +82,24 @@ FILES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "sparse": (STATE | {"hidden.weight": STATE["hidden.weight"].to_sparse()}, ("'hidden.weight'", "sparse")),
     "no values": (STATE | {"hidden.weight": STATE["hidden.weight"].to("meta")}, ("'hidden.weight'", "meta")),
     "NaN": (STATE | {"hidden.bias": torch.full((128,), torch.nan)}, ("'hidden.bias' holds NaN or infinity",)),
+    "state of a run": (lambda path: write_state(path), ("is the saved state of a run", "latest.pt beside it")),
+    "torn state of a run": (
+        lambda path: (write_state(path), os.truncate(path, 30)),
+        ("is the saved state of a run", "--continue"),
+    ),
+    "folder of a run": (lambda path: (path.mkdir(), torch.save(1, path / "latest.pt")), ("in it is latest.pt",)),
+    "gzip": (lambda path: path.write_bytes(gzip.compress(b"x")), ("is compressed with gzip",)),
+    "Git LFS": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), ("git lfs pull",)),
+    "web page": (lambda path: path.write_text("<!DOCTYPE html><html>"), ("is a web page",)),
+    "pickled by others": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), ("torch.save did not write",)),
+    "Lightning": (
+        {"epoch": 1, "state_dict": {f"model.{name}": value for name, value in STATE.items()}, "loops": {}},
+        ("'epoch' is a int", "saved from its 'state_dict'"),
+    ),
+    "averaged and distributed": (
+        {"n_averaged": torch.tensor(3)} | {f"module.module.{name}": value for name, value in STATE.items()},
+        ("'hidden.weight' is missing", "take 'module.' off"),
+    ),
     "infinity": (STATE | {"linear.bias": torch.tensor([0, 0, torch.inf, 0])}, ("'linear.bias' holds NaN or inf",)),
 }
 
@@ -134,6 +159,69 @@ def test_any_damaged_byte(position: int, byte: int, tmp_path: Path) -> None:
         assert read_state(path, "--resume-pth")
     except UsageError as refused:
         assert str(refused).startswith(f"--resume-pth {path}: ")
+
+
+def averaged(path: Path) -> None:
+    module = torch.optim.swa_utils.AveragedModel(mlp())
+    module.module.load_state_dict(STATE)
+    torch.save(module.state_dict(), path)
+
+
+def tensors_file(path: Path, state: dict[str, Tensor] = STATE) -> None:
+    pytest.importorskip("safetensors.torch").save_file(state, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("swa.pt", averaged),
+        pytest.param("start.safetensors", tensors_file, marks=pytest.mark.needs("safetensors")),
+        pytest.param("start.SafeTensors", tensors_file, marks=pytest.mark.needs("safetensors")),
+        pytest.param("model.bin", tensors_file, marks=pytest.mark.needs("safetensors")),
+    ],
+)
+def test_other_files_that_hold_a_model(
+    name: str, write: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through both commands, to the bit: a run without a rate leaves the weights as they were."""
+    data, path, plain = write_npz(tmp_path / "tiny.npz"), tmp_path / name, tmp_path / "plain.pt"
+    write(path)
+    torch.save(STATE, plain)
+    trained = run(capsys, *train_words(data, tmp_path / "run"), "--resume-pth", path, "--start-lr", "0")
+    assert trained.status == 0, trained.err
+    written = torch.load(tmp_path / "run" / "latest.pt", weights_only=True)
+    assert all(torch.equal(written[key], value) for key, value in STATE.items())
+    said = [run(capsys, "evaluate", file, "--dataset", "npz", "--data-pth", data).out for file in (path, plain)]
+    assert said[0] == said[1] != ""
+
+
+@pytest.mark.needs("safetensors")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_safetensors_of_other_precisions(dtype: torch.dtype, tmp_path: Path) -> None:
+    path = tmp_path / "start.safetensors"
+    tensors_file(path, {name: value.to(dtype) for name, value in STATE.items()})
+    found = read_state(path, "--resume-pth")
+    assert all(torch.equal(found[name], value.to(dtype)) for name, value in STATE.items())
+
+
+@pytest.mark.needs("safetensors")
+def test_a_damaged_safetensors_file(tmp_path: Path) -> None:
+    path = tmp_path / "start.safetensors"
+    tensors_file(path)
+    whole = path.read_bytes()
+    for content in (b"", whole[:5], whole[:60], whole[:-1], b"start weights\n" * 9):
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match=r"^--resume-pth .*start.safetensors: is no whole file of safetensors \("):
+            read_state(path, "--resume-pth")
+
+
+def test_safetensors_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    path = tmp_path / "start.safetensors"
+    path.write_bytes(b"\2\0\0\0\0\0\0\0{}")
+    with pytest.raises(UsageError, match=r"needs the package safetensors .*pip install 'fastlocal\[safetensors\]'"):
+        read_state(path, "CHECKPOINT")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shutil
 import subprocess
@@ -171,6 +172,25 @@ def test_a_user_without_a_home(data: Path, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.delenv(name)
     monkeypatch.setattr("pwd.getpwuid", unknown)
     assert any(note.endswith(" ms") for note in prepared(data, *LONG).notes)
+
+
+def test_nothing_is_remembered_where_nothing_can_be_written(
+    data: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert f"remembered in {own_cache}" in prepared(data, *LONG).notes[-1]
+    assert remembered.once(own_cache) == ", once for this machine"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
+    notes = prepared(data, *LONG).notes
+    assert "taking the first" in notes and not any("remembered in" in note for note in notes)
+    assert remembered.once(cache_file("verified.json")) == ""
+    monkeypatch.setattr(remembered.os, "replace", full)
+    assert not keep(own_cache, "more", 1) and kept_in(own_cache.parent) >= {"tuning.json"}
+    assert not any(path.name.startswith(".") for path in own_cache.parent.iterdir())
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_writers_at_once_leave_a_whole_file(own_cache: Path) -> None:

@@ -28,7 +28,7 @@ BETWEEN_LEAVES = {("progress", "schedules")}
 HIGHEST = {"api": "run", "__init__": "run", "__main__": "cli", "verification": "prepared"}
 """How high in the chain the others may reach: the ways in as said here, the rest to the executors."""
 
-OPTIONAL = ("ffcv", "nvidia", "tensorboard", "triton", "wandb")
+OPTIONAL = ("ffcv", "nvidia", "safetensors", "tensorboard", "triton", "wandb")
 """Each is imported only in the files that are named after it."""
 NAMED_AFTER = {"nvidia": "dali"}
 

@@ -23,7 +23,7 @@ class EvaluateFlags:
     """Evaluate a state_dict on a data set's test images, with its stored running statistics."""
 
     checkpoint: tyro.conf.Positional[Path]
-    """state_dict to evaluate"""
+    """state_dict to evaluate, by torch.save or as .safetensors"""
     model: str = "mlp"
     """the model that it was saved from"""
     n_groups: int = 8

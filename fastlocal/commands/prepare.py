@@ -78,9 +78,10 @@ def run(argv: Sequence[str]) -> int:
         from ..data.labels import refuse_empty_classes
         from ..data.preparing.beton import BetonSettings
         from ..data.preparing.run import Preparing, prepare
+        from ..kernels.cores import machine_cores
 
     start = time.perf_counter()
-    workers = flags.workers or os.cpu_count() or 1
+    workers = flags.workers or machine_cores()
     paths = {name: getattr(flags, name) for name in ("data_pth", "train_pth", "val_pth")}
     try:
         request = datasets.Request(

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fastlocal.standard_streams import is_terminal, say
+
 _PLAIN_LINES = 4
 
 
@@ -19,7 +21,7 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[in
     done: what was done before
     """
     console = Console(stderr=True)
-    if console.is_terminal:
+    if is_terminal(sys.stderr) and console.is_terminal:
         columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console) as progress:
             task = progress.add_task("", total=total, completed=done)
@@ -30,6 +32,6 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[in
         nonlocal done
         before, done = done, done + count
         if before * _PLAIN_LINES // total < done * _PLAIN_LINES // total:
-            print(f"{title}: {done} of {total}", file=sys.stderr, flush=True)
+            say(f"{title}: {done} of {total}")
 
     yield advance

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
+
+from .in_words import in_words, is_nested
 
 Array = np.ndarray[Any, Any]
 Image = np.ndarray[Any, np.dtype[np.uint8]]
+IMAGE_DIMS = 3
+"""Of one image: channels, height and width."""
 
 
 class BadSample(ValueError):
-    """A stored image that cannot be decoded.
+    """A sample that cannot be used: a stored image that cannot be decoded, or what a Dataset gives and is no sample.
 
-    sample: its file, or its place in one        reason: why, in a few words
+    sample: its file, or its place in one        reason: why, in a few words        verdict: what is wrong with it
     """
 
-    def __init__(self, sample: str, reason: str) -> None:
-        super().__init__(sample, reason)
-        self.sample, self.reason = sample, reason
+    def __init__(self, sample: str, reason: str, verdict: str = "cannot be decoded") -> None:
+        super().__init__(sample, reason, verdict)
+        self.sample, self.reason, self.verdict = sample, reason, verdict
 
     def __str__(self) -> str:
-        return f"{self.sample} cannot be decoded ({self.reason})"
+        return f"{self.sample} {self.verdict} ({self.reason})"
 
 
 class StoredImages(Protocol):
@@ -111,15 +118,17 @@ class MapSplit:
 
     dataset: has a length, and gives a pair (input, target) of tensors, arrays or numbers for an index
     first: its first pair as arrays, whose shapes and dtypes all others have
+    labels: whether the loss takes targets as numbers of classes, of whatever integer type they are, or bool
     """
 
     dataset: Any
     first: tuple[Array, Array]
+    labels: bool = False
 
     @classmethod
-    def of(cls, dataset: Any) -> MapSplit:
+    def of(cls, dataset: Any, *, labels: bool = False) -> MapSplit:
         """Raises BadSample where the first pair is none."""
-        return cls(dataset, _pair(dataset, 0))
+        return cls(dataset, _pair(dataset, 0, labels), labels)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -140,31 +149,71 @@ class MapSplit:
 
     def read(self, index: int) -> tuple[Array, Array]:
         """One pair; raises BadSample where the Dataset fails, or gives one unlike the first."""
-        pair = _pair(self.dataset, index)
+        pair = _pair(self.dataset, index, self.labels)
         for name, found, first in zip(("input", "target"), pair, self.first, strict=True):
             if (found.shape, found.dtype) != (first.shape, first.dtype):
                 like = f"{name} {found.dtype} {found.shape} is unlike the first, {first.dtype} {first.shape}"
-                raise BadSample(f"sample {index} of the Dataset", like)
+                raise BadSample(f"sample {index} of the Dataset", like, "does not fit")
         return pair
 
 
-def _pair(dataset: Any, index: int) -> tuple[Array, Array]:
+def _pair(dataset: Any, index: int, labels: bool) -> tuple[Array, Array]:
+    place = f"sample {index} of the Dataset"
     try:
-        inputs, target = dataset[index]
-        return _array(inputs), _array(target)
+        sample = dataset[index]
     except Exception as error:  # whatever a user's Dataset raises
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise BadSample(f"sample {index} of the Dataset", reason) from None
+        raise BadSample(place, f"{type(error).__name__}: {' '.join(str(error).split())}") from None
+    if isinstance(sample, str | bytes | Mapping | Tensor | np.ndarray) or not _has_two(sample):
+        is_no = "is no pair of an input and a target"
+        raise BadSample(place, f"it is {in_words(sample)}; a Dataset gives (input, target)", is_no)
+    inputs, target = sample
+    return _array(place, "input", inputs), label_array(_array(place, "target", target), labels)
 
 
-def _array(value: Any) -> Array:
-    """A tensor, an array or a number, as float32, or as int64 where torch has no such integers."""
-    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+def _has_two(sample: Any) -> bool:
+    try:
+        return len(sample) == 2
+    except TypeError:
+        return False
+
+
+UNFIT = {
+    "input": (
+        "an input that is no tensor",
+        "join what belongs to a sample in one tensor, and have the model take it apart",
+    ),
+    "target": ("a target that is no number", "number the classes, as classes.index(name) does, or give a tensor"),
+}
+"""Of each part of a pair: what is wrong with it, and what would do."""
+
+
+def _array(place: str, part: str, value: Any) -> Array:
+    """A tensor, an array or a number, as float32, or as int64 where torch has no such integers.
+
+    place, part: which sample, and whether this is its input or its target, for messages
+    """
+    array: Array | None = None
+    with contextlib.suppress(Exception):  # whatever a user's object raises that is asked for an array
+        if isinstance(value, Tensor):
+            tensor = value.detach().cpu()
+            array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        elif not is_nested(value):
+            array = np.asarray(value)
+    if array is None or array.dtype.kind not in "fiub":
+        verdict, remedy = UNFIT[part]
+        raise BadSample(place, f"it is {in_words(value)}; {remedy}", f"has {verdict}")
     if array.dtype == np.float64 and not isinstance(value, Tensor | np.ndarray):
         array = array.astype(np.float32)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{type(value).__name__} is neither a tensor nor an array nor a number")
     return array.astype(np.int64) if array.dtype.kind in "iu" and array.dtype != np.uint8 else array
+
+
+def label_array(target: Array, labels: bool) -> Array:
+    """A target as int64 where it is a label, or a map of them: uint8 targets of an image's shape are images.
+
+    labels: whether the loss takes targets as numbers of classes, whatever their shape
+    """
+    is_label = target.dtype == np.uint8 and target.ndim < IMAGE_DIMS
+    return target.astype(np.int64) if is_label or (labels and target.dtype.kind in "ub") else target
 
 
 AnySplit = Split | StoredSplit | MapSplit

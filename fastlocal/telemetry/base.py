@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,10 +76,14 @@ class Logger:
 
 
 class Loggers(Logger):
-    """Passes every call on to each of `sinks`, in order."""
+    """Passes every call on to each of `sinks`, in order.
 
-    def __init__(self, sinks: Sequence[Logger]) -> None:
+    words: how a message is said: as it is, or with other names for what it speaks of
+    """
+
+    def __init__(self, sinks: Sequence[Logger], words: Callable[[str], str] = str) -> None:
         self.sinks = list(sinks)
+        self._words = words
 
     def start(self, summary: RunSummary) -> None:
         for sink in self.sinks:
@@ -99,7 +103,7 @@ class Loggers(Logger):
 
     def message(self, text: str) -> None:
         for sink in self.sinks:
-            sink.message(text)
+            sink.message(self._words(text))
 
     def state(self) -> dict[str, Any]:
         return {name: value for sink in self.sinks for name, value in sink.state().items()}

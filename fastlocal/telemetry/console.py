@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from fastlocal.standard_streams import is_open, is_terminal
 from fastlocal.telemetry.base import Logger, RoundReport, RunSummary
 
 TABLE_ROWS = 10
@@ -19,7 +20,7 @@ TABLE_ROWS = 10
 class ConsoleLogger(Logger):
     """Shows rounds, loss, accuracy, samples per second and the time left.
 
-    stream: where to, standard error by default
+    stream: where to, standard error by default; nothing is shown where that is missing or closed
     interactive: whether to draw a live bar; by default, whether `stream` is a terminal that can move its cursor
     Samples per second are all samples since `start` over all time since then, evaluation and saving included; the time
     left is that of the samples to come at this speed.
@@ -27,11 +28,11 @@ class ConsoleLogger(Logger):
 
     def __init__(self, stream: TextIO | None = None, interactive: bool | None = None) -> None:
         self._stream = sys.stderr if stream is None else stream
-        console = Console(file=self._stream, force_terminal=interactive)
-        if interactive is None:
-            interactive = self._stream.isatty() and not console.is_dumb_terminal
-        self._bar = _Bar(console) if interactive else None
-        self._read = True
+        self._read = is_open(self._stream)
+        self._bar = None
+        if interactive or (interactive is None and is_terminal(self._stream)):
+            console = Console(file=self._stream, force_terminal=interactive)
+            self._bar = _Bar(console) if interactive or not console.is_dumb_terminal else None
         self._rounds = 0
         self._samples = 0
         self._samples_done = 0
@@ -100,8 +101,8 @@ class _Bar:
             expand=True,
             refresh_per_second=4,
             # Lines that go to a file or a pipe are not ours to draw above the bar.
-            redirect_stdout=sys.stdout.isatty(),
-            redirect_stderr=sys.stderr.isatty(),
+            redirect_stdout=is_terminal(sys.stdout),
+            redirect_stderr=is_terminal(sys.stderr),
         )
         self._task = self._progress.add_task("", visible=False, numbers="", speed="", ends_at=None)
         self._rounds = 0

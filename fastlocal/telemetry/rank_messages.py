@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from fastlocal.standard_streams import say
 
 from .base import Logger
 
@@ -14,4 +14,4 @@ class RankMessages(Logger):
         self._rank = rank
 
     def message(self, text: str) -> None:
-        print(f"rank {self._rank}: {text}", file=sys.stderr)
+        say(f"rank {self._rank}: {text}")

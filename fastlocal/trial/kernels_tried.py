@@ -14,7 +14,7 @@ from fastlocal import kernels
 from fastlocal.kernels import native
 from fastlocal.kernels.conv2d_clients.operator import CONVOLUTIONS
 
-from ..remembered import cache_file
+from ..remembered import cache_file, once
 from . import verdicts
 from .jobs import NO_VERDICT, TRITON, Job, line
 from .processes import Processes
@@ -72,7 +72,7 @@ def try_triton(device: torch.device, ops: Iterable[str]) -> dict[str, str]:
     known = {**tried, **verdicts.known(device, "triton")}
     missing = [op for op in ops if op not in known]
     if missing:
-        _log.info("Triton kernels are tried, once for this machine")
+        _log.info("Triton kernels are tried%s", once(verdicts.verdict_file()))
         found, lasting = _try(Job((TRITON, *missing), "triton", str(device), seconds=SECONDS))
         if lasting:
             verdicts.remember(device, "triton", found)
@@ -153,7 +153,7 @@ def _native_verdicts(path: str) -> dict[str, str | None]:
     known = verdicts.known(cpu, "native")
     missing = tuple(op for op in NATIVE_OPS if op not in known)
     if missing:
-        _log.info("operations in C++ are tried, once for this machine")
+        _log.info("operations in C++ are tried%s", once(verdicts.verdict_file()))
         found, _ = _try(Job(missing, "native", "cpu", seconds=SECONDS))
         verdicts.remember(cpu, "native", found)
         known |= found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ import torch
 
 from fastlocal import kernels
 from fastlocal.kernels import native
+from fastlocal.kernels.cores import machine_cores
 
 from ..errors import UsageError, nearest
 from ..remembered import cache_file
@@ -88,8 +88,7 @@ def check_operations(
 
 def at_once(device: torch.device) -> int:
     """How many ops are checked side by side: on a GPU most of the time goes to compiling, with one core for each."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MOST_AT_ONCE, cores // 2)) if device.type == "cuda" else 1
+    return max(1, min(MOST_AT_ONCE, machine_cores() // 2)) if device.type == "cuda" else 1
 
 
 def _each(first: Processes, job: Job, count: int) -> Iterator[Outcome]:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from ..cores import machine_cores
 from ..refusals import refusals
 
 FOLDER = Path(__file__).parent
@@ -104,7 +105,7 @@ def _key(compiler: str) -> str:
 
 def _compile(compiler: str, path: Path) -> None:
     """Several processes may do so at once: each writes a file of its own, and the last one stays."""
-    logging.getLogger(__name__).info("operations in C++ are compiled, once for this machine: up to 20 s")
+    path.parent.mkdir(parents=True, exist_ok=True)
     torch_folder = Path(torch.__file__).parent
     flags = [*FLAGS, *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else [])]
     flags += [f"-DTORCH_TARGET_VERSION={ABI}", f"-isystem{torch_folder / 'include'}"]
@@ -112,8 +113,8 @@ def _compile(compiler: str, path: Path) -> None:
     def run(*arguments: str | Path) -> None:
         subprocess.run([compiler, *map(str, arguments)], check=True, capture_output=True, timeout=SECONDS)
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, ThreadPoolExecutor(machine_cores()) as pool:
+        logging.getLogger(__name__).info("operations in C++ are compiled, once for this machine: up to 20 s")
         sources = {Path(folder) / f"{source.stem}.o": source for source in sorted(FOLDER.glob("*.cpp"))}
         for made in [pool.submit(run, *flags, "-c", source, "-o", made) for made, source in sources.items()]:
             made.result()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision import transforms
+from torchvision import datasets, transforms
 
 from fastlocal.data.datasets import load
+from fastlocal.data.images.files import FileImages
+from fastlocal.data.images.listing import SUFFIXES
+from fastlocal.data.types import StoredSplit
 from fastlocal.errors import UsageError
 from tests.tiny import run
 
@@ -79,6 +83,54 @@ def test_only_image_files_count(root: Path) -> None:
     (root / "train" / ".hidden").mkdir()
     (root / "train" / "list.txt").write_text("x")
     assert load("image_folder", data_pth=str(root)).train.targets.tolist() == [0, 0, 1, 1]
+
+
+def test_images_are_found_where_torchvision_finds_them(root: Path, tmp_path: Path) -> None:
+    """At any depth, through links, whatever the case of a suffix, in the same order; a loop of links is no more."""
+    for seed, place in enumerate(("b/x.PNG", "b/deep/er/y.jpg", "b-c/z.Bmp", "a.png/w.tiff", "B/v.webp"), 10):
+        save(root / "train" / "dog" / place, rgb(seed))
+    (root / "train" / "dog" / "empty").mkdir()
+    save(tmp_path / "elsewhere" / "more" / "0.png", rgb(20))
+    (root / "train" / "dog" / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "train" / "dog" / "again.png").symlink_to(root / "train" / "dog" / "0.png")
+    (root / "train" / "fox").symlink_to(tmp_path / "elsewhere")
+    save(root / "test" / "fox" / "0.png", rgb(21))
+    wanted = datasets.ImageFolder(str(root / "train"))
+    (root / "train" / "dog" / "b" / "round").symlink_to(root / "train" / "dog")
+    said: list[str] = []
+    for stored in (False, True):
+        data = load("image_folder", data_pth=str(root), stored=stored, message=said.append)
+        assert data.train.targets is not None and data.train.targets.tolist() == wanted.targets
+        if isinstance(data.train, StoredSplit):
+            assert isinstance(data.train.images, FileImages)
+            assert [str(path) for path in data.train.images.paths] == [path for path, _ in wanted.samples]
+    assert len(wanted) == 2 + 2 + 5 + 2 + 1 and not any("passes over" in line for line in said)
+
+
+def test_what_is_passed_over_is_said(root: Path) -> None:
+    for name in ("notes.txt", "list.TXT", "0.png.bak", "README", "deeper/a.heic"):
+        (root / "train" / "dog" / name).parent.mkdir(exist_ok=True)
+        (root / "train" / "dog" / name).write_text("x")
+    save(root / "train" / "dog" / ".thumbs" / "0.png", rgb(0))
+    save(root / "test" / "stray.png", rgb(0))
+    said: list[str] = []
+    assert len(load("image_folder", data_pth=str(root), message=said.append).train) == 4
+    origin = f"--data-pth {root}: train: passes over"
+    assert said[:3] == [
+        f"{origin} 5 files of other kinds (.txt 2, without suffix 1, .bak 1, .heic 1); images are {' '.join(SUFFIXES)}",
+        f"{origin} 1 name with a dot before it, such as .thumbs",
+        f"--data-pth {root}: test: passes over 1 image outside the class folders",
+    ]
+
+
+def test_what_cannot_be_read_is_named(root: Path) -> None:
+    (root / "train" / "dog" / "deep").mkdir()
+    (root / "train" / "dog" / "deep" / "gone.png").symlink_to(root / "nowhere.png")
+    wanted = f"--data-pth {root}: train: {root}/train/dog/deep/gone.png cannot be read (No such file or directory); "
+    assert refusal(data_pth=str(root)).startswith(wanted)
+    (root / "train" / "dog" / "deep" / "gone.png").unlink()
+    os.mkfifo(root / "train" / "dog" / "deep" / "pipe.png")
+    assert "deep/pipe.png cannot be read (it is no file); mend or remove it" in refusal(data_pth=str(root))
 
 
 def test_suffixes_in_any_case_and_any_common_format(root: Path) -> None:

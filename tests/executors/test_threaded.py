@@ -234,7 +234,7 @@ def test_modules_that_draw_random_numbers_are_refused(tmp_path: Path) -> None:
         "train": (data.train.inputs.float(), data.train.targets),
         "test": (data.test.inputs.float(), data.test.targets),
     }
-    with pytest.raises(ValueError, match=r"--executor threaded: .*dropout.*--executor looped"):
+    with pytest.raises(ValueError, match=r'executor="threaded": .*dropout.*executor="looped"'):
         fastlocal.train(Dropping(), **halves, clients=2, batch_size=8, directory=tmp_path / "run", executor="threaded")
     assert not (tmp_path / "run").exists()
 

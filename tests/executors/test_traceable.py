@@ -118,7 +118,7 @@ def test_draws_that_are_not_torchs_are_noticed(draw: Callable[[], float], tmp_pa
     torch.manual_seed(0)
     samples = torch.randn(64, 90), torch.randint(0, 4, (64,))
     states = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[union-attr]
-    with pytest.raises(ValueError, match=r"--executor threaded: .*random numbers"):
+    with pytest.raises(ValueError, match=r'executor="threaded": .*random numbers'):
         fastlocal.train(
             Gated(lambda module, x: module.training and draw() > 0.1),
             *(samples, samples),

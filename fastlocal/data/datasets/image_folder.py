@@ -1,11 +1,13 @@
-"""Folders of image files, train/CLASS/* and test/CLASS/*: decoded once, then read from a cached array."""
+"""Folders of image files, train/CLASS/** and test/CLASS/**: decoded once, then read from a cached array."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
@@ -18,19 +20,20 @@ from fastlocal.data.datasets import Request
 from fastlocal.data.datasets._image_cache import CacheEntry, Images
 from fastlocal.data.images.decoding import decoded
 from fastlocal.data.images.files import FileImages, mode_and_size
+from fastlocal.data.images.listing import SUFFIXES, PassedOver, image_files
 from fastlocal.data.images.worker import GREY_MODES, Unfit, decode
 from fastlocal.data.progress_bar import progress_bar
 from fastlocal.data.stored import REMEDY
 from fastlocal.data.types import BadSample, DataSet, Split, StoredSplit
 from fastlocal.errors import UsageError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pbm", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
-"""Of the files that count as images, in lower case."""
+OWN_CACHE = ".fastlocal_cache"
+"""The folder of decoded images beside the data."""
 
 
 @dataclass(frozen=True)
 class _Half:
-    """The files of the training or the test folder, sorted by class and name.
+    """The files of the training or the test folder, sorted by class, sub-folder and name.
 
     origin: the flag and folder, for messages        stamp: every file's name, size and time
     """
@@ -51,8 +54,8 @@ def read(request: Request) -> DataSet:
     Where they are to stay stored the files are only listed.
     Raises UsageError naming the folder flag for folders and files that do not fit.
     """
-    train = _scan(*_folder(request, "--train-pth", request.train_pth, "train"))
-    test = _scan(*_folder(request, "--val-pth", request.val_pth, "test"))
+    train = _scan(*_folder(request, "--train-pth", request.train_pth, "train"), request.message)
+    test = _scan(*_folder(request, "--val-pth", request.val_pth, "test"), request.message)
     odd = sorted(set(train.classes) ^ set(test.classes))
     if odd:
         here, there = (train, test) if odd[0] in train.classes else (test, train)
@@ -110,27 +113,46 @@ def _folder(request: Request, flag: str, given: str | None, name: str) -> tuple[
     return f"--data-pth {root}: {name}", root / name
 
 
-def _scan(origin: str, folder: Path) -> _Half:
-    """Lists the image files of every class folder; names that begin with a dot are passed over."""
+def _scan(origin: str, folder: Path, message: Callable[[str], None]) -> _Half:
+    """Lists the image files below every class folder, and says what else is there."""
     if not folder.is_dir():
         raise UsageError(f"{origin} is not a folder; images are expected in {folder}/CLASS/")
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+    over = PassedOver()
+    classes = []
+    for entry in os.scandir(folder):
+        if entry.name.startswith("."):
+            if entry.name != OWN_CACHE:
+                over.hidden.append(entry.name)
+        elif entry.is_dir():
+            classes.append(entry.name)
+        elif entry.name.lower().endswith(SUFFIXES):
+            over.outside += 1
     if not classes:
         raise UsageError(f"{origin} has no class folders; images are expected in {folder}/CLASS/")
     files: list[Path] = []
     targets: list[int] = []
     stamp = hashlib.sha256()
-    for label, name in enumerate(classes):
-        entries = (entry for entry in os.scandir(folder / name) if entry.is_file() and entry.name[0] != ".")
-        images = sorted((e for e in entries if e.name.lower().endswith(SUFFIXES)), key=lambda entry: entry.name)
+    for label, name in enumerate(sorted(classes)):
+        try:
+            images = image_files(folder / name, over)
+            above = len(str(folder / name))
+            for path in images:
+                status = path.stat()
+                if not stat.S_ISREG(status.st_mode):
+                    raise OSError(errno.EINVAL, "it is no file", str(path))
+                place = name + str(path)[above:]
+                stamp.update(os.fsencode(f"{place}\0{status.st_size}\0{status.st_mtime_ns}\0"))
+        except OSError as error:
+            raise UsageError(
+                f"{origin}: {error.filename} cannot be read ({error.strerror}); mend or remove it"
+            ) from None
         if not images:
             raise UsageError(f"{origin}/{name} holds no images; at least one is needed, as {' '.join(SUFFIXES)}")
-        for entry in images:
-            status = entry.stat()
-            stamp.update(os.fsencode(f"{name}/{entry.name}\0{status.st_size}\0{status.st_mtime_ns}\0"))
-            files.append(Path(entry.path))
+        files += images
         targets += [label] * len(images)
-    return _Half(origin, folder, classes, files, targets, stamp.digest())
+    for line in over.lines():
+        message(f"{origin}: {line}")
+    return _Half(origin, folder, sorted(classes), files, targets, stamp.digest())
 
 
 def _images(request: Request, train: _Half, test: _Half) -> Images:
@@ -162,7 +184,7 @@ def _cache_entries(request: Request, train: _Half, test: _Half) -> list[CacheEnt
     if request.data_pth is not None and Path(request.data_pth).expanduser().is_dir():
         root = Path(request.data_pth).expanduser()
         # Named relative to the data, the array is found again when the data moves as a whole.
-        bases.insert(0, (root / ".fastlocal_cache", os.path.abspath(root)))
+        bases.insert(0, (root / OWN_CACHE, os.path.abspath(root)))
     entries = []
     for folder, base in bases:
         places = [os.path.relpath(os.path.abspath(half.folder), base) for half in (train, test)]

@@ -123,7 +123,7 @@ def _work(samples: StoredImages | MapSplit, connection: Connection, of_the_paren
             connection.send(_map(samples, *request) if isinstance(samples, MapSplit) else _images(samples, *request))
 
 
-Refused = list[tuple[int, tuple[str, str]]]
+Refused = list[tuple[int, tuple[str, ...]]]
 
 
 def _images(
@@ -157,5 +157,5 @@ def _map(split: MapSplit, ids: Ints) -> tuple[Refused, Array, Array]:
         try:
             inputs[row], targets[row] = split.read(int(index))
         except BadSample as error:
-            refused.append((row, (error.sample, error.reason)))
+            refused.append((row, error.args))
     return refused, inputs, targets

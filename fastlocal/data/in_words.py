@@ -1,0 +1,53 @@
+"""What a value is that is no tensor, for messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+SHOWN = 4
+"""Keys or parts that a line names; the rest are counted."""
+LONGEST = 40
+
+
+def in_words(value: Any) -> str:
+    """What `value` is, in a few words: "'cat', a str" or "a dict with the keys 'image', 'label'"."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    if isinstance(value, str | bytes):
+        text = repr(value)
+        return f"{text if len(text) <= LONGEST else text[:LONGEST] + '...'}, a {name}"
+    if isinstance(value, Mapping):
+        return f"a {name} with the keys {_some(list(map(repr, value)))}" if value else f"an empty {name}"
+    if isinstance(value, list | tuple):
+        return f"a {name} of {len(value)} ({_some([_kind(part) for part in value])})" if value else f"an empty {name}"
+    if isinstance(value, Tensor | np.ndarray):
+        return f"{_kind(value)} of {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+def _some(parts: list[str]) -> str:
+    more = len(parts) - SHOWN
+    return ", ".join(parts) if more <= 0 else f"{', '.join(parts[:SHOWN])} and {more} more"
+
+
+def _kind(value: Any) -> str:
+    kinds = {"NoneType": "None", "ndarray": "an array", "Tensor": "a tensor"}
+    return kinds.get(type(value).__name__, type(value).__name__)
+
+
+def is_nested(value: Any) -> bool:
+    """Whether a list or a tuple holds anything but numbers and lists of them: tensors, names or dictionaries."""
+    if not isinstance(value, list | tuple):
+        return False
+    return any(_is_part(part) or is_nested(part) for part in value)
+
+
+def _is_part(value: Any) -> bool:
+    if isinstance(value, Tensor | np.ndarray):
+        return value.ndim > 0
+    return value is None or isinstance(value, str | bytes | Mapping)

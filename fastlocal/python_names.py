@@ -1,0 +1,151 @@
+"""Messages as the Python API says them: arguments by their names there, where the command line has flags.
+
+Everything below the API names flags, as the command line does. The API translates what reaches its caller, so that
+`--executor looped` becomes `executor="looped"`, and `--bn 0` becomes `bn=False`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from .config import AREA_OF, AREAS
+from .errors import NonFiniteLoss, RankMissing, StoppedAlone, UsageError
+
+MEANINGLESS = (
+    *("data_pth", "train_pth", "val_pth", "image_size", "n_groups", "resume", "resume_pth", "epochs", "dist_url"),
+    *("start_lr", "lr", "log_pth", "total_batch_size"),
+)
+"""Fields that stand for what an argument says there, or that only named models and data sets have."""
+ARGUMENTS = {
+    "client_lr": "lr",
+    "step1": "local_steps",
+    "step2": "local_steps",
+    "step3": "local_steps",
+    "eval_freq1": "eval_every",
+    "eval_freq2": "eval_every",
+    "eval_freq3": "eval_every",
+    "save_freq1": "save_every",
+    "save_freq2": "save_every",
+    "save_freq3": "save_every",
+    "wd": "weight_decay",
+    "log_pth": "directory",
+}
+"""What the arguments are called whose fields have other names."""
+OTHERS: dict[str, tuple[str, Any]] = {
+    "clients": ("clients", int),
+    "continue": ("resume", bool),
+    "ops": ("ops", str),
+    "overwrite": ("overwrite", bool),
+}
+"""Arguments and types of flags that are no fields."""
+SWITCHES = ("continue", "overwrite")
+"""Flags that say yes where they stand alone."""
+WORDS = {"dataset": "data set", "model": "model"}
+"""Of fields that a message names and the API sets itself; of other meaningless ones their own words."""
+PHRASES = {
+    "--rounds or --epochs extends it": "more rounds extend it",
+    ", or give --dist-url": "",
+    "(-1 takes as many)": "(None takes as many)",
+}
+"""What is said otherwise as a whole."""
+KNOWN = {"device": r"cpu|cuda(?::\d+)?", "conv_strategy": "grouped|loop|im2col|triton|auto"}
+"""Texts that are values wherever they follow their flag; others only at the start of a message, up to a colon."""
+
+NUMBER = r"-?\d(?:[\d.,]*\d)?(?:e[+-]?\d+)?|-?inf|nan"
+FLAG = re.compile(r"`[^`]*`|(?<![\w-])--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)")
+
+
+@contextlib.contextmanager
+def python_names() -> Iterator[None]:
+    """Have every error for a user that leaves the block name arguments as the Python API does."""
+    try:
+        yield
+    except (UsageError, NonFiniteLoss, RankMissing, StoppedAlone) as error:
+        error.args = tuple(in_python(part) if isinstance(part, str) else part for part in error.args)
+        raise
+
+
+def in_python(text: str) -> str:
+    """`text` with arguments of fastlocal.train in the place of flags; commands between backquotes stay as they are."""
+    for phrase, instead in PHRASES.items():
+        text = text.replace(phrase, instead)
+    said, at = "", 0
+    for flag in FLAG.finditer(text):
+        name = (flag[1] or "").replace("-", "_")
+        if flag.start() < at or (name not in AREA_OF and name not in OTHERS):
+            continue
+        between = text[at : flag.start()]
+        said += ", " if between == " " and at else between
+        translated, at = _argument(name, text, flag.end())
+        said += translated
+    return _aligned(said + text[at:], len(text))
+
+
+def _argument(name: str, text: str, end: int) -> tuple[str, int]:
+    """The argument in the place of a flag that ends at `end`, with its value if one follows, and where that ends."""
+    argument, kind = OTHERS[name] if name in OTHERS else (ARGUMENTS.get(name, name), _types()[name])
+    meaningless = name in WORDS or (name in MEANINGLESS and name not in ARGUMENTS)
+    if meaningless:
+        argument = WORDS.get(name, name.replace("_", " "))
+    pattern = _pattern(name, kind, first=end == len(name) + len("--"))
+    value = re.compile(f" ({pattern})(?![\\w-])").match(text, end)
+    if value is None:
+        return f"{argument}=True" if name in SWITCHES else argument, end
+    end = value.end()
+    if meaningless:
+        return f"{argument} {value[1]}", end
+    said = f"{argument}={_literal(kind, value[1])}"
+    other = re.compile(f" or ({pattern})(?![\\w-])").match(text, end) if typing.get_origin(kind) is Literal else None
+    return (said, end) if other is None else (f"{said} or {_literal(kind, other[1])}", other.end())
+
+
+@functools.cache
+def _types() -> dict[str, Any]:
+    """By field: its type, without None."""
+    hints = {name: typing.get_type_hints(AREAS[area])[name] for name, area in AREA_OF.items()}
+    return {name: _without_none(hint) for name, hint in hints.items()}
+
+
+def _without_none(hint: Any) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    return hint
+
+
+def _pattern(name: str, kind: Any, first: bool) -> str:
+    """Of a value that follows the flag of a field. first: whether the flag begins the message"""
+    if typing.get_origin(kind) is Literal:
+        return "|".join(["None", *map(re.escape, typing.get_args(kind))])
+    if typing.get_origin(kind) is tuple:
+        return rf"None|\([^)]*\)|(?:{NUMBER})(?: (?:{NUMBER}))*"
+    if kind is bool:
+        return "None|True|False|[01]"
+    if kind in (int, float):
+        return f"None|{NUMBER}"
+    return "|".join([*(["[^:].*?(?=: )"] if first else []), "None", *([KNOWN[name]] if name in KNOWN else [])])
+
+
+def _literal(kind: Any, value: str) -> str:
+    """A value as Python writes it."""
+    if value == "None" or value.startswith("("):
+        return value
+    if kind is bool:
+        return str(value in ("1", "True"))
+    if typing.get_origin(kind) is tuple:
+        return f"({', '.join(value.split())})"
+    return value if kind in (int, float) else '"' + value.strip("'") + '"'
+
+
+def _aligned(line: str, length: int) -> str:
+    """A line of a table with its next column where it was."""
+    gap = re.search(r"(?<=\S) {2,}", line)
+    if gap is None:
+        return line
+    surplus = min(len(line) - length, len(gap[0]) - 1)
+    return line if surplus <= 0 else line[: gap.start()] + gap[0][surplus:] + line[gap.end() :]
