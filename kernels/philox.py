@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     CROP = 1
     LABEL_NOISE = 2
     RESIZED_CROP = 3
+    DATASET = 5
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
