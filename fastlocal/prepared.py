@@ -23,7 +23,7 @@ from .errors import UsageError
 from .executors.base import Executor, LabelNoise, LocalProblem
 from .layout import ParamLayout, param_layout
 from .local_module import local_module
-from .losses import Loss, cross_entropy
+from .losses import Loss, combination, placed
 from .memory import MemoryPlan, plan_memory, resolve_chunk
 from .precision import Numerics, numerics
 from .probe import Probe, probe, try_evaluation
@@ -91,6 +91,7 @@ def prepare(
     assert config.machine.precision is not None, "resolved just now"
     numbers = numerics(config.machine.precision, device, repeatable=config.machine.deterministic)
     module = make_module().to(device, numbers.dtype)
+    loss = placed(loss, device, numbers.dtype)
     config = _resolve_batchnorm(config, module)
     layout = param_layout(module, group_weight=config.sgd.group_weight)
     if layout.n_params == 0:
@@ -105,7 +106,8 @@ def prepare(
         held_out = test.rows(0, PROBE_BATCH)
         try_evaluation(module, loss, held_out.inputs, held_out.targets, numbers, flag=model_flag)
         layout = _without_decay(layout, seen.unused)
-        problem = _problem(config, local, layout, source, loss, numbers, seen)
+        ignored = _ignored(data, loss, noise=config.client.label_noise)
+        problem = _problem(config, local, layout, source, loss, numbers, seen, ignored)
         part = part_of(config, world, device)
         executor, notes = None, said
         if world.is_first:
@@ -174,11 +176,21 @@ def _sources(config: RunConfig, data: DataSet, numbers: Numerics, opened: ExitSt
 def _label_range(data: DataSet, loss: Loss) -> tuple[int, int] | None:
     """Lowest and highest label, where the loss takes them as numbers of outputs and they are known."""
     targets = [split.targets for split in (data.train, data.test) if split.targets is not None]
-    if len(targets) < 2 or loss is not cross_entropy:
+    way = combination(loss)
+    if len(targets) < 2 or any(target.dim() != 1 or not way.takes_labels(target) for target in targets):
         return None
-    if any(target.dim() != 1 or target.is_floating_point() for target in targets):
+    targets = [counted for target in targets if len(counted := target[target != way.ignored])]
+    if not targets:
         return None
     return min(int(target.min()) for target in targets), max(int(target.max()) for target in targets)
+
+
+def _ignored(data: DataSet, loss: Loss, *, noise: bool) -> int | None:
+    """The label of training targets that do not count, where there may be one. noise: labels may become others"""
+    targets, ignored = data.train.targets, combination(loss).ignored
+    if targets is None or ignored is None or (noise and ignored >= 0) or bool((targets == ignored).any()):
+        return ignored
+    return None
 
 
 def _resolve_batchnorm(config: RunConfig, module: nn.Module) -> RunConfig:
@@ -216,6 +228,7 @@ def _problem(
     loss: Loss,
     numbers: Numerics,
     seen: Probe,
+    ignored: int | None,
 ) -> LocalProblem:
     noise = None
     if config.client.label_noise:
@@ -239,4 +252,5 @@ def _problem(
         weight_decay=config.sgd.wd,
         numerics=numbers,
         clip_norm=config.sgd.clip_norm,
+        ignored=ignored,
     )

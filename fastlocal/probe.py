@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from .errors import UsageError
+from .evaluation import unknown_label
 from .layout import ParamLayout
-from .losses import Loss
+from .losses import Loss, combination
 from .precision import Numerics, without_tf32
 
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError)
@@ -104,7 +105,13 @@ def try_evaluation(
     try:
         with numerics.autocast():
             outputs = numerics.full(trial(inputs))
+        unknown = combination(loss).unknown(outputs, targets)
+        if unknown is not None and bool(unknown.any()):
+            sample, *rest = unknown.nonzero()[0].tolist()
+            raise UsageError(unknown_label(sample, int(targets[(sample, *rest)]), outputs.shape[1]))
         loss(outputs, targets)
+    except UsageError:
+        raise
     except FAILURES as error:
         shape = tuple(inputs.shape)
         raise UsageError(f"{flag}: cannot be evaluated on test samples of shape {shape}: {_line(error)}") from error

@@ -63,7 +63,7 @@ class RoundResult:
     """What a chunk's round leaves beside the changed buffers, still on the device.
 
     losses: [local_steps, clients] mean loss of each batch
-    correct: float64 [len(topk)] right predictions of all of them, or None where targets are not labels
+    correct: float64 [LocalProblem.counts] right predictions of all of them, or None where targets are not labels
     notes: lines for a person
     """
 
@@ -88,6 +88,7 @@ class LocalProblem:
     module: in training mode, its BatchNorms without running statistics; executors copy what they change
     loss: (outputs of one batch, targets) -> scalar        topk: the k of the counted right predictions, or none
     clip_norm: the largest norm of a client's gradient; longer ones are scaled to it before weight decay is added
+    ignored: the label of targets that neither the loss nor right predictions count, or None
     """
 
     module: nn.Module
@@ -101,11 +102,17 @@ class LocalProblem:
     weight_decay: float
     numerics: Numerics
     clip_norm: float | None = None
+    ignored: int | None = None
     _ahead: ReadAhead | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if isinstance(self.source, StreamingSource):
             object.__setattr__(self, "_ahead", ReadAhead(self.source))
+
+    @property
+    def counts(self) -> int:
+        """What is counted of predictions: right ones for each k, then targets that are ignored where they may be."""
+        return len(self.topk) + (self.ignored is not None and bool(self.topk))
 
     def batch(self, plan: RoundPlan, step: int, clients: slice) -> tuple[Batch, Tensor]:
         """Local step `step` of these clients of the plan: the batch, and the targets that the loss sees."""
@@ -166,7 +173,7 @@ class LocalProblem:
         targets: Tensor = self._noisy_targets(
             batch.targets, p=noise.p, classes=noise.classes, seed=noise.seed, clients=clients, step=step
         )
-        return targets
+        return targets if self.ignored is None else torch.where(batch.targets == self.ignored, self.ignored, targets)
 
     @functools.cached_property
     def _noisy_targets(self) -> Callable[..., Tensor]:

@@ -33,7 +33,7 @@ class LoopedExecutor:
 
     def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
         losses = torch.zeros(plan.sample_ids.shape[:2], device=self._row.device, dtype=self._row.dtype)
-        correct = torch.zeros(len(self.problem.topk), device=self._row.device, dtype=torch.float64)
+        correct = torch.zeros(self.problem.counts, device=self._row.device, dtype=torch.float64)
         for client in range(stack.params.shape[0]):
             correct += self.run_client(stack, plan, client, losses[:, client])
         return RoundResult(losses, correct if self.problem.topk else None)
@@ -41,9 +41,9 @@ class LoopedExecutor:
     def run_client(self, stack: ClientStack, plan: RoundPlan, client: int, losses: Tensor) -> Tensor:
         """All local steps of one client of the stack; fills `losses` [local_steps].
 
-        Returns right predictions, float64 [len(topk)].
+        Returns right predictions, float64 [problem.counts].
         """
-        correct = torch.zeros(len(self.problem.topk), device=self._row.device, dtype=torch.float64)
+        correct = torch.zeros(self.problem.counts, device=self._row.device, dtype=torch.float64)
         momentum = None if stack.momentum is None else stack.momentum[client : client + 1]
         self._row.copy_(stack.params[client])
         for step, (batch, targets) in enumerate(self.problem.batches_of(plan, client)):
@@ -51,7 +51,7 @@ class LoopedExecutor:
             loss, outputs = self._local_step(batch.inputs, targets, momentum, rate)
             losses[step] = loss
             if self.problem.topk:
-                correct += count_correct(outputs, batch.targets, self.problem.topk)
+                correct += count_correct(outputs, batch.targets, self.problem.topk, self.problem.ignored)
         stack.params[client] = self._row[0]
         return correct
 

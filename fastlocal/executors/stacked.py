@@ -56,7 +56,7 @@ class StackedExecutor:
         self._buffers = dict(problem.module.named_buffers())
         self._stacked = vmap(self._forward_one, randomness="different")
         self._outputs = vmap(self._outputs_one, randomness="different")
-        can_fuse = problem.loss is cross_entropy and bool(problem.topk)
+        can_fuse = problem.loss is cross_entropy and bool(problem.topk) and problem.ignored is None
         wanted = problem.source.device.type == "cuda" and not compile if fused_loss is None else fused_loss
         self._loss = kernels.get("label_noise_loss", device=problem.source.device) if can_fuse and wanted else None
         self._update = Update(problem)
@@ -85,7 +85,7 @@ class StackedExecutor:
         """One local step of the clients of the stack, whose buffers change in place.
 
         targets: what the loss sees, [clients, batch, ...]        learning_rates: [clients]
-        Returns losses [clients] and right predictions, float64 [len(topk)] or None.
+        Returns losses [clients] and right predictions, float64 [problem.counts] or None.
         """
         clients = len(stack.params)
         losses, correct = [], []
@@ -161,7 +161,7 @@ class StackedExecutor:
                 return losses, hits.sum().to(torch.float64).unsqueeze(0)
         elif self._loss is not None:
             losses = vmap(self.problem.loss)(self.problem.numerics.full(outputs), targets)
-        return losses, count_correct(outputs, clean, topk) if topk else None
+        return losses, count_correct(outputs, clean, topk, self.problem.ignored) if topk else None
 
     def _forward_one(self, params: Params, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         outputs = self._outputs_one(params, inputs)
