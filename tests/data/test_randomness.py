@@ -76,9 +76,6 @@ def closure() -> Callable[[], float]:
 
 
 KINDS: dict[str, Callable[[], Dataset[Any]]] = {
-    "torch": lambda: Noisy(lambda: torch.rand(())),
-    "numpy": lambda: Noisy(np.random.rand),
-    "python": lambda: Noisy(random.random),
     "all of them": lambda: Noisy(everything),
     "held": lambda: Subset(Subset(Noisy(Composed(), 50), range(45)), range(40)),
     "in a closure": lambda: Noisy(closure()),
@@ -101,7 +98,7 @@ def source(dataset: Dataset[Any], **changes: Any) -> Iterator[Source]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_sample_has_random_numbers_of_its_own_at_any_number_of_workers(kind: str) -> None:
     found, plans = [], sources.plans(40)
-    for workers, prefetch, take in ((1, 1, sources.by_step), (2, 3, sources.by_client), (3, 5, sources.by_step)):
+    for workers, prefetch, take in ((1, 1, sources.by_step), (3, 5, sources.by_client)):
         with source(KINDS[kind](), workers=workers, prefetch=prefetch) as read:
             found.append(take(sources.problem(read), plans))
             tested = (
@@ -111,7 +108,7 @@ def test_every_sample_has_random_numbers_of_its_own_at_any_number_of_workers(kin
             assert torch.equal(*tested) and len(tested[0][:, 1].unique()) == 40
             one = read.batch(plans[1].sample_ids[2, 1:2], torch.tensor([3]), 12).inputs
         assert torch.equal(one[0], found[-1][1][0][2, 1]), "as a rank draws it that has this client alone"
-    assert sources.equal(found[0], found[1]) and sources.equal(found[0], found[2])
+    assert sources.equal(found[0], found[1])
     drawn = torch.cat([inputs[..., 1].flatten() for inputs, _, _ in found[0]])
     assert len(drawn.unique()) == len(drawn) == 90
 
@@ -158,15 +155,12 @@ def trained(folder: Path, **settings: Any) -> tuple[list[Tensor], list[str]]:
 
 def test_runs_repeat_at_any_number_of_workers_and_leave_the_caller_s_random_states(tmp_path: Path) -> None:
     found = []
-    for number, settings in enumerate(
-        ({"nw": 0}, {"nw": 2, "chunk": 3}, {"nw": 3, "executor": "looped", "prefetch": 1})
-    ):
+    for number, settings in enumerate(({"nw": 0}, {"nw": 2, "chunk": 3, "executor": "looped", "prefetch": 1})):
         folder = tmp_path / str(number)
         folder.mkdir()
         found.append(trained(folder, **settings))
-    for parameters, _ in found[1:]:
-        for value, wanted in zip(parameters, found[0][0], strict=True):
-            torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-6)
+    for value, wanted in zip(found[1][0], found[0][0], strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-6)
     assert len(set(found[0][1])) >= 4 * 3 * 3 * 5
 
 
@@ -182,7 +176,7 @@ def test_interrupted_equals_never_interrupted(tmp_path: Path) -> None:
     values: dict[str, Any] = {"source": "torch", "nw": 2, "prefetch": 3, "bn_batches": 2, "total_batch_size": 12}
     values |= {"precision": "fp64", "client_lr": 0.01}
     interrupted.run(tmp_path / "undisturbed", interrupted.Ticking(module()), data(), **values)
-    moments = [7, 12, 20]
+    moments = [7, 20]
     assert interrupted.continued(tmp_path / "run", module, data(), moments, **values) == len(moments)
     assert difference(left_behind(tmp_path / "run"), left_behind(tmp_path / "undisturbed")) == ""
 
