@@ -83,9 +83,13 @@ def train(
     model: any module; its parameters that require a gradient are trained, in float32 unless `precision` says otherwise
     train, test: (inputs [n, ...], targets [n, ...]), tensors or arrays. Inputs reach the model as they are; uint8
         images [n, channels, height, width] are normalised where the settings `mean` and `std` are given; integer labels
-        of any type become int64. Or map-style Datasets of such pairs, read by `nw` worker processes
+        of any type become int64. Or map-style Datasets of such pairs, read by `nw` worker processes, which seed torch,
+        NumPy and random before each sample
     batch_size: samples per client and step        lr: the rate that every client applies
-    loss: (outputs of one batch, targets) -> mean loss as a scalar tensor; default cross-entropy
+    loss: (outputs of one batch, targets) -> mean loss as a scalar tensor; default cross-entropy. The test loss is that
+        of all samples in one call for torch's own losses (modules, functions, functools.partial of these), and of any
+        other callable the mean of the batches' losses, weighted by their sizes. Targets equal to a loss's
+        `ignore_index` count in no accuracy
     eval_every, save_every: rounds between evaluations, and between named checkpoints
     directory: the run directory, a fresh one below runs/ by default        progress: show a progress bar
     overwrite, resume: start afresh in a `directory` that holds a run, or go on with it from its resume.pt (without one,

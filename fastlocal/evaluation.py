@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from . import interrupts
 from .data.sources.base import Source
-from .losses import Loss, count_correct
+from .errors import UsageError
+from .losses import Combination, Loss, combination, count_correct
 from .precision import Numerics
 from .world import World
 
@@ -28,7 +29,11 @@ Drawing = Callable[[int], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """loss: mean over samples        accuracies: one fraction per k, empty where targets are not labels"""
+    """What a model does on a split.
+
+    loss: of all samples in one call, for torch's own losses; of any other the mean of batches, weighted by their sizes
+    accuracies: one fraction per k of the samples whose targets count, empty where targets are not labels
+    """
 
     loss: float
     accuracies: tuple[float, ...]
@@ -49,10 +54,12 @@ def evaluate(
 
     drawing: makes of a batch's number what the module draws random numbers within
     world: ranks that take a batch in turn, and add up all batches' sums in the order in which one process would
+    Raises UsageError where a label is no output's number, or where the loss counts none of the targets.
     """
     world = world or World.alone()
     was_training = module.training
     module.eval()
+    way = combination(loss)
     sums: list[Tensor] = []
     kind = source.device.type
     size = max(1, min(BATCH[kind], BATCH_BYTES[kind] // source.batch_bytes(1)))
@@ -61,13 +68,47 @@ def evaluate(
         batch = source.rows(begin, begin + size)
         with drawing(begin // size), numerics.autocast():
             outputs = numerics.full(module(batch.inputs))
-        sums.append((loss(outputs, batch.targets).double() * batch.inputs.shape[0]).reshape(1))
-        if topk:
-            sums[-1] = torch.cat([sums[-1], count_correct(outputs, batch.targets, topk).double()])
+        sums.append(_sums(outputs, batch.targets, loss, way, topk, begin))
     module.train(was_training)
     told = world.exchange(torch.stack(sums).tolist() if sums else [], "the evaluation")
-    totals = [0.0] * (1 + len(topk))
+    totals = [0.0] * (2 + (len(topk) + 1 if topk else 0))
     for place in range(-(-len(source) // size)):
-        batch_sums = told[place % world.size][place // world.size]
+        classes, sample, label, *batch_sums = told[place % world.size][place // world.size]
+        if classes:
+            raise UsageError(unknown_label(int(sample), int(label), int(classes)))
         totals = [total + value for total, value in zip(totals, batch_sums, strict=True)]
-    return Evaluation(totals[0] / len(source), tuple(total / len(source) for total in totals[1:]))
+    if not (way.summed or totals[1]):
+        raise UsageError(f"test: the loss counts none of the {len(source)} targets, so that it has no mean")
+    counted = len(source) - (totals[-1] if topk else 0)
+    accuracies = tuple(hits / counted if counted else 0.0 for hits in totals[2:-1])
+    return Evaluation(totals[0] if way.summed else totals[0] / totals[1], accuracies)
+
+
+def unknown_label(sample: int, label: int, classes: int) -> str:
+    """What is said of a test sample's label that is no output's number."""
+    return f"test: sample {sample} has label {label}; the model has {classes} outputs, for labels 0 to {classes - 1}"
+
+
+def _sums(outputs: Tensor, targets: Tensor, loss: Loss, way: Combination, topk: tuple[int, ...], begin: int) -> Tensor:
+    """What one batch adds, on its device, float64.
+
+    First (classes, sample, label) of a label that is no output's number, zeros where there is none; then the loss, and
+    what it is to be divided by; with `topk` the right predictions for each k, and how many targets do not count.
+    """
+    fault = torch.zeros(3, dtype=torch.float64, device=outputs.device)
+    unknown = way.unknown(outputs, targets)
+    if unknown is not None:  # looked at afterwards, as a GPU would have to be waited for
+        place = unknown.flatten().int().argmax()
+        label = targets.flatten().gather(0, place.reshape(1))[0].long()
+        found = torch.full_like(place, outputs.shape[1]), begin + place // unknown[0].numel(), label
+        fault = torch.stack(found) * unknown.any()
+        targets = targets.masked_fill(unknown, 0)
+    weight = way.weight_of(targets)
+    value = loss(outputs, targets).double()
+    if not way.summed:
+        value = torch.where(weight > 0, value * weight, 0)  # the mean of no targets is NaN
+    sums = [fault.double(), value.reshape(1), weight.reshape(1)]
+    if topk:
+        hits = count_correct(outputs, targets, topk, way.ignored)
+        sums += [hits] if way.ignored is not None else [hits, hits.new_zeros(1)]
+    return torch.cat(sums)

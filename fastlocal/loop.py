@@ -14,7 +14,8 @@ from . import interrupts
 from .averaged import AveragedModel
 from .averaging.averager import Averager
 from .data.sources.base import Source
-from .executors.base import Executor
+from .empty_batches import clear_empty
+from .executors.base import Executor, LocalProblem
 from .finite import not_finite
 from .mean_state import MeanState
 from .meeting import Meeting, meet
@@ -38,7 +39,7 @@ class Loop:
     """A run whose parts are built. `run` trains it to its end.
 
     world: the processes of the run        planner: with the clients of this one
-    kept: what stays with each client from round to round
+    problem: what the executor solves        kept: what stays with each client from round to round
     steps: where every local step is written, or None        log_steps: whether some rank writes them
     mean_state: the averaged model's buffers, of those that a forward pass changes; None where it changes none
     saver: keeps what `restore` goes on from        config: the resolved RunConfig as nested plain dictionaries
@@ -50,6 +51,7 @@ class Loop:
     progress: Progress
     planner: Planner
     source: Source
+    problem: LocalProblem
     executor: Executor
     averaged: AveragedModel
     averager: Averager
@@ -221,8 +223,11 @@ class Loop:
         for note in result.notes:
             self.logger.message(note)
         batch = plan.sample_ids.shape[-1]
-        correct = [] if result.correct is None else result.correct.tolist()
-        so_far.stats.add(TrainStats(losses.double().sum().item() * batch, correct, losses.numel() * batch))
+        empty = clear_empty(losses, plan, self.problem) * batch
+        counts = [] if result.correct is None else result.correct.tolist()
+        correct, ignored = counts[: len(self.problem.topk)], int(sum(counts[len(self.problem.topk) :]))
+        loss = losses.double().sum().item() * batch
+        so_far.stats.add(TrainStats(loss, correct, losses.numel() * batch, ignored, empty))
         so_far.bad += not_finite(losses, params, planned.first_step, clients.start)
         if self.log_steps:
             so_far.losses.append(losses)

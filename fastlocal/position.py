@@ -14,11 +14,16 @@ Stage = Literal["start", "train", "report", "files"]
 
 @dataclass
 class TrainStats:
-    """Sums over every client's samples, on the host."""
+    """Sums over every client's samples, on the host.
+
+    ignored: samples whose targets do not count        empty: samples of batches that have a loss of none
+    """
 
     loss: float = 0.0
     correct: list[float] = field(default_factory=list)
     samples: int = 0
+    ignored: int = 0
+    empty: int = 0
 
     def add(self, other: TrainStats) -> None:
         """Add another stretch's sums."""
@@ -29,12 +34,14 @@ class TrainStats:
             before = self.correct or [0.0] * len(other.correct)
             self.correct = [a + b for a, b in zip(before, other.correct, strict=True)]
         self.samples += other.samples
+        self.ignored += other.ignored
+        self.empty += other.empty
 
     def mean(self, count: int) -> tuple[float, list[float]]:
-        """Mean loss and `count` accuracies, zero where nothing was added."""
-        if not self.samples:
-            return 0.0, [0.0] * count
-        return self.loss / self.samples, [value / self.samples for value in self.correct]
+        """Mean loss of the batches that have one, and `count` accuracies; zero where nothing was added."""
+        with_loss, counted = self.samples - self.empty, self.samples - self.ignored
+        loss = self.loss / with_loss if with_loss else 0.0
+        return loss, [value / counted for value in self.correct] if counted else [0.0] * count
 
 
 @dataclass

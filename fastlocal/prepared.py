@@ -25,7 +25,7 @@ from .first_batches import first_batches
 from .first_steps import compare
 from .layout import ParamLayout, param_layout
 from .local_module import local_module
-from .losses import Loss, cross_entropy
+from .losses import Loss, combination, placed
 from .memory import MemoryPlan, plan_memory, resolve_chunk
 from .modes import Modes, cast, training_modes
 from .own_tensors import Held, tensors_of
@@ -104,6 +104,7 @@ def prepare(
     numbers = numerics(config.machine.precision, device, repeatable=config.machine.deterministic)
     module = cast(make_module(), device, numbers.dtype)
     modes = training_modes(module)
+    loss = placed(loss, device, numbers.dtype)
     config = _resolve_batchnorm(config, module)
     layout = param_layout(module, group_weight=config.sgd.group_weight)
     if layout.n_params == 0:
@@ -128,7 +129,8 @@ def prepare(
         try_evaluation(module, loss, held_out.inputs, held_out.targets, numbers, flag=model_flag)
         layout = _without_decay(layout, seen.unused)
         local = local_module(module, modes)
-        problem = _problem(config, local, layout, source, loss, numbers, seen, held)
+        ignored = _ignored(data, loss, noise=config.client.label_noise)
+        problem = _problem(config, local, layout, source, loss, numbers, seen, held, ignored)
         seen = compare(problem, batches, seen, flag=model_flag)
         problem = dataclasses.replace(problem, held=held if seen.reached else {}, draws=seen.draws)
         config = _with_memory(config, seen, world)
@@ -202,11 +204,21 @@ def _sources(config: RunConfig, data: DataSet, numbers: Numerics, opened: ExitSt
 def _label_range(data: DataSet, loss: Loss) -> tuple[int, int] | None:
     """Lowest and highest label, where the loss takes them as numbers of outputs and they are known."""
     targets = [split.targets for split in (data.train, data.test) if split.targets is not None]
-    if len(targets) < 2 or loss is not cross_entropy:
+    way = combination(loss)
+    if len(targets) < 2 or any(target.dim() != 1 or not way.takes_labels(target) for target in targets):
         return None
-    if any(target.dim() != 1 or target.is_floating_point() for target in targets):
+    targets = [counted for target in targets if len(counted := target[target != way.ignored])]
+    if not targets:
         return None
     return min(int(target.min()) for target in targets), max(int(target.max()) for target in targets)
+
+
+def _ignored(data: DataSet, loss: Loss, *, noise: bool) -> int | None:
+    """The label of training targets that do not count, where there may be one. noise: labels may become others"""
+    targets, ignored = data.train.targets, combination(loss).ignored
+    if targets is None or ignored is None or (noise and ignored >= 0) or bool((targets == ignored).any()):
+        return ignored
+    return None
 
 
 def _resolve_batchnorm(config: RunConfig, module: nn.Module) -> RunConfig:
@@ -259,6 +271,7 @@ def _problem(
     numbers: Numerics,
     seen: Probe,
     held: Held,
+    ignored: int | None,
 ) -> LocalProblem:
     noise = None
     if config.client.label_noise:
@@ -286,4 +299,5 @@ def _problem(
         held=held,
         draws=seen.draws,
         seed=config.machine.seed,
+        ignored=ignored,
     )

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from .batchnorm import batchnorm_buffers
 from .errors import UsageError
-from .losses import Loss
+from .evaluation import unknown_label
+from .losses import Loss, combination
 from .plain_steps import FAILURES, PlainClient, PlainModule, Trace, foreign_leaves, line
 from .precision import Numerics, without_tf32
 from .python_state import PLAIN, PythonState
@@ -234,7 +235,13 @@ def try_evaluation(
     except FAILURES as error:
         raise UsageError(f"{flag}: cannot be evaluated on test samples of shape {shape}: {line(error)}") from error
     try:
+        unknown = combination(loss).unknown(outputs, targets)
+        if unknown is not None and bool(unknown.any()):
+            sample, *rest = unknown.nonzero()[0].tolist()
+            raise UsageError(unknown_label(sample, int(targets[(sample, *rest)]), outputs.shape[1]))
         loss(outputs, targets)
+    except UsageError:
+        raise
     except FAILURES as error:
         about = f"test outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}"
         raise UsageError(f"loss: fails on {about}: {line(error)}") from error

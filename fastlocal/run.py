@@ -73,6 +73,7 @@ def _build_loop(prepared: Prepared, logger: Logger, steps: StepLog | None) -> Lo
         progress=prepared.progress,
         planner=Planner(prepared.progress, streams, mine, chunk, dtype, device, problem.source.index_device),
         source=problem.source,
+        problem=problem,
         executor=prepared.executor,
         averaged=averaged,
         averager=make(averaged.row, wire_format=config.machine.wire_format),

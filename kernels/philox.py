@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     RESIZED_CROP = 3
     MODULE = 4
     """With the number of the draw within the step in the bits above the lowest eight."""
+    DATASET = 5
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:

@@ -56,7 +56,8 @@ class Rows:
     """Samples and the places in the run that their draws belong to, each int64 [rows].
 
     ids: into the data set        clients, steps, positions: client number, global local step, place in the batch
-    words: [rows, 4], what crop_words draws for them        boxes: [rows, 5]; each where it is known beforehand
+    words: [rows, 4], what is drawn for their crops, or keys of a Dataset's random numbers        boxes: [rows, 5]; each
+        where it is known beforehand
     """
 
     ids: Ints

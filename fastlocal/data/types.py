@@ -10,8 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from .in_words import in_words, is_nested
+from .randomness import Randomness
 
 Array = np.ndarray[Any, Any]
 Image = np.ndarray[Any, np.dtype[np.uint8]]
@@ -119,16 +121,23 @@ class MapSplit:
     dataset: has a length, and gives a pair (input, target) of tensors, arrays or numbers for an index
     first: its first pair as arrays, whose shapes and dtypes all others have
     labels: whether the loss takes targets as numbers of classes, of whatever integer type they are, or bool
+    randomness: the generators that it may draw from; None: it only looks up tensors
     """
 
     dataset: Any
     first: tuple[Array, Array]
+    randomness: Randomness | None
     labels: bool = False
 
     @classmethod
     def of(cls, dataset: Any, *, labels: bool = False) -> MapSplit:
-        """Raises BadSample where the first pair is none."""
-        return cls(dataset, _pair(dataset, 0, labels), labels)
+        """Random states are left as they were. Raises BadSample where the first pair is none."""
+        if type(dataset) is TensorDataset:
+            return cls(dataset, _pair(dataset, 0, labels), None, labels)
+        with Randomness(dataset).kept():
+            first = _pair(dataset, 0, labels)
+        # a Dataset may make its generators as it is first read
+        return cls(dataset, first, Randomness(dataset), labels)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -147,8 +156,13 @@ class MapSplit:
         """Memory that the samples take: none, beside what the source prefetches."""
         return 0
 
-    def read(self, index: int) -> tuple[Array, Array]:
-        """One pair; raises BadSample where the Dataset fails, or gives one unlike the first."""
+    def read(self, index: int, key: int) -> tuple[Array, Array]:
+        """One pair, its random numbers those of the key; raises BadSample where the Dataset fails or gives other types.
+
+        key: 128 bits, as Randomness.seed takes them
+        """
+        if self.randomness is not None:
+            self.randomness.seed(key)
         pair = _pair(self.dataset, index, self.labels)
         for name, found, first in zip(("input", "target"), pair, self.first, strict=True):
             if (found.shape, found.dtype) != (first.shape, first.dtype):

@@ -64,7 +64,7 @@ class RoundResult:
     """What a chunk's round leaves beside the changed buffers, still on the device.
 
     losses: [local_steps, clients] mean loss of each batch
-    correct: float64 [len(topk)] right predictions of all of them, or None where targets are not labels
+    correct: float64 [LocalProblem.counts] right predictions of all of them, or None where targets are not labels
     notes: lines for a person
     """
 
@@ -92,6 +92,7 @@ class LocalProblem:
     state: what the buffers that a forward pass changes start from, by name
     held: tensors of the user's module that are reached in another way than by their names; empty where none is
     draws: whether the forward pass or the loss draws what client_random knows        seed: of these draws
+    ignored: the label of targets that neither the loss nor right predictions count, or None
     """
 
     module: nn.Module
@@ -109,6 +110,7 @@ class LocalProblem:
     held: Held = field(default_factory=dict)
     draws: bool = False
     seed: int = 0
+    ignored: int | None = None
     _ahead: ReadAhead | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -120,6 +122,11 @@ class LocalProblem:
         params = self.layout.flatten(dict(self.module.named_parameters())).repeat(clients, 1)
         state = {name: value.repeat(clients, *(1 for _ in value.shape)) for name, value in self.state.items()}
         return ClientStack(params, torch.zeros_like(params) if self.momentum else None, state)
+
+    @property
+    def counts(self) -> int:
+        """What is counted of predictions: right ones for each k, then targets that are ignored where they may be."""
+        return len(self.topk) + (self.ignored is not None and bool(self.topk))
 
     def batch(self, plan: RoundPlan, step: int, clients: slice) -> tuple[Batch, Tensor]:
         """Local step `step` of these clients of the plan: the batch, and the targets that the loss sees."""
@@ -180,7 +187,7 @@ class LocalProblem:
         targets: Tensor = self._noisy_targets(
             batch.targets, p=noise.p, classes=noise.classes, seed=noise.seed, clients=clients, step=step
         )
-        return targets
+        return targets if self.ignored is None else torch.where(batch.targets == self.ignored, self.ignored, targets)
 
     @functools.cached_property
     def _noisy_targets(self) -> Callable[..., Tensor]:

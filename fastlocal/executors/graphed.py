@@ -38,7 +38,7 @@ class StepProgram:
         self._counter = torch.zeros(1, **numbers)  # type: ignore[call-overload]
         self._rates = torch.zeros(steps, clients, dtype=stack.params.dtype, device=device)
         self._losses = torch.zeros_like(self._rates)
-        self._correct = torch.zeros(len(executor.problem.topk), dtype=torch.float64, device=device)
+        self._correct = torch.zeros(executor.problem.counts, dtype=torch.float64, device=device)
 
     def serves(self, stack: ClientStack, plan: RoundPlan) -> bool:
         """Whether the program is of these buffers, and has room for the plan."""

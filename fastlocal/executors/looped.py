@@ -44,7 +44,7 @@ class LoopedExecutor:
 
     def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
         losses = torch.zeros(plan.sample_ids.shape[:2], device=self.row.device, dtype=self.row.dtype)
-        correct = torch.zeros(len(self.problem.topk), device=self.row.device, dtype=torch.float64)
+        correct = torch.zeros(self.problem.counts, device=self.row.device, dtype=torch.float64)
         for client in range(stack.params.shape[0]):
             correct += self.run_client(stack, plan, client, losses[:, client])
         return RoundResult(losses, correct if self.problem.topk else None)
@@ -52,15 +52,15 @@ class LoopedExecutor:
     def run_client(self, stack: ClientStack, plan: RoundPlan, client: int, losses: Tensor) -> Tensor:
         """All local steps of one client of the stack; fills `losses` [local_steps].
 
-        Returns right predictions, float64 [len(topk)].
+        Returns right predictions, float64 [problem.counts].
         """
-        correct = torch.zeros(len(self.problem.topk), device=self.row.device, dtype=torch.float64)
+        correct = torch.zeros(self.problem.counts, device=self.row.device, dtype=torch.float64)
         batches, rates = self.problem.batches_of(plan, client), plan.learning_rates[:, client : client + 1]
         taken = self.steps(stack, client, batches, rates, plan.client_ids[client], plan.steps)
         for step, (loss, outputs, batch) in enumerate(taken):
             losses[step] = loss
             if self.problem.topk:
-                correct += count_correct(outputs, batch.targets, self.problem.topk)
+                correct += count_correct(outputs, batch.targets, self.problem.topk, self.problem.ignored)
         return correct
 
     def steps(

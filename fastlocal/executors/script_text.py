@@ -115,12 +115,16 @@ class ScriptText:
 
     def _counts(self) -> Iterator[str]:
         """As losses.count_correct does, of all steps at once."""
-        topk = self._problem.topk
-        yield f"correct = torch.zeros([{len(topk)}], dtype=torch.float64)"
+        topk, ignored = self._problem.topk, self._problem.ignored
+        yield f"correct = torch.zeros([{self._problem.counts}], dtype=torch.float64)"
         if topk:
             yield "scores = torch.stack(outputs)"
             yield f"most = min({max(topk)}, scores.size(-1))"
             yield "hits = torch.topk(scores, most, -1)[1] == labels.unsqueeze(-1)"
+            if ignored is not None:
+                yield f"left_out = labels == {ignored}"
+                yield "hits = hits.logical_and(left_out.logical_not().unsqueeze(-1))"
+                yield f"correct[{len(topk)}] += left_out.sum(dtype=torch.float64)"
             for place, k in enumerate(topk):
                 yield f"correct[{place}] += hits.narrow(-1, 0, min({k}, most)).sum(dtype=torch.float64)"
 

@@ -39,11 +39,11 @@ class ScriptedSteps:
     def run_client(self, stack: ClientStack, plan: RoundPlan, client: int, losses: Tensor) -> Tensor:
         """All local steps of one client of the stack; fills `losses` [local_steps].
 
-        Returns right predictions, float64 [len(topk)].
+        Returns right predictions, float64 [problem.counts].
         """
         rows = stack.params[client], None if stack.momentum is None else stack.momentum[client]
         rates = plan.learning_rates[:, client].tolist()
-        correct = torch.zeros(len(self.problem.topk), dtype=torch.float64)
+        correct = torch.zeros(self.problem.counts, dtype=torch.float64)
         begin = 0
         for batch, targets in self.problem.blocks_of(plan, client):
             end = begin + len(targets)

@@ -57,7 +57,8 @@ class StackedExecutor:
         self._one = Forward(problem, self._stacking.module)
         self._stacked = vmap(self._forward_one, (0, 0, 0, 0, 0, None), randomness="different")
         self._outputs = vmap(self._outputs_one, (0, 0, 0, 0, None), randomness="different")
-        can_fuse = problem.loss is cross_entropy and bool(problem.topk) and not problem.held
+        can_fuse = problem.loss is cross_entropy and bool(problem.topk) and problem.ignored is None
+        can_fuse = can_fuse and not problem.held
         wanted = problem.source.device.type == "cuda" and not compile if fused_loss is None else fused_loss
         self._loss = kernels.get("label_noise_loss", device=problem.source.device) if can_fuse and wanted else None
         self._update = Update(problem)
@@ -95,7 +96,7 @@ class StackedExecutor:
 
         targets: what the loss sees, [clients, batch, ...]        learning_rates: [clients]
         client_ids: int64 [clients]        number: int64 [], the global number of the step
-        Returns losses [clients] and right predictions, float64 [len(topk)] or None.
+        Returns losses [clients] and right predictions, float64 [problem.counts] or None.
         """
         clients = len(stack.params)
         losses, correct = [], []
@@ -192,7 +193,7 @@ class StackedExecutor:
                 return losses, hits.sum().to(torch.float64).unsqueeze(0), state
         elif self._loss is not None:
             losses = vmap(self.problem.loss)(self.problem.numerics.full(outputs), targets)
-        return losses, count_correct(outputs, clean, topk) if topk else None, state
+        return losses, count_correct(outputs, clean, topk, self.problem.ignored) if topk else None, state
 
     def _forward_one(
         self,

@@ -39,7 +39,7 @@ class ThreadedExecutor:
     def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
         steps = self._steps_for(plan)
         losses = torch.zeros(plan.sample_ids.shape[:2], dtype=stack.params.dtype)
-        correct = torch.zeros(len(self.problem.topk), dtype=torch.float64)
+        correct = torch.zeros(self.problem.counts, dtype=torch.float64)
         clients = iter(range(stack.params.shape[0]))
         stop, lock = threading.Event(), threading.Lock()
 

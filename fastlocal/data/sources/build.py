@@ -14,7 +14,8 @@ from ..transforms import Augmentation
 from ..types import AnySplit, BadSample, MapSplit, Split, StoredSplit
 from . import Reading
 from .engine import Cutter, Engine
-from .requests import Layout
+from .repeatable import refuse_unrepeatable
+from .requests import Layout, SampleKeys
 from .streaming import StreamingSource
 
 
@@ -26,7 +27,7 @@ def streaming(split: AnySplit, reading: Reading, *, augment: bool) -> StreamingS
         samples, layout = _map(split) if isinstance(split, MapSplit) else _images(split, reading.seed, augment)
     except BadSample as bad:
         raise UsageError(f"{bad}; replace or remove it") from None
-    return StreamingSource(
+    source = StreamingSource(
         _engine(samples, layout, reading),
         layout,
         mean=reading.mean,
@@ -34,9 +35,16 @@ def streaming(split: AnySplit, reading: Reading, *, augment: bool) -> StreamingS
         device=reading.device,
         dtype=reading.dtype,
         prefetch=reading.prefetch,
-        cutter=samples if isinstance(samples, Cutter) else None,
+        drawer=samples if isinstance(samples, Cutter) else SampleKeys(reading.seed),
         on_bad_sample=reading.on_bad_sample,
     )
+    if isinstance(samples, MapSplit) and samples.randomness is not None:
+        try:
+            refuse_unrepeatable(source, samples.dataset)
+        except BaseException:
+            source.close()
+            raise
+    return source
 
 
 def _readable(split: Split, *, images: bool) -> StoredSplit | MapSplit:

@@ -53,7 +53,7 @@ class Feed:
             while rows < DRAWN_AT_ONCE and (one := next(self._wanted, None)) is not None:
                 wanted.append(one)
                 rows += one.sample_ids.numel()
-            self._drawn.extend(zip(wanted, rows_of(wanted, self._source.cutter), strict=True))
+            self._drawn.extend(zip(wanted, rows_of(wanted, self._source.drawer), strict=True))
         return bool(self._drawn)
 
     def peek(self) -> Wanted | None:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastlocal.kernels import philox
+
 from ..transforms import Rows
 from .base import Wanted
-from .engine import Cutter, Piece
+from .engine import Piece
+
+NOBODY = 2**32 - 1
+"""The client of samples that no client is given."""
 
 
 @dataclass(frozen=True)
@@ -67,20 +73,42 @@ class Request:
             self.pieces.append(Piece(rows.pick(part), array[part], targets))
 
 
-def rows_of(wanted: Sequence[Wanted], cutter: Cutter | None) -> list[Rows]:
-    """The rows of each batch. cutter: draws their crops, for all batches at once; None: there are none."""
+class Drawer(Protocol):
+    """Draws what belongs to the rows of several batches at once."""
+
+    def draw(self, rows: Rows) -> Rows:
+        """The rows with what was drawn."""
+        ...
+
+
+class SampleKeys:
+    """Keys of a Dataset's random numbers: a client's sample has that of its place in the run, any other its own."""
+
+    def __init__(self, seed: int) -> None:
+        self._key = seed & philox.MASK32, seed >> 32 & philox.MASK32
+
+    def draw(self, rows: Rows) -> Rows:
+        """The rows with the four words of each one's key."""
+        own = rows.clients == NOBODY
+        places = np.where(own, rows.ids, rows.positions), rows.clients, np.where(own, 0, rows.steps)
+        first, client, step = map(torch.from_numpy, places)
+        counter = first, client, step, torch.tensor(int(philox.Purpose.DATASET))
+        return replace(rows, words=torch.stack(philox.philox4x32(counter, self._key), dim=-1).numpy())
+
+
+def rows_of(wanted: Sequence[Wanted], drawer: Drawer) -> list[Rows]:
+    """The rows of each batch. drawer: draws what belongs to them, for all batches at once."""
     found: list[Rows] = []
     for shape, alike in itertools.groupby(wanted, lambda one: one.sample_ids.shape):
         group, size = list(alike), shape.numel()
-        rows = _rows(group, shape[:-1], shape[-1])
-        drawn = rows if cutter is None else cutter.draw(rows)
+        drawn = drawer.draw(_rows(group, shape[:-1], shape[-1]))
         found += [drawn.pick(slice(index * size, (index + 1) * size)) for index in range(len(group))]
     return found
 
 
 def _rows(wanted: Sequence[Wanted], places: torch.Size, batch: int) -> Rows:
     ids = torch.stack([one.sample_ids.cpu() for one in wanted])
-    nobody = torch.zeros(places, dtype=torch.int64)
+    nobody = torch.full(places, NOBODY, dtype=torch.int64)
     clients = torch.stack([nobody if one.clients is None else one.clients.cpu() for one in wanted]).reshape(-1).numpy()
     steps = torch.stack([torch.as_tensor(one.step, dtype=torch.int64).cpu().expand(places) for one in wanted])
     positions = np.tile(np.arange(batch), len(clients))

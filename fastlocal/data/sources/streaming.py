@@ -20,9 +20,9 @@ from fastlocal.kernels.gather_augment.cpu import normalise
 
 from ..transforms import PADDING, Ints, Rows
 from .base import Batch, Wanted
-from .engine import Cutter, Engine, Piece
+from .engine import Engine, Piece
 from .feed import Feed
-from .requests import Layout, Request, rows_of
+from .requests import Drawer, Layout, Request, rows_of
 
 POLL_S = 0.2
 """How long an interrupt may have to wait for the data that are waited for."""
@@ -36,7 +36,7 @@ class StreamingSource:
     mean, std: per channel in units of 1, for uint8 images; None where samples reach the model as they are, floating
         ones in `dtype`
     prefetch: batches that are being decoded or wait decoded, those apart that somebody waits for
-    cutter: draws the boxes that the engine cuts; None where it cuts none
+    drawer: draws the boxes that the engine cuts, or keys of a Dataset's random numbers
     on_bad_sample: what a sample that cannot be decoded does: end the run, or give its place to the next one that can
     """
 
@@ -50,7 +50,7 @@ class StreamingSource:
         device: torch.device,
         dtype: torch.dtype,
         prefetch: int,
-        cutter: Cutter | None,
+        drawer: Drawer,
         on_bad_sample: Literal["stop", "skip"],
     ) -> None:
         self.engine, self.layout = engine, layout
@@ -58,7 +58,7 @@ class StreamingSource:
         self.device, self.dtype = device, dtype
         self.index_device = torch.device("cpu")
         self.prefetch, self.on_bad_sample = prefetch, on_bad_sample
-        self.cutter = cutter
+        self.drawer = drawer
         self.ahead = 0
         self.most_ahead = 0
         self._uses_in_place = device.type == "cpu" and mean is not None
@@ -83,7 +83,7 @@ class StreamingSource:
 
     def batch(self, sample_ids: Tensor, clients: Tensor, step: Tensor | int) -> Batch:
         wanted = Wanted(sample_ids, clients, step)
-        (rows,) = rows_of([wanted], self.cutter)
+        (rows,) = rows_of([wanted], self.drawer)
         return self.deliver(self.start(wanted, rows))
 
     def feed(self, wanted: Iterable[Wanted]) -> Feed:

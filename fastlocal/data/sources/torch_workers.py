@@ -99,7 +99,8 @@ class TorchWorkers:
             connection.send((ids, boxes, *sizes, [row for row, _ in piece.bad]))
             refused, piece.out[:] = connection.recv()
         else:
-            connection.send((ids,))
+            assert piece.rows.words is not None, "drawn with the rows"
+            connection.send((ids, piece.rows.words))
             refused, piece.out[:], targets = connection.recv()
             assert piece.targets is not None
             piece.targets[:] = targets
@@ -149,13 +150,16 @@ def _images(
     return refused, out
 
 
-def _map(split: MapSplit, ids: Ints) -> tuple[Refused, Array, Array]:
-    """Pairs of a Dataset, and (row, sample and reason) of those that cannot be read."""
+def _map(split: MapSplit, ids: Ints, words: Ints) -> tuple[Refused, Array, Array]:
+    """Pairs of a Dataset, and (row, sample and reason) of those that cannot be read.
+
+    words: int64 [rows, 4] of 32 bits, the key of each row's random numbers
+    """
     inputs, targets = (np.zeros((len(ids), *first.shape), dtype=first.dtype) for first in split.first)
     refused: Refused = []
-    for row, index in enumerate(ids):
+    for row, (index, (a, b, c, d)) in enumerate(zip(ids.tolist(), words.tolist(), strict=True)):
         try:
-            inputs[row], targets[row] = split.read(int(index))
+            inputs[row], targets[row] = split.read(index, a | b << 32 | c << 64 | d << 96)
         except BadSample as error:
             refused.append((row, error.args))
     return refused, inputs, targets
