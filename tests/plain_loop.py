@@ -10,7 +10,7 @@ a hook or a list of its parameters means the client's.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,7 +125,7 @@ def plain_train(module: nn.Module, data: Data, loss: Loss | LossOf, recipe: Reci
                 total += value.item()
             client.store()
         for values in zip(*(client.values for client in clients), strict=True):
-            mean = torch.stack(values).mean(dim=0)
+            mean = _mean(values)
             for value in values:
                 value.copy_(mean)
         losses.append(total / (recipe.clients * recipe.local_steps))
@@ -168,6 +168,12 @@ def estimated_buffers(module: nn.Module) -> set[str]:
     }
 
 
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    """The mean, of integers the first value."""
+    floating = values[0].is_floating_point() or values[0].is_complex()
+    return torch.stack(list(values)).mean(dim=0) if floating else values[0]
+
+
 def _returned(module: nn.Module, clients: list[_Client], losses: list[float]) -> Trained:
     everyone = []
     for client in clients:
@@ -175,9 +181,7 @@ def _returned(module: nn.Module, clients: list[_Client], losses: list[float]) ->
         everyone.append({name: value.clone() for name, value in module.named_buffers()})
     skipped = estimated_buffers(module)
     buffers = {}
-    for name, first in everyone[0].items():
-        if name not in skipped:
-            floating = first.is_floating_point() or first.is_complex()
-            buffers[name] = torch.stack([own[name] for own in everyone]).mean(dim=0) if floating else first
+    for name in everyone[0].keys() - skipped:
+        buffers[name] = _mean([own[name] for own in everyone])
     parameters = {name: value.detach().clone() for name, value in module.named_parameters()}
     return Trained(parameters, buffers, losses)

@@ -12,35 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fastlocal
-from tests.judge import EXECUTORS, assert_refused, assert_trains_as_plain, train
-from tests.plain_loop import Recipe, plain_train
+from tests.judge import EXECUTORS, assert_refused, assert_trains_as_plain
 from tests.strange_data import CLASSES, COLUMNS, Net, images, seeded, table
 
 LOOP_ALONE = ("stacked", "threaded")
-
-
-def test_the_judge_is_a_loop_over_copies() -> None:
-    """Copies of the module, each with its optimizer, and a mean of the parameters after each round."""
-    inputs, targets = table(101)
-    copies = [seeded(Net)() for _ in range(3)]
-    optimizers = [torch.optim.SGD(one.parameters(), lr=0.2, momentum=0.9, weight_decay=0.01) for one in copies]
-    for step in range(12):
-        order = torch.randperm(101, generator=torch.Generator().manual_seed(7 + step // 6))
-        for client, (one, optimizer) in enumerate(zip(copies, optimizers, strict=True)):
-            ids = order[((step % 6) * 3 + client) * 5 :][:5]
-            optimizer.zero_grad()
-            F.cross_entropy(one(inputs[ids]), targets[ids]).backward()
-            optimizer.step()
-        if step % 4 == 3:
-            with torch.no_grad():
-                for values in zip(*(one.parameters() for one in copies), strict=True):
-                    mean = sum(values) / 3
-                    for value in values:
-                        value.copy_(mean)
-    recipe = Recipe(3, 3, 4, 5, 0.2, momentum=0.9, weight_decay=0.01, seed=7)
-    judged = plain_train(seeded(Net)(), (inputs, targets), F.cross_entropy, recipe)
-    for name, value in copies[0].named_parameters():
-        torch.testing.assert_close(judged.parameters[name], value.detach(), rtol=1e-12, atol=1e-12)
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -138,32 +113,14 @@ class Attention(nn.Module):
         return self.head(self.attention(tokens, tokens, tokens)[0].mean(dim=1))
 
 
-class Jacobian(Net):
-    """Its outputs hold a derivative of a layer."""
-
-    def between(self, hidden: Tensor) -> Tensor:
-        slopes = torch.func.vmap(torch.func.jacrev(lambda row: torch.tanh(row @ self.a.weight)))(hidden)
-        return hidden + slopes.diagonal(dim1=1, dim2=2)
-
-
 class Slope(Net):
-    """The same by torch.autograd."""
+    """Its outputs hold a derivative of a layer."""
 
     def between(self, hidden: Tensor) -> Tensor:
         with torch.enable_grad():
             point = hidden if hidden.requires_grad else hidden.requires_grad_()
             (grad,) = torch.autograd.grad(torch.tanh(self.a(point)).sum(), point, create_graph=True)
         return hidden + grad
-
-
-class Extra(Net):
-    """Has a state that is no tensor."""
-
-    def get_extra_state(self) -> dict[str, int]:
-        return {"version": 2}
-
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        assert state == {"version": 2}
 
 
 class Containers(nn.Module):
@@ -176,10 +133,6 @@ class Containers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x @ self.many[0]) * self.named["gain"] + self.many[1] + self.named["shift"]
-
-
-def scripted() -> nn.Module:
-    return torch.jit.script(nn.Sequential(nn.Linear(COLUMNS, 8), nn.Tanh(), nn.Linear(8, CLASSES)))
 
 
 def parallel() -> nn.Module:
@@ -203,11 +156,8 @@ MODULES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "in place": (InPlace, LOOP_ALONE),
     "recurrent": (Recurrent, LOOP_ALONE),
     "attention": (Attention, ()),
-    "jacrev": (Jacobian, LOOP_ALONE),
     "autograd in forward": (Slope, LOOP_ALONE),
-    "extra state": (Extra, ()),
     "containers": (Containers, ()),
-    "jit.script": (scripted, EXECUTORS),
     "DataParallel": (parallel, EXECUTORS),
     "a lazy layer": (lazy, ()),
 }
@@ -254,18 +204,6 @@ def test_what_cannot_train_is_refused_in_one_line(make: Any, executor: str, tmp_
         fastlocal.train(make(), pair, pair, clients=4, directory=tmp_path / "run", executor=executor)
     assert "\n" not in str(raised.value) and str(raised.value).strip()
     assert not (tmp_path / "run").exists()
-
-
-def test_gradients_are_on_within_no_grad(tmp_path: Path) -> None:
-    """A call within no_grad() trains as any other, or is refused."""
-    wanted = plain_train(seeded(Net)(), table(), F.cross_entropy, Recipe())
-    with torch.no_grad():
-        try:
-            run = train(seeded(Net), table(), F.cross_entropy, tmp_path / "run", Recipe())
-        except ValueError as refusal:
-            assert "no_grad" in str(refusal) and "\n" not in str(refusal)
-            return
-    torch.testing.assert_close(run.model.b.weight, wanted.parameters["b.weight"], rtol=1e-9, atol=1e-9)
 
 
 def test_a_loss_that_returns_several_numbers_is_refused() -> None:

@@ -155,12 +155,16 @@ class ScaledGradient(Net):
         self.a.weight.register_hook(lambda grad: 0.1 * grad)
 
 
+def clip(value: Tensor) -> None:
+    value.grad.clamp_(-0.01, 0.01)
+
+
 class ClippedGradient(Net):
     """Changes the gradient after it was accumulated."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.b.weight.register_post_accumulate_grad_hook(lambda value: value.grad.clamp_(-0.01, 0.01))
+        self.b.weight.register_post_accumulate_grad_hook(clip)
 
 
 class BackwardHook(Net):
