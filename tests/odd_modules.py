@@ -163,7 +163,7 @@ def outcomes(seed: int, executors: Sequence[str]) -> Iterator[Outcome]:
             if wanted is None:
                 yield Outcome(seed, "fails too", executor, failure(make, data, loss, executor, recipe))
                 continue
-            verdict = judge(make, data, loss, wanted, executor, recipe, eval_every=recipe.rounds)
+            verdict = judge(make, data, loss, wanted, executor, recipe)
         except Exception as error:  # an assertion of the judge, or a traceback that a user would see
             yield Outcome(seed, "wrong", executor, f"{type(error).__name__}: {_line(error)}")
         else:

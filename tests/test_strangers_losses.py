@@ -37,8 +37,9 @@ def ignored() -> Data:
 
 
 def test_ignored_labels() -> None:
-    assert_trains_as_plain(seeded(Net), ignored(), nn.CrossEntropyLoss(ignore_index=-100))
-    assert_trains_as_plain(seeded(Net), ignored(), may_refuse=EXECUTORS)
+    """A batch has eight, so that some count in each."""
+    assert_trains_as_plain(seeded(Net), ignored(), nn.CrossEntropyLoss(ignore_index=-100), batch_size=8)
+    assert_trains_as_plain(seeded(Net), ignored(), may_refuse=EXECUTORS, batch_size=8)
 
 
 REGRESSIONS: dict[str, Any] = {
@@ -122,12 +123,12 @@ class Remembers:
 
 @pytest.mark.parametrize("make", [Switches, SwitchesModule, Smooths, Remembers])
 def test_a_loss_with_a_state_is_called_as_in_the_loop_or_refused(make: Any) -> None:
-    assert_trains_as_plain(seeded(Net), table(), make(), may_refuse=EXECUTORS, settings={"eval_every": 4})
+    assert_trains_as_plain(seeded(Net), table(), make(), may_refuse=EXECUTORS)
 
 
 def test_a_loss_whose_closure_grows_is_called_as_in_the_loop_or_refused() -> None:
     loss = LossOf(lambda module: warming())  # which a copy of the loss would not make anew
-    assert_trains_as_plain(seeded(Net), table(), loss, may_refuse=EXECUTORS, settings={"eval_every": 4})
+    assert_trains_as_plain(seeded(Net), table(), loss, may_refuse=EXECUTORS)
 
 
 class LearnedScale(nn.CrossEntropyLoss):

@@ -173,7 +173,7 @@ def test_buffers_that_change_are_the_clients_own(kind: str) -> None:
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_a_counter_counts_the_steps_of_one_client_whatever_is_evaluated(tmp_path: Any, executor: str) -> None:
     recipe = Recipe(rounds=3, local_steps=2)
-    run = train(seeded(Counter), table(), F.cross_entropy, tmp_path / "run", recipe, executor=executor)
+    run = train(seeded(Counter), table(), F.cross_entropy, tmp_path / "run", recipe, executor=executor, eval_every=1)
     assert run.model.n == 6
 
 
