@@ -1,7 +1,7 @@
 """Popular modules beside a plain loop: which executor takes each, how far it is from the loop, what is refused and why.
 
     pip install timm transformers
-    python -m bench.popular_modules [--only NAME ...] [--seconds 600] [--go-on]
+    python -m bench.popular_modules [--only NAME ...] [--seconds 600] [--executors auto ...] [--go-on]
 
 trains two clients for two rounds of two steps in float64, once in a plain loop and once by each executor, every module
 in a process of its own, and adds to bench/results/cpu/popular_modules.csv and docs/modules.md. Weights are drawn, never
@@ -39,10 +39,12 @@ COLUMNS = (
 )
 HEAD = """# Popular modules
 
-Modules of {libraries}, each with fewer than 30 million parameters, their weights drawn and dropout set to 0, were
-trained by two clients for two rounds of two steps in float64, and the averaged parameters compared with those of a
-plain loop over two copies of the module: the relative difference of the whole vector. "Taken by" is what
-`--executor auto` took, and its seconds are those of the whole call of `fastlocal.train`, beside those of the loop.
+Modules with fewer than 30 million parameters, of {libraries}.
+Their weights were drawn and dropout set to 0; the text models are of two layers of 64 columns. Each was trained by two
+clients for two rounds of two steps in float64, and the averaged parameters were compared with those of a plain loop
+over two copies of the module: the norm of the difference over the norm of what training has changed. "Taken by" is what
+`--executor auto` took. "Difference" is `auto`'s, and "seconds" those of its whole call of `fastlocal.train`, beside
+those of the loop.
 `python -m bench.popular_modules` makes this page and `bench/results/cpu/popular_modules.csv`, with each executor's
 difference or why it refused.
 
@@ -70,11 +72,19 @@ def plain(popular: Popular, module: nn.Module) -> torch.Tensor:
                     mean = torch.stack(values).mean(dim=0)
                     for value in values:
                         value.copy_(mean)
-    return nn.utils.parameters_to_vector(copies[0].parameters()).detach()
+    return vector(copies[0])
+
+
+def vector(module: nn.Module) -> torch.Tensor:
+    """All parameters, in float64."""
+    return nn.utils.parameters_to_vector(module.parameters()).detach().double()
 
 
 def judged(popular: Popular, module: nn.Module, wanted: torch.Tensor, executor: str, folder: Path) -> Row:
-    """One executor's columns: what took the module, the difference, why not, and seconds."""
+    """One executor's columns: what took the module, the difference, why not, and seconds.
+
+    The difference is relative to how far training has moved the parameters.
+    """
     import fastlocal
 
     begun, data = time.monotonic(), popular.data(SAMPLES)
@@ -104,14 +114,14 @@ def judged(popular: Popular, module: nn.Module, wanted: torch.Tensor, executor: 
         refused = isinstance(error, ValueError) and not (folder / executor).exists()
         row["refused"] = said if refused else f"{type(error).__name__}: {said}"
     else:
-        found = nn.utils.parameters_to_vector(run.model.parameters()).detach().double()
-        row["difference"] = f"{((found - wanted).norm() / wanted.norm()).item():.2g}"
+        moved = (wanted - vector(module)).norm()
+        row["difference"] = f"{((vector(run.model) - wanted).norm() / moved).item():.2g}"
         settings = json.loads((run.directory / "config.json").read_text(encoding="utf-8"))
         row["taken_by"] = settings["machine"]["executor"]
     return row | {"seconds": f"{time.monotonic() - begun:.1f}"}
 
 
-def rows_of(popular: Popular, folder: Path) -> Iterator[Row]:
+def rows_of(popular: Popular, folder: Path, executors: Sequence[str]) -> Iterator[Row]:
     """The loop's row and each executor's."""
     torch.set_num_threads(1)
     module = make(popular)
@@ -120,25 +130,26 @@ def rows_of(popular: Popular, folder: Path) -> Iterator[Row]:
     begun = time.monotonic()
     wanted = plain(popular, module)
     yield about | {"executor": "the loop", "seconds": f"{time.monotonic() - begun:.1f}"}
-    for executor in EXECUTORS:
+    for executor in executors:
         yield about | judged(popular, module, wanted, executor, folder)
 
 
-def measured(popular: Popular, seconds: float) -> list[Row]:
+def measured(popular: Popular, seconds: float, executors: Sequence[str]) -> list[Row]:
     """The rows of a module, from a process of its own that is stopped after so many seconds."""
     columns = ("library", "module", "parameters", "input", "executor", "taken_by", "difference", "refused", "seconds")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows"
         out.touch()
         command = [sys.executable, "-m", "bench.popular_modules", "--one", f"{popular.library}/{popular.name}"]
-        ended = processes.run([*command, "--out", str(out)], time.monotonic() + seconds)
+        command += ["--out", str(out), "--executors", *executors]
+        ended = processes.run(command, time.monotonic() + seconds)
         rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     there = {row["executor"] for row in rows}
-    for executor in ("the loop", *EXECUTORS):
+    for executor in ("the loop", *executors):
         if executor not in there:
             why = f"not within {seconds:.0f} s" if ended.status is None else (ended.lines or ("no words",))[-1]
             about = {"library": popular.library, "module": popular.name, "executor": executor}
-            rows.append(about | {"refused": f"nothing: {why}" if executor in EXECUTORS else ""})
+            rows.append(about | {"refused": f"nothing: {why}"})
             break
     return [{name: row.get(name, "") for name in columns} | machine() for row in rows]
 
@@ -181,6 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME")
     parser.add_argument("--seconds", type=float, default=600.0, help="for each module")
+    parser.add_argument("--executors", nargs="+", default=list(EXECUTORS), choices=EXECUTORS)
     parser.add_argument("--go-on", action="store_true")
     parser.add_argument("--smallest-of-timm", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -193,7 +205,7 @@ def main() -> None:
     known = {f"{popular.library}/{popular.name}": popular for popular in MODULES}
     if given.one:
         with tempfile.TemporaryDirectory() as folder, given.out.open("a", encoding="utf-8", buffering=1) as out:
-            for row in rows_of(known[given.one], Path(folder)):
+            for row in rows_of(known[given.one], Path(folder), given.executors):
                 out.write(json.dumps(row) + "\n")
         return
     unknown = set(given.only) - {popular.name for popular in MODULES}
@@ -205,7 +217,7 @@ def main() -> None:
             continue
         if given.go_on and (popular.library, popular.name) in done:
             continue
-        rows = measured(popular, given.seconds)
+        rows = measured(popular, given.seconds, given.executors)
         merge(TABLE, rows, ("library", "module", "executor"))
         for row in rows:
             words = f"{popular.name:<28} {row['executor']:<9} {row['taken_by']:<9} {row['seconds']:>6} s"

@@ -26,8 +26,13 @@ TORCHVISION = (
 )
 SIDES = {"inception_v3": 96}
 """Pixels of those that do not take 64."""
-TIMM: dict[str, int] = {}
-"""The smallest by `--smallest-of-timm`, and the side that each takes."""
+TIMM = (
+    *("starnet_s050", "starnet_s100", "starnet_s150", "dla46x_c", "dla46_c", "dla60x_c", "mobilevit_xxs"),
+    *("mobilevitv2_050", "edgenext_xx_small", "mobilenetv3_small_050", "mobilenetv3_small_075"),
+    *("tf_mobilenetv3_small_075", "lcnet_035", "lcnet_050", "mobilenetv2_035", "mobilenetv2_050"),
+    *("ese_vovnet19b_slim_dw", "mobilenetv4_conv_small_035", "mnasnet_small", "tinynet_e"),
+)
+"""The twenty smallest by `--smallest-of-timm`, timm 1.0.31."""
 HUGGING_FACE = ("BERT", "DistilBERT", "GPT-2", "T5 encoder")
 RATES = ("p", "drop_prob", "drop_rate", "dropout", "dropout_p", "attention_dropout", "attn_drop", "proj_drop")
 """Attributes of parts that are a rate of dropout where they are numbers."""
@@ -137,7 +142,7 @@ MAKERS: dict[str, Callable[[Popular], nn.Module]] = {
 }
 MODULES = (
     *(Popular("torchvision", name, SIDES.get(name, 64)) for name in TORCHVISION),
-    *(Popular("timm", name, side) for name, side in TIMM.items()),
+    *(Popular("timm", name, 64) for name in TIMM),
     *(Popular("transformers", name, 0) for name in HUGGING_FACE),
 )
 
