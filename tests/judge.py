@@ -71,6 +71,7 @@ def judge(
         except UsageError as refusal:
             said = str(refusal)
             assert said.strip() and "\n" not in said, f"{executor}: not one line: {said}"
+            assert "does not take a batch" not in said, f"{executor}: a wrong blame, as the plain loop trains: {said}"
             assert not directory.exists(), f"{executor}: refused after the run directory was made: {said}"
             return Verdict(refused=said)
         assert_model(run.model, wanted, executor)

@@ -103,9 +103,7 @@ def test_masks_differ_by_client_step_call_and_seed(tmp_path: Path) -> None:
     seen = []
     for seed in (0, 1):
         Watched.masks.clear()
-        train(
-            seeded(Watched), table(), F.cross_entropy, tmp_path / str(seed), Recipe(seed=seed), executor="looped"
-        )
+        train(seeded(Watched), table(), F.cross_entropy, tmp_path / str(seed), Recipe(seed=seed), executor="looped")
         seen.append(set(Watched.masks))
     steps = 4 * 4 * 3
     assert min(map(len, seen)) >= 2 * steps * 0.99, "masks repeat"

@@ -287,6 +287,4 @@ class Subset(Net):
 
 
 def test_parameters_that_are_seldom_or_never_used() -> None:
-    assert_trains_as_plain(
-        seeded(Subset), table(), may_refuse=("stacked", "threaded"), momentum=0.5, weight_decay=0.1
-    )
+    assert_trains_as_plain(seeded(Subset), table(), may_refuse=("stacked", "threaded"), momentum=0.5, weight_decay=0.1)
