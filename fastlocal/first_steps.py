@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -94,7 +95,7 @@ def _stacked(
 ) -> tuple[list[Trace], bool]:
     """All clients' steps under vmap, and whether tensors are reached past their names."""
     problem = dataclasses.replace(problem, numerics=numerics)
-    one, device = Forward(problem, problem.module), numerics.device
+    one, device = Forward(problem, copy.deepcopy(problem.module)), numerics.device  # batched tensors may stay in it
     stack = problem.stack(CLIENTS)
     rows, state = stack.params, dict(stack.state)
     clients, traces = torch.arange(CLIENTS, device=device), [Trace() for _ in range(CLIENTS)]

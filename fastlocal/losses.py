@@ -117,28 +117,35 @@ def _of_module(loss: nn.Module) -> Combination:
     return Combination(summed)
 
 
-def placed(loss: Loss, device: torch.device, dtype: torch.dtype) -> Loss:
+def placed(loss: Loss, device: torch.device, dtype: torch.dtype, model: nn.Module | None = None) -> Loss:
     """A loss whose tensors are on the device, floating ones in `dtype`: a copy, where it holds any.
 
     Tensors of a module are its parameters and buffers; of a partial function those that are bound, or a module's.
+    What belongs to the model stays what it is, as it stands for the client's.
     """
-    if isinstance(loss, nn.Module):
-        if not [*loss.parameters(), *loss.buffers()]:
-            return loss
-        try:
-            copied = copy.deepcopy(loss)
-        except Exception as error:  # whatever a user's module raises
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UsageError(f"loss {type(loss).__name__}: cannot be copied by copy.deepcopy ({reason})") from error
-        return copied.to(device, dtype)
-    if isinstance(loss, functools.partial):
-        args = [_placed(value, device, dtype) for value in loss.args]
-        keywords = {name: _placed(value, device, dtype) for name, value in loss.keywords.items()}
-        return functools.partial(placed(loss.func, device, dtype), *args, **keywords)
-    return loss
+    kept = [] if model is None else [*model.modules(), *model.parameters(), *model.buffers()]
+    return _placed(loss, device, dtype, {id(each): each for each in kept})
 
 
-def _placed(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+def _placed(value: Any, device: torch.device, dtype: torch.dtype, kept: dict[int, Any]) -> Any:
+    if id(value) in kept:
+        return value
     if isinstance(value, Tensor):
         return value.to(device, dtype if value.is_floating_point() else None)
-    return placed(value, device, dtype) if isinstance(value, nn.Module | functools.partial) else value
+    if isinstance(value, functools.partial):
+        args = [_placed(each, device, dtype, kept) for each in value.args]
+        keywords = {name: _placed(each, device, dtype, kept) for name, each in value.keywords.items()}
+        return functools.partial(_placed(value.func, device, dtype, kept), *args, **keywords)
+    if not isinstance(value, nn.Module) or all(id(each) in kept for each in (*value.parameters(), *value.buffers())):
+        return value
+    try:
+        copied = copy.deepcopy(value, dict(kept))
+    except Exception as error:  # whatever a user's module raises
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"loss {type(value).__name__}: cannot be copied by copy.deepcopy ({reason})") from error
+    for part in copied.modules():
+        for tensors in (part._parameters, part._buffers) if id(part) not in kept else ():
+            for each in tensors.values():
+                if each is not None and id(each) not in kept:
+                    each.data = each.data.to(device, dtype if each.is_floating_point() else None)
+    return copied

@@ -104,7 +104,7 @@ def prepare(
     numbers = numerics(config.machine.precision, device, repeatable=config.machine.deterministic)
     module = cast(make_module(), device, numbers.dtype)
     modes = training_modes(module)
-    loss = placed(loss, device, numbers.dtype)
+    loss = placed(loss, device, numbers.dtype, given)
     config = _resolve_batchnorm(config, module)
     layout = param_layout(module, group_weight=config.sgd.group_weight)
     if layout.n_params == 0:
