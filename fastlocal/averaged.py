@@ -20,7 +20,8 @@ class AveragedModel:
     """What clients start from and are averaged into.
 
     module: the plain module, on the device and in the run's dtype; its buffers belong to the averaged model
-    row: [n_params]        loaded: whether the module holds the row, its BatchNorm re-estimated
+    row: [n_params]        shared: names of the parameters that are not trained and that a forward pass changes
+    loaded: whether the module holds the row, its BatchNorm re-estimated
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class AveragedModel:
         self.has_batchnorm = has_batchnorm(module)
         self.loaded = False
         self._changing = tuple(changing)
+        self.shared = tuple(name for name, _ in module.named_parameters() if name in self._changing)
         self._steps_since_estimate = 0
 
     def numbers(self) -> dict[str, Any]:
@@ -74,7 +76,8 @@ class AveragedModel:
 
     def is_finite(self) -> bool:
         """Whether the module, as last loaded, holds no NaN and no infinity."""
-        return all(bool(value.isfinite().all()) for value in self.module.state_dict().values())
+        values = self.module.state_dict().values()
+        return all(bool(value.isfinite().all()) for value in values if isinstance(value, Tensor))
 
     def count_steps(self, local_steps: int) -> None:
         """Client 0 has taken this many local steps, which num_batches_tracked is going to count."""
@@ -97,8 +100,8 @@ class AveragedModel:
 
     @contextlib.contextmanager
     def left_alone(self) -> Iterator[None]:
-        """While it lasts, what forward passes do to the module's buffers is undone at the end."""
-        places = [(kept, key, value) for kept, key, value in _places(self.module, {*self._buffers()})]
+        """While it lasts, what forward passes do to the module's buffers and parameters is undone at the end."""
+        places = list(_places(self.module, {*tensors_of(self.module)}))
         before = [value.clone() for _, _, value in places]
         try:
             yield

@@ -58,9 +58,11 @@ def _umask() -> int:
     return mask
 
 
-def save_model(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write a plain state_dict on the CPU that loads into the plain module."""
-    plain = {name: value.detach().cpu().clone() for name, value in state.items()}
+def save_model(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a plain state_dict on the CPU that loads into the plain module; what is no tensor is written as it is."""
+    plain = {
+        name: value.detach().cpu().clone() if isinstance(value, Tensor) else value for name, value in state.items()
+    }
     held = io.BytesIO()  # torch.save hides what goes wrong on a full disk
     torch.save(plain, held)
     write_atomically(path, lambda file: file.write(held.getbuffer()))

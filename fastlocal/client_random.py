@@ -28,7 +28,7 @@ class ClientRandom(TorchFunctionMode):
     """Within, one client's draws at one local step, in the order in which they are called.
 
     Covers dropout of every kind, attention's too, and the uniform, normal, Bernoulli and integer draws and
-    permutations that torch takes from its own generator. A generator that is given is passed over.
+    permutations that torch takes from its own generator. Where a generator is given, it is the one that is asked.
 
     Attributes:
         drawn: Whether anything was drawn.
@@ -58,7 +58,7 @@ class ClientRandom(TorchFunctionMode):
         if func in OPENED:
             with self:
                 return _opened(func)(*args, **kwargs)
-        ours = DRAWS.get(func)
+        ours = DRAWS.get(func) if kwargs.get("generator") is None else None
         return func(*args, **kwargs) if ours is None else ours(self, *args, **kwargs)
 
     def words(self, shape: Sizes) -> Tensor:

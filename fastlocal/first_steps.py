@@ -21,7 +21,6 @@ from .executors.looped import LoopedExecutor
 from .plain_steps import FAILURES, Trace, line
 from .precision import Numerics, without_tf32
 from .probe import CLIENTS, Batches, Probe
-from .python_state import PythonState
 from .random_states import random_kept
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-2}
@@ -43,16 +42,12 @@ def compare(problem: LocalProblem, batches: Batches, seen: Probe, *, flag: str) 
         UsageError: Where neither vmap nor one module for all clients trains what plain torch trains.
     """
     problem = dataclasses.replace(problem, momentum=0.0, weight_decay=0.0, clip_norm=None, noise=None, topk=())
-    memory = PythonState(problem.loss, without=[id(part) for part in problem.module.modules()])
     with random_kept(), without_tf32():
-        try:
-            no_vmap, reached = _fault_of_vmap(problem, batches, seen)
-            seen = dataclasses.replace(seen, reached=seen.reached or reached)
-            leaks = seen.attributes or seen.reached or bool(seen.state)
-            if not seen.random and (no_vmap is not None or leaks):
-                _check_looped(problem, batches, seen, flag)
-        finally:
-            memory.restore()
+        no_vmap, reached = _fault_of_vmap(problem, batches, seen)
+        seen = dataclasses.replace(seen, reached=seen.reached or reached)
+        leaks = seen.attributes or seen.reached or bool(seen.state)
+        if not seen.random and (no_vmap is not None or leaks):
+            _check_looped(problem, batches, seen, flag)
     return dataclasses.replace(seen, no_vmap=no_vmap)
 
 

@@ -248,6 +248,8 @@ class Loop:
         if self.mean_state is not None:
             what = f"the average of the buffers of round {planned.number}"
             buffers = self.mean_state(self.kept, self.world.averaging(what))
+            for name in self.averaged.shared:  # parameters are averaged whether they are trained or not
+                self.kept.all[name].copy_(buffers[name].to(self.kept.all[name].device))
         with span("server"):
             self.averaged.replace(mean, buffers)
         self.at.comm_round = planned.comm_round

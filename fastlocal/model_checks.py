@@ -44,7 +44,7 @@ def check_model(module: Any) -> None:
     for path, part in module.named_modules():
         where = f"its part {path}" if path else "it"
         if isinstance(part, torch.jit.ScriptModule | torch.jit.ScriptFunction):
-            raise UsageError(f"model: {where} is TorchScript, whose parameters nothing replaces; give the plain module")
+            raise UsageError(f"model: {where} is of torch.jit, which takes no other parameters; give the plain module")
         if isinstance(part, WRAPPERS):
             raise UsageError(f"model: {where} is {type(part).__name__}; give its .module in its place")
     for name, value in tensors_of(module).items():

@@ -127,12 +127,13 @@ def prepare(
         seen = probe(plain, batches, layout.names)
         held_out = test.rows(0, PROBE_BATCH)
         try_evaluation(module, loss, held_out.inputs, held_out.targets, numbers, flag=model_flag)
-        layout = _without_decay(layout, seen.unused)
         local = local_module(module, modes)
         ignored = _ignored(data, loss, noise=config.client.label_noise)
         problem = _problem(config, local, layout, source, loss, numbers, seen, held, ignored)
         seen = compare(problem, batches, seen, flag=model_flag)
-        problem = dataclasses.replace(problem, held=held if seen.reached else {}, draws=seen.draws)
+        if seen.no_vmap is None:  # else one step may use what another does not, and each client is stepped by itself
+            layout = _without_decay(layout, seen.unused)
+        problem = dataclasses.replace(problem, layout=layout, held=held if seen.reached else {})
         config = _with_memory(config, seen, world)
         part = part_of(config, world, device)
         executor, notes = None, said

@@ -17,7 +17,7 @@ from .evaluation import unknown_label
 from .losses import Loss, combination
 from .plain_steps import FAILURES, PlainClient, PlainModule, Trace, foreign_leaves, line
 from .precision import Numerics, without_tf32
-from .python_state import PLAIN, PythonState
+from .python_state import GENERATORS, PLAIN, PythonState
 from .random_states import random_kept, random_states
 
 CLIENTS, STEPS = 2, 2
@@ -62,7 +62,7 @@ class Probe:
 
 
 def probe(plain: PlainModule, batches: Batches, names: Sequence[str]) -> Probe:
-    """Take a few steps of the plain module; random states and what the loss remembers are left as they were.
+    """Take a few steps of the plain module; random states are left as they were, what the loss remembers is not.
 
     Args:
         plain: The module.
@@ -73,11 +73,8 @@ def probe(plain: PlainModule, batches: Batches, names: Sequence[str]) -> Probe:
         UsageError: Where the module or the loss does not take a batch, or would not be trained as it is by itself.
     """
     memory = PythonState(plain.loss, without=[id(part) for part in plain.module.modules()])
-    try:
-        with random_kept(), without_tf32():
-            return _probe(plain, batches, names, memory)
-    finally:
-        memory.restore()
+    with random_kept(), without_tf32():
+        return _probe(plain, batches, names, memory)
 
 
 def _probe(plain: PlainModule, batches: Batches, names: Sequence[str], memory: PythonState) -> Probe:
@@ -187,6 +184,11 @@ def _refuse_counters(changes: Sequence[tuple[str, Any, Any]], flag: str) -> None
     for path, before, now in changes:
         if isinstance(before, Tensor) or isinstance(now, Tensor):
             continue
+        if isinstance(now, tuple) and now and isinstance(now[0], GENERATORS):
+            raise UsageError(
+                f"{flag}: its forward draws from a generator of its own, {path}, which clients would share; draw "
+                "without one: the run's seed, the client and the step then decide"
+            )
         if isinstance(before, PLAIN) and isinstance(now, PLAIN):
             what = f"the attribute {path} ({before!r}, then {now!r})"
         else:
@@ -207,8 +209,8 @@ def _refuse_foreign(value: Tensor, module: nn.Module, plain: PlainModule) -> Non
                 f"loss: has a parameter of its own, {name}, that nothing would train; make it part of the model"
             )
         raise UsageError(
-            f"loss: depends on a tensor of shape {tuple(leaf.shape)} that requires a gradient and is no parameter of "
-            "the model; make it one, or detach it"
+            f"loss: depends on a tensor of shape {tuple(leaf.shape)} that requires a gradient and that nothing would "
+            "train; make it part of the model, or detach it"
         )
 
 
@@ -227,7 +229,6 @@ def try_evaluation(
         flag: What the user set, for the message.
     """
     trial = copy.deepcopy(module).eval()
-    memory = PythonState(loss, without=[id(part) for part in module.modules()])
     shape = tuple(inputs.shape)
     try:
         with random_kept(), numerics.autocast():
@@ -245,5 +246,3 @@ def try_evaluation(
     except FAILURES as error:
         about = f"test outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}"
         raise UsageError(f"loss: fails on {about}: {line(error)}") from error
-    finally:
-        memory.restore()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import pickle
+import random
 import types
 from collections import deque
 from collections.abc import Collection, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,13 +19,16 @@ DEPTH = 6
 LARGEST = 2**20
 """Elements of a tensor, or of a container, whose values are looked at."""
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
-_OWN = ("_parameters", "_buffers", "_modules", "training")
+GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+_SHARED = (torch.default_generator, np.random.mtrand._rand, random._inst)  # type: ignore[attr-defined]
+"""The generators that a process has, whose states are no state of what draws from them."""
+_WITH_TENSORS = ("_modules", "training")
+_OWN = ("_parameters", "_buffers", *_WITH_TENSORS)
 
 
 class PythonState:
     """A copy of what is reachable from an object, to be compared with later or to be put back.
 
-    Modules are looked at without their parameters and buffers, unless they are the object itself and not a model.
     """
 
     def __init__(self, root: object, *, without: Collection[int] = (), tensors: bool = True) -> None:
@@ -31,9 +37,10 @@ class PythonState:
         Args:
             root: A module, a function, a bound method, a partial or any other object.
             without: ids of objects that are passed over with all below them.
-            tensors: Whether values of tensors count, or only which they are.
+            tensors: Whether values of tensors count, or only which they are; of modules, whether their parameters
+                and buffers count.
         """
-        self._seen = {*without}
+        self._seen = {*without, *map(id, _SHARED)}
         self._tensors = tensors
         self._kept: list[tuple[str, Any, Any]] = []
         self._walk("", root, 0)
@@ -71,9 +78,11 @@ class PythonState:
         elif isinstance(value, nn.Module):
             for name, part in value.named_modules():
                 self._seen.add(id(part))
-                yield from self._kept_of(name, _Attributes(part))
+                yield from self._kept_of(name, _Attributes(part, _WITH_TENSORS if self._tensors else _OWN))
         elif isinstance(value, tuple):
             yield from ((str(place), inner) for place, inner in enumerate(value))
+        elif isinstance(value, GENERATORS):
+            self._kept.append((path, _Generator(value), _Generator(value).take()))
         elif isinstance(value, Tensor):
             if self._tensors and value.numel() <= LARGEST and not value.is_meta:
                 yield from self._kept_of(path, _Values(value))
@@ -85,7 +94,7 @@ class PythonState:
             if len(value) <= LARGEST:
                 yield from self._kept_of(path, _Container(value))
         elif isinstance(getattr(value, "__dict__", None), dict):
-            yield from self._kept_of(path, _Attributes(value))
+            yield from self._kept_of(path, _Attributes(value, ()))
 
     def _kept_of(self, path: str, holder: Any) -> Iterator[tuple[str, Any]]:
         before = holder.take()
@@ -105,14 +114,13 @@ def kept(root: object) -> Iterator[None]:
 
 
 class _Attributes:
-    """Those of an object; of a module without what it trains and keeps in buffers."""
+    """Those of an object, apart from some."""
 
-    def __init__(self, part: Any) -> None:
-        self._part = part
+    def __init__(self, part: Any, without: Collection[str]) -> None:
+        self._part, self._without = part, without
 
     def take(self) -> dict[Any, Any]:
-        own = _OWN if isinstance(self._part, nn.Module) else ()
-        return {key: value for key, value in vars(self._part).items() if key not in own}
+        return {key: value for key, value in vars(self._part).items() if key not in self._without}
 
     def put(self, before: dict[Any, Any]) -> None:
         kept = vars(self._part)
@@ -161,6 +169,31 @@ class _Container:
             self._value.update(before)
         else:
             self._value.extend(before.values())
+
+
+class _Generator:
+    """A generator of random numbers and its state, as one entry."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def take(self) -> dict[Any, Any]:
+        value = self._value
+        state: Any
+        if isinstance(value, np.random.Generator):
+            state = value.bit_generator.state
+        else:
+            state = value.getstate() if isinstance(value, random.Random) else value.get_state()
+        return {"": (value, pickle.dumps(state))}
+
+    def put(self, before: dict[Any, Any]) -> None:
+        value, state = before[""][0], pickle.loads(before[""][1])
+        if isinstance(value, np.random.Generator):
+            value.bit_generator.state = state
+        elif isinstance(value, random.Random):
+            value.setstate(state)
+        else:
+            value.set_state(state)
 
 
 class _Values:

@@ -24,15 +24,18 @@ def indices_within(indices: Tensor, low: int, high: int, what: str) -> Tensor:
         IndexError: On a CPU, where one is not. A GPU fails later, at the next time that the host waits for it, as it
             does for torch's own functions.
     """
-    if indices.device.type == "cpu":
-        if indices.numel():
-            least, most = (int(value) for value in indices.aminmax())
-            if least < low or most >= high:
-                wrong = least if least < low else most
-                raise IndexError(f"index {wrong} is out of bounds for {what} with size {high}")
-    else:
-        torch._assert_async(((indices >= low) & (indices < high)).all())
+    _check(indices, low, high, what)
     return indices.clone()
+
+
+def _check(indices: Tensor, low: int, high: int, what: str) -> None:
+    if indices.device.type != "cpu":
+        torch._assert_async(((indices >= low) & (indices < high)).all())
+    elif indices.numel():
+        least, most = (int(value) for value in indices.aminmax())
+        if least < low or most >= high:
+            wrong = least if least < low else most
+            raise IndexError(f"index {wrong} is out of bounds for {what} with size {high}")
 
 
 @indices_within.register_fake

@@ -26,6 +26,7 @@ class LoopedExecutor:
 
     Attributes:
         row: [1, n_params], the parameters of the client whose turn it is.
+        without_gradient: Places of the parameters to which the last step gave no gradient.
     """
 
     def __init__(self, problem: LocalProblem) -> None:
@@ -36,9 +37,12 @@ class LoopedExecutor:
         self._grads = torch.zeros_like(self.row)
         self._module = copy.deepcopy(problem.module)
         params, grads = layout.views(self.row[0]), layout.views(self._grads[0])
+        self.without_gradient: list[slice] = []
+        self._trained = []
         for name, parameter in self._module.named_parameters():
             if name in params:
-                parameter.data, parameter.grad = params[name], grads[name]
+                parameter.data = params[name]
+                self._trained.append((parameter, grads[name], layout.places[layout.names.index(name)]))
         self._constants = Constants(self._module, {*problem.state, *problem.layout.names})
         self._state = {name: _places(self._module, name) for name in problem.state}
 
@@ -135,10 +139,27 @@ class LoopedExecutor:
                 outputs = self._module(inputs)
             loss = problem.loss(problem.numerics.full(outputs), targets)
         with span("backward"):
-            self._grads.zero_()
+            for parameter, _, _ in self._trained:
+                parameter.grad = None
             loss.backward()
-        self._update(self.row, momentum, self._grads, rate)
+        with self._left_alone(momentum):
+            self._update(self.row, momentum, self._grads, rate)
         return loss.detach(), outputs.detach()
+
+    @contextlib.contextmanager
+    def _left_alone(self, momentum: Tensor | None) -> Iterator[None]:
+        """Gather the gradients; parameters that a step gives none stay as they are, as torch.optim.SGD leaves them."""
+        self.without_gradient = [place for parameter, _, place in self._trained if parameter.grad is None]
+        for parameter, gradient, _ in self._trained:
+            if parameter.grad is None:
+                gradient.zero_()
+            else:
+                gradient.copy_(parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad)
+        rows = [self.row] if momentum is None else [self.row, momentum]
+        kept = [(row[:, place], row[:, place].clone()) for row in rows for place in self.without_gradient]
+        yield
+        for values, before in kept:
+            values.copy_(before)
 
 
 def _places(module: nn.Module, name: str) -> list[tuple[dict[str, Any], str]]:

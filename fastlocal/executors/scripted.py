@@ -81,6 +81,8 @@ def script(problem: LocalProblem, inputs: Tensor, targets: Tensor, *, channels_l
             outputs = functional_call(module, dict(params), (inputs,))
         return problem.loss(problem.numerics.full(outputs), targets), outputs
 
+    decays = problem.layout.decays if problem.weight_decay else ()  # asked here, as a trace reads no values
+
     def gradients(params: list[Tensor], inputs: Tensor, targets: Tensor) -> list[Tensor]:
         leaves = {
             name: value.detach().requires_grad_() for name, value in zip(problem.layout.names, params, strict=True)
@@ -88,6 +90,8 @@ def script(problem: LocalProblem, inputs: Tensor, targets: Tensor, *, channels_l
         with torch.enable_grad():
             loss, outputs = forward(leaves, inputs, targets)
             grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        if any(grad is None and decayed for grad, decayed in zip(grads, decays, strict=False)):
+            raise RuntimeError("no gradient reaches one of its parameters, which may be otherwise in other steps")
         found = [torch.zeros_like(value) if grad is None else grad for value, grad in zip(params, grads, strict=True)]
         return [loss.detach(), outputs.detach(), *found]
 

@@ -102,9 +102,12 @@ class ThreadedExecutor:
         start = problem.layout.flatten(dict(problem.module.named_parameters()))
         other = moved(start)  # what is zero at the start hides no difference there
         tolerance = 1e-6 if problem.numerics.dtype == torch.float64 else 1e-2 if problem.numerics.low is None else 1e-1
+        plain = LoopedExecutor(problem)
         for row, moving in ((start, torch.zeros_like(start)), (other, other - start)):
+            for place in plain.without_gradient:  # whose momentum stays zero
+                moving[place] = 0.0
             results = []
-            for taken in (steps, LoopedExecutor(problem)):
+            for taken in (steps, plain):
                 params, momentum = row.clone(), moving.clone() if problem.momentum else None
                 loss = taken.first_step(params, momentum, inputs, targets)
                 results.append((loss, params - row))

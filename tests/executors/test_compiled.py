@@ -66,7 +66,7 @@ class Opaque(nn.Module):
 
 def test_a_model_that_does_not_compile_is_an_error(tmp_path: Path) -> None:
     data = torch.randn(20, 4), torch.arange(20) % 3
-    with pytest.raises(UsageError, match="--compile 1: torch.compile cannot take this model") as caught:
+    with pytest.raises(UsageError, match="compile=True: torch.compile cannot take this model") as caught:
         fastlocal.train(
             Opaque(), data, data, clients=2, batch_size=2, rounds=1, directory=tmp_path / "run", compile=True
         )

@@ -19,11 +19,12 @@ from fastlocal.executors.base import Executor, LabelNoise, LocalProblem, RoundPl
 from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.executors.threaded import ThreadedExecutor
-from fastlocal.layout import param_layout
+from fastlocal.layout import ParamLayout, param_layout
 from fastlocal.local_module import local_module
 from fastlocal.losses import cross_entropy
 from fastlocal.modes import training_modes
 from fastlocal.precision import Numerics
+from fastlocal.prepared import _without_decay
 from fastlocal.stack import ClientStack
 from tests import small_models
 
@@ -48,14 +49,24 @@ def problem_of(
     module = small_models.make(name).to(dtype) if module is None else module
     given: dict[str, Any] = {"loss": cross_entropy, "noise": None, "momentum": 0.9, "nesterov": False}
     given |= {"weight_decay": 0.03, **values}
+    local, source = local_module(module, training_modes(module)), source_of(data, dtype)
     return LocalProblem(
-        module=local_module(module, training_modes(module)),
-        layout=param_layout(module, group_weight=True),
-        source=source_of(data, dtype),
+        module=local,
+        layout=idle_layout(local, source.rows(0, BATCH).inputs, group_weight=True),
+        source=source,
         topk=(1, 2),
         numerics=Numerics(CPU, dtype, low),
         **given,
     )
+
+
+def idle_layout(module: nn.Module, inputs: Tensor, *, group_weight: bool) -> ParamLayout:
+    """In which nothing decays that no gradient reaches, as in a run; the module is told the names."""
+    trial = copy.deepcopy(module)
+    trial(inputs).sum().backward()
+    idle = [name for name, value in trial.named_parameters() if value.requires_grad and value.grad is None]
+    module.idle = idle  # type: ignore[assignment]
+    return _without_decay(param_layout(module, group_weight=group_weight), idle)
 
 
 def source_of(
@@ -77,6 +88,9 @@ def start(problem: LocalProblem, clients: int = CLIENTS) -> tuple[ClientStack, R
     row = problem.layout.flatten(dict(problem.module.named_parameters()))
     shape = (clients, row.numel())
     stack = ClientStack(row + 0.1 * noise(*shape), 0.1 * noise(*shape) if problem.momentum else None)
+    if stack.momentum is not None:
+        for name in getattr(problem.module, "idle", ()):
+            problem.layout.views(stack.momentum)[name].zero_()
     plan = RoundPlan(
         client_ids=torch.arange(clients),
         first_step=11,
@@ -132,8 +146,7 @@ def in_plain_torch(problem: LocalProblem) -> tuple[ClientStack, RoundResult]:
             outputs = module(batch.inputs[0])
             loss = problem.loss(outputs, targets[0])
             for value in named.values():
-                # what nothing uses still decays here; that none reaches it in a run is tested with whole runs
-                value.grad = torch.zeros_like(value)
+                value.grad = None
             loss.backward()
             if problem.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(named.values(), problem.clip_norm)

@@ -29,11 +29,11 @@ class Scarce(StackedExecutor):
         self.room, self.since, self.sizes = room, since, list[int]()
         program = self._program
 
-        def limited(params: Any, inputs: Tensor, *targets: Tensor) -> Any:
+        def limited(params: Any, state: Any, inputs: Tensor, *others: Tensor) -> Any:
             self.sizes.append(len(inputs))
             if len(inputs) > self.room and len(self.sizes) > self.since:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
-            return program(params, inputs, *targets)
+            return program(params, state, inputs, *others)
 
         self._program = limited
 
