@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,6 @@ from fastlocal.executors.base import LocalProblem
 from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.scripted import ScriptedSteps, script
 from fastlocal.executors.threaded import ThreadedExecutor
-from fastlocal.stack import ClientStack
 from tests import small_models
 from tests.executors.test_executors import (
     BATCH,
@@ -83,24 +81,16 @@ def test_large_weights_and_products_added_in_place(values: dict[str, float], dty
     module = nn.Sequential(nn.Flatten(), nn.Linear(90, 3000), nn.Tanh(), nn.Linear(3000, 100), nn.Linear(100, 4))
     problem = problem_with(module, dtype, **values)
     stack, plan = start(problem, clients=2)
+    row = problem.layout.flatten(dict(problem.module.named_parameters()))
+    stack.params.lerp_(row, 0.9)  # sums of 3000 products with noise of 0.1 amplify the rounding of the first step
     plan = dataclasses.replace(plan, sample_ids=plan.sample_ids.repeat(1, 1, 4)[..., :16])
-    exact = problem_with(copy.deepcopy(module), torch.float64, **values)
     results = []
-    for executor in (LoopedExecutor(exact), LoopedExecutor(problem), ThreadedExecutor(problem, workers=2)):
-        like = executor.problem.numerics.dtype
-        copies = ClientStack(stack.params.to(like, copy=True), _copied(stack.momentum, like))
-        own = dataclasses.replace(plan, learning_rates=plan.learning_rates.to(like))
-        results.append((copies, executor.run_round(copies, own)))
-    if dtype == torch.float64:
-        assert_same(results[2], results[1], 1e-10)
-        return
-    for of in ("params", "momentum") if stack.momentum is not None else ("params",):
-        wanted, looped, threaded = (getattr(copies, of).double() for copies, _ in results)
-        assert (threaded - wanted).abs().max() <= 2 * (looped - wanted).abs().max() + 1e-6
-
-
-def _copied(rows: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if rows is None else rows.to(dtype, copy=True)
+    for executor in (LoopedExecutor(problem), ThreadedExecutor(problem, workers=2)):
+        copies = dataclasses.replace(
+            stack, params=stack.params.clone(), momentum=None if stack.momentum is None else stack.momentum.clone()
+        )
+        results.append((copies, executor.run_round(copies, plan)))
+    assert_same(results[1], results[0], 1e-10 if dtype == torch.float64 else 1e-4)
 
 
 @pytest.mark.parametrize("name", ["batchnorm", "groupnorm", "odd", "words"])
