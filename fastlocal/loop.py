@@ -13,6 +13,7 @@ from torch import Tensor
 from . import interrupts
 from .averaged import AveragedModel
 from .averaging.averager import Averager
+from .blame import blame
 from .data.sources.base import Source
 from .empty_batches import clear_empty
 from .executors.base import Executor, LocalProblem
@@ -20,6 +21,7 @@ from .finite import not_finite
 from .mean_state import MeanState
 from .meeting import Meeting, meet
 from .parts import row_name
+from .plain_steps import FAILURES
 from .planner import Planner
 from .position import Position, RoundSoFar, TrainStats
 from .progress import Progress, Round
@@ -217,7 +219,13 @@ class Loop:
                 stack = self._stack(clients, params)
                 plan = self.planner.plan(planned, clients, rates, rest)
             self.reports.seed_module(planned.first_step, clients.start)
-            result = self.executor.run_round(stack, plan)
+            try:
+                result = self.executor.run_round(stack, plan)
+            except FAILURES as error:
+                told = blame(self.problem, plan, error)
+                if told is None:
+                    raise
+                raise told from error
             self.kept.store(clients)
             losses = result.losses.cpu()
         for note in result.notes:

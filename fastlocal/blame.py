@@ -1,0 +1,58 @@
+"""Which local step, client and sample a chunk's round fails on."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from fastlocal import kernels
+
+from .errors import UsageError
+from .executors.base import LocalProblem, RoundPlan
+from .plain_steps import FAILURES, line
+
+
+@torch.no_grad()
+def blame(problem: LocalProblem, plan: RoundPlan, error: BaseException) -> UsageError | None:
+    """What the user is told of an error of a chunk's round, or None where the samples are not to blame.
+
+    The batches go through the plain module once more, with its start weights: that a number stands for no row of a
+    table, or for no output, depends on no weight.
+    """
+    if isinstance(error, UsageError | torch.OutOfMemoryError) or kernels.is_device_fault(error):
+        return None
+    module = copy.deepcopy(problem.module)
+    for client, number in enumerate(plan.client_ids.tolist()):
+        for step, (batch, targets) in enumerate(problem.batches_of(plan, client)):
+            found = _fault(problem, module, batch.inputs, targets)
+            if found is None:
+                continue
+            where = f"step {plan.first_step + step}, client {number}"
+            wrong = [place for place in range(len(targets)) if _fails(problem, module, batch.inputs, targets, place)]
+            if 0 < len(wrong) < len(targets):
+                where += f", sample {int(plan.sample_ids[step, client, wrong[0]])}"
+                target = targets[wrong[0]]
+                where += f" (target {target.item()})" if target.numel() == 1 else ""
+            return UsageError(f"{where}: {found}")
+    return None
+
+
+def _fails(problem: LocalProblem, module: nn.Module, inputs: Tensor, targets: Tensor, place: int) -> bool:
+    some = slice(place, place + 1)
+    return _fault(problem, module, inputs[some], targets[some]) is not None
+
+
+def _fault(problem: LocalProblem, module: nn.Module, inputs: Tensor, targets: Tensor) -> str | None:
+    """What goes wrong with a batch, and whether in the model or in the loss."""
+    try:
+        with problem.numerics.autocast():
+            outputs = problem.numerics.full(module(inputs))
+    except FAILURES as error:
+        return f"the model fails: {line(error)}"
+    try:
+        problem.loss(outputs, targets)
+    except FAILURES as error:
+        return f"the loss fails: {line(error)}"
+    return None
