@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from .checks import check
@@ -23,7 +22,7 @@ from .model_checks import check_model, own_copy
 from .precision import kept
 from .prepared import Prepared, prepare
 from .python_names import ARGUMENTS, MEANINGLESS, in_python, python_names
-from .random_states import random_kept
+from .random_states import autograd_on, random_kept
 from .ranks import launched
 from .resolve import resolve_device
 from .run import final_model
@@ -53,8 +52,7 @@ class Run:
 @python_names()
 @closed_as_missing()
 @random_kept()
-@torch.inference_mode(False)
-@torch.enable_grad()
+@autograd_on()
 def train(
     model: nn.Module,
     train: Any,
@@ -161,8 +159,7 @@ def train(
 @python_names()
 @closed_as_missing()
 @random_kept()
-@torch.inference_mode(False)
-@torch.enable_grad()
+@autograd_on()
 def verify(
     model: nn.Module,
     data: Any,

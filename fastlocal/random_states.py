@@ -1,4 +1,4 @@
-"""The states of the generators that a process has: torch's, Python's and NumPy's."""
+"""What a caller finds as it was: the states of the generators of torch, Python and NumPy, and autograd's mode."""
 
 from __future__ import annotations
 
@@ -28,3 +28,13 @@ def random_kept() -> Iterator[None]:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
+
+
+@contextlib.contextmanager
+def autograd_on() -> Iterator[None]:
+    """While it lasts, results have gradients, whatever the caller's mode is."""
+    with contextlib.ExitStack() as modes:
+        if torch.is_inference_mode_enabled():  # leaving it turns on more of autograd than gradients
+            modes.enter_context(torch.inference_mode(False))
+        modes.enter_context(torch.enable_grad())
+        yield
