@@ -24,9 +24,10 @@ from .probe import CLIENTS, Batches, Probe
 from .random_states import random_kept
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-2}
-LOW = 1e-1
+LOW = 3e-1
 """Of steps in bf16: there the order of operations alone changes the gradients of deep networks by 0.05 to 0.2 of their
-norm (ResNet-56, ResNet-110), so that vmap may be off by three times the plain module's own error."""
+norm (ResNet-56, ResNet-110; 0.18 for three layers with GroupNorm), so that vmap may be off by three times the plain
+module's own error. A rule that is wrong for bf16 alone is off by 1."""
 
 
 def compare(problem: LocalProblem, batches: Batches, seen: Probe, *, flag: str) -> Probe:
@@ -63,7 +64,8 @@ def _fault_of_vmap(problem: LocalProblem, batches: Batches, seen: Probe) -> tupl
         return None, reached
     agree = _distance(traces, seen.traces, _start(problem)) <= TOLERANCES[problem.numerics.dtype]
     if low is not None:
-        own = _distance(_looped(problem, batches, seen, 1), seen.traces, _start(problem))
+        apart, _ = _stacked(problem, problem.numerics, batches, seen, 1, apart=True)
+        own = _distance(apart, seen.traces, _start(problem))
         agree = agree and _distance(low, seen.traces, _start(problem)) <= max(LOW, 3 * own)
     return None if agree else "its first steps under vmap are not those of the plain module", reached
 
@@ -86,9 +88,9 @@ def _start(problem: LocalProblem) -> Tensor:
 
 
 def _stacked(
-    problem: LocalProblem, numerics: Numerics, batches: Batches, seen: Probe, steps: int
+    problem: LocalProblem, numerics: Numerics, batches: Batches, seen: Probe, steps: int, *, apart: bool = False
 ) -> tuple[list[Trace], bool]:
-    """All clients' steps under vmap, and whether tensors are reached past their names."""
+    """All clients' steps under vmap, or a first one each by itself; whether tensors are reached past their names."""
     problem = dataclasses.replace(problem, numerics=numerics)
     one, device = Forward(problem, copy.deepcopy(problem.module)), numerics.device  # batched tensors may stay in it
     stack = problem.stack(CLIENTS)
@@ -106,8 +108,13 @@ def _stacked(
     for step in range(steps):
         leaf = rows.detach().requires_grad_()
         inputs, targets = (torch.stack([batches[client][step][part] for client in range(CLIENTS)]) for part in (0, 1))
-        with functional.StackedOps("auto" if device.type == "cpu" else "grouped"):
-            losses, state = stacked(leaf, state, inputs, targets, clients, torch.tensor(step, device=device))
+        number = torch.tensor(step, device=device)
+        if apart:
+            each = zip(leaf, inputs, targets, clients, strict=True)
+            losses = torch.stack([forward(row, {}, x, y, client, number)[0] for row, x, y, client in each])
+        else:
+            with functional.StackedOps("auto" if device.type == "cpu" else "grouped"):
+                losses, state = stacked(leaf, state, inputs, targets, clients, number)
         (grads,) = torch.autograd.grad(losses.sum(), leaf, materialize_grads=True)
         rows = rows - seen.rate * grads
         state = {name: value.detach() for name, value in state.items()}
