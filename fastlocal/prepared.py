@@ -41,7 +41,7 @@ from .trial.kernels_tried import try_kernels, used_ops
 from .trying import try_executor
 from .world import World
 
-PROBE_BATCH = 8
+PROBE_BATCH = 4
 
 
 @dataclass(frozen=True)
