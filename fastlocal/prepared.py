@@ -124,9 +124,10 @@ def prepare(
             flag=model_flag,
         )
         batches = first_batches(source, data.train, min(PROBE_BATCH, config.client.batch_size))
-        seen = probe(plain, batches, layout.names)
         held_out = test.rows(0, PROBE_BATCH)
-        try_evaluation(module, loss, held_out.inputs, held_out.targets, numbers, flag=model_flag)
+        with kept(loss):
+            seen = probe(plain, batches, layout.names)
+            try_evaluation(module, loss, held_out.inputs, held_out.targets, numbers, flag=model_flag)
         local = local_module(module, modes)
         ignored = _ignored(data, loss, noise=config.client.label_noise)
         problem = _problem(config, local, layout, source, loss, numbers, seen, held, ignored)

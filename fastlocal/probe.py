@@ -80,17 +80,18 @@ def probe(plain: PlainModule, batches: Batches, names: Sequence[str]) -> Probe:
 def _probe(plain: PlainModule, batches: Batches, names: Sequence[str], memory: PythonState) -> Probe:
     device = plain.numerics.device
     first = plain.client(0)
-    start = _state(first)
+    start, untouched = _state(first), PythonState(first.module, tensors=False)
     states = random_states(device)
     began = time.perf_counter()
     (inputs, targets), rate = batches[0][0], 1.0
     value, outputs = first.forward(inputs, targets, 0)
     classes = outputs.shape[1] if targets.dim() == 1 and outputs.dim() == 2 else None
-    _refuse_foreign(value, first.module, plain)
+    _refuse_foreign(outputs, value, first.module, plain)
     gradients = first.gradients(value)
     rate = _rate(first, gradients)
     first.descend(gradients, rate)
     steps = STEPS if time.perf_counter() - began < QUICK else 1
+    keeps = bool(untouched.changes())
     before, drawn = PythonState(first.module, tensors=False), states != random_states(device)
     changed = _changed(start, first, plain.flag)
     traces = [_trace(names, first, value)]
@@ -117,7 +118,7 @@ def _probe(plain: PlainModule, batches: Batches, names: Sequence[str], memory: P
         state={name: start[name] for name in start if name in changed},
         reached=bool(first.reached),
         remembers=bool(memory.changes()),
-        attributes=bool(changes),
+        attributes=keeps or bool(changes),
         traces=traces,
         rate=rate,
     )
@@ -199,7 +200,13 @@ def _refuse_counters(changes: Sequence[tuple[str, Any, Any]], flag: str) -> None
         )
 
 
-def _refuse_foreign(value: Tensor, module: nn.Module, plain: PlainModule) -> None:
+def _refuse_foreign(outputs: Tensor, value: Tensor, module: nn.Module, plain: PlainModule) -> None:
+    for leaf in foreign_leaves(outputs, module):
+        raise UsageError(
+            f"{plain.flag}: its forward depends on a tensor of shape {tuple(leaf.shape)} that requires a gradient and "
+            "is none of its parameters, so that nothing would train it; register it (as an nn.Parameter, or its layer "
+            "in an nn.ModuleList), or detach it"
+        )
     loss = plain.loss
     own = dict(loss.named_parameters()) if isinstance(loss, nn.Module) else {}
     for leaf in foreign_leaves(value, module):
@@ -229,12 +236,11 @@ def try_evaluation(
         flag: What the user set, for the message.
     """
     trial = copy.deepcopy(module).eval()
-    shape = tuple(inputs.shape)
     try:
         with random_kept(), numerics.autocast():
             outputs = numerics.full(trial(inputs))
     except FAILURES as error:
-        raise UsageError(f"{flag}: cannot be evaluated on test samples of shape {shape}: {line(error)}") from error
+        raise UsageError(f"{flag}: {_not_evaluated(trial, inputs, numerics)}: {line(error)}") from error
     try:
         unknown = combination(loss).unknown(outputs, targets)
         if unknown is not None and bool(unknown.any()):
@@ -246,3 +252,14 @@ def try_evaluation(
     except FAILURES as error:
         about = f"test outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}"
         raise UsageError(f"loss: fails on {about}: {line(error)}") from error
+
+
+@torch.enable_grad()
+def _not_evaluated(trial: nn.Module, inputs: Tensor, numerics: Numerics) -> str:
+    """What keeps it from being evaluated: that nothing has a gradient there, or the samples."""
+    try:
+        with random_kept(), numerics.autocast():
+            trial(inputs)
+    except FAILURES:
+        return f"cannot be evaluated on test samples of shape {tuple(inputs.shape)}"
+    return "cannot be evaluated within torch.no_grad(); use torch.enable_grad() in forward where it needs gradients"

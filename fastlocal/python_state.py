@@ -6,6 +6,7 @@ import contextlib
 import functools
 import pickle
 import random
+import sys
 import types
 from collections import deque
 from collections.abc import Collection, Iterator
@@ -24,12 +25,13 @@ _SHARED = (torch.default_generator, np.random.mtrand._rand, random._inst)  # typ
 """The generators that a process has, whose states are no state of what draws from them."""
 _WITH_TENSORS = ("_modules", "training")
 _OWN = ("_parameters", "_buffers", *_WITH_TENSORS)
+_LIBRARIES = frozenset({"torch", "numpy", *sys.stdlib_module_names})
+"""Packages whose classes keep nothing that a forward pass changes."""
+_DATA = (*PLAIN, list, dict, set, deque, Tensor)
 
 
 class PythonState:
-    """A copy of what is reachable from an object, to be compared with later or to be put back.
-
-    """
+    """A copy of what is reachable from an object, to be compared with later or to be put back."""
 
     def __init__(self, root: object, *, without: Collection[int] = (), tensors: bool = True) -> None:
         """Take the copy.
@@ -79,6 +81,7 @@ class PythonState:
             for name, part in value.named_modules():
                 self._seen.add(id(part))
                 yield from self._kept_of(name, _Attributes(part, _WITH_TENSORS if self._tensors else _OWN))
+                yield from self._of_classes(name, part)
         elif isinstance(value, tuple):
             yield from ((str(place), inner) for place, inner in enumerate(value))
         elif isinstance(value, GENERATORS):
@@ -95,6 +98,19 @@ class PythonState:
                 yield from self._kept_of(path, _Container(value))
         elif isinstance(getattr(value, "__dict__", None), dict):
             yield from self._kept_of(path, _Attributes(value, ()))
+            yield from self._of_classes(path, value)
+
+    def _of_classes(self, path: str, value: Any) -> Iterator[tuple[str, Any]]:
+        """What the classes of an object keep for all their objects, and the functions in them."""
+        for kind in type(value).__mro__:
+            if id(kind) in self._seen or kind.__module__.partition(".")[0] in _LIBRARIES:
+                continue
+            self._seen.add(id(kind))
+            yield from self._kept_of(path, _ClassData(kind))
+            for name, entry in vars(kind).items():
+                function = entry.fget if isinstance(entry, property) else getattr(entry, "__func__", entry)
+                if isinstance(function, types.FunctionType):
+                    yield name, function
 
     def _kept_of(self, path: str, holder: Any) -> Iterator[tuple[str, Any]]:
         before = holder.take()
@@ -129,16 +145,41 @@ class _Attributes:
         kept.update(before)
 
 
+class _ClassData:
+    """The data that a class holds, by name."""
+
+    def __init__(self, kind: type) -> None:
+        self._kind = kind
+
+    def take(self) -> dict[Any, Any]:
+        held = vars(self._kind).items()
+        return {key: value for key, value in held if isinstance(value, _DATA) and not key.startswith("__")}
+
+    def put(self, before: dict[Any, Any]) -> None:
+        now = self.take()
+        for key in now.keys() - before.keys():
+            delattr(self._kind, key)
+        for key, value in before.items():
+            if now.get(key) is not value:
+                setattr(self._kind, key, value)
+
+
 class _Names:
-    """The variables of a function's closure, and the data that it reads from its module's globals."""
+    """The variables of a function's closure, and the globals it reads that are data or can keep some."""
 
     def __init__(self, function: types.FunctionType) -> None:
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         self._cells = dict(cells)
         self._globals = function.__globals__
-        data = (*PLAIN, list, dict, set, deque)
         names = [name for name in function.__code__.co_names if name in self._globals]
-        self._names = [name for name in names if isinstance(self._globals[name], data)]
+        self._names = [name for name in names if self._keeps(self._globals[name])]
+
+    def _keeps(self, value: Any) -> bool:
+        """Whether it is data, or a function or an object of the same file, which may hold some."""
+        if isinstance(value, types.FunctionType):
+            return value.__globals__ is self._globals
+        own = type(value).__module__ == self._globals.get("__name__") and not isinstance(value, nn.Module)
+        return own or isinstance(value, _DATA)
 
     def take(self) -> dict[Any, Any]:
         filled = {name: cell.cell_contents for name, cell in self._cells.items() if _is_filled(cell)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,9 @@ def judge(
         except UsageError as refusal:
             said = str(refusal)
             assert said.strip() and "\n" not in said, f"{executor}: not one line: {said}"
-            assert "does not take a batch" not in said, f"{executor}: a wrong blame, as the plain loop trains: {said}"
+            blamed = re.search(r": (fails on (a batch|outputs)|its backward pass fails)", said)
+            unmet = "out of range" in said  # in a sample that the loop does not come to
+            assert blamed is None or unmet, f"{executor}: a wrong blame, as the plain loop trains: {said}"
             assert not directory.exists(), f"{executor}: refused after the run directory was made: {said}"
             return Verdict(refused=said)
         assert_model(run.model, wanted, executor)

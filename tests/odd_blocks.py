@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -256,13 +255,6 @@ class ComplexParameter(Block):
         return (hidden * self.turns).real + (hidden * self.turns).imag
 
 
-class LimitsWeight(Block):
-    def habit(self, hidden: Tensor) -> Tensor:
-        with torch.no_grad():
-            self.linear.weight.clamp_(-0.3, 0.3)
-        return hidden
-
-
 class Attends(Block):
     def setup(self) -> None:
         self.attention = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
@@ -286,14 +278,3 @@ class Scalars(Block):
 
     def habit(self, hidden: Tensor) -> Tensor:
         return F.gelu(hidden * self.many[0] + self.many[1])
-
-
-def blocks() -> dict[str, Callable[[], nn.Module]]:
-    """Every kind of block by its name."""
-    found: dict[str, Callable[[], nn.Module]] = {"Block": Block}
-    waiting = [Block]
-    while waiting:
-        for kind in waiting.pop().__subclasses__():
-            found[kind.__name__] = kind
-            waiting.append(kind)
-    return dict(sorted(found.items()))

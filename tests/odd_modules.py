@@ -1,8 +1,9 @@
 """Modules put together from odd habits, each of which trains as the plain loop trains it, or is refused.
 
-    python -m tests.odd_modules [--count 1000] [--first 0] [--executors auto looped stacked threaded]
+    python -m tests.odd_modules [--count 1000] [--first 0] [--executors auto looped stacked threaded | --in-turn]
 
 prints how many trained, by which executor, how many were refused and why, and the seeds of those that are wrong.
+--in-turn: by `auto` and by one of the others, another one for each next seed        --page FILE: the same as a page
 """
 
 from __future__ import annotations
@@ -16,18 +17,32 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import tests.more_odd_blocks  # noqa: F401  (their kinds are found among Block's)
 from tests.judge import EXECUTORS, MakeModel, failure, judge
-from tests.odd_blocks import WIDTH, blocks
+from tests.odd_blocks import WIDTH, Block
 from tests.plain_loop import Data, Loss, LossOf, Recipe, plain_train
 
 CLASSES, WORDS, SAMPLES = 3, 5, 29
 ARRANGEMENTS = ("one after the other", "residual", "called twice", "side by side")
+
+
+def blocks() -> dict[str, Callable[[], nn.Module]]:
+    """Every kind of block by its name."""
+    found: dict[str, Callable[[], nn.Module]] = {"Block": Block}
+    waiting = [Block]
+    while waiting:
+        for kind in waiting.pop().__subclasses__():
+            found[kind.__name__] = kind
+            waiting.append(kind)
+    return dict(sorted(found.items()))
+
+
 BLOCKS = blocks()
 
 
@@ -81,6 +96,10 @@ class LearnedScale(nn.Module):
         return F.cross_entropy(out * self.scale, y)
 
 
+def a_layer(model: nn.Module) -> Loss:
+    return lambda out, y: F.cross_entropy(out, y) + 0.1 * model.head(torch.tanh(model.head.weight[:2])).square().mean()
+
+
 LOSSES: dict[str, Callable[[], Loss | LossOf]] = {
     "cross-entropy": lambda: F.cross_entropy,
     "smoothed": lambda: nn.CrossEntropyLoss(label_smoothing=0.1),
@@ -89,6 +108,7 @@ LOSSES: dict[str, Callable[[], Loss | LossOf]] = {
     "squares": lambda: lambda out, y: F.mse_loss(out, F.one_hot(y, CLASSES).to(out.dtype)),
     "a penalty": lambda: LossOf(penalty),
     "a penalty of a captured weight": lambda: LossOf(penalty_of_captured),
+    "a layer that the loss calls": lambda: LossOf(a_layer),
     "a switch": Switches,
     "a learned scale": LearnedScale,
 }
@@ -179,7 +199,35 @@ def _line(error: BaseException) -> str:
 
 def reason(said: str) -> str:
     """A refusal without the names and numbers of the module at hand."""
-    return re.sub(r"'[^']*'|\b[\w.]*\d[\w.]*\b|\bblocks\.\S+", "_", said)[:100]
+    return re.sub(r"'[^']*'|\b[\w.]*\d[\w.]*\b|\bblocks\.\S+|(?<=attribute )\S+", "_", said)[:150]
+
+
+def in_turn(seed: int) -> tuple[str, str]:
+    """`auto`, and one of the other executors."""
+    return "auto", ("looped", "stacked", "threaded")[seed % 3]
+
+
+PAGE = """# Odd modules
+
+{count} modules were put together by chance from {kinds} blocks with odd habits (state in buffers, hooks, parameters
+reached past their names, parts in evaluation mode and others), {losses} losses and {inputs} kinds of inputs. Each was
+trained in float64 by {executors} for two rounds, and compared with the plain loop of `tests/plain_loop.py` to 1e-9. A
+module that the loop itself cannot train must fail with an error of one line too.
+`{command}` makes this page.
+
+| outcome | executor, or why | runs |
+| --- | --- | --: |
+"""
+
+
+def page(count: int, command: str, executors: str, counts: dict[str, collections.Counter[str]]) -> str:
+    """The counts in Markdown."""
+    head = {"kinds": len(BLOCKS), "losses": len(LOSSES), "inputs": len(set(INPUTS))}
+    lines = [PAGE.format(count=f"{count:,}", command=command, executors=executors, **head)]
+    for kind, found in counts.items():
+        lines += [f"| {kind} | {name.replace('|', '/')} | {number} |\n" for name, number in found.most_common()]
+        lines += [] if found else [f"| {kind} | none | 0 |\n"]
+    return "".join(lines)
 
 
 def main() -> int:
@@ -187,17 +235,27 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--executors", nargs="+", default=list(EXECUTORS), choices=EXECUTORS)
+    parser.add_argument("--in-turn", action="store_true")
+    parser.add_argument("--page", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    counts: dict[str, Any] = {kind: collections.Counter() for kind in ("trained", "refused", "fails too", "wrong")}
+    counts: dict[str, collections.Counter[str]] = {
+        kind: collections.Counter() for kind in ("trained", "refused", "fails too", "wrong")
+    }
     wrong, begun = [], time.monotonic()
     for seed in range(given.first, given.first + given.count):
-        for outcome in outcomes(seed, given.executors):
+        for outcome in outcomes(seed, in_turn(seed) if given.in_turn else given.executors):
             counts[outcome.kind][reason(outcome.said) if outcome.kind == "refused" else outcome.by] += 1
             if outcome.kind == "wrong":
                 wrong.append(outcome)
                 print(f"wrong: {seed} ({odd_module(seed)[3]}) by {outcome.by}: {outcome.said}", flush=True)
-    print(f"{given.count} modules by {', '.join(given.executors)} in {time.monotonic() - begun:.0f} s")
+        if seed % 100 == 99:
+            print(f"up to {seed}: {time.monotonic() - begun:.0f} s", flush=True)
+    executors = "auto and one other executor" if given.in_turn else ", ".join(given.executors)
+    print(f"{given.count} modules by {executors} in {time.monotonic() - begun:.0f} s")
+    if given.page is not None:
+        command = " ".join(["python -m tests.odd_modules", *sys.argv[1:]])
+        given.page.write_text(page(given.count, command, executors, counts), encoding="utf-8")
     for kind, found in counts.items():
         print(f"{kind}: {sum(found.values())}")
         for name, count in found.most_common():

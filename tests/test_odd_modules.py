@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.odd_modules import odd_module, outcomes
+from tests.odd_modules import in_turn, odd_module, outcomes
 
 COUNT = 30
 
@@ -12,6 +12,5 @@ COUNT = 30
 @pytest.mark.parametrize("seed", range(COUNT))
 def test_an_odd_module_trains_as_plain_or_is_refused(seed: int) -> None:
     """By `auto` and by one of the others in turn."""
-    executors = ("auto", ("looped", "stacked", "threaded")[seed % 3])
-    wrong = [f"{one.by}: {one.said}" for one in outcomes(seed, executors) if one.kind == "wrong"]
+    wrong = [f"{one.by}: {one.said}" for one in outcomes(seed, in_turn(seed)) if one.kind == "wrong"]
     assert not wrong, f"{odd_module(seed)[3]}: {wrong}"

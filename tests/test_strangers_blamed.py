@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.judge import EXECUTORS, assert_model, assert_trains_as_plain, train
+from tests.judge import EXECUTORS, assert_model, assert_refused, assert_trains_as_plain, train
 from tests.plain_loop import Recipe, plain_train
 from tests.strange_data import CLASSES, COLUMNS, Net, seeded, table
 
@@ -75,6 +75,33 @@ class OwnGradient(Net):
 @pytest.mark.parametrize("make", [Jacobian, Hessian, Directional, OwnGradient])
 def test_derivatives_in_forward(make: Any) -> None:
     assert_trains_as_plain(seeded(make), table(), may_refuse=("stacked", "threaded"), momentum=0.5)
+
+
+class HookedHidden(Net):
+    """Scales the gradient of its hidden layer, which has none within no_grad()."""
+
+    def between(self, hidden: Tensor) -> Tensor:
+        hidden.register_hook(lambda grad: 0.5 * grad)
+        return hidden + 1
+
+
+def test_a_forward_that_needs_gradients_in_tests() -> None:
+    assert_refused(seeded(HookedHidden), table(), says="within torch.no_grad(); use torch.enable_grad()")
+
+
+class Unregistered(Net):
+    """A part in a plain list, which torch.optim.SGD(model.parameters()) leaves as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = [nn.Linear(COLUMNS, COLUMNS).double()]
+
+    def between(self, hidden: Tensor) -> Tensor:
+        return hidden + self.layers[0](hidden)
+
+
+def test_a_layer_that_is_not_registered_is_no_fault_of_the_loss() -> None:
+    assert_refused(seeded(Unregistered), table(), executors=("auto",), says="its forward depends on a tensor of shape")
 
 
 def layers() -> nn.Module:

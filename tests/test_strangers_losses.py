@@ -131,6 +131,20 @@ def test_a_loss_whose_closure_grows_is_called_as_in_the_loop_or_refused() -> Non
     assert_trains_as_plain(seeded(Net), table(), loss, may_refuse=EXECUTORS)
 
 
+class KeepsPrevious(Net):
+    """Centers by the batch before."""
+
+    previous: Tensor | None = None
+
+    def between(self, hidden: Tensor) -> Tensor:
+        before, self.previous = self.previous, hidden.detach().mean(dim=0)
+        return hidden if before is None else hidden - before
+
+
+def test_a_loss_with_a_state_hides_no_state_of_the_module() -> None:
+    assert_trains_as_plain(seeded(KeepsPrevious), table(), Switches(), may_refuse=EXECUTORS)
+
+
 class LearnedScale(nn.CrossEntropyLoss):
     def __init__(self) -> None:
         super().__init__()

@@ -116,17 +116,6 @@ class AliasBuffer(Alias):
         self.register_buffer("top", self.a.weight.data[:2])
 
 
-class Unregistered(Net):
-    """Parts in a plain list: torch.optim.SGD(model.parameters()) leaves them as they are."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = [nn.Linear(COLUMNS, COLUMNS).double()]
-
-    def between(self, hidden: Tensor) -> Tensor:
-        return hidden + self.layers[0](hidden)
-
-
 REACHED = {
     "a list": InList,
     "a dictionary": InDict,
@@ -138,7 +127,6 @@ REACHED = {
     "tied and sliced": Tied,
     "an alias": Alias,
     "a buffer that is an alias": AliasBuffer,
-    "parts that are not registered": Unregistered,
 }
 MUST_TRAIN = ("a list", "a dictionary", "a part in a list", "named_parameters", "tied and sliced")
 
@@ -222,6 +210,12 @@ class LimitedWeight(Net):
         return hidden
 
 
+class ReplacedData(LimitedWeight):
+    def between(self, hidden: Tensor) -> Tensor:
+        self.b.weight.data = self.b.weight.data.clamp(-0.2, 0.2)
+        return hidden
+
+
 class FollowsTeacher(Net):
     """A frozen copy of a layer that follows it as a moving average, in forward."""
 
@@ -239,7 +233,7 @@ def test_an_embedding_that_changes_its_rows() -> None:
     assert_trains_as_plain(seeded(LimitedWords), words(), may_refuse=EXECUTORS)
 
 
-@pytest.mark.parametrize("make", [LimitedWeight, FollowsTeacher])
+@pytest.mark.parametrize("make", [LimitedWeight, ReplacedData, FollowsTeacher])
 def test_parameters_that_forward_changes(make: Any) -> None:
     assert_trains_as_plain(seeded(make), table(), may_refuse=EXECUTORS)
 

@@ -42,7 +42,8 @@ class LoopedExecutor:
         for name, parameter in self._module.named_parameters():
             if name in params:
                 parameter.data = params[name]
-                self._trained.append((parameter, grads[name], layout.places[layout.names.index(name)]))
+                place = layout.places[layout.names.index(name)]
+                self._trained.append((parameter, parameter.data, grads[name], place))
         self._constants = Constants(self._module, {*problem.state, *problem.layout.names})
         self._state = {name: _places(self._module, name) for name in problem.state}
 
@@ -139,7 +140,7 @@ class LoopedExecutor:
                 outputs = self._module(inputs)
             loss = problem.loss(problem.numerics.full(outputs), targets)
         with span("backward"):
-            for parameter, _, _ in self._trained:
+            for parameter, *_ in self._trained:
                 parameter.grad = None
             loss.backward()
         with self._left_alone(momentum):
@@ -149,8 +150,11 @@ class LoopedExecutor:
     @contextlib.contextmanager
     def _left_alone(self, momentum: Tensor | None) -> Iterator[None]:
         """Gather the gradients; parameters that a step gives none stay as they are, as torch.optim.SGD leaves them."""
-        self.without_gradient = [place for parameter, _, place in self._trained if parameter.grad is None]
-        for parameter, gradient, _ in self._trained:
+        self.without_gradient = [place for parameter, _, _, place in self._trained if parameter.grad is None]
+        for parameter, value, gradient, _ in self._trained:
+            if parameter.data_ptr() != value.data_ptr():  # forward has given it other data
+                value.copy_(parameter.detach())
+                parameter.data = value
             if parameter.grad is None:
                 gradient.zero_()
             else:
