@@ -24,4 +24,4 @@ def test_the_example_of_the_page_on_python(
     assert capsys.readouterr().out.startswith("tensor(40) ")
     run = names["run"]
     assert run.history[-1]["val_acc1"] > 0.8 and run.model.center.norm() > 0
-    assert names["model"].calls == 0 and (tmp_path / "runs" / "centered" / "latest.pt").exists()
+    assert names["model"].calls == 0 and (run.directory / "latest.pt").exists()
