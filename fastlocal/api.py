@@ -78,6 +78,8 @@ def train(
 ) -> Run:
     """Train `clients` copies of `model`, averaged after every `local_steps` steps, for `rounds` rounds.
 
+    docs/python.md says what modules, losses and Datasets may do.
+
     model: any module; its parameters that require a gradient are trained, in float32 unless `precision` says otherwise
     train, test: (inputs [n, ...], targets [n, ...]), tensors or arrays. Inputs reach the model as they are; uint8
         images [n, channels, height, width] are normalised where the settings `mean` and `std` are given; integer labels

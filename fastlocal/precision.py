@@ -67,7 +67,9 @@ def kept() -> Iterator[None]:
         with _tf32_kept():
             yield
     finally:
-        torch.use_deterministic_algorithms(algorithms, warn_only=warns)
+        now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        if now != (algorithms, warns):  # to set it imports torch's compiler, which takes three seconds
+            torch.use_deterministic_algorithms(algorithms, warn_only=warns)
         _MEMORY.fill_uninitialized_memory = fills
 
 

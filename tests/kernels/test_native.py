@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -161,18 +160,30 @@ def test_an_unwritable_folder(tmp_path: Path, fresh: None) -> None:
     assert "Not a directory" in str(native.load(tmp_path / "file" / "cache"))
 
 
+LOAD = "import sys, pathlib, fastlocal.kernels.native as native; print(native.load(pathlib.Path(sys.argv[1])))"
+
+
+def ready_compiler(folder: Path, first: str = "true") -> Path:
+    """A compiler that has the library at hand, as a real one takes half a minute; it does `first` at each call."""
+    (whole,) = cache_file("native").glob("native-*.so")
+    compiler = folder / "compiler"
+    copies = f'for last; do [ "$before" = -o ] && cp {whole} "$last"; before=$last; done; true'
+    compiler.write_text(f"#!/bin/sh\n{first}\n{copies}\n")
+    compiler.chmod(0o755)
+    return compiler
+
+
 def test_it_is_compiled_once(tmp_path: Path, ops: Any) -> None:
-    """By two processes at once, and by none that comes later and has no compiler that works."""
-    compiler, calls = shutil.which("c++"), tmp_path / "calls"
-    wrapped = tmp_path / "compiler"
-    wrapped.write_text(f'#!/bin/sh\necho call >> {calls}\nexec {compiler} "$@"\n')
-    wrapped.chmod(0o755)
-    program = "import sys, pathlib, fastlocal.kernels.native as native; print(native.load(pathlib.Path(sys.argv[1])))"
-    environment = os.environ | {"CXX": str(wrapped)}
+    """By two processes at once, and by none that comes later."""
+    calls = tmp_path / "calls"
+    compiler = ready_compiler(tmp_path, f"echo call >> {calls}; sleep 0.1")
 
     def begin() -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, "-c", LOAD, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"CXX": str(compiler)},
         )
 
     assert [process.communicate()[0] for process in [begin(), begin()]] == ["None\n", "None\n"]
@@ -184,11 +195,8 @@ def test_it_is_compiled_once(tmp_path: Path, ops: Any) -> None:
 def test_a_damaged_library_is_made_anew(tmp_path: Path, ops: Any) -> None:
     """By a compiler that has it at hand."""
     (whole,) = cache_file("native").glob("native-*.so")
-    compiler = tmp_path / "compiler"
-    compiler.write_text(f'#!/bin/sh\nfor last; do [ "$before" = -o ] && cp {whole} "$last"; before=$last; done; true\n')
-    compiler.chmod(0o755)
-    program = "import sys, pathlib, fastlocal.kernels.native as native; print(native.load(pathlib.Path(sys.argv[1])))"
-    words, environment = [sys.executable, "-c", program, str(tmp_path)], os.environ | {"CXX": str(compiler)}
+    compiler = ready_compiler(tmp_path)
+    words, environment = [sys.executable, "-c", LOAD, str(tmp_path)], os.environ | {"CXX": str(compiler)}
     (tmp_path / f"native-{native._key(str(compiler))}.so").write_bytes(b"no library")
     assert subprocess.run(words, capture_output=True, text=True, env=environment).stdout == "None\n"
     assert [path.read_bytes() for path in tmp_path.glob("native-*")] == [whole.read_bytes()]
