@@ -56,7 +56,8 @@ class Needs:
     """What a run needs, in bytes, apart from how many clients are resident.
 
     torch: of the process before training, data excepted        data: the data set where the steps read it
-    row: one client's parameters        item: one number        stacked: whether all resident clients step at once
+    row: one client's parameters        item: one number        state: one client's buffers that a forward pass changes
+    stacked: whether all resident clients step at once
     workers: clients that step at once where they do not        device: "cpu" or "cuda"
     copies: of the gradients at the end of a backward pass, beside themselves
     replayed: whether steps are replayed as a CUDA graph, whose memory nothing else can use
@@ -70,6 +71,7 @@ class Needs:
     clients: int
     batch: int
     momentum: bool
+    state: int
     stacked: bool
     workers: int
     device: str
@@ -95,12 +97,14 @@ class Needs:
         workspace = workspace + evaluation if self.replayed else max(workspace, evaluation - activations - grads)
         # the averaged row, the module, the decay mask and the start; the running mean in float64
         own = 4 * self.row + 8 * (self.row // self.item)
+        kept_buffers = {"client buffers": resident * self.state} if self.state else {}
         return {
             "torch itself": self.torch,
             "data set": self.data,
             "parameters": (chunk if self.stacked else chunk + at_once) * self.row + own,
             "gradients": grads,
             "momentum": resident * self.row if self.momentum else 0,
+            **kept_buffers,
             "activations": activations,
             "workspace": workspace,
         }
@@ -273,6 +277,7 @@ def _needs(config: RunConfig, problem: LocalProblem, data: DataSet, strategies: 
         clients=config.clients,
         batch=config.client.batch_size,
         momentum=bool(problem.momentum),
+        state=sum(value.nbytes for value in problem.state.values()),
         stacked=stacked,
         workers=(config.machine.workers or 1) if config.machine.executor == "threaded" else 1,
         device=numbers.device.type,

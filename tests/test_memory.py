@@ -32,6 +32,7 @@ NEEDS = Needs(
     clients=64,
     batch=8,
     momentum=True,
+    state=0,
     stacked=True,
     workers=1,
     device="cuda",
@@ -107,6 +108,12 @@ def test_on_a_cpu_all_momenta_stay_and_one_at_a_time_needs_the_activations_of_on
     assert parts["activations"] == 9 * MIB and parts["gradients"] == 2 * MIB
     two = dataclasses.replace(looped, workers=2)
     assert two.parts(16)["activations"] == 27 * MIB and two.parts(1)["activations"] == 18 * MIB, "and the main thread's"
+
+
+def test_buffers_that_forward_changes_take_a_row_each() -> None:
+    with_buffers = dataclasses.replace(NEEDS, state=3 * MIB)
+    assert with_buffers.total(8) - NEEDS.total(8) == with_buffers.parts(8)["client buffers"] == 8 * 3 * MIB
+
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
