@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fastlocal
+from fastlocal import first_steps
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.telemetry.base import Logger, RoundReport
 from tests import small_models, tiny
@@ -196,3 +198,43 @@ def test_the_python_api_times_what_there_is(tmp_path: Path, rehearsed: Rehearsal
             module, data, data, clients=3, batch_size=2, rounds=3, directory=tmp_path / "run", device="cuda"
         )
         assert device.count("graph") > 0 and next(result.model.parameters()).is_cuda
+
+
+class Habits(nn.Module):
+    """Looks tokens up, drops, counts its steps and follows its inputs."""
+
+    steps: Tensor
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.output = nn.Embedding(9, 6, padding_idx=0), nn.Linear(6, 3)
+        self.register_buffer("steps", torch.tensor(0))
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = nn.functional.dropout(self.table(tokens).mean(dim=1), 0.4, self.training)
+        self.steps += 1
+        self.mean = 0.9 * self.mean + 0.1 * hidden.detach().mean(dim=0)
+        return self.output(hidden - self.mean)
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_draws_and_buffers_of_clients_are_those_of_a_cpu(
+    chunk: int | None, tmp_path: Path, rehearsed: Rehearsal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In captured steps, and where a chunk's buffers wait on the host."""
+    monkeypatch.setattr(first_steps, "_check_looped", lambda *given: None)  # looped steps are not rehearsed
+    data = torch.arange(240).reshape(60, 4) % 9, torch.arange(60) % 3
+    torch.manual_seed(0)
+    module, states = Habits(), []
+    settings: dict[str, Any] = {"clients": 5, "local_steps": 3, "batch_size": 4, "rounds": 2, "momentum": 0.5}
+    settings |= {"chunk": chunk, "executor": "stacked", "tune_seconds": 0.0, "progress": False}
+    for device in ("cuda", "cpu"):
+        with rehearsed() if device == "cuda" else contextlib.nullcontext() as seen:
+            run_ = fastlocal.train(module, data, data, directory=tmp_path / device, device=device, **settings)
+            states.append({name: value.cpu() for name, value in run_.model.state_dict().items()})
+            assert seen is None or seen.count("graph") > 0
+    assert int(states[0]["steps"]) == 6
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], rtol=1e-4, atol=1e-5, msg=name)
