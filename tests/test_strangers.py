@@ -211,7 +211,7 @@ def test_what_cannot_train_is_refused_in_one_line(make: Any, says: str, tmp_path
     inputs, targets = table()
     pair = (inputs.float(), targets)
     with pytest.raises(ValueError) as raised:
-        fastlocal.train(make(), pair, pair, clients=4, directory=tmp_path / "run")
+        fastlocal.train(make(), pair, pair, clients=4, batch_size=4, directory=tmp_path / "run")
     assert "\n" not in str(raised.value) and says in str(raised.value)
     assert not (tmp_path / "run").exists()
 
