@@ -30,40 +30,6 @@ class Samples:
         return self.inputs[index], self.targets[index]
 
 
-def local_sgd(module: nn.Module, *, clients: int, rounds: int, local_steps: int, batch: int, lr: float) -> nn.Module:
-    """Local SGD written out with torch.optim.SGD on the same streams, in float64."""
-    import copy
-
-    (inputs, targets), _ = table()
-    inputs = inputs.double()
-    averaged = copy.deepcopy(module).double()
-    per_epoch = len(inputs) // (clients * batch)
-    for number in range(rounds):
-        copies = [copy.deepcopy(averaged) for _ in range(clients)]
-        for client, local in enumerate(copies):
-            optimizer = torch.optim.SGD(local.parameters(), lr=lr, weight_decay=0.01)
-            for step in range(number * local_steps, (number + 1) * local_steps):
-                epoch, within = divmod(step, per_epoch)
-                order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(epoch))
-                ids = order[(within * clients + client) * batch :][:batch]
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(local(inputs[ids]), targets[ids]).backward()
-                optimizer.step()
-        with torch.no_grad():
-            for name, parameter in averaged.named_parameters():
-                parameter.copy_(torch.stack([dict(local.named_parameters())[name] for local in copies]).mean(0))
-    return averaged
-
-
-@pytest.mark.parametrize("executor", ["stacked", "looped"])
-def test_equals_local_sgd_written_out(tmp_path: Path, executor: str) -> None:
-    module = perceptron()
-    run = fit(tmp_path, module, executor=executor, precision="fp64", weight_decay=0.01, chunk=4)
-    wanted = local_sgd(module, clients=6, rounds=10, local_steps=3, batch=8, lr=0.3)
-    for name, value in wanted.state_dict().items():
-        torch.testing.assert_close(run.model.state_dict()[name], value, rtol=1e-12, atol=1e-12)
-
-
 def test_a_run_learns_reports_and_leaves_the_module_alone(tmp_path: Path) -> None:
     module = perceptron()
     before = {name: value.clone() for name, value in module.state_dict().items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -36,9 +35,7 @@ def test_text_of_integer_tokens(tmp_path: Path) -> None:
     assert run.history[-1]["val_acc1"] > 0.8
 
 
-def test_dropout_trains_and_repeats(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_dropout_trains_and_repeats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = WordCount(dropout=0.3)
     first = fit(tmp_path, module, "first", progress=True, **sentences())
     assert "random" not in capsys.readouterr().err
@@ -85,43 +82,6 @@ def test_the_padding_row_of_no_client_is_trained(tmp_path: Path) -> None:
     run = fit(tmp_path, module, executor="stacked", weight_decay=0.0, **sentences())
     trained = run.model.state_dict()["words"]
     assert torch.equal(trained[3], module.words[3]) and not torch.equal(trained[4], module.words[4])
-
-
-class Several(nn.Linear):
-    def forward(self, inputs: Tensor) -> Any:
-        return {"logits": super().forward(inputs)}
-
-
-def test_outputs_that_are_no_tensor_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="returns dict, not one tensor"):
-        fit(tmp_path, Several(8, 2))
-
-
-class Extra(nn.Module):
-    """A frozen layer, a parameter that nothing uses, and tied weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.frozen = nn.Linear(8, 8).requires_grad_(False)
-        self.unused = nn.Parameter(torch.ones(3))
-        self.first = nn.Linear(8, 8)
-        self.second = nn.Linear(8, 8)
-        self.second.weight = self.first.weight
-        self.output = nn.Linear(8, 2)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.output(torch.relu(self.second(torch.relu(self.first(self.frozen(inputs))))))
-
-
-@pytest.mark.parametrize("executor", ["stacked", "looped"])
-def test_frozen_unused_and_tied_parameters(tmp_path: Path, executor: str) -> None:
-    module = Extra()
-    run = fit(tmp_path, module, executor=executor, weight_decay=0.1, momentum=0.5)
-    trained = run.model.state_dict()
-    for name in ("frozen.weight", "frozen.bias", "unused"):
-        assert torch.equal(trained[name], module.state_dict()[name]), name
-    assert torch.equal(trained["first.weight"], trained["second.weight"])
-    assert not torch.equal(trained["first.weight"], module.first.weight)
 
 
 def test_uint8_images_with_batchnorm_and_augmentation(tmp_path: Path) -> None:

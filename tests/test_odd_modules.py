@@ -6,7 +6,7 @@ import pytest
 
 from tests.odd_modules import in_turn, odd_module, outcomes
 
-COUNT = 30
+COUNT = 18
 
 
 @pytest.mark.parametrize("seed", range(COUNT))

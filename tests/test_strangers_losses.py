@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.judge import EXECUTORS, assert_refused, assert_trains_as_plain
+from tests.judge import EXECUTORS, TWO, assert_refused, assert_trains_as_plain
 from tests.plain_loop import Data, LossOf
 from tests.strange_data import CLASSES, Net, seeded, table
 
@@ -27,7 +27,8 @@ PLAIN: dict[str, Any] = {
 
 @pytest.mark.parametrize("kind", PLAIN)
 def test_losses_of_labels(kind: str) -> None:
-    assert_trains_as_plain(seeded(Net), table(), PLAIN[kind], may_refuse=("stacked", "threaded"), lr=0.05)
+    executors = EXECUTORS if kind == "weights" else TWO
+    assert_trains_as_plain(seeded(Net), table(), PLAIN[kind], executors, may_refuse=("stacked", "threaded"), lr=0.05)
 
 
 def ignored() -> Data:
@@ -38,7 +39,7 @@ def ignored() -> Data:
 
 def test_ignored_labels() -> None:
     """A batch has eight, so that some count in each."""
-    assert_trains_as_plain(seeded(Net), ignored(), nn.CrossEntropyLoss(ignore_index=-100), batch_size=8)
+    assert_trains_as_plain(seeded(Net), ignored(), nn.CrossEntropyLoss(ignore_index=-100), EXECUTORS, batch_size=8)
     assert_trains_as_plain(seeded(Net), ignored(), may_refuse=EXECUTORS, batch_size=8)
 
 
@@ -58,7 +59,8 @@ REGRESSIONS: dict[str, Any] = {
 def test_losses_of_numbers(kind: str) -> None:
     inputs, _ = table()
     data = (inputs, inputs[:, :CLASSES].clone())
-    assert_trains_as_plain(seeded(Net), data, REGRESSIONS[kind], may_refuse=("stacked", "threaded"))
+    executors = EXECUTORS if kind == "squares" else TWO
+    assert_trains_as_plain(seeded(Net), data, REGRESSIONS[kind], executors, may_refuse=("stacked", "threaded"))
 
 
 class Switches:
@@ -123,7 +125,8 @@ class Remembers:
 
 @pytest.mark.parametrize("make", [Switches, SwitchesModule, Smooths, Remembers])
 def test_a_loss_with_a_state_is_called_as_in_the_loop_or_refused(make: Any) -> None:
-    assert_trains_as_plain(seeded(Net), table(), make(), may_refuse=EXECUTORS)
+    executors = EXECUTORS if make is Switches else ("looped", "auto")
+    assert_trains_as_plain(seeded(Net), table(), make(), executors, may_refuse=EXECUTORS)
 
 
 def test_a_loss_whose_closure_grows_is_called_as_in_the_loop_or_refused() -> None:
@@ -182,7 +185,8 @@ class ScaleOfAttribute:
 
 @pytest.mark.parametrize("make", [LearnedScale, Centers, temperature, ScaleOfAttribute])
 def test_a_loss_with_parameters_of_its_own_is_refused(make: Any) -> None:
-    assert_refused(seeded(Net), table(), make(), says="part of the model")
+    executors = EXECUTORS if make is LearnedScale else ("auto",)
+    assert_refused(seeded(Net), table(), make(), executors, says="part of the model")
 
 
 def test_a_loss_with_frozen_parameters_trains() -> None:

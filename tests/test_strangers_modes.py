@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.judge import EXECUTORS, assert_trains_as_plain
+from tests.judge import EXECUTORS, TWO, assert_trains_as_plain
 from tests.strange_data import CLASSES, COLUMNS, Net, images, seeded, table
 
 
@@ -168,7 +168,8 @@ MODULES = {
 
 @pytest.mark.parametrize("kind", MODULES)
 def test_parts_in_evaluation_mode(kind: str) -> None:
-    assert_trains_as_plain(seeded(MODULES[kind]), table(), momentum=0.9, weight_decay=0.01)
+    executors = EXECUTORS if kind in ("by train()", "a frozen backbone with dropout") else TWO
+    assert_trains_as_plain(seeded(MODULES[kind]), table(), executors=executors, momentum=0.9, weight_decay=0.01)
 
 
 def convolutions() -> nn.Module:
@@ -194,7 +195,7 @@ def instances() -> nn.Module:
 
 
 def test_a_frozen_norm_of_images() -> None:
-    assert_trains_as_plain(seeded(convolutions), images())
+    assert_trains_as_plain(seeded(convolutions), images(), executors=EXECUTORS)
 
 
 def test_an_instance_norm_with_statistics_trains_as_plain_or_is_refused() -> None:

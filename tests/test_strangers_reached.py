@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, weight_norm
 
-from tests.judge import EXECUTORS, assert_trains_as_plain
+from tests.judge import EXECUTORS, TWO, assert_trains_as_plain
 from tests.strange_data import CLASSES, COLUMNS, WORDS, Net, seeded, table, words
 
 
@@ -134,7 +134,8 @@ MUST_TRAIN = ("a list", "a dictionary", "a part in a list", "named_parameters", 
 @pytest.mark.parametrize("kind", REACHED)
 def test_parameters_reached_past_their_names(kind: str) -> None:
     may_refuse = ("stacked", "threaded") if kind in MUST_TRAIN else EXECUTORS
-    assert_trains_as_plain(seeded(REACHED[kind]), table(), may_refuse=may_refuse, momentum=0.5)
+    executors = EXECUTORS if kind in ("a list", "tied and sliced") else TWO
+    assert_trains_as_plain(seeded(REACHED[kind]), table(), executors=executors, may_refuse=may_refuse, momentum=0.5)
 
 
 class ScaledGradient(Net):
@@ -186,7 +187,7 @@ def test_hooks_on_gradients(make: Any) -> None:
 
 
 def test_forward_hooks() -> None:
-    assert_trains_as_plain(seeded(ForwardHooks), table())
+    assert_trains_as_plain(seeded(ForwardHooks), table(), executors=EXECUTORS)
 
 
 class LimitedWords(nn.Module):
@@ -235,7 +236,7 @@ def test_an_embedding_that_changes_its_rows() -> None:
 
 @pytest.mark.parametrize("make", [LimitedWeight, ReplacedData, FollowsTeacher])
 def test_parameters_that_forward_changes(make: Any) -> None:
-    assert_trains_as_plain(seeded(make), table(), may_refuse=EXECUTORS)
+    assert_trains_as_plain(seeded(make), table(), executors=EXECUTORS, may_refuse=EXECUTORS)
 
 
 class Symmetric(nn.Module):
@@ -281,4 +282,7 @@ class Subset(Net):
 
 
 def test_parameters_that_are_seldom_or_never_used() -> None:
-    assert_trains_as_plain(seeded(Subset), table(), may_refuse=("stacked", "threaded"), momentum=0.5, weight_decay=0.1)
+    may_refuse = ("stacked", "threaded")
+    assert_trains_as_plain(
+        seeded(Subset), table(), executors=EXECUTORS, may_refuse=may_refuse, momentum=0.5, weight_decay=0.1
+    )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.judge import EXECUTORS, assert_trains_as_plain
+from tests.judge import EXECUTORS, TWO, assert_trains_as_plain
 from tests.strange_data import CLASSES, COLUMNS, Net, seeded, table
 
 
@@ -91,7 +91,8 @@ class Integers(Net):
 
 @pytest.mark.parametrize("make", [Complex, ComplexPart, ComplexFrozen])
 def test_complex_parameters(make: Any) -> None:
-    assert_trains_as_plain(double(make), table(), may_refuse=EXECUTORS)
+    executors = EXECUTORS if make is ComplexFrozen else TWO
+    assert_trains_as_plain(double(make), table(), executors=executors, may_refuse=EXECUTORS)
 
 
 @pytest.mark.parametrize("make", [ComplexBuffer, Half])
@@ -101,7 +102,8 @@ def test_other_types_beside_real_parameters(make: Any) -> None:
 
 @pytest.mark.parametrize("make", [Fourier, Integers])
 def test_types_within_forward_and_of_buffers(make: Any) -> None:
-    assert_trains_as_plain(seeded(make), table(), may_refuse=("threaded",))
+    executors = EXECUTORS if make is Integers else TWO
+    assert_trains_as_plain(seeded(make), table(), executors=executors, may_refuse=("threaded",))
 
 
 def double(make: Any) -> Any:
@@ -124,7 +126,7 @@ def test_inputs_of_other_types(dtype: torch.dtype) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x.to(self.a.weight.dtype))
 
-    assert_trains_as_plain(seeded(Casts), data)
+    assert_trains_as_plain(seeded(Casts), data, executors=EXECUTORS if dtype == torch.bfloat16 else TWO)
 
 
 def test_complex_inputs() -> None:
