@@ -135,19 +135,15 @@ def _uncopied(module: nn.Module, error: Exception) -> str:
             copy.deepcopy(value)
         except Exception as own:
             name = f"{path}.{key}".lstrip(".")
-            old_norm = any(type(hook).__name__ in ("WeightNorm",) for hook in _hooks(module, path))
-            if isinstance(value, Tensor) and old_norm:
-                remedy = "use torch.nn.utils.parametrizations.weight_norm in place of torch.nn.utils.weight_norm"
-            elif isinstance(value, Tensor):
-                remedy = "it is a result that autograd follows: keep its .detach(), or set it to None before"
-            else:
+            if not isinstance(value, Tensor):
                 remedy = "make it in forward, or give its class a __deepcopy__"
-            return f"model: its attribute {name} cannot be copied ({_line(own)}); {remedy}"
+                return f"model: its attribute {name} cannot be copied ({_line(own)}); {remedy}"
+            hooks = module.get_submodule(path)._forward_pre_hooks.values()
+            remedy = "keep its .detach(), or set it to None before"
+            if any(type(hook).__name__ == "WeightNorm" for hook in hooks):
+                remedy = "use torch.nn.utils.parametrizations.weight_norm in place of torch.nn.utils.weight_norm"
+            return f"model: its attribute {name} is a result that autograd follows, which no copy can hold; {remedy}"
     return f"model: cannot be copied, as every client needs its own ({_line(error)})"
-
-
-def _hooks(module: nn.Module, path: str) -> list[Any]:
-    return list(module.get_submodule(path)._forward_pre_hooks.values())
 
 
 def _line(error: BaseException) -> str:
