@@ -48,7 +48,7 @@ def compare(problem: LocalProblem, batches: Batches, seen: Probe, *, flag: str) 
         no_vmap, reached = _fault_of_vmap(problem, batches, seen)
     seen = dataclasses.replace(seen, reached=seen.reached or reached)
     leaks = seen.attributes or seen.reached or bool(seen.state)
-    if no_vmap is not None or leaks:
+    if no_vmap is not None or leaks or seen.random or seen.remembers:  # of the last two, vmap's steps tell nothing
         with kept(problem.loss), random_kept(), without_tf32():
             _check_looped(problem, batches, seen, flag)
     return dataclasses.replace(seen, no_vmap=no_vmap)

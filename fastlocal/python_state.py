@@ -25,7 +25,7 @@ _SHARED = (torch.default_generator, np.random.mtrand._rand, random._inst)  # typ
 """The generators that a process has, whose states are no state of what draws from them."""
 _WITH_TENSORS = ("_modules", "training")
 _OWN = ("_parameters", "_buffers", *_WITH_TENSORS)
-_LIBRARIES = frozenset({"torch", "numpy", *sys.stdlib_module_names})
+_LIBRARIES = frozenset({"torch", "numpy", "fastlocal", *sys.stdlib_module_names})
 """Packages whose classes keep nothing that a forward pass changes."""
 _DATA = (*PLAIN, list, dict, set, deque, Tensor)
 
@@ -109,7 +109,7 @@ class PythonState:
             yield from self._kept_of(path, _ClassData(kind))
             for name, entry in vars(kind).items():
                 function = entry.fget if isinstance(entry, property) else getattr(entry, "__func__", entry)
-                if isinstance(function, types.FunctionType):
+                if isinstance(function, types.FunctionType) and name != "__init__":
                     yield name, function
 
     def _kept_of(self, path: str, holder: Any) -> Iterator[tuple[str, Any]]:
@@ -201,10 +201,13 @@ class _Container:
 
     def take(self) -> dict[Any, Any]:
         if isinstance(self._value, dict):
-            return dict(self._value)
+            return dict(dict.items(self._value))  # as it is: a registry of classes may make an object of each it gives
         return {entry: None for entry in self._value} if isinstance(self._value, set) else dict(enumerate(self._value))
 
     def put(self, before: dict[Any, Any]) -> None:
+        now = self.take()
+        if now.keys() == before.keys() and all(now[key] is before[key] for key in before):
+            return
         self._value.clear()
         if isinstance(self._value, dict | set):
             self._value.update(before)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.judge import EXECUTORS, TWO, assert_refused, assert_trains_as_plain
 from tests.plain_loop import Data, LossOf
-from tests.strange_data import CLASSES, Net, seeded, table
+from tests.strange_data import CLASSES, COLUMNS, Net, seeded, table
 
 PLAIN: dict[str, Any] = {
     "label smoothing": nn.CrossEntropyLoss(label_smoothing=0.1),
@@ -144,8 +144,24 @@ class KeepsPrevious(Net):
         return hidden if before is None else hidden - before
 
 
-def test_a_loss_with_a_state_hides_no_state_of_the_module() -> None:
-    assert_trains_as_plain(seeded(KeepsPrevious), table(), Switches(), may_refuse=EXECUTORS)
+class NormInTurns(Net):
+    """Reads the running statistics that the same call has changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(COLUMNS)
+
+    def between(self, hidden: Tensor) -> Tensor:
+        out = self.norm(hidden)
+        self.norm.eval()
+        out = out + self.norm(hidden)
+        self.norm.train()
+        return out
+
+
+@pytest.mark.parametrize("make", [KeepsPrevious, NormInTurns])
+def test_a_loss_with_a_state_hides_no_state_of_the_module(make: Any) -> None:
+    assert_trains_as_plain(seeded(make), table(), Switches(), may_refuse=EXECUTORS)
 
 
 class LearnedScale(nn.CrossEntropyLoss):

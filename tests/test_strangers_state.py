@@ -227,63 +227,7 @@ class Table(Net):
         return hidden * (1 + 0.1 * self.b.seen["rows"])
 
 
-class KeepsFirst(Net):
-    """Centers by its first batch, which it keeps."""
-
-    first: Tensor | None = None
-
-    def between(self, hidden: Tensor) -> Tensor:
-        if self.first is None:
-            self.first = hidden.detach().mean(dim=0)
-        return hidden - self.first
-
-
-class AddsHook(Net):
-    """Halves its head's outputs from the second call on."""
-
-    def between(self, hidden: Tensor) -> Tensor:
-        if not self.a._forward_hooks:
-            self.a.register_forward_hook(lambda part, inputs, out: 0.5 * out)
-        return hidden
-
-
-class CallsOfClass(Net):
-    """Counts for all its objects."""
-
-    calls = 0
-
-    def __init__(self) -> None:
-        super().__init__()
-        type(self).calls = 0
-
-    def between(self, hidden: Tensor) -> Tensor:
-        type(self).calls += 1
-        return hidden * (1.0 if self.calls % 4 < 2 else 0.5)
-
-
-class CallsOfFile(Net):
-    """Counts in a global variable."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        COUNTED["calls"] = 0
-
-    def between(self, hidden: Tensor) -> Tensor:
-        return hidden * counted_scale()
-
-
-COUNTED = {"calls": 0}
-
-
-def counted_scale() -> float:
-    COUNTED["calls"] += 1
-    return 1.0 if COUNTED["calls"] % 4 < 2 else 0.5
-
-
-STATEFUL = (Calls, Remembers, Notes, Table, KeepsFirst, AddsHook, CallsOfClass, CallsOfFile)
-
-
-@pytest.mark.parametrize("make", STATEFUL)
+@pytest.mark.parametrize("make", [Calls, Remembers, Notes, Table])
 def test_attributes_that_change_are_the_clients_own_or_refused(make: Any) -> None:
     assert_trains_as_plain(seeded(make), table(), executors=EXECUTORS if make is Calls else TWO, may_refuse=EXECUTORS)
 
