@@ -161,29 +161,30 @@ def _wait_for_a_moment(process: Fork, directory: Path, whole: int, draw: random.
     time.sleep(draw.choice([0, draw.uniform(0, 0.01)]))
 
 
-def kill_cases(folder: Path, kills: int, runs_of: int, seed: int, ranks: int = 1) -> Iterator[tuple[str, Outcome]]:
+def kill_cases(
+    forks: Forks, folder: Path, kills: int, runs_of: int, seed: int, ranks: int = 1
+) -> Iterator[tuple[str, Outcome]]:
     """The outcome of run after run, at most `runs_of` kills each, until so many kills are done.
 
     Case after case from one that `seed` tells.
     """
     draw, done = random.Random(seed), 0
     write_data(folder / "data.npz")
-    with Forks() as forks:
-        wanted: dict[str, dict[str, Any]] = {}
-        for number in range(10 * kills):
-            if done >= kills:
-                return
-            case = list(CASES)[(seed + number) % len(CASES)]
-            if case not in wanted:
-                wanted[case] = undisturbed(forks, case, folder / "data.npz", folder / f"undisturbed{number}", ranks)
-            directory = folder / f"killed{number}"
-            most = min(runs_of, kills - done)
-            whole = len(wanted[case]["steps.jsonl"])
-            outcome = killed(forks, case, folder / "data.npz", directory, ranks, most, whole, draw)
-            if not outcome.failure:
-                outcome.failure = difference(left_behind(directory), wanted[case])
-            done += outcome.kills
-            yield case, outcome
+    wanted: dict[str, dict[str, Any]] = {}
+    for number in range(10 * kills):
+        if done >= kills:
+            return
+        case = list(CASES)[(seed + number) % len(CASES)]
+        if case not in wanted:
+            wanted[case] = undisturbed(forks, case, folder / "data.npz", folder / f"undisturbed{number}", ranks)
+        directory = folder / f"killed{number}"
+        most = min(runs_of, kills - done)
+        whole = len(wanted[case]["steps.jsonl"])
+        outcome = killed(forks, case, folder / "data.npz", directory, ranks, most, whole, draw)
+        if not outcome.failure:
+            outcome.failure = difference(left_behind(directory), wanted[case])
+        done += outcome.kills
+        yield case, outcome
 
 
 def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -199,8 +200,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     rows: dict[str, list[Outcome]] = {case: [] for case in CASES}
-    with tempfile.TemporaryDirectory() as folder:
-        for case, outcome in kill_cases(Path(folder), given.kills, 6, given.seed, given.ranks):
+    with tempfile.TemporaryDirectory() as folder, Forks() as forks:
+        for case, outcome in kill_cases(forks, Path(folder), given.kills, 6, given.seed, given.ranks):
             rows[case].append(outcome)
             print(f"{case}: {outcome.kills} kills, {outcome.while_writing} while writing {outcome.failure}", flush=True)
     TABLE.parent.mkdir(parents=True, exist_ok=True)
