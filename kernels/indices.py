@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .light_ops import define
 
-@torch.library.custom_op(
-    "fastlocal::indices_within", mutates_args=(), schema="(Tensor indices, int low, int high, str what) -> Tensor"
-)
+
 def indices_within(indices: Tensor, low: int, high: int, what: str) -> Tensor:
     """A copy of integer indices that are all in [low, high).
 
@@ -24,6 +23,11 @@ def indices_within(indices: Tensor, low: int, high: int, what: str) -> Tensor:
         IndexError: On a CPU, where one is not. A GPU fails later, at the next time that the host waits for it, as it
             does for torch's own functions.
     """
+    checked: Tensor = _OP(indices, low, high, what)
+    return checked
+
+
+def _within(indices: Tensor, low: int, high: int, what: str) -> Tensor:
     _check(indices, low, high, what)
     return indices.clone()
 
@@ -38,11 +42,12 @@ def _check(indices: Tensor, low: int, high: int, what: str) -> None:
             raise IndexError(f"index {wrong} is out of bounds for {what} with size {high}")
 
 
-@indices_within.register_fake
 def _fake(indices: Tensor, low: int, high: int, what: str) -> Tensor:
     return torch.empty_like(indices)
 
 
-@indices_within.register_vmap
 def _vmap(info: Any, in_dims: tuple[Any, ...], indices: Tensor, low: int, high: int, what: str) -> tuple[Tensor, Any]:
     return indices_within(indices, low, high, what), in_dims[0]
+
+
+_OP = define("indices_within(Tensor indices, int low, int high, str what) -> Tensor", _within, _fake, _vmap)

@@ -7,17 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .light_ops import define
 from .philox import Purpose, draw
 
 MOST_CALLS = 2**24
 """Draws of one local step, as the counter has room for no more."""
 
 
-@torch.library.custom_op(
-    "fastlocal::module_words",
-    mutates_args=(),
-    schema="(Tensor clients, Tensor step, int size, int call, int seed) -> Tensor",
-)
 def module_words(clients: Tensor, step: Tensor, size: int, call: int, seed: int) -> Tensor:
     """Words that depend on (seed, client, step, call, element) alone.
 
@@ -31,19 +27,25 @@ def module_words(clients: Tensor, step: Tensor, size: int, call: int, seed: int)
     Returns:
         int64 [..., size] of words in [0, 2^32).
     """
+    words: Tensor = _OP(clients, step, size, call, seed)
+    return words
+
+
+def _words(clients: Tensor, step: Tensor, size: int, call: int, seed: int) -> Tensor:
     blocks = -(-size // 4)
     words = draw(seed, Purpose.MODULE + (call << 8), clients, step, blocks)
     return torch.stack(words, dim=-1).flatten(-2)[..., :size].contiguous()
 
 
-@module_words.register_fake
 def _fake(clients: Tensor, step: Tensor, size: int, call: int, seed: int) -> Tensor:
     return clients.new_empty((*clients.shape, size))
 
 
-@module_words.register_vmap
 def _vmap(info: Any, in_dims: tuple[Any, ...], clients: Tensor, step: Tensor, *rest: int) -> tuple[Tensor, int]:
     assert in_dims[1] is None, "one step for all clients"
     if in_dims[0] is None:
         return module_words(clients, step, *rest).expand(info.batch_size, *clients.shape, rest[0]), 0
     return module_words(clients.movedim(in_dims[0], 0).contiguous(), step, *rest), 0
+
+
+_OP = define("module_words(Tensor clients, Tensor step, int size, int call, int seed) -> Tensor", _words, _fake, _vmap)
