@@ -56,6 +56,8 @@ def compare(problem: LocalProblem, batches: Batches, seen: Probe, *, flag: str) 
 
 def _fault_of_vmap(problem: LocalProblem, batches: Batches, seen: Probe) -> tuple[str | None, bool]:
     """Why vmap cannot take the module, or None, and whether tensors are reached past their names."""
+    if seen.hooked:
+        return "it does not call the hooks on gradients", False
     full = dataclasses.replace(problem.numerics, low=None)
     try:
         traces, reached = _stacked(problem, full, batches, seen, len(seen.traces[0].losses))

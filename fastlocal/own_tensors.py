@@ -28,6 +28,7 @@ class OwnTensors(TorchFunctionMode):
 
     Attributes:
         used: Names of the tensors that were reached in this way.
+        hooked: Whether a hook was put on the gradient of any tensor.
     """
 
     def __init__(self, held: Held, values: Mapping[str, Tensor]) -> None:
@@ -40,10 +41,12 @@ class OwnTensors(TorchFunctionMode):
         super().__init__()
         self._held, self._values = held, values
         self.used: set[str] = set()
+        self.hooked = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        self.hooked |= func is Tensor.register_hook
         return func(*self._of(args), **self._of(kwargs or {}))
 
     def _of(self, value: Any) -> Any:

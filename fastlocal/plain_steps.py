@@ -64,12 +64,14 @@ class PlainClient:
         module: The copy.
         drawn: Whether a step has drawn random numbers that client_random knows.
         reached: Names of tensors of the user's own module that a step has computed with.
+        hooked: Whether gradients pass through hooks, of parts or of tensors.
     """
 
     def __init__(self, plain: PlainModule, module: nn.Module, number: int) -> None:
         self.module, self._plain, self._number = module, plain, number
         self.drawn = False
         self.reached: set[str] = set()
+        self.hooked = any(part._backward_hooks or part._backward_pre_hooks for part in module.modules())
 
     @contextlib.contextmanager
     def _modes(self, step: int) -> Iterator[None]:
@@ -82,6 +84,7 @@ class PlainClient:
             yield
         self.drawn |= draws.drawn
         self.reached |= own.used
+        self.hooked |= own.hooked
 
     def forward(self, inputs: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Loss and outputs of one batch.

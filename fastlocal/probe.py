@@ -44,6 +44,7 @@ class Probe:
     reached: whether a forward pass or the loss reaches tensors of the user's module in another way than by their names
     remembers: whether the loss keeps something from call to call
     attributes: whether a forward pass changes attributes of the module
+    hooked: whether gradients pass through hooks
     traces: of the steps, by client        rate: of these steps
     no_vmap: what keeps vmap from taking the module, or None
     """
@@ -56,6 +57,7 @@ class Probe:
     reached: bool
     remembers: bool
     attributes: bool
+    hooked: bool
     traces: Sequence[Trace] = field(repr=False)
     rate: float = 1.0
     no_vmap: str | None = None
@@ -119,6 +121,7 @@ def _probe(plain: PlainModule, batches: Batches, names: Sequence[str], memory: P
         reached=bool(first.reached),
         remembers=bool(memory.changes()),
         attributes=keeps or bool(changes),
+        hooked=first.hooked,
         traces=traces,
         rate=rate,
     )

@@ -199,7 +199,7 @@ def _line(error: BaseException) -> str:
 
 def reason(said: str) -> str:
     """A refusal without the names and numbers of the module at hand."""
-    return re.sub(r"'[^']*'|\b[\w.]*\d[\w.]*\b|\bblocks\.\S+|(?<=attribute )\S+", "_", said)[:150]
+    return re.sub(r"(?<!\w)'[^']*'|\b[\w.]*\d[\w.]*\b|\bblocks\.\S+|(?<=attribute )\S+", "_", said)[:150]
 
 
 def in_turn(seed: int) -> tuple[str, str]:

@@ -172,6 +172,16 @@ class ActivationHook(Net):
         return hidden
 
 
+class SeldomHook(Net):
+    """Turns the gradient of one sample, which the first steps need not meet."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden, turned = torch.tanh(self.a(x)), x[:, :1] == table()[0][50, 0]
+        if hidden.requires_grad:
+            hidden.register_hook(lambda grad: torch.where(turned, -10 * grad, grad))
+        return self.b(hidden)
+
+
 class ForwardHooks(Net):
     """Hooks before and after a part that change what goes in and comes out."""
 
@@ -181,7 +191,7 @@ class ForwardHooks(Net):
         self.b.register_forward_hook(lambda part, inputs, out: out - inputs[0].mean())
 
 
-@pytest.mark.parametrize("make", [ScaledGradient, ClippedGradient, BackwardHook, ActivationHook])
+@pytest.mark.parametrize("make", [ScaledGradient, ClippedGradient, BackwardHook, ActivationHook, SeldomHook])
 def test_hooks_on_gradients(make: Any) -> None:
     assert_trains_as_plain(seeded(make), table(), may_refuse=EXECUTORS)
 
