@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,7 +21,6 @@ from fastlocal.choosing import candidates
 from fastlocal.commands.flags import parse
 from fastlocal.named import prepare_named
 from fastlocal.prepared import Prepared
-from fastlocal.probe import Probe
 from fastlocal.remembered import cache_file, keep, recall
 from tests.executors.test_executors import EXECUTORS
 from tests.tiny import run, train_words
@@ -131,10 +131,14 @@ def test_what_was_timed_with_other_flags_is_not_taken(data: Path, own_cache: Pat
     assert len(json.loads(own_cache.read_text())) == 3
 
 
+PLAIN = {"random": False, "no_vmap": None}
+"""What is known of a module that draws nothing and that vmap takes."""
+
+
 def test_steps_that_a_gpu_replays_are_not_held_against_a_loop(data: Path) -> None:
     found = prepared(data)
     numerics = dataclasses.replace(found.problem.numerics, device=torch.device("cuda"))
-    problem, seen = dataclasses.replace(found.problem, numerics=numerics), Probe(3, False, (), None)
+    problem, seen = dataclasses.replace(found.problem, numerics=numerics), cast(Any, SimpleNamespace(**PLAIN))
     machine = dataclasses.replace(found.config.machine, executor="auto", cuda_graph=None)
     assert candidates(found.config, machine, problem, seen) == [{"executor": "stacked"}]
     launched = dataclasses.replace(machine, cuda_graph=False)
