@@ -12,7 +12,7 @@ from torch import nn
 
 from bench.kill import difference, left_behind
 from tests import small_models
-from tests.interrupted import CALLS, Ticking, continued, run
+from tests.interrupted import PASSES, Ticking, continued, run
 
 
 class Dropping(nn.Module):
@@ -46,7 +46,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
 def test_stopped_anywhere(name: str, tmp_path: Path) -> None:
     make, values = CASES[name]
     run(tmp_path / "undisturbed", Ticking(make()), small_models.images(), **values)
-    passes = CALLS[0]
+    passes = PASSES.count
     wanted = left_behind(tmp_path / "undisturbed")
     assert "resume.pt" in wanted and wanted["steps.jsonl"].count(b"\n") == 60
     stops = 0
