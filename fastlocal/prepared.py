@@ -42,6 +42,8 @@ from .trying import try_executor
 from .world import World
 
 PROBE_BATCH = 4
+HELD_OUT = 5
+"""Test samples: not as many as those of a training batch, whose outputs a loss may remember."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def prepare(
             flag=model_flag,
         )
         batches = first_batches(source, data.train, min(PROBE_BATCH, config.client.batch_size))
-        held_out = test.rows(0, PROBE_BATCH)
+        held_out = test.rows(0, HELD_OUT)
         with kept(loss):
             seen = probe(plain, batches, layout.names)
             try_evaluation(module, loss, held_out.inputs, held_out.targets, numbers, flag=model_flag)

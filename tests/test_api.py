@@ -162,7 +162,7 @@ def test_a_diverged_model_does_not_replace_the_last_good_one(tmp_path: Path) -> 
         ({"weight_decay": -1.0}, "weight_decay=-1.0: must be"),
         ({"source": "dali"}, r'source="dali": the inputs are not uint8 images; use source="resident" or "torch"'),
         ({"mean": (0.5,), "std": (0.5,)}, "mean, std: give both, for uint8 images"),
-        ({"test": (torch.zeros(8, 5), torch.zeros(8).long())}, r"be evaluated on test samples of shape \(4, 5\)"),
+        ({"test": (torch.zeros(8, 5), torch.zeros(8).long())}, r"be evaluated on test samples of shape \(5, 5\)"),
         ({"precision": "x"}, "precision is 'x', not 'fp32'"),
         ({"executor": "x"}, "executor is 'x'"),
         ({"wandb": "x"}, "wandb is 'x'"),
