@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {}
+"""What each operator computes, by its name with the namespace."""
 _LIBRARY = torch.library.Library("fastlocal", "FRAGMENT")
 
 
@@ -30,6 +32,7 @@ def define(
         The operator.
     """
     name = schema.partition("(")[0]
+    FUNCTIONS[f"fastlocal::{name}"] = function
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastlocal::{name}", fake, lib=_LIBRARY)

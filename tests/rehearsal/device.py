@@ -16,6 +16,8 @@ from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from fastlocal.kernels.light_ops import FUNCTIONS
+
 HOST, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount", "_unique2", "unique_dim"}
 """Operations whose result, or whose size, the host has to know."""
@@ -114,8 +116,9 @@ class Device(TorchDispatchMode):
             kwargs.pop("pin_memory", None)  # no driver is there to pin memory
             return args[0].clone() if func._schema.name == "aten::_pin_memory" else func(*args, **kwargs)
         if func.namespace == "fastlocal":
+            light = FUNCTIONS.get(func._schema.name)
             with self:
-                return OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
+                return (light or OPDEFS[func._schema.name]._init_fn)(*args, **kwargs)
         if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
             with self:  # a reshape, say, is a view or a copy
                 return func.decompose(*args, **kwargs)
