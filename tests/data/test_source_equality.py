@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,21 @@ def test_raw_images_have_the_same_pixels_in_every_order(kind: str, augment: bool
         problem.batch(rounds[0], 0, slice(None))
         next(iter(problem.batches_of(rounds[0], 1)))
         assert sources.equal(sources.by_client(problem, rounds), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ahead", [3, 8])
+def test_it_is_closed_though_nobody_takes_what_was_read_ahead(ahead: int, kind: str, beton: Path) -> None:
+    """As where a run is refused after its first samples were looked at."""
+    split = sources.cifar()
+    with sources.source_of(kind, sources.as_read_by(kind, split, beton), prefetch=ahead) as source:
+        for begin in (0, 30, 10):
+            source.rows(begin, begin + 5)
+        time.sleep(1.0)  # all that is read ahead is decoded, and waits
+        closing = threading.Thread(target=source.close, daemon=True)
+        closing.start()
+        closing.join(20)
+        assert not closing.is_alive()
 
 
 def test_resident_batches_in_a_row_are_those_asked_for_one_by_one() -> None:

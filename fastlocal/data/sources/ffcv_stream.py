@@ -6,6 +6,7 @@ they are asked for, and each sample number comes with the box that is to be cut 
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections import deque
@@ -103,6 +104,9 @@ class FfcvStream:
     def close(self) -> None:
         self._waiting.put(None)
         self._iterator.close()
+        while self._iterator.is_alive():  # it puts a last entry, which waits for room where nobody takes its batches
+            with contextlib.suppress(queue.Empty):
+                self._iterator.output_queue.get(timeout=0.05)
         self._iterator.join()
 
     def _requests(self, threads: int) -> Iterator[Any]:
