@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .batchnorm import batchnorm_buffers, has_batchnorm, re_estimate
 from .layout import ParamLayout
 from .modes import Modes, set_modes
-from .own_tensors import tensors_of
+from .own_tensors import places_of, tensors_of
 from .precision import Numerics
 
 
@@ -100,19 +100,20 @@ class AveragedModel:
 
     @contextlib.contextmanager
     def left_alone(self) -> Iterator[None]:
-        """While it lasts, what forward passes do to the module's buffers and parameters is undone at the end."""
-        places = list(_places(self.module, {*tensors_of(self.module)}))
-        before = [value.clone() for _, _, value in places]
+        """Undo at the end what forward passes do to the module's tensors; those of the row come from there."""
+        places = [place for place in places_of(self.module) if place.name not in self.layout.names]
+        before = [place.value.clone() for place in places]
         try:
             yield
         finally:
             with torch.no_grad():
-                for (kept, key, value), old in zip(places, before, strict=True):
-                    kept[key] = value
-                    value.copy_(old)
+                for place, old in zip(places, before, strict=True):
+                    place.kept[place.key] = place.value
+                    place.value.copy_(old)
+                self._load_parameters()
 
     def _buffers(self) -> dict[str, Tensor]:
-        """Those of the module, and the parameters that a forward pass changes without training them."""
+        """Return the buffers, and the parameters that a forward pass changes without training them."""
         own = tensors_of(self.module)
         return {**dict(self.module.named_buffers()), **{name: own[name] for name in self._changing}}
 
@@ -121,12 +122,3 @@ class AveragedModel:
         for name, parameter in self.module.named_parameters():
             if name in values:
                 parameter.copy_(values[name])
-
-
-def _places(module: nn.Module, names: Container[str]) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
-    """Where a module keeps these buffers and parameters."""
-    for path, part in module.named_modules():
-        for kept in (part._buffers, part._parameters):
-            for key, value in kept.items():
-                if value is not None and f"{path}.{key}".lstrip(".") in names:
-                    yield kept, key, value

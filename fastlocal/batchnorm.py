@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm, _BatchNorm
 
+from .own_tensors import places_of
+
 
 def re_estimated(part: nn.Module) -> bool:
-    """Whether a part is one of torch's own BatchNorms that keeps running statistics, in training mode.
+    """Return True if a part is one of torch's own BatchNorms, keeps running statistics and is in training mode.
 
     What other norms keep are buffers like any others.
     """
@@ -20,19 +22,14 @@ def re_estimated(part: nn.Module) -> bool:
 
 
 def has_batchnorm(module: nn.Module) -> bool:
-    """Whether `module`, in its training modes, has a BatchNorm whose running statistics are re-estimated."""
+    """Return True if `module`, in its training modes, has a BatchNorm whose statistics are re-estimated."""
     return any(map(re_estimated, module.modules()))
 
 
 def batchnorm_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """The running statistics that are re-estimated, by name; `module` is in its training modes."""
-    return {
-        f"{path}.{key}".lstrip("."): value
-        for path, part in module.named_modules()
-        if re_estimated(part)
-        for key, value in part._buffers.items()
-        if value is not None
-    }
+    """Return the running statistics that are re-estimated, by name; `module` is in its training modes."""
+    places = (place for place in places_of(module) if place.kept is place.part._buffers)
+    return {place.name: place.value for place in places if re_estimated(place.part)}
 
 
 @torch.no_grad()

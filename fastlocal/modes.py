@@ -30,11 +30,17 @@ def set_modes(module: nn.Module, modes: Modes) -> None:
 
 
 def cast(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Move a module to a device, its real numbers in `dtype` and its complex ones in the complex type as wide."""
+    """Move a module to a device, its real numbers in `dtype` and its complex ones in the complex type as wide.
+
+    A buffer that has several names stays one.
+    """
     wide = torch.complex128 if dtype == torch.float64 else torch.complex64
+    done: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # and the tensors, as ids are used again
 
     def convert(value: torch.Tensor) -> torch.Tensor:
-        kind = dtype if value.is_floating_point() else wide if value.is_complex() else value.dtype
-        return value.to(device, kind)
+        if id(value) not in done:
+            kind = dtype if value.is_floating_point() else wide if value.is_complex() else value.dtype
+            done[id(value)] = value, value.to(device, kind)
+        return done[id(value)][1]
 
     return module._apply(convert)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -13,11 +13,31 @@ Held = Mapping[int, str]
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of a module by every name that they have."""
-    return {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **dict(module.named_buffers(remove_duplicate=False)),
-    }
+    """Return the parameters and buffers of a module by every name that they have."""
+    return {place.name: place.value for place in places_of(module)}
+
+
+class Place(NamedTuple):
+    """Where a module keeps a parameter or a buffer.
+
+    name: of the tensor in the whole module        part: whose tensor it is
+    kept: the part's parameters or its buffers, by key
+    """
+
+    name: str
+    part: nn.Module
+    kept: dict[str, Any]
+    key: str
+    value: Tensor
+
+
+def places_of(module: nn.Module) -> Iterator[Place]:
+    """Yield every place; a tensor that has several names is in several."""
+    for path, part in module.named_modules():
+        for kept in (part._parameters, part._buffers):
+            for key, value in kept.items():
+                if value is not None:
+                    yield Place(f"{path}.{key}" if path else key, part, kept, key, value)
 
 
 class OwnTensors(TorchFunctionMode):

@@ -42,13 +42,13 @@ class Follows(nn.Module):
         return self.last(hidden) * self.phase.real
 
 
-def train(directory: Path, rounds: int = 4, **more: Any) -> fastlocal.Run:
+def train(directory: Path, rounds: int = 4, module: nn.Module | None = None, **more: Any) -> fastlocal.Run:
     torch.manual_seed(3)
     data = torch.randn(160, 6), torch.arange(160) % 3
     settings = {"executor": "stacked", "momentum": 0.5, "precision": "fp64", "progress": False, **more}
     return fastlocal.train(
-        Follows(), data, data, clients=CLIENTS, local_steps=3, batch_size=4, rounds=rounds, directory=directory, lr=0.1,
-        **settings,
+        module or Follows(), data, data, clients=CLIENTS, local_steps=3, batch_size=4, rounds=rounds, lr=0.1,
+        directory=directory, **settings,
     )  # fmt: skip
 
 
@@ -76,6 +76,28 @@ def test_through_an_interruption(whole: Path, tmp_path: Path) -> None:
 def test_in_chunks_and_by_each_executor(more: dict[str, Any], whole: Path, tmp_path: Path) -> None:
     train(tmp_path / "run", **more)
     assert_same(tmp_path / "run", whole, 1e-9)
+
+
+class Counts(nn.Linear):
+    """Counts its calls in a buffer that others may share."""
+
+    calls: Tensor
+
+    def __init__(self, size: int, outputs: int) -> None:
+        super().__init__(size, outputs)
+        self.register_buffer("calls", torch.tensor(0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x) / (1.0 + self.calls.clone())
+
+
+@pytest.mark.parametrize("executor", ["looped", "stacked"])
+def test_a_buffer_with_two_names_stays_one(executor: str, tmp_path: Path) -> None:
+    module = nn.Sequential(Counts(6, 6), Counts(6, 3))
+    module[1].calls = module[0].calls
+    model = train(tmp_path / "run", rounds=2, module=module, executor=executor).model
+    assert isinstance(model, nn.Sequential) and model[0].calls is model[1].calls and float(model[0].calls) == 2 * 6
 
 
 PROGRAM = """

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from ..client_random import ClientRandom
 from ..errors import UsageError
-from ..own_tensors import OwnTensors
+from ..own_tensors import OwnTensors, places_of, tensors_of
 
 if TYPE_CHECKING:
     from .base import LocalProblem
@@ -33,8 +33,8 @@ class Forward:
         self.reached: set[str] = set()
         self._held: dict[int, str] = {}
         if problem.held:
-            names = {*problem.layout.names, *problem.state}
-            own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+            own = tensors_of(module)
+            names = *problem.layout.names, *problem.state
             self._held = {**problem.held, **{id(own[name]): name for name in names}}
         self.constants = Constants(module, {*problem.state, *problem.layout.names})
 
@@ -87,23 +87,15 @@ class Constants:
 
     def __init__(self, module: nn.Module, changing: Container[str]) -> None:
         """Begin with all but those whose names are `changing`."""
-        self._places = [
-            (f"{path}.{key}".lstrip("."), kept, key, value, value._version)
-            for path, part in module.named_modules()
-            for kept in (part._buffers, part._parameters)
-            for key, value in kept.items()
-            if value is not None and f"{path}.{key}".lstrip(".") not in changing and not _trained(value)
-        ]
+        places = list(places_of(module))
+        others = {id(place.value) for place in places if place.name in changing}  # under all their names
+        self._places = [(place, place.value._version) for place in places if id(place.value) not in others]
 
     def check(self) -> None:
         """Raise UsageError where one has changed."""
-        for name, kept, key, value, version in self._places:
-            if kept[key] is not value or value._version != version:
+        for place, version in self._places:
+            if place.kept[place.key] is not place.value or place.value._version != version:
                 raise UsageError(
-                    f"model: its forward changes {name}, which it left alone in the first steps; what changes late is "
-                    "not kept by client: change it from the first step on"
+                    f"model: its forward changes {place.name}, which it left alone in the first steps; what changes "
+                    "late is not kept by client: change it from the first step on"
                 )
-
-
-def _trained(value: Tensor) -> bool:
-    return isinstance(value, nn.Parameter) and value.requires_grad

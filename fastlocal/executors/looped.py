@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..client_random import ClientRandom
 from ..data.sources.base import Batch
 from ..losses import count_correct
-from ..own_tensors import OwnTensors, tensors_of
+from ..own_tensors import OwnTensors, places_of, tensors_of
 from ..stack import ClientStack
 from ..telemetry.trace import span
 from .base import LocalProblem, RoundPlan, RoundResult
@@ -45,7 +44,9 @@ class LoopedExecutor:
                 place = layout.places[layout.names.index(name)]
                 self._trained.append((parameter, parameter.data, grads[name], place))
         self._constants = Constants(self._module, {*problem.state, *problem.layout.names})
-        self._state = {name: _places(self._module, name) for name in problem.state}
+        places = list(places_of(self._module))
+        start = {place.name: place.value for place in places}
+        self._state = {name: [place for place in places if place.value is start[name]] for name in problem.state}
 
     def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
         losses = torch.zeros(plan.sample_ids.shape[:2], device=self.row.device, dtype=self.row.dtype)
@@ -111,14 +112,14 @@ class LoopedExecutor:
         """Give the module the buffers of a client, each under all its names."""
         for name, places in self._state.items():
             value = stack.state[name][client].clone()
-            for tensors, key in places:
-                tensors[key] = value
+            for place in places:
+                place.kept[place.key] = value
 
     @torch.no_grad()
     def _keep(self, stack: ClientStack, client: int) -> None:
         """Write what became of them to the client's rows."""
-        for name, ((tensors, key), *_) in self._state.items():
-            stack.state[name][client] = tensors[key].detach()
+        for name, (place, *_) in self._state.items():
+            stack.state[name][client] = place.kept[place.key].detach()
 
     def _local_step(
         self,
@@ -164,15 +165,3 @@ class LoopedExecutor:
         yield
         for values, before in kept:
             values.copy_(before)
-
-
-def _places(module: nn.Module, name: str) -> list[tuple[dict[str, Any], str]]:
-    """Where a module keeps a buffer, or a parameter that is not trained: under each of its names."""
-    wanted = tensors_of(module)[name]
-    return [
-        (kept, key)
-        for part in module.modules()
-        for kept in (part._buffers, part._parameters)
-        for key, value in kept.items()
-        if value is wanted
-    ]
