@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from fastlocal import kernels
 
-from .errors import UsageError
+from .errors import UsageError, one_line
 from .executors.base import LocalProblem, RoundPlan
-from .plain_steps import FAILURES, line
+from .plain_steps import FAILURES
 
 
 @torch.no_grad()
@@ -50,9 +50,9 @@ def _fault(problem: LocalProblem, module: nn.Module, inputs: Tensor, targets: Te
         with problem.numerics.autocast():
             outputs = problem.numerics.full(module(inputs))
     except FAILURES as error:
-        return f"the model fails: {line(error)}"
+        return f"the model fails: {one_line(error)}"
     try:
         problem.loss(outputs, targets)
     except FAILURES as error:
-        return f"the loss fails: {line(error)}"
+        return f"the loss fails: {one_line(error)}"
     return None

@@ -30,6 +30,13 @@ class NonFiniteLoss(ArithmeticError):
     """A client's loss or the averaged parameters are NaN or infinite. The command line exits with status 3."""
 
 
+def one_line(error: BaseException, most: int = 300) -> str:
+    """Return an error's message as one line of at most `most` characters, and its kind where it has no message."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = f"{type(error).__name__} {text}" if isinstance(error, KeyError) else text
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """"; did you mean 'x'?" for the known name closest to `name`, or an empty string where none is close."""
     found = difflib.get_close_matches(name, list(known), n=8, cutoff=0.5)

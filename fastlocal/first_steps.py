@@ -14,11 +14,11 @@ from torch.func import vmap
 from fastlocal.kernels import functional
 
 from .data.sources.base import Batch
-from .errors import UsageError
+from .errors import UsageError, one_line
 from .executors.base import LocalProblem
 from .executors.forward import Forward
 from .executors.looped import LoopedExecutor
-from .plain_steps import FAILURES, Trace, line
+from .plain_steps import FAILURES, Trace
 from .precision import Numerics, without_tf32
 from .probe import CLIENTS, STEPS, Batches, Probe
 from .python_state import kept
@@ -63,7 +63,7 @@ def _fault_of_vmap(problem: LocalProblem, batches: Batches, seen: Probe) -> tupl
         traces, reached = _stacked(problem, full, batches, seen, len(seen.traces[0].losses))
         low = None if problem.numerics.low is None else _stacked(problem, problem.numerics, batches, seen, 1)[0]
     except FAILURES as error:
-        return line(error), False
+        return one_line(error), False
     if seen.random or seen.remembers:
         return None, reached
     agree = _distance(traces, seen.traces, _start(problem)) <= TOLERANCES[problem.numerics.dtype]

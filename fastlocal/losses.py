@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import _reduction
 
-from .errors import UsageError
+from .errors import UsageError, one_line
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -141,7 +141,7 @@ def _placed(value: Any, device: torch.device, dtype: torch.dtype, kept: dict[int
     try:
         copied = copy.deepcopy(value, dict(kept))
     except Exception as error:  # whatever a user's module raises
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise UsageError(f"loss {type(value).__name__}: cannot be copied by copy.deepcopy ({reason})") from error
     for part in copied.modules():
         for tensors in (part._parameters, part._buffers) if id(part) not in kept else ():

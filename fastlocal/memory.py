@@ -13,7 +13,7 @@ from torch.func import vmap
 from .config import RunConfig
 from .data.sources.resident import ResidentSource
 from .data.types import DataSet, Split
-from .errors import UsageError
+from .errors import UsageError, one_line
 from .evaluation import BATCH
 from .executors.base import LocalProblem
 from .executors.conv_strategy import Stacking, Strategies, convolutions, parse
@@ -21,7 +21,7 @@ from .executors.conv_timing import called_layers
 from .executors.forward import Forward
 from .executors.stacked import best_by_parameter
 from .free_memory import available, resident_bytes
-from .plain_steps import FAILURES, line
+from .plain_steps import FAILURES
 
 _log = logging.getLogger(__name__)
 GIB = 2**30
@@ -237,7 +237,7 @@ def activations(problem: LocalProblem, *, stacked: bool, strategies: Strategies)
             few, _ = kept(FEW)
             more, largest = kept(MORE)
     except FAILURES as error:  # as of transforms of torch.func within, which no hook on saved tensors goes with
-        _log.info("activations are not predicted: %s", line(error))
+        _log.info("activations are not predicted: %s", one_line(error))
         return Activations(0, 0, columns)
     per_sample = max(more - few, 0) // (MORE - FEW)
     return Activations(max(few - FEW * per_sample, 0), per_sample, max(largest // MORE, columns))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import UsageError
+from .errors import UsageError, one_line
 from .own_tensors import tensors_of
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -137,15 +137,10 @@ def _uncopied(module: nn.Module, error: Exception) -> str:
             name = f"{path}.{key}".lstrip(".")
             if not isinstance(value, Tensor):
                 remedy = "make it in forward, or give its class a __deepcopy__"
-                return f"model: its attribute {name} cannot be copied ({_line(own)}); {remedy}"
+                return f"model: its attribute {name} cannot be copied ({one_line(own, 160)}); {remedy}"
             hooks = module.get_submodule(path)._forward_pre_hooks.values()
             remedy = "keep its .detach(), or set it to None before"
             if any(type(hook).__name__ == "WeightNorm" for hook in hooks):
                 remedy = "use torch.nn.utils.parametrizations.weight_norm in place of torch.nn.utils.weight_norm"
             return f"model: its attribute {name} is a result that autograd follows, which no copy can hold; {remedy}"
-    return f"model: cannot be copied, as every client needs its own ({_line(error)})"
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."
+    return f"model: cannot be copied, as every client needs its own ({one_line(error, 160)})"

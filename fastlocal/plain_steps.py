@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .client_random import ClientRandom
-from .errors import UsageError
+from .errors import UsageError, one_line
 from .losses import Loss
 from .modes import Modes, set_modes
 from .own_tensors import OwnTensors, tensors_of
@@ -98,7 +98,7 @@ class PlainClient:
                 with numerics.autocast():
                     outputs = self.module(inputs)
             except FAILURES as error:
-                raise UsageError(f"{flag}: fails on a batch of {_words(inputs)}: {line(error)}") from error
+                raise UsageError(f"{flag}: fails on a batch of {_words(inputs)}: {one_line(error)}") from error
             if not isinstance(outputs, Tensor):
                 kind = type(outputs).__name__
                 raise UsageError(f"{flag}: returns {kind}, not one tensor; wrap it in a module that returns one")
@@ -108,7 +108,7 @@ class PlainClient:
                 value = self._plain.loss(full, targets)
             except FAILURES as error:
                 about = f"outputs of {_words(outputs)} and targets of {_words(targets)}{self._culprit(full, targets)}"
-                raise UsageError(f"loss: fails on {about}: {line(error)}") from error
+                raise UsageError(f"loss: fails on {about}: {one_line(error)}") from error
         return self._checked(value), outputs
 
     def _check_labels(self, outputs: Tensor, targets: Tensor) -> None:
@@ -154,7 +154,7 @@ class PlainClient:
         try:
             grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
         except FAILURES as error:
-            raise UsageError(f"{self._plain.flag}: its backward pass fails: {line(error)}") from error
+            raise UsageError(f"{self._plain.flag}: its backward pass fails: {one_line(error)}") from error
         return {
             name: grad.to_dense() if grad is not None and grad.layout != torch.strided else grad
             for name, grad in zip(parameters, grads, strict=True)
@@ -183,13 +183,6 @@ def foreign_leaves(value: Tensor, module: nn.Module) -> list[Tensor]:
             found.append(leaf)
         todo += [following for following, _ in node.next_functions]
     return found
-
-
-def line(error: BaseException) -> str:
-    """One line of an error's message."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = f"{type(error).__name__} {text}" if isinstance(error, KeyError) else text
-    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def _words(value: Tensor) -> str:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from .batchnorm import batchnorm_buffers
-from .errors import UsageError
+from .errors import UsageError, one_line
 from .evaluation import unknown_label
 from .losses import Loss, combination
-from .plain_steps import FAILURES, PlainClient, PlainModule, Trace, foreign_leaves, line
+from .plain_steps import FAILURES, PlainClient, PlainModule, Trace, foreign_leaves
 from .precision import Numerics, without_tf32
 from .python_state import GENERATORS, PLAIN, PythonState
 from .random_states import random_kept, random_states
@@ -243,7 +243,7 @@ def try_evaluation(
         with random_kept(), numerics.autocast():
             outputs = numerics.full(trial(inputs))
     except FAILURES as error:
-        raise UsageError(f"{flag}: {_not_evaluated(trial, inputs, numerics)}: {line(error)}") from error
+        raise UsageError(f"{flag}: {_not_evaluated(trial, inputs, numerics)}: {one_line(error)}") from error
     try:
         unknown = combination(loss).unknown(outputs, targets)
         if unknown is not None and bool(unknown.any()):
@@ -254,7 +254,7 @@ def try_evaluation(
         raise
     except FAILURES as error:
         about = f"test outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}"
-        raise UsageError(f"loss: fails on {about}: {line(error)}") from error
+        raise UsageError(f"loss: fails on {about}: {one_line(error)}") from error
 
 
 @torch.enable_grad()

@@ -9,8 +9,8 @@ from fastlocal import kernels
 from .choosing import make_executor
 from .config import RunConfig
 from .data.sources.resident import ResidentSource
-from .errors import UsageError
-from .executors.base import Executor, LocalProblem, RoundPlan
+from .errors import UsageError, one_line
+from .executors.base import Executor, LocalProblem, LocalStep, RoundPlan
 from .executors.conv_strategy import parse, words
 from .executors.conv_timing import conv_choices
 from .executors.graphed import CudaGraphs, GraphedExecutor
@@ -70,7 +70,7 @@ def _try_executor(config: RunConfig, problem: LocalProblem) -> tuple[Executor, R
         except RuntimeError as error:
             if kernels.is_device_fault(error):
                 raise
-            reason = f"torch.compile cannot take this model ({_line(error)})"
+            reason = f"torch.compile cannot take this model ({one_line(error, 200)})"
             raise UsageError(f"--compile 1: {reason}; use --compile 0") from error
     if device.type == "cuda":
         try_step(stacked, config)  # compiles and tunes with as many clients as there will be
@@ -101,7 +101,7 @@ def _graphed(stacked: StackedExecutor, config: RunConfig) -> tuple[GraphedExecut
         except RuntimeError as error:
             if kernels.is_device_fault(error) or kernels.failing_op(error) is not None:
                 raise
-            return None, f"a local step cannot be captured ({_line(error)})"
+            return None, f"a local step cannot be captured ({one_line(error, 200)})"
     return GraphedExecutor(stacked, graphs), None
 
 
@@ -131,10 +131,6 @@ def _one_step(executor: StackedExecutor | GraphedExecutor, clients: int, batch: 
         if isinstance(executor, GraphedExecutor):
             executor.run_round(stack, RoundPlan(ids, 0, rates, sample_ids))
         else:
-            drawn, targets = problem.batch_at(sample_ids[0], ids, torch.zeros_like(ids[0]))
-            executor.local_step(stack, drawn, targets, rates[0], ids, torch.zeros_like(ids[0]))
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
+            number = torch.zeros_like(ids[0])
+            drawn, targets = problem.batch_at(sample_ids[0], ids, number)
+            executor.local_step(stack, LocalStep(drawn, targets, rates[0], ids, number))

@@ -60,6 +60,27 @@ class RoundPlan:
 
 
 @dataclass(frozen=True)
+class LocalStep:
+    """What one local step of some clients is given.
+
+    batch: [clients, batch, ...]        targets: what the loss sees, the batch's own or others of their shape
+    learning_rates: [clients]        client_ids: int64 [clients]        number: int64 [], the global number of the step
+    """
+
+    batch: Batch
+    targets: Tensor
+    learning_rates: Tensor
+    client_ids: Tensor
+    number: Tensor
+
+    def part(self, clients: slice) -> LocalStep:
+        """Return the step of these clients alone."""
+        batch = Batch(self.batch.inputs[clients], self.batch.targets[clients])
+        targets = batch.targets if self.targets is self.batch.targets else self.targets[clients]
+        return LocalStep(batch, targets, self.learning_rates[clients], self.client_ids[clients], self.number)
+
+
+@dataclass(frozen=True)
 class RoundResult:
     """What a chunk's round leaves beside the changed buffers, still on the device.
 

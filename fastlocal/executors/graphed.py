@@ -11,7 +11,7 @@ import torch
 from .. import interrupts
 from ..stack import ClientStack
 from ..telemetry.trace import span
-from .base import RoundPlan, RoundResult
+from .base import LocalStep, RoundPlan, RoundResult
 from .stacked import StackedExecutor
 
 LEAST_STEPS = 16
@@ -65,7 +65,8 @@ class StepProgram:
         rates = self._rates.index_select(0, self._counter).squeeze(0)
         step = (self._first_step + self._counter).squeeze(0)  # one for all clients
         batch, targets = self._executor.problem.batch_at(sample_ids, self._client_ids, step)
-        losses, correct = self._executor.local_step(self.stack, batch, targets, rates, self._client_ids, step)
+        taken = LocalStep(batch, targets, rates, self._client_ids, step)
+        losses, correct = self._executor.local_step(self.stack, taken)
         self._losses.index_copy_(0, self._counter, losses.unsqueeze(0))
         if correct is not None:
             self._correct += correct

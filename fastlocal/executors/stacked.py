@@ -8,11 +8,10 @@ from torch.func import vmap
 
 from fastlocal import kernels
 
-from ..data.sources.base import Batch
 from ..losses import count_correct, cross_entropy
 from ..stack import ClientStack
 from ..telemetry.trace import span
-from .base import LocalProblem, RoundPlan, RoundResult
+from .base import LocalProblem, LocalStep, RoundPlan, RoundResult
 from .compiled import Compiler
 from .conv_strategy import Stacking, Strategies
 from .forward import Forward
@@ -76,26 +75,16 @@ class StackedExecutor:
         losses, correct = [], []
         for step in range(plan.local_steps):
             batch, targets = self.problem.batch(plan, step, slice(None))
-            rates, number = plan.learning_rates[step], plan.steps[step]
-            step_losses, hits = self.local_step(stack, batch, targets, rates, plan.client_ids, number)
+            taken = LocalStep(batch, targets, plan.learning_rates[step], plan.client_ids, plan.steps[step])
+            step_losses, hits = self.local_step(stack, taken)
             losses.append(step_losses)
             correct.append(hits)
         self._one.constants.check()
         return RoundResult(torch.stack(losses), _sum(correct), self.take_notes())
 
-    def local_step(
-        self,
-        stack: ClientStack,
-        batch: Batch,
-        targets: Tensor,
-        learning_rates: Tensor,
-        client_ids: Tensor,
-        number: Tensor,
-    ) -> tuple[Tensor, Tensor | None]:
-        """One local step of the clients of the stack, whose buffers change in place.
+    def local_step(self, stack: ClientStack, step: LocalStep) -> tuple[Tensor, Tensor | None]:
+        """Take one local step of the clients of the stack, whose buffers change in place.
 
-        targets: what the loss sees, [clients, batch, ...]        learning_rates: [clients]
-        client_ids: int64 [clients]        number: int64 [], the global number of the step
         Returns losses [clients] and right predictions, float64 [problem.counts] or None.
         """
         clients = len(stack.params)
@@ -103,10 +92,8 @@ class StackedExecutor:
         begin = 0
         while begin < clients:
             part = slice(begin, min(begin + (self._most or clients), clients))
-            given = Batch(batch.inputs[part], batch.targets[part])
-            seen = given.targets if targets is batch.targets else targets[part]
             try:
-                some, hits = self._step(stack.part(part), given, seen, learning_rates[part], client_ids[part], number)
+                some, hits = self._step(stack.part(part), step.part(part))
             except torch.OutOfMemoryError:
                 # a captured step cannot be begun again: what it has launched stays in the graph
                 captured = stack.params.is_cuda and torch.cuda.is_current_stream_capturing()
@@ -138,15 +125,7 @@ class StackedExecutor:
         self._notes.clear()
         return notes
 
-    def _step(
-        self,
-        stack: ClientStack,
-        batch: Batch,
-        targets: Tensor,
-        learning_rates: Tensor,
-        client_ids: Tensor,
-        number: Tensor,
-    ) -> tuple[Tensor, Tensor | None]:
+    def _step(self, stack: ClientStack, step: LocalStep) -> tuple[Tensor, Tensor | None]:
         if self._by_parameter:
             values = self.problem.layout.views(stack.params.detach())
             params: Params = {name: value.detach().requires_grad_() for name, value in values.items()}
@@ -156,14 +135,20 @@ class StackedExecutor:
             leaves = [params]
         with span("forward"):
             losses, correct, state = self._program(
-                params, dict(stack.state), batch.inputs, targets, batch.targets, client_ids, number
+                params,
+                dict(stack.state),
+                step.batch.inputs,
+                step.targets,
+                step.batch.targets,
+                step.client_ids,
+                step.number,
             )
         with span("backward"):
             grads = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
         if self._by_parameter:
-            self._update.by_parameter(stack.params, stack.momentum, grads, learning_rates)
+            self._update.by_parameter(stack.params, stack.momentum, grads, step.learning_rates)
         else:
-            self._update(stack.params, stack.momentum, grads[0], learning_rates)
+            self._update(stack.params, stack.momentum, grads[0], step.learning_rates)
         for name, rows in stack.state.items():
             rows.copy_(state[name].detach())
         return losses.detach(), correct

@@ -10,6 +10,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 import torch
 from torch import Tensor
 
+from ..errors import one_line
 from ..interrupts import held_back
 from ..stack import ClientStack
 from .base import LocalProblem, RoundPlan, RoundResult
@@ -90,7 +91,7 @@ class ThreadedExecutor:
             steps = script(self.problem, inputs, targets, channels_last=self._channels_last)
             wrong = self._difference(steps, inputs, targets)
         except Exception as error:  # whatever keeps a module from being traced, its plain steps work
-            wrong = " ".join(str(error).split())[:300]
+            wrong = one_line(error)
         if wrong is None:
             return steps
         logging.getLogger(__name__).info("steps of the plain module, as it cannot be traced: %s", wrong)
