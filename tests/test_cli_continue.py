@@ -148,4 +148,4 @@ def test_the_executor_stays(data: Path, tmp_path: Path, own_cache_home: Path) ->
     assert main([str(word) for word in (*train_words(data, tmp_path / "run"), "--executor", "looped")]) == 0
     going_on = as_before(parse([*words, *long]).run, tmp_path / "run", fill_in=True)
     assert prepare_named(going_on, lambda text: None).config.machine.executor == "looped"
-    assert not own_cache_home.exists()
+    assert not (own_cache_home / "tuning.json").exists()
