@@ -1,4 +1,4 @@
-"""Which local step, client and sample a chunk's round fails on."""
+"""Find the local step, client and sample at which a round fails."""
 
 from __future__ import annotations
 
@@ -16,10 +16,18 @@ from .plain_steps import FAILURES
 
 @torch.no_grad()
 def blame(problem: LocalProblem, plan: RoundPlan, error: BaseException) -> UsageError | None:
-    """What the user is told of an error of a chunk's round, or None where the samples are not to blame.
+    """Find the first batch of a chunk's round that the model or the loss cannot take.
 
-    The batches go through the plain module once more, with its start weights: that a number stands for no row of a
-    table, or for no output, depends on no weight.
+    Each batch goes through the plain module with its start weights. This finds a number without a row in an embedding
+    and a label without an output, as neither depends on the weights.
+
+    Args:
+        problem: The module and its loss.
+        plan: The chunk's round.
+        error: What the round raised.
+
+    Returns:
+        An error that names step, client and sample, or None if no batch fails.
     """
     if isinstance(error, UsageError | torch.OutOfMemoryError) or kernels.is_device_fault(error):
         return None
@@ -45,7 +53,7 @@ def _fails(problem: LocalProblem, module: nn.Module, inputs: Tensor, targets: Te
 
 
 def _fault(problem: LocalProblem, module: nn.Module, inputs: Tensor, targets: Tensor) -> str | None:
-    """What goes wrong with a batch, and whether in the model or in the loss."""
+    """Say in one line how the model or the loss fails on a batch; None if neither does."""
     try:
         with problem.numerics.autocast():
             outputs = problem.numerics.full(module(inputs))

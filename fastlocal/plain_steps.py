@@ -62,7 +62,7 @@ class PlainClient:
 
     Attributes:
         module: The copy.
-        drawn: Whether a step has drawn random numbers that client_random knows.
+        drawn: Whether a step has drawn random numbers that client_random covers.
         reached: Names of tensors of the user's own module that a step has computed with.
         hooked: Whether gradients pass through hooks, of parts or of tensors.
     """

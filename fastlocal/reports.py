@@ -35,7 +35,7 @@ class Reports:
     evaluate: the model on the test set        topk: the k of accuracies, empty where targets are not labels
     stop_on_nan: whether a non-finite loss ends the run
     module_seed: of a module that draws random numbers which nothing else fixes, or None
-    draws_seed: of one that draws what client_random knows, or None
+    draws_seed: the seed of the draws that client_random covers, or None if the model makes none
     writes: whether this process writes files        history: the lines of metrics.jsonl
     Every rank of a run does the same, so that all hold the same model; one of them writes.
     """

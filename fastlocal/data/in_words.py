@@ -1,4 +1,4 @@
-"""What a value is that is no tensor, for messages."""
+"""Describe a value in a few words, for error messages."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 from torch import Tensor
 
 SHOWN = 4
-"""Keys or parts that a line names; the rest are counted."""
+"""How many keys or parts a message names; it counts the others."""
 LONGEST = 40
+"""Characters of a text that a message quotes."""
 
 
 def in_words(value: Any) -> str:
-    """What `value` is, in a few words: "'cat', a str" or "a dict with the keys 'image', 'label'"."""
+    """Describe `value` by its type and content: "'cat', a str" or "a dict with the keys 'image', 'label'"."""
     if value is None:
         return "None"
     name = type(value).__name__
@@ -41,7 +42,7 @@ def _kind(value: Any) -> str:
 
 
 def is_nested(value: Any) -> bool:
-    """Whether a list or a tuple holds anything but numbers and lists of them: tensors, names or dictionaries."""
+    """Return whether a list or tuple holds, at any depth, a tensor, a text, a dictionary or None."""
     if not isinstance(value, list | tuple):
         return False
     return any(_is_part(part) or is_nested(part) for part in value)

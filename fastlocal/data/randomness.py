@@ -1,7 +1,7 @@
-"""Random numbers that a user's Dataset draws: a sample's own, whichever process reads it, and whatever it read before.
+"""Seed the random generators that a user's Dataset draws from.
 
-Before each read the generators of torch, NumPy and Python, and those that the Dataset holds, are seeded from a key of
-the sample's place in the run.
+Before each read, the generators of torch, NumPy and Python and those that the Dataset holds are seeded from a key of
+the sample's place in the run. A sample then depends neither on the process that reads it nor on earlier reads.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from torch import Tensor
 
 MASK32, MASK64, MASK128 = 2**32 - 1, 2**64 - 1, 2**128 - 1
 APART = 0x9E3779B97F4A7C15F39CC0605CEDC835
-"""Between the keys of two generators: 2^128 over the golden ratio, odd."""
+"""The distance between the keys of two generators: the odd number nearest to 2^128 over the golden ratio."""
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 DEPTH = 10
-"""Attributes of attributes that are looked through: Subset, Subset, Dataset, Compose, list, transform, generator."""
+"""How deep attributes are searched. Subset, Subset, Dataset, Compose, list, transform, generator is a depth of 7."""
 MOST_OBJECTS, MOST_ITEMS = 5_000, 64
-"""Objects that are looked through, and items of one list or dictionary, as lists of samples are long."""
+"""How many objects are searched, and how many items of one list or dictionary. Lists of samples are long."""
 PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray, type, ModuleType, Tensor, np.ndarray, np.generic)
 LIBRARIES = frozenset({*sys.stdlib_module_names, "torch", "torchvision", "numpy", "scipy", "PIL"})
-"""Whose functions and classes draw from the generators that everyone shares, or from those they are given."""
+"""Functions and classes of these packages hold no generator of their own."""
 
 
 class Randomness:
-    """The generators that a Dataset may draw from: those of torch, NumPy and Python, and those that it holds."""
+    """The generators of torch, NumPy and Python, and those that a Dataset holds."""
 
     def __init__(self, dataset: Any) -> None:
         self.held = list(held_generators(dataset))
 
     def seed(self, key: int) -> None:
-        """Seed every generator; it takes some 15 us, and 5 us more for each that the Dataset holds.
+        """Seed every generator. This takes about 15 us, and 5 us more for each generator that the Dataset holds.
 
-        key: 128 bits, well mixed
+        Args:
+            key: 128 well mixed bits.
         """
         torch.default_generator.manual_seed(key & MASK64)
         np.random.seed(key + APART & MASK32)
@@ -51,7 +52,7 @@ class Randomness:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """While it lasts generators may be seeded and drawn from; afterwards all are as they were."""
+        """Restore the state of every generator on exit."""
         shared = torch.get_rng_state(), np.random.get_state(), random.getstate()
         held = [_state(generator) for generator in self.held]
         try:
@@ -65,7 +66,7 @@ class Randomness:
 
 
 def held_generators(dataset: Any) -> Iterator[Any]:
-    """Those that are reached through attributes, lists, dictionaries, closures and globals that functions name."""
+    """Find generators through attributes, lists, dictionaries, closures and the globals that functions name."""
     shared = torch.default_generator, np.random.mtrand._rand, random._inst  # type: ignore[attr-defined]
     seen = {id(generator) for generator in shared}
     waiting: deque[tuple[Any, int]] = deque([(dataset, 0)])
@@ -81,7 +82,7 @@ def held_generators(dataset: Any) -> Iterator[Any]:
 
 
 def _parts(value: Any) -> Iterable[Any]:
-    """What an object holds, in an order that is the same in every process."""
+    """Return the objects that an object holds, in an order that is the same in every process."""
     if isinstance(value, dict):
         return [part for part, _ in zip(value.values(), range(MOST_ITEMS), strict=False)]
     if isinstance(value, list | tuple | deque):
@@ -119,7 +120,7 @@ def _parts_of_function(function: FunctionType) -> list[Any]:
 
 
 def _names(code: CodeType) -> list[str]:
-    """What a function and those within it look up by name."""
+    """Return the names that a function and the functions within it look up."""
     inner = [name for part in code.co_consts if isinstance(part, CodeType) for name in _names(part)]
     return [*code.co_names, *inner]
 

@@ -112,7 +112,7 @@ class LocalProblem:
     clip_norm: the largest norm of a client's gradient; longer ones are scaled to it before weight decay is added
     state: what the buffers that a forward pass changes start from, by name
     held: tensors of the user's module that are reached in another way than by their names; empty where none is
-    draws: whether the forward pass or the loss draws what client_random knows        seed: of these draws
+    draws: whether the forward pass or the loss draws numbers that client_random covers        seed: of these draws
     ignored: the label of targets that neither the loss nor right predictions count, or None
     """
 

@@ -1,4 +1,4 @@
-"""The image files below a folder, found as torchvision's ImageFolder finds them, and what is passed over."""
+"""List the image files below a folder as torchvision's ImageFolder does, and count the files that are skipped."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import NoReturn
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pbm", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
-"""Of the files that count as images, in lower case."""
+"""A file with one of these suffixes, in any case, is an image."""
 NAMED = 5
-"""Suffixes that a line names; the rest are counted."""
+"""How many suffixes a message names."""
 
 
 @dataclass
 class PassedOver:
-    """What lies in the folders of a data set and is no sample of it.
+    """The files in the folders of a data set that are not samples of it.
 
-    suffixes: how many files of other kinds there are, by suffix        hidden: names that begin with a dot
-    outside: image files beside the class folders
+    Attributes:
+        suffixes: The number of files that are not images, by suffix.
+        hidden: The names that begin with a dot.
+        outside: The number of image files that lie in no class folder.
     """
 
     suffixes: Counter[str] = field(default_factory=Counter)
@@ -28,7 +30,7 @@ class PassedOver:
     outside: int = 0
 
     def lines(self) -> Iterator[str]:
-        """For a person, one line for each kind."""
+        """Describe the skipped files, one line for each kind."""
         if self.suffixes:
             most = sorted(self.suffixes.items(), key=lambda counted: (-counted[1], counted[0]))[:NAMED]
             shown = [f"{suffix or 'without suffix'} {count}" for suffix, count in most]
@@ -47,13 +49,13 @@ def _count(number: int, noun: str) -> str:
 
 
 def image_files(folder: Path, over: PassedOver) -> list[Path]:
-    """The image files at any depth, sorted by their folder and then by name; links are followed.
+    """List the image files at any depth, sorted by folder and then by name.
 
-    A link to a folder that it lies in is not entered: it holds nothing new.
+    Links are followed, except a link to a folder that contains it.
 
     Args:
-        folder: Of one class.
-        over: Takes note of what is passed over.
+        folder: The folder of one class.
+        over: Receives the files that are skipped.
 
     Raises:
         OSError: A folder cannot be read.

@@ -1,4 +1,4 @@
-"""Whether a Dataset gives a sample again as it gave it before, once all of its generators are seeded alike."""
+"""Check that a Dataset returns the same sample again when its generators have the same seeds."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from .requests import rows_of
 from .streaming import StreamingSource
 
 SAMPLES = (2, 4, 32)
+"""How many samples each try reads."""
 ENOUGH_S = 0.05
-"""Once the reads have taken so long, no more samples are tried."""
+"""No further try is made once the reads have taken this long."""
 ROUNDING = 1e-5
-"""Relative to a sample's largest value; products of matrices may differ by so much between two addresses."""
+"""The allowed difference relative to a sample's largest value. A matrix product depends on the address of its data."""
 
 
 def refuse_unrepeatable(source: StreamingSource, dataset: Any) -> None:
-    """Raise UsageError where a sample differs between reads with the same seeds.
+    """Raise UsageError if a sample differs between reads with the same seeds.
 
-    Some samples are read twice by each of two pieces, which go to two workers where there are as many: what depends
-    on earlier reads shows in one piece, what depends on the process between the two.
+    Two pieces of work read some samples twice each; with two or more workers they go to two processes. A sample that
+    depends on earlier reads differs within a piece, and one that depends on the process differs between the pieces.
     """
     began = time.perf_counter()
     for count in SAMPLES:
