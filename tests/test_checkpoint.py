@@ -168,7 +168,9 @@ def averaged(path: Path) -> None:
 
 
 def tensors_file(path: Path, state: dict[str, Tensor] = STATE) -> None:
-    pytest.importorskip("safetensors.torch").save_file(state, path)
+    from safetensors.torch import save_file
+
+    save_file(state, path)
 
 
 @pytest.mark.parametrize(
