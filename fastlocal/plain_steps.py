@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -167,6 +167,27 @@ class PlainClient:
             gradient = gradients.get(name)
             if gradient is not None:
                 parameter.sub_(gradient, alpha=rate)
+
+
+    def take(
+        self,
+        batches: Sequence[tuple[Tensor, Tensor]],
+        steps: range,
+        rate: float,
+        names: Sequence[str],
+        trace: Trace,
+    ) -> None:
+        """Take `steps` of the batches, and add the losses and the parameters called `names` to the trace."""
+        for step in steps:
+            value, _ = self.forward(*batches[step], step)
+            self.descend(self.gradients(value), rate)
+            trace.losses.append(value.detach())
+            trace.rows.append(self.row(names))
+
+    def row(self, names: Sequence[str]) -> Tensor:
+        """Return a copy of the parameters called `names`, as [n_params]."""
+        parameters = dict(self.module.named_parameters())
+        return torch.cat([parameters[name].detach().reshape(-1) for name in names])
 
 
 def foreign_leaves(value: Tensor, module: nn.Module) -> list[Tensor]:

@@ -133,7 +133,7 @@ def prepare(
         local = local_module(module, modes)
         ignored = _ignored(data, loss, noise=config.client.label_noise)
         problem = _problem(config, local, layout, source, loss, numbers, seen, held, ignored)
-        seen = compare(problem, batches, seen, flag=model_flag)
+        seen = compare(plain, problem, batches, seen)
         if seen.no_vmap is None:  # else one step may use what another does not, and each client is stepped by itself
             layout = _without_decay(layout, seen.unused)
         problem = dataclasses.replace(problem, layout=layout, held=held if seen.reached else {})

@@ -96,15 +96,15 @@ def _probe(plain: PlainModule, batches: Batches, names: Sequence[str], memory: P
     keeps = bool(untouched.changes())
     before, drawn = PythonState(first.module, tensors=False), states != random_states(device)
     changed = _changed(start, first, plain.flag)
-    traces = [_trace(names, first, value)]
-    _continue(names, first, batches[0], range(1, STEPS), rate, traces[0])
+    traces = [Trace([value.detach()], [first.row(names)])]
+    first.take(batches[0], range(1, STEPS), rate, names, traces[0])
     changed |= _changed(start, first, plain.flag)
     changes = before.changes()
     _refuse_counters(changes, plain.flag)
     for number in range(1, CLIENTS):
         other = plain.client(number)
         trace = Trace()
-        _continue(names, other, batches[number], range(steps), rate, trace)
+        other.take(batches[number], range(steps), rate, names, trace)
         traces.append(trace)
         changed |= _changed(start, other, plain.flag)
         trace.state = {name: value for name, value in _state(other).items() if name in changed}
@@ -125,28 +125,6 @@ def _probe(plain: PlainModule, batches: Batches, names: Sequence[str], memory: P
         traces=traces,
         rate=rate,
     )
-
-
-def _continue(
-    names: Sequence[str],
-    client: PlainClient,
-    batches: Sequence[tuple[Tensor, Tensor]],
-    steps: range,
-    rate: float,
-    trace: Trace,
-) -> None:
-    for step in steps:
-        value, _ = client.forward(*batches[step], step)
-        client.descend(client.gradients(value), rate)
-        step_trace = _trace(names, client, value)
-        trace.losses += step_trace.losses
-        trace.rows += step_trace.rows
-
-
-def _trace(names: Sequence[str], client: PlainClient, value: Tensor) -> Trace:
-    parameters = dict(client.module.named_parameters())
-    row = torch.cat([parameters[name].detach().reshape(-1) for name in names])
-    return Trace([value.detach()], [row])
 
 
 def _rate(client: PlainClient, gradients: Mapping[str, Tensor | None]) -> float:
