@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .executors.base import LocalProblem, RoundPlan
+from .executors.base import LocalProblem
+from .executors.round_plan import RoundPlan
 
 
 def clear_empty(losses: Tensor, plan: RoundPlan, problem: LocalProblem) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import interrupts
+from .data.labels import unknown_label
 from .data.sources.base import Source
 from .errors import UsageError
 from .losses import Combination, Loss, combination, count_correct
@@ -82,11 +83,6 @@ def evaluate(
     counted = len(source) - (totals[-1] if topk else 0)
     accuracies = tuple(hits / counted if counted else 0.0 for hits in totals[2:-1])
     return Evaluation(totals[0] if way.summed else totals[0] / totals[1], accuracies)
-
-
-def unknown_label(sample: int, label: int, classes: int) -> str:
-    """What is said of a test sample's label that is no output's number."""
-    return f"test: sample {sample} has label {label}; the model has {classes} outputs, for labels 0 to {classes - 1}"
 
 
 def _sums(outputs: Tensor, targets: Tensor, loss: Loss, way: Combination, topk: tuple[int, ...], begin: int) -> Tensor:

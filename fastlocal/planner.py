@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from .data.streams import Streams
-from .executors.base import RoundPlan
+from .executors.round_plan import RoundPlan
 from .lookahead import Lookahead
 from .position import Position
 from .progress import Progress, Round

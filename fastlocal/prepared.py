@@ -16,8 +16,9 @@ from .allocator import keep_freed_memory
 from .batchnorm import has_batchnorm
 from .choosing import choose_executor
 from .config import RunConfig
-from .data.sources import Reading, make_source
 from .data.sources.base import Source
+from .data.sources.build import make_source
+from .data.sources.source_config import Reading
 from .data.types import DataSet
 from .errors import UsageError
 from .executors.base import Executor, LabelNoise, LocalProblem

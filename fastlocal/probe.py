@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .batchnorm import batchnorm_buffers
+from .data.labels import unknown_label
 from .errors import UsageError, one_line
-from .evaluation import unknown_label
 from .losses import Loss, combination
 from .plain_steps import FAILURES, PlainClient, PlainModule, Trace, foreign_leaves
 from .precision import Numerics, without_tf32

@@ -13,7 +13,7 @@ from fastlocal.kernels.cores import cores
 
 from .config import RunConfig
 from .data.datasets import IMAGENET_MEAN, IMAGENET_STD
-from .data.sources import choose
+from .data.sources.source_config import choose
 from .data.streams import Pages
 from .data.types import DataSet, MapSplit, StoredSplit
 from .directory import default_directory

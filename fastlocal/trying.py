@@ -10,10 +10,11 @@ from .choosing import make_executor
 from .config import RunConfig
 from .data.sources.resident import ResidentSource
 from .errors import UsageError, one_line
-from .executors.base import Executor, LocalProblem, LocalStep, RoundPlan
+from .executors.base import Executor, LocalProblem
 from .executors.conv_strategy import parse, words
 from .executors.conv_timing import conv_choices
 from .executors.graphed import CudaGraphs, GraphedExecutor
+from .executors.round_plan import LocalStep, RoundPlan
 from .executors.scripted import compile_ahead
 from .executors.stacked import StackedExecutor
 from .trial import verdicts

@@ -16,17 +16,29 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-CHAIN = ("layout", "stack", "executors", "loop", "prepared", "run", "named", "commands", "cli")
-"""Each may import those before it, never those after it."""
-
-LEAVES = ("models", "losses", "data", "schedules", "progress", "averaging", "telemetry", "checkpoint")
-"""Parts of a run: none imports another, and none imports the chain."""
-
-BETWEEN_LEAVES = {("progress", "schedules")}
-"""Counters and phases are arithmetic over the schedules."""
-
-HIGHEST = {"api": "run", "__init__": "run", "__main__": "cli", "verification": "prepared"}
-"""How high in the chain the others may reach: the ways in as said here, the rest to the executors."""
+ROOMS = (
+    "common",
+    "config",
+    "models",
+    "distributed",
+    "params",
+    "schedule",
+    "telemetry",
+    "data",
+    "aggregation",
+    "checkpoint",
+    "kernel_trial",
+    "executors",
+    "module_checks",
+    "training",
+    "runs",
+    "verify",
+    "commands",
+    "api",
+    "cli",
+    "__main__",
+)
+"""A room imports rooms before it, and kernels. `__init__` looks up the public names when they are used."""
 
 OPTIONAL = ("ffcv", "nvidia", "safetensors", "tensorboard", "triton", "wandb")
 """Each is imported only in the files that are named after it."""
@@ -40,6 +52,8 @@ class Import(NamedTuple):
     """Dotted name of the file that imports."""
     target: str
     """Absolute dotted name of what is imported; of `from a import b`, a.b."""
+    typed: bool
+    """Whether only a type checker imports it."""
 
     def __str__(self) -> str:
         return f"{self.path.relative_to(ROOT)}:{self.line} imports {self.target}"
@@ -53,16 +67,18 @@ def module_name(path: Path) -> str:
 
 
 def imports_of(path: Path) -> Iterator[Import]:
-    module = module_name(path)
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    module, tree = module_name(path), ast.parse(path.read_text(encoding="utf-8"))
+    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    typed = {id(inner) for block in blocks for inner in ast.walk(block)}
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield Import(path, node.lineno, module, alias.name)
+                yield Import(path, node.lineno, module, alias.name, id(node) in typed)
         elif isinstance(node, ast.ImportFrom):
             package = module.split(".")[: -node.level] if node.level else []
             source = [*package, *([node.module] if node.module else [])]
             for alias in node.names:
-                yield Import(path, node.lineno, module, ".".join([*source, alias.name]))
+                yield Import(path, node.lineno, module, ".".join([*source, alias.name]), id(node) in typed)
 
 
 def imports_in(folder: str) -> list[Import]:
@@ -92,33 +108,28 @@ def shown(found: list[Import]) -> list[str]:
 
 
 def test_the_sources_are_found() -> None:
-    assert {area(found.module) for found in FASTLOCAL} >= {*CHAIN, "data", "models"}
+    assert {area(found.module) for found in FASTLOCAL} >= {"data", "models", "executors", "commands"}
     assert "fastlocal.kernels.philox.draw" in {found.target for found in KERNELS}
 
 
-def test_the_chain_is_imported_upwards_only() -> None:
-    rank = {name: place for place, name in enumerate(CHAIN)}
-    wrong: list[Import] = []
-    for source, target, found in between_areas():
-        highest = source if source in rank else HIGHEST.get(source, "executors")
-        if target in rank and rank[target] > rank[highest]:
-            wrong.append(found)
-    assert shown(wrong) == []
-
-
-def test_leaves_import_neither_each_other_nor_the_chain() -> None:
+def test_rooms_import_in_their_order() -> None:
+    rank = {name: place for place, name in enumerate(ROOMS)}
     wrong = [
         found
         for source, target, found in between_areas()
-        if source in LEAVES and target in LEAVES + CHAIN and (source, target) not in BETWEEN_LEAVES
+        if source in rank and target in rank and rank[target] > rank[source]
     ]
     assert shown(wrong) == []
 
 
-def test_areas_import_each_other_without_cycles() -> None:
+def test_no_file_imports_itself_through_others() -> None:
+    names = {module_name(path).removesuffix(".__init__") for path in (ROOT / "fastlocal").rglob("*.py")}
     graph: dict[str, set[str]] = {}
-    for source, target, _ in between_areas():
-        if source != "__init__" and target != "__version__":
+    for found in FASTLOCAL:
+        source, target = found.module.removesuffix(".__init__"), found.target
+        while target not in names and "." in target:
+            target = target.rpartition(".")[0]
+        if target in names - {source, "fastlocal"} and not found.typed:
             graph.setdefault(source, set()).add(target)
     tuple(graphlib.TopologicalSorter(graph).static_order())
 

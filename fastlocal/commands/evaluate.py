@@ -62,7 +62,8 @@ def run(argv: Sequence[str]) -> int:
 
     with held_back():
         from ..checkpoint import read_state
-        from ..data.sources import Reading, choose, make_source
+        from ..data.sources.build import make_source
+        from ..data.sources.source_config import Reading, choose
         from ..evaluation import evaluate
         from ..losses import cross_entropy
         from ..named import load_data, make_model

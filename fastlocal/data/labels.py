@@ -1,4 +1,4 @@
-"""What the labels that a model is to learn have to be."""
+"""Check the labels of a data set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from .types import DataSet
 
 
 def refuse_empty_classes(data: DataSet, *, data_pth: str | None, train_pth: str | None) -> None:
-    """Raises UsageError where a class has no training sample. data_pth, train_pth: as given, for the message."""
+    """Raise UsageError if a class has no training sample.
+
+    Args:
+        data: The data set.
+        data_pth: The value of --data-pth, for the message.
+        train_pth: The value of --train-pth, for the message.
+    """
     if data.classes is None or data.train.targets is None:
         return
     present = data.train.targets.unique().numpy()
@@ -24,3 +30,8 @@ def refuse_empty_classes(data: DataSet, *, data_pth: str | None, train_pth: str 
         f"{given or f'--dataset {data.name}'}: class {place}{name}{others} of {data.classes:,} has no training sample; "
         "give every class one, or number labels from 0 without gaps"
     )
+
+
+def unknown_label(sample: int, label: int, classes: int) -> str:
+    """Return the message for a test sample whose label is the number of no output."""
+    return f"test: sample {sample} has label {label}; the model has {classes} outputs, for labels 0 to {classes - 1}"

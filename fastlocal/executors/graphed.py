@@ -11,7 +11,7 @@ import torch
 from .. import interrupts
 from ..stack import ClientStack
 from ..telemetry.trace import span
-from .base import LocalStep, RoundPlan, RoundResult
+from .round_plan import LocalStep, RoundPlan, RoundResult
 from .stacked import StackedExecutor
 
 LEAST_STEPS = 16

@@ -15,8 +15,9 @@ from ..losses import count_correct
 from ..own_tensors import OwnTensors, places_of, tensors_of
 from ..stack import ClientStack
 from ..telemetry.trace import span
-from .base import LocalProblem, RoundPlan, RoundResult
+from .base import LocalProblem
 from .forward import Constants
+from .round_plan import RoundPlan, RoundResult
 from .update import Update
 
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 
 from ..data.sources.base import Batch, Wanted
 from ..data.sources.feed import Feed
 from ..data.sources.streaming import StreamingSource
-
-if TYPE_CHECKING:
-    from .base import RoundPlan
+from .round_plan import RoundPlan
 
 
 class ReadAhead:

@@ -19,7 +19,8 @@ from torch.func import functional_call
 from ..stack import ClientStack
 from ..telemetry.trace import span
 from ..trial.kernels_tried import load_native, native_lines
-from .base import LocalProblem, RoundPlan
+from .base import LocalProblem
+from .round_plan import RoundPlan
 from .script_linear import MERGED_WEIGHT
 from .script_text import ScriptText
 from .traceable import check_forward, check_shapes, moved

@@ -11,10 +11,11 @@ from fastlocal import kernels
 from ..losses import count_correct, cross_entropy
 from ..stack import ClientStack
 from ..telemetry.trace import span
-from .base import LocalProblem, LocalStep, RoundPlan, RoundResult
+from .base import LocalProblem
 from .compiled import Compiler
 from .conv_strategy import Stacking, Strategies
 from .forward import Forward
+from .round_plan import LocalStep, RoundPlan, RoundResult
 from .update import Update
 
 Params = Tensor | dict[str, Tensor]

@@ -13,8 +13,9 @@ from torch import Tensor
 from ..errors import one_line
 from ..interrupts import held_back
 from ..stack import ClientStack
-from .base import LocalProblem, RoundPlan, RoundResult
+from .base import LocalProblem
 from .looped import LoopedExecutor
+from .round_plan import RoundPlan, RoundResult
 from .scripted import ScriptedSteps, script
 from .traceable import moved
 

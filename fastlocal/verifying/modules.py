@@ -12,10 +12,11 @@ from fastlocal import kernels
 
 from ..data.sources.resident import ResidentSource
 from ..errors import UsageError
-from ..executors.base import Executor, LocalProblem, RoundPlan
+from ..executors.base import Executor, LocalProblem
 from ..executors.conv_strategy import parse
 from ..executors.graphed import CudaGraphs, GraphedExecutor
 from ..executors.looped import LoopedExecutor
+from ..executors.round_plan import RoundPlan
 from ..executors.stacked import StackedExecutor
 from ..executors.threaded import ThreadedExecutor
 from ..trial.jobs import line

@@ -11,7 +11,7 @@ import torch
 
 from fastlocal import kernels
 
-from ..executors.base import RoundPlan
+from ..executors.round_plan import RoundPlan
 from ..executors.stacked import StackedExecutor
 from ..trial.calls import Calls
 from ..trial.jobs import line

@@ -19,10 +19,12 @@ from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.images.files import FileImages
 from fastlocal.data.preparing.beton import BetonSettings, FfcvWriter, WriteMode, write_beton
 from fastlocal.data.preparing.half import Half
-from fastlocal.data.sources import Reading, make_source
 from fastlocal.data.sources.base import Source
+from fastlocal.data.sources.build import make_source
+from fastlocal.data.sources.source_config import Reading
 from fastlocal.data.types import AnySplit, Split, StoredImages, StoredSplit
-from fastlocal.executors.base import LabelNoise, LocalProblem, RoundPlan
+from fastlocal.executors.base import LabelNoise, LocalProblem
+from fastlocal.executors.round_plan import RoundPlan
 from fastlocal.layout import param_layout
 from fastlocal.losses import cross_entropy
 from fastlocal.precision import Numerics

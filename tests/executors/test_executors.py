@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from fastlocal.data.sources.resident import ResidentSource
 from fastlocal.data.types import DataSet
 from fastlocal.executors import stacked
-from fastlocal.executors.base import Executor, LabelNoise, LocalProblem, RoundPlan, RoundResult
+from fastlocal.executors.base import Executor, LabelNoise, LocalProblem
 from fastlocal.executors.looped import LoopedExecutor
+from fastlocal.executors.round_plan import RoundPlan, RoundResult
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.executors.threaded import ThreadedExecutor
 from fastlocal.layout import ParamLayout, param_layout

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from fastlocal import kernels
-from fastlocal.executors.base import LabelNoise, RoundPlan, RoundResult
+from fastlocal.executors.base import LabelNoise
 from fastlocal.executors.graphed import CudaGraphs, GraphedExecutor, StepProgram
+from fastlocal.executors.round_plan import RoundPlan, RoundResult
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.kernels import indices
 from fastlocal.stack import ClientStack

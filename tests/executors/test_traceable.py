@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastlocal
-from fastlocal.executors.base import LocalProblem, RoundPlan
+from fastlocal.executors.base import LocalProblem
 from fastlocal.executors.looped import LoopedExecutor
+from fastlocal.executors.round_plan import RoundPlan
 from fastlocal.executors.scripted import ScriptedSteps
 from fastlocal.executors.threaded import ThreadedExecutor
 from fastlocal.stack import ClientStack

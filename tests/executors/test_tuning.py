@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastlocal.executors.base import RoundPlan, RoundResult
+from fastlocal.executors.round_plan import RoundPlan, RoundResult
 from fastlocal.executors.threaded import ThreadedExecutor
 from fastlocal.executors.tuning import Work, tune
 from fastlocal.stack import ClientStack

@@ -13,8 +13,9 @@ from torch import nn
 from fastlocal.data.sources.resident import ResidentSource
 from fastlocal.data.types import Split
 from fastlocal.executors import graphed
-from fastlocal.executors.base import LabelNoise, LocalProblem, RoundPlan, RoundResult
+from fastlocal.executors.base import LabelNoise, LocalProblem
 from fastlocal.executors.graphed import CudaGraphs, GraphedExecutor
+from fastlocal.executors.round_plan import RoundPlan, RoundResult
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.layout import param_layout
 from fastlocal.local_module import local_module

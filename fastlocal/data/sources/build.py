@@ -1,4 +1,4 @@
-"""Streaming sources, put together from a half of a data set and an engine."""
+"""Build the source of a split."""
 
 from __future__ import annotations
 
@@ -12,14 +12,35 @@ from ..images.arrays import ArrayImages
 from ..images.beton import BetonImages
 from ..transforms import Augmentation
 from ..types import AnySplit, BadSample, MapSplit, Split, StoredSplit
-from . import Reading
+from .base import Source
 from .engine import Cutter, Engine
 from .repeatable import refuse_unrepeatable
 from .requests import Layout, SampleKeys
+from .source_config import Reading
 from .streaming import StreamingSource
 
 
-def streaming(split: AnySplit, reading: Reading, *, augment: bool) -> StreamingSource:
+def make_source(split: AnySplit, reading: Reading, *, augment: bool) -> Source:
+    """The source of one half, whose samples are augmented where `augment` says so.
+
+    Raises UsageError where the source cannot read it or is not installed.
+    """
+    if reading.kind == "resident" and not isinstance(split, MapSplit):
+        from .resident import ResidentSource
+
+        return ResidentSource(
+            split,
+            mean=reading.mean,
+            std=reading.std,
+            augment=augment,
+            seed=reading.seed,
+            device=reading.device,
+            dtype=reading.dtype,
+        )
+    return _streaming(split, reading, augment=augment)
+
+
+def _streaming(split: AnySplit, reading: Reading, *, augment: bool) -> StreamingSource:
     """A source that decodes as `reading.kind` says: torch, ffcv or dali."""
     try:
         if isinstance(split, Split):

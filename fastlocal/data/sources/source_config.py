@@ -1,0 +1,77 @@
+"""How a run reads its samples, and which source reads them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from fastlocal.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..types import DataSet
+
+FIT = 0.5
+"""Share of the free memory that decoded images may take for `auto` to keep them there."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the samples of a run are read.
+
+    kind: resident, torch, ffcv or dali        workers: processes or threads that decode
+    prefetch, on_bad_sample: as StreamingSource takes them
+    """
+
+    kind: str
+    workers: int
+    prefetch: int
+    on_bad_sample: Literal["stop", "skip"]
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    seed: int
+    device: torch.device
+    dtype: torch.dtype
+
+
+def choose(kind: str, data: DataSet, device: torch.device) -> str:
+    """The source that `kind`, one of --source, means for these data. Raises UsageError where it cannot read them."""
+    from ..types import MapSplit, Split, StoredSplit
+
+    train = data.train
+    if isinstance(train, MapSplit):
+        if kind not in ("auto", "torch"):
+            raise UsageError(f"--source {kind}: a Dataset is read by --source torch")
+        return "torch"
+    beton = isinstance(train, StoredSplit) and hasattr(train.images, "path")
+    if kind == "ffcv" and not beton:
+        raise UsageError("--source ffcv: reads .beton files; fastlocal prepare writes one of other data sets")
+    if kind == "dali" and data.mean is None:
+        raise UsageError("--source dali: the inputs are not uint8 images; use --source resident or torch")
+    if kind != "auto":
+        return kind
+    if isinstance(train, Split) or train.side is None:
+        if _fits(data, device):
+            return "resident"
+    if beton:
+        return "ffcv"
+    return "dali" if device.type == "cuda" and importlib.util.find_spec("nvidia.dali") is not None else "torch"
+
+
+def _fits(data: DataSet, device: torch.device) -> bool:
+    """Whether the decoded images of both halves fit beside what else the memory is needed for."""
+    import math
+
+    import torch
+
+    halves = (data.train, data.test)
+    if device.type == "cpu":
+        needed = sum(half.resident_bytes or len(half) * math.prod(half.sample_shape) for half in halves)
+        needed -= sum(half.resident_bytes for half in halves)  # is in memory already
+        return needed <= FIT * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    needed = sum(len(half) * math.prod(half.sample_shape) for half in halves)
+    return needed <= FIT * torch.cuda.mem_get_info(device)[0]

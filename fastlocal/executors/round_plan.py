@@ -1,0 +1,78 @@
+"""The plan of a chunk's communication round, its local steps, and what the round returns."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..data.sources.base import Batch
+
+
+def _nothing() -> Iterator[RoundPlan]:
+    return iter(())
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """One communication round of one chunk, on the device.
+
+    client_ids: int64 [clients]        first_step: global number of the first local step
+    learning_rates: [local_steps, clients]
+    sample_ids: int64 [local_steps, clients, batch], where the source wants them
+    first_client: number of the first client        following: makes the plans that are to come after this one
+    """
+
+    client_ids: Tensor
+    first_step: int
+    learning_rates: Tensor
+    sample_ids: Tensor
+    first_client: int = 0
+    following: Callable[[], Iterator[RoundPlan]] = _nothing
+
+    @property
+    def local_steps(self) -> int:
+        return self.sample_ids.shape[0]
+
+    @functools.cached_property
+    def steps(self) -> Tensor:
+        """int64 [local_steps]: the global number of each local step."""
+        return self.first_step + torch.arange(self.local_steps, device=self.sample_ids.device)
+
+
+@dataclass(frozen=True)
+class LocalStep:
+    """What one local step of some clients is given.
+
+    batch: [clients, batch, ...]        targets: what the loss sees, the batch's own or others of their shape
+    learning_rates: [clients]        client_ids: int64 [clients]        number: int64 [], the global number of the step
+    """
+
+    batch: Batch
+    targets: Tensor
+    learning_rates: Tensor
+    client_ids: Tensor
+    number: Tensor
+
+    def part(self, clients: slice) -> LocalStep:
+        """Return the step of these clients alone."""
+        batch = Batch(self.batch.inputs[clients], self.batch.targets[clients])
+        targets = batch.targets if self.targets is self.batch.targets else self.targets[clients]
+        return LocalStep(batch, targets, self.learning_rates[clients], self.client_ids[clients], self.number)
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What a chunk's round leaves beside the changed buffers, still on the device.
+
+    losses: [local_steps, clients] mean loss of each batch
+    correct: float64 [LocalProblem.counts] right predictions of all of them, or None where targets are not labels
+    notes: lines for a person
+    """
+
+    losses: Tensor
+    correct: Tensor | None
+    notes: tuple[str, ...] = ()
