@@ -15,11 +15,11 @@ ROOT = Path(__file__).resolve().parent
 
 
 def version() -> str:
-    """`__version__` as written in fastlocal/__init__.py, read without importing it: a build has no torch."""
-    text = (ROOT / "fastlocal" / "__init__.py").read_text(encoding="utf-8")
+    """Read `__version__` from its file without importing it: a build has no torch."""
+    text = (ROOT / "fastlocal" / "common" / "version.py").read_text(encoding="utf-8")
     found = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
     if found is None:
-        raise RuntimeError("fastlocal/__init__.py holds no line __version__ = '...'")
+        raise RuntimeError("fastlocal/common/version.py holds no line __version__ = '...'")
     return found[1]
 
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from bench.forks import Fork, Forks, wait_until
-from fastlocal.checkpoint import TEMPORARY_SUFFIX
+from fastlocal.common.atomic_file import TEMPORARY_SUFFIX
 from fastlocal.directory import LAUNCH_NAME
 from fastlocal.parts import read_saved
 from fastlocal.state_file import State, read_numbers

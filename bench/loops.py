@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from bench.case import MOMENTUM, RATE, cores
-from fastlocal.allocator import keep_freed_memory
+from fastlocal.common.machine import keep_freed_memory
 from fastlocal.losses import cross_entropy
 from fastlocal.precision import Numerics
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .common.version import __version__
+
 if TYPE_CHECKING:
     from .api import Run, train, verify
+    from .common.errors import NonFiniteLoss, UsageError
     from .config import RunConfig
-    from .errors import NonFiniteLoss, UsageError
-
-__version__ = "0.1.0"
 
 _LAZY = {
     "train": ".api",

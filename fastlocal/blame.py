@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastlocal import kernels
 
-from .errors import UsageError, one_line
+from .common.errors import UsageError, one_line
 from .executors.base import LocalProblem
 from .executors.round_plan import RoundPlan
 from .plain_steps import FAILURES

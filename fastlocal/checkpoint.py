@@ -1,61 +1,26 @@
-"""Checkpoints: atomic saves, loads that cannot run code, and messages that say what does not fit."""
+"""Checkpoints: saves, loads that cannot run code, and messages that say what does not fit."""
 
 from __future__ import annotations
 
 import io
 import os
 import re
-import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .errors import UsageError
+from .common.atomic_file import write_atomically
+from .common.errors import UsageError
 from .file_kinds import in_folder, what_it_is
-from .interrupts import held_back
 from .safetensors_file import is_safetensors, read_tensors
 
-TEMPORARY_SUFFIX = ".fastlocal.tmp"
 WANTED = "give a state_dict, written by torch.save or as .safetensors"
 COUNTER, MEMBER = "n_averaged", "module."
 """What torch.optim.swa_utils.AveragedModel adds to a state_dict: a tensor, and a prefix of all other names."""
-
-
-@held_back()
-def write_atomically(
-    path: Path, write: Callable[[BinaryIO], object], *, first: Callable[[], object] = lambda: None
-) -> None:
-    """Call `write(file)` on a temporary file beside `path`, flush it to disk, and rename it to `path`.
-
-    first: called when the new file is whole, before it takes its name
-    """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        first()
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def save_model(path: Path, state: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .common.disk_cache import cache_file, keep, key_of, machine_name, recall
 from .config import MachineConfig, RunConfig
 from .data.sources.resident import ResidentSource
 from .executors.base import Executor, LocalProblem
@@ -20,7 +21,6 @@ from .executors.threaded import ThreadedExecutor
 from .executors.tuning import Timing, Values, Work, tune, worthwhile
 from .probe import Probe
 from .progress import Progress
-from .remembered import cache_file, keep, key_of, machine_name, recall
 from .resolve import usual_chunk
 
 CACHE_BYTES = 2 * 2**20

@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import __version__
-from .errors import AgreedError, RankMissing, UsageError, nearest
-from .interrupts import held_back, interrupted, interruptible
+from .common.errors import AgreedError, RankMissing, UsageError, nearest
+from .common.interrupts import held_back, interrupted, interruptible
+from .common.standard_streams import is_open, occupy_descriptors
+from .common.version import __version__
 from .ranks import launched
-from .standard_streams import is_open, occupy_descriptors
 
 COMMANDS = {
     "train": "train many Local SGD clients; `fastlocal train --help` lists the flags",

@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .checkpoint import TEMPORARY_SUFFIX, write_atomically
+from .common.atomic_file import TEMPORARY_SUFFIX, write_atomically
+from .common.errors import UsageError
 from .config import RunConfig
-from .errors import UsageError
 from .lock import refuse_locked
 from .saved_files import remove_unnamed_parts
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import interrupts
+from .common import interrupts
+from .common.errors import UsageError
 from .data.labels import unknown_label
 from .data.sources.base import Source
-from .errors import UsageError
 from .losses import Combination, Loss, combination, count_correct
 from .precision import Numerics
 from .world import World

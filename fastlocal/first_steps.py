@@ -13,8 +13,9 @@ from torch.func import vmap
 
 from fastlocal.kernels import functional
 
+from .common.errors import UsageError, one_line
+from .common.random_states import random_kept
 from .data.sources.base import Batch
-from .errors import UsageError, one_line
 from .executors.base import LocalProblem
 from .executors.forward import Forward
 from .executors.looped import LoopedExecutor
@@ -25,7 +26,6 @@ from .plain_steps import FAILURES, PlainModule, Trace
 from .precision import Numerics, without_tf32
 from .probe import CLIENTS, STEPS, Batches, Probe
 from .python_state import kept
-from .random_states import random_kept
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-2}
 LOW = 3e-1

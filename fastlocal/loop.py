@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import interrupts
 from .averaged import AveragedModel
 from .averaging.averager import Averager
 from .blame import blame
+from .common import interrupts
 from .data.sources.base import Source
 from .empty_batches import clear_empty
 from .executors.base import Executor, LocalProblem

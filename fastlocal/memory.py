@@ -10,17 +10,17 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import vmap
 
+from .common.errors import UsageError, one_line
+from .common.machine import available, resident_bytes
 from .config import RunConfig
 from .data.sources.resident import ResidentSource
 from .data.types import DataSet, Split
-from .errors import UsageError, one_line
 from .evaluation import BATCH
 from .executors.base import LocalProblem
 from .executors.conv_strategy import Stacking, Strategies, convolutions, parse
 from .executors.conv_timing import called_layers
 from .executors.forward import Forward
 from .executors.stacked import best_by_parameter
-from .free_memory import available, resident_bytes
 from .plain_steps import FAILURES
 
 _log = logging.getLogger(__name__)

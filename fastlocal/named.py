@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import load_strictly, read_state
+from .common.errors import UsageError
+from .common.interrupts import held_back
 from .config import RunConfig
 from .data import datasets
 from .data.labels import refuse_empty_classes
 from .data.types import DataSet, Split
-from .errors import UsageError
-from .interrupts import held_back
 from .losses import cross_entropy
 from .models import build, refuse_unknown
 from .prepared import Prepared, prepare

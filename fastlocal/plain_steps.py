@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .client_random import ClientRandom
-from .errors import UsageError, one_line
+from .common.errors import UsageError, one_line
 from .losses import Loss
 from .modes import Modes, set_modes
 from .own_tensors import OwnTensors, tensors_of

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import deterministic
 
+from .common.errors import UsageError
 from .config import Precision
-from .errors import UsageError
 
 
 @dataclass(frozen=True)

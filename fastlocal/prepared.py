@@ -12,15 +12,15 @@ from torch import nn
 
 from fastlocal import kernels
 
-from .allocator import keep_freed_memory
 from .batchnorm import has_batchnorm
 from .choosing import choose_executor
+from .common.errors import UsageError
+from .common.machine import keep_freed_memory
 from .config import RunConfig
 from .data.sources.base import Source
 from .data.sources.build import make_source
 from .data.sources.source_config import Reading
 from .data.types import DataSet
-from .errors import UsageError
 from .executors.base import Executor, LabelNoise, LocalProblem
 from .first_batches import first_batches
 from .first_steps import compare

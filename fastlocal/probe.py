@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from .batchnorm import batchnorm_buffers
+from .common.errors import UsageError, one_line
+from .common.random_states import random_kept, random_states
 from .data.labels import unknown_label
-from .errors import UsageError, one_line
 from .losses import Loss, combination
 from .plain_steps import FAILURES, PlainClient, PlainModule, Trace, foreign_leaves
 from .precision import Numerics, without_tf32
 from .python_state import GENERATORS, PLAIN, PythonState
-from .random_states import random_kept, random_states
 
 CLIENTS, STEPS = 2, 2
 QUICK = 0.1

@@ -13,10 +13,10 @@ from typing import Any
 from torch._C._distributed_c10d import Store, TCPStore
 from torch.distributed import DistError
 
-from . import interrupts
 from .channel import Peer
-from .errors import RankMissing, UsageError
-from .interrupts import held_back
+from .common import interrupts
+from .common.errors import RankMissing, UsageError
+from .common.interrupts import held_back
 from .ranks import Ranks
 
 LOOK_S = 0.01

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import interrupts
 from .averaged import AveragedModel
 from .checkpoint import save_model
 from .client_random import ClientRandom
+from .common import interrupts
+from .common.errors import NonFiniteLoss
 from .data.sources.base import Source, Wanted
 from .data.streams import Streams
-from .errors import NonFiniteLoss
 from .evaluation import Drawing, Evaluation
 from .position import Position, TrainStats
 from .progress import Round

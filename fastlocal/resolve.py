@@ -11,13 +11,13 @@ from torch import nn
 
 from fastlocal.kernels.cores import cores
 
+from .common.errors import UsageError
 from .config import RunConfig
 from .data.datasets import IMAGENET_MEAN, IMAGENET_STD
 from .data.sources.source_config import choose
 from .data.streams import Pages
 from .data.types import DataSet, MapSplit, StoredSplit
 from .directory import default_directory
-from .errors import UsageError
 from .executors.script_norms import ready
 from .layout import ParamLayout
 from .probe import Probe

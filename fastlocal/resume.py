@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from .common.errors import UsageError
 from .config import AREA_OF, AREAS, RunConfig
 from .config_file import read_config
-from .errors import UsageError
 from .parts import read_saved
 from .position import Position
 from .progress import Progress

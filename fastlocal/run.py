@@ -15,11 +15,11 @@ from torch import nn
 from .averaged import AveragedModel
 from .averaging.averager import OWED, make_averager
 from .checkpoint import save_model
+from .common.errors import RankMissing, StoppedAlone, UsageError
+from .common.interrupts import held_back, requested_for
 from .data.streams import Streams, StreamSpec
 from .directory import check_directory, create_directory, make_directory, reopen_directory
-from .errors import RankMissing, StoppedAlone, UsageError
 from .evaluation import Drawing, Evaluation, evaluate
-from .interrupts import held_back, requested_for
 from .lock import locked
 from .loop import Loop
 from .mean_state import MeanState

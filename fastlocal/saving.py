@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from . import interrupts
-from .checkpoint import write_atomically
+from .common import interrupts
+from .common.atomic_file import write_atomically
 from .saved_files import RESUME_NAME, remove_unnamed_parts, saved_paths
 from .state_file import State, state_bytes
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import write_atomically
+from .common.atomic_file import write_atomically
 from .parts import entry, split
 from .saved_files import last_save, part_name
 from .saving import Abandoned, Saver

@@ -8,10 +8,10 @@ import torch
 
 from fastlocal.kernels.cores import cores
 
+from .common.errors import UsageError
+from .common.machine import available
 from .config import RunConfig
 from .config_file import config_of
-from .errors import UsageError
-from .free_memory import available
 from .memory import GIB
 from .world import World
 

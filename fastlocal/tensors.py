@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .common.errors import UsageError
 from .data.in_words import in_words
 from .data.types import IMAGE_DIMS, BadSample, DataSet, MapSplit, Split
-from .errors import UsageError
 from .losses import Loss, cross_entropy
 
 CLASS_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)

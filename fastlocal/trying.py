@@ -7,9 +7,9 @@ import torch
 from fastlocal import kernels
 
 from .choosing import make_executor
+from .common.errors import UsageError, one_line
 from .config import RunConfig
 from .data.sources.resident import ResidentSource
-from .errors import UsageError, one_line
 from .executors.base import Executor, LocalProblem
 from .executors.conv_strategy import parse, words
 from .executors.conv_timing import conv_choices

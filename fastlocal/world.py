@@ -21,11 +21,11 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 
 from .channel import Channel, Peer
-from .errors import AgreedError, RankMissing, UsageError
-from .interrupts import held_back
+from .common.errors import AgreedError, RankMissing, UsageError
+from .common.interrupts import held_back
+from .common.standard_streams import say
 from .ranks import Ranks, deal
 from .rendezvous import rendezvous
-from .standard_streams import say
 
 MARGIN_S = 5.0
 """Beyond the timeout, after which a thread ends a process that is stuck where Python cannot help itself."""

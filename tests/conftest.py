@@ -20,8 +20,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from fastlocal.free_memory import resident_bytes
-from fastlocal.remembered import cache_file
+from fastlocal.common.disk_cache import cache_file
+from fastlocal.common.machine import resident_bytes
 
 if TYPE_CHECKING:
     from bench.forks import Forks

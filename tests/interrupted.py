@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fastlocal.common.interrupts import interruptible
 from fastlocal.config import RunConfig
 from fastlocal.data.types import DataSet
-from fastlocal.interrupts import interruptible
 from fastlocal.loop import Loop
 from fastlocal.losses import cross_entropy
 from fastlocal.prepared import prepare

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastlocal
-from fastlocal.errors import UsageError
+from fastlocal.common.errors import UsageError
 from tests.plain_loop import Data, Loss, LossOf, Recipe, Trained, plain_train
 
 EXECUTORS = ("looped", "stacked", "threaded", "auto")

@@ -16,12 +16,13 @@ from typing import Any, cast
 import pytest
 import torch
 
-from fastlocal import remembered, resolve
+from fastlocal import resolve
 from fastlocal.choosing import candidates
 from fastlocal.commands.flags import parse
+from fastlocal.common import disk_cache
+from fastlocal.common.disk_cache import cache_file, keep, recall
 from fastlocal.named import prepare_named
 from fastlocal.prepared import Prepared
-from fastlocal.remembered import cache_file, keep, recall
 from tests.executors.test_executors import EXECUTORS
 from tests.tiny import run, train_words
 
@@ -69,7 +70,7 @@ def test_other_code_is_timed_afresh(data: Path, tmp_path: Path, monkeypatch: pyt
     source = tmp_path / "code" / "deeper" / "step.py"
     source.parent.mkdir(parents=True)
     source.write_text("slow")
-    monkeypatch.setattr(remembered, "SOURCES", (*remembered.SOURCES, tmp_path / "code"))
+    monkeypatch.setattr(disk_cache, "SOURCES", (*disk_cache.SOURCES, tmp_path / "code"))
     prepared(data, *LONG)
     assert len(prepared(data, *LONG).notes) == 1
     source.write_text("fast")
@@ -182,13 +183,13 @@ def test_nothing_is_remembered_where_nothing_can_be_written(
     data: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert f"remembered in {own_cache}" in prepared(data, *LONG).notes[-1]
-    assert remembered.once(own_cache) == ", once for this machine"
+    assert disk_cache.once(own_cache) == ", once for this machine"
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
     notes = prepared(data, *LONG).notes
     assert "taking the first" in notes and not any("remembered in" in note for note in notes)
-    assert remembered.once(cache_file("verified.json")) == ""
-    monkeypatch.setattr(remembered.os, "replace", full)
+    assert disk_cache.once(cache_file("verified.json")) == ""
+    monkeypatch.setattr(disk_cache.os, "replace", full)
     assert not keep(own_cache, "more", 1) and kept_in(own_cache.parent) >= {"tuning.json"}
     assert not any(path.name.startswith(".") for path in own_cache.parent.iterdir())
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastlocal.common.errors import NonFiniteLoss
 from fastlocal.config import RunConfig
 from fastlocal.data.types import DataSet, Split
-from fastlocal.errors import NonFiniteLoss
 from fastlocal.loop import Loop
 from fastlocal.losses import cross_entropy
 from fastlocal.prepared import prepare

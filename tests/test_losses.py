@@ -17,9 +17,9 @@ from torch.utils.data import TensorDataset
 
 import fastlocal
 from fastlocal import evaluation
+from fastlocal.common.errors import UsageError
 from fastlocal.data.sources.resident import ResidentSource
 from fastlocal.data.types import Split
-from fastlocal.errors import UsageError
 from fastlocal.evaluation import Evaluation, evaluate
 from fastlocal.losses import cross_entropy, placed
 from fastlocal.precision import Numerics

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from fastlocal.common.machine import free_bytes, resident_bytes
 from fastlocal.data.sources.resident import ResidentSource
 from fastlocal.data.types import Split
 from fastlocal.executors.base import LocalProblem
-from fastlocal.free_memory import free_bytes, resident_bytes
 from fastlocal.layout import param_layout
 from fastlocal.losses import cross_entropy
 from fastlocal.memory import Activations, Needs, activations

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastlocal.errors import UsageError
+from fastlocal.common.errors import UsageError
 from fastlocal.position import TrainStats
 from fastlocal.ranks import deal
 from fastlocal.resume import find_state

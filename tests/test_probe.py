@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fastlocal
-from fastlocal.errors import UsageError
+from fastlocal.common.errors import UsageError
 
 
 class Block(nn.Module):

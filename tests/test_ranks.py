@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastlocal.errors import UsageError
+from fastlocal.common.errors import UsageError
 from fastlocal.ranks import Ranks, deal, first_host, launched, tasks_per_node
 
 TORCHRUN = {

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastlocal.checkpoint import write_atomically
-from fastlocal.errors import UsageError
+from fastlocal.common.atomic_file import write_atomically
+from fastlocal.common.errors import UsageError
 from fastlocal.resume import find_state
 from fastlocal.saved_files import RESUME_NAME
 from fastlocal.saving import Saver

@@ -12,8 +12,8 @@ from pathlib import Path
 import tyro
 
 from ..checks import check
+from ..common.interrupts import held_back
 from ..config import Precision, RunConfig, Schedule
-from ..interrupts import held_back
 from ..recipes import default
 from .words import SEVERAL_VALUES, is_number, normalise, refuse_half_precision, refuse_unknown, registry
 

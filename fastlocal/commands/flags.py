@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import tyro
 
+from ..common.errors import UsageError, nearest
 from ..config import AREA_OF, AREAS, RunConfig
 from ..config_file import read_config
-from ..errors import UsageError, nearest
 from ..recipes import RECIPES, default
 from .words import is_flag, normalise, refuse_half_precision, refuse_unknown, registry, value_of
 

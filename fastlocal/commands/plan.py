@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from ..checks import check
-from ..interrupts import held_back
+from ..common.interrupts import held_back
 from ..ranks import launched
 from .flags import parse
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from ..errors import UsageError
-from ..interrupts import held_back
+from ..common.errors import UsageError
+from ..common.interrupts import held_back
 from .words import normalise, refuse_unknown, registry
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..errors import UsageError
+from ..common.errors import UsageError
 from ..recipes import RECIPES
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ..checks import check
+from ..common.errors import NonFiniteLoss, StoppedAlone, UsageError
+from ..common.interrupts import deadline, held_back
 from ..config import RunConfig
-from ..errors import NonFiniteLoss, StoppedAlone, UsageError
-from ..interrupts import deadline, held_back
 from ..ranks import Ranks, launched
 from .flags import TrainFlags, parse
 

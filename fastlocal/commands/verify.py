@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from ..checks import check
-from ..errors import UsageError
-from ..interrupts import held_back
+from ..common.errors import UsageError
+from ..common.interrupts import held_back
 from ..ranks import launched
 from .flags import parse
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import tyro
 
-from ..errors import UsageError, nearest
+from ..common.errors import UsageError, nearest
 
 SEVERAL_VALUES = ("--mean", "--std")
 UNITS = {"B": 1} | {

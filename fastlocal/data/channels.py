@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from fastlocal.common.errors import UsageError
 from fastlocal.data.stored import read_tensor
 from fastlocal.data.types import DataSet, Split, StoredSplit
-from fastlocal.errors import UsageError
 
 _ROWS_AT_ONCE = 4096
 

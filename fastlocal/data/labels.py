@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastlocal.errors import UsageError
+from fastlocal.common.errors import UsageError
 
 from .types import DataSet
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fastlocal.errors import UsageError
+from fastlocal.common.errors import UsageError
 
 _READ_BYTES = 16 << 20
 
@@ -62,7 +62,11 @@ def manifest_of(path: Path) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the name `path` once it is complete and on the disk; on an error nothing remains."""
+    """Open a binary file that gets the name `path` when it is complete and on the disk.
+
+    Unlike `write_atomically`, this uses one temporary name, PATH.partial. A process that is killed while it writes
+    gigabytes of pixels leaves one file, which the next process overwrites.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
         with open(partial, "wb") as file:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fastlocal.standard_streams import is_terminal, say
+from fastlocal.common.standard_streams import is_terminal, say
 
 _PLAIN_LINES = 4
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fastlocal.common.errors import UsageError
 from fastlocal.data.types import BadSample, Split, StoredSplit
-from fastlocal.errors import UsageError
 
 REMEDY = "replace or remove it (train leaves it out with --source torch --on-bad-sample skip)"
 

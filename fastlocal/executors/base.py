@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastlocal import kernels
 
-from .. import interrupts
+from ..common import interrupts
 from ..data.sources.base import Batch, Source
 from ..data.sources.streaming import StreamingSource
 from ..layout import ParamLayout

@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import fx
 
-from ..remembered import cache_file
+from ..common.disk_cache import cache_file
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 P = ParamSpec("P")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..client_random import ClientRandom
-from ..errors import UsageError
+from ..common.errors import UsageError
 from ..own_tensors import OwnTensors, places_of, tensors_of
 
 if TYPE_CHECKING:

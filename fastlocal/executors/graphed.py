@@ -8,7 +8,7 @@ from weakref import WeakSet
 
 import torch
 
-from .. import interrupts
+from ..common import interrupts
 from ..stack import ClientStack
 from ..telemetry.trace import span
 from .round_plan import LocalStep, RoundPlan, RoundResult

@@ -10,8 +10,8 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 import torch
 from torch import Tensor
 
-from ..errors import one_line
-from ..interrupts import held_back
+from ..common.errors import one_line
+from ..common.interrupts import held_back
 from ..stack import ClientStack
 from .base import LocalProblem
 from .looped import LoopedExecutor

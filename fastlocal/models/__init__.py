@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastlocal.errors import UsageError, nearest
+from fastlocal.common.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from torch import nn

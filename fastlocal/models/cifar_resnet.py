@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastlocal.errors import UsageError
+from fastlocal.common.errors import UsageError
 
 STAGES = (16, 32, 64)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastlocal.errors import UsageError
+from fastlocal.common.errors import UsageError
 
 
 def small(name: str, in_channels: int, classes: int, image_size: tuple[int, int]) -> nn.Module:

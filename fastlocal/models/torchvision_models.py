@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastlocal.errors import UsageError, nearest
+from fastlocal.common.errors import UsageError, nearest
 
 
 @cache

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from fastlocal.standard_streams import is_open, is_terminal
+from fastlocal.common.standard_streams import is_open, is_terminal
 from fastlocal.telemetry.base import Logger, RoundReport, RunSummary
 
 TABLE_ROWS = 10

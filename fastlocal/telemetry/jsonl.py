@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
-from fastlocal.errors import UsageError
+from fastlocal.common.errors import UsageError
 from fastlocal.telemetry.base import Logger
 
 

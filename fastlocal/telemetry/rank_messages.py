@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastlocal.standard_streams import say
+from fastlocal.common.standard_streams import say
 
 from .base import Logger
 

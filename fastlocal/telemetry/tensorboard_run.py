@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastlocal.errors import UsageError
+from fastlocal.common.errors import UsageError
 from fastlocal.telemetry.base import Logger, RunSummary
 
 AXIS = "comm_round"

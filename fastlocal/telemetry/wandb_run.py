@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from fastlocal.errors import UsageError
+from fastlocal.common.errors import UsageError
 from fastlocal.telemetry.base import Logger, RunSummary
 
 OLDEST = (0, 30)

@@ -16,7 +16,7 @@ from fastlocal.kernels import native
 from fastlocal.kernels.case import Case, cases
 from fastlocal.kernels.checking import Mismatch, check
 
-from ..remembered import cache_file
+from ..common.disk_cache import cache_file
 from .calls import load_cases
 
 TRITON = "triton itself"

@@ -14,7 +14,7 @@ from fastlocal import kernels
 from fastlocal.kernels import native
 from fastlocal.kernels.conv2d_clients.operator import CONVOLUTIONS
 
-from ..remembered import cache_file, once
+from ..common.disk_cache import cache_file, once
 from . import verdicts
 from .jobs import NO_VERDICT, TRITON, Job, line
 from .processes import Processes

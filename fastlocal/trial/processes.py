@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import interrupts
+from ..common import interrupts
 from .jobs import Job
 
 START_SECONDS = 120.0

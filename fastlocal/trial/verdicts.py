@@ -16,7 +16,7 @@ import torch
 from fastlocal import kernels
 from fastlocal.kernels import native
 
-from ..remembered import cache_file, keep, key_of, machine_name, recall
+from ..common.disk_cache import cache_file, keep, key_of, machine_name, recall
 
 Verdicts = Mapping[str, str | None]
 """By op: what is wrong, in one line, or None."""

@@ -11,7 +11,7 @@ import torch
 from fastlocal import kernels
 from fastlocal.kernels import native
 
-from ..remembered import cache_file
+from ..common.disk_cache import cache_file
 from ..trial import verdicts
 from .checks import Check
 

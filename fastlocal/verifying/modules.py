@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fastlocal import kernels
 
+from ..common.errors import UsageError
 from ..data.sources.resident import ResidentSource
-from ..errors import UsageError
 from ..executors.base import Executor, LocalProblem
 from ..executors.conv_strategy import parse
 from ..executors.graphed import CudaGraphs, GraphedExecutor

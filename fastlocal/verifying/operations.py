@@ -15,8 +15,8 @@ from fastlocal import kernels
 from fastlocal.kernels import native
 from fastlocal.kernels.cores import machine_cores
 
-from ..errors import UsageError, nearest
-from ..remembered import cache_file
+from ..common.disk_cache import cache_file
+from ..common.errors import UsageError, nearest
 from ..trial import verdicts
 from ..trial.jobs import NO_VERDICT, TRITON, Job
 from ..trial.kernels_tried import NATIVE_OPS, SECONDS

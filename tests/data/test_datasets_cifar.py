@@ -21,8 +21,8 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from fastlocal.common.errors import UsageError
 from fastlocal.data.datasets import load
-from fastlocal.errors import UsageError
 
 NOWHERE = "http://127.0.0.1:9/cifar.tar.gz"  # the discard port: refused at once
 

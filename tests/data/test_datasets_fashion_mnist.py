@@ -17,8 +17,8 @@ import pytest
 import torch
 from torchvision.datasets import FashionMNIST
 
+from fastlocal.common.errors import UsageError
 from fastlocal.data.datasets import fashion_mnist, load
-from fastlocal.errors import UsageError
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from fastlocal.common.errors import UsageError
 from fastlocal.data.datasets import load
 from fastlocal.data.types import DataSet
-from fastlocal.errors import UsageError
 
 
 def save(path: Path, level: int) -> None:

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torchvision import datasets, transforms
 
+from fastlocal.common.errors import UsageError
 from fastlocal.data.datasets import load
 from fastlocal.data.images.files import FileImages
 from fastlocal.data.images.listing import SUFFIXES
 from fastlocal.data.types import StoredSplit
-from fastlocal.errors import UsageError
 from tests.tiny import run
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]

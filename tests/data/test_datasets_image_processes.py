@@ -18,10 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
+from fastlocal.common.errors import UsageError
 from fastlocal.data.datasets import load
 from fastlocal.data.images.decoding import decoded
 from fastlocal.data.types import DataSet
-from fastlocal.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 LOAD = "import sys; from fastlocal.data.datasets import load; load('image_folder', data_pth=sys.argv[1], message=print)"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from fastlocal.common.errors import UsageError
 from fastlocal.data.datasets import load
-from fastlocal.errors import UsageError
 
 Arrays = dict[str, Any]
 

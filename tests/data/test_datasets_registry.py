@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from fastlocal.common.errors import UsageError
 from fastlocal.data.datasets import NAMES, load
-from fastlocal.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 

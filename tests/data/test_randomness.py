@@ -18,11 +18,11 @@ from torch.utils.data import Dataset, Subset
 
 import fastlocal
 from bench.kill import difference, left_behind
+from fastlocal.common.errors import UsageError
 from fastlocal.data.sources.base import Source
 from fastlocal.data.sources.build import make_source
 from fastlocal.data.sources.source_config import Reading
 from fastlocal.data.types import DataSet, MapSplit
-from fastlocal.errors import UsageError
 from tests import interrupted
 from tests.data import sources
 

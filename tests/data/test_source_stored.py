@@ -14,12 +14,12 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as vision
 
+from fastlocal.common.errors import UsageError
 from fastlocal.data.images.arrays import ArrayImages
 from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.images.files import FileImages
 from fastlocal.data.transforms import Augmentation, Rows, boxes, cut
 from fastlocal.data.types import StoredImages, StoredSplit
-from fastlocal.errors import UsageError
 from tests.data import sources
 
 LEVELS: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}

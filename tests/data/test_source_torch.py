@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 import fastlocal
-from fastlocal.errors import UsageError
+from fastlocal.common.errors import UsageError
 from tests import tiny
 from tests.data import sources
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from fastlocal.common.errors import UsageError
 from fastlocal.data import channels
 from fastlocal.data.datasets import load
 from fastlocal.data.images.files import FileImages
 from fastlocal.data.sources.resident import ResidentSource
 from fastlocal.data.stored import decode_all
 from fastlocal.data.types import BadSample, DataSet, StoredSplit
-from fastlocal.errors import UsageError
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import fastlocal
-from fastlocal.errors import UsageError
+from fastlocal.common.errors import UsageError
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.telemetry.base import Logger, RoundReport
 from tests import small_models, tiny

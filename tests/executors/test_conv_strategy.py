@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastlocal.common.errors import UsageError
 from fastlocal.config_file import read_config
-from fastlocal.errors import UsageError
 from fastlocal.executors.conv_strategy import Strategies, parse, words
 from fastlocal.executors.conv_timing import conv_choices
 from fastlocal.executors.stacked import StackedExecutor

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastlocal.common.errors import UsageError
 from fastlocal.config import RunConfig
-from fastlocal.errors import UsageError
 from fastlocal.executors.base import LabelNoise
 from fastlocal.executors.graphed import GraphedExecutor, put_back
 from fastlocal.executors.looped import LoopedExecutor

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from fastlocal import interrupts
+from fastlocal.common import interrupts
 from fastlocal.executors.threaded import ThreadedExecutor
 from tests.executors.test_executors import STEPS, start
 from tests.executors.test_threaded import ReadsValues, problem_with

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from fastlocal.common.disk_cache import cache_file
 from fastlocal.kernels import native
-from fastlocal.remembered import cache_file
 
 
 @pytest.fixture

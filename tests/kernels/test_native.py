@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastlocal.common.disk_cache import cache_file
 from fastlocal.kernels import native
-from fastlocal.remembered import cache_file
 
 LAST = torch.channels_last
 AFTER: dict[str, Callable[[Tensor], Tensor]] = {

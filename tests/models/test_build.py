@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fastlocal.batchnorm import has_batchnorm
-from fastlocal.errors import UsageError
+from fastlocal.common.errors import UsageError
 from fastlocal.models import NAMES, build
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastlocal.errors import UsageError
+from fastlocal.common.errors import UsageError
 from fastlocal.models import RESNET_DEPTHS, VGG_DEPTHS, build
 from fastlocal.models.cifar_resnet import Block
 

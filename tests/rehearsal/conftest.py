@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastlocal.remembered import cache_file
+from fastlocal.common.disk_cache import cache_file
 from tests.rehearsal.cuda_api import build_hooks, rehearsal
 from tests.rehearsal.device import Device
 

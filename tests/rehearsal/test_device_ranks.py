@@ -12,7 +12,7 @@ from torch._C._distributed_c10d import HashStore
 
 from fastlocal import world as worlds
 from fastlocal.channel import Peer
-from fastlocal.errors import RankMissing, UsageError
+from fastlocal.common.errors import RankMissing, UsageError
 from fastlocal.ranks import Ranks
 from fastlocal.resolve import refuse_shared_gpu, resolve_device
 from fastlocal.waiting import EVENTS, Waiting

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fastlocal.errors import UsageError, nearest
+from fastlocal.common.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from fastlocal.data.types import DataSet

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastlocal.errors import UsageError
+from fastlocal.common.errors import UsageError
 
 _SILENCE_S = 30.0
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastlocal.common.errors import UsageError
 from fastlocal.data.datasets import Request
 from fastlocal.data.manifest import Manifest, verified
-from fastlocal.errors import UsageError
 
 HALVES = (("--train-pth", "train"), ("--val-pth", "val"))
 

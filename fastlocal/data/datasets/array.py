@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fastlocal.common.errors import UsageError
 from fastlocal.data.datasets import Request
 from fastlocal.data.datasets._prepared import labels, manifests, normalisation, places
 from fastlocal.data.images.mapped import MappedImages
 from fastlocal.data.manifest import Manifest, manifest_of
 from fastlocal.data.types import DataSet, Split, StoredSplit
-from fastlocal.errors import UsageError
 
 
 def labels_of(path: Path) -> Path:

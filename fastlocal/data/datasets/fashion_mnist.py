@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastlocal.common.errors import UsageError
 from fastlocal.data.datasets import Request
 from fastlocal.data.datasets._download import downloading
 from fastlocal.data.types import DataSet, Split
-from fastlocal.errors import UsageError
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts the files."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastlocal.common.errors import UsageError
 from fastlocal.data.datasets import Request
 from fastlocal.data.datasets._image_cache import CacheEntry, Images
 from fastlocal.data.images.decoding import decoded
@@ -25,7 +26,6 @@ from fastlocal.data.images.worker import GREY_MODES, Unfit, decode
 from fastlocal.data.progress_bar import progress_bar
 from fastlocal.data.stored import REMEDY
 from fastlocal.data.types import BadSample, DataSet, Split, StoredSplit
-from fastlocal.errors import UsageError
 
 OWN_CACHE = ".fastlocal_cache"
 """The folder of decoded images beside the data."""

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastlocal.common.errors import UsageError
 from fastlocal.data.datasets import Request
 from fastlocal.data.types import DataSet, Split
-from fastlocal.errors import UsageError
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _UNREADABLE = (OSError, EOFError, ValueError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError)

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
+from fastlocal.common.errors import UsageError
 from fastlocal.data.types import BadSample, Image
-from fastlocal.errors import UsageError
 
 VERSION = 2
 JPEG, RAW = 0, 1

@@ -19,8 +19,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
+from fastlocal.common.errors import UsageError
 from fastlocal.data.images.worker import PIXELS, REPLY, Unfit
-from fastlocal.errors import UsageError
 
 _BYTES_AT_ONCE = 4 << 20
 _START = "import sys; sys.path[:] = sys.argv[1:]; from fastlocal.data.images.worker import main; main()"

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fastlocal.common.errors import UsageError
 from fastlocal.data.channels import grey_levels
 from fastlocal.data.datasets.array import labels_of
 from fastlocal.data.images.decoding import decoded
@@ -22,7 +23,6 @@ from fastlocal.data.manifest import replacing, stamp
 from fastlocal.data.preparing.half import Half
 from fastlocal.data.stored import undecodable_named
 from fastlocal.data.types import StoredImages
-from fastlocal.errors import UsageError
 
 KEPT_BYTES = 16 << 20
 """Written between two records of how far it has come."""

@@ -18,12 +18,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fastlocal.common.errors import UsageError
 from fastlocal.data import installing
 from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.manifest import stamp
 from fastlocal.data.preparing.ffcv_writer import Job
 from fastlocal.data.preparing.half import Half
-from fastlocal.errors import UsageError
 
 _START = "import sys; sys.path[:] = sys.argv[2:]; from fastlocal.data.preparing.ffcv_writer import main; main()"
 

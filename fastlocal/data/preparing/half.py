@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastlocal import __version__
+from fastlocal.common.version import __version__
 from fastlocal.data.channels import from_counts
 from fastlocal.data.images.arrays import ArrayImages
 from fastlocal.data.images.beton import BetonImages

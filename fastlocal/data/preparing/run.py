@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fastlocal.common.errors import UsageError
 from fastlocal.data.images.arrays import ArrayImages
 from fastlocal.data.images.files import FileImages
 from fastlocal.data.manifest import verified
@@ -19,7 +20,6 @@ from fastlocal.data.preparing.beton import BetonSettings, FfcvWriter, write_beto
 from fastlocal.data.preparing.half import Half
 from fastlocal.data.progress_bar import progress_bar
 from fastlocal.data.types import AnySplit, DataSet, MapSplit, Split
-from fastlocal.errors import UsageError
 
 Format = Literal["beton", "array"]
 SUFFIX: dict[Format, str] = {"beton": ".beton", "array": ".npy"}

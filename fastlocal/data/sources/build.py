@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch.utils.data import TensorDataset
 
-from fastlocal.errors import UsageError
+from fastlocal.common.errors import UsageError
 
 from .. import installing
 from ..images.arrays import ArrayImages

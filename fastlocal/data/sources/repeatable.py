@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastlocal.errors import UsageError
+from fastlocal.common.errors import UsageError
 
 from .base import Wanted
 from .engine import Piece

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fastlocal.errors import UsageError
+from fastlocal.common.errors import UsageError
 
 if TYPE_CHECKING:
     import torch

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fastlocal import kernels
-from fastlocal.errors import UsageError
-from fastlocal.interrupts import poll
+from fastlocal.common.errors import UsageError
+from fastlocal.common.interrupts import poll
 from fastlocal.kernels.gather_augment.cpu import normalise
 
 from ..transforms import PADDING, Ints, Rows

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 import torch
 
-from fastlocal.errors import UsageError
+from fastlocal.common.errors import UsageError
 
 from ..transforms import Ints, cut
 from ..types import Array, BadSample, Image, MapSplit, StoredImages

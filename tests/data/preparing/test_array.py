@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
+from fastlocal.common.errors import UsageError
 from fastlocal.data.channels import channel_statistics
 from fastlocal.data.datasets import load
 from fastlocal.data.types import DataSet, Split, StoredSplit
-from fastlocal.errors import UsageError
 from tests.tiny import Outcome, run, train_words, tree, write_npz
 
 ROOT = Path(__file__).resolve().parents[3]

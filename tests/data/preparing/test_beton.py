@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fastlocal.common.errors import UsageError
 from fastlocal.data.channels import channel_statistics
 from fastlocal.data.datasets import load
 from fastlocal.data.images.arrays import ArrayImages
@@ -26,7 +27,6 @@ from fastlocal.data.preparing.ffcv_writer import Job, Samples
 from fastlocal.data.preparing.half import Half
 from fastlocal.data.stored import decode_all
 from fastlocal.data.types import BadSample, StoredImages, StoredSplit
-from fastlocal.errors import UsageError
 from tests.tiny import run, tree, write_npz
 
 ROOT = Path(__file__).resolve().parents[3]

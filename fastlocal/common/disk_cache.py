@@ -8,16 +8,17 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .atomic_file import write_atomically
+
 MOST = 1000
 """Entries that are kept, the latest."""
-SOURCES = tuple(Path(__file__).parent / name for name in ("executors", "kernels", "trial"))
+SOURCES = tuple(Path(__file__).parents[1] / name for name in ("executors", "kernels", "trial"))
 """Our own code that decides how fast a step is, and whether its kernels are right."""
 WRITTEN = (".py", ".cpp", ".h")
 
@@ -79,14 +80,8 @@ def keep(path: Path, key: str, value: Any) -> bool:
             entries = _entries(path)
             entries.pop(key, None)
             entries[key] = value
-            number, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            try:
-                with os.fdopen(number, "w", encoding="utf-8") as file:
-                    json.dump(dict(list(entries.items())[-MOST:]), file, indent=1)
-                os.replace(temporary, path)
-            except BaseException:
-                os.unlink(temporary)
-                raise
+            text = json.dumps(dict(list(entries.items())[-MOST:]), indent=1)
+            write_atomically(path, lambda file: file.write(text.encode()))
     except OSError:
         return False
     return True

@@ -1,0 +1,55 @@
+"""Files that are replaced as a whole."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from .interrupts import held_back
+
+TEMPORARY_SUFFIX = ".fastlocal.tmp"
+"""The end of a temporary file's name. The name begins with a dot."""
+
+
+@held_back()
+def write_atomically(
+    path: Path, write: Callable[[BinaryIO], object], *, first: Callable[[], object] = lambda: None
+) -> None:
+    """Write a file so that readers find the whole new file or the whole old one, also after a crash.
+
+    The content goes to a temporary file beside `path`, which is flushed to the disk and then renamed.
+
+    Args:
+        path: The file.
+        write: Writes the content to the binary file that it is given.
+        first: Is called when the new file is complete, before it is renamed.
+
+    Raises:
+        OSError: The file cannot be written; the old one stays, and no temporary file remains.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        first()
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
