@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from bench.device import triton_version
-from fastlocal.config import RunConfig
-from fastlocal.recipes import default
+from fastlocal.config.recipes import default
+from fastlocal.config.schema import RunConfig
 
 RATE, MOMENTUM = 0.01, 0.9
 FAR = 2**31 - 1

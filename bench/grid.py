@@ -10,7 +10,7 @@ import torch
 from bench.case import Case
 from bench.loops import LOOPS, ON_CPU_ONLY, ON_GPU_ONLY, REFERENCE
 from fastlocal.common.machine import available
-from fastlocal.config import Executor
+from fastlocal.config.schema import Executor
 
 STEPS = {"mlp": 8, "cnn": 4, "resnet20_gn": 2, "resnet56": 2}
 """Local steps per round of the grid's models."""

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from bench.case import Case, cores
 from bench.loops import LOOPS, Task
-from fastlocal.checks import check
 from fastlocal.common.machine import keep_freed_memory
+from fastlocal.config.validation import check
 from fastlocal.data.streams import Streams, StreamSpec
 from fastlocal.named import prepare_named
 from fastlocal.prepared import Prepared

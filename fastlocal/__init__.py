@@ -10,15 +10,15 @@ from .common.version import __version__
 if TYPE_CHECKING:
     from .api import Run, train, verify
     from .common.errors import NonFiniteLoss, UsageError
-    from .config import RunConfig
+    from .config.schema import RunConfig
 
 _LAZY = {
     "train": ".api",
     "Run": ".api",
     "verify": ".api",
     "RunConfig": ".config",
-    "UsageError": ".errors",
-    "NonFiniteLoss": ".errors",
+    "UsageError": ".common.errors",
+    "NonFiniteLoss": ".common.errors",
 }
 __all__ = ["NonFiniteLoss", "Run", "RunConfig", "UsageError", "__version__", "train", "verify"]
 

@@ -12,18 +12,18 @@ from typing import Any
 
 from torch import nn
 
-from .checks import check
 from .common.errors import UsageError, nearest
 from .common.random_states import autograd_on, random_kept
 from .common.standard_streams import closed_as_missing
-from .config import AREA_OF, AREAS, RunConfig
-from .config_file import convert
+from .config.python_names import ARGUMENTS, MEANINGLESS, in_python, python_names
+from .config.schema import AREA_OF, AREAS, RunConfig
+from .config.serialization import convert
+from .config.validation import check
 from .data.types import DataSet, MapSplit, Split
 from .losses import Loss, cross_entropy
 from .model_checks import check_model, own_copy
 from .precision import kept
 from .prepared import Prepared, prepare
-from .python_names import ARGUMENTS, MEANINGLESS, in_python, python_names
 from .ranks import launched
 from .resolve import resolve_device
 from .run import final_model

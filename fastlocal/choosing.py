@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .common.disk_cache import cache_file, keep, key_of, machine_name, recall
-from .config import MachineConfig, RunConfig
+from .config.schema import MachineConfig, RunConfig
 from .data.sources.resident import ResidentSource
 from .executors.base import Executor, LocalProblem
 from .executors.conv_strategy import parse

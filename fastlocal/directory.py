@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .common.atomic_file import TEMPORARY_SUFFIX, write_atomically
 from .common.errors import UsageError
-from .config import RunConfig
+from .config.schema import RunConfig
 from .lock import refuse_locked
 from .saved_files import remove_unnamed_parts
 

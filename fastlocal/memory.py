@@ -12,7 +12,7 @@ from torch.func import vmap
 
 from .common.errors import UsageError, one_line
 from .common.machine import available, resident_bytes
-from .config import RunConfig
+from .config.schema import RunConfig
 from .data.sources.resident import ResidentSource
 from .data.types import DataSet, Split
 from .evaluation import BATCH

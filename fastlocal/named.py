@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .checkpoint import load_strictly, read_state
 from .common.errors import UsageError
 from .common.interrupts import held_back
-from .config import RunConfig
+from .config.schema import RunConfig
 from .data import datasets
 from .data.labels import refuse_empty_classes
 from .data.types import DataSet, Split

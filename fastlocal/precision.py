@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import deterministic
 
 from .common.errors import UsageError
-from .config import Precision
+from .config.schema import Precision
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from .batchnorm import has_batchnorm
 from .choosing import choose_executor
 from .common.errors import UsageError
 from .common.machine import keep_freed_memory
-from .config import RunConfig
+from .config.schema import RunConfig
 from .data.sources.base import Source
 from .data.sources.build import make_source
 from .data.sources.source_config import Reading

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .config import RunConfig
+from .config.schema import RunConfig
 from .executors.base import LocalProblem
 from .telemetry.profiling import ProfileLogger, Subject, flops_of
 

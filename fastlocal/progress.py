@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .config import RunConfig
+from .config.schema import RunConfig
 from .schedules.learning_rate import warm_up
 from .schedules.synchronization import Phase, phases
 

@@ -12,7 +12,7 @@ from torch import nn
 from fastlocal.kernels.cores import cores
 
 from .common.errors import UsageError
-from .config import RunConfig
+from .config.schema import RunConfig
 from .data.datasets import IMAGENET_MEAN, IMAGENET_STD
 from .data.sources.source_config import choose
 from .data.streams import Pages

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from .common.errors import UsageError
-from .config import AREA_OF, AREAS, RunConfig
-from .config_file import read_config
+from .config.schema import AREA_OF, AREAS, RunConfig
+from .config.serialization import read_config
 from .parts import read_saved
 from .position import Position
 from .progress import Progress

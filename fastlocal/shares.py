@@ -10,8 +10,8 @@ from fastlocal.kernels.cores import cores
 
 from .common.errors import UsageError
 from .common.machine import available
-from .config import RunConfig
-from .config_file import config_of
+from .config.schema import RunConfig
+from .config.serialization import config_of
 from .memory import GIB
 from .world import World
 

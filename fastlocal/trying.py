@@ -8,7 +8,7 @@ from fastlocal import kernels
 
 from .choosing import make_executor
 from .common.errors import UsageError, one_line
-from .config import RunConfig
+from .config.schema import RunConfig
 from .data.sources.resident import ResidentSource
 from .executors.base import Executor, LocalProblem
 from .executors.conv_strategy import parse, words

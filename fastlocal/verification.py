@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 
 import torch
 
-from .config import RunConfig
+from .config.schema import RunConfig
 from .precision import kept
 from .prepared import Prepared
 from .verifying.checks import Check, Verification

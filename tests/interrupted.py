@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastlocal.common.interrupts import interruptible
-from fastlocal.config import RunConfig
+from fastlocal.config.schema import RunConfig
 from fastlocal.data.types import DataSet
 from fastlocal.loop import Loop
 from fastlocal.losses import cross_entropy

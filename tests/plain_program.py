@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, DistributedSampler
 from torchvision.transforms.v2 import functional as vision
 
-from fastlocal.config import RunConfig
+from fastlocal.config.schema import RunConfig
 from fastlocal.data.streams import Streams, StreamSpec
 from fastlocal.data.types import DataSet
 from fastlocal.kernels import get

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.optim.lr_scheduler import LinearLR
 
-from fastlocal.config import RunConfig
+from fastlocal.config.schema import RunConfig
 from fastlocal.progress import Round
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fastlocal.commands.flags import parse
-from fastlocal.config import AREA_OF, AREAS
+from fastlocal.config.schema import AREA_OF, AREAS
 from tests.tiny import metrics, run, tree, write_npz
 
 CIFAR_PROGRAM: dict[str, Any] = {

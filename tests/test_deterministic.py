@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fastlocal
-from fastlocal.config_file import read_config
+from fastlocal.config.serialization import read_config
 from fastlocal.precision import kept
 from tests import tiny
 

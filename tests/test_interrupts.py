@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastlocal.config import RunConfig
+from fastlocal.config.schema import RunConfig
 from fastlocal.losses import cross_entropy
 from fastlocal.prepared import prepare
 from fastlocal.run import train

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastlocal.config import RunConfig
+from fastlocal.config.schema import RunConfig
 from fastlocal.data.types import DataSet
 from fastlocal.loop import Loop
 from fastlocal.losses import cross_entropy

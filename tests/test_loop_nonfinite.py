@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlocal.common.errors import NonFiniteLoss
-from fastlocal.config import RunConfig
+from fastlocal.config.schema import RunConfig
 from fastlocal.data.types import DataSet, Split
 from fastlocal.loop import Loop
 from fastlocal.losses import cross_entropy

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastlocal.config import RunConfig
+from fastlocal.config.schema import RunConfig
 from fastlocal.progress import Progress, Round
 from tests import step_by_step
 

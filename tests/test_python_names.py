@@ -9,8 +9,8 @@ import pytest
 from torch import nn
 
 import fastlocal
-from fastlocal.config import AREA_OF
-from fastlocal.python_names import ARGUMENTS, MEANINGLESS, in_python
+from fastlocal.config.python_names import ARGUMENTS, MEANINGLESS, in_python
+from fastlocal.config.schema import AREA_OF
 from tests.fitting import fit, perceptron, table
 
 

@@ -75,7 +75,7 @@ def test_a_signal_to_one_rank_before_its_rounds_stops_all() -> None:
 
 LEAVING = """
 import os, signal, sys, threading, torch
-from fastlocal.interrupts import interruptible
+from fastlocal.common.interrupts import interruptible
 from fastlocal.ranks import launched
 from fastlocal.world import connected
 ranks = launched()

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fastlocal.checks import check
-from fastlocal.config import AREA_OF, RunConfig
+from fastlocal.config.recipes import RECIPES
+from fastlocal.config.schema import AREA_OF, RunConfig
+from fastlocal.config.validation import check
 from fastlocal.models import build
 from fastlocal.progress import Progress
-from fastlocal.recipes import RECIPES
 from tests.tiny import metrics, run, write_npz
 
 POST_LOCAL = {

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastlocal.cli import main
-from fastlocal.config_file import read_config
+from fastlocal.config.serialization import read_config
 
 MANY = "--dataset digits --model mlp --replacement 1 --batch-size 8 --step1 2 --steps-per-epoch 4 --device cpu"
 MANY += " --start-lr 0.0002 --epochs 1 --executor stacked"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlocal.batchnorm import has_batchnorm, re_estimate
-from fastlocal.config import RunConfig
+from fastlocal.config.schema import RunConfig
 from fastlocal.data.sources.resident import ResidentSource
 from fastlocal.data.types import DataSet, Split
 from fastlocal.evaluation import evaluate

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastlocal.cli import main
-from fastlocal.config_file import read_config
+from fastlocal.config.serialization import read_config
 from fastlocal.data import datasets
 from fastlocal.models import build
 from tests.plain_program import PlainProgram

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastlocal.config import RunConfig
+from fastlocal.config.schema import RunConfig
 from fastlocal.data.types import DataSet
 from fastlocal.losses import cross_entropy
 from fastlocal.prepared import Prepared, prepare

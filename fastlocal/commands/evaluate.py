@@ -11,10 +11,10 @@ from pathlib import Path
 
 import tyro
 
-from ..checks import check
 from ..common.interrupts import held_back
-from ..config import Precision, RunConfig, Schedule
-from ..recipes import default
+from ..config.recipes import default
+from ..config.schema import Precision, RunConfig, Schedule
+from ..config.validation import check
 from .words import SEVERAL_VALUES, is_number, normalise, refuse_half_precision, refuse_unknown, registry
 
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import tyro
 
 from ..common.errors import UsageError, nearest
-from ..config import AREA_OF, AREAS, RunConfig
-from ..config_file import read_config
-from ..recipes import RECIPES, default
+from ..config.recipes import RECIPES, default
+from ..config.schema import AREA_OF, AREAS, RunConfig
+from ..config.serialization import read_config
 from .words import is_flag, normalise, refuse_half_precision, refuse_unknown, registry, value_of
 
 RATES = ("start_lr", "lr", "client_lr")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from ..checks import check
 from ..common.interrupts import held_back
+from ..config.validation import check
 from ..ranks import launched
 from .flags import parse
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..common.errors import UsageError
-from ..recipes import RECIPES
+from ..config.recipes import RECIPES
 
 
 def run(argv: Sequence[str]) -> int:

@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from ..checks import check
 from ..common.errors import NonFiniteLoss, StoppedAlone, UsageError
 from ..common.interrupts import deadline, held_back
-from ..config import RunConfig
+from ..config.schema import RunConfig
+from ..config.validation import check
 from ..ranks import Ranks, launched
 from .flags import TrainFlags, parse
 

@@ -6,9 +6,9 @@ import math
 import sys
 from collections.abc import Sequence
 
-from ..checks import check
 from ..common.errors import UsageError
 from ..common.interrupts import held_back
+from ..config.validation import check
 from ..ranks import launched
 from .flags import parse
 

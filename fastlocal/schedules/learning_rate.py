@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import SgdConfig
+from ..config.schema import SgdConfig
 
 
 @dataclass(frozen=True)

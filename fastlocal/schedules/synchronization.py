@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import ScheduleConfig
+from ..config.schema import ScheduleConfig
 
 
 @dataclass(frozen=True)

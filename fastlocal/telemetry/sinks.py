@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..config import LogConfig
+from ..config.schema import LogConfig
 from .base import Logger
 
 

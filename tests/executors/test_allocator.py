@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from fastlocal.config.recipes import default
 from fastlocal.named import prepare_named
-from fastlocal.recipes import default
 from tests.executors.test_executors import start
 
 

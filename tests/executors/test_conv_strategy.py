@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastlocal.common.errors import UsageError
-from fastlocal.config_file import read_config
+from fastlocal.config.serialization import read_config
 from fastlocal.executors.conv_strategy import Strategies, parse, words
 from fastlocal.executors.conv_timing import conv_choices
 from fastlocal.executors.stacked import StackedExecutor

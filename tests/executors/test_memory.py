@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastlocal.common.errors import UsageError
-from fastlocal.config import RunConfig
+from fastlocal.config.schema import RunConfig
 from fastlocal.executors.base import LabelNoise
 from fastlocal.executors.graphed import GraphedExecutor, put_back
 from fastlocal.executors.looped import LoopedExecutor

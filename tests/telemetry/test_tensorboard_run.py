@@ -14,7 +14,7 @@ BLOCKED = """
 import sys
 sys.modules["tensorboard"] = None  # as if it were not installed
 from pathlib import Path
-from fastlocal.errors import UsageError
+from fastlocal.common.errors import UsageError
 from fastlocal.telemetry.tensorboard_run import TensorboardLogger
 try:
     TensorboardLogger(Path(sys.argv[1]))

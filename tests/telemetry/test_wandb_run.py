@@ -37,7 +37,7 @@ HEADER_BYTES = 7
 ONLINE = """
 import sys
 from pathlib import Path
-from fastlocal.errors import UsageError
+from fastlocal.common.errors import UsageError
 from fastlocal.telemetry.wandb_run import WandbLogger
 BEFORE
 try:

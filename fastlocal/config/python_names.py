@@ -14,8 +14,8 @@ import typing
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from .common.errors import NonFiniteLoss, RankMissing, StoppedAlone, UsageError
-from .config import AREA_OF, AREAS
+from ..common.errors import NonFiniteLoss, RankMissing, StoppedAlone, UsageError
+from .schema import AREA_OF, AREAS
 
 MEANINGLESS = (
     *("data_pth", "train_pth", "val_pth", "image_size", "n_groups", "resume", "resume_pth", "epochs", "dist_url"),

@@ -7,8 +7,8 @@ import os.path
 import re
 from collections.abc import Iterator
 
-from .common.errors import UsageError
-from .config import RunConfig
+from ..common.errors import UsageError
+from .schema import RunConfig
 
 LARGEST = 2**31 - 1
 """Of every count: beyond it, products of two counts leave 64 bits."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .config import RunConfig, Schedule
+from .schema import RunConfig, Schedule
 
 FAR = 5_000_000
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from .config import AREAS, RunConfig
+from .schema import AREAS, RunConfig
 
 T = TypeVar("T")
 
