@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batchnorm import batchnorm_buffers, has_batchnorm, re_estimate
 from .layout import ParamLayout
-from .modes import Modes, set_modes
-from .own_tensors import places_of, tensors_of
+from .models.batchnorm import batchnorm_buffers, has_batchnorm, re_estimate
+from .models.modes import Modes, set_modes
+from .models.own_tensors import places_of, tensors_of
 from .precision import Numerics
 
 

@@ -19,9 +19,9 @@ from .data.sources.base import Batch
 from .executors.base import LocalProblem
 from .executors.forward import Forward
 from .executors.looped import LoopedExecutor
-from .local_module import local_module
 from .losses import placed
-from .modes import cast
+from .models.functional import local_module
+from .models.modes import cast
 from .plain_steps import FAILURES, PlainModule, Trace
 from .precision import Numerics, without_tf32
 from .probe import CLIENTS, STEPS, Batches, Probe

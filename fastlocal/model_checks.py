@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .common.errors import UsageError, one_line
-from .own_tensors import tensors_of
+from .models.own_tensors import tensors_of
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .client_random import ClientRandom
 from .common.errors import UsageError, one_line
 from .losses import Loss
-from .modes import Modes, set_modes
-from .own_tensors import OwnTensors, tensors_of
+from .models.client_random.mode import ClientRandom
+from .models.modes import Modes, set_modes
+from .models.own_tensors import OwnTensors, tensors_of
 from .precision import Numerics
 
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError, KeyError)

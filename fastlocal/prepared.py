@@ -12,7 +12,6 @@ from torch import nn
 
 from fastlocal import kernels
 
-from .batchnorm import has_batchnorm
 from .choosing import choose_executor
 from .common.errors import UsageError
 from .common.machine import keep_freed_memory
@@ -25,11 +24,12 @@ from .executors.base import Executor, LabelNoise, LocalProblem
 from .first_batches import first_batches
 from .first_steps import compare
 from .layout import ParamLayout, param_layout
-from .local_module import local_module
 from .losses import Loss, combination, placed
 from .memory import MemoryPlan, plan_memory, resolve_chunk
-from .modes import Modes, cast, training_modes
-from .own_tensors import Held, tensors_of
+from .models.batchnorm import has_batchnorm
+from .models.functional import local_module
+from .models.modes import Modes, cast, training_modes
+from .models.own_tensors import Held, tensors_of
 from .plain_steps import PlainModule
 from .precision import Numerics, numerics
 from .probe import Probe, probe, try_evaluation

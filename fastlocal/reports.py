@@ -17,12 +17,12 @@ from torch import Tensor
 
 from .averaged import AveragedModel
 from .checkpoint import save_model
-from .client_random import ClientRandom
 from .common import interrupts
 from .common.errors import NonFiniteLoss
 from .data.sources.base import Source, Wanted
 from .data.streams import Streams
 from .evaluation import Drawing, Evaluation
+from .models.client_random.mode import ClientRandom
 from .position import Position, TrainStats
 from .progress import Round
 from .telemetry.base import Logger

@@ -18,7 +18,7 @@ from ..data.sources.base import Batch, Source
 from ..data.sources.streaming import StreamingSource
 from ..layout import ParamLayout
 from ..losses import Loss
-from ..own_tensors import Held
+from ..models.own_tensors import Held
 from ..precision import Numerics
 from ..stack import ClientStack
 from ..telemetry.trace import span

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..client_random import ClientRandom
 from ..common.errors import UsageError
-from ..own_tensors import OwnTensors, places_of, tensors_of
+from ..models.client_random.mode import ClientRandom
+from ..models.own_tensors import OwnTensors, places_of, tensors_of
 
 if TYPE_CHECKING:
     from .base import LocalProblem

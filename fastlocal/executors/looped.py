@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ..client_random import ClientRandom
 from ..data.sources.base import Batch
 from ..losses import count_correct
-from ..own_tensors import OwnTensors, places_of, tensors_of
+from ..models.client_random.mode import ClientRandom
+from ..models.own_tensors import OwnTensors, places_of, tensors_of
 from ..stack import ClientStack
 from ..telemetry.trace import span
 from .base import LocalProblem

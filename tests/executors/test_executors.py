@@ -21,9 +21,9 @@ from fastlocal.executors.round_plan import RoundPlan, RoundResult
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.executors.threaded import ThreadedExecutor
 from fastlocal.layout import ParamLayout, param_layout
-from fastlocal.local_module import local_module
 from fastlocal.losses import cross_entropy
-from fastlocal.modes import training_modes
+from fastlocal.models.functional import local_module
+from fastlocal.models.modes import training_modes
 from fastlocal.precision import Numerics
 from fastlocal.prepared import _without_decay
 from fastlocal.stack import ClientStack

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from fastlocal.batchnorm import has_batchnorm
 from fastlocal.common.errors import UsageError
 from fastlocal.models import NAMES, build
+from fastlocal.models.batchnorm import has_batchnorm
 
 
 def _build(

@@ -18,10 +18,10 @@ from fastlocal.executors.graphed import CudaGraphs, GraphedExecutor
 from fastlocal.executors.round_plan import RoundPlan, RoundResult
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.layout import param_layout
-from fastlocal.local_module import local_module
 from fastlocal.losses import cross_entropy
 from fastlocal.models import build
-from fastlocal.modes import training_modes
+from fastlocal.models.functional import local_module
+from fastlocal.models.modes import training_modes
 from fastlocal.precision import Numerics
 from fastlocal.stack import ClientStack
 from tests.executors.test_executors import problem_of

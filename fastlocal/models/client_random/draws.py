@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastlocal.kernels.philox import happens
 
-from .client_words import ClientWords, Sizes, into
+from .words import ClientWords, Sizes, into
 
 
 def _shape(size: tuple[Any, ...], named: dict[str, Any]) -> Sizes:

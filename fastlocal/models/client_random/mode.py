@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from . import client_draws, client_dropout
-from .client_words import ClientWords
+from . import draws, dropout
+from .words import ClientWords
 
 
 class ClientRandom(TorchFunctionMode):
@@ -70,28 +70,28 @@ def _opened(func: Callable[..., Any]) -> Callable[..., Any]:
 
 
 DRAWS: dict[Any, Callable[..., Any]] = {
-    F.dropout: client_dropout.dropout,
-    torch.dropout: client_dropout.dropout,
-    torch.dropout_: client_dropout.dropout_in_place,
-    F.dropout1d: functools.partial(client_dropout.dropout_of_channels, space=1),
-    F.dropout2d: functools.partial(client_dropout.dropout_of_channels, space=2),
-    F.dropout3d: functools.partial(client_dropout.dropout_of_channels, space=3),
-    torch.feature_dropout: client_dropout.feature_dropout,
-    F.alpha_dropout: functools.partial(client_dropout.alpha_dropout, whole=False),
-    F.feature_alpha_dropout: functools.partial(client_dropout.alpha_dropout, whole=True),
-    F.scaled_dot_product_attention: client_dropout.attention,
-    torch.rand: client_draws.factory("uniform"),
-    torch.randn: client_draws.factory("normal"),
-    torch.rand_like: client_draws.like("uniform"),
-    torch.randn_like: client_draws.like("normal"),
-    torch.normal: client_draws.normal,
-    torch.randint: client_draws.randint,
-    torch.randint_like: client_draws.randint_like,
-    torch.randperm: client_draws.permutation,
-    torch.bernoulli: client_draws.bernoulli,
-    Tensor.bernoulli: client_draws.bernoulli,
-    Tensor.bernoulli_: client_draws.bernoulli_in_place,
-    Tensor.uniform_: client_draws.uniform_in_place,
-    Tensor.normal_: client_draws.normal_in_place,
-    Tensor.exponential_: client_draws.exponential_in_place,
+    F.dropout: dropout.dropout,
+    torch.dropout: dropout.dropout,
+    torch.dropout_: dropout.dropout_in_place,
+    F.dropout1d: functools.partial(dropout.dropout_of_channels, space=1),
+    F.dropout2d: functools.partial(dropout.dropout_of_channels, space=2),
+    F.dropout3d: functools.partial(dropout.dropout_of_channels, space=3),
+    torch.feature_dropout: dropout.feature_dropout,
+    F.alpha_dropout: functools.partial(dropout.alpha_dropout, whole=False),
+    F.feature_alpha_dropout: functools.partial(dropout.alpha_dropout, whole=True),
+    F.scaled_dot_product_attention: dropout.attention,
+    torch.rand: draws.factory("uniform"),
+    torch.randn: draws.factory("normal"),
+    torch.rand_like: draws.like("uniform"),
+    torch.randn_like: draws.like("normal"),
+    torch.normal: draws.normal,
+    torch.randint: draws.randint,
+    torch.randint_like: draws.randint_like,
+    torch.randperm: draws.permutation,
+    torch.bernoulli: draws.bernoulli,
+    Tensor.bernoulli: draws.bernoulli,
+    Tensor.bernoulli_: draws.bernoulli_in_place,
+    Tensor.uniform_: draws.uniform_in_place,
+    Tensor.normal_: draws.normal_in_place,
+    Tensor.exponential_: draws.exponential_in_place,
 }

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .client_words import ClientWords, Sizes, into
+from .words import ClientWords, Sizes, into
 
 SATURATION = 1.7580993408473766
 """The product of SELU's two constants. Alpha dropout replaces a dropped value by its negative."""
