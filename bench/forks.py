@@ -21,7 +21,7 @@ PROGRAM = """
 import json, os, signal, sys
 import torch
 import fastlocal.commands.train, fastlocal.named, fastlocal.run, fastlocal.telemetry.console, fastlocal.telemetry.sinks
-import fastlocal.world, torch.fx.experimental.symbolic_shapes, tyro
+import fastlocal.distributed.world, torch.fx.experimental.symbolic_shapes, tyro
 from fastlocal.cli import main
 for line in sys.stdin:
     words, log, ranks = json.loads(line)

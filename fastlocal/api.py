@@ -20,11 +20,12 @@ from .config.schema import AREA_OF, AREAS, RunConfig
 from .config.serialization import convert
 from .config.validation import check
 from .data.types import DataSet, MapSplit, Split
+from .distributed.ranks import launched
+from .distributed.world import connected
 from .losses import Loss, cross_entropy
 from .model_checks import check_model, own_copy
 from .precision import kept
 from .prepared import Prepared, prepare
-from .ranks import launched
 from .resolve import resolve_device
 from .run import final_model
 from .run import train as train_prepared
@@ -32,7 +33,6 @@ from .telemetry.sinks import sinks
 from .tensors import check_normalisation, split_of
 from .verification import verify_run
 from .verifying.checks import Verification
-from .world import connected
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from .common.errors import AgreedError, RankMissing, UsageError, nearest
 from .common.interrupts import held_back, interrupted, interruptible
 from .common.standard_streams import is_open, occupy_descriptors
 from .common.version import __version__
-from .ranks import launched
+from .distributed.ranks import launched
 
 COMMANDS = {
     "train": "train many Local SGD clients; `fastlocal train --help` lists the flags",

@@ -15,6 +15,7 @@ from .averaging.averager import Averager
 from .blame import blame
 from .common import interrupts
 from .data.sources.base import Source
+from .distributed.world import World
 from .empty_batches import clear_empty
 from .executors.base import Executor, LocalProblem
 from .finite import not_finite
@@ -33,7 +34,6 @@ from .telemetry.base import Logger, RoundReport
 from .telemetry.jsonl import StepLog
 from .telemetry.trace import span
 from .waiting import Waiting
-from .world import World
 
 
 @dataclass

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .averaging.averager import Averager
+from .distributed.world import World
 from .stack import ClientStore
-from .world import World
 
 AT_ONCE = 64
 """Clients whose rows are laid side by side at a time."""

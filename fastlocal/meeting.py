@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from .distributed.world import World
 from .position import RoundSoFar, TrainStats
-from .world import World
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from .config.schema import RunConfig
 from .data import datasets
 from .data.labels import refuse_empty_classes
 from .data.types import DataSet, Split
+from .distributed.ranks import Ranks
+from .distributed.world import World
 from .losses import cross_entropy
 from .models import build, refuse_unknown
 from .prepared import Prepared, prepare
-from .ranks import Ranks
 from .resolve import resolve_device
-from .world import World
 
 PUBLISHED = {
     "cifar10": (50_000, 10_000, (3, 32, 32), 10),

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .distributed.ranks import deal
 from .position import TrainStats
-from .ranks import deal
 from .stack import MOMENTUM
 from .state_file import DamagedState, State, read_state_file
 

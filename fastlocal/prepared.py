@@ -20,6 +20,7 @@ from .data.sources.base import Source
 from .data.sources.build import make_source
 from .data.sources.source_config import Reading
 from .data.types import DataSet
+from .distributed.world import World
 from .executors.base import Executor, LabelNoise, LocalProblem
 from .first_batches import first_batches
 from .first_steps import compare
@@ -40,7 +41,6 @@ from .shares import part_of, whole_of
 from .trial import verdicts
 from .trial.kernels_tried import try_kernels, used_ops
 from .trying import try_executor
-from .world import World
 
 PROBE_BATCH = 4
 HELD_OUT = 5

@@ -18,11 +18,11 @@ from .data.sources.source_config import choose
 from .data.streams import Pages
 from .data.types import DataSet, MapSplit, StoredSplit
 from .directory import default_directory
+from .distributed.ranks import Ranks
+from .distributed.world import World
 from .executors.script_norms import ready
 from .layout import ParamLayout
 from .probe import Probe
-from .ranks import Ranks
-from .world import World
 
 CHUNK_BYTES = 256 * 2**20
 """Of the rows that are made anew for each chunk, where nothing else asks for less or more of them."""

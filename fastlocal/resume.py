@@ -13,12 +13,12 @@ import torch
 from .common.errors import UsageError
 from .config.schema import AREA_OF, AREAS, RunConfig
 from .config.serialization import read_config
+from .distributed.world import World
 from .parts import read_saved
 from .position import Position
 from .progress import Progress
 from .saved_files import RESUME_NAME, saved_paths
 from .state_file import DamagedState, State, stored_digest
-from .world import World
 
 FREE = {
     *("epochs", "rounds", "data_pth", "train_pth", "val_pth", "nw", "source", "prefetch"),

@@ -19,6 +19,7 @@ from .common.errors import RankMissing, StoppedAlone, UsageError
 from .common.interrupts import held_back, requested_for
 from .data.streams import Streams, StreamSpec
 from .directory import check_directory, create_directory, make_directory, reopen_directory
+from .distributed.world import World
 from .evaluation import Drawing, Evaluation, evaluate
 from .lock import locked
 from .loop import Loop
@@ -36,7 +37,6 @@ from .state_file import State
 from .telemetry.base import Logger, Loggers, RunSummary
 from .telemetry.jsonl import JsonlLogger, StepLog, read_rows
 from .telemetry.rank_messages import RankMessages
-from .world import World
 
 
 def _build_loop(prepared: Prepared, logger: Logger, steps: StepLog | None) -> Loop:

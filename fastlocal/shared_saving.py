@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from .common.atomic_file import write_atomically
+from .distributed.world import World
 from .parts import entry, split
 from .saved_files import last_save, part_name
 from .saving import Abandoned, Saver
 from .state_file import State, stored_digest
-from .world import World
 
 LOOK_S = 0.5
 """Between two looks whether the first rank has asked for a save."""

@@ -12,8 +12,8 @@ from .common.errors import UsageError
 from .common.machine import available
 from .config.schema import RunConfig
 from .config.serialization import config_of
+from .distributed.world import World
 from .memory import GIB
-from .world import World
 
 
 def part_of(config: RunConfig, world: World, device: torch.device) -> RunConfig:

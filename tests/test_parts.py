@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from fastlocal.common.errors import UsageError
+from fastlocal.distributed.ranks import deal
+from fastlocal.distributed.world import World
 from fastlocal.position import TrainStats
-from fastlocal.ranks import deal
 from fastlocal.resume import find_state
 from fastlocal.saved_files import remove_unnamed_parts
 from fastlocal.shared_saving import make_saver
 from fastlocal.state_file import State
-from fastlocal.world import World
 from tests.threads import on_every, worlds
 
 CLIENTS, STEPS, N_PARAMS = 7, 3, 11

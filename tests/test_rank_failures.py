@@ -55,8 +55,8 @@ def test_one_rank_s_mistake_ends_them_all(tmp_path: Path) -> None:
 
 STARTING = """
 import sys, torch
-from fastlocal.ranks import launched
-from fastlocal.world import connected
+from fastlocal.distributed.ranks import launched
+from fastlocal.distributed.world import connected
 try:
     with connected(launched(), url="env://", timeout=120, device=torch.device("cpu")) as world:
         if world.rank == 1:
@@ -76,8 +76,8 @@ def test_a_signal_to_one_rank_before_its_rounds_stops_all() -> None:
 LEAVING = """
 import os, signal, sys, threading, torch
 from fastlocal.common.interrupts import interruptible
-from fastlocal.ranks import launched
-from fastlocal.world import connected
+from fastlocal.distributed.ranks import launched
+from fastlocal.distributed.world import connected
 ranks = launched()
 
 def leave():
@@ -105,9 +105,9 @@ SAVING = """
 import os, signal, sys, tempfile, threading, time, torch
 from pathlib import Path
 from fastlocal import interrupts
-from fastlocal.ranks import launched
+from fastlocal.distributed.ranks import launched
 from fastlocal.shared_saving import make_saver
-from fastlocal.world import connected
+from fastlocal.distributed.world import connected
 from tests.test_parts import state_of
 
 def last_save(world):
@@ -141,8 +141,8 @@ def test_a_second_signal_to_one_rank_in_the_last_save_stops_all(tmp_path: Path) 
 
 STUCK = """
 import time, torch
-from fastlocal.ranks import launched
-from fastlocal.world import connected
+from fastlocal.distributed.ranks import launched
+from fastlocal.distributed.world import connected
 with connected(launched(), url="env://", timeout=120, device=torch.device("cpu")) as world:
     if world.rank == 1:
         time.sleep(600)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlocal.common.errors import UsageError
-from fastlocal.ranks import Ranks, deal, first_host, launched, tasks_per_node
+from fastlocal.distributed.ranks import Ranks, deal, first_host, launched, tasks_per_node
 
 TORCHRUN = {
     **{"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "1"},

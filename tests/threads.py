@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from torch.distributed import HashStore, PrefixStore
 
-from fastlocal.channel import Peer
-from fastlocal.ranks import Ranks
-from fastlocal.world import World
+from fastlocal.distributed.ranks import Ranks
+from fastlocal.distributed.store import Peer
+from fastlocal.distributed.world import World
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..common.interrupts import held_back
 from ..config.validation import check
-from ..ranks import launched
+from ..distributed.ranks import launched
 from .flags import parse
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ def run(argv: Sequence[str]) -> int:
     check(flags.run)
 
     with held_back():
+        from ..distributed.world import connected
         from ..named import prepare_named
         from ..resolve import resolve_device
-        from ..world import connected
 
     machine = flags.run.machine
     device = resolve_device(machine.device, ranks)

@@ -14,13 +14,13 @@ from ..common.errors import NonFiniteLoss, StoppedAlone, UsageError
 from ..common.interrupts import deadline, held_back
 from ..config.schema import RunConfig
 from ..config.validation import check
-from ..ranks import Ranks, launched
+from ..distributed.ranks import Ranks, launched
 from .flags import TrainFlags, parse
 
 if TYPE_CHECKING:
+    from ..distributed.world import World
     from ..loop import Loop
     from ..prepared import Prepared
-    from ..world import World
 
 NO_MEMORY, NOT_FINITE, STOPPED = 1, 3, 75
 
@@ -44,8 +44,8 @@ def start(flags: TrainFlags, finish: Callable[[Prepared, Loop], None], *, eval_e
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read as torch is imported; else it talks on stderr
 
     with held_back():
+        from ..distributed.world import connected
         from ..resolve import resolve_device
-        from ..world import connected
 
     machine = config.machine
     device = resolve_device(machine.device, ranks)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from ..common.errors import UsageError
 from ..common.interrupts import held_back
 from ..config.validation import check
-from ..ranks import launched
+from ..distributed.ranks import launched
 from .flags import parse
 
 WRONG = 1

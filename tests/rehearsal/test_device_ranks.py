@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch._C._distributed_c10d import HashStore
 
-from fastlocal import world as worlds
-from fastlocal.channel import Peer
 from fastlocal.common.errors import RankMissing, UsageError
-from fastlocal.ranks import Ranks
+from fastlocal.distributed import world as worlds
+from fastlocal.distributed.ranks import Ranks
+from fastlocal.distributed.store import Peer
+from fastlocal.distributed.world import World
 from fastlocal.resolve import refuse_shared_gpu, resolve_device
 from fastlocal.waiting import EVENTS, Waiting
-from fastlocal.world import World
 from tests import many, tiny
 from tests.rehearsal import cuda_api
 from tests.rehearsal.conftest import Rehearsal

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .common.errors import UsageError
+from ..common.errors import UsageError
 
 FIRST_PORT, PORTS = 20_000, 20_000
 """Ports that SLURM jobs are spread over where none is given, by the job's number."""

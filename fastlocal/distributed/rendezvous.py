@@ -13,11 +13,11 @@ from typing import Any
 from torch._C._distributed_c10d import Store, TCPStore
 from torch.distributed import DistError
 
-from .channel import Peer
-from .common import interrupts
-from .common.errors import RankMissing, UsageError
-from .common.interrupts import held_back
+from ..common import interrupts
+from ..common.errors import RankMissing, UsageError
+from ..common.interrupts import held_back
 from .ranks import Ranks
+from .store import Peer
 
 LOOK_S = 0.01
 FAREWELL_S = 0.5

@@ -13,7 +13,7 @@ from typing import TypeVar
 from torch._C._distributed_c10d import Store
 from torch.distributed import DistError
 
-from .common.errors import RankMissing
+from ..common.errors import RankMissing
 
 T = TypeVar("T")
 LOOK_S = 0.5

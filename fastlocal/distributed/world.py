@@ -20,12 +20,12 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 
-from .channel import Channel, Peer
-from .common.errors import AgreedError, RankMissing, UsageError
-from .common.interrupts import held_back
-from .common.standard_streams import say
+from ..common.errors import AgreedError, RankMissing, UsageError
+from ..common.interrupts import held_back
+from ..common.standard_streams import say
 from .ranks import Ranks, deal
 from .rendezvous import rendezvous
+from .store import Channel, Peer
 
 MARGIN_S = 5.0
 """Beyond the timeout, after which a thread ends a process that is stuck where Python cannot help itself."""
