@@ -19,8 +19,8 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from bench.case import MOMENTUM, RATE, cores
 from fastlocal.common.machine import keep_freed_memory
-from fastlocal.losses import cross_entropy
-from fastlocal.precision import Numerics
+from fastlocal.params.losses import cross_entropy
+from fastlocal.params.precision import Numerics
 
 WEIGHT_DECAY = 5e-4
 STREAMS = 4

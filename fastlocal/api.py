@@ -22,9 +22,9 @@ from .config.validation import check
 from .data.types import DataSet, MapSplit, Split
 from .distributed.ranks import launched
 from .distributed.world import connected
-from .losses import Loss, cross_entropy
 from .model_checks import check_model, own_copy
-from .precision import kept
+from .params.losses import Loss, cross_entropy
+from .params.precision import kept
 from .prepared import Prepared, prepare
 from .resolve import resolve_device
 from .run import final_model

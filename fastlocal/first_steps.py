@@ -19,11 +19,11 @@ from .data.sources.base import Batch
 from .executors.base import LocalProblem
 from .executors.forward import Forward
 from .executors.looped import LoopedExecutor
-from .losses import placed
 from .models.functional import local_module
 from .models.modes import cast
+from .params.losses import placed
+from .params.precision import Numerics, without_tf32
 from .plain_steps import FAILURES, PlainModule, Trace
-from .precision import Numerics, without_tf32
 from .probe import CLIENTS, STEPS, Batches, Probe
 from .python_state import kept
 

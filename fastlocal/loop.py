@@ -18,9 +18,10 @@ from .data.sources.base import Source
 from .distributed.world import World
 from .empty_batches import clear_empty
 from .executors.base import Executor, LocalProblem
-from .finite import not_finite
 from .mean_state import MeanState
 from .meeting import Meeting, meet
+from .params.client_stack import MOMENTUM, ClientStack, ClientStore
+from .params.nonfinite import not_finite
 from .parts import row_name
 from .plain_steps import FAILURES
 from .planner import Planner
@@ -28,7 +29,6 @@ from .position import Position, RoundSoFar, TrainStats
 from .progress import Progress, Round
 from .reports import Reports
 from .saving import Saver
-from .stack import MOMENTUM, ClientStack, ClientStore
 from .state_file import State
 from .telemetry.base import Logger, RoundReport
 from .telemetry.jsonl import StepLog

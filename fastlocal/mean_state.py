@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .averaging.averager import Averager
 from .distributed.world import World
-from .stack import ClientStore
+from .params.client_stack import ClientStore
 
 AT_ONCE = 64
 """Clients whose rows are laid side by side at a time."""

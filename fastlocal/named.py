@@ -18,8 +18,8 @@ from .data.labels import refuse_empty_classes
 from .data.types import DataSet, Split
 from .distributed.ranks import Ranks
 from .distributed.world import World
-from .losses import cross_entropy
 from .models import build, refuse_unknown
+from .params.losses import cross_entropy
 from .prepared import Prepared, prepare
 from .resolve import resolve_device
 

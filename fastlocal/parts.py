@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from .distributed.ranks import deal
+from .params.client_stack import MOMENTUM
 from .position import TrainStats
-from .stack import MOMENTUM
 from .state_file import DamagedState, State, read_state_file
 
 OF_CLIENTS = "of clients "

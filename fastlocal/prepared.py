@@ -24,15 +24,15 @@ from .distributed.world import World
 from .executors.base import Executor, LabelNoise, LocalProblem
 from .first_batches import first_batches
 from .first_steps import compare
-from .layout import ParamLayout, param_layout
-from .losses import Loss, combination, placed
 from .memory import MemoryPlan, plan_memory, resolve_chunk
 from .models.batchnorm import has_batchnorm
 from .models.functional import local_module
 from .models.modes import Modes, cast, training_modes
 from .models.own_tensors import Held, tensors_of
+from .params.losses import Loss, combination, placed
+from .params.param_layout import ParamLayout, param_layout
+from .params.precision import Numerics, numerics
 from .plain_steps import PlainModule
-from .precision import Numerics, numerics
 from .probe import Probe, probe, try_evaluation
 from .progress import Progress
 from .python_state import kept

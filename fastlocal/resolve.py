@@ -21,7 +21,7 @@ from .directory import default_directory
 from .distributed.ranks import Ranks
 from .distributed.world import World
 from .executors.script_norms import ready
-from .layout import ParamLayout
+from .params.param_layout import ParamLayout
 from .probe import Probe
 
 CHUNK_BYTES = 256 * 2**20

@@ -24,6 +24,7 @@ from .evaluation import Drawing, Evaluation, evaluate
 from .lock import locked
 from .loop import Loop
 from .mean_state import MeanState
+from .params.client_stack import MOMENTUM, ClientStore
 from .planner import Planner
 from .prepared import Prepared
 from .profiled import profiler
@@ -32,7 +33,6 @@ from .reports import Reports
 from .resolve import sample_pages
 from .resume import check_state, find_state, is_complete
 from .shared_saving import make_saver
-from .stack import MOMENTUM, ClientStore
 from .state_file import State
 from .telemetry.base import Logger, Loggers, RunSummary
 from .telemetry.jsonl import JsonlLogger, StepLog, read_rows

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 import torch
 
 from .config.schema import RunConfig
-from .precision import kept
+from .params.precision import kept
 from .prepared import Prepared
 from .verifying.checks import Check, Verification
 from .verifying.modules import Trained

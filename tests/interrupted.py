@@ -13,7 +13,7 @@ from fastlocal.common.interrupts import interruptible
 from fastlocal.config.schema import RunConfig
 from fastlocal.data.types import DataSet
 from fastlocal.loop import Loop
-from fastlocal.losses import cross_entropy
+from fastlocal.params.losses import cross_entropy
 from fastlocal.prepared import prepare
 from fastlocal.run import train
 from fastlocal.telemetry.base import Logger

@@ -10,7 +10,7 @@ import torch
 
 import fastlocal
 from fastlocal.config.serialization import read_config
-from fastlocal.precision import kept
+from fastlocal.params.precision import kept
 from tests import tiny
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fastlocal.config.schema import RunConfig
-from fastlocal.losses import cross_entropy
+from fastlocal.params.losses import cross_entropy
 from fastlocal.prepared import prepare
 from fastlocal.run import train
 from fastlocal.telemetry.base import Logger, RoundReport

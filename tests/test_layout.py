@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastlocal.layout import param_layout
+from fastlocal.params.param_layout import param_layout
 from tests import small_models
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastlocal.config.schema import RunConfig
 from fastlocal.data.types import DataSet
 from fastlocal.loop import Loop
-from fastlocal.losses import cross_entropy
+from fastlocal.params.losses import cross_entropy
 from fastlocal.prepared import prepare
 from fastlocal.run import final_model, train
 from fastlocal.telemetry.base import Logger, RoundReport

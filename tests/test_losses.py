@@ -21,8 +21,8 @@ from fastlocal.common.errors import UsageError
 from fastlocal.data.sources.resident import ResidentSource
 from fastlocal.data.types import Split
 from fastlocal.evaluation import Evaluation, evaluate
-from fastlocal.losses import cross_entropy, placed
-from fastlocal.precision import Numerics
+from fastlocal.params.losses import cross_entropy, placed
+from fastlocal.params.precision import Numerics
 
 CPU = torch.device("cpu")
 WEIGHT = torch.tensor([0.2, 1.0, 3.5, 0.7], dtype=torch.float64)

@@ -13,9 +13,9 @@ from fastlocal.config.schema import RunConfig
 from fastlocal.data.sources.resident import ResidentSource
 from fastlocal.data.types import DataSet, Split
 from fastlocal.evaluation import evaluate
-from fastlocal.losses import count_correct, cross_entropy
 from fastlocal.models.batchnorm import has_batchnorm, re_estimate
-from fastlocal.precision import Numerics
+from fastlocal.params.losses import count_correct, cross_entropy
+from fastlocal.params.precision import Numerics
 from fastlocal.prepared import prepare
 from fastlocal.run import train
 from tests import small_models

@@ -13,7 +13,7 @@ from torch import nn
 
 from fastlocal.config.schema import RunConfig
 from fastlocal.data.types import DataSet
-from fastlocal.losses import cross_entropy
+from fastlocal.params.losses import cross_entropy
 from fastlocal.prepared import Prepared, prepare
 from fastlocal.run import train
 from tests import small_models

@@ -65,9 +65,9 @@ def run(argv: Sequence[str]) -> int:
         from ..data.sources.build import make_source
         from ..data.sources.source_config import Reading, choose
         from ..evaluation import evaluate
-        from ..losses import cross_entropy
         from ..named import load_data, make_model
-        from ..precision import numerics
+        from ..params.losses import cross_entropy
+        from ..params.precision import numerics
         from ..resolve import resolve_device
         from ..trial import verdicts
         from ..trial.kernels_tried import try_kernels

@@ -16,11 +16,11 @@ from fastlocal import kernels
 from ..common import interrupts
 from ..data.sources.base import Batch, Source
 from ..data.sources.streaming import StreamingSource
-from ..layout import ParamLayout
-from ..losses import Loss
 from ..models.own_tensors import Held
-from ..precision import Numerics
-from ..stack import ClientStack
+from ..params.client_stack import ClientStack
+from ..params.losses import Loss
+from ..params.param_layout import ParamLayout
+from ..params.precision import Numerics
 from ..telemetry.trace import span
 from .read_ahead import ReadAhead
 from .round_plan import RoundPlan, RoundResult

@@ -9,7 +9,7 @@ from weakref import WeakSet
 import torch
 
 from ..common import interrupts
-from ..stack import ClientStack
+from ..params.client_stack import ClientStack
 from ..telemetry.trace import span
 from .round_plan import LocalStep, RoundPlan, RoundResult
 from .stacked import StackedExecutor

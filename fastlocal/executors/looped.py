@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..data.sources.base import Batch
-from ..losses import count_correct
 from ..models.client_random.mode import ClientRandom
 from ..models.own_tensors import OwnTensors, places_of, tensors_of
-from ..stack import ClientStack
+from ..params.client_stack import ClientStack
+from ..params.losses import count_correct
 from ..telemetry.trace import span
 from .base import LocalProblem
 from .forward import Constants

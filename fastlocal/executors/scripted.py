@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..stack import ClientStack
+from ..params.client_stack import ClientStack
 from ..telemetry.trace import span
 from ..trial.kernels_tried import load_native, native_lines
 from .base import LocalProblem

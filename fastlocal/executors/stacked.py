@@ -8,8 +8,8 @@ from torch.func import vmap
 
 from fastlocal import kernels
 
-from ..losses import count_correct, cross_entropy
-from ..stack import ClientStack
+from ..params.client_stack import ClientStack
+from ..params.losses import count_correct, cross_entropy
 from ..telemetry.trace import span
 from .base import LocalProblem
 from .compiled import Compiler

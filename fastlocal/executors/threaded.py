@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..common.errors import one_line
 from ..common.interrupts import held_back
-from ..stack import ClientStack
+from ..params.client_stack import ClientStack
 from .base import LocalProblem
 from .looped import LoopedExecutor
 from .round_plan import RoundPlan, RoundResult

@@ -25,9 +25,9 @@ from fastlocal.data.sources.source_config import Reading
 from fastlocal.data.types import AnySplit, Split, StoredImages, StoredSplit
 from fastlocal.executors.base import LabelNoise, LocalProblem
 from fastlocal.executors.round_plan import RoundPlan
-from fastlocal.layout import param_layout
-from fastlocal.losses import cross_entropy
-from fastlocal.precision import Numerics
+from fastlocal.params.losses import cross_entropy
+from fastlocal.params.param_layout import param_layout
+from fastlocal.params.precision import Numerics
 
 CPU = torch.device("cpu")
 SAMPLE = Path(__file__).parents[1] / "reference" / "cifar_sample.npz"

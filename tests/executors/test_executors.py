@@ -20,13 +20,13 @@ from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.round_plan import RoundPlan, RoundResult
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.executors.threaded import ThreadedExecutor
-from fastlocal.layout import ParamLayout, param_layout
-from fastlocal.losses import cross_entropy
 from fastlocal.models.functional import local_module
 from fastlocal.models.modes import training_modes
-from fastlocal.precision import Numerics
+from fastlocal.params.client_stack import ClientStack
+from fastlocal.params.losses import cross_entropy
+from fastlocal.params.param_layout import ParamLayout, param_layout
+from fastlocal.params.precision import Numerics
 from fastlocal.prepared import _without_decay
-from fastlocal.stack import ClientStack
 from tests import small_models
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from fastlocal.executors.graphed import CudaGraphs, GraphedExecutor, StepProgram
 from fastlocal.executors.round_plan import RoundPlan, RoundResult
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.kernels import indices
-from fastlocal.stack import ClientStack
+from fastlocal.params.client_stack import ClientStack
 from tests.executors.test_executors import assert_same, problem_of, start
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU to capture on")

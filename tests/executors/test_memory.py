@@ -15,7 +15,7 @@ from fastlocal.executors.base import LabelNoise
 from fastlocal.executors.graphed import GraphedExecutor, put_back
 from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.stacked import StackedExecutor
-from fastlocal.losses import cross_entropy
+from fastlocal.params.losses import cross_entropy
 from fastlocal.trying import try_step
 from tests import tiny
 from tests.executors.test_executors import assert_same, problem_of, start

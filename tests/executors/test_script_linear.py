@@ -17,7 +17,7 @@ from fastlocal.executors.script_text import ScriptText
 from fastlocal.executors.scripted import ScriptedSteps
 from fastlocal.executors.threaded import ThreadedExecutor
 from fastlocal.kernels import native
-from fastlocal.layout import param_layout
+from fastlocal.params.param_layout import param_layout
 from tests.executors.test_executors import assert_same, start
 from tests.executors.test_threaded import problem_with
 

@@ -19,7 +19,7 @@ from fastlocal.executors.base import LocalProblem
 from fastlocal.executors.scripted import ScriptedSteps
 from fastlocal.executors.threaded import ThreadedExecutor
 from fastlocal.kernels import native
-from fastlocal.precision import Numerics
+from fastlocal.params.precision import Numerics
 from tests import small_models
 from tests.executors.test_executors import CPU, assert_same, in_plain_torch, start
 from tests.executors.test_threaded import problem_with

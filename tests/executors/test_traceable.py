@@ -20,7 +20,7 @@ from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.round_plan import RoundPlan
 from fastlocal.executors.scripted import ScriptedSteps
 from fastlocal.executors.threaded import ThreadedExecutor
-from fastlocal.stack import ClientStack
+from fastlocal.params.client_stack import ClientStack
 from tests.executors.test_executors import assert_same, start
 from tests.executors.test_threaded import problem_with
 

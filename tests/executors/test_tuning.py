@@ -11,7 +11,7 @@ import torch
 from fastlocal.executors.round_plan import RoundPlan, RoundResult
 from fastlocal.executors.threaded import ThreadedExecutor
 from fastlocal.executors.tuning import Work, tune
-from fastlocal.stack import ClientStack
+from fastlocal.params.client_stack import ClientStack
 from tests.executors.test_executors import EXECUTORS, problem_of
 
 

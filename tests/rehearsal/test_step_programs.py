@@ -17,13 +17,13 @@ from fastlocal.executors.base import LabelNoise, LocalProblem
 from fastlocal.executors.graphed import CudaGraphs, GraphedExecutor
 from fastlocal.executors.round_plan import RoundPlan, RoundResult
 from fastlocal.executors.stacked import StackedExecutor
-from fastlocal.layout import param_layout
-from fastlocal.losses import cross_entropy
 from fastlocal.models import build
 from fastlocal.models.functional import local_module
 from fastlocal.models.modes import training_modes
-from fastlocal.precision import Numerics
-from fastlocal.stack import ClientStack
+from fastlocal.params.client_stack import ClientStack
+from fastlocal.params.losses import cross_entropy
+from fastlocal.params.param_layout import param_layout
+from fastlocal.params.precision import Numerics
 from tests.executors.test_executors import problem_of
 from tests.rehearsal.conftest import Rehearsal
 

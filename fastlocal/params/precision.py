@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import deterministic
 
-from .common.errors import UsageError
-from .config.schema import Precision
+from ..common.errors import UsageError
+from ..config.schema import Precision
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import _reduction
 
-from .common.errors import UsageError, one_line
+from ..common.errors import UsageError, one_line
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
