@@ -20,8 +20,8 @@ from .executors.stacked import StackedExecutor
 from .executors.threaded import ThreadedExecutor
 from .executors.tuning import Timing, Values, Work, tune, worthwhile
 from .probe import Probe
-from .progress import Progress
 from .resolve import usual_chunk
+from .schedule.rounds import Progress
 
 CACHE_BYTES = 2 * 2**20
 """Of a core's own cache: stacked rows that fit in it are a chunk worth timing."""

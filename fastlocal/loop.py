@@ -25,10 +25,10 @@ from .params.nonfinite import not_finite
 from .parts import row_name
 from .plain_steps import FAILURES
 from .planner import Planner
-from .position import Position, RoundSoFar, TrainStats
-from .progress import Progress, Round
 from .reports import Reports
 from .saving import Saver
+from .schedule.cursor import Position, RoundSoFar, TrainStats
+from .schedule.rounds import Progress, Round
 from .state_file import State
 from .telemetry.base import Logger, RoundReport
 from .telemetry.jsonl import StepLog

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from .distributed.world import World
-from .position import RoundSoFar, TrainStats
+from .schedule.cursor import RoundSoFar, TrainStats
 
 
 @dataclass(frozen=True)

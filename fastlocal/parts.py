@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .distributed.ranks import deal
 from .params.client_stack import MOMENTUM
-from .position import TrainStats
+from .schedule.cursor import TrainStats
 from .state_file import DamagedState, State, read_state_file
 
 OF_CLIENTS = "of clients "

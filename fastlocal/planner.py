@@ -10,8 +10,8 @@ import torch
 from .data.streams import Streams
 from .executors.round_plan import RoundPlan
 from .lookahead import Lookahead
-from .position import Position
-from .progress import Progress, Round
+from .schedule.cursor import Position
+from .schedule.rounds import Progress, Round
 
 
 @dataclass

@@ -34,9 +34,9 @@ from .params.param_layout import ParamLayout, param_layout
 from .params.precision import Numerics, numerics
 from .plain_steps import PlainModule
 from .probe import Probe, probe, try_evaluation
-from .progress import Progress
 from .python_state import kept
 from .resolve import refuse_shared_gpu, resolve_device, resolve_for_data, resolve_for_machine
+from .schedule.rounds import Progress
 from .shares import part_of, whole_of
 from .trial import verdicts
 from .trial.kernels_tried import try_kernels, used_ops

@@ -23,8 +23,8 @@ from .data.sources.base import Source, Wanted
 from .data.streams import Streams
 from .evaluation import Drawing, Evaluation
 from .models.client_random.mode import ClientRandom
-from .position import Position, TrainStats
-from .progress import Round
+from .schedule.cursor import Position, TrainStats
+from .schedule.rounds import Round
 from .telemetry.base import Logger
 
 

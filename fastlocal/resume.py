@@ -15,9 +15,9 @@ from .config.schema import AREA_OF, AREAS, RunConfig
 from .config.serialization import read_config
 from .distributed.world import World
 from .parts import read_saved
-from .position import Position
-from .progress import Progress
 from .saved_files import RESUME_NAME, saved_paths
+from .schedule.cursor import Position
+from .schedule.rounds import Progress
 from .state_file import DamagedState, State, stored_digest
 
 FREE = {

@@ -23,7 +23,7 @@ from fastlocal.data.streams import Streams, StreamSpec
 from fastlocal.data.types import DataSet
 from fastlocal.kernels import get
 from fastlocal.kernels.gather_augment.reference import crop_boxes
-from fastlocal.progress import Round
+from fastlocal.schedule.rounds import Round
 from tests import step_by_step
 
 PADDING = 4

@@ -9,7 +9,7 @@ import torch
 from torch.optim.lr_scheduler import LinearLR
 
 from fastlocal.config.schema import RunConfig
-from fastlocal.progress import Round
+from fastlocal.schedule.rounds import Round
 
 
 @dataclass

@@ -14,9 +14,9 @@ import torch
 from fastlocal.common.errors import UsageError
 from fastlocal.distributed.ranks import deal
 from fastlocal.distributed.world import World
-from fastlocal.position import TrainStats
 from fastlocal.resume import find_state
 from fastlocal.saved_files import remove_unnamed_parts
+from fastlocal.schedule.cursor import TrainStats
 from fastlocal.shared_saving import make_saver
 from fastlocal.state_file import State
 from tests.threads import on_every, worlds

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlocal.config.schema import RunConfig
-from fastlocal.progress import Progress, Round
+from fastlocal.schedule.rounds import Progress, Round
 from tests import step_by_step
 
 RATE = 1e-9  # relative: LinearLR multiplies its rates up, step by step

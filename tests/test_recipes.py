@@ -14,7 +14,7 @@ from fastlocal.config.recipes import RECIPES
 from fastlocal.config.schema import AREA_OF, RunConfig
 from fastlocal.config.validation import check
 from fastlocal.models import build
-from fastlocal.progress import Progress
+from fastlocal.schedule.rounds import Progress
 from tests.tiny import metrics, run, write_npz
 
 POST_LOCAL = {

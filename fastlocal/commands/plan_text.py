@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..prepared import Prepared
-from ..progress import Progress
-from ..schedules.synchronization import decay_rounds
+from ..schedule.phases import decay_rounds
+from ..schedule.rounds import Progress
 
 
 def plan_text(prepared: Prepared) -> str:

@@ -6,9 +6,9 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .config.schema import RunConfig
-from .schedules.learning_rate import warm_up
-from .schedules.synchronization import Phase, phases
+from ..config.schema import RunConfig
+from .learning_rate import warm_up
+from .phases import Phase, phases
 
 
 @dataclass(frozen=True)
