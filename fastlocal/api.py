@@ -29,7 +29,7 @@ from .prepared import Prepared, prepare
 from .resolve import resolve_device
 from .run import final_model
 from .run import train as train_prepared
-from .telemetry.sinks import sinks
+from .telemetry.loggers import sinks
 from .tensors import check_normalisation, split_of
 from .verification import verify_run
 from .verifying.checks import Verification

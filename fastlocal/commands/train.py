@@ -73,7 +73,7 @@ def _start(
         from ..named import prepare_named
         from ..resume import as_before
         from ..run import train
-        from ..telemetry.sinks import sinks
+        from ..telemetry.loggers import sinks
 
     config = flags.run
     again = flags.continue_
