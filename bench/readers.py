@@ -30,11 +30,11 @@ from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.images.files import FileImages
 from fastlocal.data.preparing.beton import BetonSettings, FfcvWriter, WriteMode, write_beton
 from fastlocal.data.preparing.half import Half
+from fastlocal.data.sample_streams import Streams, StreamSpec
 from fastlocal.data.sources.base import Wanted
 from fastlocal.data.sources.build import make_source
 from fastlocal.data.sources.engine import Cutter
 from fastlocal.data.sources.source_config import Reading
-from fastlocal.data.streams import Streams, StreamSpec
 from fastlocal.data.transforms import PADDING, Augmentation, Rows, boxes
 from fastlocal.data.types import AnySplit, Split, StoredSplit
 from fastlocal.kernels.gather_augment.cpu import normalise

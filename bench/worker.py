@@ -30,7 +30,7 @@ from bench.case import Case, cores
 from bench.loops import LOOPS, Task
 from fastlocal.common.machine import keep_freed_memory
 from fastlocal.config.validation import check
-from fastlocal.data.streams import Streams, StreamSpec
+from fastlocal.data.sample_streams import Streams, StreamSpec
 from fastlocal.named import prepare_named
 from fastlocal.prepared import Prepared
 from fastlocal.run import train

@@ -19,6 +19,7 @@ from .config.python_names import ARGUMENTS, MEANINGLESS, in_python, python_names
 from .config.schema import AREA_OF, AREAS, RunConfig
 from .config.serialization import convert
 from .config.validation import check
+from .data.from_python import check_normalisation, split_of
 from .data.types import DataSet, MapSplit, Split
 from .distributed.ranks import launched
 from .distributed.world import connected
@@ -30,7 +31,6 @@ from .resolve import resolve_device
 from .run import final_model
 from .run import train as train_prepared
 from .telemetry.loggers import sinks
-from .tensors import check_normalisation, split_of
 from .verification import verify_run
 from .verifying.checks import Verification
 

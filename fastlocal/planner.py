@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .data.streams import Streams
+from .data.sample_streams import Streams
 from .executors.round_plan import RoundPlan
 from .lookahead import Lookahead
 from .schedule.cursor import Position

@@ -19,8 +19,8 @@ from .averaged import AveragedModel
 from .checkpoint import save_model
 from .common import interrupts
 from .common.errors import NonFiniteLoss
+from .data.sample_streams import Streams
 from .data.sources.base import Source, Wanted
-from .data.streams import Streams
 from .evaluation import Drawing, Evaluation
 from .models.client_random.mode import ClientRandom
 from .schedule.cursor import Position, TrainStats

@@ -14,8 +14,8 @@ from fastlocal.kernels.cores import cores
 from .common.errors import UsageError
 from .config.schema import RunConfig
 from .data.datasets import IMAGENET_MEAN, IMAGENET_STD
+from .data.sample_streams import Pages
 from .data.sources.source_config import choose
-from .data.streams import Pages
 from .data.types import DataSet, MapSplit, StoredSplit
 from .directory import default_directory
 from .distributed.ranks import Ranks

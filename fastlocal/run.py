@@ -17,7 +17,7 @@ from .averaging.averager import OWED, make_averager
 from .checkpoint import save_model
 from .common.errors import RankMissing, StoppedAlone, UsageError
 from .common.interrupts import held_back, requested_for
-from .data.streams import Streams, StreamSpec
+from .data.sample_streams import Streams, StreamSpec
 from .directory import check_directory, create_directory, make_directory, reopen_directory
 from .distributed.world import World
 from .evaluation import Drawing, Evaluation, evaluate

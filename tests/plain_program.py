@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from torchvision.transforms.v2 import functional as vision
 
 from fastlocal.config.schema import RunConfig
-from fastlocal.data.streams import Streams, StreamSpec
+from fastlocal.data.sample_streams import Streams, StreamSpec
 from fastlocal.data.types import DataSet
 from fastlocal.kernels import get
 from fastlocal.kernels.gather_augment.reference import crop_boxes

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from fastlocal.data.streams import Streams, StreamSpec
+from fastlocal.data.sample_streams import Streams, StreamSpec
 
 
 class Numbers(Dataset[int]):

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlocal.data.images.beton import BetonImages
-from fastlocal.data.streams import Pages, Streams, StreamSpec
+from fastlocal.data.sample_streams import Pages, Streams, StreamSpec
 from tests.data.sources import cifar
 from tests.tiny import metrics, run
 

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from fastlocal.common.errors import UsageError
-from fastlocal.data import channels
+from fastlocal.data import normalization
 from fastlocal.data.datasets import load
+from fastlocal.data.decode import decode_all
 from fastlocal.data.images.files import FileImages
 from fastlocal.data.sources.resident import ResidentSource
-from fastlocal.data.stored import decode_all
 from fastlocal.data.types import BadSample, DataSet, StoredSplit
 
 
@@ -32,7 +32,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def split(files: list[Path], channels: int = 1, side: int | None = None) -> StoredSplit:
-    return StoredSplit(FileImages(files, channels), torch.arange(len(files)) % 10, side)
+    return StoredSplit(FileImages(files, normalization), torch.arange(len(files)) % 10, side)
 
 
 def test_files_have_the_pixels_that_were_written_and_travel_to_other_processes(files: list[Path]) -> None:
@@ -59,7 +59,7 @@ def test_statistics_and_batches_are_those_of_the_decoded_images(files: list[Path
     stored = split(files)
     decoded = decode_all(stored)
     both = [DataSet("files", half, half, classes=10, mean=None, std=None) for half in (stored, decoded)]
-    assert channels.resolve(both[0], None, None) == channels.resolve(both[1], None, None)
+    assert normalization.resolve(both[0], None, None) == normalization.resolve(both[1], None, None)
     device = torch.device("cpu")
     batches = [
         ResidentSource(half, mean=(0.5,), std=(0.2,), augment=True, seed=3, device=device, dtype=torch.float32).batch(

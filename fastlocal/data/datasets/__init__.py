@@ -111,12 +111,12 @@ def load(
     )
     data = read(request)
 
-    from fastlocal.data import channels
+    from fastlocal.data import normalization
     from fastlocal.data.types import StoredSplit
 
     if isinstance(data.train, StoredSplit) and data.train.side is not None and data.train.images.channels == 3:
         data = dataclasses.replace(data, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    mean, std = channels.resolve(data, mean, std, skip_bad=skip_bad)
+    mean, std = normalization.resolve(data, mean, std, skip_bad=skip_bad)
     return dataclasses.replace(data, mean=mean, std=std)
 
 
@@ -130,7 +130,7 @@ def read(request: Request) -> DataSet:
     if size is not None and name != "image_folder":
         request.message(f"--image-size {size} does nothing: it is for image_folder, and {name} keeps its own size")
 
-    from fastlocal.data.stored import REMEDY
+    from fastlocal.data.decode import REMEDY
     from fastlocal.data.types import BadSample
 
     try:

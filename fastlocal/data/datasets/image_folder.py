@@ -19,12 +19,12 @@ from torch import Tensor
 from fastlocal.common.errors import UsageError
 from fastlocal.data.datasets import Request
 from fastlocal.data.datasets._image_cache import CacheEntry, Images
+from fastlocal.data.decode import REMEDY
 from fastlocal.data.images.decoding import decoded
 from fastlocal.data.images.files import FileImages, mode_and_size
 from fastlocal.data.images.listing import SUFFIXES, PassedOver, image_files
 from fastlocal.data.images.worker import GREY_MODES, Unfit, decode
 from fastlocal.data.progress_bar import progress_bar
-from fastlocal.data.stored import REMEDY
 from fastlocal.data.types import BadSample, DataSet, Split, StoredSplit
 
 OWN_CACHE = ".fastlocal_cache"

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 
 from fastlocal.common.errors import UsageError
-from fastlocal.data.channels import grey_levels
 from fastlocal.data.datasets.array import labels_of
+from fastlocal.data.decode import undecodable_named
 from fastlocal.data.images.decoding import decoded
 from fastlocal.data.images.files import FileImages
 from fastlocal.data.images.worker import Unfit
 from fastlocal.data.manifest import replacing, stamp
+from fastlocal.data.normalization import grey_levels
 from fastlocal.data.preparing.half import Half
-from fastlocal.data.stored import undecodable_named
 from fastlocal.data.types import StoredImages
 
 KEPT_BYTES = 16 << 20

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fastlocal.common.errors import UsageError
-from fastlocal.data import installing
+from fastlocal.data import install_hints
 from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.manifest import stamp
 from fastlocal.data.preparing.ffcv_writer import Job
@@ -92,7 +92,7 @@ class FfcvWriter:
 
     def _start(self) -> subprocess.Popen[bytes]:
         if importlib.util.find_spec("ffcv") is None:
-            raise UsageError(f"--format beton: needs FFCV; {installing.FFCV}")
+            raise UsageError(f"--format beton: needs FFCV; {install_hints.FFCV}")
         return subprocess.Popen(
             [sys.executable, "-c", _START, str(os.getpid()), *(path or os.getcwd() for path in sys.path)],
             stdin=subprocess.PIPE,
@@ -104,7 +104,7 @@ class FfcvWriter:
     def _why(self, failed: str) -> str:
         """What else there is to say of a failure."""
         if "cannot be imported" in failed:
-            return f"; {installing.FFCV}"
+            return f"; {install_hints.FFCV}"
         self._errors.seek(0)
         last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
         return f": {last[0]}" if last and "a process" in failed else ""

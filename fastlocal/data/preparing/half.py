@@ -14,12 +14,12 @@ from typing import Any
 from torch import Tensor
 
 from fastlocal.common.version import __version__
-from fastlocal.data.channels import from_counts
 from fastlocal.data.images.arrays import ArrayImages
 from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.images.files import FileImages
 from fastlocal.data.images.mapped import MappedImages
 from fastlocal.data.manifest import Manifest, Stamp
+from fastlocal.data.normalization import from_counts
 from fastlocal.data.types import StoredImages
 
 

@@ -7,7 +7,7 @@ from torch.utils.data import TensorDataset
 
 from fastlocal.common.errors import UsageError
 
-from .. import installing
+from .. import install_hints
 from ..images.arrays import ArrayImages
 from ..images.beton import BetonImages
 from ..transforms import Augmentation
@@ -100,13 +100,13 @@ def _engine(samples: Cutter | MapSplit, layout: Layout, reading: Reading) -> Eng
         try:
             from .dali_stream import DaliStream
         except (ImportError, OSError) as error:  # a missing system library may be either
-            raise UsageError(f"--source dali: DALI cannot be imported ({error}); {installing.DALI}") from None
+            raise UsageError(f"--source dali: DALI cannot be imported ({error}); {install_hints.DALI}") from None
         device = reading.device.index or 0 if reading.device.type == "cuda" else None
         return DaliStream(samples, (height, width, channels), reading.workers, device)
     assert reading.kind == "ffcv" and isinstance(samples.images, BetonImages), "others are refused before"
     try:
         from .ffcv_stream import FfcvStream
     except (ImportError, OSError) as error:
-        raise UsageError(f"--source ffcv: FFCV cannot be imported ({error}); {installing.FFCV}") from None
+        raise UsageError(f"--source ffcv: FFCV cannot be imported ({error}); {install_hints.FFCV}") from None
     path, field = str(samples.images.path), samples.images.image_field
     return FfcvStream(path, field, samples, (height, width, channels), reading.workers)

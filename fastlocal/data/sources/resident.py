@@ -12,7 +12,7 @@ from fastlocal import kernels
 from fastlocal.kernels.gather_augment.cpu import gather_boxes
 from fastlocal.kernels.gather_augment.reference import crop_boxes
 
-from ..stored import decode_all
+from ..decode import decode_all
 from ..transforms import DRAWN_AT_ONCE, PADDING
 from ..types import Split, StoredSplit
 from .base import Batch, Wanted

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from fastlocal.common.errors import UsageError
-from fastlocal.data.channels import channel_statistics
 from fastlocal.data.datasets import load
+from fastlocal.data.normalization import channel_statistics
 from fastlocal.data.types import DataSet, Split, StoredSplit
 from tests.tiny import Outcome, run, train_words, tree, write_npz
 

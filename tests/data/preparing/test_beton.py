@@ -18,14 +18,14 @@ import torch
 from PIL import Image
 
 from fastlocal.common.errors import UsageError
-from fastlocal.data.channels import channel_statistics
 from fastlocal.data.datasets import load
+from fastlocal.data.decode import decode_all
 from fastlocal.data.images.arrays import ArrayImages
 from fastlocal.data.images.beton import BetonImages
+from fastlocal.data.normalization import channel_statistics
 from fastlocal.data.preparing.beton import BetonSettings, FfcvWriter, write_beton
 from fastlocal.data.preparing.ffcv_writer import Job, Samples
 from fastlocal.data.preparing.half import Half
-from fastlocal.data.stored import decode_all
 from fastlocal.data.types import BadSample, StoredImages, StoredSplit
 from tests.tiny import run, tree, write_npz
 

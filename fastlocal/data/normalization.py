@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastlocal.common.errors import UsageError
-from fastlocal.data.stored import read_tensor
+from fastlocal.data.decode import read_tensor
 from fastlocal.data.types import DataSet, Split, StoredSplit
 
 _ROWS_AT_ONCE = 4096

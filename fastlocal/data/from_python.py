@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .common.errors import UsageError
-from .data.in_words import in_words
-from .data.types import IMAGE_DIMS, BadSample, DataSet, MapSplit, Split
-from .params.losses import Loss, cross_entropy
+from ..common.errors import UsageError
+from ..params.losses import Loss, cross_entropy
+from .in_words import in_words
+from .types import IMAGE_DIMS, BadSample, DataSet, MapSplit, Split
 
 CLASS_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
 CLASS_FUNCTIONS = (cross_entropy, F.cross_entropy, F.nll_loss, F.multi_margin_loss)
