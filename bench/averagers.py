@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
 from torch.distributed.optim import PostLocalSGDOptimizer
 
-from fastlocal.averaging.averager import make_averager
+from fastlocal.aggregation.averager import make_averager
 from fastlocal.models import build
 
 PLAIN = "cat + all_reduce + copy"

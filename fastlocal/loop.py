@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .averaged import AveragedModel
-from .averaging.averager import Averager
+from .aggregation.averager import Averager
+from .aggregation.buffer_mean import MeanState
+from .aggregation.global_model import AveragedModel
 from .blame import blame
 from .common import interrupts
 from .data.sources.base import Source
 from .distributed.world import World
 from .empty_batches import clear_empty
 from .executors.base import Executor, LocalProblem
-from .mean_state import MeanState
 from .meeting import Meeting, meet
 from .params.client_stack import MOMENTUM, ClientStack, ClientStore
 from .params.nonfinite import not_finite

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .averaged import AveragedModel
+from .aggregation.global_model import AveragedModel
 from .checkpoint import save_model
 from .common import interrupts
 from .common.errors import NonFiniteLoss

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .averaged import AveragedModel
-from .averaging.averager import OWED, make_averager
+from .aggregation.averager import OWED, make_averager
+from .aggregation.buffer_mean import MeanState
+from .aggregation.global_model import AveragedModel
 from .checkpoint import save_model
 from .common.errors import RankMissing, StoppedAlone, UsageError
 from .common.interrupts import held_back, requested_for
@@ -23,7 +24,6 @@ from .distributed.world import World
 from .evaluation import Drawing, Evaluation, evaluate
 from .lock import locked
 from .loop import Loop
-from .mean_state import MeanState
 from .params.client_stack import MOMENTUM, ClientStore
 from .planner import Planner
 from .prepared import Prepared

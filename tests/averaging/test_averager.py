@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastlocal.averaging.averager import Averager, make_averager
-from fastlocal.averaging.buckets import Buckets
-from fastlocal.averaging.routes import AllReduce
+from fastlocal.aggregation.averager import Averager, make_averager
+from fastlocal.aggregation.buckets import Buckets
+from fastlocal.aggregation.routes import AllReduce
 from tests.averaging.ranks import deal, outcomes
 
 MIB = 2.0**20

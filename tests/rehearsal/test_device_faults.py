@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import fastlocal
-from fastlocal.averaging import averager as averagers
-from fastlocal.averaging.averager import make_averager
+from fastlocal.aggregation import averager as averagers
+from fastlocal.aggregation.averager import make_averager
 from fastlocal.executors.graphed import CudaGraphs, GraphedExecutor, StepProgram
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.memory import can_replay

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .models.batchnorm import batchnorm_buffers, has_batchnorm, re_estimate
-from .models.modes import Modes, set_modes
-from .models.own_tensors import places_of, tensors_of
-from .params.param_layout import ParamLayout
-from .params.precision import Numerics
+from ..models.batchnorm import batchnorm_buffers, has_batchnorm, re_estimate
+from ..models.modes import Modes, set_modes
+from ..models.own_tensors import places_of, tensors_of
+from ..params.param_layout import ParamLayout
+from ..params.precision import Numerics
 
 
 class AveragedModel:

@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from .averaging.averager import Averager
-from .distributed.world import World
-from .params.client_stack import ClientStore
+from ..distributed.world import World
+from ..params.client_stack import ClientStore
+from .averager import Averager
 
 AT_ONCE = 64
 """Clients whose rows are laid side by side at a time."""

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .buckets import ALIGNED, Buckets
+from .compressed_route import SixteenBits
 from .routes import AllReduce, Route, ThroughNodes, group_of, in_two_levels, nodes_of
-from .sixteen_bits import SixteenBits
 from .sums import FixedSums, FloatSums, Sums
 
 Format = Literal["full", "bf16", "fp16"]
