@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 
 from bench.forks import Fork, Forks, wait_until
+from fastlocal.checkpoint.resharding import read_saved
+from fastlocal.checkpoint.run_directory import LAUNCH_NAME
+from fastlocal.checkpoint.state_file import State, read_numbers
 from fastlocal.common.atomic_file import TEMPORARY_SUFFIX
-from fastlocal.directory import LAUNCH_NAME
-from fastlocal.parts import read_saved
-from fastlocal.state_file import State, read_numbers
 
 TABLE = Path(__file__).parent / "results" / "cpu" / "kill.csv"
 COMMON = """

@@ -14,6 +14,9 @@ from .aggregation.averager import Averager
 from .aggregation.buffer_mean import MeanState
 from .aggregation.global_model import AveragedModel
 from .blame import blame
+from .checkpoint.resharding import row_name
+from .checkpoint.saver import Saver
+from .checkpoint.state_file import State
 from .common import interrupts
 from .data.sources.base import Source
 from .distributed.world import World
@@ -22,14 +25,11 @@ from .executors.base import Executor, LocalProblem
 from .meeting import Meeting, meet
 from .params.client_stack import MOMENTUM, ClientStack, ClientStore
 from .params.nonfinite import not_finite
-from .parts import row_name
 from .plain_steps import FAILURES
 from .planner import Planner
 from .reports import Reports
-from .saving import Saver
 from .schedule.cursor import Position, RoundSoFar, TrainStats
 from .schedule.rounds import Progress, Round
-from .state_file import State
 from .telemetry.base import Logger, RoundReport
 from .telemetry.jsonl import StepLog
 from .telemetry.trace import span

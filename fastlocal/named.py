@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import load_strictly, read_state
+from .checkpoint.model_file import load_strictly, read_state
 from .common.errors import UsageError
 from .common.interrupts import held_back
 from .config.schema import RunConfig

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .aggregation.global_model import AveragedModel
-from .checkpoint import save_model
+from .checkpoint.model_file import save_model
 from .common import interrupts
 from .common.errors import NonFiniteLoss
 from .data.sample_streams import Streams

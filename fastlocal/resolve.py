@@ -11,13 +11,13 @@ from torch import nn
 
 from fastlocal.kernels.cores import cores
 
+from .checkpoint.run_directory import default_directory
 from .common.errors import UsageError
 from .config.schema import RunConfig
 from .data.datasets import IMAGENET_MEAN, IMAGENET_STD
 from .data.sample_streams import Pages
 from .data.sources.source_config import choose
 from .data.types import DataSet, MapSplit, StoredSplit
-from .directory import default_directory
 from .distributed.ranks import Ranks
 from .distributed.world import World
 from .executors.script_norms import ready

@@ -15,14 +15,17 @@ from torch import nn
 from .aggregation.averager import OWED, make_averager
 from .aggregation.buffer_mean import MeanState
 from .aggregation.global_model import AveragedModel
-from .checkpoint import save_model
+from .checkpoint.distributed_saver import make_saver
+from .checkpoint.lock import locked
+from .checkpoint.model_file import save_model
+from .checkpoint.restore import check_state, find_state, is_complete
+from .checkpoint.run_directory import check_directory, create_directory, make_directory, reopen_directory
+from .checkpoint.state_file import State
 from .common.errors import RankMissing, StoppedAlone, UsageError
 from .common.interrupts import held_back, requested_for
 from .data.sample_streams import Streams, StreamSpec
-from .directory import check_directory, create_directory, make_directory, reopen_directory
 from .distributed.world import World
 from .evaluation import Drawing, Evaluation, evaluate
-from .lock import locked
 from .loop import Loop
 from .params.client_stack import MOMENTUM, ClientStore
 from .planner import Planner
@@ -31,9 +34,6 @@ from .profiled import profiler
 from .python_state import kept
 from .reports import Reports
 from .resolve import sample_pages
-from .resume import check_state, find_state, is_complete
-from .shared_saving import make_saver
-from .state_file import State
 from .telemetry.base import Logger, Loggers, RunSummary
 from .telemetry.jsonl import JsonlLogger, StepLog, read_rows
 from .telemetry.rank_messages import RankMessages

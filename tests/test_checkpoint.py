@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastlocal.checkpoint import load_strictly, read_state, save_model
+from fastlocal.checkpoint.model_file import load_strictly, read_state, save_model
+from fastlocal.checkpoint.state_file import State, state_bytes
 from fastlocal.common.atomic_file import write_atomically
 from fastlocal.common.errors import UsageError
 from fastlocal.models import build
-from fastlocal.state_file import State, state_bytes
 from tests.tiny import metrics, run, train_words, tree, write_npz
 
 PAYLOAD = "touched"

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from bench.kill import difference, left_behind
+from fastlocal.checkpoint.restore import as_before
 from fastlocal.cli import main
 from fastlocal.commands.flags import parse
 from fastlocal.named import prepare_named
-from fastlocal.resume import as_before
 from tests.tiny import metrics, run, train_words, tree
 
 MOMENTUM = ("--momentum", "0.9", "--debug", "--chunk", "1", "--step1", "3")

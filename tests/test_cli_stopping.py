@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from bench.forks import Fork, Forks, wait_until
-from fastlocal.state_file import read_state_file
+from fastlocal.checkpoint.state_file import read_state_file
 from tests.tiny import arrays, metrics, run, train_words, tree, write_npz
 
 PATIENCE_S = 120

@@ -13,7 +13,7 @@ import pytest
 
 from bench.forks import Fork, Forks, wait_until
 from bench.kill import Outcome, difference, kill_cases, left_behind
-from fastlocal.state_file import read_numbers
+from fastlocal.checkpoint.state_file import read_numbers
 from tests.tiny import run, train_words
 
 PATIENCE_S = 120

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from fastlocal.checkpoint.distributed_saver import make_saver
+from fastlocal.checkpoint.file_names import remove_unnamed_parts
+from fastlocal.checkpoint.restore import find_state
+from fastlocal.checkpoint.state_file import State
 from fastlocal.common.errors import UsageError
 from fastlocal.distributed.ranks import deal
 from fastlocal.distributed.world import World
-from fastlocal.resume import find_state
-from fastlocal.saved_files import remove_unnamed_parts
 from fastlocal.schedule.cursor import TrainStats
-from fastlocal.shared_saving import make_saver
-from fastlocal.state_file import State
 from tests.threads import on_every, worlds
 
 CLIENTS, STEPS, N_PARAMS = 7, 3, 11

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from bench.forks import Forks, wait_until
+from fastlocal.checkpoint.resharding import read_saved
 from fastlocal.cli import main
-from fastlocal.parts import read_saved
 from tests.many import ends, start
 
 PATIENCE_S = 60
@@ -106,7 +106,7 @@ import os, signal, sys, tempfile, threading, time, torch
 from pathlib import Path
 from fastlocal import interrupts
 from fastlocal.distributed.ranks import launched
-from fastlocal.shared_saving import make_saver
+from fastlocal.checkpoint.distributed_saver import make_saver
 from fastlocal.distributed.world import connected
 from tests.test_parts import state_of
 

@@ -14,8 +14,8 @@ import pytest
 
 from bench.forks import Fork, Forks, wait_until
 from bench.kill import difference, left_behind
-from fastlocal.parts import read_saved
-from fastlocal.state_file import read_numbers, state_bytes
+from fastlocal.checkpoint.resharding import read_saved
+from fastlocal.checkpoint.state_file import read_numbers, state_bytes
 from tests.many import ROOT, TORCHRUN, environment
 from tests.test_many_processes import assert_alike
 from tests.tiny import train_words

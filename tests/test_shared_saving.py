@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from fastlocal.checkpoint.distributed_saver import make_saver
+from fastlocal.checkpoint.file_names import saved_paths
+from fastlocal.checkpoint.resharding import read_saved
+from fastlocal.checkpoint.restore import find_state
+from fastlocal.checkpoint.state_file import State, read_state_file
 from fastlocal.distributed.world import World
-from fastlocal.parts import read_saved
-from fastlocal.resume import find_state
-from fastlocal.saved_files import saved_paths
-from fastlocal.shared_saving import make_saver
-from fastlocal.state_file import State, read_state_file
 from tests.test_parts import state_of
 from tests.threads import on_every, worlds
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastlocal.checkpoint.file_names import RESUME_NAME
+from fastlocal.checkpoint.restore import find_state
+from fastlocal.checkpoint.saver import Saver
+from fastlocal.checkpoint.state_file import State, read_state_file, state_bytes
 from fastlocal.common.atomic_file import write_atomically
 from fastlocal.common.errors import UsageError
 from fastlocal.distributed.world import World
-from fastlocal.resume import find_state
-from fastlocal.saved_files import RESUME_NAME
-from fastlocal.saving import Saver
-from fastlocal.state_file import State, read_state_file, state_bytes
 
 TENSORS = {
     "row": torch.randn(700, dtype=torch.float64),

@@ -61,7 +61,7 @@ def run(argv: Sequence[str]) -> int:
     check(config)
 
     with held_back():
-        from ..checkpoint import read_state
+        from ..checkpoint.model_file import read_state
         from ..data.sources.build import make_source
         from ..data.sources.source_config import Reading, choose
         from ..evaluation import evaluate

@@ -69,9 +69,9 @@ def _start(
     with held_back():
         import torch
 
-        from ..directory import check_directory, is_begun_by
+        from ..checkpoint.restore import as_before
+        from ..checkpoint.run_directory import check_directory, is_begun_by
         from ..named import prepare_named
-        from ..resume import as_before
         from ..run import train
         from ..telemetry.loggers import sinks
 

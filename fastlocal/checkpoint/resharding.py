@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .distributed.ranks import deal
-from .params.client_stack import MOMENTUM
-from .schedule.cursor import TrainStats
+from ..distributed.ranks import deal
+from ..params.client_stack import MOMENTUM
+from ..schedule.cursor import TrainStats
 from .state_file import DamagedState, State, read_state_file
 
 OF_CLIENTS = "of clients "

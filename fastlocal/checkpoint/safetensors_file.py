@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .common.errors import UsageError
+from ..common.errors import UsageError
 
 SUFFIX = ".safetensors"
 LONGEST = 100 * 2**20

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from .common import interrupts
-from .common.atomic_file import write_atomically
-from .saved_files import RESUME_NAME, remove_unnamed_parts, saved_paths
+from ..common import interrupts
+from ..common.atomic_file import write_atomically
+from .file_names import RESUME_NAME, remove_unnamed_parts, saved_paths
 from .state_file import State, state_bytes
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from .common.errors import UsageError
-from .config.schema import AREA_OF, AREAS, RunConfig
-from .config.serialization import read_config
-from .distributed.world import World
-from .parts import read_saved
-from .saved_files import RESUME_NAME, saved_paths
-from .schedule.cursor import Position
-from .schedule.rounds import Progress
+from ..common.errors import UsageError
+from ..config.schema import AREA_OF, AREAS, RunConfig
+from ..config.serialization import read_config
+from ..distributed.world import World
+from ..schedule.cursor import Position
+from ..schedule.rounds import Progress
+from .file_names import RESUME_NAME, saved_paths
+from .resharding import read_saved
 from .state_file import DamagedState, State, stored_digest
 
 FREE = {

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .common.atomic_file import write_atomically
-from .distributed.world import World
-from .parts import entry, split
-from .saved_files import last_save, part_name
-from .saving import Abandoned, Saver
+from ..common.atomic_file import write_atomically
+from ..distributed.world import World
+from .file_names import last_save, part_name
+from .resharding import entry, split
+from .saver import Abandoned, Saver
 from .state_file import State, stored_digest
 
 LOOK_S = 0.5

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from .common.errors import UsageError
+from ..common.errors import UsageError
 
 LOCK_NAME = ".lock"
 

@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .common.atomic_file import TEMPORARY_SUFFIX, write_atomically
-from .common.errors import UsageError
-from .config.schema import RunConfig
+from ..common.atomic_file import TEMPORARY_SUFFIX, write_atomically
+from ..common.errors import UsageError
+from ..config.schema import RunConfig
+from .file_names import remove_unnamed_parts
 from .lock import refuse_locked
-from .saved_files import remove_unnamed_parts
 
 SIGNS = ("config.json", "metrics.jsonl", "latest.pt")
 """Any of these files shows that a folder holds a run."""

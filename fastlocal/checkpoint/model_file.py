@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .common.atomic_file import write_atomically
-from .common.errors import UsageError
+from ..common.atomic_file import write_atomically
+from ..common.errors import UsageError
 from .file_kinds import in_folder, what_it_is
 from .safetensors_file import is_safetensors, read_tensors
 

@@ -1,0 +1,1 @@
+"""The run directory, model files, and the state from which a run continues."""
