@@ -20,8 +20,9 @@ from pathlib import Path
 PROGRAM = """
 import json, os, signal, sys
 import torch
-import fastlocal.commands.train, fastlocal.named, fastlocal.run, fastlocal.telemetry.console, fastlocal.telemetry.loggers
-import fastlocal.distributed.world, torch.fx.experimental.symbolic_shapes, tyro
+import fastlocal.commands.train, fastlocal.named, fastlocal.run
+import fastlocal.telemetry.console, fastlocal.telemetry.loggers, fastlocal.distributed.world
+import torch.fx.experimental.symbolic_shapes, tyro
 from fastlocal.cli import main
 for line in sys.stdin:
     words, log, ranks = json.loads(line)

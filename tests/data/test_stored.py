@@ -32,7 +32,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def split(files: list[Path], channels: int = 1, side: int | None = None) -> StoredSplit:
-    return StoredSplit(FileImages(files, normalization), torch.arange(len(files)) % 10, side)
+    return StoredSplit(FileImages(files, channels), torch.arange(len(files)) % 10, side)
 
 
 def test_files_have_the_pixels_that_were_written_and_travel_to_other_processes(files: list[Path]) -> None:
