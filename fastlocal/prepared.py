@@ -24,6 +24,8 @@ from .distributed.world import World
 from .executors.base import Executor, LabelNoise, LocalProblem
 from .first_batches import first_batches
 from .first_steps import compare
+from .kernel_trial import verdicts
+from .kernel_trial.kernels_tried import try_kernels, used_ops
 from .memory import MemoryPlan, plan_memory, resolve_chunk
 from .models.batchnorm import has_batchnorm
 from .models.functional import local_module
@@ -38,8 +40,6 @@ from .python_state import kept
 from .resolve import refuse_shared_gpu, resolve_device, resolve_for_data, resolve_for_machine
 from .schedule.rounds import Progress
 from .shares import part_of, whole_of
-from .trial import verdicts
-from .trial.kernels_tried import try_kernels, used_ops
 from .trying import try_executor
 
 PROBE_BATCH = 4

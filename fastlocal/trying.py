@@ -17,8 +17,8 @@ from .executors.graphed import CudaGraphs, GraphedExecutor
 from .executors.round_plan import LocalStep, RoundPlan
 from .executors.scripted import compile_ahead
 from .executors.stacked import StackedExecutor
-from .trial import verdicts
-from .trial.kernels_tried import do_without
+from .kernel_trial import verdicts
+from .kernel_trial.kernels_tried import do_without
 
 FEW = 2
 """Clients of a first capture: torch does not give back what a capture that fails has allocated."""

@@ -19,13 +19,13 @@ from triton.errors import TritonError
 from fastlocal import kernels, trying
 from fastlocal.executors import conv_timing
 from fastlocal.executors.conv_timing import conv_choices
+from fastlocal.kernel_trial import jobs, kernels_tried, verdicts
+from fastlocal.kernel_trial.jobs import TRITON
+from fastlocal.kernel_trial.kernels_tried import do_without, try_triton, used_ops
+from fastlocal.kernel_trial.processes import Outcome
 from fastlocal.kernels.conv2d_clients.geometry import Geometry
 from fastlocal.kernels.conv2d_clients.operator import CONVOLUTIONS, choose
 from fastlocal.kernels.norm_act.operator import worthwhile
-from fastlocal.trial import jobs, kernels_tried, verdicts
-from fastlocal.trial.jobs import TRITON
-from fastlocal.trial.kernels_tried import do_without, try_triton, used_ops
-from fastlocal.trial.processes import Outcome
 from tests.executors.test_executors import problem_of
 from tests.stand_ins import stand_in
 from tests.tiny import run, train_words

@@ -17,11 +17,11 @@ from torch import nn
 import fastlocal
 from fastlocal import kernels
 from fastlocal.executors.stacked import StackedExecutor
+from fastlocal.kernel_trial import jobs, processes
+from fastlocal.kernel_trial import kernels_tried as tried
+from fastlocal.kernel_trial.calls import Calls, load_cases
 from fastlocal.kernels.case import cases
 from fastlocal.kernels.conv2d_clients.geometry import Geometry
-from fastlocal.trial import jobs, processes
-from fastlocal.trial import kernels_tried as tried
-from fastlocal.trial.calls import Calls, load_cases
 from fastlocal.verifying import operations, proof
 from tests import small_models
 from tests.stand_ins import stand_in

@@ -13,7 +13,7 @@ from torch import fx, nn
 from fastlocal.kernels import native
 from fastlocal.kernels.native import ACTIVATIONS
 
-from ..trial.kernels_tried import load_native
+from ..kernel_trial.kernels_tried import load_native
 from .script_words import memory, origin, users
 
 aten = torch.ops.aten

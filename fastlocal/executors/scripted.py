@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..kernel_trial.kernels_tried import load_native, native_lines
 from ..params.client_stack import ClientStack
 from ..telemetry.trace import span
-from ..trial.kernels_tried import load_native, native_lines
 from .base import LocalProblem
 from .round_plan import RoundPlan
 from .script_linear import MERGED_WEIGHT

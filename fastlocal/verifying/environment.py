@@ -12,7 +12,7 @@ from fastlocal import kernels
 from fastlocal.kernels import native
 
 from ..common.disk_cache import cache_file
-from ..trial import verdicts
+from ..kernel_trial import verdicts
 from .checks import Check
 
 

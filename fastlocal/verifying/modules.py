@@ -19,7 +19,7 @@ from ..executors.looped import LoopedExecutor
 from ..executors.round_plan import RoundPlan
 from ..executors.stacked import StackedExecutor
 from ..executors.threaded import ThreadedExecutor
-from ..trial.jobs import line
+from ..kernel_trial.jobs import line
 from .checks import Check
 
 CLIENTS, STEPS = 3, 3

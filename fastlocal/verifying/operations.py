@@ -17,10 +17,10 @@ from fastlocal.kernels.cores import machine_cores
 
 from ..common.disk_cache import cache_file
 from ..common.errors import UsageError, nearest
-from ..trial import verdicts
-from ..trial.jobs import NO_VERDICT, TRITON, Job
-from ..trial.kernels_tried import NATIVE_OPS, SECONDS
-from ..trial.processes import LATE, Outcome, Processes
+from ..kernel_trial import verdicts
+from ..kernel_trial.jobs import NO_VERDICT, TRITON, Job
+from ..kernel_trial.kernels_tried import NATIVE_OPS, SECONDS
+from ..kernel_trial.processes import LATE, Outcome, Processes
 from .checks import Check
 
 MOST_AT_ONCE = 6

@@ -13,8 +13,8 @@ from fastlocal import kernels
 
 from ..executors.round_plan import RoundPlan
 from ..executors.stacked import StackedExecutor
-from ..trial.calls import Calls
-from ..trial.jobs import line
+from ..kernel_trial.calls import Calls
+from ..kernel_trial.jobs import line
 from .checks import Check
 from .environment import environment
 from .modules import Trained, check_exact, check_own, plain_steps

@@ -12,8 +12,8 @@ import torch
 import fastlocal
 from fastlocal import kernels
 from fastlocal.executors.stacked import StackedExecutor
-from fastlocal.trial.jobs import TRITON, Job
-from fastlocal.trial.processes import Outcome
+from fastlocal.kernel_trial.jobs import TRITON, Job
+from fastlocal.kernel_trial.processes import Outcome
 from fastlocal.verifying import modules, operations
 from tests import small_models
 from tests.rehearsal.conftest import Rehearsal
@@ -43,7 +43,7 @@ class Answers:
 @pytest.fixture
 def answers(own_cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Answers]]:
     monkeypatch.setattr(operations, "Processes", Answers)
-    monkeypatch.setattr("fastlocal.trial.kernels_tried.Processes", Answers)
+    monkeypatch.setattr("fastlocal.kernel_trial.kernels_tried.Processes", Answers)
     # autograd adds to gradients that are tensors of a subclass, as those here, out of place: not into looped rows
     monkeypatch.setattr(modules, "LoopedExecutor", StackedExecutor)
     Answers.faults, Answers.noted = {}, {}

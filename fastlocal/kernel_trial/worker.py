@@ -1,6 +1,6 @@
 """A process that imports torch once and forks another one for each job, which may crash or hang.
 
-    python -m fastlocal.trial.worker
+    python -m fastlocal.kernel_trial.worker
 
 Each line of its standard input is a job. What the job says goes to standard output as it comes, one JSON object a
 line, and then {"ended": None}, or how it ended: "a time limit of 60 s", or the name of a signal. It never touches a
