@@ -13,12 +13,12 @@ from .common.disk_cache import cache_file, keep, key_of, machine_name, recall
 from .config.schema import MachineConfig, RunConfig
 from .data.sources.resident import ResidentSource
 from .executors.base import Executor, LocalProblem
-from .executors.conv_strategy import parse
 from .executors.looped import LoopedExecutor
-from .executors.scripted import compile_ahead
+from .executors.scripted.trace import compile_ahead
 from .executors.stacked import StackedExecutor
 from .executors.threaded import ThreadedExecutor
-from .executors.tuning import Timing, Values, Work, tune, worthwhile
+from .executors.tuning.conv_strategy import parse
+from .executors.tuning.executor_timing import Timing, Values, Work, tune, worthwhile
 from .probe import Probe
 from .resolve import usual_chunk
 from .schedule.rounds import Progress

@@ -20,8 +20,8 @@ from .checkpoint.state_file import State
 from .common import interrupts
 from .data.sources.base import Source
 from .distributed.world import World
-from .empty_batches import clear_empty
 from .executors.base import Executor, LocalProblem
+from .executors.empty_batches import clear_empty
 from .meeting import Meeting, meet
 from .params.client_stack import MOMENTUM, ClientStack, ClientStore
 from .params.nonfinite import not_finite

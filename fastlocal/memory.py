@@ -17,10 +17,10 @@ from .data.sources.resident import ResidentSource
 from .data.types import DataSet, Split
 from .evaluation import BATCH
 from .executors.base import LocalProblem
-from .executors.conv_strategy import Stacking, Strategies, convolutions, parse
-from .executors.conv_timing import called_layers
 from .executors.forward import Forward
 from .executors.stacked import best_by_parameter
+from .executors.tuning.conv_strategy import Stacking, Strategies, convolutions, parse
+from .executors.tuning.conv_timing import called_layers
 from .plain_steps import FAILURES
 
 _log = logging.getLogger(__name__)

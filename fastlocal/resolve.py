@@ -20,7 +20,7 @@ from .data.sources.source_config import choose
 from .data.types import DataSet, MapSplit, StoredSplit
 from .distributed.ranks import Ranks
 from .distributed.world import World
-from .executors.script_norms import ready
+from .executors.scripted.fuse_norms import ready
 from .params.param_layout import ParamLayout
 from .probe import Probe
 

@@ -11,12 +11,12 @@ from .common.errors import UsageError, one_line
 from .config.schema import RunConfig
 from .data.sources.resident import ResidentSource
 from .executors.base import Executor, LocalProblem
-from .executors.conv_strategy import parse, words
-from .executors.conv_timing import conv_choices
-from .executors.graphed import CudaGraphs, GraphedExecutor
+from .executors.cuda_graphs import CudaGraphs, GraphedExecutor
 from .executors.round_plan import LocalStep, RoundPlan
-from .executors.scripted import compile_ahead
+from .executors.scripted.trace import compile_ahead
 from .executors.stacked import StackedExecutor
+from .executors.tuning.conv_strategy import parse, words
+from .executors.tuning.conv_timing import conv_choices
 from .kernel_trial import verdicts
 from .kernel_trial.kernels_tried import do_without
 

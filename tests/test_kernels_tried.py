@@ -17,8 +17,8 @@ import torch
 from triton.errors import TritonError
 
 from fastlocal import kernels, trying
-from fastlocal.executors import conv_timing
-from fastlocal.executors.conv_timing import conv_choices
+from fastlocal.executors.tuning import conv_timing
+from fastlocal.executors.tuning.conv_timing import conv_choices
 from fastlocal.kernel_trial import jobs, kernels_tried, verdicts
 from fastlocal.kernel_trial.jobs import TRITON
 from fastlocal.kernel_trial.kernels_tried import do_without, try_triton, used_ops
@@ -148,7 +148,7 @@ def test_without_a_c_compiler_nothing_is_triton(
 def test_without_a_cpp_compiler_threads_take_plain_steps(
     broken: str, capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastlocal.executors import scripted
+    from fastlocal.executors.scripted import trace
 
     compiler = tmp_path / "compiler"
     compiler.write_text("#!/bin/sh\necho 'here: error: no space' >&2\nexit 1\n")
@@ -157,9 +157,9 @@ def test_without_a_cpp_compiler_threads_take_plain_steps(
     monkeypatch.setenv("CXX", str(compiler) if broken == "false" else "")
     if broken == "none":
         monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    scripted._has_native.cache_clear()
+    trace._has_native.cache_clear()
     outcome = run(capsys, *train_words(data, tmp_path / "run"), "--executor", "threaded")
-    scripted._has_native.cache_clear()
+    trace._has_native.cache_clear()
     assert outcome.status == 0, outcome.err
     why = {"none": "there is no C++ compiler: neither $CXX, c++, g++ nor clang++",
            "false": f"{compiler} does not compile it: here: error: no space"}[broken]  # fmt: skip

@@ -18,7 +18,7 @@ from ..telemetry.trace import span
 from .base import LocalProblem
 from .forward import Constants
 from .round_plan import RoundPlan, RoundResult
-from .update import Update
+from .sgd_update import Update
 
 
 class LoopedExecutor:

@@ -12,11 +12,11 @@ from ..params.client_stack import ClientStack
 from ..params.losses import count_correct, cross_entropy
 from ..telemetry.trace import span
 from .base import LocalProblem
-from .compiled import Compiler
-from .conv_strategy import Stacking, Strategies
 from .forward import Forward
+from .inductor import Compiler
 from .round_plan import LocalStep, RoundPlan, RoundResult
-from .update import Update
+from .sgd_update import Update
+from .tuning.conv_strategy import Stacking, Strategies
 
 Params = Tensor | dict[str, Tensor]
 """Rows [clients, n_params], or the parameters by name, [clients, *shape]."""

@@ -16,8 +16,8 @@ from ..params.client_stack import ClientStack
 from .base import LocalProblem
 from .looped import LoopedExecutor
 from .round_plan import RoundPlan, RoundResult
-from .scripted import ScriptedSteps, script
-from .traceable import moved
+from .scripted.trace import ScriptedSteps, script
+from .scripted.trace_checks import moved
 
 Steps = LoopedExecutor | ScriptedSteps
 

@@ -13,12 +13,12 @@ from fastlocal import kernels
 from ..common.errors import UsageError
 from ..data.sources.resident import ResidentSource
 from ..executors.base import Executor, LocalProblem
-from ..executors.conv_strategy import parse
-from ..executors.graphed import CudaGraphs, GraphedExecutor
+from ..executors.cuda_graphs import CudaGraphs, GraphedExecutor
 from ..executors.looped import LoopedExecutor
 from ..executors.round_plan import RoundPlan
 from ..executors.stacked import StackedExecutor
 from ..executors.threaded import ThreadedExecutor
+from ..executors.tuning.conv_strategy import parse
 from ..kernel_trial.jobs import line
 from .checks import Check
 

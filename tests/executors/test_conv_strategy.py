@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastlocal.common.errors import UsageError
 from fastlocal.config.serialization import read_config
-from fastlocal.executors.conv_strategy import Strategies, parse, words
-from fastlocal.executors.conv_timing import conv_choices
 from fastlocal.executors.stacked import StackedExecutor
+from fastlocal.executors.tuning.conv_strategy import Strategies, parse, words
+from fastlocal.executors.tuning.conv_timing import conv_choices
 from tests import tiny
 from tests.executors.test_executors import CPU, assert_same, problem_of, run, start
 

@@ -229,7 +229,7 @@ def test_parameters_that_share_a_gradient(optimizer: str, kind: str) -> None:
 def test_large_parameters_take_the_same_steps(
     module: nn.Module | None, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastlocal.executors.update.LARGE", 4)  # biases too
+    monkeypatch.setattr("fastlocal.executors.sgd_update.LARGE", 4)  # biases too
     problem = problem_of("odd", module=module, **OPTIMIZERS[optimizer])
     assert_same(run("stacked", problem), in_plain_torch(problem), 1e-11)
 

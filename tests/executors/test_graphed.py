@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from fastlocal import kernels
 from fastlocal.executors.base import LabelNoise
-from fastlocal.executors.graphed import CudaGraphs, GraphedExecutor, StepProgram
+from fastlocal.executors.cuda_graphs import CudaGraphs, GraphedExecutor, StepProgram
 from fastlocal.executors.round_plan import RoundPlan, RoundResult
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.kernels import indices

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastlocal.common.errors import UsageError
 from fastlocal.config.schema import RunConfig
 from fastlocal.executors.base import LabelNoise
-from fastlocal.executors.graphed import GraphedExecutor, put_back
+from fastlocal.executors.cuda_graphs import GraphedExecutor, put_back
 from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.params.losses import cross_entropy

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastlocal.executors import scripted
 from fastlocal.executors.base import LocalProblem
 from fastlocal.executors.looped import LoopedExecutor
-from fastlocal.executors.script_text import ScriptText
-from fastlocal.executors.scripted import ScriptedSteps
+from fastlocal.executors.scripted import trace
+from fastlocal.executors.scripted.emit import ScriptText
+from fastlocal.executors.scripted.trace import ScriptedSteps
 from fastlocal.executors.threaded import ThreadedExecutor
 from fastlocal.kernels import native
 from fastlocal.params.param_layout import param_layout
@@ -39,9 +39,9 @@ def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(native, "load", lambda folder: "there is no C++ compiler")
-    scripted._has_native.cache_clear()
+    trace._has_native.cache_clear()
     yield
-    scripted._has_native.cache_clear()
+    trace._has_native.cache_clear()
 
 
 def assert_steps(problem: LocalProblem, batch: int, tolerance: float = 2e-4) -> None:

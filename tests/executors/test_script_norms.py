@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Node
 
-from fastlocal.executors import script_norms, scripted
 from fastlocal.executors.base import LocalProblem
-from fastlocal.executors.scripted import ScriptedSteps
+from fastlocal.executors.scripted import fuse_norms, trace
+from fastlocal.executors.scripted.trace import ScriptedSteps
 from fastlocal.executors.threaded import ThreadedExecutor
 from fastlocal.kernels import native
 from fastlocal.params.precision import Numerics
@@ -97,14 +97,14 @@ FUSED = {
 def found(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The activations of the norms that traced steps have as one operation, + for a residual."""
     names: list[str] = []
-    find = script_norms.find
+    find = fuse_norms.find
 
-    def noted(calls: Iterable[Node]) -> list[script_norms.FusedNorm]:
+    def noted(calls: Iterable[Node]) -> list[fuse_norms.FusedNorm]:
         norms = find(calls)
         names.extend(norm.activation + "+" * (norm.residual is not None) for norm in norms)
         return norms
 
-    monkeypatch.setattr(script_norms, "find", noted)
+    monkeypatch.setattr(fuse_norms, "find", noted)
     return names
 
 
@@ -152,10 +152,10 @@ def test_without_a_compiler_steps_are_as_torch_makes_them(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(native, "load", lambda folder: "there is no C++ compiler")
-    scripted._has_native.cache_clear()
+    trace._has_native.cache_clear()
     with caplog.at_level(logging.INFO):
         assert_steps(problem_with(Norms("silu")))
-    scripted._has_native.cache_clear()
+    trace._has_native.cache_clear()
     assert "threaded steps do without operations in C++: there is no C++ compiler" in caplog.text
 
 

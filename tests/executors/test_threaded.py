@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import fastlocal
 from fastlocal.executors.base import LocalProblem
 from fastlocal.executors.looped import LoopedExecutor
-from fastlocal.executors.scripted import ScriptedSteps, script
+from fastlocal.executors.scripted.trace import ScriptedSteps, script
 from fastlocal.executors.threaded import ThreadedExecutor
 from tests import small_models
 from tests.executors.test_executors import (

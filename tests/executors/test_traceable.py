@@ -18,7 +18,7 @@ import fastlocal
 from fastlocal.executors.base import LocalProblem
 from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.round_plan import RoundPlan
-from fastlocal.executors.scripted import ScriptedSteps
+from fastlocal.executors.scripted.trace import ScriptedSteps
 from fastlocal.executors.threaded import ThreadedExecutor
 from fastlocal.params.client_stack import ClientStack
 from tests.executors.test_executors import assert_same, start

@@ -10,7 +10,7 @@ import torch
 
 from fastlocal.executors.round_plan import RoundPlan, RoundResult
 from fastlocal.executors.threaded import ThreadedExecutor
-from fastlocal.executors.tuning import Work, tune
+from fastlocal.executors.tuning.executor_timing import Work, tune
 from fastlocal.params.client_stack import ClientStack
 from tests.executors.test_executors import EXECUTORS, problem_of
 
@@ -77,7 +77,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("fastlocal.executors.tuning.time", clock)
+    monkeypatch.setattr("fastlocal.executors.tuning.executor_timing.time", clock)
     return clock
 
 

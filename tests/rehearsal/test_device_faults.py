@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fastlocal
 from fastlocal.aggregation import averager as averagers
 from fastlocal.aggregation.averager import make_averager
-from fastlocal.executors.graphed import CudaGraphs, GraphedExecutor, StepProgram
+from fastlocal.executors.cuda_graphs import CudaGraphs, GraphedExecutor, StepProgram
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.memory import can_replay
 from tests.executors.test_executors import problem_of

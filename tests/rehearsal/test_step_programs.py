@@ -12,9 +12,9 @@ from torch import nn
 
 from fastlocal.data.sources.resident import ResidentSource
 from fastlocal.data.types import Split
-from fastlocal.executors import graphed
+from fastlocal.executors import cuda_graphs
 from fastlocal.executors.base import LabelNoise, LocalProblem
-from fastlocal.executors.graphed import CudaGraphs, GraphedExecutor
+from fastlocal.executors.cuda_graphs import CudaGraphs, GraphedExecutor
 from fastlocal.executors.round_plan import RoundPlan, RoundResult
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.models import build
@@ -87,7 +87,7 @@ def check(
 
     It may be off by TOLERANCE, or twice what the CPU is off itself in the same precision, from the steps in float64.
     """
-    monkeypatch.setattr(graphed, "WARM_UPS", 1)
+    monkeypatch.setattr(cuda_graphs, "WARM_UPS", 1)
     exact, plain = (
         rounds(problem, StackedExecutor(problem), chunks, 1, batch, count)
         for problem in (make(torch.float64, None), make(torch.float32, low))

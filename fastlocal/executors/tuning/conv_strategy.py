@@ -15,7 +15,7 @@ from fastlocal import kernels
 from fastlocal.kernels import functional
 from fastlocal.kernels.conv2d_clients.operator import CONVOLUTIONS, STRATEGIES
 
-from ..common.errors import UsageError, nearest
+from ...common.errors import UsageError, nearest
 
 Strategies = str | Mapping[str, str]
 """One strategy for all convolutions, or {name of a layer: strategy}, "auto" for the others."""

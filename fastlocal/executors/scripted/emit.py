@@ -12,10 +12,10 @@ from torch import Tensor, fx
 
 from fastlocal.kernels import native as kernels_native
 
-from . import script_linear, script_losses, script_norms
-from .base import LocalProblem
-from .script_words import ALIAS, memory, name, text
-from .update import EPSILON
+from ..base import LocalProblem
+from ..sgd_update import EPSILON
+from . import fuse_linear, fuse_losses, fuse_norms
+from .nodes import ALIAS, memory, name, text
 
 
 class ScriptText:
@@ -37,13 +37,13 @@ class ScriptText:
         self._decays = [problem.weight_decay * decays for decays in problem.layout.decays]
         in_place = problem.clip_norm is None and not problem.nesterov
         gradients = (problem, self._grads if in_place else [], lambda node: memory(node) in self._inputs[:-2])
-        merged = list(script_linear.find_products(*gradients))
-        maps = [found for found in map(script_linear.find_map, self._calls) if found is not None]
-        norms, losses = script_norms.find(self._calls), script_losses.find(self._calls)
+        merged = list(fuse_linear.find_products(*gradients))
+        maps = [found for found in map(fuse_linear.find_map, self._calls) if found is not None]
+        norms, losses = fuse_norms.find(self._calls), fuse_losses.find(self._calls)
         wanted = norms or any(one.is_native for one in maps) or any(one.is_native for one in merged)
         self._native = bool(wanted) and native()
         if self._has("product_update"):
-            merged = list(script_linear.with_biases(merged, problem, self._grads))
+            merged = list(fuse_linear.with_biases(merged, problem, self._grads))
         else:
             merged = [dataclasses.replace(update, is_native=False) for update in merged]
         if not self._has("group_norm_act", "group_norm_act_backward"):

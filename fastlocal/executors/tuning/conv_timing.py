@@ -18,8 +18,8 @@ from fastlocal.kernels import functional
 from fastlocal.kernels.conv2d_clients.geometry import Geometry
 from fastlocal.kernels.conv2d_clients.operator import allows_tf32, choose, takes_triton
 
-from ..common.disk_cache import cache_file, keep, key_of, machine_name, recall
-from .base import LocalProblem
+from ...common.disk_cache import cache_file, keep, key_of, machine_name, recall
+from ..base import LocalProblem
 from .conv_strategy import Strategies, convolutions
 
 FLOPS = {"cpu": 5e8, "cuda": 1e12}

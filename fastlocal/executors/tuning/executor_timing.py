@@ -14,11 +14,11 @@ import torch
 
 from fastlocal import kernels
 
-from ..data.sources.resident import ResidentSource
-from ..data.sources.streaming import StreamingSource
-from ..data.types import Split
-from .base import Executor, LocalProblem
-from .round_plan import RoundPlan
+from ...data.sources.resident import ResidentSource
+from ...data.sources.streaming import StreamingSource
+from ...data.types import Split
+from ..base import Executor, LocalProblem
+from ..round_plan import RoundPlan
 
 WORTHWHILE, SHARE = 4.0, 0.1
 """Nothing is timed where the whole run is expected to take less than the first many times the timing, and then the

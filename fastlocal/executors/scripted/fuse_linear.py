@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from .base import LocalProblem
-from .script_words import name, origin
+from ..base import LocalProblem
+from .nodes import name, origin
 
 aten = torch.ops.aten
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from .script_words import name, origin, users
+from .nodes import name, origin, users
 
 aten = torch.ops.aten
 MEAN = 1

@@ -13,8 +13,8 @@ from torch import fx, nn
 from fastlocal.kernels import native
 from fastlocal.kernels.native import ACTIVATIONS
 
-from ..kernel_trial.kernels_tried import load_native
-from .script_words import memory, origin, users
+from ...kernel_trial.kernels_tried import load_native
+from .nodes import memory, origin, users
 
 aten = torch.ops.aten
 SUMS, RELUS = (aten.add.Tensor, aten.add_.Tensor), (aten.relu.default, aten.relu_.default)

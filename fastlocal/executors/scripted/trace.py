@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..kernel_trial.kernels_tried import load_native, native_lines
-from ..params.client_stack import ClientStack
-from ..telemetry.trace import span
-from .base import LocalProblem
-from .round_plan import RoundPlan
-from .script_linear import MERGED_WEIGHT
-from .script_text import ScriptText
-from .traceable import check_forward, check_shapes, moved
+from ...kernel_trial.kernels_tried import load_native, native_lines
+from ...params.client_stack import ClientStack
+from ...telemetry.trace import span
+from ..base import LocalProblem
+from ..round_plan import RoundPlan
+from .emit import ScriptText
+from .fuse_linear import MERGED_WEIGHT
+from .trace_checks import check_forward, check_shapes, moved
 
 Steps = Callable[..., tuple[Tensor, Tensor]]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .executors.base import LocalProblem
-from .executors.round_plan import RoundPlan
+from .base import LocalProblem
+from .round_plan import RoundPlan
 
 
 def clear_empty(losses: Tensor, plan: RoundPlan, problem: LocalProblem) -> int:
