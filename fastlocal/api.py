@@ -23,7 +23,7 @@ from .data.from_python import check_normalisation, split_of
 from .data.types import DataSet, MapSplit, Split
 from .distributed.ranks import launched
 from .distributed.world import connected
-from .model_checks import check_model, own_copy
+from .module_checks.structure import check_model, own_copy
 from .params.losses import Loss, cross_entropy
 from .params.precision import kept
 from .prepared import Prepared, prepare

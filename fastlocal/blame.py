@@ -12,7 +12,7 @@ from fastlocal import kernels
 from .common.errors import UsageError, one_line
 from .executors.base import LocalProblem
 from .executors.round_plan import RoundPlan
-from .plain_steps import FAILURES
+from .module_checks.plain_steps import FAILURES
 
 
 @torch.no_grad()

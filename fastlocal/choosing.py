@@ -19,7 +19,7 @@ from .executors.stacked import StackedExecutor
 from .executors.threaded import ThreadedExecutor
 from .executors.tuning.conv_strategy import parse
 from .executors.tuning.executor_timing import Timing, Values, Work, tune, worthwhile
-from .probe import Probe
+from .module_checks.probe import Probe
 from .resolve import usual_chunk
 from .schedule.rounds import Progress
 

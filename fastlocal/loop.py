@@ -23,9 +23,9 @@ from .distributed.world import World
 from .executors.base import Executor, LocalProblem
 from .executors.empty_batches import clear_empty
 from .meeting import Meeting, meet
+from .module_checks.plain_steps import FAILURES
 from .params.client_stack import MOMENTUM, ClientStack, ClientStore
 from .params.nonfinite import not_finite
-from .plain_steps import FAILURES
 from .planner import Planner
 from .reports import Reports
 from .schedule.cursor import Position, RoundSoFar, TrainStats

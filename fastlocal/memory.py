@@ -21,7 +21,7 @@ from .executors.forward import Forward
 from .executors.stacked import best_by_parameter
 from .executors.tuning.conv_strategy import Stacking, Strategies, convolutions, parse
 from .executors.tuning.conv_timing import called_layers
-from .plain_steps import FAILURES
+from .module_checks.plain_steps import FAILURES
 
 _log = logging.getLogger(__name__)
 GIB = 2**30

@@ -22,8 +22,6 @@ from .data.sources.source_config import Reading
 from .data.types import DataSet
 from .distributed.world import World
 from .executors.base import Executor, LabelNoise, LocalProblem
-from .first_batches import first_batches
-from .first_steps import compare
 from .kernel_trial import verdicts
 from .kernel_trial.kernels_tried import try_kernels, used_ops
 from .memory import MemoryPlan, plan_memory, resolve_chunk
@@ -31,12 +29,14 @@ from .models.batchnorm import has_batchnorm
 from .models.functional import local_module
 from .models.modes import Modes, cast, training_modes
 from .models.own_tensors import Held, tensors_of
+from .module_checks.first_batches import first_batches
+from .module_checks.first_steps import compare
+from .module_checks.plain_steps import PlainModule
+from .module_checks.probe import Probe, probe, try_evaluation
+from .module_checks.python_state import kept
 from .params.losses import Loss, combination, placed
 from .params.param_layout import ParamLayout, param_layout
 from .params.precision import Numerics, numerics
-from .plain_steps import PlainModule
-from .probe import Probe, probe, try_evaluation
-from .python_state import kept
 from .resolve import refuse_shared_gpu, resolve_device, resolve_for_data, resolve_for_machine
 from .schedule.rounds import Progress
 from .shares import part_of, whole_of

@@ -21,8 +21,8 @@ from .data.types import DataSet, MapSplit, StoredSplit
 from .distributed.ranks import Ranks
 from .distributed.world import World
 from .executors.scripted.fuse_norms import ready
+from .module_checks.probe import Probe
 from .params.param_layout import ParamLayout
-from .probe import Probe
 
 CHUNK_BYTES = 256 * 2**20
 """Of the rows that are made anew for each chunk, where nothing else asks for less or more of them."""

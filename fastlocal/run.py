@@ -27,11 +27,11 @@ from .data.sample_streams import Streams, StreamSpec
 from .distributed.world import World
 from .evaluation import Drawing, Evaluation, evaluate
 from .loop import Loop
+from .module_checks.python_state import kept
 from .params.client_stack import MOMENTUM, ClientStore
 from .planner import Planner
 from .prepared import Prepared
 from .profiled import profiler
-from .python_state import kept
 from .reports import Reports
 from .resolve import sample_pages
 from .telemetry.base import Logger, Loggers, RunSummary

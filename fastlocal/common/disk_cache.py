@@ -18,7 +18,7 @@ from .atomic_file import write_atomically
 
 MOST = 1000
 """Entries that are kept, the latest."""
-SOURCES = tuple(Path(__file__).parents[1] / name for name in ("executors", "kernels", "trial"))
+SOURCES = tuple(Path(__file__).parents[1] / name for name in ("executors", "kernels", "kernel_trial"))
 """Our own code that decides how fast a step is, and whether its kernels are right."""
 WRITTEN = (".py", ".cpp", ".h")
 

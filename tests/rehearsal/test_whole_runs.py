@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import fastlocal
-from fastlocal import first_steps
 from fastlocal.executors.stacked import StackedExecutor
+from fastlocal.module_checks import first_steps
 from fastlocal.telemetry.base import Logger, RoundReport
 from tests import small_models, tiny
 from tests.rehearsal.conftest import Rehearsal

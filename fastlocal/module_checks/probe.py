@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .common.errors import UsageError, one_line
-from .common.random_states import random_kept, random_states
-from .data.labels import unknown_label
-from .models.batchnorm import batchnorm_buffers
-from .params.losses import Loss, combination
-from .params.precision import Numerics, without_tf32
+from ..common.errors import UsageError, one_line
+from ..common.random_states import random_kept, random_states
+from ..data.labels import unknown_label
+from ..models.batchnorm import batchnorm_buffers
+from ..params.losses import Loss, combination
+from ..params.precision import Numerics, without_tf32
 from .plain_steps import FAILURES, PlainClient, PlainModule, Trace, foreign_leaves
 from .python_state import GENERATORS, PLAIN, PythonState
 

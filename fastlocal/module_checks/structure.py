@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .common.errors import UsageError, one_line
-from .models.own_tensors import tensors_of
+from ..common.errors import UsageError, one_line
+from ..models.own_tensors import tensors_of
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 

@@ -13,16 +13,16 @@ from torch.func import vmap
 
 from fastlocal.kernels import functional
 
-from .common.errors import UsageError, one_line
-from .common.random_states import random_kept
-from .data.sources.base import Batch
-from .executors.base import LocalProblem
-from .executors.forward import Forward
-from .executors.looped import LoopedExecutor
-from .models.functional import local_module
-from .models.modes import cast
-from .params.losses import placed
-from .params.precision import Numerics, without_tf32
+from ..common.errors import UsageError, one_line
+from ..common.random_states import random_kept
+from ..data.sources.base import Batch
+from ..executors.base import LocalProblem
+from ..executors.forward import Forward
+from ..executors.looped import LoopedExecutor
+from ..models.functional import local_module
+from ..models.modes import cast
+from ..params.losses import placed
+from ..params.precision import Numerics, without_tf32
 from .plain_steps import FAILURES, PlainModule, Trace
 from .probe import CLIENTS, STEPS, Batches, Probe
 from .python_state import kept

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .data.sources.base import Source
-from .data.types import AnySplit, Split
+from ..data.sources.base import Source
+from ..data.types import AnySplit, Split
 from .probe import CLIENTS, STEPS, Batches
 
 LARGEST = 10**8

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .common.errors import UsageError, one_line
-from .models.client_random.mode import ClientRandom
-from .models.modes import Modes, set_modes
-from .models.own_tensors import OwnTensors, tensors_of
-from .params.losses import Loss
-from .params.precision import Numerics
+from ..common.errors import UsageError, one_line
+from ..models.client_random.mode import ClientRandom
+from ..models.modes import Modes, set_modes
+from ..models.own_tensors import OwnTensors, tensors_of
+from ..params.losses import Loss
+from ..params.precision import Numerics
 
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError, KeyError)
 """What a module or a loss raises on samples that it does not take."""
