@@ -99,7 +99,7 @@ def post_local(module: nn.Module, mine: Tensor) -> Way:
 
 
 def ours(row: Tensor, mine: Tensor, bucket_mb: float, **how: Any) -> Way:
-    """From the client's row in the chunk's buffer to the next round's start in it, as fastlocal.loop does."""
+    """From the client's row in the chunk's buffer to the next round's start in it, as fastlocal.training.loop does."""
     ranks, rank = dist.get_world_size(), dist.get_rank()
     averager = make_averager(row, ranks, nodes=[0] * ranks, rank=rank, bucket_mb=bucket_mb, **how)
     params, start = mine.unsqueeze(0).clone(), row.clone()

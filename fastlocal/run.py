@@ -25,18 +25,18 @@ from .common.errors import RankMissing, StoppedAlone, UsageError
 from .common.interrupts import held_back, requested_for
 from .data.sample_streams import Streams, StreamSpec
 from .distributed.world import World
-from .evaluation import Drawing, Evaluation, evaluate
-from .loop import Loop
 from .module_checks.python_state import kept
 from .params.client_stack import MOMENTUM, ClientStore
-from .planner import Planner
 from .prepared import Prepared
 from .profiled import profiler
-from .reports import Reports
 from .resolve import sample_pages
 from .telemetry.base import Logger, Loggers, RunSummary
 from .telemetry.jsonl import JsonlLogger, StepLog, read_rows
 from .telemetry.rank_messages import RankMessages
+from .training.evaluation import Drawing, Evaluation, evaluate
+from .training.evaluator import Reports
+from .training.loop import Loop
+from .training.planner import Planner
 
 
 def _build_loop(prepared: Prepared, logger: Logger, steps: StepLog | None) -> Loop:

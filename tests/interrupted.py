@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from fastlocal.common.interrupts import interruptible
 from fastlocal.config.schema import RunConfig
 from fastlocal.data.types import DataSet
-from fastlocal.loop import Loop
 from fastlocal.params.losses import cross_entropy
 from fastlocal.prepared import prepare
 from fastlocal.run import train
 from fastlocal.telemetry.base import Logger
+from fastlocal.training.loop import Loop
 
 RUN: dict[str, Any] = {
     "batch_size": 4,

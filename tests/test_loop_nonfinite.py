@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from fastlocal.common.errors import NonFiniteLoss
 from fastlocal.config.schema import RunConfig
 from fastlocal.data.types import DataSet, Split
-from fastlocal.loop import Loop
 from fastlocal.params.losses import cross_entropy
 from fastlocal.prepared import prepare
 from fastlocal.run import train
 from fastlocal.telemetry.base import Logger
+from fastlocal.training.loop import Loop
 from tests import small_models
 
 ORDER = torch.randperm(60, generator=torch.Generator().manual_seed(0))

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import fastlocal
-from fastlocal import evaluation
 from fastlocal.common.errors import UsageError
 from fastlocal.data.sources.resident import ResidentSource
 from fastlocal.data.types import Split
-from fastlocal.evaluation import Evaluation, evaluate
 from fastlocal.params.losses import cross_entropy, placed
 from fastlocal.params.precision import Numerics
+from fastlocal.training import evaluation
+from fastlocal.training.evaluation import Evaluation, evaluate
 
 CPU = torch.device("cpu")
 WEIGHT = torch.tensor([0.2, 1.0, 3.5, 0.7], dtype=torch.float64)

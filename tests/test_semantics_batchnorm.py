@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from fastlocal.config.schema import RunConfig
 from fastlocal.data.sources.resident import ResidentSource
 from fastlocal.data.types import DataSet, Split
-from fastlocal.evaluation import evaluate
 from fastlocal.models.batchnorm import has_batchnorm, re_estimate
 from fastlocal.params.losses import count_correct, cross_entropy
 from fastlocal.params.precision import Numerics
 from fastlocal.prepared import prepare
 from fastlocal.run import train
+from fastlocal.training.evaluation import evaluate
 from tests import small_models
 
 NUMERICS = Numerics(torch.device("cpu"), torch.float64, None)

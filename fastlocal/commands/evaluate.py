@@ -64,13 +64,13 @@ def run(argv: Sequence[str]) -> int:
         from ..checkpoint.model_file import read_state
         from ..data.sources.build import make_source
         from ..data.sources.source_config import Reading, choose
-        from ..evaluation import evaluate
         from ..kernel_trial import verdicts
         from ..kernel_trial.kernels_tried import try_kernels
         from ..named import load_data, make_model
         from ..params.losses import cross_entropy
         from ..params.precision import numerics
         from ..resolve import resolve_device
+        from ..training.evaluation import evaluate
 
     device = resolve_device(flags.device)
     try_kernels(device, ["gather_augment"])

@@ -10,8 +10,8 @@ from .flags import parse
 from .train import start, written
 
 if TYPE_CHECKING:
-    from ..loop import Loop
     from ..prepared import Prepared
+    from ..training.loop import Loop
 
 
 def run(argv: Sequence[str]) -> int:

@@ -19,8 +19,8 @@ from .flags import TrainFlags, parse
 
 if TYPE_CHECKING:
     from ..distributed.world import World
-    from ..loop import Loop
     from ..prepared import Prepared
+    from ..training.loop import Loop
 
 NO_MEMORY, NOT_FINITE, STOPPED = 1, 3, 75
 

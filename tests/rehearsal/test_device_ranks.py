@@ -16,7 +16,7 @@ from fastlocal.distributed.ranks import Ranks
 from fastlocal.distributed.store import Peer
 from fastlocal.distributed.world import World
 from fastlocal.resolve import refuse_shared_gpu, resolve_device
-from fastlocal.waiting import EVENTS, Waiting
+from fastlocal.training.timers import EVENTS, Waiting
 from tests import many, tiny
 from tests.rehearsal import cuda_api
 from tests.rehearsal.conftest import Rehearsal

@@ -10,30 +10,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .aggregation.averager import Averager
-from .aggregation.buffer_mean import MeanState
-from .aggregation.global_model import AveragedModel
-from .blame import blame
-from .checkpoint.resharding import row_name
-from .checkpoint.saver import Saver
-from .checkpoint.state_file import State
-from .common import interrupts
-from .data.sources.base import Source
-from .distributed.world import World
-from .executors.base import Executor, LocalProblem
-from .executors.empty_batches import clear_empty
-from .meeting import Meeting, meet
-from .module_checks.plain_steps import FAILURES
-from .params.client_stack import MOMENTUM, ClientStack, ClientStore
-from .params.nonfinite import not_finite
+from ..aggregation.averager import Averager
+from ..aggregation.buffer_mean import MeanState
+from ..aggregation.global_model import AveragedModel
+from ..checkpoint.resharding import row_name
+from ..checkpoint.saver import Saver
+from ..checkpoint.state_file import State
+from ..common import interrupts
+from ..data.sources.base import Source
+from ..distributed.world import World
+from ..executors.base import Executor, LocalProblem
+from ..executors.empty_batches import clear_empty
+from ..module_checks.plain_steps import FAILURES
+from ..params.client_stack import MOMENTUM, ClientStack, ClientStore
+from ..params.nonfinite import not_finite
+from ..schedule.cursor import Position, RoundSoFar, TrainStats
+from ..schedule.rounds import Progress, Round
+from ..telemetry.base import Logger, RoundReport
+from ..telemetry.jsonl import StepLog
+from ..telemetry.trace import span
+from .evaluator import Reports
+from .failing_batch import blame
 from .planner import Planner
-from .reports import Reports
-from .schedule.cursor import Position, RoundSoFar, TrainStats
-from .schedule.rounds import Progress, Round
-from .telemetry.base import Logger, RoundReport
-from .telemetry.jsonl import StepLog
-from .telemetry.trace import span
-from .waiting import Waiting
+from .round_sync import Meeting, meet
+from .timers import Waiting
 
 
 @dataclass

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from .data.sample_streams import Streams
-from .executors.round_plan import RoundPlan
+from ..data.sample_streams import Streams
+from ..executors.round_plan import RoundPlan
+from ..schedule.cursor import Position
+from ..schedule.rounds import Progress, Round
 from .lookahead import Lookahead
-from .schedule.cursor import Position
-from .schedule.rounds import Progress, Round
 
 
 @dataclass

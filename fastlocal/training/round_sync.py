@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from .distributed.world import World
-from .schedule.cursor import RoundSoFar, TrainStats
+from ..distributed.world import World
+from ..schedule.cursor import RoundSoFar, TrainStats
 
 
 @dataclass(frozen=True)

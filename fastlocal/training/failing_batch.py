@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from fastlocal import kernels
 
-from .common.errors import UsageError, one_line
-from .executors.base import LocalProblem
-from .executors.round_plan import RoundPlan
-from .module_checks.plain_steps import FAILURES
+from ..common.errors import UsageError, one_line
+from ..executors.base import LocalProblem
+from ..executors.round_plan import RoundPlan
+from ..module_checks.plain_steps import FAILURES
 
 
 @torch.no_grad()

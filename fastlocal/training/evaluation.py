@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .common import interrupts
-from .common.errors import UsageError
-from .data.labels import unknown_label
-from .data.sources.base import Source
-from .distributed.world import World
-from .params.losses import Combination, Loss, combination, count_correct
-from .params.precision import Numerics
+from ..common import interrupts
+from ..common.errors import UsageError
+from ..data.labels import unknown_label
+from ..data.sources.base import Source
+from ..distributed.world import World
+from ..params.losses import Combination, Loss, combination, count_correct
+from ..params.precision import Numerics
 
 # on two CPU cores ResNet-56 takes 3.3 s per 1,000 images in batches of 200 and 4.8 s in batches of 500, whose
 # activations leave the cache; a GPU wants them large

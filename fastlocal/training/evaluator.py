@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .aggregation.global_model import AveragedModel
-from .checkpoint.model_file import save_model
-from .common import interrupts
-from .common.errors import NonFiniteLoss
-from .data.sample_streams import Streams
-from .data.sources.base import Source, Wanted
+from ..aggregation.global_model import AveragedModel
+from ..checkpoint.model_file import save_model
+from ..common import interrupts
+from ..common.errors import NonFiniteLoss
+from ..data.sample_streams import Streams
+from ..data.sources.base import Source, Wanted
+from ..models.client_random.mode import ClientRandom
+from ..schedule.cursor import Position, TrainStats
+from ..schedule.rounds import Round
+from ..telemetry.base import Logger
 from .evaluation import Drawing, Evaluation
-from .models.client_random.mode import ClientRandom
-from .schedule.cursor import Position, TrainStats
-from .schedule.rounds import Round
-from .telemetry.base import Logger
 
 
 @dataclass

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .distributed.world import World
+from ..distributed.world import World
 
 INPUT_BOUND = 0.1
 EVENTS = 64
