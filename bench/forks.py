@@ -20,7 +20,7 @@ from pathlib import Path
 PROGRAM = """
 import json, os, signal, sys
 import torch
-import fastlocal.commands.train, fastlocal.named, fastlocal.run
+import fastlocal.commands.train, fastlocal.runs.from_config, fastlocal.runs.run
 import fastlocal.telemetry.console, fastlocal.telemetry.loggers, fastlocal.distributed.world
 import torch.fx.experimental.symbolic_shapes, tyro
 from fastlocal.cli import main

@@ -23,8 +23,8 @@ import torch
 
 from bench.case import RESULTS, Case, device_name, machine
 from bench.tables import Row, merge
-from fastlocal.named import prepare_named
-from fastlocal.run import train
+from fastlocal.runs.from_config import prepare_named
+from fastlocal.runs.run import train
 
 MIB = 2**20
 KEYS = ("model", "clients", "batch", "local_steps", "precision", "executor", "conv_strategy", "chunk")

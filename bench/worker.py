@@ -31,9 +31,9 @@ from bench.loops import LOOPS, Task
 from fastlocal.common.machine import keep_freed_memory
 from fastlocal.config.validation import check
 from fastlocal.data.sample_streams import Streams, StreamSpec
-from fastlocal.named import prepare_named
-from fastlocal.prepared import Prepared
-from fastlocal.run import train
+from fastlocal.runs.build import Prepared
+from fastlocal.runs.from_config import prepare_named
+from fastlocal.runs.run import train
 from fastlocal.telemetry.base import Logger, RoundReport, RunSummary
 
 

@@ -26,10 +26,10 @@ from .distributed.world import connected
 from .module_checks.structure import check_model, own_copy
 from .params.losses import Loss, cross_entropy
 from .params.precision import kept
-from .prepared import Prepared, prepare
-from .resolve import resolve_device
-from .run import final_model
-from .run import train as train_prepared
+from .runs.build import Prepared, prepare
+from .runs.resolve import resolve_device
+from .runs.run import final_model
+from .runs.run import train as train_prepared
 from .telemetry.loggers import sinks
 from .verification import verify_run
 from .verifying.checks import Verification

@@ -9,7 +9,7 @@ import torch
 
 from .config.schema import RunConfig
 from .params.precision import kept
-from .prepared import Prepared
+from .runs.build import Prepared
 from .verifying.checks import Check, Verification
 from .verifying.modules import Trained
 from .verifying.proof import prove

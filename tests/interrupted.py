@@ -13,8 +13,8 @@ from fastlocal.common.interrupts import interruptible
 from fastlocal.config.schema import RunConfig
 from fastlocal.data.types import DataSet
 from fastlocal.params.losses import cross_entropy
-from fastlocal.prepared import prepare
-from fastlocal.run import train
+from fastlocal.runs.build import prepare
+from fastlocal.runs.run import train
 from fastlocal.telemetry.base import Logger
 from fastlocal.training.loop import Loop
 

@@ -16,13 +16,13 @@ from typing import Any, cast
 import pytest
 import torch
 
-from fastlocal import resolve
-from fastlocal.choosing import candidates
 from fastlocal.commands.flags import parse
 from fastlocal.common import disk_cache
 from fastlocal.common.disk_cache import cache_file, keep, recall
-from fastlocal.named import prepare_named
-from fastlocal.prepared import Prepared
+from fastlocal.runs import resolve
+from fastlocal.runs.build import Prepared
+from fastlocal.runs.executor_choice import candidates
+from fastlocal.runs.from_config import prepare_named
 from tests.executors.test_executors import EXECUTORS
 from tests.tiny import run, train_words
 
@@ -226,7 +226,7 @@ def test_compiled_steps_are_tried_where_there_is_time(
     flags: list[str], tried: bool, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []  # compiling takes half a minute, so what would be timed is only listed
-    monkeypatch.setattr("fastlocal.choosing.tune", lambda problem, work, options, *rest: seen.extend(options) or [])
+    monkeypatch.setattr("fastlocal.runs.executor_choice.tune", lambda problem, work, options, *rest: seen.extend(options) or [])
     prepared(data, *LONG[:-1], *flags)
     assert ({"executor": "stacked", "compile": True} in seen) == tried and {"executor": "looped"} in seen
 

@@ -13,7 +13,7 @@ from bench.kill import difference, left_behind
 from fastlocal.checkpoint.restore import as_before
 from fastlocal.cli import main
 from fastlocal.commands.flags import parse
-from fastlocal.named import prepare_named
+from fastlocal.runs.from_config import prepare_named
 from tests.tiny import metrics, run, train_words, tree
 
 MOMENTUM = ("--momentum", "0.9", "--debug", "--chunk", "1", "--step1", "3")

@@ -9,7 +9,7 @@ import pytest
 
 from fastlocal.commands.flags import parse
 from fastlocal.kernels import cores as counting
-from fastlocal.named import prepare_named
+from fastlocal.runs.from_config import prepare_named
 
 V2, V1 = "0::/", "4:cpu,cpuacct:/"
 

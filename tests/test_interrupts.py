@@ -13,8 +13,8 @@ import pytest
 
 from fastlocal.config.schema import RunConfig
 from fastlocal.params.losses import cross_entropy
-from fastlocal.prepared import prepare
-from fastlocal.run import train
+from fastlocal.runs.build import prepare
+from fastlocal.runs.run import train
 from fastlocal.telemetry.base import Logger, RoundReport
 from tests import small_models
 from tests.interrupted import RUN, run

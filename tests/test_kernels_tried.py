@@ -16,7 +16,7 @@ import pytest
 import torch
 from triton.errors import TritonError
 
-from fastlocal import kernels, trying
+from fastlocal import kernels
 from fastlocal.executors.tuning import conv_timing
 from fastlocal.executors.tuning.conv_timing import conv_choices
 from fastlocal.kernel_trial import jobs, kernels_tried, verdicts
@@ -26,6 +26,7 @@ from fastlocal.kernel_trial.processes import Outcome
 from fastlocal.kernels.conv2d_clients.geometry import Geometry
 from fastlocal.kernels.conv2d_clients.operator import CONVOLUTIONS, choose
 from fastlocal.kernels.norm_act.operator import worthwhile
+from fastlocal.runs import executor_trial
 from tests.executors.test_executors import problem_of
 from tests.stand_ins import stand_in
 from tests.tiny import run, train_words
@@ -217,15 +218,15 @@ def test_a_kernel_that_fails_in_a_step_is_done_without(
             raise error
         return "executor", config, ["timed"]
 
-    monkeypatch.setattr(trying, "_try_executor", failing)
+    monkeypatch.setattr(executor_trial, "_try_executor", failing)
     problem: Any = problem_of("perceptron")
-    executor, _, notes = trying.try_executor(SimpleNamespace(), problem)  # type: ignore[arg-type]
+    executor, _, notes = executor_trial.try_executor(SimpleNamespace(), problem)  # type: ignore[arg-type]
     fault = "fails in a step: out of resource: shared memory"
     assert (executor, notes) == ("executor", [f"client_sgd: plain torch ({fault}; fastlocal verify)", "timed"])
     assert tries == [True, False] and verdicts.known(CPU, "triton") == {"client_sgd": fault}
     with pytest.raises(TritonError):  # once more, though nobody uses it: for whoever mends it
         tries.clear()
-        trying.try_executor(SimpleNamespace(), problem)  # type: ignore[arg-type]
+        executor_trial.try_executor(SimpleNamespace(), problem)  # type: ignore[arg-type]
 
 
 def test_what_says_nothing_about_a_kernel_is_not_its_fault(own_cache_home: Path) -> None:

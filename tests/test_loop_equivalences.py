@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fastlocal.config.schema import RunConfig
 from fastlocal.data.types import DataSet
 from fastlocal.params.losses import cross_entropy
-from fastlocal.prepared import prepare
-from fastlocal.run import final_model, train
+from fastlocal.runs.build import prepare
+from fastlocal.runs.run import final_model, train
 from fastlocal.telemetry.base import Logger, RoundReport
 from fastlocal.training.loop import Loop
 from tests import small_models

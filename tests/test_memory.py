@@ -15,10 +15,10 @@ from fastlocal.common.machine import free_bytes, resident_bytes
 from fastlocal.data.sources.resident import ResidentSource
 from fastlocal.data.types import Split
 from fastlocal.executors.base import LocalProblem
-from fastlocal.memory import Activations, Needs, activations
 from fastlocal.params.losses import cross_entropy
 from fastlocal.params.param_layout import param_layout
 from fastlocal.params.precision import numerics
+from fastlocal.runs.memory_plan import Activations, Needs, activations
 from tests.tiny import run, train_words, write_npz
 
 CPU = torch.device("cpu")

@@ -15,8 +15,8 @@ from fastlocal.data.types import DataSet, Split
 from fastlocal.models.batchnorm import has_batchnorm, re_estimate
 from fastlocal.params.losses import count_correct, cross_entropy
 from fastlocal.params.precision import Numerics
-from fastlocal.prepared import prepare
-from fastlocal.run import train
+from fastlocal.runs.build import prepare
+from fastlocal.runs.run import train
 from fastlocal.training.evaluation import evaluate
 from tests import small_models
 

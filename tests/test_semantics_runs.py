@@ -14,8 +14,8 @@ from torch import nn
 from fastlocal.config.schema import RunConfig
 from fastlocal.data.types import DataSet
 from fastlocal.params.losses import cross_entropy
-from fastlocal.prepared import Prepared, prepare
-from fastlocal.run import train
+from fastlocal.runs.build import Prepared, prepare
+from fastlocal.runs.run import train
 from tests import small_models
 from tests.plain_program import PlainProgram, PlainRun
 

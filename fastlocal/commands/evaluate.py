@@ -66,10 +66,10 @@ def run(argv: Sequence[str]) -> int:
         from ..data.sources.source_config import Reading, choose
         from ..kernel_trial import verdicts
         from ..kernel_trial.kernels_tried import try_kernels
-        from ..named import load_data, make_model
         from ..params.losses import cross_entropy
         from ..params.precision import numerics
-        from ..resolve import resolve_device
+        from ..runs.from_config import load_data, make_model
+        from ..runs.resolve import resolve_device
         from ..training.evaluation import evaluate
 
     device = resolve_device(flags.device)

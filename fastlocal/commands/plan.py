@@ -13,7 +13,7 @@ from ..distributed.ranks import launched
 from .flags import parse
 
 if TYPE_CHECKING:
-    from ..prepared import Prepared
+    from ..runs.build import Prepared
 
 
 def run(argv: Sequence[str]) -> int:
@@ -23,8 +23,8 @@ def run(argv: Sequence[str]) -> int:
 
     with held_back():
         from ..distributed.world import connected
-        from ..named import prepare_named
-        from ..resolve import resolve_device
+        from ..runs.from_config import prepare_named
+        from ..runs.resolve import resolve_device
 
     machine = flags.run.machine
     device = resolve_device(machine.device, ranks)

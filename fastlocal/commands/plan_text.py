@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..prepared import Prepared
+from ..runs.build import Prepared
 from ..schedule.phases import decay_rounds
 from ..schedule.rounds import Progress
 

@@ -10,7 +10,7 @@ from .flags import parse
 from .train import start, written
 
 if TYPE_CHECKING:
-    from ..prepared import Prepared
+    from ..runs.build import Prepared
     from ..training.loop import Loop
 
 

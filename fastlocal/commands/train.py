@@ -19,7 +19,7 @@ from .flags import TrainFlags, parse
 
 if TYPE_CHECKING:
     from ..distributed.world import World
-    from ..prepared import Prepared
+    from ..runs.build import Prepared
     from ..training.loop import Loop
 
 NO_MEMORY, NOT_FINITE, STOPPED = 1, 3, 75
@@ -45,7 +45,7 @@ def start(flags: TrainFlags, finish: Callable[[Prepared, Loop], None], *, eval_e
 
     with held_back():
         from ..distributed.world import connected
-        from ..resolve import resolve_device
+        from ..runs.resolve import resolve_device
 
     machine = config.machine
     device = resolve_device(machine.device, ranks)
@@ -71,8 +71,8 @@ def _start(
 
         from ..checkpoint.restore import as_before
         from ..checkpoint.run_directory import check_directory, is_begun_by
-        from ..named import prepare_named
-        from ..run import train
+        from ..runs.from_config import prepare_named
+        from ..runs.run import train
         from ..telemetry.loggers import sinks
 
     config = flags.run

@@ -34,8 +34,8 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError("fastlocal verify: is for one process; start it without torchrun")
 
     with held_back():
-        from ..named import prepare_named
-        from ..resolve import resolve_device
+        from ..runs.from_config import prepare_named
+        from ..runs.resolve import resolve_device
         from ..verification import verify_run
 
         device = resolve_device(flags.run.machine.device)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastlocal.config.recipes import default
-from fastlocal.named import prepare_named
+from fastlocal.runs.from_config import prepare_named
 from tests.executors.test_executors import start
 
 

@@ -26,7 +26,7 @@ from fastlocal.params.client_stack import ClientStack
 from fastlocal.params.losses import cross_entropy
 from fastlocal.params.param_layout import ParamLayout, param_layout
 from fastlocal.params.precision import Numerics
-from fastlocal.prepared import _without_decay
+from fastlocal.runs.build import _without_decay
 from tests import small_models
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from fastlocal.executors.cuda_graphs import GraphedExecutor, put_back
 from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.params.losses import cross_entropy
-from fastlocal.trying import try_step
+from fastlocal.runs.executor_trial import try_step
 from tests import tiny
 from tests.executors.test_executors import assert_same, problem_of, start
 

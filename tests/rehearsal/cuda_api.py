@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from triton.runtime.interpreter import GridExecutor
 
-from fastlocal import kernels, prepared
+from fastlocal import kernels
+from fastlocal.runs import build
 from tests.interpreter import bfloat16_products
 from tests.rehearsal.device import CUDA, Device, DeviceTensor
 
@@ -268,7 +269,7 @@ def rehearsal(
         stack.callback(library.uninstall)
         stack.enter_context(patch.multiple(torch.cuda, **stand_ins(gpus, capability, uuid)))
         if not tries_kernels:
-            stack.enter_context(patch.object(prepared, "try_kernels", lambda device, ops: {}))
+            stack.enter_context(patch.object(build, "try_kernels", lambda device, ops: {}))
         launch = _interpreted(GridExecutor.__call__) if interpret else _launched
         stack.enter_context(patch.object(GridExecutor, "__call__", launch))
         if not interpret:

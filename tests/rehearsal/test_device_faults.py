@@ -15,7 +15,7 @@ from fastlocal.aggregation import averager as averagers
 from fastlocal.aggregation.averager import make_averager
 from fastlocal.executors.cuda_graphs import CudaGraphs, GraphedExecutor, StepProgram
 from fastlocal.executors.stacked import StackedExecutor
-from fastlocal.memory import can_replay
+from fastlocal.runs.memory_plan import can_replay
 from tests.executors.test_executors import problem_of
 from tests.rehearsal import cuda_api
 from tests.rehearsal.conftest import Rehearsal

@@ -15,7 +15,7 @@ from fastlocal.distributed import world as worlds
 from fastlocal.distributed.ranks import Ranks
 from fastlocal.distributed.store import Peer
 from fastlocal.distributed.world import World
-from fastlocal.resolve import refuse_shared_gpu, resolve_device
+from fastlocal.runs.resolve import refuse_shared_gpu, resolve_device
 from fastlocal.training.timers import EVENTS, Waiting
 from tests import many, tiny
 from tests.rehearsal import cuda_api

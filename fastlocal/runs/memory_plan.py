@@ -10,18 +10,18 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import vmap
 
-from .common.errors import UsageError, one_line
-from .common.machine import available, resident_bytes
-from .config.schema import RunConfig
-from .data.sources.resident import ResidentSource
-from .data.types import DataSet, Split
-from .executors.base import LocalProblem
-from .executors.forward import Forward
-from .executors.stacked import best_by_parameter
-from .executors.tuning.conv_strategy import Stacking, Strategies, convolutions, parse
-from .executors.tuning.conv_timing import called_layers
-from .module_checks.plain_steps import FAILURES
-from .training.evaluation import BATCH
+from ..common.errors import UsageError, one_line
+from ..common.machine import available, resident_bytes
+from ..config.schema import RunConfig
+from ..data.sources.resident import ResidentSource
+from ..data.types import DataSet, Split
+from ..executors.base import LocalProblem
+from ..executors.forward import Forward
+from ..executors.stacked import best_by_parameter
+from ..executors.tuning.conv_strategy import Stacking, Strategies, convolutions, parse
+from ..executors.tuning.conv_timing import called_layers
+from ..module_checks.plain_steps import FAILURES
+from ..training.evaluation import BATCH
 
 _log = logging.getLogger(__name__)
 GIB = 2**30

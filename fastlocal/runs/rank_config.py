@@ -8,12 +8,12 @@ import torch
 
 from fastlocal.kernels.cores import cores
 
-from .common.errors import UsageError
-from .common.machine import available
-from .config.schema import RunConfig
-from .config.serialization import config_of
-from .distributed.world import World
-from .memory import GIB
+from ..common.errors import UsageError
+from ..common.machine import available
+from ..config.schema import RunConfig
+from ..config.serialization import config_of
+from ..distributed.world import World
+from .memory_plan import GIB
 
 
 def part_of(config: RunConfig, world: World, device: torch.device) -> RunConfig:

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .config.schema import RunConfig
-from .executors.base import LocalProblem
-from .telemetry.profiling import ProfileLogger, Subject, flops_of
+from ..config.schema import RunConfig
+from ..executors.base import LocalProblem
+from ..telemetry.profiling import ProfileLogger, Subject, flops_of
 
 SAMPLES = 8
 

@@ -9,18 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoint.model_file import load_strictly, read_state
-from .common.errors import UsageError
-from .common.interrupts import held_back
-from .config.schema import RunConfig
-from .data import datasets
-from .data.labels import refuse_empty_classes
-from .data.types import DataSet, Split
-from .distributed.ranks import Ranks
-from .distributed.world import World
-from .models import build, refuse_unknown
-from .params.losses import cross_entropy
-from .prepared import Prepared, prepare
+from ..checkpoint.model_file import load_strictly, read_state
+from ..common.errors import UsageError
+from ..common.interrupts import held_back
+from ..config.schema import RunConfig
+from ..data import datasets
+from ..data.labels import refuse_empty_classes
+from ..data.types import DataSet, Split
+from ..distributed.ranks import Ranks
+from ..distributed.world import World
+from ..models import build, refuse_unknown
+from ..params.losses import cross_entropy
+from .build import Prepared, prepare
 from .resolve import resolve_device
 
 PUBLISHED = {

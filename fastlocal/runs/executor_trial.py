@@ -6,19 +6,19 @@ import torch
 
 from fastlocal import kernels
 
-from .choosing import make_executor
-from .common.errors import UsageError, one_line
-from .config.schema import RunConfig
-from .data.sources.resident import ResidentSource
-from .executors.base import Executor, LocalProblem
-from .executors.cuda_graphs import CudaGraphs, GraphedExecutor
-from .executors.round_plan import LocalStep, RoundPlan
-from .executors.scripted.trace import compile_ahead
-from .executors.stacked import StackedExecutor
-from .executors.tuning.conv_strategy import parse, words
-from .executors.tuning.conv_timing import conv_choices
-from .kernel_trial import verdicts
-from .kernel_trial.kernels_tried import do_without
+from ..common.errors import UsageError, one_line
+from ..config.schema import RunConfig
+from ..data.sources.resident import ResidentSource
+from ..executors.base import Executor, LocalProblem
+from ..executors.cuda_graphs import CudaGraphs, GraphedExecutor
+from ..executors.round_plan import LocalStep, RoundPlan
+from ..executors.scripted.trace import compile_ahead
+from ..executors.stacked import StackedExecutor
+from ..executors.tuning.conv_strategy import parse, words
+from ..executors.tuning.conv_timing import conv_choices
+from ..kernel_trial import verdicts
+from ..kernel_trial.kernels_tried import do_without
+from .executor_choice import make_executor
 
 FEW = 2
 """Clients of a first capture: torch does not give back what a capture that fails has allocated."""

@@ -12,35 +12,35 @@ from torch import nn
 
 from fastlocal import kernels
 
-from .choosing import choose_executor
-from .common.errors import UsageError
-from .common.machine import keep_freed_memory
-from .config.schema import RunConfig
-from .data.sources.base import Source
-from .data.sources.build import make_source
-from .data.sources.source_config import Reading
-from .data.types import DataSet
-from .distributed.world import World
-from .executors.base import Executor, LabelNoise, LocalProblem
-from .kernel_trial import verdicts
-from .kernel_trial.kernels_tried import try_kernels, used_ops
-from .memory import MemoryPlan, plan_memory, resolve_chunk
-from .models.batchnorm import has_batchnorm
-from .models.functional import local_module
-from .models.modes import Modes, cast, training_modes
-from .models.own_tensors import Held, tensors_of
-from .module_checks.first_batches import first_batches
-from .module_checks.first_steps import compare
-from .module_checks.plain_steps import PlainModule
-from .module_checks.probe import Probe, probe, try_evaluation
-from .module_checks.python_state import kept
-from .params.losses import Loss, combination, placed
-from .params.param_layout import ParamLayout, param_layout
-from .params.precision import Numerics, numerics
+from ..common.errors import UsageError
+from ..common.machine import keep_freed_memory
+from ..config.schema import RunConfig
+from ..data.sources.base import Source
+from ..data.sources.build import make_source
+from ..data.sources.source_config import Reading
+from ..data.types import DataSet
+from ..distributed.world import World
+from ..executors.base import Executor, LabelNoise, LocalProblem
+from ..kernel_trial import verdicts
+from ..kernel_trial.kernels_tried import try_kernels, used_ops
+from ..models.batchnorm import has_batchnorm
+from ..models.functional import local_module
+from ..models.modes import Modes, cast, training_modes
+from ..models.own_tensors import Held, tensors_of
+from ..module_checks.first_batches import first_batches
+from ..module_checks.first_steps import compare
+from ..module_checks.plain_steps import PlainModule
+from ..module_checks.probe import Probe, probe, try_evaluation
+from ..module_checks.python_state import kept
+from ..params.losses import Loss, combination, placed
+from ..params.param_layout import ParamLayout, param_layout
+from ..params.precision import Numerics, numerics
+from ..schedule.rounds import Progress
+from .executor_choice import choose_executor
+from .executor_trial import try_executor
+from .memory_plan import MemoryPlan, plan_memory, resolve_chunk
+from .rank_config import part_of, whole_of
 from .resolve import refuse_shared_gpu, resolve_device, resolve_for_data, resolve_for_machine
-from .schedule.rounds import Progress
-from .shares import part_of, whole_of
-from .trying import try_executor
 
 PROBE_BATCH = 4
 HELD_OUT = 5

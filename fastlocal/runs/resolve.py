@@ -11,18 +11,18 @@ from torch import nn
 
 from fastlocal.kernels.cores import cores
 
-from .checkpoint.run_directory import default_directory
-from .common.errors import UsageError
-from .config.schema import RunConfig
-from .data.datasets import IMAGENET_MEAN, IMAGENET_STD
-from .data.sample_streams import Pages
-from .data.sources.source_config import choose
-from .data.types import DataSet, MapSplit, StoredSplit
-from .distributed.ranks import Ranks
-from .distributed.world import World
-from .executors.scripted.fuse_norms import ready
-from .module_checks.probe import Probe
-from .params.param_layout import ParamLayout
+from ..checkpoint.run_directory import default_directory
+from ..common.errors import UsageError
+from ..config.schema import RunConfig
+from ..data.datasets import IMAGENET_MEAN, IMAGENET_STD
+from ..data.sample_streams import Pages
+from ..data.sources.source_config import choose
+from ..data.types import DataSet, MapSplit, StoredSplit
+from ..distributed.ranks import Ranks
+from ..distributed.world import World
+from ..executors.scripted.fuse_norms import ready
+from ..module_checks.probe import Probe
+from ..params.param_layout import ParamLayout
 
 CHUNK_BYTES = 256 * 2**20
 """Of the rows that are made anew for each chunk, where nothing else asks for less or more of them."""
@@ -118,7 +118,7 @@ def sample_pages(config: RunConfig, data: DataSet) -> Pages | None:
     """What a quasi-random order goes by, else None; raises UsageError where the training samples are in no .beton."""
     if config.client.sampling == "shuffle":
         return None
-    from .data.images.beton import BetonImages
+    from ..data.images.beton import BetonImages
 
     if not (isinstance(data.train, StoredSplit) and isinstance(data.train.images, BetonImages)):
         raise UsageError(

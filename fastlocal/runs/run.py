@@ -12,31 +12,31 @@ from typing import Any
 import torch
 from torch import nn
 
-from .aggregation.averager import OWED, make_averager
-from .aggregation.buffer_mean import MeanState
-from .aggregation.global_model import AveragedModel
-from .checkpoint.distributed_saver import make_saver
-from .checkpoint.lock import locked
-from .checkpoint.model_file import save_model
-from .checkpoint.restore import check_state, find_state, is_complete
-from .checkpoint.run_directory import check_directory, create_directory, make_directory, reopen_directory
-from .checkpoint.state_file import State
-from .common.errors import RankMissing, StoppedAlone, UsageError
-from .common.interrupts import held_back, requested_for
-from .data.sample_streams import Streams, StreamSpec
-from .distributed.world import World
-from .module_checks.python_state import kept
-from .params.client_stack import MOMENTUM, ClientStore
-from .prepared import Prepared
-from .profiled import profiler
+from ..aggregation.averager import OWED, make_averager
+from ..aggregation.buffer_mean import MeanState
+from ..aggregation.global_model import AveragedModel
+from ..checkpoint.distributed_saver import make_saver
+from ..checkpoint.lock import locked
+from ..checkpoint.model_file import save_model
+from ..checkpoint.restore import check_state, find_state, is_complete
+from ..checkpoint.run_directory import check_directory, create_directory, make_directory, reopen_directory
+from ..checkpoint.state_file import State
+from ..common.errors import RankMissing, StoppedAlone, UsageError
+from ..common.interrupts import held_back, requested_for
+from ..data.sample_streams import Streams, StreamSpec
+from ..distributed.world import World
+from ..module_checks.python_state import kept
+from ..params.client_stack import MOMENTUM, ClientStore
+from ..telemetry.base import Logger, Loggers, RunSummary
+from ..telemetry.jsonl import JsonlLogger, StepLog, read_rows
+from ..telemetry.rank_messages import RankMessages
+from ..training.evaluation import Drawing, Evaluation, evaluate
+from ..training.evaluator import Reports
+from ..training.loop import Loop
+from ..training.planner import Planner
+from .build import Prepared
+from .profile import profiler
 from .resolve import sample_pages
-from .telemetry.base import Logger, Loggers, RunSummary
-from .telemetry.jsonl import JsonlLogger, StepLog, read_rows
-from .telemetry.rank_messages import RankMessages
-from .training.evaluation import Drawing, Evaluation, evaluate
-from .training.evaluator import Reports
-from .training.loop import Loop
-from .training.planner import Planner
 
 
 def _build_loop(prepared: Prepared, logger: Logger, steps: StepLog | None) -> Loop:

@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from .common.disk_cache import cache_file, keep, key_of, machine_name, recall
-from .config.schema import MachineConfig, RunConfig
-from .data.sources.resident import ResidentSource
-from .executors.base import Executor, LocalProblem
-from .executors.looped import LoopedExecutor
-from .executors.scripted.trace import compile_ahead
-from .executors.stacked import StackedExecutor
-from .executors.threaded import ThreadedExecutor
-from .executors.tuning.conv_strategy import parse
-from .executors.tuning.executor_timing import Timing, Values, Work, tune, worthwhile
-from .module_checks.probe import Probe
+from ..common.disk_cache import cache_file, keep, key_of, machine_name, recall
+from ..config.schema import MachineConfig, RunConfig
+from ..data.sources.resident import ResidentSource
+from ..executors.base import Executor, LocalProblem
+from ..executors.looped import LoopedExecutor
+from ..executors.scripted.trace import compile_ahead
+from ..executors.stacked import StackedExecutor
+from ..executors.threaded import ThreadedExecutor
+from ..executors.tuning.conv_strategy import parse
+from ..executors.tuning.executor_timing import Timing, Values, Work, tune, worthwhile
+from ..module_checks.probe import Probe
+from ..schedule.rounds import Progress
 from .resolve import usual_chunk
-from .schedule.rounds import Progress
 
 CACHE_BYTES = 2 * 2**20
 """Of a core's own cache: stacked rows that fit in it are a chunk worth timing."""

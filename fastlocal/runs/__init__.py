@@ -1,0 +1,1 @@
+"""Runs: built from settings and data, trained in their directory."""
