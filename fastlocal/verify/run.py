@@ -7,12 +7,12 @@ from contextlib import closing, contextmanager
 
 import torch
 
-from .config.schema import RunConfig
-from .params.precision import kept
-from .runs.build import Prepared
-from .verifying.checks import Check, Verification
-from .verifying.modules import Trained
-from .verifying.proof import prove
+from ..config.schema import RunConfig
+from ..params.precision import kept
+from ..runs.build import Prepared
+from .checks import Check, Verification
+from .modules import Trained
+from .proof import prove
 
 
 def verify_run(
