@@ -15,7 +15,7 @@ from ..common.interrupts import held_back
 from ..config.recipes import default
 from ..config.schema import Precision, RunConfig, Schedule
 from ..config.validation import check
-from .words import SEVERAL_VALUES, is_number, normalise, refuse_half_precision, refuse_unknown, registry
+from .argv import SEVERAL_VALUES, is_number, normalise, refuse_half_precision, refuse_unknown, registry
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ..common.errors import UsageError, nearest
 from ..config.recipes import RECIPES, default
 from ..config.schema import AREA_OF, AREAS, RunConfig
 from ..config.serialization import read_config
-from .words import is_flag, normalise, refuse_half_precision, refuse_unknown, registry, value_of
+from .argv import is_flag, normalise, refuse_half_precision, refuse_unknown, registry, value_of
 
 RATES = ("start_lr", "lr", "client_lr")
 

@@ -15,7 +15,7 @@ import tyro
 
 from ..common.errors import UsageError
 from ..common.interrupts import held_back
-from .words import normalise, refuse_unknown, registry
+from .argv import normalise, refuse_unknown, registry
 
 if TYPE_CHECKING:
     from ..data.datasets import Request
