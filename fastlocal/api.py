@@ -31,8 +31,8 @@ from .runs.resolve import resolve_device
 from .runs.run import final_model
 from .runs.run import train as train_prepared
 from .telemetry.loggers import sinks
-from .verify.checks import Verification
-from .verify.run import verify_run
+from .verification.checks import Verification
+from .verification.run import verify_run
 
 
 @dataclass(frozen=True)

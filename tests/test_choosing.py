@@ -226,7 +226,8 @@ def test_compiled_steps_are_tried_where_there_is_time(
     flags: list[str], tried: bool, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []  # compiling takes half a minute, so what would be timed is only listed
-    monkeypatch.setattr("fastlocal.runs.executor_choice.tune", lambda problem, work, options, *rest: seen.extend(options) or [])
+    tune = "fastlocal.runs.executor_choice.tune"
+    monkeypatch.setattr(tune, lambda problem, work, options, *rest: seen.extend(options) or [])
     prepared(data, *LONG[:-1], *flags)
     assert ({"executor": "stacked", "compile": True} in seen) == tried and {"executor": "looped"} in seen
 

@@ -111,7 +111,11 @@ def test_the_last_average_is_saved(forks: Forks, data: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("number", "moment"),
-    [(signal.SIGTERM, "fastlocal.config.validation"), (signal.SIGINT, "torch._C"), (signal.SIGINT, "fastlocal.runs.run")],
+    [
+        (signal.SIGTERM, "fastlocal.config.validation"),
+        (signal.SIGINT, "torch._C"),
+        (signal.SIGINT, "fastlocal.runs.run"),
+    ],
 )
 def test_stopped_while_it_starts(number: signal.Signals, moment: str, data: Path, tmp_path: Path) -> None:
     """The moments are those at which a module has been imported, which -X importtime tells."""

@@ -32,7 +32,7 @@ ROOMS = (
     "module_checks",
     "training",
     "runs",
-    "verify",
+    "verification",
     "commands",
     "api",
     "cli",

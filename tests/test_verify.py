@@ -22,7 +22,7 @@ from fastlocal.kernel_trial import kernels_tried as tried
 from fastlocal.kernel_trial.calls import Calls, load_cases
 from fastlocal.kernels.case import cases
 from fastlocal.kernels.conv2d_clients.geometry import Geometry
-from fastlocal.verify import operations, proof
+from fastlocal.verification import operations, proof
 from tests import small_models
 from tests.stand_ins import stand_in
 from tests.tiny import Outcome, run, train_words

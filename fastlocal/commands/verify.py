@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
     with held_back():
         from ..runs.from_config import prepare_named
         from ..runs.resolve import resolve_device
-        from ..verify.run import verify_run
+        from ..verification.run import verify_run
 
         device = resolve_device(flags.run.machine.device)
         checked = verify_run(

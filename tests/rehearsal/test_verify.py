@@ -14,7 +14,7 @@ from fastlocal import kernels
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.kernel_trial.jobs import TRITON, Job
 from fastlocal.kernel_trial.processes import Outcome
-from fastlocal.verify import modules, operations
+from fastlocal.verification import modules, operations
 from tests import small_models
 from tests.rehearsal.conftest import Rehearsal
 
