@@ -32,7 +32,7 @@ FILES = (
     "kernels/test_client_rows.py",
     "kernels/test_norm_act.py",
     "kernels/test_in_training.py",
-    "executors/test_graphed.py",
+    "executors/test_cuda_graphs.py",
     "kernels/test_label_noise_loss.py",
     "kernels/test_arguments.py",
     "kernels/test_custom_ops.py",
@@ -44,7 +44,7 @@ FILES = (
 
 Tests of addresses and of the choice of tiles need Triton's interpreter and skip themselves there."""
 
-TRAINING = ("kernels/test_in_training.py", "executors/test_graphed.py")
+TRAINING = ("kernels/test_in_training.py", "executors/test_cuda_graphs.py")
 """Of these, those that import the trainer, and with it Pillow."""
 
 AT_ONCE = 4

@@ -25,7 +25,7 @@ from fastlocal.common.machine import resident_bytes
 
 if TYPE_CHECKING:
     from bench.forks import Forks
-    from tests.tiny import Outcome
+    from tests.helpers.command_line import Outcome
 
 CACHES = ("XDG_CACHE_HOME", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "WANDB_CACHE_DIR", "WANDB_DIR")
 
@@ -96,8 +96,8 @@ def forks(caches: Path) -> Iterator[Forks]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data set of `tests.tiny`, which files with another one replace."""
-    from tests.tiny import write_npz
+    """The data set of `tests.helpers.command_line`, which files with another one replace."""
+    from tests.helpers.command_line import write_npz
 
     return write_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
 
@@ -107,7 +107,7 @@ def refused(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Outcome]:
     """Trains with the given words after those of a good run, in `tmp_path`, and sees it refused."""
-    from tests.refusals import train_refused
+    from tests.helpers.refusals import train_refused
 
     monkeypatch.chdir(tmp_path)
     return partial(train_refused, capsys, tmp_path, data=data)

@@ -1,7 +1,7 @@
 """Everything that decides a run, as frozen dataclasses without torch.
 
 Every field is also a command-line flag of the same name. A value of None means that the data, the model or the machine
-decides; prepared.py fills it in, and `config.json` holds the result.
+decides; `fastlocal.runs` fills it in, and `config.json` holds the result.
 """
 
 from __future__ import annotations

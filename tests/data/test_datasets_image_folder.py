@@ -17,7 +17,7 @@ from fastlocal.data.datasets import load
 from fastlocal.data.images.files import FileImages
 from fastlocal.data.images.listing import SUFFIXES
 from fastlocal.data.types import StoredSplit
-from tests.tiny import run
+from tests.helpers.command_line import run
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 

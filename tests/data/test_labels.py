@@ -15,7 +15,7 @@ from fastlocal.data.preparing.array import write_array
 from fastlocal.data.preparing.beton import BetonSettings, write_beton
 from fastlocal.data.preparing.half import Half
 from tests.data import sources
-from tests.tiny import arrays, run, tree, write_npz
+from tests.helpers.command_line import arrays, run, tree, write_npz
 
 SIZES = ("--batch-size", 4, "--clients", 2, "--device", "cpu")
 

@@ -16,7 +16,7 @@ import pytest
 
 from fastlocal.data.images.arrays import ArrayImages
 from tests.data import sources
-from tests.tiny import tree, write_npz
+from tests.helpers.command_line import tree, write_npz
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = """

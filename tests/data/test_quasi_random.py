@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.sample_streams import Pages, Streams, StreamSpec
 from tests.data.sources import cifar
-from tests.tiny import metrics, run
+from tests.helpers.command_line import metrics, run
 
 FEW, EPOCHS = 3, 4
 

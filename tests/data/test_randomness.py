@@ -23,8 +23,8 @@ from fastlocal.data.sources.base import Source
 from fastlocal.data.sources.build import make_source
 from fastlocal.data.sources.source_config import Reading
 from fastlocal.data.types import DataSet, MapSplit
-from tests import interrupted
 from tests.data import sources
+from tests.helpers import interrupted
 
 OF_THE_MODULE = np.random.default_rng()
 

@@ -15,8 +15,8 @@ from fastlocal.data.images.arrays import ArrayImages
 from fastlocal.data.sources.base import Wanted
 from fastlocal.data.sources.resident import FEED_BYTES
 from fastlocal.executors.base import LabelNoise
-from tests import tiny
 from tests.data import sources
+from tests.helpers import command_line
 
 KINDS = [
     "torch",
@@ -154,7 +154,7 @@ def test_the_command_line_trains_alike_through_every_source(
     for kind in kinds:
         words = ("train", "--dataset", "beton", "--train-pth", beton, "--val-pth", beton, "--source", kind)
         sizes = ("--batch-size", 5, "--clients", 3, "--epochs", 2, "--step1", 3, "--device", "cpu")
-        outcome = tiny.run(capsys, *words, *sizes, "--executor", "stacked", "--log-pth", tmp_path / kind)
+        outcome = command_line.run(capsys, *words, *sizes, "--executor", "stacked", "--log-pth", tmp_path / kind)
         assert outcome.status == 0, outcome.err
-    first, *others = (tiny.metrics(tmp_path / kind) for kind in kinds)
+    first, *others = (command_line.metrics(tmp_path / kind) for kind in kinds)
     assert first and all(other == first for other in others)

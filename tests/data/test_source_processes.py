@@ -16,8 +16,8 @@ from bench.forks import Forks
 from fastlocal.cli import main
 from fastlocal.data.images.arrays import ArrayImages
 from tests.data import sources
-from tests.many import on_ranks
-from tests.tiny import metrics
+from tests.helpers.command_line import metrics
+from tests.helpers.processes import on_ranks
 
 SIZES = (
     *("--model", "mlp", "--precision", "fp64", "--batch-size", "4", "--clients", "5", "--momentum", "0.9"),

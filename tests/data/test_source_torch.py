@@ -19,8 +19,8 @@ from torch.utils.data import Dataset, TensorDataset
 
 import fastlocal
 from fastlocal.common.errors import UsageError
-from tests import tiny
 from tests.data import sources
+from tests.helpers import command_line
 
 
 @pytest.fixture
@@ -202,12 +202,12 @@ def test_waiting_for_data_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_the_command_line_trains_through_workers_as_from_memory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
 ) -> None:
-    data = tiny.write_npz(tmp_path / "data.npz", channels=3)
+    data = command_line.write_npz(tmp_path / "data.npz", channels=3)
     for source in ("resident", "torch"):
         common = ("--source", source, "--executor", "stacked", "--momentum", "0.9", "--aug", "--step1", "3")
-        outcome = tiny.run(capsys, *tiny.train_words(data, tmp_path / source), *common, *words)
+        outcome = command_line.run(capsys, *command_line.train_words(data, tmp_path / source), *common, *words)
         assert outcome.status == 0, outcome.err
-    assert tiny.metrics(tmp_path / "torch") == tiny.metrics(tmp_path / "resident")
+    assert command_line.metrics(tmp_path / "torch") == command_line.metrics(tmp_path / "resident")
 
 
 @pytest.mark.parametrize("kind", ["torch", pytest.param("dali", marks=pytest.mark.needs("nvidia.dali"))])

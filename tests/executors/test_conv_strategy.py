@@ -17,8 +17,8 @@ from fastlocal.config.serialization import read_config
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.executors.tuning.conv_strategy import Strategies, parse, words
 from fastlocal.executors.tuning.conv_timing import conv_choices
-from tests import tiny
 from tests.executors.test_executors import CPU, assert_same, problem_of, run, start
+from tests.helpers import command_line
 
 WAYS = ["grouped", "loop", "im2col", {"conv1": "im2col", "conv2": "loop"}, {"conv2": "grouped"}]
 
@@ -148,16 +148,17 @@ def test_what_is_settled_is_not_timed() -> None:
 
 
 def test_a_run_writes_its_choice_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = tiny.write_npz(tmp_path / "data.npz")
+    data = command_line.write_npz(tmp_path / "data.npz")
     flags = ["--model", "cnn", "--executor", "stacked"]
-    assert tiny.run(capsys, *tiny.train_words(data, tmp_path / "run"), *flags).status == 0
+    assert command_line.run(capsys, *command_line.train_words(data, tmp_path / "run"), *flags).status == 0
     machine = read_config(tmp_path / "run" / "config.json").machine
     assert "auto" not in machine.conv_strategy
-    again = tiny.run(capsys, "train", "--config", tmp_path / "run" / "config.json", "--log-pth", tmp_path / "again")
+    words = ["train", "--config", tmp_path / "run" / "config.json", "--log-pth", tmp_path / "again"]
+    again = command_line.run(capsys, *words)
     assert again.status == 0
     assert read_config(tmp_path / "again" / "config.json").machine == machine
     assert "not timed" not in again.out + again.err
-    rule = tiny.run(capsys, *tiny.train_words(data, tmp_path / "rule"), *flags, "--tune-seconds", "0")
+    rule = command_line.run(capsys, *command_line.train_words(data, tmp_path / "rule"), *flags, "--tune-seconds", "0")
     assert rule.status == 0 and "not timed" in rule.out + rule.err
     assert "auto" not in read_config(tmp_path / "rule" / "config.json").machine.conv_strategy
 
@@ -173,19 +174,20 @@ def test_a_run_writes_its_choice_down(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_strategy_that_cannot_be_had(
     flags: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = tiny.write_npz(tmp_path / "data.npz")
-    outcome = tiny.run(capsys, *tiny.train_words(data, tmp_path / "run"), "--model", "cnn", *flags.split())
+    data = command_line.write_npz(tmp_path / "data.npz")
+    words = [*command_line.train_words(data, tmp_path / "run"), "--model", "cnn", *flags.split()]
+    outcome = command_line.run(capsys, *words)
     assert outcome.status == 2 and len(outcome.err.splitlines()) == 1 and said in outcome.err
     assert not (tmp_path / "run").exists()
 
 
 def test_a_strategy_asks_for_the_executor_that_has_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By rule a CPU loops over the clients of a convolutional model; another executor starts without the strategy."""
-    data, run = tiny.write_npz(tmp_path / "data.npz"), tmp_path / "run"
-    words = [*tiny.train_words(data, run), "--model", "cnn", "--conv-strategy", "im2col"]
-    assert tiny.run(capsys, *words).status == 0
+    data, run = command_line.write_npz(tmp_path / "data.npz"), tmp_path / "run"
+    words = [*command_line.train_words(data, run), "--model", "cnn", "--conv-strategy", "im2col"]
+    assert command_line.run(capsys, *words).status == 0
     machine = read_config(run / "config.json").machine
     assert (machine.executor, machine.conv_strategy) == ("stacked", "im2col")
     again = ["train", "--config", run / "config.json", "--executor", "looped", "--log-pth", tmp_path / "again"]
-    assert tiny.run(capsys, *again).status == 0
+    assert command_line.run(capsys, *again).status == 0
     assert read_config(tmp_path / "again" / "config.json").machine.executor == "looped"

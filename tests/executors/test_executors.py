@@ -27,7 +27,7 @@ from fastlocal.params.losses import cross_entropy
 from fastlocal.params.param_layout import ParamLayout, param_layout
 from fastlocal.params.precision import Numerics
 from fastlocal.runs.build import _without_decay
-from tests import small_models
+from tests.helpers import small_models
 
 CPU = torch.device("cpu")
 EXECUTORS: dict[str, Callable[[LocalProblem], Executor]] = {

@@ -17,8 +17,8 @@ from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.params.losses import cross_entropy
 from fastlocal.runs.executor_trial import try_step
-from tests import tiny
 from tests.executors.test_executors import assert_same, problem_of, start
+from tests.helpers import command_line
 
 
 class Scarce(StackedExecutor):
@@ -79,8 +79,8 @@ def test_a_run_whose_memory_ends_says_so(
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(LoopedExecutor, "run_round", full)
-    words = tiny.train_words(tiny.write_npz(tmp_path / "data.npz"), tmp_path / "run")
-    outcome = tiny.run(capsys, *words, "--executor", "looped")
+    words = command_line.train_words(command_line.write_npz(tmp_path / "data.npz"), tmp_path / "run")
+    outcome = command_line.run(capsys, *words, "--executor", "looped")
     assert outcome.status == 1 and len(outcome.err.splitlines()) == 1
     assert "cpu has no memory left; lower --batch-size, --chunk or --memory-limit" in outcome.err
 

@@ -19,7 +19,6 @@ from fastlocal.executors.base import LocalProblem
 from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.scripted.trace import ScriptedSteps, script
 from fastlocal.executors.threaded import ThreadedExecutor
-from tests import small_models
 from tests.executors.test_executors import (
     BATCH,
     assert_same,
@@ -29,8 +28,9 @@ from tests.executors.test_executors import (
     run,
     start,
 )
-from tests.tiny import metrics, train_words, write_npz
-from tests.tiny import run as run_command
+from tests.helpers import small_models
+from tests.helpers.command_line import metrics, train_words, write_npz
+from tests.helpers.command_line import run as run_command
 
 
 class ReadsValues(nn.Module):
@@ -248,7 +248,7 @@ def test_modules_that_draw_random_numbers_are_refused(tmp_path: Path) -> None:
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = write_npz(tmp_path / "tiny.npz")
+    data = write_npz(tmp_path / "command_line.npz")
     rows = []
     for words in ("looped", "threaded", "threaded --workers 1 --chunk 1", "threaded --channels-last"):
         directory = tmp_path / words

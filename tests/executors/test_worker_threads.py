@@ -12,7 +12,7 @@ from fastlocal.common import interrupts
 from fastlocal.executors.threaded import ThreadedExecutor
 from tests.executors.test_executors import STEPS, start
 from tests.executors.test_threaded import ReadsValues, problem_with
-from tests.tiny import run
+from tests.helpers.command_line import run
 
 
 def test_every_worker_has_one_intra_op_thread_and_the_caller_keeps_its_own() -> None:

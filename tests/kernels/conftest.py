@@ -25,7 +25,7 @@ def interpreted_bfloat16() -> Iterator[None]:
     if torch.cuda.is_available():
         yield
         return
-    from tests.interpreter import bfloat16_products
+    from tests.helpers.interpreter import bfloat16_products
 
     with bfloat16_products():
         yield

@@ -22,7 +22,7 @@ from triton.runtime.interpreter import GridExecutor
 
 from fastlocal import kernels
 from fastlocal.runs import build
-from tests.interpreter import bfloat16_products
+from tests.helpers.interpreter import bfloat16_products
 from tests.rehearsal.device import CUDA, Device, DeviceTensor
 
 NAME = "a device that is not there"

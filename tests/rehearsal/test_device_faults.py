@@ -20,7 +20,7 @@ from tests.executors.test_executors import problem_of
 from tests.rehearsal import cuda_api
 from tests.rehearsal.conftest import Rehearsal
 from tests.rehearsal.test_step_programs import on_cuda, rounds
-from tests.test_memory import NEEDS
+from tests.runs.test_memory_plan import NEEDS
 
 CUDA = torch.device("cuda", 0)
 

@@ -17,7 +17,7 @@ from fastlocal.distributed.store import Peer
 from fastlocal.distributed.world import World
 from fastlocal.runs.resolve import refuse_shared_gpu, resolve_device
 from fastlocal.training.timers import EVENTS, Waiting
-from tests import many, tiny
+from tests.helpers import command_line, processes
 from tests.rehearsal import cuda_api
 from tests.rehearsal.conftest import Rehearsal
 
@@ -70,7 +70,7 @@ def test_ranks_with_a_gpu_each_train_what_one_does(
     tmp_path: Path, rehearsed: Rehearsal, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Through the buckets' stream, with gloo in the place of NCCL."""
-    data = tiny.write_npz(tmp_path / "data.npz")
+    data = command_line.write_npz(tmp_path / "data.npz")
     hooks = rehearsed.args[0]  # type: ignore[attr-defined]
 
     def words(device: str) -> list[object]:
@@ -79,15 +79,16 @@ def test_ranks_with_a_gpu_each_train_what_one_does(
         return [*given, *sizes, "--executor", "stacked", "--tune-seconds", 0, "--timeout", 50]
 
     interpreted = {"TRITON_INTERPRET": "1"}
-    for status, said in many.ends(many.start(*[[hooks, "-", *words("cuda")]] * 2, program=("-c", RANK), **interpreted)):
+    started = processes.start(*[[hooks, "-", *words("cuda")]] * 2, program=("-c", RANK), **interpreted)
+    for status, said in processes.ends(started):
         assert status == 0 and "cpu:gloo,cuda:nccl, 110 s, 0" in said, said
         assert int(said.split(" events are left")[0].split()[-1]) <= 4, said
     failing = [hooks, "fails", *words("cuda"), "--log-pth", tmp_path / "failing"]
-    for status, said in many.ends(many.start(failing, failing, program=("-c", RANK), **interpreted)):
+    for status, said in processes.ends(processes.start(failing, failing, program=("-c", RANK), **interpreted)):
         assert status == 1 and "the average of round 1 failed on every rank: NCCL error" in said, said
         assert "Traceback" not in said
-    assert tiny.run(capsys, *words("cpu")).status == 0
-    for row, other in zip(tiny.metrics(tmp_path / "cuda"), tiny.metrics(tmp_path / "cpu"), strict=True):
+    assert command_line.run(capsys, *words("cpu")).status == 0
+    for row, other in zip(command_line.metrics(tmp_path / "cuda"), command_line.metrics(tmp_path / "cpu"), strict=True):
         assert row == pytest.approx(other, rel=1e-5)
 
 

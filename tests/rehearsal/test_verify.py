@@ -15,7 +15,7 @@ from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.kernel_trial.jobs import TRITON, Job
 from fastlocal.kernel_trial.processes import Outcome
 from fastlocal.verification import modules, operations
-from tests import small_models
+from tests.helpers import small_models
 from tests.rehearsal.conftest import Rehearsal
 
 WRONG = "wrong by 0.3 on 2x3x16"

@@ -15,16 +15,16 @@ import fastlocal
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.module_checks import first_steps
 from fastlocal.telemetry.base import Logger, RoundReport
-from tests import small_models, tiny
+from tests.helpers import command_line, small_models
 from tests.rehearsal.conftest import Rehearsal
 from tests.rehearsal.device import Device
-from tests.test_loop_equivalences import run
+from tests.training.test_loop_equivalences import run
 
 HARD = ["--momentum", "0.9", "--nesterov", "1", "--label-noise", "1", "--noise-p", "0.3", "--aug", "1", "--debug", "1"]
 
 
 def words_of(folder: Path, device: str, *words: str, channels: int = 3, side: int = 8) -> list[str]:
-    data = tiny.write_npz(folder / "data.npz", train=24, test=8, channels=channels, side=side)
+    data = command_line.write_npz(folder / "data.npz", train=24, test=8, channels=channels, side=side)
     given = [
         "train",
         "--dataset",
@@ -42,7 +42,7 @@ def words_of(folder: Path, device: str, *words: str, channels: int = 3, side: in
 
 def assert_same_run(folder: Path, tolerance: float) -> None:
     """The runs in folder/cuda and folder/cpu came to the same."""
-    ours, theirs = (tiny.metrics(folder / device) for device in ("cuda", "cpu"))
+    ours, theirs = (command_line.metrics(folder / device) for device in ("cuda", "cpu"))
     assert len(ours) == len(theirs) > 0
     for row, other in zip(ours, theirs, strict=True):
         assert row == pytest.approx(other, rel=tolerance, abs=tolerance)
@@ -73,11 +73,11 @@ def goes_on_as_on_the_cpu(
     """Train one epoch, go on with another, and compare with two epochs of the CPU."""
     with rehearsed() as device:
         for more in (["--epochs", "1"], ["--epochs", "2", "--continue"]):
-            result = tiny.run(capsys, *words_of(folder, "cuda", *words, "--step1", "2", *more, **sizes))
+            result = command_line.run(capsys, *words_of(folder, "cuda", *words, "--step1", "2", *more, **sizes))
             assert result.status == 0, result.err
     assert device.count("graph") > 0, "no step was captured: " + result.out
     words = words_of(folder, "cpu", *[word.replace("triton", "loop") for word in words], "--step1", "2", **sizes)
-    assert tiny.run(capsys, *words, "--epochs", "2").status == 0
+    assert command_line.run(capsys, *words, "--epochs", "2").status == 0
     assert_same_run(folder, 2e-4)
 
 
@@ -102,9 +102,9 @@ def test_an_older_gpu_captures_steps_of_plain_torch(
 ) -> None:
     words = ["--model", "cnn", "--epochs", "1", *HARD]
     with rehearsed(capability=(7, 5)) as device:
-        result = tiny.run(capsys, *words_of(tmp_path, "cuda", *words, "--cuda-graph", "1"))
+        result = command_line.run(capsys, *words_of(tmp_path, "cuda", *words, "--cuda-graph", "1"))
     assert result.status == 0 and device.count("graph") > 0, result.err
-    assert tiny.run(capsys, *words_of(tmp_path, "cpu", *words)).status == 0
+    assert command_line.run(capsys, *words_of(tmp_path, "cpu", *words)).status == 0
     assert_same_run(tmp_path, 1e-4)
 
 

@@ -2,8 +2,8 @@
 
     python -m tests.rehearsal.walked
 
-Such lines are those of the launchers of Triton kernels, of executors/graphed.py and executors/compiled.py, and those
-that depend on a test for CUDA. Exits with 1 where a line was not walked whose function docs/gpu.md does not name.
+Such lines are those of the launchers of Triton kernels, of executors/cuda_graphs.py and of executors/inductor.py, and
+those that depend on a test for CUDA. Exits with 1 where a line was not walked whose function docs/gpu.md does not name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from coverage import CoverageData
 
 ROOT = Path(__file__).parents[2]
-WHOLE = ("executors/graphed.py", "executors/compiled.py")
+WHOLE = ("executors/cuda_graphs.py", "executors/inductor.py")
 CUDA = re.compile(r"is_cuda|torch\.cuda|['\"]cuda['\"]|on_gpu|_stream is None")
 
 

@@ -20,7 +20,7 @@ from fastlocal.common.errors import UsageError
 from fastlocal.data.datasets import load
 from fastlocal.data.normalization import channel_statistics
 from fastlocal.data.types import DataSet, Split, StoredSplit
-from tests.tiny import Outcome, run, train_words, tree, write_npz
+from tests.helpers.command_line import Outcome, run, train_words, tree, write_npz
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = {"train.npy", "train.npy.json", "train_labels.npy", "val.npy", "val.npy.json", "val_labels.npy"}

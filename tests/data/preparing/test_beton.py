@@ -27,7 +27,7 @@ from fastlocal.data.preparing.beton import BetonSettings, FfcvWriter, write_beto
 from fastlocal.data.preparing.ffcv_writer import Job, Samples
 from fastlocal.data.preparing.half import Half
 from fastlocal.data.types import BadSample, StoredImages, StoredSplit
-from tests.tiny import run, tree, write_npz
+from tests.helpers.command_line import run, tree, write_npz
 
 ROOT = Path(__file__).resolve().parents[3]
 REAL = ROOT / "tests" / "reference" / "cifar_sample.npz"

@@ -1,0 +1,58 @@
+"""Interrupted and continued equals never interrupted, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bench.kill import difference, left_behind
+from tests.helpers import small_models
+from tests.helpers.interrupted import PASSES, Ticking, continued, run
+
+
+class Dropping(nn.Module):
+    """Dropout before BatchNorm: training and re-estimation both draw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = small_models.Convolutions("batch")
+
+    def forward(self, x: Any) -> Any:
+        return self.inner(nn.functional.dropout(x, 0.2, self.training))
+
+
+HARD = {"momentum": 0.9, "nesterov": True, "label_noise": True, "noise_p": 0.3, "aug": True}
+WARM = {"warm_up": True, "warmup_epochs": 1, "client_lr": None, "start_lr": 0.02, "decay1": 2, "gamma": 0.5, "step2": 3}
+CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "batchnorm, everything": (lambda: small_models.make("batchnorm"), HARD | WARM | {"eval_on_start": True}),
+    "replacement": (lambda: small_models.make("groupnorm"), HARD | {"replacement": True, "chunk": 1}),
+    "stacked": (lambda: small_models.make("groupnorm"), HARD | {"executor": "stacked", "precision": "fp64"}),
+    "by epochs, steps left over": (
+        lambda: small_models.make("batchnorm"),
+        WARM | {"schedule": "epochs", "momentum": 0.5, "step1": 5, "step2": 5, "decay1": 1, "decay2": 3, "epochs": 4},
+    ),
+    "seldom evaluated": (Dropping, {"eval_freq1": 4, "save_every": 1, "momentum": 0.9}),
+    "never evaluated": (lambda: small_models.make("odd"), {"eval_freq1": 1000, "save_every": 2}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_stopped_anywhere(name: str, tmp_path: Path) -> None:
+    make, values = CASES[name]
+    run(tmp_path / "undisturbed", Ticking(make()), small_models.images(), **values)
+    passes = PASSES.count
+    wanted = left_behind(tmp_path / "undisturbed")
+    assert "resume.pt" in wanted and wanted["steps.jsonl"].count(b"\n") == 60
+    stops = 0
+    for start, stride in ((6, 8), (9, 5)):  # each process gets through so many forward passes more than the last
+        folder = tmp_path / str(start)
+        moments = list(range(start, passes, stride))
+        stops += continued(folder, make, small_models.images(), moments, **values)
+        assert difference(left_behind(folder), wanted) == "", f"stopped at {moments}"
+    assert stops >= 4

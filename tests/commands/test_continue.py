@@ -1,0 +1,151 @@
+"""fastlocal train --continue: what it goes on with, what it refuses, and what it says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.kill import difference, left_behind
+from fastlocal.checkpoint.restore import as_before
+from fastlocal.cli import main
+from fastlocal.commands.flags import parse
+from fastlocal.runs.from_config import prepare_named
+from tests.helpers.command_line import metrics, run, train_words, tree
+
+MOMENTUM = ("--momentum", "0.9", "--debug", "--chunk", "1", "--step1", "3")
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two epochs of four steps in rounds of three: two rounds, and two steps left over."""
+    directory = tmp_path_factory.mktemp("finished") / "run"
+    assert main([*train_words(data, directory), *MOMENTUM, "--epochs", "2"]) == 0
+    return directory
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "moved"))
+
+
+@pytest.mark.parametrize("by", ["config", "same command"])
+def test_a_longer_run(by: str, data: Path, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run directory may have been moved; steps left over at its end are trained again, as part of a whole round."""
+    assert run(capsys, *train_words(data, tmp_path / "long"), *MOMENTUM, "--epochs", "5").status == 0
+    longer = ["train", "--config", copied / "config.json", "--continue", "--epochs", "5"]
+    if by == "same command":
+        longer = [*train_words(data, copied), *MOMENTUM, "--continue", "1", "--epochs", "5"]
+    outcome = run(capsys, *longer)
+    assert outcome.status == 0 and "going on after 2 rounds" in outcome.err, outcome.err
+    assert difference(left_behind(copied), left_behind(tmp_path / "long")) == ""
+    stored = [json.loads((folder / "config.json").read_text()) for folder in (copied, tmp_path / "long")]
+    assert [one["log"].pop("log_pth") for one in stored] == [str(copied), str(tmp_path / "long")]
+    assert stored[0] == stored[1]
+
+
+def test_a_complete_run(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name: path.read_bytes() for path in copied.iterdir()}
+    outcome = run(capsys, "train", "--config", copied / "config.json", "--log-pth", copied, "--continue")
+    assert outcome.status == 0 and "complete after 2 rounds" in outcome.err
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
+
+
+def test_without_a_saved_state_it_starts_over(
+    data: Path, finished: Path, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = left_behind(finished)
+    for path in copied.glob("resume*.pt"):
+        path.unlink()
+    (copied / "metrics.jsonl").write_text('{"comm_ro')
+    (copied / ".latest.pt.abc.fastlocal.tmp").write_text("half")
+    assert run(capsys, "train", "--config", copied / "config.json", "--continue").status == 0
+    assert difference(left_behind(copied), wanted) == ""
+    words = [*train_words(data, tmp_path / "new"), *MOMENTUM, "--epochs", "2", "--continue"]
+    assert run(capsys, *words).status == 0
+    assert difference(left_behind(tmp_path / "new"), wanted) == ""
+
+
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "--client-lr": ("0.3",),
+    "--seed": ("4",),
+    "--step1": ("2",),
+    "--decay1": ("100",),
+    "--batch-size": ("4",),
+    "--momentum": ("0.8",),
+    "--precision": ("fp64",),
+    "--mean": ("0.3",),
+    "--model": ("cnn",),
+    "--replacement": (),
+    "--sampling": ("quasi-random",),
+    "--sampling-pages": ("4",),
+    "--epochs": ("1",),
+    "--rounds": ("1",),
+}
+
+
+@pytest.mark.parametrize("flag", REFUSED)
+def test_what_would_change_the_past_is_refused(flag: str, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name: path.read_bytes() for path in copied.iterdir()}
+    outcome = run(capsys, "train", "--config", copied / "config.json", "--continue", flag, *REFUSED[flag])
+    assert outcome.status == 2 and outcome.err.splitlines()[-1].count(flag) >= 1, outcome.err
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
+
+
+def test_which_run(data: Path, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        (["train", "--continue"], "--log-pth RUN"),
+        (["train", "--config", copied / "config.json", "--continue", "--overwrite"], "--overwrite"),
+    ):
+        outcome = run(capsys, *words)
+        assert outcome.status == 2 and "--continue" in outcome.err and said in outcome.err
+    (copied / "metrics.jsonl").write_text("")
+    outcome = run(capsys, "train", "--config", copied / "config.json", "--continue", "--epochs", "3")
+    assert outcome.status == 2 and "metrics.jsonl is shorter" in outcome.err and "--overwrite" in outcome.err
+
+
+def test_overwrite_removes_saved_states(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "--config", copied / "config.json", "--log-pth", copied, "--overwrite", "--save-every", "0"]
+    assert run(capsys, *words).status == 0
+    assert not list(copied.glob("resume*")) and len(metrics(copied)) == 2
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_how_many_states_are_kept(
+    keep: int, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--epochs", "6", "--keep", keep, "--save-every", "1"]
+    assert run(capsys, *train_words(data, tmp_path / "run"), *words).status == 0
+    names = {"resume.pt", *(f"resume.{number}.pt" for number in range(1, keep))}
+    assert {name for name in tree(tmp_path / "run") if name.startswith("resume")} <= names
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--save-every", "-1"), ("--keep", "0"), ("--grace", "nan"), ("--save-minutes", "-2")]
+)
+def test_numbers_that_cannot_be(
+    flag: str, value: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = run(capsys, *train_words(data, tmp_path / "run"), flag, value)
+    assert outcome.status == 2 and flag in outcome.err and not (tmp_path / "run").exists()
+
+
+def test_the_executor_stays(data: Path, tmp_path: Path, own_cache_home: Path) -> None:
+    """What was timed, or given, once is not timed again: neither by --continue nor by --config."""
+    long = ("--epochs", "10000000", "--tune-seconds", "0.2")
+    words = train_words(data, tmp_path / "run")[1:]
+    timed = prepare_named(parse([*words, *long]).run, lambda text: None)
+    assert "timed, per client and local step:" in timed.notes
+    shutil.rmtree(own_cache_home)
+
+    (tmp_path / "config.json").write_text(timed.config.to_json())
+    of_config = parse(["--config", str(tmp_path / "config.json"), "--log-pth", str(tmp_path / "other")]).run
+    assert prepare_named(of_config, lambda text: None).config.machine == timed.config.machine
+
+    assert main([str(word) for word in (*train_words(data, tmp_path / "run"), "--executor", "looped")]) == 0
+    going_on = as_before(parse([*words, *long]).run, tmp_path / "run", fill_in=True)
+    assert prepare_named(going_on, lambda text: None).config.machine.executor == "looped"
+    assert not (own_cache_home / "tuning.json").exists()

@@ -1,0 +1,142 @@
+"""The plan of a run, against counters kept one step at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastlocal.config.schema import RunConfig
+from fastlocal.schedule.rounds import Progress, Round
+from tests.helpers import step_by_step
+
+RATE = 1e-9  # relative: LinearLR multiplies its rates up, step by step
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> RunConfig:
+    """Runs of both schedules; decays may coincide, be 0, come in any order or after the end."""
+    by_epochs = draw(st.booleans())
+    clients, batch_size = draw(st.integers(1, 40)), draw(st.sampled_from([1, 8, 64]))
+    rate = draw(st.sampled_from([0.005, 0.01, 0.3]))
+    use_lr = draw(st.booleans()) if by_epochs else False
+    small, frequency = st.integers(1, 7), st.integers(1, 4)
+    values = {
+        "schedule": "epochs" if by_epochs else "rounds",
+        "batch_size": batch_size,
+        "total_batch_size": clients * batch_size,
+        "start_lr": None if use_lr else rate,
+        "lr": rate if use_lr else None,
+        "warm_up": draw(st.booleans()),
+        "warmup_epochs": draw(st.integers(1, 6)),
+        "max_lr": draw(st.none() | st.sampled_from([0.3, 0.5])) if not use_lr else None,
+        "gamma": draw(st.sampled_from([0.1, 0.5, 2.0])),
+        "epochs": draw(st.integers(1, 9)),
+        "rounds": draw(st.none() | st.integers(1, 25)),
+        "steps_per_epoch": draw(small),
+        "resume": draw(st.integers(0, 5)),
+        "resume_pth": draw(st.none() | st.just("start.pt")),
+        **{f"decay{number}": draw(st.integers(0, 12)) for number in (1, 2, 3)},
+        **{f"step{number}": draw(small) for number in (1, 2, 3)},
+        **{f"eval_freq{number}": draw(frequency) for number in (1, 2, 3)},
+        **{f"save_freq{number}": draw(frequency) for number in (1, 2, 3)},
+    }
+    return RunConfig().with_values(**values)
+
+
+def assert_same_round(planned: Round, counted: Round) -> None:
+    if planned.averaged:
+        assert planned.learning_rate == pytest.approx(counted.learning_rate, rel=RATE)
+        assert planned.iteration == counted.iteration
+    # of steps without averaging no line shows these two
+    same = {"learning_rate": 0.0, "iteration": 0}
+    assert dataclasses.replace(planned, **same) == dataclasses.replace(counted, **same)
+
+
+@settings(max_examples=200)
+@given(config=configs())
+def test_the_plan_is_what_counting_steps_gives(config: RunConfig) -> None:
+    progress, counted = Progress(config), step_by_step.count(config)
+    planned = list(progress.rounds())
+    assert len(planned) == len(counted.rounds) == progress.count()
+    for one, other in zip(planned, counted.rounds, strict=True):
+        assert_same_round(one, other)
+    assert counted.start is not None
+    assert_same_round(progress.start(), counted.start)
+    assert progress.total_steps == len(counted.rates)
+    for step, rate in enumerate(counted.rates):
+        assert progress.learning_rate(step) == pytest.approx(rate, rel=RATE)
+
+
+def three_phases(**values: object) -> RunConfig:
+    """The reference's run with every counter in it."""
+    given = {
+        "batch_size": 8,
+        "total_batch_size": 24,
+        "start_lr": 0.01,
+        "warm_up": True,
+        "warmup_epochs": 1,
+        "epochs": 3,
+        "steps_per_epoch": 6,
+        "decay1": 1,
+        "decay2": 2,
+        "step1": 2,
+        "step2": 3,
+        "step3": 6,
+        "eval_freq1": 2,
+        "save_freq1": 3,
+        "save_freq2": 2,
+        "save_freq3": 1,
+        "resume": 5,
+    }
+    return RunConfig().with_values(**{**given, **values})
+
+
+def files(config: RunConfig) -> list[str]:
+    return [planned.save_as for planned in Progress(config).rounds() if planned.save_as is not None]
+
+
+def test_names_of_the_reference_run() -> None:
+    assert files(three_phases()) == [
+        "H=2-3-6_epoch=6_round=3_phase_round=0.pt",
+        "H=2-3-6_epoch=7_round=5_phase_round=0.pt",
+        "H=2-3-6_epoch=8_round=6_phase_round=1.pt",
+    ]
+    assert Progress(three_phases()).start().save_as == "H=2-3-6_epoch=5_round=0_phase_round=0.pt"
+
+
+def test_where_both_decays_coincide_there_is_one_and_phase_3_follows() -> None:
+    planned = list(Progress(three_phases(decay2=1, warm_up=False)).rounds())
+    assert [one.local_steps for one in planned] == [2, 2, 2, 6, 6]
+    assert [one.phase_round for one in planned] == [1, 2, 0, 1, 2]
+    assert planned[-1].learning_rate == pytest.approx(0.003)
+
+
+def test_by_epochs_h_changes_in_the_middle_of_a_round() -> None:
+    config = three_phases(schedule="epochs", step1=4, step2=5, decay1=1, decay2=9, decay3=9, warm_up=False, resume=0)
+    planned = list(Progress(config).rounds())
+    # averaged after every step t with t % H == 0: 4, then from step 6 on 10 and 15
+    assert [(one.first_step, one.local_steps, one.averaged) for one in planned] == [
+        (0, 4, True),
+        (4, 6, True),
+        (10, 5, True),
+        (15, 3, False),
+    ]
+    assert [one.phase_files for one in planned] == [((), ()), (("phase_epoch=1.pt",), ()), ((), ()), ((), ())]
+
+
+def test_warm_up_continues_through_a_decay() -> None:
+    progress = Progress(three_phases(warmup_epochs=2))
+    assert [progress.learning_rate(step) for step in (0, 5, 6, 11, 12)] == pytest.approx(
+        [0.01, 0.01 + 0.02 * 5 / 12, 0.1 * 0.02, 0.1 * (0.01 + 0.02 * 11 / 12), 0.01 * 0.03]
+    )
+
+
+def test_a_total_batch_of_at_most_256_has_no_warm_up_by_epochs() -> None:
+    values = {"schedule": "epochs", "start_lr": None, "lr": 0.1, "batch_size": 64, "decay1": 50, "decay2": 50}
+    flat = Progress(three_phases(**values, total_batch_size=128))
+    assert {flat.learning_rate(step) for step in range(12)} == {0.05}
+    rising = Progress(three_phases(**values, total_batch_size=512))
+    assert rising.learning_rate(0) == pytest.approx(0.1) and rising.learning_rate(6) == pytest.approx(0.2)
