@@ -18,7 +18,7 @@ from fastlocal.config.recipes import default
 from fastlocal.config.schema import RunConfig
 
 RATE, MOMENTUM = 0.01, 0.9
-FAR = 2**31 - 1
+NEVER = 2**31 - 1
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -40,7 +40,7 @@ class Case:
 
     def config(self, directory: Path, **more: Any) -> RunConfig:
         """The run of this case; it goes on for as long as it is let, without an evaluation."""
-        far = {f"{name}{phase}": FAR for name in ("eval_freq", "save_freq") for phase in (1, 2, 3)}
+        far = {f"{name}{phase}": NEVER for name in ("eval_freq", "save_freq") for phase in (1, 2, 3)}
         values: dict[str, Any] = {
             "dataset": "synthetic",
             "model": self.model,
@@ -52,9 +52,9 @@ class Case:
             "client_lr": RATE,
             "momentum": self.momentum,
             "precision": self.precision,
-            "rounds": FAR // self.local_steps,
+            "rounds": NEVER // self.local_steps,
             **{f"step{phase}": self.local_steps for phase in (1, 2, 3)},
-            **{f"decay{phase}": FAR for phase in (1, 2, 3)},
+            **{f"decay{phase}": NEVER for phase in (1, 2, 3)},
             **far,
             "save_every": 0,
             "log_pth": str(directory),

@@ -23,7 +23,7 @@ import torch
 
 from bench.case import RESULTS, Case, device_name, machine
 from bench.tables import Row, merge
-from fastlocal.runs.from_config import prepare_named
+from fastlocal.runs.from_config import run_from_config
 from fastlocal.runs.run import train
 
 MIB = 2**20
@@ -66,7 +66,7 @@ def run_one(one: Measured) -> dict[str, float | str]:
     with tempfile.TemporaryDirectory() as folder:
         more = {"executor": one.executor, "conv_strategy": one.conv_strategy, "chunk": one.chunk}
         config = one.case.config(Path(folder) / "run", **more, rounds=2, eval_freq1=1)
-        prepared = prepare_named(config, lambda text: None)
+        prepared = run_from_config(config, lambda text: None)
         plan = prepared.memory
         before = peak()
         train(prepared, overwrite=False, sinks=lambda directory: [])

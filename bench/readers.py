@@ -29,13 +29,13 @@ from fastlocal.data.images.arrays import ArrayImages
 from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.images.files import FileImages
 from fastlocal.data.preparing.beton import BetonSettings, FfcvWriter, WriteMode, write_beton
-from fastlocal.data.preparing.half import Half
+from fastlocal.data.preparing.half import SplitToWrite
 from fastlocal.data.sample_streams import Streams, StreamSpec
-from fastlocal.data.sources.base import Wanted
+from fastlocal.data.sources.base import BatchRequest
 from fastlocal.data.sources.build import make_source
-from fastlocal.data.sources.engine import Cutter
-from fastlocal.data.sources.source_config import Reading
-from fastlocal.data.transforms import PADDING, Augmentation, Rows, boxes
+from fastlocal.data.sources.engine import Cropper
+from fastlocal.data.sources.source_config import SourceConfig
+from fastlocal.data.transforms import PADDING, Augmentation, SampleIndex, boxes
 from fastlocal.data.types import AnySplit, Split, StoredSplit
 from fastlocal.kernels.gather_augment.cpu import normalise
 
@@ -62,7 +62,7 @@ def write(folder: Path) -> None:
     modes: dict[str, tuple[StoredSplit, WriteMode]] = {"raw": (_arrays(folder), "raw"), "jpeg": (_files(folder), "jpg")}
     for name, (split, mode) in modes.items():
         (folder / name).mkdir()
-        half = Half("train", split.images, split.targets, 10, None, {}, {})
+        half = SplitToWrite("train", split.images, split.targets, 10, None, {}, {})
         with FfcvWriter(1) as writer:
             write_beton(half, folder / name, BetonSettings(mode, None, 90, 0.5), writer, lambda done: None)
 
@@ -97,14 +97,14 @@ def open_reader(folder: Path, title: str, name: str, workers: int) -> Read:
 
 def ours(kind: str, split: AnySplit, batch: int, workers: int) -> Read:
     """A source fed by a stream without replacement, reading on from call to call."""
-    reading = Reading(
+    reading = SourceConfig(
         kind=kind, workers=workers, prefetch=4, on_bad_sample="stop", mean=MEAN, std=STD, seed=0, device=CPU,
         dtype=torch.float32,
     )  # fmt: skip
     source = make_source(split, reading, augment=True)
     streams = Streams(StreamSpec(len(split), 1, batch, len(split) // batch, replacement=False, seed=0))
     client = torch.zeros(1, dtype=torch.int64)
-    wanted = (Wanted(streams.sample_ids(step, 1, range(1))[0], client, step) for step in itertools.count())
+    wanted = (BatchRequest(streams.sample_ids(step, 1, range(1))[0], client, step) for step in itertools.count())
     return _taking(source.feed(wanted))
 
 
@@ -161,12 +161,13 @@ def bare_ffcv(split: StoredSplit, batch: int, workers: int) -> Read:
 
     count = len(split)
     augmentation = Augmentation("crop" if split.side is None else "resized_crop", split.side)
-    cutter = Cutter(split.images, augmentation, 0)
+    cutter = Cropper(split.images, augmentation, 0)
     sizes = np.array([split.images.size(index) for index in range(count)], dtype=np.int64)
     numbers, zeros = np.arange(count), np.zeros(count, dtype=np.int64)
     requests = np.zeros((count, STATUS + 1), dtype=np.int64)
     requests[:, SAMPLE] = numbers
-    requests[:, TOP:STATUS] = boxes(augmentation, 0, Rows(numbers, zeros, zeros, numbers), sizes[:, 0], sizes[:, 1])
+    index = SampleIndex(numbers, zeros, zeros, numbers)
+    requests[:, TOP:STATUS] = boxes(augmentation, 0, index, sizes[:, 0], sizes[:, 1])
 
     class Order(TraversalOrder):
         def __init__(self) -> None:

@@ -31,8 +31,8 @@ from bench.loops import LOOPS, Task
 from fastlocal.common.machine import keep_freed_memory
 from fastlocal.config.validation import check
 from fastlocal.data.sample_streams import Streams, StreamSpec
-from fastlocal.runs.build import Prepared
-from fastlocal.runs.from_config import prepare_named
+from fastlocal.runs.build import PreparedRun
+from fastlocal.runs.from_config import run_from_config
 from fastlocal.runs.run import train
 from fastlocal.telemetry.base import Logger, RoundReport, RunSummary
 
@@ -72,10 +72,10 @@ class Turns(Logger):
         self._wait()
 
 
-def prepared_run(case: Case, folder: Path, **more: Any) -> Prepared:
+def prepared_run(case: Case, folder: Path, **more: Any) -> PreparedRun:
     config = case.config(folder, **more)
     check(config)
-    return prepare_named(config, lambda text: None)
+    return run_from_config(config, lambda text: None)
 
 
 def settings_of(variant: str) -> dict[str, Any]:

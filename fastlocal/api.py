@@ -15,7 +15,7 @@ from torch import nn
 from .common.errors import UsageError, nearest
 from .common.random_states import autograd_on, random_kept
 from .common.standard_streams import closed_as_missing
-from .config.python_names import ARGUMENTS, MEANINGLESS, in_python, python_names
+from .config.python_names import ARGUMENTS, UNSUPPORTED, in_python, python_names
 from .config.schema import AREA_OF, AREAS, RunConfig
 from .config.serialization import convert
 from .config.validation import check
@@ -26,7 +26,7 @@ from .distributed.world import connected
 from .module_checks.structure import check_model, own_copy
 from .params.losses import Loss, cross_entropy
 from .params.precision import kept
-from .runs.build import Prepared, prepare
+from .runs.build import PreparedRun, prepare
 from .runs.resolve import resolve_device
 from .runs.run import final_model
 from .runs.run import train as train_prepared
@@ -205,7 +205,7 @@ def verify(
     whole = DataSet("python", split, split, classes=None, mean=config.data.mean, std=config.data.std)
     check_normalisation(whole)
 
-    def prepared(config: RunConfig) -> Prepared:
+    def prepared(config: RunConfig) -> PreparedRun:
         flag = f"model {type(model).__name__}"
         return prepare(config, whole, lambda: own_copy(model), loss or cross_entropy, model_flag=flag, given=model)
 
@@ -225,8 +225,8 @@ def _split(name: str, given: Any, loss: Loss | None = None) -> Split | MapSplit:
 def _config(settings: dict[str, Any], **values: Any) -> RunConfig:
     far = 2**31 - 1  # no decay unless a setting asks for one
     for name in settings:
-        if name not in AREA_OF or name in MEANINGLESS:
-            known = set(AREA_OF) - set(MEANINGLESS)
+        if name not in AREA_OF or name in UNSUPPORTED:
+            known = set(AREA_OF) - set(UNSUPPORTED)
             raise UsageError(f"{name}: is no setting of fastlocal.train{nearest(name, known)}")
         if name in values:
             raise UsageError(f"{name}: is set by another argument of fastlocal.train")

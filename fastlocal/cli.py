@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from .common.errors import AgreedError, RankMissing, UsageError, nearest
-from .common.interrupts import held_back, interrupted, interruptible
+from .common.interrupts import defer_signals, interrupted, interruptible
 from .common.standard_streams import is_open, occupy_descriptors
 from .common.version import __version__
 from .distributed.ranks import launched
@@ -126,7 +126,7 @@ def _run(words: list[str]) -> int:
     if words[0] not in COMMANDS:
         known = ", ".join(COMMANDS)
         raise UsageError(f"unknown command {words[0]!r}{nearest(words[0], COMMANDS)}; known: {known}")
-    with held_back():
+    with defer_signals():
         command = importlib.import_module(f".commands.{words[0]}", __package__)
     status: int = command.run(words[1:])
     return status

@@ -10,7 +10,7 @@ from torch import Tensor
 from .light_ops import define
 from .philox import Purpose, draw
 
-MOST_CALLS = 2**24
+MAX_CALLS = 2**24
 """Draws of one local step, as the counter has room for no more."""
 
 

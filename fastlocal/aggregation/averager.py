@@ -26,7 +26,7 @@ IN_MEMORY = 32 * 2**20
 """Bytes of one float64 copy of some columns of a chunk on a GPU: sums of a fixed order hold up to five at once."""
 
 
-class Averager:
+class Aggregator:
     """A round's mean. In each round: `add` every chunk, `launch`, `wait`.
 
     Collectives that fail, because a rank is gone or the group's timeout is over, raise what torch.distributed raises, a
@@ -181,7 +181,7 @@ def make_averager(
     wire_format: Format = "full",
     reduce_order: Literal["any", "fixed"] = "any",
     timeout: timedelta | None = None,
-) -> Averager:
+) -> Aggregator:
     """The averager of one rank; every rank has to call it, for it may make process groups.
 
     row: [n_params], whose dtype and device it takes        clients: of all ranks
@@ -195,11 +195,11 @@ def make_averager(
     full = torch.float32 if wire_format != "full" else row.dtype
     sums: Sums = FixedSums(clients) if reduce_order == "fixed" else FloatSums(clients, full, row.device)
     if len(nodes) == 1:
-        return Averager(row, sums, None, None)
+        return Aggregator(row, sums, None, None)
     route, owed = _route(row, nodes, rank, wire_format, timeout)
     bucket_bytes = bucket_mb * 2**20 * (1 if wire_format == "full" else 2)  # two bytes go for four of the bucket's
     buckets = Buckets(sums.rows, row.numel(), sums.sent, row.device, bucket_bytes, route)
-    return Averager(row, sums, buckets, owed)
+    return Aggregator(row, sums, buckets, owed)
 
 
 def _route(

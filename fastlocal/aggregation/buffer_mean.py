@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..distributed.world import World
 from ..params.client_stack import ClientStore
-from .averager import Averager
+from .averager import Aggregator
 
 AT_ONCE = 64
 """Clients whose rows are laid side by side at a time."""
@@ -23,7 +23,11 @@ class MeanState:
     """
 
     def __init__(
-        self, start: Mapping[str, Tensor], dtype: torch.dtype, world: World, make_averager: Callable[[Tensor], Averager]
+        self,
+        start: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        world: World,
+        make_averager: Callable[[Tensor], Aggregator],
     ) -> None:
         """Begin.
 

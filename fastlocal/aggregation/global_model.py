@@ -16,7 +16,7 @@ from ..params.param_layout import ParamLayout
 from ..params.precision import Numerics
 
 
-class AveragedModel:
+class GlobalModel:
     """What clients start from and are averaged into.
 
     module: the plain module, on the device and in the run's dtype; its buffers belong to the averaged model

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed.ranks import deal
+from ..distributed.ranks import split_contiguous
 from ..params.client_stack import MOMENTUM
 from ..schedule.cursor import TrainStats
 from .state_file import DamagedState, State, read_state_file
@@ -90,12 +90,12 @@ def _needed(held: Sequence[range], rank: int, size: int) -> list[int]:
     """The parts that one rank of `size` reads, given the clients of each."""
     if _as_before(held, size):
         return [rank]
-    mine = deal(held[-1].stop, rank, size)
+    mine = split_contiguous(held[-1].stop, rank, size)
     return [at for at, clients in enumerate(held) if rank == 0 or _common(clients, mine)] or [0]
 
 
 def _as_before(held: Sequence[range], size: int) -> bool:
-    return list(held) == [deal(held[-1].stop, rank, size) for rank in range(size)]
+    return list(held) == [split_contiguous(held[-1].stop, rank, size) for rank in range(size)]
 
 
 def _common(some: range, others: range) -> range:
@@ -110,7 +110,7 @@ def assemble(shared: State, parts: Mapping[int, State], rank: int, size: int) ->
     """
     entries = shared.numbers["parts"]
     held = [range(*one["clients"]) for one in entries]
-    mine = deal(held[-1].stop, rank, size)
+    mine = split_contiguous(held[-1].stop, rank, size)
     numbers = {name: value for name, value in shared.numbers.items() if name != "parts"}
     numbers |= {"clients": [mine.start, mine.stop], "ranks": size, "begun": any(one["done"] for one in entries)}
     if _as_before(held, size):

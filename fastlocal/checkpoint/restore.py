@@ -14,7 +14,7 @@ from ..common.errors import UsageError
 from ..config.schema import AREA_OF, AREAS, RunConfig
 from ..config.serialization import read_config
 from ..distributed.world import World
-from ..schedule.cursor import Position
+from ..schedule.cursor import TrainingCursor
 from ..schedule.rounds import Progress
 from .file_names import RESUME_NAME, saved_paths
 from .resharding import read_saved
@@ -69,7 +69,7 @@ def _problems(found: list[list[str]], path: Path) -> list[str]:
     return problems
 
 
-def as_before(config: RunConfig, directory: Path, *, fill_in: bool) -> RunConfig:
+def with_stored_settings(config: RunConfig, directory: Path, *, fill_in: bool) -> RunConfig:
     """`config`, not resolved yet, for a run that goes on in `directory`; unchanged where nothing was saved there.
 
     fill_in: settle what `config` leaves open as the run's own config.json has it, so that it is not settled otherwise
@@ -111,7 +111,7 @@ def check_state(state: State, config: RunConfig, progress: Progress, shapes: dic
         if saved != shapes.get(name):
             found = f"{name} is {tuple(saved) if saved else 'not there'}"
             raise UsageError(f"--continue: the run's model is another one: its {found}; give the model that it had")
-    position = Position.of(state.numbers["position"], [])
+    position = TrainingCursor.of(state.numbers["position"], [])
     fits = position.first_step <= progress.total_steps
     if state.numbers.get("begun") or not position.between_rounds:
         at_hand = next(progress.rounds(position.first_step, position.rounds_before), None)

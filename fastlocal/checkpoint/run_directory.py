@@ -13,12 +13,12 @@ from ..config.schema import RunConfig
 from .file_names import remove_unnamed_parts
 from .lock import refuse_locked
 
-SIGNS = ("config.json", "metrics.jsonl", "latest.pt")
+RUN_MARKERS = ("config.json", "metrics.jsonl", "latest.pt")
 """Any of these files shows that a folder holds a run."""
 LAUNCH_NAME = ".launch"
 """Names the launchers, a line each, that start the run again where one of its processes ends."""
-OURS = (
-    *SIGNS,
+RUN_FILES = (
+    *RUN_MARKERS,
     LAUNCH_NAME,
     "steps.jsonl",
     "resume.pt",
@@ -46,7 +46,7 @@ def check_directory(path: Path, overwrite: bool) -> None:
     """Raise UsageError where `path` cannot become the run directory; changes nothing."""
     if os.path.exists(path) and not os.path.isdir(path):
         raise UsageError(f"--log-pth {path}: is a file; give a folder")
-    found = [name for name in SIGNS if os.path.exists(path / name)]
+    found = [name for name in RUN_MARKERS if os.path.exists(path / name)]
     if found and not overwrite:
         raise UsageError(f"--log-pth {path}: already holds a run ({found[0]}); give another folder or --overwrite 1")
     if os.path.isdir(path):
@@ -80,7 +80,7 @@ def create_directory(path: Path, config: RunConfig, launches: Sequence[str] = ()
     start = config.model.resume_pth
     try:
         # files that only look like ours, in a folder without a run, belong to somebody else
-        earlier = sorted(old for pattern in OURS for old in path.glob(pattern)) if _holds_run(path) else []
+        earlier = sorted(old for pattern in RUN_FILES for old in path.glob(pattern)) if _holds_run(path) else []
         if start is not None and any(os.path.samefile(old, start) for old in earlier if os.path.exists(start)):
             raise UsageError(f"--resume-pth {start}: --overwrite 1 would remove it with the earlier run; move it first")
         for old in earlier:
@@ -109,4 +109,4 @@ def _write(path: Path, config: RunConfig, launches: Sequence[str]) -> None:
 
 
 def _holds_run(path: Path) -> bool:
-    return any((path / name).exists() for name in SIGNS)
+    return any((path / name).exists() for name in RUN_MARKERS)

@@ -61,7 +61,7 @@ class Saver:
     def finish(self, state: State) -> None:
         """Save `state` and wait until it is on the disk.
 
-        Raises KeyboardInterrupt where `interrupts.finishing` no longer waits; then the last save stands.
+        Raises KeyboardInterrupt where `interrupts.grace_period` no longer waits; then the last save stands.
         """
         if self.enabled:
             self.wait()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tyro
 
-from ..common.interrupts import held_back
+from ..common.interrupts import defer_signals
 from ..config.recipes import default
 from ..config.schema import Precision, RunConfig, Schedule
 from ..config.validation import check
@@ -60,10 +60,10 @@ def run(argv: Sequence[str]) -> int:
     topk = (1, 5) if flags.schedule == "epochs" else (1,)
     check(config)
 
-    with held_back():
+    with defer_signals():
         from ..checkpoint.model_file import read_state
         from ..data.sources.build import make_source
-        from ..data.sources.source_config import Reading, choose
+        from ..data.sources.source_config import SourceConfig, choose
         from ..kernel_trial import verdicts
         from ..kernel_trial.kernels_tried import try_kernels
         from ..params.losses import cross_entropy
@@ -80,7 +80,7 @@ def run(argv: Sequence[str]) -> int:
     state = read_state(flags.checkpoint, "CHECKPOINT")
     data = load_data(config, lambda text: print(text, file=sys.stderr))
     module = make_model(config, data, state, "CHECKPOINT", flags.checkpoint).to(device, numbers.dtype)
-    reading = Reading(
+    reading = SourceConfig(
         kind=choose(config.data.source, data, device),
         workers=config.data.nw,
         prefetch=config.data.prefetch,

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from ..common.interrupts import held_back
+from ..common.interrupts import defer_signals
 from ..config.validation import check
 from ..distributed.ranks import launched
 from .flags import parse
 
 if TYPE_CHECKING:
-    from ..runs.build import Prepared
+    from ..runs.build import PreparedRun
 
 
 def run(argv: Sequence[str]) -> int:
@@ -21,22 +21,22 @@ def run(argv: Sequence[str]) -> int:
     flags, ranks = parse(argv, "fastlocal plan"), launched()
     check(flags.run)
 
-    with held_back():
+    with defer_signals():
         from ..distributed.world import connected
-        from ..runs.from_config import prepare_named
+        from ..runs.from_config import run_from_config
         from ..runs.resolve import resolve_device
 
     machine = flags.run.machine
     device = resolve_device(machine.device, ranks)
     with connected(ranks, url=machine.dist_url, timeout=machine.timeout, device=device) as world:
-        prepared = prepare_named(flags.run, lambda text: print(text, file=sys.stderr), dry_run=True, world=world)
+        prepared = run_from_config(flags.run, lambda text: print(text, file=sys.stderr), dry_run=True, world=world)
         with closing(prepared):
             if world.is_first:
                 _print(prepared)
     return 0
 
 
-def _print(prepared: Prepared) -> None:
+def _print(prepared: PreparedRun) -> None:
     config = prepared.config
     print(
         f"{config.clients} clients of {config.model.model} ({prepared.layout.n_params:,} parameters), batch "

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ..runs.build import Prepared
+from ..runs.build import PreparedRun
 from ..schedule.phases import decay_rounds
 from ..schedule.rounds import Progress
 
 
-def plan_text(prepared: Prepared) -> str:
+def plan_text(prepared: PreparedRun) -> str:
     """The resolved plan: clients, H per phase, rounds, decay rounds, rates and memory."""
     config, progress, data = prepared.config, prepared.progress, prepared.data
     schedule = config.schedule

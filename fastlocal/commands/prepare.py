@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from ..common.errors import UsageError
-from ..common.interrupts import held_back
+from ..common.interrupts import defer_signals
 from .argv import normalise, refuse_unknown, registry
 
 if TYPE_CHECKING:
-    from ..data.datasets import Request
+    from ..data.datasets import DatasetSpec
     from ..data.types import DataSet
 
 
@@ -73,7 +73,7 @@ def run(argv: Sequence[str]) -> int:
     )
     _check(flags)
 
-    with held_back():
+    with defer_signals():
         from ..data import datasets
         from ..data.labels import refuse_empty_classes
         from ..data.preparing.beton import BetonSettings
@@ -84,7 +84,7 @@ def run(argv: Sequence[str]) -> int:
     workers = flags.workers or machine_cores()
     paths = {name: getattr(flags, name) for name in ("data_pth", "train_pth", "val_pth")}
     try:
-        request = datasets.Request(
+        request = datasets.DatasetSpec(
             name=flags.dataset,
             **paths,
             seed=0,
@@ -117,7 +117,7 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _read(request: Request) -> DataSet:
+def _read(request: DatasetSpec) -> DataSet:
     from ..data import datasets
 
     try:

@@ -10,7 +10,7 @@ from .flags import parse
 from .train import start, written
 
 if TYPE_CHECKING:
-    from ..runs.build import Prepared
+    from ..runs.build import PreparedRun
     from ..training.loop import Loop
 
 
@@ -28,7 +28,7 @@ def run(argv: Sequence[str]) -> int:
     return start(dataclasses.replace(flags, run=config), _finish, eval_every=schedule.eval_freq1)
 
 
-def _finish(prepared: Prepared, loop: Loop) -> None:
+def _finish(prepared: PreparedRun, loop: Loop) -> None:
     for table in sorted(loop.directory.glob("profile_rank*.txt")):
         print(table.read_text(encoding="utf-8"))
     written(prepared, loop)

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ..common.errors import NonFiniteLoss, StoppedAlone, UsageError
-from ..common.interrupts import deadline, held_back
+from ..common.interrupts import deadline, defer_signals
 from ..config.schema import RunConfig
 from ..config.validation import check
-from ..distributed.ranks import Ranks, launched
+from ..distributed.ranks import LaunchInfo, launched
 from .flags import TrainFlags, parse
 
 if TYPE_CHECKING:
     from ..distributed.world import World
-    from ..runs.build import Prepared
+    from ..runs.build import PreparedRun
     from ..training.loop import Loop
 
 NO_MEMORY, NOT_FINITE, STOPPED = 1, 3, 75
@@ -30,7 +30,7 @@ def run(argv: Sequence[str]) -> int:
     return start(parse(argv), _finish)
 
 
-def start(flags: TrainFlags, finish: Callable[[Prepared, Loop], None], *, eval_every: int | None = None) -> int:
+def start(flags: TrainFlags, finish: Callable[[PreparedRun, Loop], None], *, eval_every: int | None = None) -> int:
     """Check, build, train, and hand the finished run to `finish`; returns the exit status.
 
     eval_every: rounds between evaluations that a profile reckons with, where they are not those of the run
@@ -43,7 +43,7 @@ def start(flags: TrainFlags, finish: Callable[[Prepared, Loop], None], *, eval_e
     if config.log.profile:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read as torch is imported; else it talks on stderr
 
-    with held_back():
+    with defer_signals():
         from ..distributed.world import connected
         from ..runs.resolve import resolve_device
 
@@ -54,7 +54,7 @@ def start(flags: TrainFlags, finish: Callable[[Prepared, Loop], None], *, eval_e
             return _start(flags, world, finish, eval_every, opened)
 
 
-def _check_restarts(config: RunConfig, ranks: Ranks) -> None:
+def _check_restarts(config: RunConfig, ranks: LaunchInfo) -> None:
     if ranks.restarts and config.log.log_pth is None:
         raise UsageError("--max-restarts: needs --log-pth RUN, so that a run that is started again finds itself")
 
@@ -62,16 +62,16 @@ def _check_restarts(config: RunConfig, ranks: Ranks) -> None:
 def _start(
     flags: TrainFlags,
     world: World,
-    finish: Callable[[Prepared, Loop], None],
+    finish: Callable[[PreparedRun, Loop], None],
     eval_every: int | None,
     opened: ExitStack,
 ) -> int:
-    with held_back():
+    with defer_signals():
         import torch
 
-        from ..checkpoint.restore import as_before
+        from ..checkpoint.restore import with_stored_settings
         from ..checkpoint.run_directory import check_directory, is_begun_by
-        from ..runs.from_config import prepare_named
+        from ..runs.from_config import run_from_config
         from ..runs.run import train
         from ..telemetry.loggers import sinks
 
@@ -85,8 +85,8 @@ def _start(
             check_directory(given, flags.overwrite or again)
         again = world.exchange(again, "the run directory")[0]
         if again:
-            config = as_before(config, given, fill_in=flags.config is None)
-    prepared = prepare_named(config, lambda text: print(text, file=sys.stderr), dry_run=flags.dry_run, world=world)
+            config = with_stored_settings(config, given, fill_in=flags.config is None)
+    prepared = run_from_config(config, lambda text: print(text, file=sys.stderr), dry_run=flags.dry_run, world=world)
     opened.callback(prepared.close)
     if flags.dry_run:
         from .plan_text import plan_text
@@ -140,14 +140,14 @@ def _reached(directory: Path) -> str:
     return f"the last model is {latest}" if latest.exists() else f"no model was written to {directory}"
 
 
-def _finish(prepared: Prepared, loop: Loop) -> None:
+def _finish(prepared: PreparedRun, loop: Loop) -> None:
     from ..telemetry.console import summary_table
 
     print(summary_table(loop.history) if loop.history else "Nothing was evaluated.")
     written(prepared, loop)
 
 
-def written(prepared: Prepared, loop: Loop) -> None:
+def written(prepared: PreparedRun, loop: Loop) -> None:
     """Say what is in the run directory."""
     print(f"{prepared.config.clients} clients, {loop.comm_round} communication rounds. Written:")
     for path in sorted(loop.directory.glob("[!.]*")):

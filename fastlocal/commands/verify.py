@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ..common.errors import UsageError
-from ..common.interrupts import held_back
+from ..common.interrupts import defer_signals
 from ..config.validation import check
 from ..distributed.ranks import launched
 from .flags import parse
@@ -33,8 +33,8 @@ def run(argv: Sequence[str]) -> int:
     if launched().size > 1:
         raise UsageError("fastlocal verify: is for one process; start it without torchrun")
 
-    with held_back():
-        from ..runs.from_config import prepare_named
+    with defer_signals():
+        from ..runs.from_config import run_from_config
         from ..runs.resolve import resolve_device
         from ..verification.run import verify_run
 
@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
         checked = verify_run(
             flags.run,
             device,
-            lambda config: prepare_named(config, lambda text: print(text, file=sys.stderr)),
+            lambda config: run_from_config(config, lambda text: print(text, file=sys.stderr)),
             ops=own["ops"].split(",") if "ops" in own else None,
             seconds=_seconds(own.get("seconds", "120")),
             say=lambda line: print(line, flush=True),

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from .interrupts import held_back
+from .interrupts import defer_signals
 
 TEMPORARY_SUFFIX = ".fastlocal.tmp"
 """The end of a temporary file's name. The name begins with a dot."""
 
 
-@held_back()
+@defer_signals()
 def write_atomically(
     path: Path, write: Callable[[BinaryIO], object], *, first: Callable[[], object] = lambda: None
 ) -> None:

@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM: both raise KeyboardInterrupt, and where that would do harm, at `poll` alone.
 
-What is worth finishing first, such as a chunk's round, is `finishing`: there `poll` waits a while with it.
+What is worth finishing first, such as a chunk's round, is `grace_period`: there `poll` waits a while with it.
 
 A KeyboardInterrupt can come up between any two instructions. Within torch.save it turns into a RuntimeError, within a
 callback of the interpreter it is printed and lost, and while torch is imported it ends the process in C++.
@@ -48,7 +48,7 @@ def interruptible(*, to_the_end: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held_back() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """While it lasts, Ctrl-C and SIGTERM wait for `poll`, or for its end."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     numbers = [number for number, handler in handlers.items() if callable(handler) and handler is not _wait]
@@ -65,7 +65,7 @@ def held_back() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def finishing(seconds: float, *, begun: bool = False) -> Iterator[None]:
+def grace_period(seconds: float, *, begun: bool = False) -> Iterator[None]:
     """While it lasts, `poll` lets what is at hand go on for so long after the first signal, unless a second comes.
 
     begun: the time counts from now on where no signal came, as after an interrupt that a logger raises

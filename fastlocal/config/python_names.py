@@ -17,7 +17,7 @@ from typing import Any, Literal
 from ..common.errors import NonFiniteLoss, RankMissing, StoppedAlone, UsageError
 from .schema import AREA_OF, AREAS
 
-MEANINGLESS = (
+UNSUPPORTED = (
     *("data_pth", "train_pth", "val_pth", "image_size", "n_groups", "resume", "resume_pth", "epochs", "dist_url"),
     *("start_lr", "lr", "log_pth", "total_batch_size"),
 )
@@ -90,7 +90,7 @@ def in_python(text: str) -> str:
 def _argument(name: str, text: str, end: int) -> tuple[str, int]:
     """The argument in the place of a flag that ends at `end`, with its value if one follows, and where that ends."""
     argument, kind = OTHERS[name] if name in OTHERS else (ARGUMENTS.get(name, name), _types()[name])
-    meaningless = name in WORDS or (name in MEANINGLESS and name not in ARGUMENTS)
+    meaningless = name in WORDS or (name in UNSUPPORTED and name not in ARGUMENTS)
     if meaningless:
         argument = WORDS.get(name, name.replace("_", " "))
     pattern = _pattern(name, kind, first=end == len(name) + len("--"))

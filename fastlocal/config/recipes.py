@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from .schema import RunConfig, Schedule
 
-FAR = 5_000_000
+NEVER = 5_000_000
 
 
 def _each_phase(**values: int) -> dict[str, int]:
@@ -52,8 +52,8 @@ def quickstart() -> RunConfig:
         **_each_phase(step=5),
         eval_freq1=6,
         momentum=0.9,
-        decay1=FAR,
-        decay2=FAR,
+        decay1=NEVER,
+        decay2=NEVER,
     )
 
 
@@ -66,8 +66,8 @@ def _cifar10(name: str) -> RunConfig:
         momentum=0.0,
         wd=5e-4,
         group_weight=True,
-        decay1=FAR,
-        decay2=FAR,
+        decay1=NEVER,
+        decay2=NEVER,
         eval_on_start=True,
     )
 
@@ -130,9 +130,9 @@ def imagenet_post_local() -> RunConfig:
         wd=1e-4,
         resume=100,
         epochs=50,
-        decay1=FAR,
-        decay2=FAR,
-        decay3=FAR,
+        decay1=NEVER,
+        decay2=NEVER,
+        decay3=NEVER,
         **_each_phase(step=26, eval_freq=6),
     )
 

@@ -16,10 +16,10 @@ LARGEST = 2**31 - 1
 MOST_IN_FIXED_ORDER = 2**20
 """Clients; with more, the grid that parameters are rounded to would be coarser than float32 close to 1e-5."""
 
-MOST_SECONDS = 1_000_000
+MAX_SECONDS = 1_000_000
 """That processes wait for each other."""
 
-MOST_WORKERS = 1024
+MAX_WORKERS = 1024
 """Threads that one process starts."""
 
 
@@ -84,8 +84,8 @@ def _counts(config: RunConfig) -> Iterator[str]:
             yield f"{_flag(name)} {value}: must be at least 1"
         if value is not None and value > LARGEST:
             yield f"{_flag(name)} {value}: must be at most {LARGEST}"
-    if config.machine.workers is not None and config.machine.workers > MOST_WORKERS:
-        yield f"--workers {config.machine.workers}: must be at most {MOST_WORKERS}"
+    if config.machine.workers is not None and config.machine.workers > MAX_WORKERS:
+        yield f"--workers {config.machine.workers}: must be at most {MAX_WORKERS}"
     from_zero = {
         "resume": config.model.resume,
         "nw": config.data.nw,
@@ -103,8 +103,8 @@ def _counts(config: RunConfig) -> Iterator[str]:
     bucket = config.machine.bucket_mb
     if not (math.isfinite(bucket) and bucket > 0):
         yield f"--bucket-mb {bucket}: must be a finite number of MiB above 0"
-    if not 0 < config.machine.timeout <= MOST_SECONDS:
-        yield f"--timeout {config.machine.timeout}: must be a number of seconds above 0, at most {MOST_SECONDS}"
+    if not 0 < config.machine.timeout <= MAX_SECONDS:
+        yield f"--timeout {config.machine.timeout}: must be a number of seconds above 0, at most {MAX_SECONDS}"
     place = re.fullmatch(r"env://|tcp://[^/:]+:(\d{1,5})", config.machine.dist_url)
     if not place or not 1 <= int(place[1] or 1) < 2**16:
         yield f"--dist-url {config.machine.dist_url}: must be env:// or tcp://HOST:PORT, PORT at most 65535"

@@ -25,7 +25,7 @@ APART = 0x9E3779B97F4A7C15F39CC0605CEDC835
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 DEPTH = 10
 """How deep attributes are searched. Subset, Subset, Dataset, Compose, list, transform, generator is a depth of 7."""
-MOST_OBJECTS, MOST_ITEMS = 5_000, 64
+MAX_OBJECTS, MAX_ITEMS = 5_000, 64
 """How many objects are searched, and how many items of one list or dictionary. Lists of samples are long."""
 PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray, type, ModuleType, Tensor, np.ndarray, np.generic)
 LIBRARIES = frozenset({*sys.stdlib_module_names, "torch", "torchvision", "numpy", "scipy", "PIL"})
@@ -70,7 +70,7 @@ def held_generators(dataset: Any) -> Iterator[Any]:
     shared = torch.default_generator, np.random.mtrand._rand, random._inst  # type: ignore[attr-defined]
     seen = {id(generator) for generator in shared}
     waiting: deque[tuple[Any, int]] = deque([(dataset, 0)])
-    while waiting and len(seen) < MOST_OBJECTS:
+    while waiting and len(seen) < MAX_OBJECTS:
         value, depth = waiting.popleft()
         if isinstance(value, PLAIN) or id(value) in seen:
             continue
@@ -84,9 +84,9 @@ def held_generators(dataset: Any) -> Iterator[Any]:
 def _parts(value: Any) -> Iterable[Any]:
     """Return the objects that an object holds, in an order that is the same in every process."""
     if isinstance(value, dict):
-        return [part for part, _ in zip(value.values(), range(MOST_ITEMS), strict=False)]
+        return [part for part, _ in zip(value.values(), range(MAX_ITEMS), strict=False)]
     if isinstance(value, list | tuple | deque):
-        return [part for part, _ in zip(value, range(MOST_ITEMS), strict=False)]
+        return [part for part, _ in zip(value, range(MAX_ITEMS), strict=False)]
     if isinstance(value, partial):
         return [value.func, *value.args, *value.keywords.values()]
     if isinstance(value, MethodType):

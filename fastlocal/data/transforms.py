@@ -52,7 +52,7 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
-class Rows:
+class SampleIndex:
     """Samples and the places in the run that their draws belong to, each int64 [rows].
 
     ids: into the data set        clients, steps, positions: client number, global local step, place in the batch
@@ -70,17 +70,18 @@ class Rows:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def pick(self, chosen: Any) -> Rows:
+    def pick(self, chosen: Any) -> SampleIndex:
         """Some of the rows: a slice or an index array."""
         words, boxes = (None if drawn is None else drawn[chosen] for drawn in (self.words, self.boxes))
-        return Rows(self.ids[chosen], self.clients[chosen], self.steps[chosen], self.positions[chosen], words, boxes)
+        keys = self.ids[chosen], self.clients[chosen], self.steps[chosen], self.positions[chosen]
+        return SampleIndex(*keys, words, boxes)
 
-    def of(self, ids: Ints) -> Rows:
+    def of(self, ids: Ints) -> SampleIndex:
         """The same places with other samples, whose boxes may be others."""
-        return Rows(ids, self.clients, self.steps, self.positions, self.words)
+        return SampleIndex(ids, self.clients, self.steps, self.positions, self.words)
 
 
-def boxes(augmentation: Augmentation, seed: int, rows: Rows, heights: Ints, widths: Ints) -> Ints:
+def boxes(augmentation: Augmentation, seed: int, rows: SampleIndex, heights: Ints, widths: Ints) -> Ints:
     """int64 [rows, 5]: the box of every row.
 
     heights, widths: int64 [rows], of the stored images
@@ -100,19 +101,19 @@ def boxes(augmentation: Augmentation, seed: int, rows: Rows, heights: Ints, widt
     return np.concatenate([_resized_crops(seed, rows, heights, widths), mirrored[:, None]], axis=1)
 
 
-def crop_words(seed: int, rows: Rows) -> Ints:
+def crop_words(seed: int, rows: SampleIndex) -> Ints:
     """[rows, 4]: the words that say where crops are and whether they are mirrored."""
     return _words(seed, rows, philox.Purpose.CROP)
 
 
-def _words(seed: int, rows: Rows, purpose: int) -> Ints:
+def _words(seed: int, rows: SampleIndex, purpose: int) -> Ints:
     positions, clients, steps = map(torch.from_numpy, (rows.positions, rows.clients, rows.steps))
     key = seed & philox.MASK32, seed >> 32 & philox.MASK32
     drawn = philox.philox4x32((positions, clients, steps, torch.tensor(purpose)), key)
     return torch.stack(drawn, dim=-1).numpy()
 
 
-def _resized_crops(seed: int, rows: Rows, heights: Ints, widths: Ints) -> Ints:
+def _resized_crops(seed: int, rows: SampleIndex, heights: Ints, widths: Ints) -> Ints:
     """Top, left, height, width: a tenth try that does not fit leaves torchvision's central crop."""
     found = _central(heights, widths)
     waiting = np.arange(len(rows))

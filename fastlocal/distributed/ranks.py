@@ -14,7 +14,7 @@ FIRST_PORT, PORTS = 20_000, 20_000
 
 
 @dataclass(frozen=True)
-class Ranks:
+class LaunchInfo:
     """This process among those of a run.
 
     rank, size: of all        local_rank, local_size: of this node's        node: number of this node
@@ -42,7 +42,7 @@ class Ranks:
         return self.local_rank == 0
 
 
-def launched(environment: Mapping[str, str] = os.environ) -> Ranks:
+def launched(environment: Mapping[str, str] = os.environ) -> LaunchInfo:
     """What the launcher's variables say; one process where there are none. Raises UsageError for a number that is none.
 
     torchrun: RANK, WORLD_SIZE, LOCAL_RANK ... ; srun: SLURM_PROCID, SLURM_STEP_NUM_TASKS ..., where torchrun's are not.
@@ -54,11 +54,11 @@ def launched(environment: Mapping[str, str] = os.environ) -> Ranks:
     restart, restarts = read("TORCHELASTIC_RESTART_COUNT", 0), read("TORCHELASTIC_MAX_RESTARTS", 0)
     launch = _launch(environment) if restarts else ""
     if size == 1:
-        return Ranks(restart=restart, restarts=restarts, launch=launch)
+        return LaunchInfo(restart=restart, restarts=restarts, launch=launch)
     rank = read("RANK", None)
     local_size = read("LOCAL_WORLD_SIZE", 1)
     return _checked(
-        Ranks(
+        LaunchInfo(
             rank=rank,
             size=size,
             local_rank=read("LOCAL_RANK", 0),
@@ -80,14 +80,14 @@ def _launch(environment: Mapping[str, str]) -> str:
     return folder if attempt else environment.get("TORCHELASTIC_RUN_ID", "")
 
 
-def _slurm(environment: Mapping[str, str], read: _Numbers) -> Ranks:
+def _slurm(environment: Mapping[str, str], read: _Numbers) -> LaunchInfo:
     size, node = read("SLURM_STEP_NUM_TASKS", 1), read("SLURM_NODEID", 0)
     by_node = tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", str(size)))
     if not 0 <= node < len(by_node):
         raise UsageError(f"SLURM_NODEID {node}: SLURM_STEP_TASKS_PER_NODE names {len(by_node)} nodes; start with srun")
     port = FIRST_PORT + (read("SLURM_JOB_ID", 0) + 7 * read("SLURM_STEP_ID", 0)) % PORTS
     return _checked(
-        Ranks(
+        LaunchInfo(
             rank=read("SLURM_PROCID", None),
             size=size,
             local_rank=read("SLURM_LOCALID", 0),
@@ -99,7 +99,7 @@ def _slurm(environment: Mapping[str, str], read: _Numbers) -> Ranks:
     )
 
 
-def _checked(ranks: Ranks) -> Ranks:
+def _checked(ranks: LaunchInfo) -> LaunchInfo:
     if not (0 <= ranks.rank < ranks.size and 0 <= ranks.local_rank < ranks.local_size):
         raise UsageError(
             f"RANK {ranks.rank} of WORLD_SIZE {ranks.size}, LOCAL_RANK {ranks.local_rank} of LOCAL_WORLD_SIZE "
@@ -142,7 +142,7 @@ def tasks_per_node(text: str) -> list[int]:
     return found
 
 
-def deal(clients: int, rank: int, size: int) -> range:
+def split_contiguous(clients: int, rank: int, size: int) -> range:
     """The clients of one rank: neighbours, counts that differ by at most one, the larger first."""
     each, more = divmod(clients, size)
     begin = rank * each + min(rank, more)

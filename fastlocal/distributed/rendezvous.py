@@ -15,18 +15,18 @@ from torch.distributed import DistError
 
 from ..common import interrupts
 from ..common.errors import RankMissing, UsageError
-from ..common.interrupts import held_back
-from .ranks import Ranks
+from ..common.interrupts import defer_signals
+from .ranks import LaunchInfo
 from .store import Peer
 
 LOOK_S = 0.01
 FAREWELL_S = 0.5
-Card = dict[str, Any]
+RankInfo = dict[str, Any]
 """What a rank says of itself: id (of this start alone), node, peer (the fields of a Peer), launch, restart, and left:
 whether a signal ended it."""
 
 
-def rendezvous(ranks: Ranks, url: str, timeout: float) -> tuple[Store, str, list[Card]]:
+def rendezvous(ranks: LaunchInfo, url: str, timeout: float) -> tuple[Store, str, list[RankInfo]]:
     """The store, a name for what this meeting of ranks keeps there, and the card of each rank.
 
     url: env:// as the launcher says, or tcp://HOST:PORT        timeout: seconds that ranks wait for each other
@@ -40,7 +40,7 @@ def rendezvous(ranks: Ranks, url: str, timeout: float) -> tuple[Store, str, list
     while True:
         try:
             store = TCPStore(host, port, None, hosts, limit, wait_for_workers=False)
-            with held_back():  # until the others can be told
+            with defer_signals():  # until the others can be told
                 return store, *_meet(store, ranks, timeout, hosts)
         except DistError as error:
             # it may have been that of the process's run before, which ended just now
@@ -50,7 +50,7 @@ def rendezvous(ranks: Ranks, url: str, timeout: float) -> tuple[Store, str, list
             time.sleep(0.1)
 
 
-def _place(ranks: Ranks, url: str) -> tuple[str, int]:
+def _place(ranks: LaunchInfo, url: str) -> tuple[str, int]:
     if url.startswith("tcp://"):
         host, _, port = url.removeprefix("tcp://").rpartition(":")
         return host, int(port)
@@ -59,7 +59,7 @@ def _place(ranks: Ranks, url: str) -> tuple[str, int]:
     return ranks.address, ranks.port
 
 
-def _meet(store: Store, ranks: Ranks, timeout: float, hosts: bool) -> tuple[str, list[Card]]:
+def _meet(store: Store, ranks: LaunchInfo, timeout: float, hosts: bool) -> tuple[str, list[RankInfo]]:
     """A name that this meeting of ranks alone has, and what each of them says of itself.
 
     The store may hold what ranks said that a launcher has started again since, and it counts restarts by node. So the
@@ -71,7 +71,7 @@ def _meet(store: Store, ranks: Ranks, timeout: float, hosts: bool) -> tuple[str,
     before = _left(_cards(store, ranks.size)) if ranks.restarts else set[str]()
     store.set(own, json.dumps(card))
     try:
-        return _roster(store, ranks, card, before, timeout)
+        return _membership(store, ranks, card, before, timeout)
     except KeyboardInterrupt:
         store.set(own, json.dumps(card | {"left": True}))
         if hosts:
@@ -79,25 +79,27 @@ def _meet(store: Store, ranks: Ranks, timeout: float, hosts: bool) -> tuple[str,
         raise
 
 
-def _cards(store: Store, size: int) -> dict[int, Card]:
+def _cards(store: Store, size: int) -> dict[int, RankInfo]:
     """Of the ranks that have said something so far."""
     there = [rank for rank in range(size) if store.check([f"hello/{rank}"])]
     values = store.multi_get([f"hello/{rank}" for rank in there]) if there else []
     return {rank: json.loads(value) for rank, value in zip(there, values, strict=True)}
 
 
-def _left(cards: Mapping[int, Card]) -> set[str]:
+def _left(cards: Mapping[int, RankInfo]) -> set[str]:
     """Those that a signal has ended."""
     return {card["id"] for card in cards.values() if card["left"]}
 
 
-def _roster(store: Store, ranks: Ranks, card: Card, before: set[str], timeout: float) -> tuple[str, list[Card]]:
+def _membership(
+    store: Store, ranks: LaunchInfo, card: RankInfo, before: set[str], timeout: float
+) -> tuple[str, list[RankInfo]]:
     """As `_meet`, once this rank's `card` is there.
 
     before: ids of those that had left when it came: of an earlier attempt
     """
     until = time.monotonic() + timeout
-    token, cards, found = "", list[Card](), dict[int, Card]()
+    token, cards, found = "", list[RankInfo](), dict[int, RankInfo]()
     while time.monotonic() < until:
         found = _cards(store, ranks.size)
         interrupts.poll()

@@ -21,9 +21,9 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 
 from ..common.errors import AgreedError, RankMissing, UsageError
-from ..common.interrupts import held_back
+from ..common.interrupts import defer_signals
 from ..common.standard_streams import say
-from .ranks import Ranks, deal
+from .ranks import LaunchInfo, split_contiguous
 from .rendezvous import rendezvous
 from .store import Channel, Peer
 
@@ -47,7 +47,7 @@ class World:
 
     def __init__(
         self,
-        ranks: Ranks,
+        ranks: LaunchInfo,
         store: Store | None,
         peers: Sequence[Peer],
         nodes: Sequence[int],
@@ -70,9 +70,9 @@ class World:
         self._what = ""
 
     @classmethod
-    def alone(cls, ranks: Ranks | None = None) -> World:
+    def alone(cls, ranks: LaunchInfo | None = None) -> World:
         """One process, which waits for nobody."""
-        ranks = ranks or Ranks()
+        ranks = ranks or LaunchInfo()
         return cls(ranks, None, [], [0], [ranks.launch], ranks.restart > 0)
 
     @property
@@ -82,7 +82,7 @@ class World:
 
     def mine(self, clients: int) -> range:
         """This rank's part of so many clients."""
-        return deal(clients, self.rank, self.size)
+        return split_contiguous(clients, self.rank, self.size)
 
     def channel(self) -> Channel:
         """A connection for another thread."""
@@ -117,7 +117,7 @@ class World:
         """
         if self.size == 1:
             return [value]
-        with held_back(), self.watched(what):  # a rank that leaves half-way would be a meeting behind
+        with defer_signals(), self.watched(what):  # a rank that leaves half-way would be a meeting behind
             told = self._gathered(json.dumps([stop, error, value]), what)
         errors = {rank: text for rank, (_, text, _) in enumerate(told) if text}
         if errors:
@@ -269,7 +269,7 @@ class World:
 
 
 @contextlib.contextmanager
-def connected(ranks: Ranks, *, url: str, timeout: float, device: torch.device) -> Iterator[World]:
+def connected(ranks: LaunchInfo, *, url: str, timeout: float, device: torch.device) -> Iterator[World]:
     """The world of this process, its process group set up, until it ends.
 
     url: env:// as the launcher says, or tcp://HOST:PORT        timeout: seconds that ranks wait for each other

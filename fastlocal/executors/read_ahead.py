@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 
 import torch
 
-from ..data.sources.base import Batch, Wanted
+from ..data.sources.base import Batch, BatchRequest
 from ..data.sources.feed import Feed
 from ..data.sources.streaming import StreamingSource
 from .round_plan import RoundPlan
@@ -91,7 +91,7 @@ def _is_next(feed: Feed, plan: RoundPlan, step: int, clients: slice | int) -> bo
     return torch.equal(wanted.sample_ids, plan.sample_ids[step, clients])
 
 
-def _by_step(plan: RoundPlan, first: int, clients: slice) -> Iterator[Wanted]:
+def _by_step(plan: RoundPlan, first: int, clients: slice) -> Iterator[BatchRequest]:
     following = plan.following()
     upcoming: RoundPlan | None = plan
     while upcoming is not None:
@@ -99,7 +99,7 @@ def _by_step(plan: RoundPlan, first: int, clients: slice) -> Iterator[Wanted]:
         first, upcoming = 0, next(following, None)
 
 
-def _steps(plan: RoundPlan, first: int, clients: slice | int) -> Iterator[Wanted]:
+def _steps(plan: RoundPlan, first: int, clients: slice | int) -> Iterator[BatchRequest]:
     numbers = plan.client_ids.cpu()[clients]
     for step in range(first, plan.local_steps):
-        yield Wanted(plan.sample_ids[step, clients], numbers, plan.first_step + step, _key(plan, step, clients))
+        yield BatchRequest(plan.sample_ids[step, clients], numbers, plan.first_step + step, _key(plan, step, clients))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import one_line
-from ..common.interrupts import held_back
+from ..common.interrupts import defer_signals
 from ..params.client_stack import ClientStack
 from .base import LocalProblem
 from .looped import LoopedExecutor
@@ -37,7 +37,7 @@ class ThreadedExecutor:
         self._channels_last = channels_last
         self._steps: dict[int, Sequence[Steps]] = {}
 
-    @held_back()
+    @defer_signals()
     def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
         steps = self._steps_for(plan)
         losses = torch.zeros(plan.sample_ids.shape[:2], dtype=stack.params.dtype)

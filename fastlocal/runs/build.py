@@ -17,7 +17,7 @@ from ..common.machine import keep_freed_memory
 from ..config.schema import RunConfig
 from ..data.sources.base import Source
 from ..data.sources.build import make_source
-from ..data.sources.source_config import Reading
+from ..data.sources.source_config import SourceConfig
 from ..data.types import DataSet
 from ..distributed.world import World
 from ..executors.base import Executor, LabelNoise, LocalProblem
@@ -39,7 +39,7 @@ from ..schedule.rounds import Progress
 from .executor_choice import choose_executor
 from .executor_trial import try_executor
 from .memory_plan import MemoryPlan, plan_memory, resolve_chunk
-from .rank_config import part_of, whole_of
+from .rank_config import localize_config, merge_rank_config
 from .resolve import refuse_shared_gpu, resolve_device, resolve_for_data, resolve_for_machine
 
 PROBE_BATCH = 4
@@ -48,7 +48,7 @@ HELD_OUT = 5
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """A run that can start: everything is checked and nothing is written yet.
 
     config: fully resolved        modes: of the module's parts in training
@@ -87,7 +87,7 @@ def prepare(
     model_flag: str,
     world: World | None = None,
     given: nn.Module | None = None,
-) -> Prepared:
+) -> PreparedRun:
     """Resolve `config` against the data, the model and the machine, and build what trains.
 
     config: checked by checks.check        make_module: the plain module, its start weights loaded
@@ -139,7 +139,7 @@ def prepare(
             layout = _without_decay(layout, seen.unused)
         problem = dataclasses.replace(problem, layout=layout, held=held if seen.reached else {})
         config = _with_memory(config, seen, world)
-        part = part_of(config, world, device)
+        part = localize_config(config, world, device)
         executor, notes = None, said
         if world.is_first:
             asked = part.machine
@@ -152,11 +152,11 @@ def prepare(
                 part = resolve_chunk(part, problem, data, asked.chunk)
             executor, part, tried = try_executor(part, problem)
             notes += tried
-        config = whole_of(config, part, world)
+        config = merge_rank_config(config, part, world)
         if executor is None:
-            part = part_of(config, world, device)
+            part = localize_config(config, world, device)
             executor, part, _ = try_executor(part, problem)
-        prepared = Prepared(
+        prepared = PreparedRun(
             config=config,
             world=world,
             data=data,
@@ -190,7 +190,7 @@ def _try_kernels(module: nn.Module, device: torch.device, world: World) -> list[
 
 def _sources(config: RunConfig, data: DataSet, numbers: Numerics, opened: ExitStack) -> tuple[Source, Source]:
     """Those of the training and of the test samples. opened: closes them"""
-    reading = Reading(
+    reading = SourceConfig(
         kind=config.data.source,
         workers=config.data.nw,
         prefetch=config.data.prefetch,

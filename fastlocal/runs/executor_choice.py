@@ -21,7 +21,7 @@ from ..executors.tuning.conv_strategy import parse
 from ..executors.tuning.executor_timing import Timing, Values, Work, tune, worthwhile
 from ..module_checks.probe import Probe
 from ..schedule.rounds import Progress
-from .resolve import usual_chunk
+from .resolve import default_chunk
 
 CACHE_BYTES = 2 * 2**20
 """Of a core's own cache: stacked rows that fit in it are a chunk worth timing."""
@@ -88,7 +88,7 @@ def choose_executor(
 def _taking(config: RunConfig, asked: MachineConfig, problem: LocalProblem, values: Values) -> RunConfig:
     """`config` with `values`, and a chunk of the size that is usual for that executor where nothing says another."""
     if asked.chunk is None and "chunk" not in values:
-        values = {**values, "chunk": usual_chunk(config, problem.layout.n_params, values["executor"])}
+        values = {**values, "chunk": default_chunk(config, problem.layout.n_params, values["executor"])}
     return config.with_values(**values)
 
 

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from ..checkpoint.model_file import load_strictly, read_state
 from ..common.errors import UsageError
-from ..common.interrupts import held_back
+from ..common.interrupts import defer_signals
 from ..config.schema import RunConfig
 from ..data import datasets
 from ..data.labels import refuse_empty_classes
 from ..data.types import DataSet, Split
-from ..distributed.ranks import Ranks
+from ..distributed.ranks import LaunchInfo
 from ..distributed.world import World
 from ..models import build, refuse_unknown
 from ..params.losses import cross_entropy
-from .build import Prepared, prepare
+from .build import PreparedRun, prepare
 from .resolve import resolve_device
 
 PUBLISHED = {
@@ -30,7 +30,7 @@ PUBLISHED = {
 }
 """Data sets whose sizes are known without reading them: training images, test images, shape, classes."""
 IMAGENET_SIDE = 224
-MOST_CLASSES = 1_000_000
+MAX_CLASSES = 1_000_000
 
 
 def load_data(config: RunConfig, message: Callable[[str], None]) -> DataSet:
@@ -70,10 +70,10 @@ def make_model(config: RunConfig, data: DataSet, state: dict[str, Tensor] | None
     classes = data.classes
     if state is not None and data.name == "npz":
         classes = max(classes, _classes(state))
-    if classes > MOST_CLASSES:
+    if classes > MAX_CLASSES:
         raise UsageError(
             f"--data-pth {config.data.data_pth}: labels up to {classes - 1:,} ask for a model of {classes:,} classes; "
-            f"number them from 0 on, at most {MOST_CLASSES:,}"
+            f"number them from 0 on, at most {MAX_CLASSES:,}"
         )
     module = build(
         config.model.model,
@@ -90,16 +90,16 @@ def make_model(config: RunConfig, data: DataSet, state: dict[str, Tensor] | None
     return module
 
 
-def prepare_named(
+def run_from_config(
     config: RunConfig, message: Callable[[str], None], *, dry_run: bool = False, world: World | None = None
-) -> Prepared:
+) -> PreparedRun:
     """A run of a named model on a named data set, ready to start.
 
     message: takes one line for a person while data are read        world: the processes of the run; None: one
     dry_run: neither read nor download a data set whose sizes are known, nor time anything; what comes back can be
         looked at, not trained
     """
-    resolve_device(config.machine.device, world.ranks if world else Ranks())
+    resolve_device(config.machine.device, world.ranks if world else LaunchInfo())
     refuse_unknown(config.model.model)
     path = Path(config.model.resume_pth or "").expanduser()
     state = None if config.model.resume_pth is None else read_state(path, "--resume-pth")
@@ -109,7 +109,7 @@ def prepare_named(
         data = load_data(config, message)
         refuse_empty_classes(data, data_pth=config.data.data_pth, train_pth=config.data.train_pth)
     by_rule = config.with_values(tune_seconds=0.0) if dry_run else config
-    with held_back():
+    with defer_signals():
         prepared = prepare(
             by_rule,
             data,

@@ -16,7 +16,7 @@ from ..distributed.world import World
 from .memory_plan import GIB
 
 
-def part_of(config: RunConfig, world: World, device: torch.device) -> RunConfig:
+def localize_config(config: RunConfig, world: World, device: torch.device) -> RunConfig:
     """`config` with the clients of this rank, and with threads and memory that leave the others of its node theirs.
 
     Raises UsageError where there are more ranks than clients.
@@ -39,7 +39,7 @@ def part_of(config: RunConfig, world: World, device: torch.device) -> RunConfig:
     return part
 
 
-def whole_of(config: RunConfig, part: RunConfig, world: World) -> RunConfig:
+def merge_rank_config(config: RunConfig, part: RunConfig, world: World) -> RunConfig:
     """The settings that the first rank's `part`, settled, comes to for all, of which each has an unsettled `config`."""
     if world.size == 1:
         return part

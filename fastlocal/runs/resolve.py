@@ -18,7 +18,7 @@ from ..data.datasets import IMAGENET_MEAN, IMAGENET_STD
 from ..data.sample_streams import Pages
 from ..data.sources.source_config import choose
 from ..data.types import DataSet, MapSplit, StoredSplit
-from ..distributed.ranks import Ranks
+from ..distributed.ranks import LaunchInfo
 from ..distributed.world import World
 from ..executors.scripted.fuse_norms import ready
 from ..module_checks.probe import Probe
@@ -26,10 +26,10 @@ from ..params.param_layout import ParamLayout
 
 CHUNK_BYTES = 256 * 2**20
 """Of the rows that are made anew for each chunk, where nothing else asks for less or more of them."""
-ONE = Ranks()
+ONE = LaunchInfo()
 
 
-def resolve_device(name: str | None, ranks: Ranks = ONE) -> torch.device:
+def resolve_device(name: str | None, ranks: LaunchInfo = ONE) -> torch.device:
     """The device that --device means; cuda where present, else cpu, where it is None.
 
     ranks: where there are several, each takes a GPU of its own
@@ -52,7 +52,7 @@ def resolve_device(name: str | None, ranks: Ranks = ONE) -> torch.device:
     return device
 
 
-def _gpu_of(device: torch.device, ranks: Ranks) -> torch.device:
+def _gpu_of(device: torch.device, ranks: LaunchInfo) -> torch.device:
     gpus = torch.cuda.device_count()
     if device.index is not None and ranks.local_size > 1:
         raise UsageError(f"--device {device}: every process takes a GPU of its own; give --device cuda")
@@ -184,7 +184,7 @@ def resolve_for_machine(
         executor=executor,
         workers=min(config.machine.workers or cores(), config.clients),
         channels_last=_channels_last(config, executor, module),
-        chunk=min(config.clients, config.machine.chunk or usual_chunk(config, layout.n_params, executor)),
+        chunk=min(config.clients, config.machine.chunk or default_chunk(config, layout.n_params, executor)),
         log_pth=_absolute(config.log.log_pth) or str(default_directory(config.name)),
         data_pth=_absolute(config.data.data_pth),
         train_pth=_absolute(config.data.train_pth),
@@ -194,7 +194,7 @@ def resolve_for_machine(
     return config, notes
 
 
-def usual_chunk(config: RunConfig, n_params: int, executor: str) -> int:
+def default_chunk(config: RunConfig, n_params: int, executor: str) -> int:
     """Clients of a chunk where --chunk says nothing and memory is no limit."""
     row_bytes = n_params * (8 if config.machine.precision == "fp64" else 4)
     rows = 2 if executor == "stacked" else 1  # parameters, gradients

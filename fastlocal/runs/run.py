@@ -14,7 +14,7 @@ from torch import nn
 
 from ..aggregation.averager import OWED, make_averager
 from ..aggregation.buffer_mean import MeanState
-from ..aggregation.global_model import AveragedModel
+from ..aggregation.global_model import GlobalModel
 from ..checkpoint.distributed_saver import make_saver
 from ..checkpoint.lock import locked
 from ..checkpoint.model_file import save_model
@@ -22,7 +22,7 @@ from ..checkpoint.restore import check_state, find_state, is_complete
 from ..checkpoint.run_directory import check_directory, create_directory, make_directory, reopen_directory
 from ..checkpoint.state_file import State
 from ..common.errors import RankMissing, StoppedAlone, UsageError
-from ..common.interrupts import held_back, requested_for
+from ..common.interrupts import defer_signals, requested_for
 from ..data.sample_streams import Streams, StreamSpec
 from ..distributed.world import World
 from ..module_checks.python_state import kept
@@ -34,12 +34,12 @@ from ..training.evaluation import Drawing, Evaluation, evaluate
 from ..training.evaluator import Reports
 from ..training.loop import Loop
 from ..training.planner import Planner
-from .build import Prepared
+from .build import PreparedRun
 from .profile import profiler
 from .resolve import sample_pages
 
 
-def _build_loop(prepared: Prepared, logger: Logger, steps: StepLog | None) -> Loop:
+def _build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> Loop:
     config, problem, world = prepared.config, prepared.problem, prepared.world
     assert config.machine.chunk is not None and config.log.log_pth is not None
     directory = Path(config.log.log_pth)
@@ -109,12 +109,12 @@ def _build_loop(prepared: Prepared, logger: Logger, steps: StepLog | None) -> Lo
     )
 
 
-def _averaged(prepared: Prepared) -> AveragedModel:
+def _averaged(prepared: PreparedRun) -> GlobalModel:
     problem = prepared.problem
-    return AveragedModel(prepared.module, prepared.layout, problem.numerics, prepared.modes, problem.state)
+    return GlobalModel(prepared.module, prepared.layout, problem.numerics, prepared.modes, problem.state)
 
 
-def _evaluate(prepared: Prepared, module: nn.Module, drawing: Drawing) -> Evaluation:
+def _evaluate(prepared: PreparedRun, module: nn.Module, drawing: Drawing) -> Evaluation:
     problem = prepared.problem
     with kept(problem.loss) if prepared.remembers else nullcontext():
         return evaluate(
@@ -128,9 +128,9 @@ def _evaluate(prepared: Prepared, module: nn.Module, drawing: Drawing) -> Evalua
         )
 
 
-@held_back()
+@defer_signals()
 def train(
-    prepared: Prepared,
+    prepared: PreparedRun,
     *,
     overwrite: bool,
     sinks: Callable[[Path], Sequence[Logger]],
@@ -221,7 +221,7 @@ def _see_directory(directory: Path, world: World) -> None:
     world.exchange(None, "the run directory")
 
 
-def _save_start(prepared: Prepared, directory: Path) -> None:
+def _save_start(prepared: PreparedRun, directory: Path) -> None:
     """Write the start weights, where they were drawn from the seed."""
     if prepared.config.model.resume_pth is None:
         schedule = prepared.config.schedule
@@ -239,7 +239,7 @@ def _restore(loop: Loop, state: State) -> None:
         (loop.directory / "latest.pt").unlink(missing_ok=True)  # written as the run stopped, or later than `state`
 
 
-def _summary(prepared: Prepared, directory: Path, steps_done: int) -> RunSummary:
+def _summary(prepared: PreparedRun, directory: Path, steps_done: int) -> RunSummary:
     config = prepared.config
     return RunSummary(
         name=config.name,

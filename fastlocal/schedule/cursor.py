@@ -45,7 +45,7 @@ class TrainStats:
 
 
 @dataclass
-class RoundSoFar:
+class PartialRound:
     """What the chunks of the round at hand have left.
 
     done: clients [first, last + 1) of each chunk        stats: sums over them
@@ -60,7 +60,7 @@ class RoundSoFar:
 
 
 @dataclass
-class Position:
+class TrainingCursor:
     """Where a run stands.
 
     stage: what comes next of the round at hand: its training, its evaluation, its files ("start": none began)
@@ -78,7 +78,7 @@ class Position:
     round_end: int = 0
     best_acc: float = 0.0
     stats: TrainStats = field(default_factory=TrainStats)
-    so_far: RoundSoFar = field(default_factory=RoundSoFar)
+    so_far: PartialRound = field(default_factory=PartialRound)
 
     @property
     def between_rounds(self) -> bool:
@@ -99,12 +99,12 @@ class Position:
         }
 
     @classmethod
-    def of(cls, numbers: Mapping[str, Any], losses: list[Tensor]) -> Position:
+    def of(cls, numbers: Mapping[str, Any], losses: list[Tensor]) -> TrainingCursor:
         """What `numbers` gave, with the losses of the round at hand."""
         so_far = numbers["so_far"]
         bad = [(step, client, what) for step, client, what in so_far["bad"]]
         return cls(
             **{spec.name: numbers[spec.name] for spec in dataclasses.fields(cls)[:-2]},
             stats=TrainStats(**numbers["stats"]),
-            so_far=RoundSoFar([(a, b) for a, b in so_far["done"]], TrainStats(**so_far["stats"]), bad, losses),
+            so_far=PartialRound([(a, b) for a, b in so_far["done"]], TrainStats(**so_far["stats"]), bad, losses),
         )

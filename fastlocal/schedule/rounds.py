@@ -12,7 +12,7 @@ from .phases import Phase, phases
 
 
 @dataclass(frozen=True)
-class Round:
+class RoundSchedule:
     """One communication round and what follows it.
 
     first_step, local_steps: global local steps [first_step, first_step + local_steps)
@@ -71,15 +71,15 @@ class Progress:
         """The rate of global local step `step`."""
         return self._rate(step, self._phase_at(step))
 
-    def start(self) -> Round:
+    def start(self) -> RoundSchedule:
         """The counters before the first round, for --eval-on-start."""
         first = self.phases[0]
         epoch = self.resume
         save = epoch % first.save_freq == 0 if self.by_epochs else True
         name = self._file(epoch, 0, 0) if save else None
-        return Round(0, 0, True, 0, 0, epoch, 0, self._rate(0, first), True, name)
+        return RoundSchedule(0, 0, True, 0, 0, epoch, 0, self._rate(0, first), True, name)
 
-    def rounds(self, step: int = 0, comm_round: int = 0) -> Iterator[Round]:
+    def rounds(self, step: int = 0, comm_round: int = 0) -> Iterator[RoundSchedule]:
         """Every round of the run in order; the last may be left over without averaging.
 
         step, comm_round: local steps and averages that a run that goes on has behind it, at the end of a round
@@ -127,14 +127,14 @@ class Progress:
         done = (phase.first_step - phase.origin) // phase.local_steps + comm_round - phase.first_round
         return phase.origin + done * phase.local_steps
 
-    def _round(self, step: int, end: int, comm_round: int, averaged: bool) -> Round:
+    def _round(self, step: int, end: int, comm_round: int, averaged: bool) -> RoundSchedule:
         # by rounds a decay counts before the metrics line, by epochs after it
         phase = self._phase_at(end - 1 if self.by_epochs else end)
         phase_round = comm_round if self.by_epochs else comm_round - phase.first_round
         epoch = self.resume + ((end - 1) // self.steps_per_epoch + 1 if self.by_epochs else end // self.steps_per_epoch)
         evaluate = averaged and phase_round % phase.eval_freq == 0
         save = evaluate and (epoch if self.by_epochs else phase_round) % phase.save_freq == 0
-        return Round(
+        return RoundSchedule(
             first_step=step,
             local_steps=end - step,
             averaged=averaged,

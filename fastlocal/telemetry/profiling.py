@@ -20,7 +20,7 @@ from .base import Logger, RoundReport, RunSummary
 from .ceilings import copy_bandwidth, matmul_rate
 from .trace_report import Work, report, text
 
-MOST_SECONDS = 120.0
+MAX_SECONDS = 120.0
 """Of one round: some 20,000 events a second would fill the memory."""
 SNAPSHOT_ENTRIES = 200_000
 
@@ -71,7 +71,7 @@ class ProfileLogger(Logger):
             self._reports.append(report)
             if len(self._reports) == self._wanted:
                 self._finish(now)
-        elif now - self._began > MOST_SECONDS:
+        elif now - self._began > MAX_SECONDS:
             self._done = True
             self._message(
                 f"not profiled: a round takes {now - self._began:.0f} s, and the trace of one would fill the memory; "

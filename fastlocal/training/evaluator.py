@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..aggregation.global_model import AveragedModel
+from ..aggregation.global_model import GlobalModel
 from ..checkpoint.model_file import save_model
 from ..common import interrupts
 from ..common.errors import NonFiniteLoss
 from ..data.sample_streams import Streams
-from ..data.sources.base import Source, Wanted
+from ..data.sources.base import BatchRequest, Source
 from ..models.client_random.mode import ClientRandom
-from ..schedule.cursor import Position, TrainStats
-from ..schedule.rounds import Round
+from ..schedule.cursor import TrainingCursor, TrainStats
+from ..schedule.rounds import RoundSchedule
 from ..telemetry.base import Logger
 from .evaluation import Drawing, Evaluation
 
@@ -40,7 +40,7 @@ class Reports:
     Every rank of a run does the same, so that all hold the same model; one of them writes.
     """
 
-    averaged: AveragedModel
+    averaged: GlobalModel
     source: Source
     streams: Streams
     evaluate: Callable[[Drawing], Evaluation]
@@ -80,7 +80,7 @@ class Reports:
             save_model(path, self.averaged.module.state_dict())
             self.logger.checkpoint(path)
 
-    def report(self, planned: Round, at: Position) -> None:
+    def report(self, planned: RoundSchedule, at: TrainingCursor) -> None:
         """Evaluate the averaged model, save it and log the line."""
         self.load_averaged(at.trained)
         self.seed_module(at.trained, self.streams.spec.clients + 1)
@@ -102,7 +102,7 @@ class Reports:
             self.save(planned.save_as, at.trained)
         self.history.append(row)
 
-    def stop_or_warn(self, planned: Round, who: str, what: str) -> None:
+    def stop_or_warn(self, planned: RoundSchedule, who: str, what: str) -> None:
         """Something is no longer finite: raise NonFiniteLoss, or say so once where the run is to go on."""
         where = f"round {planned.number}, {who}: {what}"
         if self.stop_on_nan:
@@ -130,7 +130,7 @@ class Reports:
     def _batchnorm_inputs(self, epoch: int) -> Iterator[Tensor]:
         device = self.source.index_device
         for batch in self.source.feed(
-            Wanted(ids.unsqueeze(0).to(device), torch.tensor([client], device=device), step)
+            BatchRequest(ids.unsqueeze(0).to(device), torch.tensor([client], device=device), step)
             for ids, client, step in self.streams.epoch_batches(epoch, self.bn_batches)
         ):
             interrupts.poll()

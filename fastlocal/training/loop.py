@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..aggregation.averager import Averager
+from ..aggregation.averager import Aggregator
 from ..aggregation.buffer_mean import MeanState
-from ..aggregation.global_model import AveragedModel
+from ..aggregation.global_model import GlobalModel
 from ..checkpoint.resharding import row_name
 from ..checkpoint.saver import Saver
 from ..checkpoint.state_file import State
@@ -24,15 +24,15 @@ from ..executors.empty_batches import clear_empty
 from ..module_checks.plain_steps import FAILURES
 from ..params.client_stack import MOMENTUM, ClientStack, ClientStore
 from ..params.nonfinite import not_finite
-from ..schedule.cursor import Position, RoundSoFar, TrainStats
-from ..schedule.rounds import Progress, Round
+from ..schedule.cursor import PartialRound, TrainingCursor, TrainStats
+from ..schedule.rounds import Progress, RoundSchedule
 from ..telemetry.base import Logger, RoundReport
 from ..telemetry.jsonl import StepLog
 from ..telemetry.trace import span
 from .evaluator import Reports
 from .failing_batch import blame
 from .planner import Planner
-from .round_sync import Meeting, meet
+from .round_sync import RoundSync, sync_round
 from .timers import Waiting
 
 
@@ -55,8 +55,8 @@ class Loop:
     source: Source
     problem: LocalProblem
     executor: Executor
-    averaged: AveragedModel
-    averager: Averager
+    averaged: GlobalModel
+    averager: Aggregator
     kept: ClientStore
     reports: Reports
     logger: Logger
@@ -66,7 +66,7 @@ class Loop:
     saver: Saver
     config: dict[str, Any]
     grace: float
-    at: Position = field(default_factory=Position)
+    at: TrainingCursor = field(default_factory=TrainingCursor)
 
     def __post_init__(self) -> None:
         row = self.averaged.row
@@ -108,10 +108,10 @@ class Loop:
                     self.saver.after_round(planned.comm_round, planned.evaluate, self.snapshot)
             last = before_leftover or self.snapshot()
             last.numbers["ended"] = self.progress.total_steps
-            with interrupts.finishing(self.grace):
+            with interrupts.grace_period(self.grace):
                 self.saver.finish(last)
         except KeyboardInterrupt:
-            with interrupts.finishing(self.grace, begun=True):
+            with interrupts.grace_period(self.grace, begun=True):
                 self.world.ask_to_stop()
                 told = self.world.exchange([self._whole, self.saver.asked()], "the save before the end")
                 if all(whole for whole, _ in told):
@@ -147,7 +147,7 @@ class Loop:
         """Go on from where `state` was copied; the loggers have been told."""
         numbers, tensors = state.numbers, state.tensors
         losses = [value.clone() for name, value in tensors.items() if name.startswith("losses ")]
-        self.at = Position.of(numbers["position"], losses)
+        self.at = TrainingCursor.of(numbers["position"], losses)
         self.averaged.restore(numbers["averaged"], tensors)
         for name, rows in self.kept.all.items():
             rows.copy_(tensors[row_name(name)])
@@ -159,7 +159,7 @@ class Loop:
         if "cuda random state" in tensors and self.averaged.row.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["cuda random state"].clone(), self.averaged.row.device)
 
-    def _round(self, planned: Round) -> None:
+    def _round(self, planned: RoundSchedule) -> None:
         at = self.at
         at.round_end = planned.first_step + planned.local_steps
         if at.stage == "train":
@@ -175,7 +175,7 @@ class Loop:
             self.reports.save(name, at.trained)
         at.stage, at.first_step, at.rounds_before = "train", at.round_end, at.comm_round
 
-    def _train(self, planned: Round) -> None:
+    def _train(self, planned: RoundSchedule) -> None:
         at, so_far = self.at, self.at.so_far
         rates = self.planner.rates(planned)
         self.source.take_waited()  # what BatchNorm's batches took
@@ -191,7 +191,8 @@ class Loop:
         self._waiting.trained(ended - began, self.source.take_waited())
         for line in self.source.take_messages():
             self.logger.message(line)
-        met = meet(self.world, f"the end of round {planned.number}", so_far, self.saver.asked(), losses=self.log_steps)
+        what = f"the end of round {planned.number}"
+        met = sync_round(self.world, what, so_far, self.saver.asked(), losses=self.log_steps)
         self._waiting.met(time.perf_counter() - ended)
         if planned.averaged:
             self.saver.catch_up(met.save, self.snapshot)  # before this round's steps are logged and counted
@@ -204,17 +205,17 @@ class Loop:
         if planned.averaged:
             self._average(planned)
         at.stats.add(met.stats)
-        at.trained, at.stage, at.so_far = at.round_end, "report", RoundSoFar()
+        at.trained, at.stage, at.so_far = at.round_end, "report", PartialRound()
         loss, correct = met.stats.mean(len(self.reports.topk))
         accuracy = correct[0] if self.reports.topk else None
         counters = planned.number, planned.epoch, planned.local_steps
         self.logger.round(RoundReport(*counters, rates[-1], loss, accuracy, met.stats.samples))
 
-    def _train_chunk(self, planned: Round, clients: range, rest: list[range], rates: list[float]) -> None:
+    def _train_chunk(self, planned: RoundSchedule, clients: range, rest: list[range], rates: list[float]) -> None:
         """The whole round of one chunk of clients; `rest` are those after it."""
         so_far, params = self.at.so_far, self._params[: len(clients)]
         self._whole = False
-        with interrupts.finishing(self.grace):
+        with interrupts.grace_period(self.grace):
             with span("plan"):
                 stack = self._stack(clients, params)
                 plan = self.planner.plan(planned, clients, rates, rest)
@@ -245,7 +246,7 @@ class Loop:
         so_far.done.append((clients.start, clients.stop))
         self._whole = True
 
-    def _average(self, planned: Round) -> None:
+    def _average(self, planned: RoundSchedule) -> None:
         device = self.averaged.row.device
         with self.world.averaging(f"the average of round {planned.number}"), span("average"):
             with self._waiting.averaging(device):
@@ -268,7 +269,7 @@ class Loop:
         rows = self.kept.fetch(clients)
         return ClientStack(params, rows.pop(MOMENTUM, None), rows)
 
-    def _report(self, planned: Round) -> None:
+    def _report(self, planned: RoundSchedule) -> None:
         """Afterwards the run is past its evaluation."""
         with span("evaluate"):
             self.reports.report(planned, self.at)
@@ -277,7 +278,7 @@ class Loop:
         for line in self._waiting.take(self.world):
             self.logger.message(line)
 
-    def _write_steps(self, planned: Round, rates: list[float], met: Meeting) -> None:
+    def _write_steps(self, planned: RoundSchedule, rates: list[float], met: RoundSync) -> None:
         assert self.steps is not None
         self.steps.write(
             (planned.first_step + step, client, rates[step], loss)

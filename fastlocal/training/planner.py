@@ -9,8 +9,8 @@ import torch
 
 from ..data.sample_streams import Streams
 from ..executors.round_plan import RoundPlan
-from ..schedule.cursor import Position
-from ..schedule.rounds import Progress, Round
+from ..schedule.cursor import TrainingCursor
+from ..schedule.rounds import Progress, RoundSchedule
 from .lookahead import Lookahead
 
 
@@ -30,7 +30,7 @@ class Planner:
     device: torch.device
     index_device: torch.device
 
-    def rounds(self, at: Position) -> Iterator[Round]:
+    def rounds(self, at: TrainingCursor) -> Iterator[RoundSchedule]:
         """Those still to come from `at` on; the plans that follow are taken from the same."""
         self._rounds = Lookahead(self.progress.rounds(at.first_step, at.rounds_before))
         return self._rounds
@@ -44,11 +44,11 @@ class Planner:
             for first in range(begin, end, self.chunk)
         ]
 
-    def rates(self, planned: Round) -> list[float]:
+    def rates(self, planned: RoundSchedule) -> list[float]:
         """The learning rate of each local step."""
         return [self.progress.learning_rate(planned.first_step + step) for step in range(planned.local_steps)]
 
-    def plan(self, planned: Round, clients: range, rates: list[float], rest: Sequence[range]) -> RoundPlan:
+    def plan(self, planned: RoundSchedule, clients: range, rates: list[float], rest: Sequence[range]) -> RoundPlan:
         """One chunk's round at the rates of `planned`; `rest` are the chunks that come after it."""
         sample_ids = self.streams.sample_ids(planned.first_step, planned.local_steps, clients)
         return RoundPlan(
@@ -60,13 +60,13 @@ class Planner:
             following=lambda: self._following(planned, rest, rates),
         )
 
-    def _following(self, planned: Round, rest: Sequence[range], rates: list[float]) -> Iterator[RoundPlan]:
+    def _following(self, planned: RoundSchedule, rest: Sequence[range], rates: list[float]) -> Iterator[RoundPlan]:
         """The plans of the round's other chunks and of the rounds after it."""
         later = self._rounds.later()
         yield from self._plans(planned, rest, rates)
         for upcoming in later:
             yield from self._plans(upcoming, self.chunks(), self.rates(upcoming))
 
-    def _plans(self, planned: Round, chunks: Sequence[range], rates: list[float]) -> Iterator[RoundPlan]:
+    def _plans(self, planned: RoundSchedule, chunks: Sequence[range], rates: list[float]) -> Iterator[RoundPlan]:
         for place, clients in enumerate(chunks):
             yield self.plan(planned, clients, rates, chunks[place + 1 :])

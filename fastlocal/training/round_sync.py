@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from ..distributed.world import World
-from ..schedule.cursor import RoundSoFar, TrainStats
+from ..schedule.cursor import PartialRound, TrainStats
 
 
 @dataclass(frozen=True)
-class Meeting:
+class RoundSync:
     """A round of all clients.
 
     stats: sums over them        bad: (step, client, what) that is no longer finite
@@ -23,7 +23,7 @@ class Meeting:
     losses: list[list[float]]
 
 
-def meet(world: World, what: str, so_far: RoundSoFar, save: int, *, losses: bool) -> Meeting:
+def sync_round(world: World, what: str, so_far: PartialRound, save: int, *, losses: bool) -> RoundSync:
     """Wait for every rank to end its clients' round.
 
     what: for a person, which round        so_far: this rank's part        losses: whether they are wanted
@@ -44,7 +44,7 @@ def meet(world: World, what: str, so_far: RoundSoFar, save: int, *, losses: bool
     stats = TrainStats()
     for one in told:
         stats.add(TrainStats(**one["stats"]))
-    return Meeting(
+    return RoundSync(
         stats=stats,
         bad=[(step, client, text) for one in told for step, client, text in one["bad"]],
         save=max(one["save"] for one in told),

@@ -9,7 +9,7 @@ import torch
 
 from ..config.schema import RunConfig
 from ..params.precision import kept
-from ..runs.build import Prepared
+from ..runs.build import PreparedRun
 from .checks import Check, Verification
 from .modules import Trained
 from .proof import prove
@@ -18,7 +18,7 @@ from .proof import prove
 def verify_run(
     config: RunConfig,
     device: torch.device,
-    prepare: Callable[[RunConfig], Prepared],
+    prepare: Callable[[RunConfig], PreparedRun],
     *,
     ops: Sequence[str] | None,
     seconds: float,

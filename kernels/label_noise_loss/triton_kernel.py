@@ -14,7 +14,7 @@ from ..arguments import expect
 from ..philox import Purpose
 from ..triton_philox import below, draw, seed_words
 
-MOST_CLASSES = 8192
+MAX_CLASSES = 8192
 
 
 @triton.jit(do_not_specialize=["seed_low", "seed_high"])
@@ -150,9 +150,9 @@ def label_noise_loss(
     Raises ValueError for more than 8192 classes, whose logits do not fit the registers of one program, and for a tensor
     of another shape or kind. Differentiable once.
     """
-    if logits.dim() != 3 or not 0 < logits.shape[-1] <= MOST_CLASSES:
+    if logits.dim() != 3 or not 0 < logits.shape[-1] <= MAX_CLASSES:
         raise ValueError(
-            f"logits of shape {list(logits.shape)}, expected [clients, batch, classes] with 1 to {MOST_CLASSES} classes"
+            f"logits of shape {list(logits.shape)}, expected [clients, batch, classes] with 1 to {MAX_CLASSES} classes"
         )
     device, count = logits.device, logits.shape[:1]
     expect("logits", logits, logits.shape, device, dense=False)

@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastlocal.aggregation.averager import Averager, make_averager
+from fastlocal.aggregation.averager import Aggregator, make_averager
 from fastlocal.aggregation.buckets import Buckets
 from fastlocal.aggregation.routes import AllReduce
-from tests.aggregation.ranks import deal, outcomes
+from tests.aggregation.ranks import outcomes, split_contiguous
 
 MIB = 2.0**20
 ROUNDING = {"bf16": 2.0**-8, "fp16": 2.0**-11}
@@ -29,7 +29,7 @@ def start(n_params: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(n_params, generator=torch.Generator().manual_seed(n_params), dtype=dtype)
 
 
-def average(averager: Averager, row: Tensor, mine: Tensor, chunk: int, last: bool) -> Tensor:
+def average(averager: Aggregator, row: Tensor, mine: Tensor, chunk: int, last: bool) -> Tensor:
     chunks = mine.split(chunk) if len(mine) else ()
     for number, params in enumerate(chunks):
         averager.add(params, last=last and number == len(chunks) - 1)
@@ -58,7 +58,7 @@ def every_element_once(rank: int, size: int) -> None:
         row = start(n_params, dtype)
         params = clients_of(row, clients)
         exact = params.double().mean(dim=0)
-        given = deal(clients, rank, size)
+        given = split_contiguous(clients, rank, size)
         averager = make_averager(row, clients, nodes=[0] * size, rank=rank, bucket_mb=bucket / MIB)
         for chunk, last in ((1, False), (2, True), (clients, True)):
             mean = average(averager, row, params[given.start : given.stop], chunk, last)
@@ -85,7 +85,7 @@ def nodes_are_equal(rank: int, size: int) -> None:
     row = start(1_009)
     params = clients_of(row, 7)
     exact = params.double().mean(dim=0)
-    given = deal(7, rank, size)
+    given = split_contiguous(7, rank, size)
     for nodes in ([0, 0, 1, 1][:size], [1, 0, 1, 0][:size], [0, 1, 1, 1][:size]):
         averager = make_averager(row, 7, nodes=nodes, rank=rank, bucket_mb=400 / MIB)
         for _ in range(2):
@@ -119,7 +119,7 @@ def fixed_order(rank: int, size: int) -> None:
         params = clients_of(row, clients)
         params[0, :4] = torch.tensor([1e-30, 2.0**24, 0.0, -(2.0**24)])
         params[-1, :5] = torch.tensor([1.0, 2.0**24, -0.0, -3e7, torch.inf])
-        given = deal(clients, rank, size)
+        given = split_contiguous(clients, rank, size)
         alone = make_averager(row, clients, nodes=[0], rank=0, bucket_mb=25, reduce_order="fixed")
         expected = average(alone, row, params, clients, False).clone()
         assert expected[3:5].isnan().all() and not expected[5:].isnan().any()
@@ -141,7 +141,7 @@ def sixteen_bits_track(rank: int, size: int) -> None:
     its last place, and with feedback the trajectories are never further apart than that; without, losses add up.
     """
     clients, rounds, pull = 5, 40, 0.01
-    given = deal(clients, rank, size)
+    given = split_contiguous(clients, rank, size)
     targets = start(clients * 211).view(clients, 211) * torch.logspace(-4, 2, 211)
     for nodes in ([0] * size, [0, 0, 1, 1][:size]):
         for wire_format in ("bf16", "fp16"):

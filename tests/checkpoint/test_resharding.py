@@ -16,7 +16,7 @@ from fastlocal.checkpoint.file_names import remove_unnamed_parts
 from fastlocal.checkpoint.restore import find_state
 from fastlocal.checkpoint.state_file import State
 from fastlocal.common.errors import UsageError
-from fastlocal.distributed.ranks import deal
+from fastlocal.distributed.ranks import split_contiguous
 from fastlocal.distributed.world import World
 from fastlocal.schedule.cursor import TrainStats
 from tests.helpers.threads import on_every, worlds
@@ -30,7 +30,7 @@ HAD = {0, 1, 4, 5, 6}
 
 def state_of(world: World, had: set[int] = HAD, clients: int = CLIENTS, comm_round: int = 5) -> State:
     """What one rank holds in the middle of a round, its chunks being two clients."""
-    mine = deal(clients, world.rank, world.size)
+    mine = split_contiguous(clients, world.rank, world.size)
     chunks = [mine[at : at + 2] for at in range(0, len(mine), 2)]
     done = [[chunk.start, chunk.stop] for chunk in chunks if set(chunk) <= had]
     passed = [client for start, stop in done for client in range(start, stop)]
@@ -92,7 +92,7 @@ def test_any_number_of_ranks_reads_it(before: int, after: int, tmp_path: Path) -
     assert rows.equal(MOMENTA)
     had: dict[int, torch.Tensor] = {}
     for rank, state in enumerate(states):
-        mine = deal(CLIENTS, rank, after)
+        mine = split_contiguous(CLIENTS, rank, after)
         assert state.numbers["clients"] == [mine.start, mine.stop] and state.numbers["ranks"] == after
         assert state.tensors["row"].equal(torch.arange(N_PARAMS)) and "torch random state" in state.tensors
         for at, (start, stop) in enumerate(state.numbers["position"]["so_far"]["done"]):

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from bench.kill import difference, left_behind
-from fastlocal.checkpoint.restore import as_before
+from fastlocal.checkpoint.restore import with_stored_settings
 from fastlocal.cli import main
 from fastlocal.commands.flags import parse
-from fastlocal.runs.from_config import prepare_named
+from fastlocal.runs.from_config import run_from_config
 from tests.helpers.command_line import metrics, run, train_words, tree
 
 MOMENTUM = ("--momentum", "0.9", "--debug", "--chunk", "1", "--step1", "3")
@@ -137,15 +137,15 @@ def test_the_executor_stays(data: Path, tmp_path: Path, own_cache_home: Path) ->
     """What was timed, or given, once is not timed again: neither by --continue nor by --config."""
     long = ("--epochs", "10000000", "--tune-seconds", "0.2")
     words = train_words(data, tmp_path / "run")[1:]
-    timed = prepare_named(parse([*words, *long]).run, lambda text: None)
+    timed = run_from_config(parse([*words, *long]).run, lambda text: None)
     assert "timed, per client and local step:" in timed.notes
     shutil.rmtree(own_cache_home)
 
     (tmp_path / "config.json").write_text(timed.config.to_json())
     of_config = parse(["--config", str(tmp_path / "config.json"), "--log-pth", str(tmp_path / "other")]).run
-    assert prepare_named(of_config, lambda text: None).config.machine == timed.config.machine
+    assert run_from_config(of_config, lambda text: None).config.machine == timed.config.machine
 
     assert main([str(word) for word in (*train_words(data, tmp_path / "run"), "--executor", "looped")]) == 0
-    going_on = as_before(parse([*words, *long]).run, tmp_path / "run", fill_in=True)
-    assert prepare_named(going_on, lambda text: None).config.machine.executor == "looped"
+    going_on = with_stored_settings(parse([*words, *long]).run, tmp_path / "run", fill_in=True)
+    assert run_from_config(going_on, lambda text: None).config.machine.executor == "looped"
     assert not (own_cache_home / "tuning.json").exists()

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 import fastlocal
-from fastlocal.config.python_names import ARGUMENTS, MEANINGLESS, in_python
+from fastlocal.config.python_names import ARGUMENTS, UNSUPPORTED, in_python
 from fastlocal.config.schema import AREA_OF
 from tests.helpers.table_fit import fit, perceptron, table
 
@@ -49,7 +49,7 @@ def test_every_field_has_the_name_that_train_takes() -> None:
         flag = "--" + name.replace("_", "-")
         translated = in_python(f"lower {flag}")
         assert "--" not in translated
-        if name not in MEANINGLESS and name not in ("dataset", "model"):
+        if name not in UNSUPPORTED and name not in ("dataset", "model"):
             assert translated == f"lower {ARGUMENTS.get(name, name)}"
 
 

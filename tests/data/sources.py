@@ -18,10 +18,10 @@ from torch import Tensor
 from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.images.files import FileImages
 from fastlocal.data.preparing.beton import BetonSettings, FfcvWriter, WriteMode, write_beton
-from fastlocal.data.preparing.half import Half
+from fastlocal.data.preparing.half import SplitToWrite
 from fastlocal.data.sources.base import Source
 from fastlocal.data.sources.build import make_source
-from fastlocal.data.sources.source_config import Reading
+from fastlocal.data.sources.source_config import SourceConfig
 from fastlocal.data.types import AnySplit, Split, StoredImages, StoredSplit
 from fastlocal.executors.base import LabelNoise, LocalProblem
 from fastlocal.executors.round_plan import RoundPlan
@@ -69,7 +69,7 @@ def beton(folder: Path, images: StoredImages, write_mode: WriteMode, quality: in
     """A .beton file of these images; none where FFCV is not installed."""
     if importlib.util.find_spec("ffcv") is None:
         return folder / "train.beton"
-    half = Half("train", images, torch.arange(len(images)) % 10, 10, None, {}, {})
+    half = SplitToWrite("train", images, torch.arange(len(images)) % 10, 10, None, {}, {})
     return write_beton(half, folder, BetonSettings(write_mode, None, quality, 0.5), writer(), lambda done: None)
 
 
@@ -83,7 +83,7 @@ def source_of(kind: str, split: AnySplit, *, augment: bool = True, **changes: An
     """A source that is closed at the end."""
     given: dict[str, Any] = {"workers": 2, "prefetch": 3, "on_bad_sample": "stop", "mean": MEAN, "std": STD}
     given |= {"device": CPU, "dtype": torch.float32, **changes}
-    source = make_source(split, Reading(kind=kind, seed=9, **given), augment=augment)
+    source = make_source(split, SourceConfig(kind=kind, seed=9, **given), augment=augment)
     try:
         yield source
     finally:

@@ -13,7 +13,7 @@ import torch
 from fastlocal.data.images.arrays import ArrayImages
 from fastlocal.data.preparing.array import write_array
 from fastlocal.data.preparing.beton import BetonSettings, write_beton
-from fastlocal.data.preparing.half import Half
+from fastlocal.data.preparing.half import SplitToWrite
 from tests.data import sources
 from tests.helpers.command_line import arrays, run, tree, write_npz
 
@@ -41,15 +41,15 @@ def test_of_arrays_in_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert f"--data-pth {gap}: class 2 of 4 has no training sample" in said
 
 
-def half(name: str, classes: tuple[str, ...], missing: int | None) -> Half:
+def half(name: str, classes: tuple[str, ...], missing: int | None) -> SplitToWrite:
     images = ArrayImages(sources.cifar(24).inputs)
     targets = torch.arange(24) % len(classes)
     if missing is not None:
         targets[targets == missing] = 0
-    return Half(name, images, targets, len(classes), classes, {}, {})
+    return SplitToWrite(name, images, targets, len(classes), classes, {}, {})
 
 
-def files(folder: Path, format: str, halves: Sequence[Half]) -> list[Path]:
+def files(folder: Path, format: str, halves: Sequence[SplitToWrite]) -> list[Path]:
     if format == "array":
         return [write_array(one, folder, 1, lambda count, done: None) for one in halves]
     settings = BetonSettings("raw", None, 90, 0.5)

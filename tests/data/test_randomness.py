@@ -21,7 +21,7 @@ from bench.kill import difference, left_behind
 from fastlocal.common.errors import UsageError
 from fastlocal.data.sources.base import Source
 from fastlocal.data.sources.build import make_source
-from fastlocal.data.sources.source_config import Reading
+from fastlocal.data.sources.source_config import SourceConfig
 from fastlocal.data.types import DataSet, MapSplit
 from tests.data import sources
 from tests.helpers import interrupted
@@ -118,7 +118,7 @@ def test_seeds_differ() -> None:
     drawn = []
     for seed in (0, 0, 1, 2**40):
         split = MapSplit.of(KINDS["all of them"]())
-        reading = Reading("torch", 1, 1, "stop", None, None, seed, sources.CPU, torch.float64)
+        reading = SourceConfig("torch", 1, 1, "stop", None, None, seed, sources.CPU, torch.float64)
         made = make_source(split, reading, augment=False)
         drawn.append(made.batch(torch.arange(8).view(2, 4), torch.arange(2), 0).inputs[..., 1])
         made.close()

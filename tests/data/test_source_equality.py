@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fastlocal.data.images.arrays import ArrayImages
-from fastlocal.data.sources.base import Wanted
+from fastlocal.data.sources.base import BatchRequest
 from fastlocal.data.sources.resident import FEED_BYTES
 from fastlocal.executors.base import LabelNoise
 from tests.data import sources
@@ -71,7 +71,7 @@ def test_resident_batches_in_a_row_are_those_asked_for_one_by_one() -> None:
     generator = torch.Generator().manual_seed(1)
     with sources.source_of("resident", sources.cifar()) as source:
         wanted = [
-            Wanted(torch.randint(0, 60, (2, size), generator=generator), torch.tensor([3, number]), step)
+            BatchRequest(torch.randint(0, 60, (2, size), generator=generator), torch.tensor([3, number]), step)
             for number, size in enumerate([300] * 5 + [7, 7, 300])
             for step in (number, torch.tensor([5, number]))
         ]

@@ -18,13 +18,13 @@ from fastlocal.common.errors import UsageError
 from fastlocal.data.images.arrays import ArrayImages
 from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.images.files import FileImages
-from fastlocal.data.transforms import Augmentation, Rows, boxes, cut
+from fastlocal.data.transforms import Augmentation, SampleIndex, boxes, cut
 from fastlocal.data.types import StoredImages, StoredSplit
 from tests.data import sources
 
 LEVELS: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
 DECODERS = (("ffcv", "ffcv"), ("dali", "nvidia.dali"))
-MOST_APART = {"ffcv": (12, 1.5), "dali": (8, 0.5)}
+MAX_APART = {"ffcv": (12, 1.5), "dali": (8, 0.5)}
 """Grey levels between a JPEG's pixels by Pillow and by another decoder after a resize: at most, and on average."""
 
 
@@ -45,9 +45,9 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, files: list[Path]) -> Path:
     return sources.beton(tmp_path_factory.mktemp("mixed"), FileImages(files, 3), "proportion")
 
 
-def rows(count: int) -> Rows:
+def rows(count: int) -> SampleIndex:
     numbers = np.arange(count, dtype=np.int64)
-    return Rows(numbers, numbers % 7, numbers // 7, numbers % 5)
+    return SampleIndex(numbers, numbers % 7, numbers // 7, numbers % 5)
 
 
 def test_boxes_are_those_that_torchvision_would_draw() -> None:
@@ -111,7 +111,7 @@ def found(split: StoredSplit, kind: str, augment: bool = True) -> list[Any]:
 
 
 def check_apart(kind: str, ours: list[Any], expected: list[Any]) -> None:
-    most, average = MOST_APART[kind]
+    most, average = MAX_APART[kind]
     for (inputs, *others), (wanted, *targets) in zip(ours, expected, strict=True):
         assert all(map(torch.equal, others, targets))
         apart = (inputs - wanted).abs() * 255
@@ -140,7 +140,7 @@ def test_dali_leaves_on_the_gpu_what_it_decodes_there(files: list[Path], tmp_pat
             assert batch.inputs.device == device
             batches.append((batch.inputs.cpu() * 255, batch.targets.cpu()))
     (found, targets), (expected, wanted) = batches
-    most, mean = MOST_APART["dali"]
+    most, mean = MAX_APART["dali"]
     assert torch.equal(targets, wanted) and (found - expected).abs().mean() < mean
     assert (found - expected).abs().max() <= most
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlocal.common.errors import UsageError
-from fastlocal.distributed.ranks import Ranks, deal, first_host, launched, tasks_per_node
+from fastlocal.distributed.ranks import LaunchInfo, first_host, launched, split_contiguous, tasks_per_node
 
 TORCHRUN = {
     **{"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "1"},
@@ -22,20 +22,20 @@ SRUN = {
 
 
 def test_torchrun() -> None:
-    assert launched(TORCHRUN) == Ranks(5, 8, 1, 4, 1, "node0", 29400, hosted=True, restart=1, restarts=3)
+    assert launched(TORCHRUN) == LaunchInfo(5, 8, 1, 4, 1, "node0", 29400, hosted=True, restart=1, restarts=3)
 
 
 def test_srun() -> None:
     found = launched(SRUN)
-    assert found == Ranks(4, 5, 1, 2, 1, "gpu07", found.port)
+    assert found == LaunchInfo(4, 5, 1, 2, 1, "gpu07", found.port)
     assert found.port is not None and 20_000 <= found.port < 40_000
     assert launched(SRUN | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "999"}).address == "10.0.0.1"
     assert launched(SRUN | TORCHRUN).size == 8, "torchrun within a SLURM job"
 
 
 def test_one_process() -> None:
-    assert launched({}) == Ranks()
-    assert launched({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) == Ranks(), "a batch script is not a task of a step"
+    assert launched({}) == LaunchInfo()
+    assert launched({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) == LaunchInfo(), "a batch script is no task of a step"
     assert launched({"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RESTART_COUNT": "2"}).restart == 2
 
 
@@ -66,7 +66,7 @@ def test_variables_that_make_no_sense(environment: dict[str, str], named: str) -
 
 @given(clients=st.integers(1, 5000), size=st.integers(1, 70))
 def test_every_client_is_dealt_once(clients: int, size: int) -> None:
-    parts = [deal(clients, rank, size) for rank in range(size)]
+    parts = [split_contiguous(clients, rank, size) for rank in range(size)]
     assert [client for part in parts for client in part] == list(range(clients))
     lengths = [len(part) for part in parts]
     assert max(lengths) - min(lengths) <= 1 and lengths == sorted(lengths, reverse=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastlocal.config.recipes import default
-from fastlocal.runs.from_config import prepare_named
+from fastlocal.runs.from_config import run_from_config
 from tests.executors.test_executors import start
 
 
@@ -17,7 +17,7 @@ from tests.executors.test_executors import start
 def test_stacked_rounds_take_no_fresh_memory(tmp_path: Path) -> None:
     """One gradient of 1,000 perceptrons is 37 MiB, 9,400 pages of 4 KiB."""
     config = default().with_values(dataset="digits", executor="stacked", device="cpu", log_pth=str(tmp_path / "run"))
-    prepared = prepare_named(config, lambda text: None)
+    prepared = run_from_config(config, lambda text: None)
     stack, plan = start(prepared.problem, clients=1000)
     faults = []
     for _ in range(4):

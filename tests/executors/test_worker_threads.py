@@ -55,8 +55,8 @@ def test_an_exception_stops_all_workers() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("fastlocal-worker")]
 
 
-@pytest.mark.parametrize("held_back", [True, False])
-def test_a_signal_stops_all_workers(held_back: bool) -> None:
+@pytest.mark.parametrize("deferred", [True, False])
+def test_a_signal_stops_all_workers(deferred: bool) -> None:
     calls = []
 
     def told() -> None:
@@ -70,8 +70,8 @@ def test_a_signal_stops_all_workers(held_back: bool) -> None:
     usual = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            if held_back:
-                with interrupts.held_back():
+            if deferred:
+                with interrupts.defer_signals():
                     executor.run_round(*start(problem, clients=3000))
             else:
                 executor.run_round(*start(problem, clients=3000))

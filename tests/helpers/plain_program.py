@@ -23,7 +23,7 @@ from fastlocal.data.sample_streams import Streams, StreamSpec
 from fastlocal.data.types import DataSet
 from fastlocal.kernels import get
 from fastlocal.kernels.gather_augment.reference import crop_boxes
-from fastlocal.schedule.rounds import Round
+from fastlocal.schedule.rounds import RoundSchedule
 from tests.helpers import step_by_step
 
 PADDING = 4
@@ -211,7 +211,7 @@ class PlainProgram:
         return {name: value.clone() for name, value in model.named_buffers() if name in model.state_dict()}
 
     @torch.no_grad()
-    def report(self, planned: Round) -> None:
+    def report(self, planned: RoundSchedule) -> None:
         self.re_estimate()
         model = self.averaged_model().eval()
         targets = self.data.test.targets

@@ -9,7 +9,7 @@ import torch
 from torch.optim.lr_scheduler import LinearLR
 
 from fastlocal.config.schema import RunConfig
-from fastlocal.schedule.rounds import Round
+from fastlocal.schedule.rounds import RoundSchedule
 
 
 @dataclass
@@ -17,8 +17,8 @@ class Counted:
     """rates: of every local step        rounds: as Progress.rounds() plans them        start: as Progress.start()"""
 
     rates: list[float] = field(default_factory=list)
-    rounds: list[Round] = field(default_factory=list)
-    start: Round | None = None
+    rounds: list[RoundSchedule] = field(default_factory=list)
+    start: RoundSchedule | None = None
 
 
 class Rate:
@@ -107,12 +107,12 @@ class CifarProgram:
             self.local_steps, self.eval_freq, self.save_freq = schedule.step3, schedule.eval_freq3, schedule.save_freq3
         self.counted.rounds.append(self.describe(begin, self.step - begin, averaged=True))
 
-    def describe(self, begin: int, local_steps: int, *, averaged: bool, trained: bool = True) -> Round:
+    def describe(self, begin: int, local_steps: int, *, averaged: bool, trained: bool = True) -> RoundSchedule:
         evaluate = averaged and (not trained or self.phase_round % self.eval_freq == 0)
         save = evaluate and self.phase_round % self.save_freq == 0
         where = f"epoch={self.epoch}_round={self.comm_round}_phase_round={self.phase_round}"
         schedule = self.schedule
-        return Round(
+        return RoundSchedule(
             first_step=begin,
             local_steps=local_steps,
             averaged=averaged,
@@ -183,7 +183,7 @@ class ImageNetProgram:
         name = f"phase_epoch={self.epoch}.pt"
         if self.begin == self.step:
             last = self.counted.rounds[-1]
-            self.counted.rounds[-1] = Round(**{**vars(last), "phase_files": (last.phase_files[0], (name,))})
+            self.counted.rounds[-1] = RoundSchedule(**{**vars(last), "phase_files": (last.phase_files[0], (name,))})
         else:
             self.before += (name,)
         if self.epoch == schedule.decay1:
@@ -191,11 +191,11 @@ class ImageNetProgram:
         if self.epoch == schedule.decay2:
             self.local_steps, self.eval_freq, self.save_freq = schedule.step3, schedule.eval_freq3, schedule.save_freq3
 
-    def describe(self, *, averaged: bool, trained: bool = True, after: tuple[str, ...] = ()) -> Round:
+    def describe(self, *, averaged: bool, trained: bool = True, after: tuple[str, ...] = ()) -> RoundSchedule:
         evaluate = averaged and (not trained or self.comm_round % self.eval_freq == 0)
         save = evaluate and self.epoch % self.save_freq == 0
         schedule = self.schedule
-        return Round(
+        return RoundSchedule(
             first_step=self.begin,
             local_steps=self.step - self.begin,
             averaged=averaged,

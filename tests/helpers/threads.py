@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch.distributed import HashStore, PrefixStore
 
-from fastlocal.distributed.ranks import Ranks
+from fastlocal.distributed.ranks import LaunchInfo
 from fastlocal.distributed.store import Peer
 from fastlocal.distributed.world import World
 
@@ -20,7 +20,7 @@ def worlds(size: int) -> list[World]:
     if size == 1:
         return [World.alone()]
     store = PrefixStore("ranks", HashStore())
-    found = [World(Ranks(rank=rank, size=size), store, [Peer.this()] * size, [0] * size) for rank in range(size)]
+    found = [World(LaunchInfo(rank=rank, size=size), store, [Peer.this()] * size, [0] * size) for rank in range(size)]
     for world in found:
         world.timeout = 60.0
     return found

@@ -9,7 +9,7 @@ import pytest
 
 from fastlocal.commands.flags import parse
 from fastlocal.kernels import cores as counting
-from fastlocal.runs.from_config import prepare_named
+from fastlocal.runs.from_config import run_from_config
 
 V2, V1 = "0::/", "4:cpu,cpuacct:/"
 
@@ -65,5 +65,5 @@ def test_a_run_takes_as_many_threads(data: Path, monkeypatch: pytest.MonkeyPatch
     words = "--dataset npz --batch-size 4 --clients 8 --epochs 1 --device cpu --executor threaded".split()
     for threads in (1, 2):
         monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
-        config = prepare_named(parse([*words, "--data-pth", str(data)]).run, lambda text: None, dry_run=True).config
+        config = run_from_config(parse([*words, "--data-pth", str(data)]).run, lambda text: None, dry_run=True).config
         assert (config.clients, config.machine.workers) == (8, threads)

@@ -12,7 +12,7 @@ from torch._C._distributed_c10d import HashStore
 
 from fastlocal.common.errors import RankMissing, UsageError
 from fastlocal.distributed import world as worlds
-from fastlocal.distributed.ranks import Ranks
+from fastlocal.distributed.ranks import LaunchInfo
 from fastlocal.distributed.store import Peer
 from fastlocal.distributed.world import World
 from fastlocal.runs.resolve import refuse_shared_gpu, resolve_device
@@ -26,7 +26,7 @@ CUDA = torch.device("cuda", 0)
 
 def test_one_visible_gpu_is_the_task_s_own(rehearsed: Rehearsal) -> None:
     """As SLURM shows each task of a node its own GPU, with --gpus-per-task=1."""
-    ranks = Ranks(rank=3, size=4, local_rank=3, local_size=4)
+    ranks = LaunchInfo(rank=3, size=4, local_rank=3, local_size=4)
     with rehearsed():
         assert resolve_device("cuda", ranks) == resolve_device(None, ranks) == CUDA
     with rehearsed(gpus=4):
@@ -143,7 +143,7 @@ def test_a_rank_that_a_collective_waits_for_is_named(
         monkeypatch.setattr(worlds, name, 0.1)
     own = Peer.this()
     peer = dataclasses.replace(own, started="at another time") if other == "is gone" else own
-    world = World(Ranks(rank=0, size=2, local_rank=0, local_size=2), HashStore(), [own, peer], [0, 0])
+    world = World(LaunchInfo(rank=0, size=2, local_rank=0, local_size=2), HashStore(), [own, peer], [0, 0])
     world.timeout = 0.5
     with rehearsed():
         monkeypatch.setattr(torch.cuda, "Event", event)
@@ -159,7 +159,7 @@ def test_the_share_of_averaging_is_the_device_s_own_time_and_keeps_no_events(reh
             with waiting.averaging(CUDA):
                 pass
             assert len(waiting._events) < EVENTS
-        world = World(Ranks(rank=0, size=2), None, [], [0, 0])
+        world = World(LaunchInfo(rank=0, size=2), None, [], [0, 0])
         waiting.trained(1.0, 0.0)
         (line,) = waiting.take(world)
     assert "16.1% averaging" in line  # a millisecond each, beside a second of steps

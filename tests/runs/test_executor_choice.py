@@ -20,9 +20,9 @@ from fastlocal.commands.flags import parse
 from fastlocal.common import disk_cache
 from fastlocal.common.disk_cache import cache_file, keep, recall
 from fastlocal.runs import resolve
-from fastlocal.runs.build import Prepared
+from fastlocal.runs.build import PreparedRun
 from fastlocal.runs.executor_choice import candidates
-from fastlocal.runs.from_config import prepare_named
+from fastlocal.runs.from_config import run_from_config
 from tests.executors.test_executors import EXECUTORS
 from tests.helpers.command_line import run, train_words
 
@@ -39,8 +39,8 @@ def kept_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} - {"verified.json"}
 
 
-def prepared(data: Path, *flags: str) -> Prepared:
-    return prepare_named(parse([*train_words(data, "unused")[1:], *flags]).run, lambda text: None)
+def prepared(data: Path, *flags: str) -> PreparedRun:
+    return run_from_config(parse([*train_words(data, "unused")[1:], *flags]).run, lambda text: None)
 
 
 def test_a_long_run_takes_what_it_timed_and_remembers_it(data: Path, own_cache: Path) -> None:
@@ -89,11 +89,11 @@ def test_what_was_chosen_is_never_timed_again(data: Path, own_cache: Path) -> No
     found = prepared(data, *LONG, "--executor", "looped")
     assert found.config.machine.executor == "looped" and found.notes == ()
     with_config = parse(["--config", str(_written(found, data.parent / "config.json"))]).run
-    again = prepare_named(with_config, lambda text: None)
+    again = run_from_config(with_config, lambda text: None)
     assert again.config.machine == found.config.machine and again.notes == () and not own_cache.exists()
 
 
-def _written(found: Prepared, path: Path) -> Path:
+def _written(found: PreparedRun, path: Path) -> Path:
     path.write_text(found.config.to_json())
     return path
 

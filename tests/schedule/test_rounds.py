@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlocal.config.schema import RunConfig
-from fastlocal.schedule.rounds import Progress, Round
+from fastlocal.schedule.rounds import Progress, RoundSchedule
 from tests.helpers import step_by_step
 
 RATE = 1e-9  # relative: LinearLR multiplies its rates up, step by step
@@ -46,7 +46,7 @@ def configs(draw: st.DrawFn) -> RunConfig:
     return RunConfig().with_values(**values)
 
 
-def assert_same_round(planned: Round, counted: Round) -> None:
+def assert_same_round(planned: RoundSchedule, counted: RoundSchedule) -> None:
     if planned.averaged:
         assert planned.learning_rate == pytest.approx(counted.learning_rate, rel=RATE)
         assert planned.iteration == counted.iteration

@@ -14,7 +14,7 @@ from torch import nn
 from fastlocal.config.schema import RunConfig
 from fastlocal.data.types import DataSet
 from fastlocal.params.losses import cross_entropy
-from fastlocal.runs.build import Prepared, prepare
+from fastlocal.runs.build import PreparedRun, prepare
 from fastlocal.runs.run import train
 from tests.helpers import small_models
 from tests.helpers.plain_program import PlainProgram, PlainRun
@@ -74,17 +74,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def prepared(name: str, **values: Any) -> Prepared:
+def prepared(name: str, **values: Any) -> PreparedRun:
     data = small_models.sentences() if name == "words" else small_models.images()
     config = RunConfig().with_values(**{**RUN, **values})
     return prepare(config, data, lambda: small_models.make(name), cross_entropy, model_flag="model")
 
 
-def plain(name: str, ready: Prepared) -> PlainRun:
+def plain(name: str, ready: PreparedRun) -> PlainRun:
     return PlainProgram(ready.config, data_of(ready, name), small_models.make(name)).train()
 
 
-def data_of(ready: Prepared, name: str) -> DataSet:
+def data_of(ready: PreparedRun, name: str) -> DataSet:
     assert ready.data.name == ("sentences" if name == "words" else "images")
     return ready.data
 

@@ -36,7 +36,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
-class Request:
+class DatasetSpec:
     """What a data set is asked for with; each reads the fields that mean something to it.
 
     data_pth, train_pth, val_pth: folder or file of the whole, of the training half, of the test half
@@ -95,7 +95,7 @@ def load(
 
     Raises UsageError where the name is unknown, files are missing or malformed, or mean and std do not fit.
     """
-    request = Request(
+    request = DatasetSpec(
         name=name,
         data_pth=data_pth,
         train_pth=train_pth,
@@ -120,7 +120,7 @@ def load(
     return dataclasses.replace(data, mean=mean, std=std)
 
 
-def read(request: Request) -> DataSet:
+def read(request: DatasetSpec) -> DataSet:
     """The same as its own file reads it, whose mean and std may be None. Raises UsageError as `load` does."""
     name, size = request.name, request.image_size
     if name not in _FILE_OF:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from fastlocal.common.errors import UsageError
-from fastlocal.data.datasets import Request
+from fastlocal.data.datasets import DatasetSpec
 from fastlocal.data.manifest import Manifest, verified
 
 HALVES = (("--train-pth", "train"), ("--val-pth", "val"))
 
 
-def places(request: Request, suffix: str) -> list[tuple[str, Path]]:
+def places(request: DatasetSpec, suffix: str) -> list[tuple[str, Path]]:
     """(flag, file) of the training and the test half: those given, else train and val in --data-pth."""
     found = []
     for (flag, name), given in zip(HALVES, (request.train_pth, request.val_pth), strict=True):
@@ -36,7 +36,7 @@ def places(request: Request, suffix: str) -> list[tuple[str, Path]]:
     return found
 
 
-def manifests(request: Request, halves: Sequence[tuple[str, Path]]) -> list[Manifest | None]:
+def manifests(request: DatasetSpec, halves: Sequence[tuple[str, Path]]) -> list[Manifest | None]:
     """Of both halves, or None for one that has none. Raises UsageError where they contradict their files or another."""
     found = [verified(flag, path, request.name, whole=request.whole) for flag, path in halves]
     train, test = found

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fastlocal.common.errors import UsageError
-from fastlocal.data.datasets import Request
+from fastlocal.data.datasets import DatasetSpec
 from fastlocal.data.datasets._prepared import labels, manifests, normalisation, places
 from fastlocal.data.images.mapped import MappedImages
 from fastlocal.data.manifest import Manifest, manifest_of
@@ -20,7 +20,7 @@ def labels_of(path: Path) -> Path:
     return path.with_name(f"{path.stem}_labels.npy")
 
 
-def read(request: Request) -> DataSet:
+def read(request: DatasetSpec) -> DataSet:
     """Images of `train_pth` and `val_pth`, else of train.npy and val.npy in `data_pth`, paged in as they are used.
 
     Raises UsageError naming the flag for an array without a manifest, and for one that is not what its manifest says.
@@ -44,7 +44,7 @@ def read(request: Request) -> DataSet:
     )
 
 
-def _split(request: Request, flag: str, path: Path, manifest: Manifest | None) -> Split | StoredSplit:
+def _split(request: DatasetSpec, flag: str, path: Path, manifest: Manifest | None) -> Split | StoredSplit:
     origin = f"{flag} {path}"
     if manifest is None:
         raise UsageError(f"{origin}: has no manifest {manifest_of(path).name}; `fastlocal prepare` writes both")

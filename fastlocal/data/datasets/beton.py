@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from fastlocal.data.datasets import Request
+from fastlocal.data.datasets import DatasetSpec
 from fastlocal.data.datasets._prepared import classes, labels, manifests, normalisation, places
 from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.types import DataSet, StoredSplit
 
 
-def read(request: Request) -> DataSet:
+def read(request: DatasetSpec) -> DataSet:
     """RGB images that stay in `train_pth` and `val_pth`, else in train.beton and val.beton of `data_pth`.
 
     Files that FFCV's own writer made have no manifest: their labels say how many classes there are.

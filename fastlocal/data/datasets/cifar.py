@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from fastlocal.data.datasets import Request
+from fastlocal.data.datasets import DatasetSpec
 from fastlocal.data.datasets._download import downloading
 from fastlocal.data.types import DataSet, Split
 
@@ -21,7 +21,7 @@ _MEANS = {"cifar10": (0.4914, 0.4822, 0.4465), "cifar100": (0.5071, 0.4867, 0.44
 _STDS = {"cifar10": (0.2023, 0.1994, 0.2010), "cifar100": (0.2675, 0.2565, 0.2761)}
 
 
-def read(request: Request) -> DataSet:
+def read(request: DatasetSpec) -> DataSet:
     """RGB images [n, 3, 32, 32]: 50,000 for training, 10,000 for testing, from `data_pth` (default ./data).
 
     CIFAR-100 has its 100 fine labels. Files that are missing or whose checksum is wrong are downloaded.

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastlocal.data.datasets import Request
+from fastlocal.data.datasets import DatasetSpec
 from fastlocal.data.types import DataSet, Split
 
 
-def read(request: Request) -> DataSet:
+def read(request: DatasetSpec) -> DataSet:
     """Grey images [n, 1, 8, 8] in 10 classes: 1,437 for training, 360 for testing, in the file's fixed order."""
     with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as file:
         images = torch.from_numpy(file["images"])

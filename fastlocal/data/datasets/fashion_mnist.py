@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from fastlocal.common.errors import UsageError
-from fastlocal.data.datasets import Request
+from fastlocal.data.datasets import DatasetSpec
 from fastlocal.data.datasets._download import downloading
 from fastlocal.data.types import DataSet, Split
 
@@ -31,7 +31,7 @@ _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx
 _RAW = Path("FashionMNIST", "raw")
 
 
-def read(request: Request) -> DataSet:
+def read(request: DatasetSpec) -> DataSet:
     """Grey images [n, 1, 28, 28] in 10 classes: 60,000 for training, 10,000 for testing.
 
     The four files, plain or .gz, are looked for in `data_pth`/FashionMNIST/raw (torchvision's place), in `data_pth`

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastlocal.common.errors import UsageError
-from fastlocal.data.datasets import Request
+from fastlocal.data.datasets import DatasetSpec
 from fastlocal.data.datasets._image_cache import CacheEntry, Images
 from fastlocal.data.decode import REMEDY
 from fastlocal.data.images.decoding import decoded
@@ -46,7 +46,7 @@ class _Half:
     stamp: bytes
 
 
-def read(request: Request) -> DataSet:
+def read(request: DatasetSpec) -> DataSet:
     """Images of one size, grey where every file is, else RGB; labels by sorted class-folder name.
 
     The decoded array lies in `data_pth`/.fastlocal_cache or, where that cannot be written, in the user's cache folder;
@@ -79,7 +79,7 @@ def read(request: Request) -> DataSet:
     )
 
 
-def _listed(request: Request, halves: Sequence[_Half], targets: Sequence[Tensor]) -> list[Split | StoredSplit]:
+def _listed(request: DatasetSpec, halves: Sequence[_Half], targets: Sequence[Tensor]) -> list[Split | StoredSplit]:
     """The files as they are, to be decoded one by one; without crops of a given side they must be of one size."""
     files = [half.files for half in halves]
     if request.side is not None:
@@ -102,7 +102,7 @@ def _headers(paths: Iterable[Path], skip_bad: bool) -> Iterator[tuple[str, tuple
                 raise
 
 
-def _folder(request: Request, flag: str, given: str | None, name: str) -> tuple[str, Path]:
+def _folder(request: DatasetSpec, flag: str, given: str | None, name: str) -> tuple[str, Path]:
     """The folder of one half, and how to name it in a message: by its own flag where that was given."""
     if given is not None:
         folder = Path(given).expanduser()
@@ -155,7 +155,7 @@ def _scan(origin: str, folder: Path, message: Callable[[str], None]) -> _Half:
     return _Half(origin, folder, sorted(classes), files, targets, stamp.digest())
 
 
-def _images(request: Request, train: _Half, test: _Half) -> Images:
+def _images(request: DatasetSpec, train: _Half, test: _Half) -> Images:
     """All images [training + test, channels, height, width], from a cache or decoded into one."""
     entries = _cache_entries(request, train, test)
     for entry in entries:
@@ -176,7 +176,7 @@ def _images(request: Request, train: _Half, test: _Half) -> Images:
     )
 
 
-def _cache_entries(request: Request, train: _Half, test: _Half) -> list[CacheEntry]:
+def _cache_entries(request: DatasetSpec, train: _Half, test: _Half) -> list[CacheEntry]:
     """Where the array may lie, best first; its name tells the folders and the size, its fingerprint the files."""
     fingerprint = hashlib.sha256(train.stamp + test.stamp + str(request.image_size).encode()).hexdigest()
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -193,7 +193,7 @@ def _cache_entries(request: Request, train: _Half, test: _Half) -> list[CacheEnt
     return entries
 
 
-def _decode_into(entry: CacheEntry, request: Request, train: _Half, test: _Half) -> Images:
+def _decode_into(entry: CacheEntry, request: DatasetSpec, train: _Half, test: _Half) -> Images:
     """Decodes everything as the first file suggests: grey until a coloured file shows up, then all as RGB."""
     files = train.files + test.files
     try:
@@ -218,7 +218,7 @@ def _decode_into(entry: CacheEntry, request: Request, train: _Half, test: _Half)
         raise UsageError(f"{file} cannot be decoded ({stop.detail}); {REMEDY}") from None
 
 
-def _pixels(files: list[Path], shape: tuple[int, ...], request: Request) -> Generator[bytes, None, None]:
+def _pixels(files: list[Path], shape: tuple[int, ...], request: DatasetSpec) -> Generator[bytes, None, None]:
     """The pixels of all files in order, with progress on standard error."""
     _, channels, height, width = shape
     start = time.perf_counter()

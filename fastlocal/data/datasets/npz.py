@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fastlocal.common.errors import UsageError
-from fastlocal.data.datasets import Request
+from fastlocal.data.datasets import DatasetSpec
 from fastlocal.data.types import DataSet, Split
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -20,7 +20,7 @@ _UNREADABLE = (OSError, EOFError, ValueError, MemoryError, zipfile.BadZipFile, z
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def read(request: Request) -> DataSet:
+def read(request: DatasetSpec) -> DataSet:
     """uint8 images, channels last or first or absent, and integer labels [n]; classes: the largest label + 1.
 
     Images of three axes are grey ([n, height, width]). Of four, the last axis holds the channels where it is 1 or 3,

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from fastlocal.data.datasets import Request
+from fastlocal.data.datasets import DatasetSpec
 from fastlocal.data.types import DataSet, Split
 
 CLASSES = 10
@@ -39,7 +39,7 @@ def _draw(n: int, generator: torch.Generator) -> Split:
     return Split(images.round().clamp(0, 255).to(torch.uint8), targets)
 
 
-def read(request: Request) -> DataSet:
+def read(request: DatasetSpec) -> DataSet:
     """RGB images [n, 3, 32, 32] in 10 classes: 2,000 for training, 500 for testing, the same for the same seed."""
     generator = torch.Generator().manual_seed(request.seed)
     train, test = _draw(N_TRAIN, generator), _draw(N_TEST, generator)

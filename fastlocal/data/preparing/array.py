@@ -21,7 +21,7 @@ from fastlocal.data.images.files import FileImages
 from fastlocal.data.images.worker import Unfit
 from fastlocal.data.manifest import replacing, stamp
 from fastlocal.data.normalization import grey_levels
-from fastlocal.data.preparing.half import Half
+from fastlocal.data.preparing.half import SplitToWrite
 from fastlocal.data.types import StoredImages
 
 KEPT_BYTES = 16 << 20
@@ -31,7 +31,7 @@ _PIECE_BYTES = 4 << 20
 Shape = tuple[int, int, int]
 
 
-def write_array(half: Half, folder: Path, workers: int, progress: Callable[[int, int], None]) -> Path:
+def write_array(half: SplitToWrite, folder: Path, workers: int, progress: Callable[[int, int], None]) -> Path:
     """Writes NAME.npy and NAME_labels.npy with their manifest; returns the first, which comes last.
 
     progress: called with the number of images that are done at the start, then with each number of further ones
@@ -63,7 +63,7 @@ def write_array(half: Half, folder: Path, workers: int, progress: Callable[[int,
 class _Writing:
     """A file of images that grows, and the record of how far it has surely come."""
 
-    def __init__(self, partial: Path, record: Path, half: Half, shape: Shape) -> None:
+    def __init__(self, partial: Path, record: Path, half: SplitToWrite, shape: Shape) -> None:
         self.partial, self.record, self.half, self.shape = partial, record, half, shape
         self.done = 0
         self.counts = torch.zeros(shape[0], 256, dtype=torch.int64)

@@ -23,7 +23,7 @@ from fastlocal.data import install_hints
 from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.manifest import stamp
 from fastlocal.data.preparing.ffcv_writer import Job
-from fastlocal.data.preparing.half import Half
+from fastlocal.data.preparing.half import SplitToWrite
 
 _START = "import sys; sys.path[:] = sys.argv[2:]; from fastlocal.data.preparing.ffcv_writer import main; main()"
 
@@ -111,7 +111,7 @@ class FfcvWriter:
 
 
 def write_beton(
-    half: Half, folder: Path, settings: BetonSettings, writer: FfcvWriter, progress: Callable[[int], None]
+    half: SplitToWrite, folder: Path, settings: BetonSettings, writer: FfcvWriter, progress: Callable[[int], None]
 ) -> Path:
     """Writes NAME.beton and its manifest and returns the first; grey images become RGB, as FFCV has no others.
 

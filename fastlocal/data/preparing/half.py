@@ -24,7 +24,7 @@ from fastlocal.data.types import StoredImages
 
 
 @dataclass(frozen=True)
-class Half:
+class SplitToWrite:
     """What is written to one file.
 
     name: train or val        images: read one by one        targets: int64 [n]

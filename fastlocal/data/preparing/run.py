@@ -17,7 +17,7 @@ from fastlocal.data.images.files import FileImages
 from fastlocal.data.manifest import verified
 from fastlocal.data.preparing.array import write_array
 from fastlocal.data.preparing.beton import BetonSettings, FfcvWriter, write_beton
-from fastlocal.data.preparing.half import Half
+from fastlocal.data.preparing.half import SplitToWrite
 from fastlocal.data.progress_bar import progress_bar
 from fastlocal.data.types import AnySplit, DataSet, MapSplit, Split
 
@@ -57,7 +57,7 @@ def prepare(data: DataSet, how: Preparing) -> list[Path]:
             return [path if path is not None else _write(half, how, writer) for half, path in pairs]
 
 
-def _half(data: DataSet, name: str, split: AnySplit, how: Preparing) -> Half:
+def _half(data: DataSet, name: str, split: AnySplit, how: Preparing) -> SplitToWrite:
     assert data.classes is not None and not isinstance(split, MapSplit), "named data sets have labels"
     images = ArrayImages(split.inputs) if isinstance(split, Split) else split.images
     if isinstance(images, FileImages) and how.format == "beton":
@@ -66,7 +66,7 @@ def _half(data: DataSet, name: str, split: AnySplit, how: Preparing) -> Half:
     if how.beton is not None:
         own = dataclasses.asdict(how.beton)
         settings |= {name: value for name, value in own.items() if name != "smart_threshold" or value is not None}
-    return Half(name, images, split.targets, data.classes, data.class_names, how.source, settings)
+    return SplitToWrite(name, images, split.targets, data.classes, data.class_names, how.source, settings)
 
 
 @contextlib.contextmanager
@@ -88,7 +88,7 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _is_there(half: Half, how: Preparing) -> Path | None:
+def _is_there(half: SplitToWrite, how: Preparing) -> Path | None:
     """The file of a half that was prepared before from the same samples in the same way."""
     path = how.out / f"{half.name}{SUFFIX[how.format]}"
     if how.overwrite or not path.exists():
@@ -101,7 +101,7 @@ def _is_there(half: Half, how: Preparing) -> Path | None:
     raise UsageError(f"--out {how.out}: holds a {path.name} of other data or settings; --overwrite replaces it")
 
 
-def _write(half: Half, how: Preparing, writer: FfcvWriter) -> Path:
+def _write(half: SplitToWrite, how: Preparing, writer: FfcvWriter) -> Path:
     if how.beton is not None:
         with progress_bar(f"writing {half.name}.beton", len(half)) as advance:
             return write_beton(half, how.out, how.beton, writer, advance)

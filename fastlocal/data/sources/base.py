@@ -22,7 +22,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class BatchRequest:
     """A batch to come.
 
     sample_ids: int64 [..., batch]        clients: int64 [...] whose augmentation it gets; None: as evaluation sees it
@@ -58,7 +58,7 @@ class Source(Protocol):
         """
         ...
 
-    def feed(self, wanted: Iterable[Wanted]) -> Iterator[Batch]:
+    def feed(self, wanted: Iterable[BatchRequest]) -> Iterator[Batch]:
         """These batches one after the other, read ahead where the source decodes."""
         ...
 

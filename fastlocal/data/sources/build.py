@@ -13,14 +13,14 @@ from ..images.beton import BetonImages
 from ..transforms import Augmentation
 from ..types import AnySplit, BadSample, MapSplit, Split, StoredSplit
 from .base import Source
-from .engine import Cutter, Engine
+from .engine import Cropper, Engine
 from .repeatable import refuse_unrepeatable
 from .requests import Layout, SampleKeys
-from .source_config import Reading
+from .source_config import SourceConfig
 from .streaming import StreamingSource
 
 
-def make_source(split: AnySplit, reading: Reading, *, augment: bool) -> Source:
+def make_source(split: AnySplit, reading: SourceConfig, *, augment: bool) -> Source:
     """The source of one half, whose samples are augmented where `augment` says so.
 
     Raises UsageError where the source cannot read it or is not installed.
@@ -40,7 +40,7 @@ def make_source(split: AnySplit, reading: Reading, *, augment: bool) -> Source:
     return _streaming(split, reading, augment=augment)
 
 
-def _streaming(split: AnySplit, reading: Reading, *, augment: bool) -> StreamingSource:
+def _streaming(split: AnySplit, reading: SourceConfig, *, augment: bool) -> StreamingSource:
     """A source that decodes as `reading.kind` says: torch, ffcv or dali."""
     try:
         if isinstance(split, Split):
@@ -56,7 +56,7 @@ def _streaming(split: AnySplit, reading: Reading, *, augment: bool) -> Streaming
         device=reading.device,
         dtype=reading.dtype,
         prefetch=reading.prefetch,
-        drawer=samples if isinstance(samples, Cutter) else SampleKeys(reading.seed),
+        drawer=samples if isinstance(samples, Cropper) else SampleKeys(reading.seed),
         on_bad_sample=reading.on_bad_sample,
     )
     if isinstance(samples, MapSplit) and samples.randomness is not None:
@@ -80,17 +80,17 @@ def _map(split: MapSplit) -> tuple[MapSplit, Layout]:
     return split, Layout(len(split), inputs.shape, inputs.dtype, None, target.shape, target.dtype, channels_last=False)
 
 
-def _images(split: StoredSplit, seed: int, augment: bool) -> tuple[Cutter, Layout]:
+def _images(split: StoredSplit, seed: int, augment: bool) -> tuple[Cropper, Layout]:
     if split.side is None:
         augmentation = Augmentation("crop" if augment else "none")
     else:
         augmentation = Augmentation("resized_crop" if augment else "centre_crop", split.side)
-    cutter = Cutter(split.images, augmentation, seed)
+    cutter = Cropper(split.images, augmentation, seed)
     height, width = augmentation.output(*cutter.first_size())
     return cutter, Layout(len(split), (height, width, split.images.channels), np.dtype(np.uint8), split.targets)
 
 
-def _engine(samples: Cutter | MapSplit, layout: Layout, reading: Reading) -> Engine:
+def _engine(samples: Cropper | MapSplit, layout: Layout, reading: SourceConfig) -> Engine:
     if isinstance(samples, MapSplit) or reading.kind == "torch":
         from .torch_workers import TorchWorkers
 

@@ -15,9 +15,9 @@ from torch.utils.dlpack import from_dlpack
 
 from ..transforms import Ints, cut
 from ..types import BadSample
-from .engine import Cutter, Piece, other_size
+from .engine import Cropper, DecodeJob, other_size
 
-MOST_ROWS = 128
+MAX_ROWS = 128
 TIFF = (b"II*\0", b"MM\0*")
 """How files begin that Pillow turns the way their camera was held, and DALI may not."""
 
@@ -31,20 +31,20 @@ class DaliStream:
     why it cannot.
     """
 
-    def __init__(self, cutter: Cutter, shape: tuple[int, int, int], workers: int, device_id: int | None) -> None:
-        self.most_rows = MOST_ROWS
+    def __init__(self, cutter: Cropper, shape: tuple[int, int, int], workers: int, device_id: int | None) -> None:
+        self.most_rows = MAX_ROWS
         self._cutter, self._shape = cutter, shape
         self._threads, self._device_id = max(1, workers), device_id
         self._compressed = self._first_is_compressed()
         self._pipeline = self._build()
-        self._waiting: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[DecodeJob | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
-    def begin(self, piece: Piece) -> None:
+    def begin(self, piece: DecodeJob) -> None:
         self._waiting.put(piece)
 
-    def advance(self, piece: Piece, seconds: float) -> None:
+    def advance(self, piece: DecodeJob, seconds: float) -> None:
         piece.done.wait(seconds)
 
     def close(self) -> None:
@@ -63,7 +63,7 @@ class DaliStream:
         height, width, channels = self._shape
         place = "cpu" if self._device_id is None else "gpu"
         pipeline = Pipeline(
-            batch_size=MOST_ROWS,
+            batch_size=MAX_ROWS,
             num_threads=self._threads,
             device_id=self._device_id,
             prefetch_queue_depth=1,
@@ -102,7 +102,7 @@ class DaliStream:
                 piece.error = error
             piece.done.set()
 
-    def _fill(self, piece: Piece) -> None:
+    def _fill(self, piece: DecodeJob) -> None:
         boxes = self._cutter.boxes(piece)
         refused = {row for row, _ in piece.bad}
         stored = {}
@@ -151,7 +151,7 @@ class DaliStream:
         (images,) = pipeline.run()
         return from_dlpack(images.as_tensor().__dlpack__())  # without a stream, it waits until they are there
 
-    def _one_by_one(self, piece: Piece, rows: Ints, boxes: Ints) -> None:
+    def _one_by_one(self, piece: DecodeJob, rows: Ints, boxes: Ints) -> None:
         for row in rows:
             try:
                 image = self._cutter.images.read(int(piece.rows.ids[row]))

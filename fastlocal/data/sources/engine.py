@@ -12,12 +12,12 @@ import numpy as np
 from torch import Tensor
 
 from ..images.beton import BetonImages
-from ..transforms import Augmentation, Ints, Rows, boxes, crop_words
+from ..transforms import Augmentation, Ints, SampleIndex, boxes, crop_words
 from ..types import BadSample, StoredImages
 
 
 @dataclass
-class Piece:
+class DecodeJob:
     """Samples of one batch that are decoded together.
 
     out: array [rows, ...] to fill, images as [rows, height, width, channels]
@@ -30,7 +30,7 @@ class Piece:
     done: set once all of this is there
     """
 
-    rows: Rows
+    rows: SampleIndex
     out: np.ndarray[Any, Any]
     targets: np.ndarray[Any, Any] | None = None
     bad: list[tuple[int, BadSample]] = field(default_factory=list)
@@ -57,11 +57,11 @@ class Engine(Protocol):
 
     most_rows: int
 
-    def begin(self, piece: Piece) -> None:
+    def begin(self, piece: DecodeJob) -> None:
         """Take the piece on; returns at once."""
         ...
 
-    def advance(self, piece: Piece, seconds: float) -> None:
+    def advance(self, piece: DecodeJob, seconds: float) -> None:
         """Wait for `piece.done`, for at most about this long."""
         ...
 
@@ -75,7 +75,7 @@ def other_size(index: int, found: tuple[int, ...], first: tuple[int, ...]) -> Ba
     return BadSample(f"image {index}", f"it is {found[1]}x{found[0]} pixels, the first one {first[1]}x{first[0]}")
 
 
-class Cutter:
+class Cropper:
     """The boxes of stored images, whose sizes are looked up once."""
 
     def __init__(self, images: StoredImages, augmentation: Augmentation, seed: int) -> None:
@@ -94,13 +94,13 @@ class Cutter:
                 return self.images.size(index)
         return self.images.size(len(self.images) - 1)
 
-    def draw(self, rows: Rows) -> Rows:
+    def draw(self, rows: SampleIndex) -> SampleIndex:
         """With what can be known of their boxes beforehand; calls for many rows cost little more than for few."""
         if self.augmentation.random:
             rows = replace(rows, words=crop_words(self.seed, rows))
         return replace(rows, boxes=self._boxes(rows)) if self._knows_all else rows
 
-    def boxes(self, piece: Piece) -> Ints:
+    def boxes(self, piece: DecodeJob) -> Ints:
         """Those of a piece, int64 [rows, 5]; samples without a size are added to its `bad`, their boxes meaningless."""
         if piece.rows.boxes is not None:
             return piece.rows.boxes
@@ -112,7 +112,7 @@ class Cutter:
                 piece.bad.append((int(row), bad))
         return self._boxes(piece.rows)
 
-    def _boxes(self, rows: Rows) -> Ints:
+    def _boxes(self, rows: SampleIndex) -> Ints:
         sizes = self._sizes[rows.ids].astype(np.int64)
         sizes[sizes == 0] = 1
         return boxes(self.augmentation, self.seed, rows, sizes[:, 0], sizes[:, 1])

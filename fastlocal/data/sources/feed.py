@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..transforms import DRAWN_AT_ONCE, Rows
-from .base import Batch, Wanted
-from .requests import Request, rows_of
+from ..transforms import DRAWN_AT_ONCE, SampleIndex
+from .base import Batch, BatchRequest
+from .requests import PendingBatch, rows_of
 
 if TYPE_CHECKING:
     from .streaming import StreamingSource
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 class Feed:
     """Batches of a StreamingSource in a known order."""
 
-    def __init__(self, source: StreamingSource, wanted: Iterator[Wanted]) -> None:
+    def __init__(self, source: StreamingSource, wanted: Iterator[BatchRequest]) -> None:
         self._source = source
         self._wanted = wanted
-        self._drawn: deque[tuple[Wanted, Rows]] = deque()
-        self.pending: deque[Request] = deque()
+        self._drawn: deque[tuple[BatchRequest, SampleIndex]] = deque()
+        self.pending: deque[PendingBatch] = deque()
 
     def __iter__(self) -> Feed:
         return self
@@ -41,14 +41,14 @@ class Feed:
             source.read_ahead()
         return source.deliver(request)
 
-    def take_drawn(self) -> tuple[Wanted, Rows] | None:
+    def take_drawn(self) -> tuple[BatchRequest, SampleIndex] | None:
         """The next batch that is not started, or None at the end."""
         return self._drawn.popleft() if self._draw() else None
 
     def _draw(self) -> bool:
         """Whether a batch is left that is not started, what it needs being drawn."""
         if not self._drawn:
-            wanted: list[Wanted] = []
+            wanted: list[BatchRequest] = []
             rows = 0
             while rows < DRAWN_AT_ONCE and (one := next(self._wanted, None)) is not None:
                 wanted.append(one)
@@ -56,7 +56,7 @@ class Feed:
             self._drawn.extend(zip(wanted, rows_of(wanted, self._source.drawer), strict=True))
         return bool(self._drawn)
 
-    def peek(self) -> Wanted | None:
+    def peek(self) -> BatchRequest | None:
         """What the next batch is, or None at the end."""
         with self._source.lock:
             if self.pending:

@@ -28,13 +28,13 @@ from ffcv.traversal_order.base import TraversalOrder
 
 from ..images.beton import BetonImages
 from ..types import BadSample
-from .engine import Cutter, Piece, other_size
+from .engine import Cropper, DecodeJob, other_size
 
 SAMPLE, TOP, LEFT, HEIGHT, WIDTH, MIRRORED, STATUS = range(7)
 """Columns of what FFCV is given instead of sample numbers."""
 JPEG = IMAGE_MODES["jpg"]
 SLOT_BYTES = 32 * 2**20
-MOST_ROWS = 512
+MAX_ROWS = 512
 BATCHES_AHEAD = 3
 WEIGHT_BITS = 22
 """Of Pillow's resize, whose weights are whole multiples of 2^-22."""
@@ -46,14 +46,14 @@ class FfcvStream:
     path, field: the .beton file and its image field        shape: (height, width, 3) of what is cut out
     """
 
-    def __init__(self, path: str, field: str, cutter: Cutter, shape: tuple[int, int, int], workers: int) -> None:
+    def __init__(self, path: str, field: str, cutter: Cropper, shape: tuple[int, int, int], workers: int) -> None:
         threads = torch.get_num_threads()
         largest = int(np.prod([getattr(cutter.images, name).max() for name in ("heights", "widths")], dtype=np.int64))
-        self.most_rows = int(np.clip(SLOT_BYTES // (3 * largest + shape[0] * shape[1] * 3), 1, MOST_ROWS))
+        self.most_rows = int(np.clip(SLOT_BYTES // (3 * largest + shape[0] * shape[1] * 3), 1, MAX_ROWS))
         self._cutter, self._path, self._shape = cutter, path, shape
         self._odd = self._of_other_sizes()
-        self._waiting: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
-        self._begun: deque[tuple[Piece, Any]] = deque()
+        self._waiting: queue.SimpleQueue[DecodeJob | None] = queue.SimpleQueue()
+        self._begun: deque[tuple[DecodeJob, Any]] = deque()
         self._taking = threading.Lock()
         try:
             pipelines: dict[str, Any] = dict.fromkeys(Reader(path).field_names)
@@ -71,10 +71,10 @@ class FfcvStream:
             torch.set_num_threads(threads)  # FFCV sets torch's beside its own
         self._iterator = _Stream(loader, self._requests(threads))
 
-    def begin(self, piece: Piece) -> None:
+    def begin(self, piece: DecodeJob) -> None:
         self._waiting.put(piece)
 
-    def advance(self, piece: Piece, seconds: float) -> None:
+    def advance(self, piece: DecodeJob, seconds: float) -> None:
         """FFCV's batches come in the order in which they were begun: whoever waits takes the next."""
         with self._taking:
             if piece.done.is_set():

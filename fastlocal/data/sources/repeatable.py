@@ -10,8 +10,8 @@ import torch
 
 from fastlocal.common.errors import UsageError
 
-from .base import Wanted
-from .engine import Piece
+from .base import BatchRequest
+from .engine import DecodeJob
 from .requests import rows_of
 from .streaming import StreamingSource
 
@@ -32,7 +32,7 @@ def refuse_unrepeatable(source: StreamingSource, dataset: Any) -> None:
     began = time.perf_counter()
     for count in SAMPLES:
         ids = np.unique(np.linspace(0, len(source) - 1, count).round().astype(np.int64))
-        wanted = Wanted(torch.from_numpy(np.concatenate([ids, ids])), None, 0)
+        wanted = BatchRequest(torch.from_numpy(np.concatenate([ids, ids])), None, 0)
         (rows,) = rows_of([wanted], source.drawer)
         pieces = [piece for _ in range(2) for piece in source.start(wanted, rows).pieces]
         for piece in pieces:
@@ -51,7 +51,7 @@ def refuse_unrepeatable(source: StreamingSource, dataset: Any) -> None:
             return
 
 
-def _same(one: tuple[Piece, int], other: tuple[Piece, int]) -> bool:
+def _same(one: tuple[DecodeJob, int], other: tuple[DecodeJob, int]) -> bool:
     pairs = []
     for piece, row in (one, other):
         assert piece.targets is not None, "a Dataset's targets come with its samples"

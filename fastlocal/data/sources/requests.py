@@ -14,9 +14,9 @@ from torch import Tensor
 
 from fastlocal.kernels import philox
 
-from ..transforms import Rows
-from .base import Wanted
-from .engine import Piece
+from ..transforms import SampleIndex
+from .base import BatchRequest
+from .engine import DecodeJob
 
 NOBODY = 2**32 - 1
 """The client of samples that no client is given."""
@@ -46,13 +46,13 @@ class Layout:
         return torch.from_numpy(np.empty(0, dtype=self.dtype)).dtype
 
 
-class Request:
+class PendingBatch:
     """A batch and the pieces that it is decoded in.
 
     rows: of the batch, in its order        pinned: whether a GPU is to copy them
     """
 
-    def __init__(self, wanted: Wanted, rows: Rows, layout: Layout, most_rows: int, pinned: bool) -> None:
+    def __init__(self, wanted: BatchRequest, rows: SampleIndex, layout: Layout, most_rows: int, pinned: bool) -> None:
         self.wanted, self.rows = wanted, rows
         count, shape = len(rows), layout.sample_shape
         kind = layout.torch_dtype
@@ -70,13 +70,13 @@ class Request:
         for begin in range(0, count, most_rows):
             part = slice(begin, begin + most_rows)
             targets = None if self.targets is None else self.targets[part]
-            self.pieces.append(Piece(rows.pick(part), array[part], targets))
+            self.pieces.append(DecodeJob(rows.pick(part), array[part], targets))
 
 
 class Drawer(Protocol):
     """Draws what belongs to the rows of several batches at once."""
 
-    def draw(self, rows: Rows) -> Rows:
+    def draw(self, rows: SampleIndex) -> SampleIndex:
         """The rows with what was drawn."""
         ...
 
@@ -87,7 +87,7 @@ class SampleKeys:
     def __init__(self, seed: int) -> None:
         self._key = seed & philox.MASK32, seed >> 32 & philox.MASK32
 
-    def draw(self, rows: Rows) -> Rows:
+    def draw(self, rows: SampleIndex) -> SampleIndex:
         """The rows with the four words of each one's key."""
         own = rows.clients == NOBODY
         places = np.where(own, rows.ids, rows.positions), rows.clients, np.where(own, 0, rows.steps)
@@ -96,9 +96,9 @@ class SampleKeys:
         return replace(rows, words=torch.stack(philox.philox4x32(counter, self._key), dim=-1).numpy())
 
 
-def rows_of(wanted: Sequence[Wanted], drawer: Drawer) -> list[Rows]:
+def rows_of(wanted: Sequence[BatchRequest], drawer: Drawer) -> list[SampleIndex]:
     """The rows of each batch. drawer: draws what belongs to them, for all batches at once."""
-    found: list[Rows] = []
+    found: list[SampleIndex] = []
     for shape, alike in itertools.groupby(wanted, lambda one: one.sample_ids.shape):
         group, size = list(alike), shape.numel()
         drawn = drawer.draw(_rows(group, shape[:-1], shape[-1]))
@@ -106,10 +106,10 @@ def rows_of(wanted: Sequence[Wanted], drawer: Drawer) -> list[Rows]:
     return found
 
 
-def _rows(wanted: Sequence[Wanted], places: torch.Size, batch: int) -> Rows:
+def _rows(wanted: Sequence[BatchRequest], places: torch.Size, batch: int) -> SampleIndex:
     ids = torch.stack([one.sample_ids.cpu() for one in wanted])
     nobody = torch.full(places, NOBODY, dtype=torch.int64)
     clients = torch.stack([nobody if one.clients is None else one.clients.cpu() for one in wanted]).reshape(-1).numpy()
     steps = torch.stack([torch.as_tensor(one.step, dtype=torch.int64).cpu().expand(places) for one in wanted])
     positions = np.tile(np.arange(batch), len(clients))
-    return Rows(ids.view(-1).numpy(), clients.repeat(batch), steps.reshape(-1).numpy().repeat(batch), positions)
+    return SampleIndex(ids.view(-1).numpy(), clients.repeat(batch), steps.reshape(-1).numpy().repeat(batch), positions)

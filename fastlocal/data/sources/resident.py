@@ -15,7 +15,7 @@ from fastlocal.kernels.gather_augment.reference import crop_boxes
 from ..decode import decode_all
 from ..transforms import DRAWN_AT_ONCE, PADDING
 from ..types import Split, StoredSplit
-from .base import Batch, Wanted
+from .base import Batch, BatchRequest
 
 FEED_BYTES = 8 * 2**20
 """Inputs that a feed gathers at a time: calls for few images cost more than the images do."""
@@ -77,9 +77,9 @@ class ResidentSource:
         ids = torch.arange(begin, min(end, len(self)), device=self.device)
         return Batch(self._inputs(ids, None, 0), self.targets[ids])
 
-    def feed(self, wanted: Iterable[Wanted]) -> Iterator[Batch]:
+    def feed(self, wanted: Iterable[BatchRequest]) -> Iterator[Batch]:
         """These batches one after the other, small ones gathered a few at a time."""
-        group: list[Wanted] = []
+        group: list[BatchRequest] = []
         for one in wanted:
             if group and (self._is_full(group) or one.sample_ids.shape != group[0].sample_ids.shape):
                 yield from self._at_once(group)
@@ -93,11 +93,11 @@ class ResidentSource:
         """Whether a feed draws the crops of more batches than it gathers at a time."""
         return self.device.type == "cpu" and self.augment and self.mean is not None
 
-    def _is_full(self, group: Sequence[Wanted]) -> bool:
+    def _is_full(self, group: Sequence[BatchRequest]) -> bool:
         rows = len(group) * group[0].sample_ids.numel()
         return rows >= DRAWN_AT_ONCE if self._draws_first else self.batch_bytes(rows) >= FEED_BYTES
 
-    def _at_once(self, wanted: Sequence[Wanted]) -> Iterator[Batch]:
+    def _at_once(self, wanted: Sequence[BatchRequest]) -> Iterator[Batch]:
         """Batches of one shape."""
         clients = [one.clients for one in wanted if one.clients is not None]
         assert len(clients) == len(wanted), "rows() is for samples as evaluation sees them"

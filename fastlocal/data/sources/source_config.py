@@ -20,7 +20,7 @@ FIT = 0.5
 
 
 @dataclass(frozen=True)
-class Reading:
+class SourceConfig:
     """How the samples of a run are read.
 
     kind: resident, torch, ffcv or dali        workers: processes or threads that decode

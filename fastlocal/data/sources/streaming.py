@@ -18,11 +18,11 @@ from fastlocal.common.errors import UsageError
 from fastlocal.common.interrupts import poll
 from fastlocal.kernels.gather_augment.cpu import normalise
 
-from ..transforms import PADDING, Ints, Rows
-from .base import Batch, Wanted
-from .engine import Engine, Piece
+from ..transforms import PADDING, Ints, SampleIndex
+from .base import Batch, BatchRequest
+from .engine import DecodeJob, Engine
 from .feed import Feed
-from .requests import Drawer, Layout, Request, rows_of
+from .requests import Drawer, Layout, PendingBatch, rows_of
 
 POLL_S = 0.2
 """How long an interrupt may have to wait for the data that are waited for."""
@@ -82,11 +82,11 @@ class StreamingSource:
         return batch * math.prod(self.layout.sample_shape) * item
 
     def batch(self, sample_ids: Tensor, clients: Tensor, step: Tensor | int) -> Batch:
-        wanted = Wanted(sample_ids, clients, step)
+        wanted = BatchRequest(sample_ids, clients, step)
         (rows,) = rows_of([wanted], self.drawer)
         return self.deliver(self.start(wanted, rows))
 
-    def feed(self, wanted: Iterable[Wanted]) -> Feed:
+    def feed(self, wanted: Iterable[BatchRequest]) -> Feed:
         """These batches one after the other; several feeds share what may be read ahead."""
         with self.lock:
             self.feeds.append(Feed(self, iter(wanted)))
@@ -107,7 +107,7 @@ class StreamingSource:
                 if feed is not None:
                     feed.close()
                 feed = self.feed(
-                    Wanted(torch.arange(start, min(start + size, len(self))), None, 0)
+                    BatchRequest(torch.arange(start, min(start + size, len(self))), None, 0)
                     for start in range(begin, len(self), size)
                 )
             self._next_rows = (end, feed) if end < len(self) else None
@@ -146,9 +146,9 @@ class StreamingSource:
                 else:
                     return
 
-    def start(self, wanted: Wanted, rows: Rows) -> Request:
+    def start(self, wanted: BatchRequest, rows: SampleIndex) -> PendingBatch:
         """Have the engine begin a batch."""
-        request = Request(wanted, rows, self.layout, self.engine.most_rows, self.device.type == "cuda")
+        request = PendingBatch(wanted, rows, self.layout, self.engine.most_rows, self.device.type == "cuda")
         for piece in request.pieces:
             better = self._readable(piece.rows.ids)
             if (piece.rows.ids != better).any():
@@ -157,7 +157,7 @@ class StreamingSource:
             self.engine.begin(piece)
         return request
 
-    def deliver(self, request: Request) -> Batch:
+    def deliver(self, request: PendingBatch) -> Batch:
         """The batch, once it is decoded, on the device."""
         began = time.perf_counter()
         used: list[tuple[float, Tensor]] = []
@@ -182,7 +182,7 @@ class StreamingSource:
                 self._replace(piece)
         return Batch(self._inputs(request), self._targets(request))
 
-    def wait_for(self, piece: Piece) -> None:
+    def wait_for(self, piece: DecodeJob) -> None:
         """Until the piece is done; raises what went wrong with it."""
         while not piece.done.is_set():
             poll()
@@ -190,12 +190,12 @@ class StreamingSource:
         if piece.error is not None:
             raise piece.error
 
-    def drain(self, piece: Piece) -> None:
+    def drain(self, piece: DecodeJob) -> None:
         """Until the piece is done, whatever came of it."""
         while not (piece.done.is_set() or self._closed):
             self.engine.advance(piece, POLL_S)
 
-    def _replace(self, piece: Piece) -> None:
+    def _replace(self, piece: DecodeJob) -> None:
         """Fill the rows of samples that cannot be decoded from the next ones that can."""
         waiting = [row for row, _ in piece.bad]
         while waiting:
@@ -203,7 +203,7 @@ class StreamingSource:
             rows = piece.rows.pick(places)
             rows = rows.of(self._readable(rows.ids))
             targets = None if piece.targets is None else piece.targets[places]
-            other = Piece(rows, np.empty_like(piece.out[places]), targets)
+            other = DecodeJob(rows, np.empty_like(piece.out[places]), targets)
             self.engine.begin(other)
             self.wait_for(other)
             other.to_host()
@@ -213,7 +213,7 @@ class StreamingSource:
             self._refuse(other)
             waiting = [int(places[row]) for row, _ in other.bad]
 
-    def _refuse(self, piece: Piece) -> None:
+    def _refuse(self, piece: DecodeJob) -> None:
         """Take note of the samples that cannot be decoded; raises UsageError where they end the run."""
         for row, bad in sorted(piece.bad, key=lambda refused: refused[0]):
             if self.on_bad_sample == "stop":
@@ -243,7 +243,7 @@ class StreamingSource:
             self._instead[ids] = found  # however many are bad in a row, they are passed over at once from now on
             return found
 
-    def _inputs(self, request: Request) -> Tensor:
+    def _inputs(self, request: PendingBatch) -> Tensor:
         if any(piece.on_device is not None for piece in request.pieces):
             inputs = torch.cat([self._on_device(piece) for piece in request.pieces])
         else:
@@ -255,7 +255,7 @@ class StreamingSource:
         images = self._normalised(inputs.permute(0, 3, 1, 2).contiguous() if self.layout.channels_last else inputs)
         return images.view(*places, *images.shape[1:])
 
-    def _on_device(self, piece: Piece) -> Tensor:
+    def _on_device(self, piece: DecodeJob) -> Tensor:
         if piece.on_device is None:
             return torch.from_numpy(piece.out).to(self.device)
         # its memory belongs to the stream of the thread that decoded it
@@ -273,7 +273,7 @@ class StreamingSource:
         )
         return normalised
 
-    def _targets(self, request: Request) -> Tensor:
+    def _targets(self, request: PendingBatch) -> Tensor:
         if self.layout.targets is None:
             assert request.targets is not None
             targets = torch.from_numpy(request.targets)

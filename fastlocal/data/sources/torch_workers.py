@@ -18,11 +18,11 @@ from fastlocal.common.errors import UsageError
 
 from ..transforms import Ints, cut
 from ..types import Array, BadSample, Image, MapSplit, StoredImages
-from .engine import Cutter, Piece, other_size
+from .engine import Cropper, DecodeJob, other_size
 
 ORPHAN_S = 1.0
 """How soon a worker notices that its parent is gone, where a sibling keeps its pipe open."""
-MOST_ROWS = 64
+MAX_ROWS = 64
 
 
 class TorchWorkers:
@@ -32,13 +32,13 @@ class TorchWorkers:
     that ends. A signal for the whole group is left to the parent.
     """
 
-    def __init__(self, samples: Cutter | MapSplit, workers: int) -> None:
-        self.most_rows = MOST_ROWS
+    def __init__(self, samples: Cropper | MapSplit, workers: int) -> None:
+        self.most_rows = MAX_ROWS
         self._samples = samples
-        self._waiting: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[DecodeJob | None] = queue.SimpleQueue()
         self._crew: list[tuple[multiprocessing.process.BaseProcess, Connection]] = []
         context = multiprocessing.get_context("fork")
-        read = samples.images if isinstance(samples, Cutter) else samples
+        read = samples.images if isinstance(samples, Cropper) else samples
         gc.collect()
         gc.freeze()  # a worker that collected the parent's garbage would run its finalizers: DALI's end in a crash
         try:
@@ -58,10 +58,10 @@ class TorchWorkers:
         for thread in self._threads:
             thread.start()
 
-    def begin(self, piece: Piece) -> None:
+    def begin(self, piece: DecodeJob) -> None:
         self._waiting.put(piece)
 
-    def advance(self, piece: Piece, seconds: float) -> None:
+    def advance(self, piece: DecodeJob, seconds: float) -> None:
         piece.done.wait(seconds)
 
     def close(self) -> None:
@@ -91,9 +91,9 @@ class TorchWorkers:
                 piece.error = error
             piece.done.set()
 
-    def _fill(self, piece: Piece, connection: Connection) -> None:
+    def _fill(self, piece: DecodeJob, connection: Connection) -> None:
         ids = piece.rows.ids
-        if isinstance(self._samples, Cutter):
+        if isinstance(self._samples, Cropper):
             boxes = self._samples.boxes(piece)
             sizes = piece.out.shape[1:], self._samples.augmentation.side is None
             connection.send((ids, boxes, *sizes, [row for row, _ in piece.bad]))

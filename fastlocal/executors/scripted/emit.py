@@ -52,7 +52,7 @@ class ScriptText:
             losses = []
         self._merged = {update.index: update for update in merged}
         self._done = {*self._merged, *(update.bias.index for update in merged if update.bias is not None)}
-        self._strayed = _strayed(self._calls)
+        self.needs_channels_last = needs_channels_last(self._calls)
         product = self._has("product")
         self._replaced = {found.node: lines for found in maps if (lines := found.lines(product)) is not None}
         self._replaced.update(part for norm in norms for part in norm.lines(name))
@@ -110,7 +110,7 @@ class ScriptText:
         arguments += [f"{word}={text(value)}" for word, value in node.kwargs.items()]
         # what was a view of one layout may be none of another
         operation = "reshape" if target in (VIEW, UNSAFE_VIEW) else target._opname
-        back = ".contiguous(memory_format=torch.channels_last)" if node in self._strayed else ""
+        back = ".contiguous(memory_format=torch.channels_last)" if node in self.needs_channels_last else ""
         return f"{name(node)} = torch.ops.{target.namespace}.{operation}({', '.join(arguments)}){back}"
 
     def _counts(self) -> Iterator[str]:
@@ -178,7 +178,7 @@ def _attribute(module: Any, path: Any) -> Tensor:
     return module
 
 
-def _strayed(calls: Iterable[fx.Node]) -> set[fx.Node]:
+def needs_channels_last(calls: Iterable[fx.Node]) -> set[fx.Node]:
     """Images that an operation on channels-last ones leaves in another layout, as the backward pass of a slice does.
 
     So does what follows the expanded gradient of a mean. Whatever meets them later would read two layouts at once,

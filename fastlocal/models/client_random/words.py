@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlocal.kernels.module_draws import MOST_CALLS, module_words
+from fastlocal.kernels.module_draws import MAX_CALLS, module_words
 from fastlocal.kernels.philox import happens
 
 Sizes = tuple[int, ...] | torch.Size
@@ -34,8 +34,8 @@ class ClientWords:
 
     def words(self, shape: Sizes) -> Tensor:
         """Draw int64 words in [0, 2^32), of shape [*shape]."""
-        if self.calls >= MOST_CALLS:
-            raise RuntimeError(f"a local step draws random numbers more than {MOST_CALLS:,} times")
+        if self.calls >= MAX_CALLS:
+            raise RuntimeError(f"a local step draws random numbers more than {MAX_CALLS:,} times")
         size = math.prod(shape)
         words = module_words(self._client, self._step, size, self.calls, self._seed)
         self.calls += 1

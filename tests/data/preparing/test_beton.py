@@ -25,7 +25,7 @@ from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.normalization import channel_statistics
 from fastlocal.data.preparing.beton import BetonSettings, FfcvWriter, write_beton
 from fastlocal.data.preparing.ffcv_writer import Job, Samples
-from fastlocal.data.preparing.half import Half
+from fastlocal.data.preparing.half import SplitToWrite
 from fastlocal.data.types import BadSample, StoredImages, StoredSplit
 from tests.helpers.command_line import run, tree, write_npz
 
@@ -36,9 +36,9 @@ RAW_PIXELS = BetonSettings("raw", None, 90, 0.5)
 pytestmark = pytest.mark.needs("ffcv")
 
 
-def half(images: StoredImages, name: str = "train") -> Half:
+def half(images: StoredImages, name: str = "train") -> SplitToWrite:
     targets = torch.arange(len(images)) % 3
-    return Half(name, images, targets, 3, ("a", "b", "c"), {"dataset": "npz"}, {})
+    return SplitToWrite(name, images, targets, 3, ("a", "b", "c"), {"dataset": "npz"}, {})
 
 
 def cifar(count: int) -> ArrayImages:
