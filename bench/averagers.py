@@ -109,9 +109,9 @@ def ours(row: Tensor, mine: Tensor, bucket_mb: float, **how: Any) -> Way:
         params.copy_(mine)
 
     def run() -> None:
-        averager.add(params, last=True)
-        averager.launch(start)
-        start.copy_(averager.wait())
+        averager.accumulate(params, last=True)
+        averager.start(start)
+        start.copy_(averager.finish())
         params.copy_(start.expand_as(params))
 
     return Way(before, run, lambda: start)

@@ -93,7 +93,7 @@ def left_behind(directory: Path) -> dict[str, Any]:
 
 
 def _state_bits(state: State) -> tuple[str, dict[str, Any]]:
-    return repr({name: value for name, value in state.numbers.items() if name != "config"}), _bits(state.tensors)
+    return repr({name: value for name, value in state.metadata.items() if name != "config"}), _bits(state.tensors)
 
 
 def _bits(tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Task:
     def loss(self, module: Callable[[Tensor], Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
         with self.numerics.autocast():
             outputs = module(inputs)
-        return cross_entropy(self.numerics.full(outputs), targets)
+        return cross_entropy(self.numerics.to_param_dtype(outputs), targets)
 
     def optimizer(self, parameters: Iterable[Tensor], **kind: bool) -> torch.optim.SGD:
         return torch.optim.SGD(parameters, RATE, momentum=self.momentum, weight_decay=WEIGHT_DECAY, **kind)

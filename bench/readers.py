@@ -160,7 +160,7 @@ def bare_ffcv(split: StoredSplit, batch: int, workers: int) -> Read:
     from fastlocal.data.sources.ffcv_stream import SAMPLE, STATUS, TOP, BoxDecoder
 
     count = len(split)
-    augmentation = Augmentation("crop" if split.side is None else "resized_crop", split.side)
+    augmentation = Augmentation("crop" if split.crop_size is None else "resized_crop", split.crop_size)
     cutter = Cropper(split.images, augmentation, 0)
     sizes = np.array([split.images.size(index) for index in range(count)], dtype=np.int64)
     numbers, zeros = np.arange(count), np.zeros(count, dtype=np.int64)
@@ -189,10 +189,10 @@ def own_decoder(split: StoredSplit, batch: int, workers: int) -> Read:
     from ffcv.loader import OrderOption
     from ffcv.transforms import RandomHorizontalFlip, RandomTranslate
 
-    if split.side is None:
+    if split.crop_size is None:
         steps = [SimpleRGBImageDecoder(), RandomHorizontalFlip(), RandomTranslate(PADDING)]
     else:
-        steps = [RandomResizedCropRGBImageDecoder((split.side, split.side)), RandomHorizontalFlip()]
+        steps = [RandomResizedCropRGBImageDecoder((split.crop_size, split.crop_size)), RandomHorizontalFlip()]
     return _ffcv(split, batch, workers, OrderOption.RANDOM, steps)
 
 

@@ -95,7 +95,7 @@ def run_fastlocal(case: Case, folder: Path, file: Path, pipe: Any, settings: dic
     chosen = {name: getattr(machine, name) for name in vars(machine) if name not in ("seed", "memory_limit")}
     once = prepared_run(case, folder / "gate", **{**chosen, "rounds": 1, "eval_freq1": 1})
     loop = train(once, overwrite=False, sinks=lambda directory: [])
-    torch.save(loop.averaged.row.cpu(), file)
+    torch.save(loop.averaged.flat_params.cpu(), file)
     backend = f"{machine.executor}, chunk {machine.chunk}"
     if machine.executor == "stacked" and machine.conv_strategy != "auto":
         backend += f", {machine.conv_strategy}"
@@ -107,7 +107,7 @@ def task_of(case: Case, folder: Path) -> tuple[Task, Callable[[int], Tensor]]:
     """What the trainer trains, for other ways to train it: the task, and the sample ids of each round by its number."""
     prepared = prepared_run(case, folder, executor="looped", chunk=1)
     problem = prepared.problem
-    whole = problem.source.rows(0, len(problem.source))
+    whole = problem.source.read_range(0, len(problem.source))
     task = Task(problem.module, whole.inputs, whole.targets, case.clients, problem.numerics, case.momentum)
     spec = StreamSpec(len(problem.source), case.clients, case.batch, prepared.progress.steps_per_epoch, True, 0)
     streams = Streams(spec)

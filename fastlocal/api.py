@@ -25,8 +25,8 @@ from .distributed.ranks import launched
 from .distributed.world import connected
 from .module_checks.structure import check_model, own_copy
 from .params.losses import Loss, cross_entropy
-from .params.precision import kept
-from .runs.build import PreparedRun, prepare
+from .params.precision import preserve_torch_flags
+from .runs.build import PreparedRun, build_run
 from .runs.resolve import resolve_device
 from .runs.run import final_model
 from .runs.run import train as train_prepared
@@ -142,12 +142,12 @@ def train(
     flag = f"model {type(model).__name__}"
     ranks, machine = launched(), config.machine
     with (
-        kept(),
+        preserve_torch_flags(),
         connected(
             ranks, url=machine.dist_url, timeout=machine.timeout, device=resolve_device(machine.device, ranks)
         ) as world,
     ):
-        prepared = prepare(
+        prepared = build_run(
             config, data, lambda: own_copy(model), loss or cross_entropy, model_flag=flag, world=world, given=model
         )
         if resume and prepared.remembers:
@@ -207,7 +207,7 @@ def verify(
 
     def prepared(config: RunConfig) -> PreparedRun:
         flag = f"model {type(model).__name__}"
-        return prepare(config, whole, lambda: own_copy(model), loss or cross_entropy, model_flag=flag, given=model)
+        return build_run(config, whole, lambda: own_copy(model), loss or cross_entropy, model_flag=flag, given=model)
 
     device = resolve_device(config.machine.device)
 

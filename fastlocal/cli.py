@@ -79,7 +79,7 @@ def _is_said_elsewhere(error: UsageError) -> bool:
     """Whether another process of the run prints the same: the first one, or the first of this node."""
     with contextlib.suppress(UsageError):
         ranks = launched()
-        return ranks.rank > 0 if isinstance(error, AgreedError) else not ranks.speaks
+        return ranks.rank > 0 if isinstance(error, AgreedError) else not ranks.is_local_rank0
     return False
 
 

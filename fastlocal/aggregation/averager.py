@@ -27,10 +27,10 @@ IN_MEMORY = 32 * 2**20
 
 
 class Aggregator:
-    """A round's mean. In each round: `add` every chunk, `launch`, `wait`.
+    """A round's mean. In each round: `accumulate` every chunk, `start`, `finish`.
 
     Collectives that fail, because a rank is gone or the group's timeout is over, raise what torch.distributed raises, a
-    RuntimeError, in `launch` or `wait`; there is no going on with this object then.
+    RuntimeError, in `start` or `finish`; there is no going on with this object then.
     """
 
     def __init__(self, row: Tensor, sums: Sums, buckets: Buckets | None, owed: Tensor | None) -> None:
@@ -43,10 +43,10 @@ class Aggregator:
         self._debt: Tensor | None = None
         self._mean = self._sums[0]
 
-    def add(self, params: Tensor, last: bool = False) -> None:
+    def accumulate(self, params: Tensor, last: bool = False) -> None:
         """Add the clients of a chunk, params [clients, n_params].
 
-        last: none follows in this round, and `params` stays as it is until `wait`. It is then read bucket by bucket,
+        last: none follows in this round, and `params` stays as it is until `finish`. It is then read bucket by bucket,
             while others are on the way.
         """
         self._settle()
@@ -75,17 +75,17 @@ class Aggregator:
         owed = self._debt if self._owed is None else self._owed
         return {} if owed is None else {OWED: owed}
 
-    def owe(self, owed: Tensor) -> None:
+    def load_residual(self, owed: Tensor) -> None:
         """Take over a debt [n_params] of `state`'s, also where this rank rounds nothing: it then pays at once."""
         if self._owed is None:
             self._debt = owed.to(self._sums.device, copy=True)
         else:
             self._owed.copy_(owed)
 
-    def launch(self, row: Tensor) -> None:
+    def start(self, row: Tensor) -> None:
         """All is added. Begin to add up the ranks' sums, and return before that is done.
 
-        row: [n_params], what the clients started from, alike on every rank and left alone until `wait`, which may put
+        row: [n_params], what the clients started from, alike on every rank and left alone until `finish`, which may put
             the mean there: a pass over memory less
         """
         if self._debt is not None:
@@ -96,7 +96,7 @@ class Aggregator:
             self._mean = self._alone(row, added)
         else:
             mean = row if self._arithmetic.rows == 1 and self._arithmetic.sent == row.dtype else self._sums[0]
-            self._buckets.launch(
+            self._buckets.start(
                 lambda wire, columns: self._fill(wire, columns, row, added),
                 lambda wire, columns: self._arithmetic.from_wire(wire, row[columns], mean[columns]),
             )
@@ -104,10 +104,11 @@ class Aggregator:
         self._added.zero_()
         self._last = None
 
-    def wait(self) -> Tensor:
-        """The mean [n_params], alike to the bit on every rank; valid until the next `add` or `launch`. Starts over.
+    def finish(self) -> Tensor:
+        """Return the mean [n_params], alike to the bit on every rank, and start over.
 
-        In float64; or rounded to the row's dtype, and then it is the `row` that was given.
+        It is valid until the next `accumulate` or `start`. It is in float64; or rounded to the row's dtype, and then it
+        is the `row` that was given.
         """
         if self._buckets is not None:
             self._buckets.wait()
@@ -119,7 +120,7 @@ class Aggregator:
         if added == 1 and self._stale and self._last is not None and self._arithmetic.rows == 1:
             return row.copy_(self._last[0])  # a third of the time of the way through sums
         self._settle()
-        return self._arithmetic.alone(self._sums)
+        return self._arithmetic.finalize_local(self._sums)
 
     def _settle(self) -> None:
         """Leave no chunk unread."""
@@ -132,7 +133,7 @@ class Aggregator:
             sums = self._sums[:, columns]
             if self._stale:
                 sums.zero_()
-            self._arithmetic.add(params[:, columns], sums)
+            self._arithmetic.accumulate(params[:, columns], sums)
         self._stale = False
 
     def _fill(self, wire: Tensor, columns: slice, row: Tensor, added: int) -> None:
@@ -146,7 +147,7 @@ class Aggregator:
             if self._stale:
                 sums = sums.zero_() if last is None else self._scratch(block).zero_()
             if last is not None:
-                self._arithmetic.add(last[:, block], sums)
+                self._arithmetic.accumulate(last[:, block], sums)
             part = wire[:, block.start - columns.start : block.stop - columns.start]
             self._arithmetic.to_wire(sums, row[block], added, part)
 
@@ -222,4 +223,4 @@ def _across(row: Tensor, group: dist.ProcessGroup | None, wire_format: Format) -
     if wire_format == "full":
         return AllReduce(group), None
     route = SixteenBits(row.numel(), wire_format, row.device, group)
-    return route, route.owed
+    return route, route.error_feedback

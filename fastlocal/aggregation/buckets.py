@@ -32,8 +32,8 @@ class Bucket:
 class Buckets:
     """Sends bucket i while bucket i + 1 is filled, and empties bucket i - 1 meanwhile.
 
-    On a CPU the backend's threads carry the buckets, and `wait` moves them on. On a GPU `launch` queues all of it on a
-    stream of its own, and `wait` lets the current stream wait for that one: the host never does.
+    On a CPU the backend's threads carry the buckets, and `finish` moves them on. On a GPU `start` queues all of it on a
+    stream of its own, and `finish` lets the current stream wait for that one: the host never does.
 
     flat: [rows * n_params], where the buckets lie        bucket_bytes: on the wire
     """
@@ -53,7 +53,7 @@ class Buckets:
         self._on_the_way: deque[tuple[Bucket, Steps, dist.Work]] = deque()
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def launch(self, fill: Fill, empty: Fill) -> None:
+    def start(self, fill: Fill, empty: Fill) -> None:
         """Fill each bucket and send it. `empty` is called with each in its turn, the ranks' sum in it.
 
         Both run on the stream of the buckets.

@@ -59,10 +59,10 @@ class MeanState:
             for begin in range(0, clients, AT_ONCE):
                 some = slice(begin, begin + AT_ONCE)
                 rows = torch.cat([_numbers(kept.all[name][some]) for name in self._means], dim=1)
-                self._averager.add(rows.to(self._row), last=begin + AT_ONCE >= clients)
+                self._averager.accumulate(rows.to(self._row), last=begin + AT_ONCE >= clients)
             with averaging:
-                self._averager.launch(self._row)
-                mean = self._averager.wait().to(self._row.dtype)
+                self._averager.start(self._row)
+                mean = self._averager.finish().to(self._row.dtype)
             self._row = mean.clone()
             sizes = [_numbers(kept.all[name][:1]).shape[1] for name in self._means]
             for name, numbers in zip(self._means, mean.split(sizes), strict=True):
@@ -70,8 +70,8 @@ class MeanState:
                 value = torch.view_as_complex(numbers.reshape(-1, 2).contiguous()) if complex_ else numbers
                 found[name] = value.reshape(self._shapes[name])
         if self._firsts:
-            own = {name: kept.all[name][0].tolist() for name in self._firsts} if self._world.is_first else None
-            first = self._world.exchange(own, "the buffers of client 0")[0]
+            own = {name: kept.all[name][0].tolist() for name in self._firsts} if self._world.is_rank0 else None
+            first = self._world.all_gather_object(own, "the buffers of client 0")[0]
             for name in self._firsts:
                 found[name] = torch.tensor(first[name], dtype=kept.all[name].dtype).reshape(self._shapes[name])
         return found

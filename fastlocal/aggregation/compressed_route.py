@@ -32,13 +32,13 @@ class SixteenBits:
     def __init__(
         self, n_params: int, wire_format: WireFormat, device: torch.device, group: dist.ProcessGroup | None
     ) -> None:
-        self.owed = torch.zeros(n_params, dtype=torch.float32, device=device)
+        self.error_feedback = torch.zeros(n_params, dtype=torch.float32, device=device)
         self._dtype, self._group = DTYPES[wire_format], group
         self._ranks, self._number = dist.get_world_size(group), dist.get_rank(group)
         self._rooms: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, wire: Tensor, columns: slice) -> Steps:
-        values, owed = wire[0], self.owed[columns]
+        values, owed = wire[0], self.error_feedback[columns]
         sent, received = self._room(columns, values)
         pieces = list(_pieces(len(values), self._ranks))
         mine = pieces[self._number]

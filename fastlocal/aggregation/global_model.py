@@ -40,7 +40,7 @@ class GlobalModel:
         self.layout = layout
         self.numerics = numerics
         self.modes = modes
-        self.row = layout.flatten(dict(module.named_parameters()))
+        self.flat_params = layout.flatten(dict(module.named_parameters()))
         set_modes(module, modes)
         self.has_batchnorm = has_batchnorm(module)
         self.loaded = False
@@ -48,17 +48,17 @@ class GlobalModel:
         self.shared = tuple(name for name, _ in module.named_parameters() if name in self._changing)
         self._steps_since_estimate = 0
 
-    def numbers(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What `restore` takes beside the tensors."""
         return {"loaded": self.loaded, "steps_since_estimate": self._steps_since_estimate}
 
     def tensors(self) -> dict[str, Tensor]:
         """The row and the module's buffers."""
-        return {"row": self.row} | {f"buffer {name}": value for name, value in self._buffers().items()}
+        return {"row": self.flat_params} | {f"buffer {name}": value for name, value in self._buffers().items()}
 
     @torch.no_grad()
     def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `numbers` and `tensors` gave."""
+        """Take over what `state_dict` and `tensors` gave."""
         for name, value in self.tensors().items():
             value.copy_(tensors[name])
         self.loaded, self._steps_since_estimate = numbers["loaded"], numbers["steps_since_estimate"]
@@ -68,7 +68,7 @@ class GlobalModel:
     @torch.no_grad()
     def replace(self, mean: Tensor, buffers: Mapping[str, Tensor]) -> None:
         """Take over the clients' mean [n_params], and buffers by name."""
-        self.row.copy_(mean)
+        self.flat_params.copy_(mean)
         own = tensors_of(self.module)
         for name, value in buffers.items():
             own[name].copy_(value)
@@ -118,7 +118,7 @@ class GlobalModel:
         return {**dict(self.module.named_buffers()), **{name: own[name] for name in self._changing}}
 
     def _load_parameters(self) -> None:
-        values = self.layout.views(self.row)
+        values = self.layout.views(self.flat_params)
         for name, parameter in self.module.named_parameters():
             if name in values:
                 parameter.copy_(values[name])

@@ -22,11 +22,11 @@ class Sums(Protocol):
     rows: int
     sent: torch.dtype
 
-    def add(self, params: Tensor, sums: Tensor) -> None:
+    def accumulate(self, params: Tensor, sums: Tensor) -> None:
         """Add clients, params [clients, columns], to sums [rows, columns] float64."""
 
     def rows_written(self, clients: int) -> int:
-        """Numbers per column that `add` writes on the way, for so many clients."""
+        """Numbers per column that `accumulate` writes on the way, for so many clients."""
 
     def to_wire(self, sums: Tensor, row: Tensor, added: int, wire: Tensor) -> None:
         """Write what the ranks add up into wire [rows, columns].
@@ -40,7 +40,7 @@ class Sums(Protocol):
     def from_wire(self, wire: Tensor, row: Tensor, mean: Tensor) -> None:
         """Write into mean [columns] what the ranks' sum makes; it may be row itself."""
 
-    def alone(self, sums: Tensor) -> Tensor:
+    def finalize_local(self, sums: Tensor) -> Tensor:
         """The mean [columns] of one rank's sums, which may be in their memory."""
 
 
@@ -59,7 +59,7 @@ class FloatSums:
         self._clients = clients
         self._add = kernels.get("client_mean", device=device)
 
-    def add(self, params: Tensor, sums: Tensor) -> None:
+    def accumulate(self, params: Tensor, sums: Tensor) -> None:
         self._add(params, sums[0], 1.0)
 
     def rows_written(self, clients: int) -> int:
@@ -78,7 +78,7 @@ class FloatSums:
     def from_wire(self, wire: Tensor, row: Tensor, mean: Tensor) -> None:
         torch.add(row, wire[0], alpha=1.0 / self._clients, out=mean)
 
-    def alone(self, sums: Tensor) -> Tensor:
+    def finalize_local(self, sums: Tensor) -> Tensor:
         return sums[0].mul_(1.0 / self._clients)
 
 
@@ -107,7 +107,7 @@ class FixedSums:
         self._high = 1.5 * 2.0**52 * high_grid
         self._low = 1.5 * high_grid * at_least
 
-    def add(self, params: Tensor, sums: Tensor) -> None:
+    def accumulate(self, params: Tensor, sums: Tensor) -> None:
         values = params.to(torch.float64, copy=True)
         values.masked_fill_(values.abs() > LARGEST_FIXED, torch.nan)
         high = (values + self._high).sub_(self._high)
@@ -127,7 +127,7 @@ class FixedSums:
     def from_wire(self, wire: Tensor, row: Tensor, mean: Tensor) -> None:
         torch.add(wire[0], wire[1], out=mean).div_(self._clients)
 
-    def alone(self, sums: Tensor) -> Tensor:
+    def finalize_local(self, sums: Tensor) -> Tensor:
         mean = sums[0]
         self.from_wire(sums, mean, mean)
         return mean

@@ -41,7 +41,8 @@ class SharedSaver(Saver):
     ) -> None:
         super().__init__(directory, every=every, minutes=minutes, keep=keep, sync=sync)
         self._world, self._asking, self._telling = world, world.channel(), world.channel()
-        self._number = self._asked = world.exchange(world.rank == 0 and last_save(directory), "the first save")[0]
+        last = world.rank == 0 and last_save(directory)
+        self._number = self._asked = world.all_gather_object(last, "the first save")[0]
         self._looked = 0.0
         self._given_up = False
 
@@ -60,11 +61,11 @@ class SharedSaver(Saver):
             key = f"save {self._number + 1}/asked"
             if self._world.rank == 0:
                 if self._by_clock() and not self._writing():
-                    self._asking.post(key, "")
+                    self._asking.set(key, "")
                     self._asked += 1
             elif time.monotonic() - self._looked >= LOOK_S:
                 self._looked = time.monotonic()
-                self._asked += self._asking.read(key) is not None
+                self._asked += self._asking.get(key) is not None
         return self._asked
 
     def catch_up(self, number: int, snapshot: Callable[[], State]) -> None:
@@ -83,7 +84,7 @@ class SharedSaver(Saver):
                 self.wait()
             except KeyboardInterrupt:
                 interrupted = True
-            told = self._world.exchange(interrupted or self._given_up, "the end of the last save")
+            told = self._world.all_gather_object(interrupted or self._given_up, "the end of the last save")
             if any(told):
                 raise KeyboardInterrupt
 
@@ -105,7 +106,7 @@ class SharedSaver(Saver):
         except BaseException as error:
             told = self._told(error)
         try:
-            self._telling.post(f"save {number} part/{self._world.rank}", json.dumps(told))
+            self._telling.set(f"save {number} part/{self._world.rank}", json.dumps(told))
             outcome = self._conclude(number, shared) if self._world.rank == 0 else self._outcome(number)
             self._given_up = "given up" in outcome
             if "error" in outcome and self._error is None:
@@ -125,25 +126,25 @@ class SharedSaver(Saver):
     def _conclude(self, number: int, shared: State) -> dict[str, Any]:
         """Name all parts in resume.pt, or say what went wrong."""
         keys = [f"save {number} part/{rank}" for rank in range(self._world.size)]
-        told = [json.loads(text) for text in self._telling.collect(keys, "a save")]
+        told = [json.loads(text) for text in self._telling.wait(keys, "a save")]
         outcome = next((one for kind in ("error", "given up") for one in told if kind in one), None)
         if outcome is None:
-            named = State(shared.numbers | {"parts": [one["part"] for one in told]}, shared.tensors)
+            named = State(shared.metadata | {"parts": [one["part"] for one in told]}, shared.tensors)
             outcome = {"saved": True}
             try:
                 assert len({one["part"]["trained"] for one in told}) == 1, "ranks save in different rounds"
                 self._write_newest(named)
             except BaseException as error:
                 outcome = self._told(error)
-        self._telling.post(f"save {number} outcome/0", json.dumps(outcome))
+        self._telling.set(f"save {number} outcome/0", json.dumps(outcome))
         before = number - 1  # whose end every rank has seen that began this one
         kinds = [f"part/{rank}" for rank in range(self._world.size)]
-        self._telling.forget([f"save {before} outcome/0", *(f"save {before} {kind}" for kind in kinds)])
-        self._telling.forget([f"save {number}/asked"])
+        self._telling.delete([f"save {before} outcome/0", *(f"save {before} {kind}" for kind in kinds)])
+        self._telling.delete([f"save {number}/asked"])
         return outcome
 
     def _outcome(self, number: int) -> dict[str, Any]:
-        outcome: dict[str, Any] = json.loads(self._telling.collect([f"save {number} outcome/0"], "a save")[0])
+        outcome: dict[str, Any] = json.loads(self._telling.wait([f"save {number} outcome/0"], "a save")[0])
         return outcome
 
 

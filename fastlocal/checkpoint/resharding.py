@@ -31,9 +31,9 @@ def split(state: State) -> tuple[State, State]:
     """What all ranks hold alike, and what this one alone holds."""
     alone = {name: value for name, value in state.tensors.items() if _is_own(name)}
     alike = {name: value for name, value in state.tensors.items() if name not in alone}
-    position = dict(state.numbers["position"])
-    own = {"clients": state.numbers["clients"], "trained": position["trained"], "so_far": position.pop("so_far")}
-    shared = {name: value for name, value in state.numbers.items() if name not in ("clients", "ranks")}
+    position = dict(state.metadata["position"])
+    own = {"clients": state.metadata["clients"], "trained": position["trained"], "so_far": position.pop("so_far")}
+    shared = {name: value for name, value in state.metadata.items() if name not in ("clients", "ranks")}
     return State(shared | {"position": position}, alike), State(own, alone)
 
 
@@ -55,8 +55,8 @@ def entry(own: State, name: str, digest: str) -> dict[str, Any]:
 
     name, digest: of its file
     """
-    about = {key: own.numbers[key] for key in ("clients", "trained")}
-    return {"name": name, "digest": digest, **about, "done": own.numbers["so_far"]["done"]}
+    about = {key: own.metadata[key] for key in ("clients", "trained")}
+    return {"name": name, "digest": digest, **about, "done": own.metadata["so_far"]["done"]}
 
 
 def read_saved(path: Path, rank: int, size: int) -> State:
@@ -65,15 +65,15 @@ def read_saved(path: Path, rank: int, size: int) -> State:
     Raises DamagedState that names the file that is missing or not as it was written.
     """
     state = _read(path, None)
-    if "parts" in state.numbers:
-        entries = state.numbers["parts"]
+    if "parts" in state.metadata:
+        entries = state.metadata["parts"]
         wanted = _needed([range(*one["clients"]) for one in entries], rank, size)
         parts = {at: _read(path.parent / entries[at]["name"], entries[at]["digest"]) for at in wanted}
         return assemble(state, parts, rank, size)
     if size == 1:
         return state
     shared, own = split(state)
-    shared.numbers["parts"] = [entry(own, path.name, "")]
+    shared.metadata["parts"] = [entry(own, path.name, "")]
     return assemble(shared, {0: own}, rank, size)
 
 
@@ -108,16 +108,16 @@ def assemble(shared: State, parts: Mapping[int, State], rank: int, size: int) ->
     shared: with its "parts"        parts: those that this rank needs, by their place among them
     The numbers get "begun": whether any client, of whichever rank, has had the round at hand.
     """
-    entries = shared.numbers["parts"]
+    entries = shared.metadata["parts"]
     held = [range(*one["clients"]) for one in entries]
     mine = split_contiguous(held[-1].stop, rank, size)
-    numbers = {name: value for name, value in shared.numbers.items() if name != "parts"}
+    numbers = {name: value for name, value in shared.metadata.items() if name != "parts"}
     numbers |= {"clients": [mine.start, mine.stop], "ranks": size, "begun": any(one["done"] for one in entries)}
     if _as_before(held, size):
-        so_far, own = parts[rank].numbers["so_far"], parts[rank].tensors
+        so_far, own = parts[rank].metadata["so_far"], parts[rank].tensors
     else:
         so_far, own = _dealt_anew(parts, mine, rank)
-    position = shared.numbers["position"] | {"so_far": so_far}
+    position = shared.metadata["position"] | {"so_far": so_far}
     return State(numbers | {"position": position}, shared.tensors | own)
 
 
@@ -128,7 +128,7 @@ def _dealt_anew(parts: Mapping[int, State], mine: range, rank: int) -> tuple[dic
         tensors[name] = _rows([_of_clients(state, name, mine) for state in states])
     done: list[list[int]] = []
     for state in states:
-        for at, (start, stop) in enumerate(state.numbers["so_far"]["done"]):
+        for at, (start, stop) in enumerate(state.metadata["so_far"]["done"]):
             both = _common(range(start, stop), mine)
             if both:
                 losses = state.tensors.get(f"{LOSSES}{at}")
@@ -138,10 +138,10 @@ def _dealt_anew(parts: Mapping[int, State], mine: range, rank: int) -> tuple[dic
     stats, bad = TrainStats(), []
     if rank == 0:
         for state in states:
-            stats.add(TrainStats(**state.numbers["so_far"]["stats"]))
-            bad += state.numbers["so_far"]["bad"]
+            stats.add(TrainStats(**state.metadata["so_far"]["stats"]))
+            bad += state.metadata["so_far"]["bad"]
         tensors |= _sums(state.tensors for state in states)
-        begun = [state for state in states if state.numbers["so_far"]["done"]]
+        begun = [state for state in states if state.metadata["so_far"]["done"]]
         if begun and not done:  # the sums are kept, though they are of other ranks' clients
             done.append([mine.start, mine.start])
             tensors |= {name: losses[:, :0] for name, losses in begun[0].tensors.items() if name == f"{LOSSES}0"}
@@ -149,8 +149,8 @@ def _dealt_anew(parts: Mapping[int, State], mine: range, rank: int) -> tuple[dic
 
 
 def _of_clients(state: State, name: str, mine: range) -> Tensor:
-    """The rows of this part's clients that are `mine`: a view, so that no more of the file is read."""
-    start, stop = state.numbers["clients"]
+    """The rows of this part's clients that are `local_clients`: a view, so that no more of the file is read."""
+    start, stop = state.metadata["clients"]
     both = _common(range(start, stop), mine)
     return state.tensors[name][both.start - start : max(both.stop, both.start) - start]
 

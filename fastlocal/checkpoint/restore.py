@@ -36,9 +36,9 @@ def find_state(directory: Path, message: Callable[[str], None], world: World) ->
     """
     damaged: list[str] = []
     there = [path.name for path in saved_paths(directory)]
-    for name in world.exchange(there, "what was saved")[0]:
+    for name in world.all_gather_object(there, "what was saved")[0]:
         state, found = _read(directory / name, world)
-        problems = _problems(world.exchange(found, f"reading {name}"), directory / name)
+        problems = _problems(world.all_gather_object(found, f"reading {name}"), directory / name)
         if problems:
             damaged += problems[:1]
             continue
@@ -105,15 +105,15 @@ def check_state(state: State, config: RunConfig, progress: Progress, shapes: dic
 
     shapes: of the averaged row and of the model's buffers, by the names that they have in a state
     """
-    refuse_changes(config, state.numbers["config"])
+    refuse_changes(config, state.metadata["config"])
     for name in {name for name in state.tensors if name.startswith("buffer ")} | shapes.keys():
         saved = state.tensors[name].shape if name in state.tensors else None
         if saved != shapes.get(name):
             found = f"{name} is {tuple(saved) if saved else 'not there'}"
             raise UsageError(f"--continue: the run's model is another one: its {found}; give the model that it had")
-    position = TrainingCursor.of(state.numbers["position"], [])
+    position = TrainingCursor.from_state_dict(state.metadata["position"], [])
     fits = position.first_step <= progress.total_steps
-    if state.numbers.get("begun") or not position.between_rounds:
+    if state.metadata.get("begun") or not position.between_rounds:
         at_hand = next(progress.rounds(position.first_step, position.rounds_before), None)
         fits = at_hand is not None and (at_hand.averaged, at_hand.first_step + at_hand.local_steps) == (
             True,
@@ -122,13 +122,13 @@ def check_state(state: State, config: RunConfig, progress: Progress, shapes: dic
     if not fits:
         schedule = config.schedule
         given = f"--epochs {schedule.epochs}" if schedule.rounds is None else f"--rounds {schedule.rounds}"
-        reached = f"{position.rounds_before} rounds and {max(position.trained, position.first_step)} steps"
+        reached = f"{position.rounds_before} rounds and {max(position.steps_done, position.first_step)} steps"
         raise UsageError(f"{given}: the run is further already ({reached}); give more")
 
 
 def is_complete(state: State, progress: Progress) -> bool:
     """Whether nothing is left to do."""
-    return bool(state.numbers["ended"] == progress.total_steps)
+    return bool(state.metadata["ended"] == progress.total_steps)
 
 
 def refuse_changes(config: RunConfig, stored: dict[str, Any]) -> None:

@@ -72,7 +72,7 @@ class Saver:
         """Until nothing is being written."""
         try:
             while self._writing():
-                interrupts.poll()
+                interrupts.check_signals()
                 self._join(0.02)
         except KeyboardInterrupt:
             self._abandon.set()

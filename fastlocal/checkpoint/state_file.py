@@ -37,7 +37,7 @@ class State:
     numbers: what JSON can hold, floats to the bit        tensors: dense, on the CPU
     """
 
-    numbers: dict[str, Any]
+    metadata: dict[str, Any]
     tensors: dict[str, Tensor]
 
 
@@ -57,7 +57,7 @@ def _parts(state: State) -> Iterator[memoryview]:
     for name, tensor in state.tensors.items():
         index.append([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape), at])
         at += _padded(tensor.numel() * tensor.element_size())
-    text = json.dumps({"numbers": state.numbers, "tensors": index}).encode()
+    text = json.dumps({"numbers": state.metadata, "tensors": index}).encode()
     head = MAGIC + len(text).to_bytes(8, "little") + text
     yield memoryview(head + bytes(_padded(len(head)) - len(head)))
     for tensor in state.tensors.values():

@@ -31,7 +31,7 @@ def run(argv: Sequence[str]) -> int:
     with connected(ranks, url=machine.dist_url, timeout=machine.timeout, device=device) as world:
         prepared = run_from_config(flags.run, lambda text: print(text, file=sys.stderr), dry_run=True, world=world)
         with closing(prepared):
-            if world.is_first:
+            if world.is_rank0:
                 _print(prepared)
     return 0
 

@@ -77,7 +77,7 @@ def run(argv: Sequence[str]) -> int:
         from ..data import datasets
         from ..data.labels import refuse_empty_classes
         from ..data.preparing.beton import BetonSettings
-        from ..data.preparing.run import Preparing, prepare
+        from ..data.preparing.run import Preparing, convert_dataset
         from ..kernels.cores import machine_cores
 
     start = time.perf_counter()
@@ -91,7 +91,7 @@ def run(argv: Sequence[str]) -> int:
             workers=workers,
             image_size=flags.image_size,
             message=_say,
-            stored=True,
+            lazy=True,
         )
         data = _read(request)
         refuse_empty_classes(data, data_pth=flags.data_pth, train_pth=flags.train_pth)
@@ -109,7 +109,7 @@ def run(argv: Sequence[str]) -> int:
             | {name: os.path.abspath(os.path.expanduser(path)) for name, path in paths.items() if path is not None},
             message=_say,
         )
-        files = prepare(data, how)
+        files = convert_dataset(data, how)
     except PermissionError as error:
         raise UsageError(f"--out {flags.out}: cannot be written or read ({error})") from None
     print(f"{len(data.train)} training and {len(data.test)} test images in {time.perf_counter() - start:.1f} s")

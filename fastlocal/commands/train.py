@@ -79,11 +79,11 @@ def _start(
     again = flags.continue_
     if config.log.log_pth is not None and not flags.dry_run:
         given = Path(config.log.log_pth).expanduser().absolute()
-        if world.is_first:
+        if world.is_rank0:
             # what a launcher starts again goes on, whatever it was told to begin with, but with no other run
             again = again or (world.restarted and is_begun_by(world.launches, given))
             check_directory(given, flags.overwrite or again)
-        again = world.exchange(again, "the run directory")[0]
+        again = world.all_gather_object(again, "the run directory")[0]
         if again:
             config = with_stored_settings(config, given, fill_in=flags.config is None)
     prepared = run_from_config(config, lambda text: print(text, file=sys.stderr), dry_run=flags.dry_run, world=world)
@@ -91,7 +91,7 @@ def _start(
     if flags.dry_run:
         from .plan_text import plan_text
 
-        if world.is_first:
+        if world.is_rank0:
             print(plan_text(prepared))
         return 0
     config = prepared.config
@@ -113,16 +113,16 @@ def _start(
         print(f"fastlocal: stopped: {said}", file=sys.stderr)
         return NO_MEMORY
     except NonFiniteLoss as error:
-        if world.is_first:
+        if world.is_rank0:
             print(f"fastlocal: stopped: {error}; {_reached(directory)}", file=sys.stderr)
         return NOT_FINITE
     except KeyboardInterrupt:
         world.ask_to_stop()  # one that came as the rounds were over is this rank's alone
-        if world.is_first:
+        if world.is_rank0:
             print(f"fastlocal: stopped by a signal; {_reached(directory)}", file=sys.stderr)
         return STOPPED
-    world.exchange(None, "the end")  # the files of all ranks are there
-    if world.is_first:
+    world.all_gather_object(None, "the end")  # the files of all ranks are there
+    if world.is_rank0:
         finish(prepared, loop)
     return 0
 

@@ -60,12 +60,12 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
-def recall(path: Path, key: str) -> Any:
+def get(path: Path, key: str) -> Any:
     """What was kept under `key`, or None; a file that cannot be read holds nothing."""
     return _entries(path).get(key)
 
 
-def keep(path: Path, key: str, value: Any) -> bool:
+def put(path: Path, key: str, value: Any) -> bool:
     """Keep a value that JSON can hold.
 
     The file is replaced as a whole, so that who reads it meanwhile never finds half of one; who writes it meanwhile

@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM: both raise KeyboardInterrupt, and where that would do harm, at `poll` alone.
+"""Ctrl-C and SIGTERM: both raise KeyboardInterrupt, and where that would do harm, at `check_signals` alone.
 
-What is worth finishing first, such as a chunk's round, is `grace_period`: there `poll` waits a while with it.
+What is worth finishing first, such as a chunk's round, is `grace_period`: there `check_signals` waits a while with it.
 
 A KeyboardInterrupt can come up between any two instructions. Within torch.save it turns into a RuntimeError, within a
 callback of the interpreter it is printed and lost, and while torch is imported it ends the process in C++.
@@ -49,7 +49,7 @@ def interruptible(*, to_the_end: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[None]:
-    """While it lasts, Ctrl-C and SIGTERM wait for `poll`, or for its end."""
+    """While it lasts, Ctrl-C and SIGTERM wait for `check_signals`, or for its end."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     numbers = [number for number, handler in handlers.items() if callable(handler) and handler is not _wait]
     try:
@@ -60,13 +60,13 @@ def defer_signals() -> Iterator[None]:
             _forget_requests()
         raise
     if numbers:
-        poll()
+        check_signals()
         _forget_requests()
 
 
 @contextlib.contextmanager
 def grace_period(seconds: float, *, begun: bool = False) -> Iterator[None]:
-    """While it lasts, `poll` lets what is at hand go on for so long after the first signal, unless a second comes.
+    """Let `check_signals` wait for so many seconds after the first signal, unless a second one comes.
 
     begun: the time counts from now on where no signal came, as after an interrupt that a logger raises
     """
@@ -107,7 +107,7 @@ def deadline(seconds: float, too_late: Callable[[], object]) -> Iterator[None]:
         over.set()
 
 
-def poll() -> None:
+def check_signals() -> None:
     """Raise KeyboardInterrupt if a signal came meanwhile; costs nothing otherwise."""
     if _patience is None:
         if not _waiting:

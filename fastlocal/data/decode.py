@@ -31,7 +31,7 @@ def read_tensor(split: StoredSplit, index: int) -> Tensor:
 
 def decode_all(split: StoredSplit) -> Split:
     """All images of a split decoded into one array. Raises UsageError where they are not of one size."""
-    if split.side is not None:
+    if split.crop_size is not None:
         raise UsageError("--source resident: random-resized crops are cut from the stored images; use --source auto")
     inputs = torch.empty(len(split), *split.sample_shape, dtype=torch.uint8)
     for index in range(len(split)):

@@ -35,11 +35,11 @@ class Augmentation:
     crop: a random crop of the image's own size after black padding by 4 pixels, mirrored at random
     resized_crop: torchvision's RandomResizedCrop(scale 0.08 to 1, ratio 3/4 to 4/3), mirrored at random
     centre_crop: the centre square of 224 / 256 of the shorter side
-    side: height and width in pixels that the last two are resized to
+    crop_size: height and width in pixels that the last two are resized to
     """
 
     kind: Literal["none", "crop", "resized_crop", "centre_crop"]
-    side: int | None = None
+    crop_size: int | None = None
 
     @property
     def random(self) -> bool:
@@ -48,7 +48,7 @@ class Augmentation:
 
     def output(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of what is cut from an image of this size."""
-        return (height, width) if self.side is None else (self.side, self.side)
+        return (height, width) if self.crop_size is None else (self.crop_size, self.crop_size)
 
 
 @dataclass(frozen=True)

@@ -91,13 +91,13 @@ class StoredSplit:
     """One half of a data set that is not resident: a source reads and decodes its images as they are asked for.
 
     targets: int64 labels [n]
-    side: height and width in pixels that crops of the images are brought to (random-resized crops in training, centre
-        crops in tests); None: all images have the size of the first and reach the model whole, as resident ones do
+    crop_size: height and width in pixels of the crops (random-resized in training, of the centre in tests); None: all
+        images have the size of the first and reach the model whole, as resident ones do
     """
 
     images: StoredImages
     targets: Tensor
-    side: int | None
+    crop_size: int | None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -105,7 +105,7 @@ class StoredSplit:
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """(channels, height, width) of one image as the model sees it."""
-        height, width = self.images.size(0) if self.side is None else (self.side, self.side)
+        height, width = self.images.size(0) if self.crop_size is None else (self.crop_size, self.crop_size)
         return self.images.channels, height, width
 
     @property

@@ -37,7 +37,7 @@ class LaunchInfo:
     launch: str = ""
 
     @property
-    def speaks(self) -> bool:
+    def is_local_rank0(self) -> bool:
         """Whether what every rank finds wrong by itself is said here: once a node."""
         return self.local_rank == 0
 

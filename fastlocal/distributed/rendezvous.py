@@ -102,7 +102,7 @@ def _membership(
     token, cards, found = "", list[RankInfo](), dict[int, RankInfo]()
     while time.monotonic() < until:
         found = _cards(store, ranks.size)
-        interrupts.poll()
+        interrupts.check_signals()
         if _left(found) - before:
             raise KeyboardInterrupt
         if ranks.rank == 0 and len(found) == ranks.size:

@@ -51,26 +51,26 @@ class Peer:
 class Channel:
     """One connection to a run's store, for one thread at a time.
 
-    store: whose keys are this run's alone        timeout: seconds that `collect` waits
+    store: whose keys are this run's alone        timeout: seconds that `wait` waits
     missing: who of a set of keys has not come, for a person, or None while nobody is known to be gone
     """
 
     def __init__(self, store: Store, timeout: float, missing: Callable[[Sequence[str], bool], str | None]) -> None:
         self._store, self._timeout, self._missing = store, timeout, missing
 
-    def post(self, key: str, value: str) -> None:
+    def set(self, key: str, value: str) -> None:
         """Let every rank read `value`."""
         self._guarded(lambda: self._store.set(key, value))
 
-    def read(self, key: str) -> str | None:
+    def get(self, key: str) -> str | None:
         """What was posted, None where nothing was yet."""
         return self._guarded(lambda: self._store.get(key).decode() if self._store.check([key]) else None)
 
-    def forget(self, keys: Sequence[str]) -> None:
+    def delete(self, keys: Sequence[str]) -> None:
         """Remove what nobody is going to read any more."""
         self._guarded(lambda: [self._store.delete_key(key) for key in keys])
 
-    def collect(self, keys: Sequence[str], what: str) -> list[str]:
+    def wait(self, keys: Sequence[str], what: str) -> list[str]:
         """What was posted under each of `keys`, when all are there.
 
         what: for a person, what is waited for

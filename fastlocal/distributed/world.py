@@ -76,11 +76,11 @@ class World:
         return cls(ranks, None, [], [0], [ranks.launch], ranks.restart > 0)
 
     @property
-    def is_first(self) -> bool:
+    def is_rank0(self) -> bool:
         """Whether this rank writes what there is one of."""
         return self.rank == 0
 
-    def mine(self, clients: int) -> range:
+    def local_clients(self, clients: int) -> range:
         """This rank's part of so many clients."""
         return split_contiguous(clients, self.rank, self.size)
 
@@ -89,25 +89,25 @@ class World:
         assert self._store is not None, "nobody to talk to"
         return Channel(PrefixStore("other", self._store.clone()), self.timeout, self._missing)
 
-    def poll(self) -> None:
+    def check_stop(self) -> None:
         """Raise KeyboardInterrupt where another rank waits for this one to stop; looks every now and then."""
         if self.size > 1 and time.monotonic() > self._look_again:
             self._look_again = time.monotonic() + LOOK_S
-            if self._channel(0.0).read("stop") is not None:
+            if self._channel(0.0).get("stop") is not None:
                 raise KeyboardInterrupt
 
     def ask_to_stop(self) -> None:
         """Wait until every rank stops; returns where the ranks meet, none of them having gone on from there."""
         if self.size > 1 and not self.stopped:
-            self._channel(0.0).post("stop", "")
+            self._channel(0.0).set("stop", "")
             with contextlib.suppress(KeyboardInterrupt):
-                self.exchange(None, "the end that a signal asks for", stop=True)
+                self.all_gather_object(None, "the end that a signal asks for", stop=True)
 
     def _channel(self, timeout: float) -> Channel:
         assert self._store is not None, "nobody to talk to"
         return Channel(self._store, timeout, self._missing)
 
-    def exchange(self, value: Any, what: str, *, stop: bool = False, error: str | None = None) -> list[Any]:
+    def all_gather_object(self, value: Any, what: str, *, stop: bool = False, error: str | None = None) -> list[Any]:
         """One value of each rank, which JSON can hold, in rank order, on every rank.
 
         what: for a person, where the ranks meet
@@ -129,7 +129,7 @@ class World:
         return [value for _, _, value in told]
 
     @contextlib.contextmanager
-    def agreed(self) -> Iterator[None]:
+    def propagate_errors(self) -> Iterator[None]:
         """While it lasts, a UsageError of one rank, or a signal to it, ends them all, where they meet next."""
         try:
             yield
@@ -139,7 +139,7 @@ class World:
             self.ask_to_stop()
             raise
         except UsageError as mistake:
-            self.exchange(None, "the error of another rank", error=str(mistake))
+            self.all_gather_object(None, "the error of another rank", error=str(mistake))
             raise
 
     @contextlib.contextmanager
@@ -184,28 +184,28 @@ class World:
 
     def _gathered(self, text: str, what: str) -> list[Any]:
         # the first rank says who is missing, and the others wait for that
-        channel = self._channel(self.timeout + (0 if self.is_first else SAYING_S))
+        channel = self._channel(self.timeout + (0 if self.is_rank0 else SAYING_S))
         self._count += 1
         name = f"meeting {self._count}"
         keys = [f"{name}/{rank}" for rank in range(self.size)]
-        if self.is_first:
+        if self.is_rank0:
             try:
-                told = [text, *channel.collect(keys[1:], what)]
+                told = [text, *channel.wait(keys[1:], what)]
             except RankMissing as error:
-                channel.post(f"{name}/all", json.dumps(str(error)))
+                channel.set(f"{name}/all", json.dumps(str(error)))
                 raise
-            channel.post(f"{name}/all", json.dumps(told))
-            channel.forget([f"meeting {self._count - 1}/all", *keys[1:]])
+            channel.set(f"{name}/all", json.dumps(told))
+            channel.delete([f"meeting {self._count - 1}/all", *keys[1:]])
         else:
-            channel.post(keys[self.rank], text)
-            told = json.loads(channel.collect([f"{name}/all"], what)[0])
+            channel.set(keys[self.rank], text)
+            told = json.loads(channel.wait([f"{name}/all"], what)[0])
             if isinstance(told, str):
                 raise RankMissing(told)
         return [json.loads(one) for one in told]
 
     def _missing(self, keys: Sequence[str], late: bool) -> str | None:
         ranks = {int(end) if (end := key.rpartition("/")[2]).isdigit() else 0 for key in keys}
-        if gone := self._gone(rank for rank in range(self.size) if rank in ranks or not self.is_first):
+        if gone := self._gone(rank for rank in range(self.size) if rank in ranks or not self.is_rank0):
             return gone
         if late:
             return f"{self._named(sorted(ranks))} did not come within {self.timeout:g} s"
@@ -225,8 +225,8 @@ class World:
         why = str(error).splitlines()[0][:160]
         channel = self._channel(FAREWELL_S)
         try:
-            channel.post(f"failed {self._count}/{self.rank}", "")
-            channel.collect([f"failed {self._count}/{rank}" for rank in range(self.size)], what)
+            channel.set(f"failed {self._count}/{self.rank}", "")
+            channel.wait([f"failed {self._count}/{rank}" for rank in range(self.size)], what)
         except RankMissing as missing:
             return str(missing)
         return f"{what} failed on every rank: {why}"
@@ -259,13 +259,13 @@ class World:
             self._until = None
             over.set()
 
-    def _farewell(self) -> None:
+    def _shutdown_barrier(self) -> None:
         """The first rank may keep the store, and goes last."""
         with contextlib.suppress(RankMissing):
             channel = self._channel(FAREWELL_S)
-            channel.post(f"farewell/{self.rank}", "")
-            if self.is_first:
-                channel.collect([f"farewell/{rank}" for rank in range(self.size)], "the end")
+            channel.set(f"farewell/{self.rank}", "")
+            if self.is_rank0:
+                channel.wait([f"farewell/{rank}" for rank in range(self.size)], "the end")
 
 
 @contextlib.contextmanager
@@ -297,9 +297,9 @@ def connected(ranks: LaunchInfo, *, url: str, timeout: float, device: torch.devi
             group = PrefixStore(f"{token} group", store)
             dist.init_process_group(backend, store=group, rank=ranks.rank, world_size=ranks.size, timeout=limit)
         try:
-            with world.agreed():
+            with world.propagate_errors():
                 yield world
-            world._farewell()
+            world._shutdown_barrier()
         finally:
             # where a rank is missing, waiting for its process group would take as long again
             if sys.exc_info()[0] is None:

@@ -86,7 +86,7 @@ class LocalProblem:
 
     def batch(self, plan: RoundPlan, step: int, clients: slice) -> tuple[Batch, Tensor]:
         """Local step `step` of these clients of the plan: the batch, and the targets that the loss sees."""
-        interrupts.poll()
+        interrupts.check_signals()
         if self._ahead is not None:
             with span("data"):
                 batch = self._ahead.batch(plan, step, clients)
@@ -108,7 +108,7 @@ class LocalProblem:
         if self._ahead is not None:
             with closing(self._ahead.batches_of(plan, client)) as batches:
                 for step in range(plan.local_steps):
-                    interrupts.poll()
+                    interrupts.check_signals()
                     with span("data"):
                         batch = next(batches)
                         targets = self._seen_targets(batch, plan.client_ids[client], plan.first_step + step)
@@ -116,7 +116,7 @@ class LocalProblem:
             return
         for batch, targets in self.blocks_of(plan, client):
             for step in range(len(targets)):
-                interrupts.poll()
+                interrupts.check_signals()
                 yield Batch(batch.inputs[step], batch.targets[step]), targets[step]
 
     def blocks_of(self, plan: RoundPlan, client: int) -> Iterator[tuple[Batch, Tensor]]:
@@ -127,7 +127,7 @@ class LocalProblem:
             return
         block = max(1, BLOCK_BYTES // self.source.batch_bytes(plan.sample_ids.shape[-1]))
         for begin in range(0, plan.local_steps, block):
-            interrupts.poll()
+            interrupts.check_signals()
             steps, sample_ids = plan.steps[begin : begin + block], plan.sample_ids[begin : begin + block, client]
             yield self._batch(sample_ids, plan.client_ids[client].expand_as(steps), steps)
 

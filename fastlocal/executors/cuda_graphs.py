@@ -102,7 +102,7 @@ class GraphedExecutor:
         program, take_step = self._programs[clients]
         program.load(plan)
         for _ in range(plan.local_steps):
-            interrupts.poll()
+            interrupts.check_signals()
             take_step()
         return program.result(plan.local_steps)
 

@@ -74,7 +74,7 @@ class Forward:
 
     def _loss(self, values: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         outputs = self._outputs(values, inputs)
-        return self._problem.loss(self._problem.numerics.full(outputs), targets), outputs
+        return self._problem.loss(self._problem.numerics.to_param_dtype(outputs), targets), outputs
 
     def _outputs(self, values: dict[str, Tensor], inputs: Tensor) -> Tensor:
         with self._problem.numerics.autocast():

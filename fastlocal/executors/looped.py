@@ -140,7 +140,7 @@ class LoopedExecutor:
                 modes.enter_context(OwnTensors(problem.held, tensors_of(self._module)))
             with problem.numerics.autocast():
                 outputs = self._module(inputs)
-            loss = problem.loss(problem.numerics.full(outputs), targets)
+            loss = problem.loss(problem.numerics.to_param_dtype(outputs), targets)
         with span("backward"):
             for parameter, *_ in self._trained:
                 parameter.grad = None

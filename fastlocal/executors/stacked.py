@@ -178,7 +178,7 @@ class StackedExecutor:
             if topk == (1,) and targets is clean:
                 return losses, hits.sum().to(torch.float64).unsqueeze(0), state
         elif self._loss is not None:
-            losses = vmap(self.problem.loss)(self.problem.numerics.full(outputs), targets)
+            losses = vmap(self.problem.loss)(self.problem.numerics.to_param_dtype(outputs), targets)
         return losses, count_correct(outputs, clean, topk, self.problem.ignored) if topk else None, state
 
     def _forward_one(

@@ -17,7 +17,7 @@ from .base import LocalProblem
 from .looped import LoopedExecutor
 from .round_plan import RoundPlan, RoundResult
 from .scripted.trace import ScriptedSteps, script
-from .scripted.trace_checks import moved
+from .scripted.trace_checks import perturbed
 
 Steps = LoopedExecutor | ScriptedSteps
 
@@ -85,7 +85,7 @@ class ThreadedExecutor:
 
     def _scripted(self, batch_size: int) -> ScriptedSteps | None:
         """The traced step, if there is one and it does what the plain module does."""
-        rows = self.problem.source.rows(0, batch_size)
+        rows = self.problem.source.read_range(0, batch_size)
         some = torch.arange(batch_size) % len(rows.inputs)
         inputs, targets = rows.inputs[some], rows.targets[some]
         try:
@@ -102,8 +102,9 @@ class ThreadedExecutor:
         """What a step from the start weights, or from others, has otherwise than the plain module's, or None."""
         problem = self.problem
         start = problem.layout.flatten(dict(problem.module.named_parameters()))
-        other = moved(start)  # what is zero at the start hides no difference there
-        tolerance = 1e-6 if problem.numerics.dtype == torch.float64 else 1e-2 if problem.numerics.low is None else 1e-1
+        other = perturbed(start)  # what is zero at the start hides no difference there
+        numerics = problem.numerics
+        tolerance = 1e-6 if numerics.dtype == torch.float64 else 1e-2 if numerics.autocast_dtype is None else 1e-1
         plain = LoopedExecutor(problem)
         for row, moving in ((start, torch.zeros_like(start)), (other, other - start)):
             for place in plain.without_gradient:  # whose momentum stays zero

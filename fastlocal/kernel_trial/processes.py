@@ -114,7 +114,7 @@ class Processes:
         assert self._server.stdout is not None
         deadline = time.monotonic() + seconds
         while b"\n" not in self._rest:
-            interrupts.poll()
+            interrupts.check_signals()
             if time.monotonic() > deadline:
                 raise RuntimeError("the process that checks kernels does not answer")
             if select.select([self._server.stdout], [], [], POLL_SECONDS)[0]:

@@ -16,7 +16,8 @@ import torch
 from fastlocal import kernels
 from fastlocal.kernels import native
 
-from ..common.disk_cache import cache_file, keep, key_of, machine_name, recall
+from ..common import disk_cache
+from ..common.disk_cache import cache_file, key_of, machine_name
 
 Verdicts = Mapping[str, str | None]
 """By op: what is wrong, in one line, or None."""
@@ -44,7 +45,7 @@ def key(device: torch.device, backend: str) -> str:
 
 def known(device: torch.device, backend: str) -> dict[str, str | None]:
     """The verdicts that are kept."""
-    found = recall(verdict_file(), key(device, backend))
+    found = disk_cache.get(verdict_file(), key(device, backend))
     if not isinstance(found, dict):
         return {}
     return {op: fault for op, fault in found.items() if fault is None or isinstance(fault, str)}
@@ -61,7 +62,7 @@ def any_fault() -> bool:
 
 def remember(device: torch.device, backend: str, verdicts: Verdicts) -> None:
     """Keep verdicts beside, or in place of, those that are kept."""
-    keep(verdict_file(), key(device, backend), {**known(device, backend), **verdicts})
+    disk_cache.put(verdict_file(), key(device, backend), {**known(device, backend), **verdicts})
 
 
 def take(backend: str, verdicts: Verdicts) -> None:

@@ -52,5 +52,5 @@ def _rows(source: Source, places: list[int]) -> tuple[Tensor, Tensor]:
             runs[-1][1] += 1
         else:
             runs.append([place, place + 1])
-    parts = [source.rows(begin, end) for begin, end in runs]
+    parts = [source.read_range(begin, end) for begin, end in runs]
     return torch.cat([part.inputs for part in parts]), torch.cat([part.targets for part in parts])

@@ -34,13 +34,13 @@ norm (ResNet-56, ResNet-110; 0.18 for three layers with GroupNorm), so that vmap
 module's own error. A rule that is wrong for bf16 alone is off by 1."""
 
 
-def compare(plain: PlainModule, problem: LocalProblem, batches: Batches, seen: Probe) -> Probe:
-    """`seen` with what keeps vmap from taking the module.
+def compare(plain: PlainModule, problem: LocalProblem, batches: Batches, probe: Probe) -> Probe:
+    """`probe` with what keeps vmap from taking the module.
 
     Args:
         plain: The module.
         problem: Of the run; its source and its optimizer are not used.
-        batches: Those that `seen` was found with.
+        batches: Those that `probe` was found with.
         seen: What plain torch did with them.
 
     Raises:
@@ -48,48 +48,50 @@ def compare(plain: PlainModule, problem: LocalProblem, batches: Batches, seen: P
     """
     problem = dataclasses.replace(problem, momentum=0.0, weight_decay=0.0, clip_norm=None, noise=None, topk=())
     with kept(problem.loss), random_kept(), without_tf32():
-        no_vmap, reached = _fault_of_vmap(plain, problem, batches, seen)
-    seen = dataclasses.replace(seen, reached=seen.reached or reached)
-    leaks = seen.attributes or seen.reached or bool(seen.state)
-    if no_vmap is not None or leaks or seen.random or seen.remembers:  # of the last two, vmap's steps tell nothing
+        no_vmap, reached = _fault_of_vmap(plain, problem, batches, probe)
+    probe = dataclasses.replace(probe, reached=probe.reached or reached)
+    leaks = probe.attributes or probe.reached or bool(probe.state)
+    if no_vmap is not None or leaks or probe.uses_rng or probe.remembers:  # of the last two, vmap's steps tell nothing
         with kept(problem.loss), random_kept(), without_tf32():
-            _check_looped(problem, batches, seen, plain.flag)
-    return dataclasses.replace(seen, no_vmap=no_vmap)
+            _check_looped(problem, batches, probe, plain.flag)
+    return dataclasses.replace(probe, no_vmap=no_vmap)
 
 
 def _fault_of_vmap(
-    plain: PlainModule, problem: LocalProblem, batches: Batches, seen: Probe
+    plain: PlainModule, problem: LocalProblem, batches: Batches, probe: Probe
 ) -> tuple[str | None, bool]:
     """Why vmap cannot take the module, or None, and whether tensors are reached past their names."""
-    if seen.hooked:
+    if probe.hooked:
         return "it does not call the hooks on gradients", False
-    full = dataclasses.replace(problem.numerics, low=None)
+    full = dataclasses.replace(problem.numerics, autocast_dtype=None)
     try:
-        traces, reached = _stacked(problem, full, batches, seen, len(seen.traces[0].losses))
-        low = None if problem.numerics.low is None else _stacked(problem, problem.numerics, batches, seen, 1)[0]
+        traces, reached = _stacked(problem, full, batches, probe, len(probe.traces[0].losses))
+        low = None
+        if problem.numerics.autocast_dtype is not None:
+            low, _ = _stacked(problem, problem.numerics, batches, probe, 1)
     except FAILURES as error:
         return one_line(error), False
-    if seen.random or seen.remembers:
+    if probe.uses_rng or probe.remembers:
         return None, reached
-    off = _distance(traces, seen.traces, _start(problem))
+    off = _distance(traces, probe.traces, _start(problem))
     agree = off <= TOLERANCES[problem.numerics.dtype]
     if not agree and full.dtype == torch.float32 and not reached:
-        agree = _only_rounded(plain, problem, batches, seen, off)
+        agree = _only_rounded(plain, problem, batches, probe, off)
     if low is not None:
-        apart, _ = _stacked(problem, problem.numerics, batches, seen, 1, apart=True)
-        own = _distance(apart, seen.traces, _start(problem))
-        agree = agree and _distance(low, seen.traces, _start(problem)) <= max(LOW, 3 * own)
+        apart, _ = _stacked(problem, problem.numerics, batches, probe, 1, apart=True)
+        own = _distance(apart, probe.traces, _start(problem))
+        agree = agree and _distance(low, probe.traces, _start(problem)) <= max(LOW, 3 * own)
     return None if agree else "its first steps under vmap are not those of the plain module", reached
 
 
-def _only_rounded(plain: PlainModule, problem: LocalProblem, batches: Batches, seen: Probe, off: float) -> bool:
+def _only_rounded(plain: PlainModule, problem: LocalProblem, batches: Batches, probe: Probe, off: float) -> bool:
     """Return whether rounding alone sets vmap's steps in float32 apart from the plain module's.
 
     The steps of both are taken again in float64, where they must agree; and vmap may be off by three times what the
     plain module's own steps in float32 are off from those in float64. Example: the last norms of a ResNet-50 see eight
     values each in a batch of eight 32 x 32 images, and rounding sets its first steps apart by 0.7 of their size.
     """
-    device, wide, steps = plain.numerics.device, torch.float64, len(seen.traces[0].losses)
+    device, wide, steps = plain.numerics.device, torch.float64, len(probe.traces[0].losses)
     try:
         numerics = dataclasses.replace(plain.numerics, dtype=wide)
         loss, module = placed(plain.loss, device, wide), cast(copy.deepcopy(plain.module), device, wide)
@@ -102,27 +104,27 @@ def _only_rounded(plain: PlainModule, problem: LocalProblem, batches: Batches, s
         wanted = []
         for number in range(CLIENTS):
             client, trace = plain.client(number), Trace()
-            client.take(batches[number], range(steps), seen.rate, problem.layout.names, trace)
+            client.take(batches[number], range(steps), probe.rate, problem.layout.names, trace)
             trace.state = {name: value for name, value in client.module.state_dict().items() if name in state}
             wanted.append(trace)
-        traces, _ = _stacked(problem, numerics, batches, seen, steps)
+        traces, _ = _stacked(problem, numerics, batches, probe, steps)
     except FAILURES:
         return False
     if not _distance(traces, wanted, _start(problem)) <= TOLERANCES[wide]:
         return False
-    return off <= 3 * _distance(seen.traces, wanted, _start(problem))
+    return off <= 3 * _distance(probe.traces, wanted, _start(problem))
 
 
 def _widened(value: Tensor) -> Tensor:
     return value.double() if value.is_floating_point() else value
 
 
-def _check_looped(problem: LocalProblem, batches: Batches, seen: Probe, flag: str) -> None:
-    full = dataclasses.replace(problem, numerics=dataclasses.replace(problem.numerics, low=None))
-    steps = len(seen.traces[0].losses)
-    if steps < STEPS and (seen.random or seen.remembers):
+def _check_looped(problem: LocalProblem, batches: Batches, probe: Probe, flag: str) -> None:
+    full = dataclasses.replace(problem, numerics=dataclasses.replace(problem.numerics, autocast_dtype=None))
+    steps = len(probe.traces[0].losses)
+    if steps < STEPS and (probe.uses_rng or probe.remembers):
         return  # the first client took more, so that what is drawn or remembered afterwards is something else
-    distance = _distance(_looped(full, batches, seen, steps), seen.traces, _start(problem))
+    distance = _distance(_looped(full, batches, probe, steps), probe.traces, _start(problem))
     if not distance <= TOLERANCES[problem.numerics.dtype]:
         raise UsageError(
             f"{flag}: one module for all clients does not take the steps that each client's own would (they differ by "
@@ -136,7 +138,7 @@ def _start(problem: LocalProblem) -> Tensor:
 
 
 def _stacked(
-    problem: LocalProblem, numerics: Numerics, batches: Batches, seen: Probe, steps: int, *, apart: bool = False
+    problem: LocalProblem, numerics: Numerics, batches: Batches, probe: Probe, steps: int, *, apart: bool = False
 ) -> tuple[list[Trace], bool]:
     """All clients' steps under vmap, or a first one each by itself; whether tensors are reached past their names."""
     problem = dataclasses.replace(problem, numerics=numerics)
@@ -164,7 +166,7 @@ def _stacked(
             with functional.StackedOps("auto" if device.type == "cpu" else "grouped"):
                 losses, state = stacked(leaf, state, inputs, targets, clients, number)
         (grads,) = torch.autograd.grad(losses.sum(), leaf, materialize_grads=True)
-        rows = rows - seen.rate * grads
+        rows = rows - probe.rate * grads
         state = {name: value.detach() for name, value in state.items()}
         for client, trace in enumerate(traces):
             trace.losses.append(losses[client].detach())
@@ -174,11 +176,11 @@ def _stacked(
     return traces, bool(one.reached)
 
 
-def _looped(problem: LocalProblem, batches: Batches, seen: Probe, steps: int) -> list[Trace]:
+def _looped(problem: LocalProblem, batches: Batches, probe: Probe, steps: int) -> list[Trace]:
     """One client after the other through one module."""
     executor, device = LoopedExecutor(problem), problem.numerics.device
     stack = problem.stack(CLIENTS)
-    rate = torch.full((1,), seen.rate, dtype=stack.params.dtype, device=device)
+    rate = torch.full((1,), probe.rate, dtype=stack.params.dtype, device=device)
     traces = []
     for client in range(CLIENTS):
         trace = Trace()

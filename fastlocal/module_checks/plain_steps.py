@@ -103,7 +103,7 @@ class PlainClient:
                 kind = type(outputs).__name__
                 raise UsageError(f"{flag}: returns {kind}, not one tensor; wrap it in a module that returns one")
             self._check_labels(outputs, targets)
-            full = numerics.full(outputs)
+            full = numerics.to_param_dtype(outputs)
             try:
                 value = self._plain.loss(full, targets)
             except FAILURES as error:

@@ -50,7 +50,7 @@ class Probe:
     """
 
     classes: int | None
-    random: bool
+    uses_rng: bool
     draws: bool
     unused: tuple[str, ...]
     state: Mapping[str, Tensor]
@@ -63,7 +63,7 @@ class Probe:
     no_vmap: str | None = None
 
 
-def probe(plain: PlainModule, batches: Batches, names: Sequence[str]) -> Probe:
+def probe_module(plain: PlainModule, batches: Batches, names: Sequence[str]) -> Probe:
     """Take a few steps of the plain module; random states are left as they were, what the loss remembers is not.
 
     Args:
@@ -114,7 +114,7 @@ def _probe(plain: PlainModule, batches: Batches, names: Sequence[str], memory: P
         del trace.losses[steps:], trace.rows[steps:]
     return Probe(
         classes=None if targets.is_floating_point() else classes,
-        random=drawn,
+        uses_rng=drawn,
         draws=first.drawn,
         unused=tuple(name for name, gradient in gradients.items() if gradient is None),
         state={name: start[name] for name in start if name in changed},
@@ -219,7 +219,7 @@ def try_evaluation(
     trial = copy.deepcopy(module).eval()
     try:
         with random_kept(), numerics.autocast():
-            outputs = numerics.full(trial(inputs))
+            outputs = numerics.to_param_dtype(trial(inputs))
     except FAILURES as error:
         raise UsageError(f"{flag}: {_not_evaluated(trial, inputs, numerics)}: {one_line(error)}") from error
     try:

@@ -18,19 +18,20 @@ from ..config.schema import Precision
 
 @dataclass(frozen=True)
 class Numerics:
-    """dtype: of images, parameters and momenta        low: dtype of forward passes under autocast, or None"""
+    """dtype: of images, parameters and momenta        autocast_dtype: of forward passes under autocast, or None"""
 
     device: torch.device
     dtype: torch.dtype
-    low: torch.dtype | None
+    autocast_dtype: torch.dtype | None
 
     def autocast(self) -> AbstractContextManager[object]:
         """The region in which forward passes run."""
-        return nullcontext() if self.low is None else torch.autocast(self.device.type, dtype=self.low)
+        low = self.autocast_dtype
+        return nullcontext() if low is None else torch.autocast(self.device.type, dtype=low)
 
-    def full(self, outputs: Tensor) -> Tensor:
+    def to_param_dtype(self, outputs: Tensor) -> Tensor:
         """A model's outputs as the loss takes them: in the parameters' precision where autocast lowered it."""
-        return outputs.to(self.dtype) if self.low is not None and outputs.is_floating_point() else outputs
+        return outputs.to(self.dtype) if self.autocast_dtype is not None and outputs.is_floating_point() else outputs
 
 
 _MEMORY: Any = deterministic  # a module that is an object with properties, which its annotations do not say
@@ -54,12 +55,12 @@ def numerics(precision: Precision, device: torch.device, *, repeatable: bool = F
     return Numerics(
         device=device,
         dtype=torch.float64 if precision == "fp64" else torch.float32,
-        low=torch.bfloat16 if precision == "bf16" else None,
+        autocast_dtype=torch.bfloat16 if precision == "bf16" else None,
     )
 
 
 @contextmanager
-def kept() -> Iterator[None]:
+def preserve_torch_flags() -> Iterator[None]:
     """What `numerics` sets for the whole process is afterwards as it was."""
     algorithms = torch.are_deterministic_algorithms_enabled()
     warns, fills = torch.is_deterministic_algorithms_warn_only_enabled(), _MEMORY.fill_uninitialized_memory

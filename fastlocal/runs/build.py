@@ -30,7 +30,7 @@ from ..models.own_tensors import Held, tensors_of
 from ..module_checks.first_batches import first_batches
 from ..module_checks.first_steps import compare
 from ..module_checks.plain_steps import PlainModule
-from ..module_checks.probe import Probe, probe, try_evaluation
+from ..module_checks.probe import Probe, probe_module, try_evaluation
 from ..module_checks.python_state import kept
 from ..params.losses import Loss, combination, placed
 from ..params.param_layout import ParamLayout, param_layout
@@ -67,7 +67,7 @@ class PreparedRun:
     test: Source
     progress: Progress
     memory: MemoryPlan
-    random: bool
+    uses_rng: bool
     no_vmap: str | None
     remembers: bool
     notes: tuple[str, ...]
@@ -78,7 +78,7 @@ class PreparedRun:
         self.test.close()
 
 
-def prepare(
+def build_run(
     config: RunConfig,
     data: DataSet,
     make_module: Callable[[], nn.Module],
@@ -120,36 +120,36 @@ def prepare(
             module=module,
             modes=modes,
             loss=loss,
-            numerics=dataclasses.replace(numbers, low=None),
+            numerics=dataclasses.replace(numbers, autocast_dtype=None),
             given=held,
             labels=_label_range(data, loss),
             seed=config.machine.seed,
             flag=model_flag,
         )
         batches = first_batches(source, data.train, min(PROBE_BATCH, config.client.batch_size))
-        held_out = test.rows(0, HELD_OUT)
+        held_out = test.read_range(0, HELD_OUT)
         with kept(loss):
-            seen = probe(plain, batches, layout.names)
+            probe = probe_module(plain, batches, layout.names)
             try_evaluation(module, loss, held_out.inputs, held_out.targets, numbers, flag=model_flag)
         local = local_module(module, modes)
         ignored = _ignored(data, loss, noise=config.client.label_noise)
-        problem = _problem(config, local, layout, source, loss, numbers, seen, held, ignored)
-        seen = compare(plain, problem, batches, seen)
-        if seen.no_vmap is None:  # else one step may use what another does not, and each client is stepped by itself
-            layout = _without_decay(layout, seen.unused)
-        problem = dataclasses.replace(problem, layout=layout, held=held if seen.reached else {})
-        config = _with_memory(config, seen, world)
+        problem = _problem(config, local, layout, source, loss, numbers, probe, held, ignored)
+        probe = compare(plain, problem, batches, probe)
+        if probe.no_vmap is None:  # else one step may use what another does not, and each client is stepped by itself
+            layout = _without_decay(layout, probe.unused)
+        problem = dataclasses.replace(problem, layout=layout, held=held if probe.reached else {})
+        config = _with_memory(config, probe, world)
         part = localize_config(config, world, device)
         executor, notes = None, said
-        if world.is_first:
-            asked = part.machine
-            part, resolved = resolve_for_machine(part, module, layout, device, seen)
+        if world.is_rank0:
+            requested = part.machine
+            part, resolved = resolve_for_machine(part, module, layout, device, probe)
             notes += resolved
-            part = resolve_chunk(part, problem, data, asked.chunk)
-            part, timed = choose_executor(part, asked, problem, seen)
+            part = resolve_chunk(part, problem, data, requested.chunk)
+            part, timed = choose_executor(part, requested, problem, probe)
             if timed:
                 notes += timed
-                part = resolve_chunk(part, problem, data, asked.chunk)
+                part = resolve_chunk(part, problem, data, requested.chunk)
             executor, part, tried = try_executor(part, problem)
             notes += tried
         config = merge_rank_config(config, part, world)
@@ -168,9 +168,9 @@ def prepare(
             test=test,
             progress=Progress(config),
             memory=plan_memory(part, problem, data),
-            random=seen.random,
-            no_vmap=seen.no_vmap,
-            remembers=seen.remembers,
+            uses_rng=probe.uses_rng,
+            no_vmap=probe.no_vmap,
+            remembers=probe.remembers,
             notes=tuple(notes),
         )
         opened.pop_all()  # they are the run's from here on
@@ -182,7 +182,7 @@ def _try_kernels(module: nn.Module, device: torch.device, world: World) -> list[
     ops = used_ops(module)
     mine = try_kernels(device, ops)
     if device.type == "cuda":
-        for reasons in world.exchange(mine, "the trial of the kernels"):
+        for reasons in world.all_gather_object(mine, "the trial of the kernels"):
             for op, reason in reasons.items():
                 kernels.refuse(op, "triton", reason)
     return verdicts.lines_of(device, ops)
@@ -239,12 +239,12 @@ def _resolve_batchnorm(config: RunConfig, module: nn.Module) -> RunConfig:
     return config.with_values(bn=there)
 
 
-def _with_memory(config: RunConfig, seen: Probe, world: World) -> RunConfig:
+def _with_memory(config: RunConfig, probe: Probe, world: World) -> RunConfig:
     """The settings, and where the loss keeps something from call to call, those that call it in a stated order.
 
     Raises UsageError where others were given.
     """
-    if not seen.remembers:
+    if not probe.remembers:
         return config
     if world.size > 1:
         raise UsageError("loss: keeps something from call to call, which processes would not share; run one process")
@@ -274,19 +274,19 @@ def _problem(
     source: Source,
     loss: Loss,
     numbers: Numerics,
-    seen: Probe,
+    probe: Probe,
     held: Held,
     ignored: int | None,
 ) -> LocalProblem:
     noise = None
     if config.client.label_noise:
-        if seen.classes is None:
+        if probe.classes is None:
             raise UsageError("--label-noise 1: the targets are not class labels")
-        if seen.classes < 2:
+        if probe.classes < 2:
             raise UsageError("--label-noise 1: needs at least two classes, the model has one")
-        noise = LabelNoise(config.client.noise_p, seen.classes, config.machine.seed)
+        noise = LabelNoise(config.client.noise_p, probe.classes, config.machine.seed)
     topk: tuple[int, ...] = ()
-    if seen.classes is not None:
+    if probe.classes is not None:
         topk = (1, 5) if config.schedule.schedule == "epochs" else (1,)
     return LocalProblem(
         module=local,
@@ -300,9 +300,9 @@ def _problem(
         weight_decay=config.sgd.wd,
         numerics=numbers,
         clip_norm=config.sgd.clip_norm,
-        state=seen.state,
+        state=probe.state,
         held=held,
-        draws=seen.draws,
+        draws=probe.draws,
         seed=config.machine.seed,
         ignored=ignored,
     )

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..common.disk_cache import cache_file, keep, key_of, machine_name, recall
+from ..common import disk_cache
+from ..common.disk_cache import cache_file, key_of, machine_name
 from ..config.schema import MachineConfig, RunConfig
 from ..data.sources.resident import ResidentSource
 from ..executors.base import Executor, LocalProblem
@@ -17,8 +18,8 @@ from ..executors.looped import LoopedExecutor
 from ..executors.scripted.trace import compile_ahead
 from ..executors.stacked import StackedExecutor
 from ..executors.threaded import ThreadedExecutor
-from ..executors.tuning.conv_strategy import parse
-from ..executors.tuning.executor_timing import Timing, Values, Work, tune, worthwhile
+from ..executors.tuning.conv_strategy import parse_strategies
+from ..executors.tuning.executor_timing import Timing, TuningBudget, Values, tune, worthwhile
 from ..module_checks.probe import Probe
 from ..schedule.rounds import Progress
 from .resolve import default_chunk
@@ -36,12 +37,12 @@ def make_executor(machine: MachineConfig, problem: LocalProblem) -> Executor:
     if machine.executor == "threaded":
         assert machine.workers is not None
         return ThreadedExecutor(problem, workers=machine.workers, channels_last=bool(machine.channels_last))
-    strategies = parse(machine.conv_strategy, problem.module, problem.numerics.device)
+    strategies = parse_strategies(machine.conv_strategy, problem.module, problem.numerics.device)
     return StackedExecutor(problem, conv_strategy=strategies, compile=bool(machine.compile))
 
 
 def choose_executor(
-    config: RunConfig, asked: MachineConfig, problem: LocalProblem, seen: Probe
+    config: RunConfig, requested: MachineConfig, problem: LocalProblem, probe: Probe
 ) -> tuple[RunConfig, list[str]]:
     """`config` with the fastest executor and what belongs to it, and lines that say how it was found.
 
@@ -50,25 +51,25 @@ def choose_executor(
     alone, with --tune-seconds 0, and under deterministic algorithms, as executors round differently.
     """
     machine = config.machine
-    settled = asked.executor != "auto" or asked.compile or asked.cuda_graph or not machine.tune_seconds
+    settled = requested.executor != "auto" or requested.compile or requested.cuda_graph or not machine.tune_seconds
     if settled or torch.are_deterministic_algorithms_enabled():
         return config, []
     assert machine.chunk is not None, "resolved before"
     progress = Progress(config)
     total = progress.total_steps * config.clients
     workers = machine.workers if problem.numerics.device.type == "cpu" else None
-    work = Work(machine.chunk, config.client.batch_size, config.schedule.step1, total, workers or 1)
-    options = candidates(config, asked, problem, seen)
+    work = TuningBudget(machine.chunk, config.client.batch_size, config.schedule.step1, total, workers or 1)
+    options = candidates(config, requested, problem, probe)
     if len(options) == 1:
         return config, []
-    path, key = cache_file("tuning.json"), _key(config, asked, problem, options)
-    known = recall(path, key)
+    path, key = cache_file("tuning.json"), _key(config, requested, problem, options)
+    known = disk_cache.get(path, key)
     if isinstance(known, dict) and known.get("fastest") in options and isinstance(known.get("by_rule"), float):
         if not worthwhile(work, known["by_rule"], machine.tune_seconds):
             return config, []
         fastest = known["fastest"]
         note = f"{_words(fastest)}: the fastest when it was timed, says {path}"
-        return _taking(config, asked, problem, fastest), [note]
+        return _taking(config, requested, problem, fastest), [note]
     if any(option["executor"] == "threaded" for option in options):
         compile_ahead(problem.module)  # which is no part of the time that a step takes
     timings = tune(
@@ -80,50 +81,51 @@ def choose_executor(
     )
     if not timings:
         return config, []
-    by_rule = next(timing.seconds for timing in timings if timing.values == options[0])
-    kept = keep(path, key, {"fastest": dict(timings[0].values), "by_rule": by_rule})
-    return _taking(config, asked, problem, timings[0].values), _table(timings, path if kept else None)
+    default = next(timing.seconds for timing in timings if timing.values == options[0])
+    kept = disk_cache.put(path, key, {"fastest": dict(timings[0].values), "by_rule": default})
+    return _taking(config, requested, problem, timings[0].values), _table(timings, path if kept else None)
 
 
-def _taking(config: RunConfig, asked: MachineConfig, problem: LocalProblem, values: Values) -> RunConfig:
+def _taking(config: RunConfig, requested: MachineConfig, problem: LocalProblem, values: Values) -> RunConfig:
     """`config` with `values`, and a chunk of the size that is usual for that executor where nothing says another."""
-    if asked.chunk is None and "chunk" not in values:
+    if requested.chunk is None and "chunk" not in values:
         values = {**values, "chunk": default_chunk(config, problem.layout.n_params, values["executor"])}
     return config.with_values(**values)
 
 
-def candidates(config: RunConfig, asked: MachineConfig, problem: LocalProblem, seen: Probe) -> list[Values]:
+def candidates(config: RunConfig, requested: MachineConfig, problem: LocalProblem, probe: Probe) -> list[Values]:
     """What is worth timing, first what would be taken without."""
     on_cpu = problem.numerics.device.type == "cpu"
     convolutions = any(isinstance(part, nn.modules.conv._ConvNd) for part in problem.module.modules())
     found: list[Values] = [{"executor": config.machine.executor}]
-    if asked.conv_strategy != "auto":
-        return found if seen.no_vmap else [{"executor": "stacked"}]
-    if on_cpu and not seen.random:
+    if requested.conv_strategy != "auto":
+        return found if probe.no_vmap else [{"executor": "stacked"}]
+    if on_cpu and not probe.uses_rng:
         usual = bool(config.machine.channels_last)  # first, as not all may be timed
-        layouts = (usual, not usual) if convolutions and asked.channels_last is None else (bool(asked.channels_last),)
+        free = convolutions and requested.channels_last is None
+        layouts = (usual, not usual) if free else (bool(requested.channels_last),)
         found += [{"executor": "threaded", "channels_last": last} for last in layouts]
-    if not seen.no_vmap:
-        strategies = ("loop", "im2col") if on_cpu and convolutions and asked.conv_strategy == "auto" else (None,)
+    if not probe.no_vmap:
+        strategies = ("loop", "im2col") if on_cpu and convolutions and requested.conv_strategy == "auto" else (None,)
         for strategy in strategies:
             chosen = {} if strategy is None else {"conv_strategy": strategy}
             found.append({"executor": "stacked", **chosen})
-        if on_cpu and asked.chunk is None and not convolutions:
+        if on_cpu and requested.chunk is None and not convolutions:
             rows = 3 if problem.momentum else 2
             cached = max(1, CACHE_BYTES // (rows * problem.layout.n_params * problem.numerics.dtype.itemsize))
             found += [{"executor": "stacked", "chunk": chunk} for chunk in {cached, 8} if chunk < config.clients]
-    replayed = not on_cpu and asked.cuda_graph is not False and isinstance(problem.source, ResidentSource)
-    if not replayed or seen.no_vmap:  # replayed, they would be timed launched one by one
+    replayed = not on_cpu and requested.cuda_graph is not False and isinstance(problem.source, ResidentSource)
+    if not replayed or probe.no_vmap:  # replayed, they would be timed launched one by one
         found.append({"executor": "looped"})
-    if not seen.no_vmap and asked.compile is None and config.machine.tune_seconds >= COMPILE_SECONDS:
+    if not probe.no_vmap and requested.compile is None and config.machine.tune_seconds >= COMPILE_SECONDS:
         found.append({"executor": "stacked", "compile": True})
     return [values for place, values in enumerate(found) if values not in found[:place]]
 
 
-def _key(config: RunConfig, asked: MachineConfig, problem: LocalProblem, options: list[Values]) -> str:
+def _key(config: RunConfig, requested: MachineConfig, problem: LocalProblem, options: list[Values]) -> str:
     """Of all that the times depend on."""
     device = problem.numerics.device
-    sample = problem.source.rows(0, 1)
+    sample = problem.source.read_range(0, 1)
     about = {
         "machine": [*machine_name(device), config.machine.workers, torch.get_num_threads()],
         "model": [repr(problem.module), [list(shape) for shape in problem.layout.shapes]],
@@ -131,7 +133,7 @@ def _key(config: RunConfig, asked: MachineConfig, problem: LocalProblem, options
         "run": [config.clients, config.client.batch_size, config.schedule.step1, config.machine.precision],
         "update": [bool(problem.momentum), bool(problem.weight_decay), problem.nesterov, problem.clip_norm is not None],
         "options": options,
-        "kept": [asked.chunk, asked.conv_strategy, asked.channels_last],
+        "kept": [requested.chunk, requested.conv_strategy, requested.channels_last],
     }
     return key_of(about)
 

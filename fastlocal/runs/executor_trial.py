@@ -14,7 +14,7 @@ from ..executors.cuda_graphs import CudaGraphs, GraphedExecutor
 from ..executors.round_plan import LocalStep, RoundPlan
 from ..executors.scripted.trace import compile_ahead
 from ..executors.stacked import StackedExecutor
-from ..executors.tuning.conv_strategy import parse, words
+from ..executors.tuning.conv_strategy import format_strategies, parse_strategies
 from ..executors.tuning.conv_timing import conv_choices
 from ..kernel_trial import verdicts
 from ..kernel_trial.kernels_tried import do_without
@@ -47,7 +47,7 @@ def try_executor(config: RunConfig, problem: LocalProblem) -> tuple[Executor, Ru
 
 def _try_executor(config: RunConfig, problem: LocalProblem) -> tuple[Executor, RunConfig, list[str]]:
     machine, device = config.machine, problem.numerics.device
-    given = parse(machine.conv_strategy, problem.module, device)
+    given = parse_strategies(machine.conv_strategy, problem.module, device)
     if machine.executor != "stacked":
         only_stacked = {
             f"--conv-strategy {machine.conv_strategy}": machine.conv_strategy != "auto",
@@ -64,7 +64,7 @@ def _try_executor(config: RunConfig, problem: LocalProblem) -> tuple[Executor, R
     notes = choices.table().splitlines()
     strategies = choices.by_layer or given
     stacked = StackedExecutor(problem, conv_strategy=strategies, compile=bool(machine.compile))
-    config = config.with_values(conv_strategy=words(strategies), compile=bool(machine.compile))
+    config = config.with_values(conv_strategy=format_strategies(strategies), compile=bool(machine.compile))
     if machine.compile:
         try:
             try_step(stacked, config)

@@ -20,7 +20,7 @@ from ..distributed.ranks import LaunchInfo
 from ..distributed.world import World
 from ..models import build, refuse_unknown
 from ..params.losses import cross_entropy
-from .build import PreparedRun, prepare
+from .build import PreparedRun, build_run
 from .resolve import resolve_device
 
 PUBLISHED = {
@@ -50,10 +50,10 @@ def load_data(config: RunConfig, message: Callable[[str], None]) -> DataSet:
             workers=data.nw,
             image_size=data.image_size,
             message=message,
-            whole=data.check_data,
+            verify_checksums=data.check_data,
             skip_bad=data.on_bad_sample == "skip",
-            stored=storable and data.source in ("torch", "ffcv", "dali"),
-            side=(data.image_size or IMAGENET_SIDE) if crops else None,
+            lazy=storable and data.source in ("torch", "ffcv", "dali"),
+            crop_size=(data.image_size or IMAGENET_SIDE) if crops else None,
         )
     except OSError as error:
         given = f"--data-pth {data.data_pth}: {data.dataset}" if data.data_pth else f"--dataset {data.dataset}:"
@@ -110,7 +110,7 @@ def run_from_config(
         refuse_empty_classes(data, data_pth=config.data.data_pth, train_pth=config.data.train_pth)
     by_rule = config.with_values(tune_seconds=0.0) if dry_run else config
     with defer_signals():
-        prepared = prepare(
+        prepared = build_run(
             by_rule,
             data,
             lambda: make_model(config, data, state, "--resume-pth", path),

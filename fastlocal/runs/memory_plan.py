@@ -18,7 +18,7 @@ from ..data.types import DataSet, Split
 from ..executors.base import LocalProblem
 from ..executors.forward import Forward
 from ..executors.stacked import best_by_parameter
-from ..executors.tuning.conv_strategy import Stacking, Strategies, convolutions, parse
+from ..executors.tuning.conv_strategy import Stacking, Strategies, convolutions, parse_strategies
 from ..executors.tuning.conv_timing import called_layers
 from ..module_checks.plain_steps import FAILURES
 from ..training.evaluation import BATCH
@@ -147,16 +147,16 @@ class MemoryPlan:
         return "\n".join(lines)
 
 
-def resolve_chunk(config: RunConfig, problem: LocalProblem, data: DataSet, asked: int | None) -> RunConfig:
+def resolve_chunk(config: RunConfig, problem: LocalProblem, data: DataSet, requested: int | None) -> RunConfig:
     """`config` with a chunk that fits: on a GPU all that does, on a CPU no more than is comfortable.
 
     asked: what the user wants, or None
     Raises UsageError where what was asked for cannot fit.
     """
-    wanted = config.with_values(chunk=None if asked is None else min(asked, config.clients))
+    wanted = config.with_values(chunk=None if requested is None else min(requested, config.clients))
     plan = plan_memory(wanted, problem, data)
     refuse_too_large(wanted, plan)
-    if asked is not None:
+    if requested is not None:
         return config
     assert config.machine.chunk is not None, "resolved before"
     on_gpu = problem.numerics.device.type == "cuda"
@@ -169,7 +169,7 @@ def plan_memory(config: RunConfig, problem: LocalProblem, data: DataSet) -> Memo
     limit = available(problem.numerics.device)
     if machine.memory_limit is not None:
         limit = int(machine.memory_limit * GIB)
-    strategies = parse(machine.conv_strategy, problem.module, problem.numerics.device)
+    strategies = parse_strategies(machine.conv_strategy, problem.module, problem.numerics.device)
     needs = _needs(config, problem, data, strategies)
     fits = needs.largest_chunk(limit)
     return MemoryPlan(needs, machine.chunk or max(fits, 1), limit, machine.memory_limit is not None, fits)
@@ -212,7 +212,7 @@ def activations(problem: LocalProblem, *, stacked: bool, strategies: Strategies)
         return one(values, inputs, targets, nobody, nobody)[0]
 
     def kept(samples: int) -> tuple[int, int]:
-        batch = problem.source.rows(0, samples)
+        batch = problem.source.read_range(0, samples)
         inputs, targets = (_repeated(part, samples).unsqueeze(0) for part in (batch.inputs, batch.targets))
         found: dict[int, int] = {}
 
@@ -248,7 +248,7 @@ def _columns(problem: LocalProblem, strategies: Strategies) -> int:
     by_layer = dict.fromkeys(convolutions(problem.module), strategies) if isinstance(strategies, str) else strategies
     if "im2col" not in by_layer.values():
         return 0
-    item = (problem.numerics.low or problem.numerics.dtype).itemsize
+    item = (problem.numerics.autocast_dtype or problem.numerics.dtype).itemsize
     layers = called_layers(problem, batch=1).items()
     return max((item * layer.columns for name, layer in layers if by_layer.get(name) == "im2col"), default=0)
 

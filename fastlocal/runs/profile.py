@@ -24,20 +24,20 @@ def profiler(
     message: takes one line for a person        eval_every: rounds between evaluations, where not those of `config`
     """
     numbers = problem.numerics
-    few = problem.source.rows(0, min(SAMPLES, config.client.batch_size))
+    few = problem.source.read_range(0, min(SAMPLES, config.client.batch_size))
     module = copy.deepcopy(problem.module)  # what a forward pass leaves behind in it stays here
 
     def step() -> Tensor:
         with numbers.autocast():
             outputs = module(few.inputs)
-        return problem.loss(numbers.full(outputs), few.targets)
+        return problem.loss(numbers.to_param_dtype(outputs), few.targets)
 
     with torch.random.fork_rng(devices=[numbers.device] if numbers.device.type == "cuda" else []):
         flops = flops_of(step) // len(few.inputs)
     subject = Subject(
         device=numbers.device,
         dtype=numbers.dtype,
-        low=numbers.low,
+        low=numbers.autocast_dtype,
         row_bytes=problem.layout.n_params * numbers.dtype.itemsize,
         flops=flops,
         momentum=bool(problem.momentum),

@@ -28,7 +28,7 @@ def localize_config(config: RunConfig, world: World, device: torch.device) -> Ru
             f"--clients {config.clients}: fewer than the {world.size} processes; give at least as many, or start fewer "
             "processes"
         )
-    clients, machine = len(world.mine(config.clients)), config.machine
+    clients, machine = len(world.local_clients(config.clients)), config.machine
     part = config.with_values(total_batch_size=clients * config.client.batch_size, device=str(device))
     if machine.chunk is not None:
         part = part.with_values(chunk=min(machine.chunk, clients))
@@ -43,7 +43,7 @@ def merge_rank_config(config: RunConfig, part: RunConfig, world: World) -> RunCo
     """The settings that the first rank's `part`, settled, comes to for all, of which each has an unsettled `config`."""
     if world.size == 1:
         return part
-    told = config_of(world.exchange(dataclasses.asdict(part), "the choice of an executor")[0])
+    told = config_of(world.all_gather_object(dataclasses.asdict(part), "the choice of an executor")[0])
     device = told.machine.device or ""
     return told.with_values(
         total_batch_size=config.client.total_batch_size,

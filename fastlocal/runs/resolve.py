@@ -74,7 +74,7 @@ def refuse_shared_gpu(device: torch.device, world: World) -> None:
     if world.size == 1:
         return
     own = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
-    taken = world.exchange(own, "the choice of devices")
+    taken = world.all_gather_object(own, "the choice of devices")
     if None in taken and any(taken):
         places = ", ".join(f"rank {rank}: {'cpu' if uuid is None else 'cuda'}" for rank, uuid in enumerate(taken))
         raise UsageError(f"--device {device.type}: all processes take GPUs or none ({places}); name one --device")
@@ -109,7 +109,7 @@ def resolve_for_data(config: RunConfig, data: DataSet, device: torch.device) -> 
         precision=config.machine.precision or ("bf16" if by_epochs and device.type == "cuda" else "fp32"),
         device=str(device),
         steps_per_epoch=_steps_per_epoch(config, len(data.train)),
-        image_size=(data.train.side if isinstance(data.train, StoredSplit) else None) or config.data.image_size,
+        image_size=(data.train.crop_size if isinstance(data.train, StoredSplit) else None) or config.data.image_size,
     )
     return config, data
 
@@ -154,32 +154,32 @@ def _steps_per_epoch(config: RunConfig, samples: int) -> int:
 
 
 def resolve_for_machine(
-    config: RunConfig, module: nn.Module, layout: ParamLayout, device: torch.device, seen: Probe
+    config: RunConfig, module: nn.Module, layout: ParamLayout, device: torch.device, probe: Probe
 ) -> tuple[RunConfig, list[str]]:
     """Executor, chunk and absolute paths, and lines that a person should see."""
     notes = []
     executor = config.machine.executor
-    if executor == "stacked" and seen.no_vmap:
+    if executor == "stacked" and probe.no_vmap:
         raise UsageError(
-            f"--executor stacked: vmap cannot take this model ({seen.no_vmap}); --executor looped trains it"
+            f"--executor stacked: vmap cannot take this model ({probe.no_vmap}); --executor looped trains it"
         )
     if executor == "threaded":
-        _check_threaded(device, seen)
+        _check_threaded(device, probe)
     if executor == "auto":
         wanted = config.machine.compile or config.machine.conv_strategy != "auto"  # which others do not have
         stacked = wanted or device.type != "cpu" or not _has_convolution(module)
         executor = "stacked" if stacked else "looped"
-        if executor == "stacked" and seen.no_vmap:
+        if executor == "stacked" and probe.no_vmap:
             executor = "looped"
-            notes.append(f"vmap cannot take this model ({seen.no_vmap}); training with --executor looped")
-    if seen.random:
+            notes.append(f"vmap cannot take this model ({probe.no_vmap}); training with --executor looped")
+    if probe.uses_rng:
         notes.append(
             "the model draws random numbers that no client's seed fixes (from NumPy or Python, say): they depend on "
             "--chunk and --executor"
         )
-    if seen.unused:
-        more = f" and {len(seen.unused) - 3} more" if len(seen.unused) > 3 else ""
-        notes.append(f"no gradient reaches {', '.join(seen.unused[:3])}{more}: they stay as they are")
+    if probe.unused:
+        more = f" and {len(probe.unused) - 3} more" if len(probe.unused) > 3 else ""
+        notes.append(f"no gradient reaches {', '.join(probe.unused[:3])}{more}: they stay as they are")
     config = config.with_values(
         executor=executor,
         workers=min(config.machine.workers or cores(), config.clients),
@@ -212,10 +212,10 @@ def _channels_last(config: RunConfig, executor: str, module: nn.Module) -> bool:
     return config.machine.precision == "bf16" and executor == "threaded" and _has_convolution(module) and ready(module)
 
 
-def _check_threaded(device: torch.device, seen: Probe) -> None:
+def _check_threaded(device: torch.device, probe: Probe) -> None:
     if device.type != "cpu":
         raise UsageError(f"--executor threaded: its threads are for --device cpu, not {device}; use --executor stacked")
-    if seen.random:
+    if probe.uses_rng:
         raise UsageError(
             "--executor threaded: the model draws random numbers that no client's seed fixes (from NumPy or Python, "
             "say), and threads would draw them in any order; use --executor looped"

@@ -43,7 +43,7 @@ def _build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) ->
     config, problem, world = prepared.config, prepared.problem, prepared.world
     assert config.machine.chunk is not None and config.log.log_pth is not None
     directory = Path(config.log.log_pth)
-    mine = world.mine(config.clients)
+    mine = world.local_clients(config.clients)
     chunk = min(config.machine.chunk, len(mine))
     averaged = _averaged(prepared)
     dtype, device = problem.numerics.dtype, problem.numerics.device
@@ -67,7 +67,7 @@ def _build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) ->
     )
     start = dict(problem.state)
     if config.sgd.momentum:
-        start = {MOMENTUM: torch.zeros_like(averaged.row), **start}
+        start = {MOMENTUM: torch.zeros_like(averaged.flat_params), **start}
     return Loop(
         world=world,
         progress=prepared.progress,
@@ -76,7 +76,7 @@ def _build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) ->
         problem=problem,
         executor=prepared.executor,
         averaged=averaged,
-        averager=make(averaged.row, wire_format=config.machine.wire_format),
+        averager=make(averaged.flat_params, wire_format=config.machine.wire_format),
         kept=ClientStore(mine, start, chunk, device),
         mean_state=MeanState(problem.state, dtype, world, make) if problem.state else None,
         reports=Reports(
@@ -89,9 +89,9 @@ def _build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) ->
             bn_batches=config.model.bn_batches,
             topk=problem.topk,
             stop_on_nan=config.machine.on_nan == "stop",
-            module_seed=config.machine.seed if prepared.random else None,
+            module_seed=config.machine.seed if prepared.uses_rng else None,
             draws_seed=config.machine.seed if problem.draws else None,
-            writes=world.is_first,
+            writes=world.is_rank0,
         ),
         logger=logger,
         steps=steps,
@@ -149,18 +149,18 @@ def train(
     config, world = prepared.config, prepared.world
     assert config.log.log_pth is not None
     directory = Path(config.log.log_pth)
-    if world.is_first:
+    if world.is_rank0:
         check_directory(directory, overwrite or resume)
-    others = Loggers(sinks(directory) if world.is_first else [RankMessages(world.rank)], words)
+    others = Loggers(sinks(directory) if world.is_rank0 else [RankMessages(world.rank)], words)
     with ExitStack() as closing:
         closing.callback(others.close)
-        if world.is_first:
+        if world.is_rank0:
             make_directory(directory)
             closing.enter_context(locked(directory))
         state = find_state(directory, others.message, world) if resume else None
         logged: dict[str, Any] = {}
         if state is None:
-            if world.is_first:
+            if world.is_rank0:
                 create_directory(directory, config, world.launches)
         else:
             shapes = {name: value.shape for name, value in _averaged(prepared).tensors().items()}
@@ -168,17 +168,17 @@ def train(
             if is_complete(state, prepared.progress):
                 loop = _build_loop(prepared, others, None)
                 _restore(loop, state)
-                if world.is_first:
+                if world.is_rank0:
                     others.message(
                         f"the run is complete after {loop.comm_round} rounds; --rounds or --epochs extends it"
                     )
                 return loop
-            logged = state.numbers["logged"]
-            if world.is_first:
+            logged = state.metadata["logged"]
+            if world.is_rank0:
                 reopen_directory(directory, config, world.launches)
         _see_directory(directory, world)
         logger, steps = others, None
-        if world.is_first:
+        if world.is_rank0:
             lines = JsonlLogger(directory, logged.get("metrics.jsonl", 0))
             closing.callback(lines.close)
             logger = Loggers([lines, others])
@@ -192,18 +192,18 @@ def train(
         if state is not None:
             logger.restore(logged)
             _restore(loop, state)
-        elif world.is_first:
+        elif world.is_rank0:
             _save_start(prepared, directory)
-        if world.is_first and state is not None:
+        if world.is_rank0 and state is not None:
             logger.message(f"going on after {loop.comm_round} rounds")
-        logger.start(_summary(prepared, directory, loop.at.first_step))
+        logger.start(_summary(prepared, directory, loop.cursor.first_step))
         for note in prepared.notes:
             logger.message(note)
         try:
             loop.run(config.schedule.eval_on_start)
         except KeyboardInterrupt:
-            if world.is_first and not (loop.history and loop.saver.enabled):
-                loop.reports.save_latest(loop.at.trained)  # a model to look at, where no evaluation has left one
+            if world.is_rank0 and not (loop.history and loop.saver.enabled):
+                loop.reports.save_latest(loop.cursor.steps_done)  # a model to look at, where no evaluation has left one
             raise
         except RankMissing as missing:
             if not requested_for(0):
@@ -215,10 +215,10 @@ def train(
 
 def _see_directory(directory: Path, world: World) -> None:
     """Wait until the run directory is there; raises UsageError on a node that does not share it with the first."""
-    world.exchange(None, "the run directory")
+    world.all_gather_object(None, "the run directory")
     if not (directory / "config.json").exists():
         raise UsageError(f"--log-pth {directory}: is not the first node's; give a folder that all nodes share")
-    world.exchange(None, "the run directory")
+    world.all_gather_object(None, "the run directory")
 
 
 def _save_start(prepared: PreparedRun, directory: Path) -> None:
@@ -233,8 +233,8 @@ def _restore(loop: Loop, state: State) -> None:
     loop.restore(state)
     owed = state.tensors.get(f"feedback {OWED}")
     if owed is not None:  # by as many processes as it was saved from, or by this one for them
-        loop.averager.owe(owed)
-    loop.history.extend(read_rows(loop.directory / "metrics.jsonl", state.numbers["logged"]["metrics.jsonl"]))
+        loop.averager.load_residual(owed)
+    loop.history.extend(read_rows(loop.directory / "metrics.jsonl", state.metadata["logged"]["metrics.jsonl"]))
     if not loop.history and loop.reports.writes:
         (loop.directory / "latest.pt").unlink(missing_ok=True)  # written as the run stopped, or later than `state`
 
@@ -254,5 +254,5 @@ def _summary(prepared: PreparedRun, directory: Path, steps_done: int) -> RunSumm
 
 def final_model(loop: Loop) -> nn.Module:
     """The plain module with the averaged weights, in evaluation mode."""
-    loop.reports.load_averaged(loop.at.trained)
+    loop.reports.load_averaged(loop.cursor.steps_done)
     return loop.averaged.module.eval()

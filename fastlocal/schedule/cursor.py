@@ -65,7 +65,7 @@ class TrainingCursor:
 
     stage: what comes next of the round at hand: its training, its evaluation, its files ("start": none began)
     first_step, rounds_before: local steps and averages before the round at hand
-    trained, comm_round: local steps that every client has taken, and averages, so far
+    steps_done, comm_round: local steps that every client has taken, and averages, so far
     round_end: local steps when the round at hand ends
     stats: sums since the last evaluation
     """
@@ -73,7 +73,7 @@ class TrainingCursor:
     stage: Stage = "start"
     first_step: int = 0
     rounds_before: int = 0
-    trained: int = 0
+    steps_done: int = 0
     comm_round: int = 0
     round_end: int = 0
     best_acc: float = 0.0
@@ -85,9 +85,9 @@ class TrainingCursor:
         """Whether no round has begun that has not ended."""
         return self.stage == "start" or (self.stage == "train" and not self.so_far.done)
 
-    def numbers(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Everything but the losses, as JSON holds it."""
-        shared = {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self)[:-2]}
+        shared = {_key(spec.name): getattr(self, spec.name) for spec in dataclasses.fields(self)[:-2]}
         so_far = self.so_far
         return shared | {
             "stats": dataclasses.asdict(self.stats),
@@ -99,12 +99,17 @@ class TrainingCursor:
         }
 
     @classmethod
-    def of(cls, numbers: Mapping[str, Any], losses: list[Tensor]) -> TrainingCursor:
-        """What `numbers` gave, with the losses of the round at hand."""
+    def from_state_dict(cls, numbers: Mapping[str, Any], losses: list[Tensor]) -> TrainingCursor:
+        """What `state_dict` gave, with the losses of the round at hand."""
         so_far = numbers["so_far"]
         bad = [(step, client, what) for step, client, what in so_far["bad"]]
         return cls(
-            **{spec.name: numbers[spec.name] for spec in dataclasses.fields(cls)[:-2]},
+            **{spec.name: numbers[_key(spec.name)] for spec in dataclasses.fields(cls)[:-2]},
             stats=TrainStats(**numbers["stats"]),
             so_far=PartialRound([(a, b) for a, b in so_far["done"]], TrainStats(**so_far["stats"]), bad, losses),
         )
+
+
+def _key(name: str) -> str:
+    """Return the key of a field in resume.pt, which keeps the names of version 0.1."""
+    return {"steps_done": "trained"}.get(name, name)

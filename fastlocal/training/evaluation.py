@@ -65,13 +65,13 @@ def evaluate(
     kind = source.device.type
     size = max(1, min(BATCH[kind], BATCH_BYTES[kind] // source.batch_bytes(1)))
     for begin in range(world.rank * size, len(source), world.size * size):
-        interrupts.poll()
-        batch = source.rows(begin, begin + size)
+        interrupts.check_signals()
+        batch = source.read_range(begin, begin + size)
         with drawing(begin // size), numerics.autocast():
-            outputs = numerics.full(module(batch.inputs))
+            outputs = numerics.to_param_dtype(module(batch.inputs))
         sums.append(_sums(outputs, batch.targets, loss, way, topk, begin))
     module.train(was_training)
-    told = world.exchange(torch.stack(sums).tolist() if sums else [], "the evaluation")
+    told = world.all_gather_object(torch.stack(sums).tolist() if sums else [], "the evaluation")
     totals = [0.0] * (2 + (len(topk) + 1 if topk else 0))
     for place in range(-(-len(source) // size)):
         classes, sample, label, *batch_sums = told[place % world.size][place // world.size]

@@ -82,10 +82,10 @@ class Reports:
 
     def report(self, planned: RoundSchedule, at: TrainingCursor) -> None:
         """Evaluate the averaged model, save it and log the line."""
-        self.load_averaged(at.trained)
-        self.seed_module(at.trained, self.streams.spec.clients + 1)
+        self.load_averaged(at.steps_done)
+        self.seed_module(at.steps_done, self.streams.spec.clients + 1)
         with self.averaged.left_alone():
-            result = self.evaluate(functools.partial(self._drawing, at.trained + 1))
+            result = self.evaluate(functools.partial(self._drawing, at.steps_done + 1))
         if not (math.isfinite(result.loss) and self.averaged.is_finite()):
             self.stop_or_warn(planned, "averaged model", f"the test loss is {result.loss}")
         loss, accuracies = at.stats.mean(len(self.topk))
@@ -97,9 +97,9 @@ class Reports:
         row |= self._accuracies("val", result.accuracies) | {"val_loss": result.loss}
         row |= {"best_acc": at.best_acc if self.topk else None}
         row |= {"iter": planned.iteration, "lr": planned.learning_rate}
-        self.save_latest(at.trained)
+        self.save_latest(at.steps_done)
         if planned.save_as is not None:
-            self.save(planned.save_as, at.trained)
+            self.save(planned.save_as, at.steps_done)
         self.history.append(row)
 
     def stop_or_warn(self, planned: RoundSchedule, who: str, what: str) -> None:
@@ -123,7 +123,7 @@ class Reports:
         """Random numbers of a forward pass that is no client's: those of numbers that no client has."""
         if self.draws_seed is None:
             return nullcontext()
-        device = self.averaged.row.device
+        device = self.averaged.flat_params.device
         client = torch.tensor(self.streams.spec.clients + batch, device=device)
         return ClientRandom(self.draws_seed, client, torch.tensor(step, device=device))
 
@@ -133,7 +133,7 @@ class Reports:
             BatchRequest(ids.unsqueeze(0).to(device), torch.tensor([client], device=device), step)
             for ids, client, step in self.streams.epoch_batches(epoch, self.bn_batches)
         ):
-            interrupts.poll()
+            interrupts.check_signals()
             yield batch.inputs[0]
 
     def _accuracies(self, half: str, values: list[float] | tuple[float, ...]) -> dict[str, float | None]:

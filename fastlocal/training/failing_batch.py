@@ -57,7 +57,7 @@ def _fault(problem: LocalProblem, module: nn.Module, inputs: Tensor, targets: Te
     """Say in one line how the model or the loss fails on a batch; None if neither does."""
     try:
         with problem.numerics.autocast():
-            outputs = problem.numerics.full(module(inputs))
+            outputs = problem.numerics.to_param_dtype(module(inputs))
     except FAILURES as error:
         return f"the model fails: {one_line(error)}"
     try:

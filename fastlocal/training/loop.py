@@ -66,10 +66,10 @@ class Loop:
     saver: Saver
     config: dict[str, Any]
     grace: float
-    at: TrainingCursor = field(default_factory=TrainingCursor)
+    cursor: TrainingCursor = field(default_factory=TrainingCursor)
 
     def __post_init__(self) -> None:
-        row = self.averaged.row
+        row = self.averaged.flat_params
         self._params = torch.empty(self.planner.chunk, row.numel(), dtype=row.dtype, device=row.device)
         self._waiting = Waiting()
         self._whole = True
@@ -77,7 +77,7 @@ class Loop:
     @property
     def comm_round(self) -> int:
         """Averages so far."""
-        return self.at.comm_round
+        return self.cursor.comm_round
 
     @property
     def directory(self) -> Path:
@@ -94,7 +94,7 @@ class Loop:
 
         On KeyboardInterrupt what was reached is saved, within `grace` seconds of the signal.
         """
-        at, before_leftover = self.at, None
+        at, before_leftover = self.cursor, None
         try:
             if at.stage == "start":
                 if eval_on_start:
@@ -107,13 +107,13 @@ class Loop:
                 if planned.averaged:
                     self.saver.after_round(planned.comm_round, planned.evaluate, self.snapshot)
             last = before_leftover or self.snapshot()
-            last.numbers["ended"] = self.progress.total_steps
+            last.metadata["ended"] = self.progress.total_steps
             with interrupts.grace_period(self.grace):
                 self.saver.finish(last)
         except KeyboardInterrupt:
             with interrupts.grace_period(self.grace, begun=True):
                 self.world.ask_to_stop()
-                told = self.world.exchange([self._whole, self.saver.asked()], "the save before the end")
+                told = self.world.all_gather_object([self._whole, self.saver.asked()], "the save before the end")
                 if all(whole for whole, _ in told):
                     last = before_leftover or self.snapshot()
                     self.saver.catch_up(max(save for _, save in told), lambda: last)
@@ -122,20 +122,20 @@ class Loop:
 
     def snapshot(self) -> State:
         """A copy of all that `restore` needs; of a run of several processes, this one's clients' and what all share."""
-        device = self.averaged.row.device
+        device = self.averaged.flat_params.device
         tensors = self.averaged.tensors() | {"torch random state": torch.get_rng_state()}
         if device.type == "cuda":
             tensors["cuda random state"] = torch.cuda.get_rng_state(device)
         tensors |= {row_name(name): rows for name, rows in self.kept.all.items()}
-        if self.at.so_far.done:
+        if self.cursor.so_far.done:
             tensors |= {f"sum {name}": value for name, value in self.averager.so_far().items()}
-            tensors |= {f"losses {index}": losses for index, losses in enumerate(self.at.so_far.losses)}
+            tensors |= {f"losses {index}": losses for index, losses in enumerate(self.cursor.so_far.losses)}
         tensors |= {f"feedback {name}": value for name, value in self.averager.state().items()}
         clients = self.planner.clients
         numbers = {
             "config": self.config,
-            "position": self.at.numbers(),
-            "averaged": self.averaged.numbers(),
+            "position": self.cursor.state_dict(),
+            "averaged": self.averaged.state_dict(),
             "clients": [clients.start, clients.stop],
             "ranks": self.world.size,
             "logged": self.logger.state() | ({} if self.steps is None else self.steps.state()),
@@ -145,9 +145,9 @@ class Loop:
 
     def restore(self, state: State) -> None:
         """Go on from where `state` was copied; the loggers have been told."""
-        numbers, tensors = state.numbers, state.tensors
+        numbers, tensors = state.metadata, state.tensors
         losses = [value.clone() for name, value in tensors.items() if name.startswith("losses ")]
-        self.at = TrainingCursor.of(numbers["position"], losses)
+        self.cursor = TrainingCursor.from_state_dict(numbers["position"], losses)
         self.averaged.restore(numbers["averaged"], tensors)
         for name, rows in self.kept.all.items():
             rows.copy_(tensors[row_name(name)])
@@ -156,40 +156,40 @@ class Loop:
                 if f"{kind} {name}" in tensors:
                     value.copy_(tensors[f"{kind} {name}"])
         torch.set_rng_state(tensors["torch random state"].clone())
-        if "cuda random state" in tensors and self.averaged.row.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["cuda random state"].clone(), self.averaged.row.device)
+        if "cuda random state" in tensors and self.averaged.flat_params.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["cuda random state"].clone(), self.averaged.flat_params.device)
 
     def _round(self, planned: RoundSchedule) -> None:
-        at = self.at
+        at = self.cursor
         at.round_end = planned.first_step + planned.local_steps
         if at.stage == "train":
             if not at.so_far.done:
                 for name in planned.phase_files[0]:
-                    self.reports.save(name, at.trained)
+                    self.reports.save(name, at.steps_done)
             self._train(planned)
         if at.stage == "report":
             if planned.evaluate:
                 self._report(planned)
             at.stage = "files"
         for name in planned.phase_files[1]:
-            self.reports.save(name, at.trained)
+            self.reports.save(name, at.steps_done)
         at.stage, at.first_step, at.rounds_before = "train", at.round_end, at.comm_round
 
     def _train(self, planned: RoundSchedule) -> None:
-        at, so_far = self.at, self.at.so_far
+        at, so_far = self.cursor, self.cursor.so_far
         rates = self.planner.rates(planned)
-        self.source.take_waited()  # what BatchNorm's batches took
+        self.source.pop_wait_seconds()  # what BatchNorm's batches took
         began = time.perf_counter()
         chunks = self.planner.chunks(so_far.done)
         for place, clients in enumerate(chunks):
-            interrupts.poll()
-            self.world.poll()
+            interrupts.check_signals()
+            self.world.check_stop()
             self._train_chunk(planned, clients, chunks[place + 1 :], rates)
             if planned.averaged and place + 1 < len(chunks):
                 self.saver.after_chunk(self.snapshot)
         ended = time.perf_counter()
-        self._waiting.trained(ended - began, self.source.take_waited())
-        for line in self.source.take_messages():
+        self._waiting.trained(ended - began, self.source.pop_wait_seconds())
+        for line in self.source.pop_messages():
             self.logger.message(line)
         what = f"the end of round {planned.number}"
         met = sync_round(self.world, what, so_far, self.saver.asked(), losses=self.log_steps)
@@ -205,7 +205,7 @@ class Loop:
         if planned.averaged:
             self._average(planned)
         at.stats.add(met.stats)
-        at.trained, at.stage, at.so_far = at.round_end, "report", PartialRound()
+        at.steps_done, at.stage, at.so_far = at.round_end, "report", PartialRound()
         loss, correct = met.stats.mean(len(self.reports.topk))
         accuracy = correct[0] if self.reports.topk else None
         counters = planned.number, planned.epoch, planned.local_steps
@@ -213,7 +213,7 @@ class Loop:
 
     def _train_chunk(self, planned: RoundSchedule, clients: range, rest: list[range], rates: list[float]) -> None:
         """The whole round of one chunk of clients; `rest` are those after it."""
-        so_far, params = self.at.so_far, self._params[: len(clients)]
+        so_far, params = self.cursor.so_far, self._params[: len(clients)]
         self._whole = False
         with interrupts.grace_period(self.grace):
             with span("plan"):
@@ -242,16 +242,16 @@ class Loop:
             so_far.losses.append(losses)
         if planned.averaged:
             with span("average"):
-                self.averager.add(params, last=not rest)
+                self.averager.accumulate(params, last=not rest)
         so_far.done.append((clients.start, clients.stop))
         self._whole = True
 
     def _average(self, planned: RoundSchedule) -> None:
-        device = self.averaged.row.device
+        device = self.averaged.flat_params.device
         with self.world.averaging(f"the average of round {planned.number}"), span("average"):
             with self._waiting.averaging(device):
-                self.averager.launch(self.averaged.row)
-                mean = self.averager.wait()
+                self.averager.start(self.averaged.flat_params)
+                mean = self.averager.finish()
             self.world.await_device(device)
         buffers: dict[str, Tensor] = {}
         if self.mean_state is not None:
@@ -261,19 +261,19 @@ class Loop:
                 self.kept.all[name].copy_(buffers[name].to(self.kept.all[name].device))
         with span("server"):
             self.averaged.replace(mean, buffers)
-        self.at.comm_round = planned.comm_round
+        self.cursor.comm_round = planned.comm_round
 
     def _stack(self, clients: range, params: Tensor) -> ClientStack:
         """What a chunk starts its round from, in the buffer `params`."""
-        params.copy_(self.averaged.row.expand_as(params))
+        params.copy_(self.averaged.flat_params.expand_as(params))
         rows = self.kept.fetch(clients)
         return ClientStack(params, rows.pop(MOMENTUM, None), rows)
 
     def _report(self, planned: RoundSchedule) -> None:
         """Afterwards the run is past its evaluation."""
         with span("evaluate"):
-            self.reports.report(planned, self.at)
-        self.at.stage = "train" if self.at.stage == "start" else "files"
+            self.reports.report(planned, self.cursor)
+        self.cursor.stage = "train" if self.cursor.stage == "start" else "files"
         self.logger.evaluation(self.history[-1])
         for line in self._waiting.take(self.world):
             self.logger.message(line)

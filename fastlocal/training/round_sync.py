@@ -40,7 +40,7 @@ def sync_round(world: World, what: str, so_far: PartialRound, save: int, *, loss
         if losses
         else [],
     }
-    told = world.exchange(own, what)
+    told = world.all_gather_object(own, what)
     stats = TrainStats()
     for one in told:
         stats.add(TrainStats(**one["stats"]))

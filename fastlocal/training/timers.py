@@ -69,7 +69,7 @@ class Waiting:
             cure = "more workers: --nw; further ahead: --prefetch"
             yield f"input-bound: {share:.0%} of the step waiting for data ({cure})"
         total = self.steps + self.ranks + self.average
-        if world.size > 1 and world.is_first and total:
+        if world.size > 1 and world.is_rank0 and total:
             waiting, averaging = self.ranks / total, self.average / total
             yield f"this rank: {waiting:.1%} of the time waiting for the others, {averaging:.1%} averaging"
         self.steps = self.data = self.ranks = self.average = 0.0

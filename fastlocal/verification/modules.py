@@ -18,7 +18,7 @@ from ..executors.looped import LoopedExecutor
 from ..executors.round_plan import RoundPlan
 from ..executors.stacked import StackedExecutor
 from ..executors.threaded import ThreadedExecutor
-from ..executors.tuning.conv_strategy import parse
+from ..executors.tuning.conv_strategy import parse_strategies
 from ..kernel_trial.jobs import line
 from .checks import Check
 
@@ -55,7 +55,7 @@ class Trained:
     def stacked(self) -> StackedExecutor:
         """The executor with the run's own way of its convolutions."""
         problem = self.problem
-        strategies = parse(self.conv_strategy, problem.module, problem.numerics.device)
+        strategies = parse_strategies(self.conv_strategy, problem.module, problem.numerics.device)
         return StackedExecutor(problem, conv_strategy=strategies)
 
 

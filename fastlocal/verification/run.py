@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 import torch
 
 from ..config.schema import RunConfig
-from ..params.precision import kept
+from ..params.precision import preserve_torch_flags
 from ..runs.build import PreparedRun
 from .checks import Check, Verification
 from .modules import Trained
@@ -47,13 +47,13 @@ def verify_run(
                 clients=own.clients,
                 batch=own.client.batch_size,
                 rate=prepared.progress.learning_rate(0) or 0.01,
-                random=prepared.random,
+                random=prepared.uses_rng,
                 no_vmap=prepared.no_vmap,
                 conv_strategy=config.machine.conv_strategy,
             )
 
     checks: list[Check] = []
-    with kept():
+    with preserve_torch_flags():
         for check in prove(device, make, ops=ops, seconds=seconds):
             checks.append(check)
             say(str(check))

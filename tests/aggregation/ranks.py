@@ -17,7 +17,7 @@ Check = Callable[[int, int], None]
 TIMEOUT = timedelta(seconds=120)
 
 
-def deal(clients: int, rank: int, size: int) -> range:
+def split_contiguous(clients: int, rank: int, size: int) -> range:
     """A rank's clients: contiguous, earlier ranks first."""
     start = rank * (clients // size) + min(rank, clients % size)
     return range(start, start + clients // size + (rank < clients % size))

@@ -32,9 +32,9 @@ def start(n_params: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def average(averager: Aggregator, row: Tensor, mine: Tensor, chunk: int, last: bool) -> Tensor:
     chunks = mine.split(chunk) if len(mine) else ()
     for number, params in enumerate(chunks):
-        averager.add(params, last=last and number == len(chunks) - 1)
-    averager.launch(row.clone())  # where the mean may be put
-    return averager.wait()
+        averager.accumulate(params, last=last and number == len(chunks) - 1)
+    averager.start(row.clone())  # where the mean may be put
+    return averager.finish()
 
 
 def alike(mean: Tensor) -> bool:
@@ -101,7 +101,7 @@ def goes_on_from_saved_sums(rank: int, size: int) -> None:
     before = [make_averager(row, 6, nodes=[0] * size, rank=rank, bucket_mb=25) for _ in range(2)]
     average(before[0], row, params[:3], 3, False)  # sums of an earlier round have to be gone
     for averager, part in zip(before, (slice(0, 1), slice(1, 3)), strict=True):
-        averager.add(params[part], last=True)
+        averager.accumulate(params[part], last=True)
     saved = {name: value + before[1].so_far()[name] for name, value in before[0].so_far().items()}
     after = make_averager(row, 6, nodes=[0] * size, rank=rank, bucket_mb=25)
     if rank == 0:
@@ -185,9 +185,9 @@ def owed_goes_on(rank: int, size: int) -> None:
     exact = params.mean(dim=0) + together / size
     assert (elsewhere - exact).abs().max() < 2e-5
     alone = make_averager(row, size, nodes=[0], rank=0, bucket_mb=25, wire_format="bf16")
-    alone.owe(together)
+    alone.load_residual(together)
     assert torch.equal(alone.state()["owed to the mean"], together)
-    alone.add(params[:1])
+    alone.accumulate(params[:1])
     assert (average(alone, row, params[1:], size, True) - exact).abs().max() < 1e-6
     assert not alone.state()
     assert (average(alone, row, params, size, True) - params.mean(dim=0)).abs().max() < 1e-6
@@ -220,10 +220,10 @@ def looking_changes_nothing(rank: int, size: int) -> None:
         averager = make_averager(row, clients, nodes=[0] * size, rank=rank, bucket_mb=70_001 / MIB)
         straight_on = average(averager, row, params if rank == 0 else params[:0], clients, True).clone()
         if rank == 0:
-            averager.add(params, last=True)
+            averager.accumulate(params, last=True)
         averager.so_far()
-        averager.launch(row.clone())
-        assert torch.equal(averager.wait(), straight_on)
+        averager.start(row.clone())
+        assert torch.equal(averager.finish(), straight_on)
 
 
 def trace_shows_the_overlap(rank: int, size: int) -> None:
@@ -237,7 +237,7 @@ def trace_shows_the_overlap(rank: int, size: int) -> None:
             time.sleep(1e-3)
 
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        buckets.launch(fill, lambda wire, columns: None)
+        buckets.start(fill, lambda wire, columns: None)
         buckets.wait()
     last_first = sorted(profile.events(), key=lambda event: -event.time_range.start)
     found = {event.name: event.time_range for event in last_first}  # the first of each name
@@ -247,15 +247,15 @@ def trace_shows_the_overlap(rank: int, size: int) -> None:
 
 
 def a_rank_that_is_gone_is_an_error(rank: int, size: int) -> None:
-    """Within `wait`, long before the timeout; the last check, for it leaves no group that could be used."""
+    """Within `finish`, long before the timeout; the last check, for it leaves no group that could be used."""
     row = start(1_009)
     averager = make_averager(row, size, nodes=[0] * size, rank=rank, bucket_mb=400 / MIB)
     dist.barrier()
     if rank < size - 1:
-        averager.add(clients_of(row, 1), last=True)
-        averager.launch(row)
+        averager.accumulate(clients_of(row, 1), last=True)
+        averager.start(row)
         with pytest.raises(RuntimeError):
-            averager.wait()
+            averager.finish()
     dist.destroy_process_group()
 
 
@@ -292,9 +292,9 @@ def test_one_rank_needs_no_process_group(chunks: Sequence[int]) -> None:
     averager = make_averager(row, 5, nodes=[0], rank=0, bucket_mb=25)
     for _ in range(2):
         for part in params.split(list(chunks)):
-            averager.add(part)
-        averager.launch(row)
-        mean = averager.wait()
+            averager.accumulate(part)
+        averager.start(row)
+        mean = averager.finish()
         assert mean.dtype == torch.float64
         assert (mean - params.double().mean(dim=0)).abs().max() < 1e-15
     assert not averager.so_far()["sums so far"].any() and not averager.state()
@@ -307,9 +307,9 @@ def test_the_mean_of_one_client_is_that_client(dtype: torch.dtype) -> None:
     params = clients_of(row, 1)
     averager = make_averager(row, 1, nodes=[0], rank=0, bucket_mb=25)
     for looked_at in (False, True, False):
-        averager.add(params, last=True)
+        averager.accumulate(params, last=True)
         if looked_at:
             averager.so_far()
-        averager.launch(row.clone())
-        assert torch.equal(averager.wait().to(dtype), params[0])
+        averager.start(row.clone())
+        assert torch.equal(averager.finish().to(dtype), params[0])
         assert not averager.so_far()["sums so far"].any()

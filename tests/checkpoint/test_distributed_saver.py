@@ -21,7 +21,7 @@ from tests.helpers.threads import on_every, worlds
 def marked(world: World, comm_round: int, chunks: int) -> State:
     """A state in whose own part is in which round, and after how many chunks, the rank was."""
     state = state_of(world, comm_round=comm_round)
-    state.numbers["position"]["so_far"]["bad"] = [[comm_round, chunks, ""]]
+    state.metadata["position"]["so_far"]["bad"] = [[comm_round, chunks, ""]]
     return state
 
 
@@ -38,7 +38,7 @@ def test_all_ranks_save_in_the_same_round(every: int | None, tmp_path: Path) -> 
             for chunk in range(1, 3 + world.rank):
                 time.sleep(0.002)
                 saver.after_chunk(partial(marked, world, comm_round, chunk))
-            asked = max(world.exchange(saver.asked(), "the end of a round"))
+            asked = max(world.all_gather_object(saver.asked(), "the end of a round"))
             saver.catch_up(asked, partial(marked, world, comm_round, 9))
             saver.after_round(comm_round, True, partial(marked, world, comm_round, 10))
         saver.finish(marked(world, comm_round, 11))
@@ -48,8 +48,8 @@ def test_all_ranks_save_in_the_same_round(every: int | None, tmp_path: Path) -> 
     seen = []
     for path in reversed(saved_paths(tmp_path)):
         states = [read_saved(path, rank, 3) for rank in range(3)]
-        marks = [state.numbers["position"]["so_far"]["bad"][0] for state in states]
-        assert {mark[0] for mark in marks} == {states[0].numbers["position"]["comm_round"]}, "in different rounds"
+        marks = [state.metadata["position"]["so_far"]["bad"][0] for state in states]
+        assert {mark[0] for mark in marks} == {states[0].metadata["position"]["comm_round"]}, "in different rounds"
         seen.append([chunks for _, chunks, _ in marks])
         rounds_of = marks[0][0]
         if every:
@@ -81,6 +81,6 @@ def test_one_rank_cannot_write(tmp_path: Path) -> None:
     assert "Is a directory on rank 1" in of_another and "Is a directory" in own
     (tmp_path / "resume.3.1.part").rmdir()
     states = on_every(ranks, lambda world: find_state(tmp_path, pytest.fail, world))
-    assert [state is not None and state.numbers["position"]["comm_round"] for state in states] == [1, 1]
+    assert [state is not None and state.metadata["position"]["comm_round"] for state in states] == [1, 1]
     assert on_every(ranks, lambda world: work(world, 3)) == ["", ""]
-    assert read_state_file(tmp_path / "resume.pt").numbers["position"]["comm_round"] == 3
+    assert read_state_file(tmp_path / "resume.pt").metadata["position"]["comm_round"] == 3

@@ -74,8 +74,8 @@ def read(directory: Path, size: int, message: Any = pytest.fail) -> list[State]:
 
 
 def same(one: State, other: State) -> bool:
-    named = {name: value for name, value in one.numbers.items() if name != "begun"}
-    return named == other.numbers and all(
+    named = {name: value for name, value in one.metadata.items() if name != "begun"}
+    return named == other.metadata and all(
         one.tensors[name].equal(other.tensors[name]) for name in {*one.tensors, *other.tensors}
     )
 
@@ -93,12 +93,12 @@ def test_any_number_of_ranks_reads_it(before: int, after: int, tmp_path: Path) -
     had: dict[int, torch.Tensor] = {}
     for rank, state in enumerate(states):
         mine = split_contiguous(CLIENTS, rank, after)
-        assert state.numbers["clients"] == [mine.start, mine.stop] and state.numbers["ranks"] == after
+        assert state.metadata["clients"] == [mine.start, mine.stop] and state.metadata["ranks"] == after
         assert state.tensors["row"].equal(torch.arange(N_PARAMS)) and "torch random state" in state.tensors
-        for at, (start, stop) in enumerate(state.numbers["position"]["so_far"]["done"]):
+        for at, (start, stop) in enumerate(state.metadata["position"]["so_far"]["done"]):
             assert mine.start <= start < stop <= mine.stop and not had.keys() & set(range(start, stop))
             had |= {client: state.tensors[f"losses {at}"][:, client - start] for client in range(start, stop)}
-    done = [pair for state in written for pair in state.numbers["position"]["so_far"]["done"]]
+    done = [pair for state in written for pair in state.metadata["position"]["so_far"]["done"]]
     passed = {client for pair in done for client in range(*pair)}
     assert had.keys() == passed and all(losses.equal(LOSSES[:, client]) for client, losses in had.items())
     for name, wanted in (("sum total", sum(3**client for client in passed)), ("feedback wire", 2**before - 1)):
@@ -106,11 +106,11 @@ def test_any_number_of_ranks_reads_it(before: int, after: int, tmp_path: Path) -
         assert torch.equal(torch.as_tensor(total), torch.full((N_PARAMS,), wanted))
     sums = TrainStats()
     for state in states:
-        sums.add(TrainStats(**state.numbers["position"]["so_far"]["stats"]))
+        sums.add(TrainStats(**state.metadata["position"]["so_far"]["stats"]))
     assert (sums.loss, sums.correct, sums.samples) == (sum(passed), [len(passed)], len(passed))
-    bad = [one for state in states for one in state.numbers["position"]["so_far"]["bad"]]
+    bad = [one for state in states for one in state.metadata["position"]["so_far"]["bad"]]
     assert {client for _, client, _ in bad} == passed and len(bad) == len(passed)
-    assert all(state.numbers.get("begun", True) for state in states)
+    assert all(state.metadata.get("begun", True) for state in states)
 
 
 def test_a_damaged_or_missing_part(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_damaged_or_missing_part(tmp_path: Path) -> None:
         for after in (2, 3):
             said: list[str] = []
             states = read(tmp_path, after, said.append)
-            assert [state.numbers["position"]["comm_round"] for state in states] == [5] * after
+            assert [state.metadata["position"]["comm_round"] for state in states] == [5] * after
             assert len(said) == 1 and name in said[0] and "\n" not in said[0] and "resume.1.pt" in said[0]
             assert (tmp_path / "resume.pt").read_bytes() == before
             (tmp_path / "resume.1.pt").write_bytes(before)
@@ -143,7 +143,7 @@ def test_a_damaged_or_missing_part(tmp_path: Path) -> None:
         for change in (bytes(flipped), whole[: draw.randrange(len(whole))], None if name != "resume.pt" else b""):
             damaged(name, change)
     damaged(parts[3], (tmp_path / parts[1]).read_bytes())  # whole, but of another save
-    assert {state.numbers["position"]["comm_round"] for state in read(tmp_path, 2)} == {6}
+    assert {state.metadata["position"]["comm_round"] for state in read(tmp_path, 2)} == {6}
     for name in (parts[0], parts[3]):
         os.truncate(tmp_path / name, 100)
     with pytest.raises(UsageError, match=r"resume\.2\.1\.part is torn.*resume\.1\.0\.part is torn.*--overwrite 1"):

@@ -37,7 +37,7 @@ def write(path: Path, state: State) -> None:
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     write(tmp_path / "state", State(NUMBERS, TENSORS))
     state = read_state_file(tmp_path / "state")
-    assert repr(state.numbers) == repr(NUMBERS)
+    assert repr(state.metadata) == repr(NUMBERS)
     assert list(state.tensors) == list(TENSORS)
     for name, value in TENSORS.items():
         found = state.tensors[name]
@@ -79,15 +79,15 @@ def test_the_state_before_takes_the_place_of_a_damaged_one(tmp_path: Path) -> No
         saver.finish(State({"number": number}, TENSORS))
     names = ["resume.pt", "resume.1.pt", "resume.2.pt"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
-    assert [read_state_file(tmp_path / name).numbers["number"] for name in names] == [4, 3, 2]
+    assert [read_state_file(tmp_path / name).metadata["number"] for name in names] == [4, 3, 2]
     os.truncate(tmp_path / "resume.pt", 5000)
     said: list[str] = []
     state = find_state(tmp_path, said.append, World.alone())
-    assert state is not None and state.numbers == {"number": 3}
+    assert state is not None and state.metadata == {"number": 3}
     assert len(said) == 1 and str(tmp_path / "resume.pt") in said[0] and "resume.1.pt" in said[0]
     saver.finish(State({"number": 5}, TENSORS))
     names = ["resume.pt", "resume.1.pt", "resume.2.pt"]
-    found = [read_state_file(tmp_path / name).numbers["number"] for name in names if (tmp_path / name).exists()]
+    found = [read_state_file(tmp_path / name).metadata["number"] for name in names if (tmp_path / name).exists()]
     assert found == [5, 3, 2]
 
 

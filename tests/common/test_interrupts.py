@@ -13,7 +13,7 @@ import pytest
 
 from fastlocal.config.schema import RunConfig
 from fastlocal.params.losses import cross_entropy
-from fastlocal.runs.build import prepare
+from fastlocal.runs.build import build_run
 from fastlocal.runs.run import train
 from fastlocal.telemetry.base import Logger, RoundReport
 from tests.helpers import small_models
@@ -50,7 +50,7 @@ def test_the_next_run_is_not_interrupted(tmp_path: Path) -> None:
             ("second", Logger(), contextlib.nullcontext()),
         ):
             config = RunConfig().with_values(**RUN, log_pth=str(tmp_path / name), grace=0.0)
-            ready = prepare(config, small_models.images(), small_models.Wide, cross_entropy, model_flag="model")
+            ready = build_run(config, small_models.images(), small_models.Wide, cross_entropy, model_flag="model")
             with outcome:
                 train(ready, overwrite=False, sinks=lambda path, logger=logger: [logger])
     finally:

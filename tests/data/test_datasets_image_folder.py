@@ -99,7 +99,7 @@ def test_images_are_found_where_torchvision_finds_them(root: Path, tmp_path: Pat
     (root / "train" / "dog" / "b" / "round").symlink_to(root / "train" / "dog")
     said: list[str] = []
     for stored in (False, True):
-        data = load("image_folder", data_pth=str(root), stored=stored, message=said.append)
+        data = load("image_folder", data_pth=str(root), lazy=stored, message=said.append)
         assert data.train.targets is not None and data.train.targets.tolist() == wanted.targets
         if isinstance(data.train, StoredSplit):
             assert isinstance(data.train.images, FileImages)
@@ -292,6 +292,6 @@ def test_a_corrupt_file_is_left_out_where_that_is_asked_for(
         assert "--source torch --on-bad-sample skip" in refused.err and not (tmp_path / "run").exists()
     went = run(capsys, *words, "--log-pth", tmp_path / "run", "--source", "torch", "--on-bad-sample", "skip")
     assert went.status == 0 and f"train/Cat/{name} cannot be decoded" in went.out + went.err
-    left = load("image_folder", data_pth=str(root), stored=True, skip_bad=True)
+    left = load("image_folder", data_pth=str(root), lazy=True, skip_bad=True)
     (root / "train" / "Cat" / name).unlink()
     assert (left.mean, left.std) == ((data := load("image_folder", data_pth=str(root))).mean, data.std)

@@ -103,8 +103,8 @@ def test_every_sample_has_random_numbers_of_its_own_at_any_number_of_workers(kin
         with source(KINDS[kind](), workers=workers, prefetch=prefetch) as read:
             found.append(take(sources.problem(read), plans))
             tested = (
-                read.rows(0, 40).inputs,
-                torch.cat([read.rows(begin, begin + 7).inputs for begin in range(0, 40, 7)]),
+                read.read_range(0, 40).inputs,
+                torch.cat([read.read_range(begin, begin + 7).inputs for begin in range(0, 40, 7)]),
             )
             assert torch.equal(*tested) and len(tested[0][:, 1].unique()) == 40
             one = read.batch(plans[1].sample_ids[2, 1:2], torch.tensor([3]), 12).inputs
@@ -214,4 +214,4 @@ def test_what_cannot_be_seeded_is_refused(kind: str, tmp_path: Path) -> None:
 
 def test_a_dataset_that_does_not_repeat_to_the_last_digit_is_taken() -> None:
     with source(Noisy(lambda: 1 + 1e-9 * int.from_bytes(os.urandom(1), "little"))) as read:
-        assert read.rows(0, 4).inputs[:, 1] == pytest.approx(1)
+        assert read.read_range(0, 4).inputs[:, 1] == pytest.approx(1)

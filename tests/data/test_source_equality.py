@@ -58,7 +58,7 @@ def test_it_is_closed_though_nobody_takes_what_was_read_ahead(ahead: int, kind: 
     split = sources.cifar()
     with sources.source_of(kind, sources.as_read_by(kind, split, beton), prefetch=ahead) as source:
         for begin in (0, 30, 10):
-            source.rows(begin, begin + 5)
+            source.read_range(begin, begin + 5)
         time.sleep(1.0)  # all that is read ahead is decoded, and waits
         closing = threading.Thread(target=source.close, daemon=True)
         closing.start()
@@ -130,7 +130,7 @@ def test_evaluation_sees_every_sample_once_in_order(kind: str, beton: Path) -> N
         sources.source_of(kind, sources.as_read_by(kind, split, beton), augment=False) as source,
     ):
         for _, (begin, end) in itertools.product(range(2), ((0, 25), (25, 50), (50, 75))):
-            expected, found = resident.rows(begin, end), source.rows(begin, end)
+            expected, found = resident.read_range(begin, end), source.read_range(begin, end)
             assert torch.equal(found.inputs, expected.inputs) and torch.equal(found.targets, expected.targets)
 
 
@@ -141,7 +141,7 @@ def test_never_more_than_the_prefetch_depth_is_held(kind: str, beton: Path) -> N
         sources.by_step(sources.problem(source), rounds)
         sources.by_client(sources.problem(source), rounds)
         assert source.most_ahead == 2
-        source.rows(0, 10)
+        source.read_range(0, 10)
         source.close_feeds()
         assert source.ahead == 0
 

@@ -208,14 +208,14 @@ def test_no_decoder_cuts_what_another_refuses(kind: str, files: list[Path], raw:
         Image.fromarray(np.full((70, 80), 60_000, dtype=np.uint16)).save(deep)
         with sources.source_of(kind, StoredSplit(FileImages([files[0], deep], 3), torch.tensor([0, 1]), 48)) as source:
             with pytest.raises(UsageError, match=r"deep.png cannot be decoded \(its mode I;16 has more than 8 bits"):
-                source.rows(0, 2)
+                source.read_range(0, 2)
     first = FileImages(files, 3).size(0)
     images: StoredImages = BetonImages(raw) if kind == "ffcv" else FileImages(files, 3, expected=first)
     with sources.source_of(kind, StoredSplit(images, torch.arange(len(files)), None)) as source:
         with pytest.raises(UsageError, match=r"cannot be decoded \(it is \d+x\d+ pixels"):
-            source.rows(0, 2)
+            source.read_range(0, 2)
         source.on_bad_sample = "skip"
-        assert source.rows(0, 2).targets.tolist() == [0, 0]
+        assert source.read_range(0, 2).targets.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 90), (90, 1)])
@@ -230,4 +230,4 @@ def test_a_side_of_one_pixel_is_enough(kind: Any, height: int, width: int) -> No
 def test_dali_skips_a_first_file_that_is_gone(files: list[Path], tmp_path: Path) -> None:
     split = sources.stored([tmp_path / "gone.jpg", *files[1:4]])
     with sources.source_of("dali", split, on_bad_sample="skip") as source:
-        assert source.rows(0, 2).targets.tolist() == [1, 1]
+        assert source.read_range(0, 2).targets.tolist() == [1, 1]

@@ -47,8 +47,8 @@ def test_skipped_samples_are_replaced_by_the_next_and_told_once(folder: list[Pat
     ids = torch.tensor([[1, 3, 4, 3, 11]])
     with sources.source_of("torch", sources.stored(folder), on_bad_sample="skip") as source:
         found = [source.batch(ids, torch.tensor([0]), 0) for _ in range(2)]
-        first, second = source.take_messages()
-        assert "003.jpg cannot" in first and "004.jpg cannot" in second and not source.take_messages()
+        first, second = source.pop_messages()
+        assert "003.jpg cannot" in first and "004.jpg cannot" in second and not source.pop_messages()
         expected = source.batch(torch.tensor([[1, 5, 5, 5, 11]]), torch.tensor([0]), 0)
     for batch in found:
         assert torch.equal(batch.inputs, expected.inputs) and batch.targets.tolist() == [[1, 5, 5, 5, 1]]
@@ -66,8 +66,8 @@ def test_many_bad_samples_in_a_row_are_passed_over_at_once(folder: list[Path], t
             begin(piece)
 
         source.engine.begin = counted
-        assert source.rows(0, 401).targets.tolist() == [0] * 401
-        assert source.take_messages()[-1].startswith("400 samples cannot be decoded")
+        assert source.read_range(0, 401).targets.tolist() == [0] * 401
+        assert source.pop_messages()[-1].startswith("400 samples cannot be decoded")
         source.batch(torch.tensor([[3, 300]]), torch.tensor([0]), 0)
     assert begun < 20
 
@@ -103,7 +103,7 @@ from tests.data import sources
 split = sources.cifar()
 with sources.source_of("torch", split, workers=2) as train, sources.source_of("torch", split) as test:
     train.batch(torch.tensor([[0, 1]]), torch.tensor([0]), 0)
-    test.rows(0, 10)
+    test.read_range(0, 10)
     print(*(process.pid for source in (train, test) for process, _ in source.engine._crew), flush=True)
     time.sleep(600)
 """

@@ -61,8 +61,8 @@ try:
     with connected(launched(), url="env://", timeout=120, device=torch.device("cpu")) as world:
         if world.rank == 1:
             raise KeyboardInterrupt
-        world.exchange(None, "the next meeting")
-        world.exchange(None, "the one after it")
+        world.all_gather_object(None, "the next meeting")
+        world.all_gather_object(None, "the one after it")
 except KeyboardInterrupt:
     sys.exit(75)
 """
@@ -136,7 +136,7 @@ def test_a_second_signal_to_one_rank_in_the_last_save_stops_all(tmp_path: Path) 
     """It comes when its part is written and the first rank still writes; the save stands."""
     ended = ends(start((tmp_path,), (tmp_path,), program=("-c", SAVING)))
     assert [status for status, _ in ended] == [75, 75], ended
-    assert read_saved(tmp_path / "resume.pt", 1, 2).numbers["position"]["comm_round"] == 1
+    assert read_saved(tmp_path / "resume.pt", 1, 2).metadata["position"]["comm_round"] == 1
 
 
 STUCK = """

@@ -10,7 +10,7 @@ import torch
 
 from fastlocal.executors.round_plan import RoundPlan, RoundResult
 from fastlocal.executors.threaded import ThreadedExecutor
-from fastlocal.executors.tuning.executor_timing import Work, tune
+from fastlocal.executors.tuning.executor_timing import TuningBudget, tune
 from fastlocal.params.client_stack import ClientStack
 from tests.executors.test_executors import EXECUTORS, problem_of
 
@@ -20,7 +20,7 @@ def test_random_states_and_the_model_are_left_alone() -> None:
     before, state = problem.module.state_dict(), torch.get_rng_state()
     before = {name: value.clone() for name, value in before.items()}
     options = [{"executor": name} for name in ("looped", "threaded")]
-    timings = tune(problem, Work(3, 5, 2, 10**9), options, lambda p, v: EXECUTORS[v["executor"]](p), 0.1)
+    timings = tune(problem, TuningBudget(3, 5, 2, 10**9), options, lambda p, v: EXECUTORS[v["executor"]](p), 0.1)
     assert {timing.values["executor"] for timing in timings} == {"looped", "threaded"}
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in problem.module.state_dict().items())
@@ -32,7 +32,7 @@ def test_a_candidate_that_fails_is_left_out() -> None:
             raise RuntimeError("out of memory")
         return ThreadedExecutor(problem, workers=1)
 
-    problem, work = problem_of("perceptron", torch.float32), Work(3, 5, 2, 10**9)
+    problem, work = problem_of("perceptron", torch.float32), TuningBudget(3, 5, 2, 10**9)
     timings = tune(problem, work, [{"executor": "good"}, {"executor": "bad"}], make, 0.1)
     assert [timing.values["executor"] for timing in timings] == ["good"]
     assert tune(problem, work, [{"executor": "bad"}, {"executor": "good"}], make, 0.1) == []
@@ -49,7 +49,7 @@ def test_compiled_steps_are_timed_in_whole_chunks() -> None:
         )
         return executor
 
-    work = Work(7, 5, 2, 10**9)
+    work = TuningBudget(7, 5, 2, 10**9)
     tune(problem_of("perceptron", torch.float32), work, [{"compile": False}, {"compile": True}], make, 0.1)
     assert {clients for compiled, clients in stepped if compiled} == {7}
     assert min(clients for compiled, clients in stepped if not compiled) < 7
@@ -93,7 +93,7 @@ class Paced:
         return RoundResult(torch.zeros(plan.sample_ids.shape[:2]), None)
 
 
-def order_of(paces: dict[str, Callable[[int], None]], work: Work, seconds: float) -> list[tuple[str, float]]:
+def order_of(paces: dict[str, Callable[[int], None]], work: TuningBudget, seconds: float) -> list[tuple[str, float]]:
     """The names of executors of these paces and their seconds per client-step, as tuned."""
     made = {name: Paced(pace) for name, pace in paces.items()}
     options = [{"executor": name} for name in paces]
@@ -108,7 +108,7 @@ def test_one_lucky_round_decides_nothing(clock: Clock) -> None:
         "steady": lambda samples: clock.compute(1e-2 * samples),
         "lucky": lambda samples: clock.compute(next(lucky, None) or 2e-2 * samples),
     }
-    (name, seconds), *_ = order_of(paces, Work(1, 1, 1, 10**12), 0.5)
+    (name, seconds), *_ = order_of(paces, TuningBudget(1, 1, 1, 10**12), 0.5)
     assert name == "steady" and seconds == pytest.approx(1e-2)
 
 
@@ -118,7 +118,7 @@ def test_one_round_that_was_held_up_rules_nothing_out(clock: Clock) -> None:
         "rule": lambda samples: clock.compute(2e-2 * samples),
         "held up": lambda samples: clock.compute(next(held_up, 5e-3)),
     }
-    assert order_of(paces, Work(1, 1, 1, 10**12), 0.1)[0][0] == "held up"
+    assert order_of(paces, TuningBudget(1, 1, 1, 10**12), 0.1)[0][0] == "held up"
 
 
 def test_a_busy_machine_makes_no_run_long(clock: Clock) -> None:
@@ -128,7 +128,7 @@ def test_a_busy_machine_makes_no_run_long(clock: Clock) -> None:
         clock.compute(1e-4)
         clock.wait(1e-2)
 
-    paces, work = {"rule": slow, "other": slow}, Work(1, 1, 1, 4000)
+    paces, work = {"rule": slow, "other": slow}, TuningBudget(1, 1, 1, 4000)
     assert order_of(paces, work, 1.0) == []
     assert len(order_of(paces, work, 0.01)) == 2
 
@@ -137,7 +137,8 @@ def test_steps_that_take_long_are_timed_on_smaller_batches(clock: Clock) -> None
     """A step of a whole batch takes 10 s."""
     made = [Paced(lambda samples: clock.compute(1e-3 * samples)), Paced(lambda samples: clock.compute(2e-3 * samples))]
     options = [{"executor": place} for place in range(2)]
-    timings = tune(problem_of("perceptron"), Work(2, 10_000, 4, 10**6), options, lambda p, v: made[v["executor"]], 0.5)
+    budget = TuningBudget(2, 10_000, 4, 10**6)
+    timings = tune(problem_of("perceptron"), budget, options, lambda p, v: made[v["executor"]], 0.5)
     assert clock.passed < 5.0
     assert all(max(one.batches) < 1000 for one in made)
     assert [timing.values["executor"] for timing in timings] == [0, 1]

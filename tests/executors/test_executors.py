@@ -53,7 +53,7 @@ def problem_of(
     local, source = local_module(module, training_modes(module)), source_of(data, dtype)
     return LocalProblem(
         module=local,
-        layout=idle_layout(local, source.rows(0, 4).inputs, group_weight=True),
+        layout=idle_layout(local, source.read_range(0, 4).inputs, group_weight=True),
         source=source,
         topk=(1, 2),
         numerics=Numerics(CPU, dtype, low),

@@ -54,7 +54,7 @@ class ReadsValues(nn.Module):
 
 def problem_with(module: nn.Module, dtype: torch.dtype = torch.float32, **values: Any) -> LocalProblem:
     module, problem = module.to(dtype).train(), problem_of("perceptron", dtype)
-    layout = idle_layout(module, problem.source.rows(0, 4).inputs, group_weight=False)
+    layout = idle_layout(module, problem.source.read_range(0, 4).inputs, group_weight=False)
     return dataclasses.replace(problem, **{"module": module, "layout": layout, **values})
 
 
@@ -62,7 +62,7 @@ def problem_with(module: nn.Module, dtype: torch.dtype = torch.float32, **values
 def test_every_small_model_runs_without_the_interpreter(name: str) -> None:
     problem = problem_of(name)
     _, plan = start(problem)
-    batch = problem.source.rows(0, BATCH)
+    batch = problem.source.read_range(0, BATCH)
     steps = script(problem, batch.inputs, batch.targets, channels_last=False)
     executor = ThreadedExecutor(problem, workers=1)
     assert executor._difference(steps, batch.inputs, batch.targets) is None
@@ -137,7 +137,7 @@ class Layouts(TorchDispatchMode):
 
 def test_channels_last_steps_stay_in_that_layout() -> None:
     problem = problem_with(Shortcut(), torch.float64)
-    batch = problem.source.rows(0, BATCH)
+    batch = problem.source.read_range(0, BATCH)
     steps = script(problem, batch.inputs, batch.targets, channels_last=True)
     row = problem.layout.flatten(dict(problem.module.named_parameters()))
     with Layouts() as layouts:

@@ -13,7 +13,7 @@ from fastlocal.common.interrupts import interruptible
 from fastlocal.config.schema import RunConfig
 from fastlocal.data.types import DataSet
 from fastlocal.params.losses import cross_entropy
-from fastlocal.runs.build import prepare
+from fastlocal.runs.build import build_run
 from fastlocal.runs.run import train
 from fastlocal.telemetry.base import Logger
 from fastlocal.training.loop import Loop
@@ -68,7 +68,7 @@ def run(folder: Path, module: nn.Module, data: DataSet, *loggers: Logger, resume
     config = RunConfig().with_values(**{**RUN, "log_pth": str(folder), **values})
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background may not have
     with interruptible(to_the_end=False):
-        ready = prepare(config, data, lambda: module, cross_entropy, model_flag="model")
+        ready = build_run(config, data, lambda: module, cross_entropy, model_flag="model")
         PASSES.count = 0
         return train(ready, overwrite=False, sinks=lambda path: list(loggers), resume=resume)
 

@@ -129,9 +129,9 @@ def test_sums_of_a_fixed_order_take_bounded_memory_on_a_device(
         averager = make_averager(
             torch.zeros_like(params[0]), clients, nodes=[0], rank=0, bucket_mb=25, reduce_order="fixed"
         )
-        averager.add(params, last=True)
-        averager.launch(torch.zeros_like(params[0]))
-        return averager.wait().cpu()
+        averager.accumulate(params, last=True)
+        averager.start(torch.zeros_like(params[0]))
+        return averager.finish().cpu()
 
     with rehearsed() as device:
         given = params.to(CUDA)

@@ -18,7 +18,7 @@ import torch
 
 from fastlocal.commands.flags import parse
 from fastlocal.common import disk_cache
-from fastlocal.common.disk_cache import cache_file, keep, recall
+from fastlocal.common.disk_cache import cache_file
 from fastlocal.runs import resolve
 from fastlocal.runs.build import PreparedRun
 from fastlocal.runs.executor_choice import candidates
@@ -190,7 +190,7 @@ def test_nothing_is_remembered_where_nothing_can_be_written(
     assert "taking the first" in notes and not any("remembered in" in note for note in notes)
     assert disk_cache.once(cache_file("verified.json")) == ""
     monkeypatch.setattr(disk_cache.os, "replace", full)
-    assert not keep(own_cache, "more", 1) and kept_in(own_cache.parent) >= {"tuning.json"}
+    assert not disk_cache.put(own_cache, "more", 1) and kept_in(own_cache.parent) >= {"tuning.json"}
     assert not any(path.name.startswith(".") for path in own_cache.parent.iterdir())
 
 
@@ -204,7 +204,7 @@ def test_writers_at_once_leave_a_whole_file(own_cache: Path) -> None:
 
     def write(name: str) -> None:
         for number in range(30):
-            keep(own_cache, f"{name}{number}", [number] * 100)
+            disk_cache.put(own_cache, f"{name}{number}", [number] * 100)
             try:
                 json.loads(own_cache.read_text())
             except ValueError as error:
@@ -217,8 +217,8 @@ def test_writers_at_once_leave_a_whole_file(own_cache: Path) -> None:
         writer.join()
     assert not failed and kept_in(own_cache.parent) == {"tuning.json", "native"}
     assert len(json.loads(own_cache.read_text())) == 120, "no writer loses another's entry"
-    keep(own_cache, "last", 7)
-    assert recall(own_cache, "last") == 7
+    disk_cache.put(own_cache, "last", 7)
+    assert disk_cache.get(own_cache, "last") == 7
 
 
 @pytest.mark.parametrize(("flags", "tried"), [(["29"], False), (["30"], True), (["30", "--compile", "0"], False)])

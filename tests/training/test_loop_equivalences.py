@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastlocal.config.schema import RunConfig
 from fastlocal.data.types import DataSet
 from fastlocal.params.losses import cross_entropy
-from fastlocal.runs.build import prepare
+from fastlocal.runs.build import build_run
 from fastlocal.runs.run import final_model, train
 from fastlocal.telemetry.base import Logger, RoundReport
 from fastlocal.training.loop import Loop
@@ -38,7 +38,7 @@ RUN: dict[str, Any] = {
 
 def run(folder: Path, module: nn.Module, data: DataSet, *loggers: Logger, **values: Any) -> Loop:
     config = RunConfig().with_values(**{**RUN, "log_pth": str(folder), **values})
-    ready = prepare(config, data, lambda: module, cross_entropy, model_flag="model")
+    ready = build_run(config, data, lambda: module, cross_entropy, model_flag="model")
     return train(ready, overwrite=False, sinks=lambda path: list(loggers))
 
 

@@ -13,7 +13,7 @@ from fastlocal.common.errors import NonFiniteLoss
 from fastlocal.config.schema import RunConfig
 from fastlocal.data.types import DataSet, Split
 from fastlocal.params.losses import cross_entropy
-from fastlocal.runs.build import prepare
+from fastlocal.runs.build import build_run
 from fastlocal.runs.run import train
 from fastlocal.telemetry.base import Logger
 from fastlocal.training.loop import Loop
@@ -48,7 +48,7 @@ def run(folder: Path, data: DataSet, *loggers: Logger, module: nn.Module | None 
     base |= {"resume_pth": "start.pt", "device": "cpu", "seed": 0, "log_pth": str(folder), "decay1": 99, "decay2": 99}
     config = RunConfig().with_values(**{**base, **values})
     linear = module or nn.Linear(6, 3)
-    ready = prepare(config, data, lambda: linear, cross_entropy, model_flag="model")
+    ready = build_run(config, data, lambda: linear, cross_entropy, model_flag="model")
     return train(ready, overwrite=False, sinks=lambda path: list(loggers))
 
 

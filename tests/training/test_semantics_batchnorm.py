@@ -15,7 +15,7 @@ from fastlocal.data.types import DataSet, Split
 from fastlocal.models.batchnorm import has_batchnorm, re_estimate
 from fastlocal.params.losses import count_correct, cross_entropy
 from fastlocal.params.precision import Numerics
-from fastlocal.runs.build import prepare
+from fastlocal.runs.build import build_run
 from fastlocal.runs.run import train
 from fastlocal.training.evaluation import evaluate
 from tests.helpers import small_models
@@ -95,7 +95,7 @@ def run(tmp_path: Path, data: DataSet, **values: Any) -> Path:
             **values,
         }
     )
-    ready = prepare(config, data, lambda: small_models.make("batchnorm"), cross_entropy, model_flag="model")
+    ready = build_run(config, data, lambda: small_models.make("batchnorm"), cross_entropy, model_flag="model")
     train(ready, overwrite=False, sinks=lambda path: [])
     return tmp_path / "run"
 
@@ -150,7 +150,7 @@ def test_evaluation_of_any_number_of_samples(count: int) -> None:
     module = small_models.make("batchnorm").train()
     result = evaluate(module, source, loss=cross_entropy, topk=(1, 2, 5), numerics=NUMERICS)
     assert module.training
-    outputs = module.eval()(source.rows(0, count).inputs)
+    outputs = module.eval()(source.read_range(0, count).inputs)
     targets = data.test.targets
     assert result.loss == pytest.approx(torch.nn.functional.cross_entropy(outputs, targets).item(), rel=1e-12)
     order = outputs.argsort(dim=1, descending=True)

@@ -14,7 +14,7 @@ from torch import nn
 from fastlocal.config.schema import RunConfig
 from fastlocal.data.types import DataSet
 from fastlocal.params.losses import cross_entropy
-from fastlocal.runs.build import PreparedRun, prepare
+from fastlocal.runs.build import PreparedRun, build_run
 from fastlocal.runs.run import train
 from tests.helpers import small_models
 from tests.helpers.plain_program import PlainProgram, PlainRun
@@ -77,7 +77,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 def prepared(name: str, **values: Any) -> PreparedRun:
     data = small_models.sentences() if name == "words" else small_models.images()
     config = RunConfig().with_values(**{**RUN, **values})
-    return prepare(config, data, lambda: small_models.make(name), cross_entropy, model_flag="model")
+    return build_run(config, data, lambda: small_models.make(name), cross_entropy, model_flag="model")
 
 
 def plain(name: str, ready: PreparedRun) -> PlainRun:
@@ -148,6 +148,6 @@ def test_the_module_that_is_given_is_not_changed(tmp_path: Path) -> None:
     module: nn.Module = small_models.make("batchnorm")
     before = {key: value.clone() for key, value in module.state_dict().items()}
     config = RunConfig().with_values(**{**RUN, "epochs": 1, "log_pth": str(tmp_path / "run")})
-    ready = prepare(config, small_models.images(), lambda: copy.deepcopy(module), cross_entropy, model_flag="model")
+    ready = build_run(config, small_models.images(), lambda: copy.deepcopy(module), cross_entropy, model_flag="model")
     train(ready, overwrite=False, sinks=lambda path: [])
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())

@@ -43,7 +43,7 @@ class DatasetSpec:
     workers: processes that decode image files
     image_size: height and width to bring image files to, in pixels; None keeps theirs
     message: takes one line for a person
-    stored: leave images where they are stored        side: that of the crops that are cut from them, or None
+    lazy: leave images where they are stored        crop_size: that of the crops that are cut from them, or None
     whole: compare the checksums of prepared files with their manifests, whatever their times
     skip_bad: pass over stored images that cannot be decoded, where all are looked at beforehand
     """
@@ -56,9 +56,9 @@ class DatasetSpec:
     workers: int
     image_size: int | None
     message: Callable[[str], None]
-    stored: bool = False
-    side: int | None = None
-    whole: bool = False
+    lazy: bool = False
+    crop_size: int | None = None
+    verify_checksums: bool = False
     skip_bad: bool = False
 
 
@@ -74,9 +74,9 @@ def load(
     workers: int = 2,
     image_size: int | None = None,
     message: Callable[[str], None] | None = None,
-    stored: bool = False,
-    side: int | None = None,
-    whole: bool = False,
+    lazy: bool = False,
+    crop_size: int | None = None,
+    verify_checksums: bool = False,
     skip_bad: bool = False,
 ) -> DataSet:
     """The data set `name`: images uint8 [n, channels, height, width], labels int64 [n], contiguous tensors on the CPU.
@@ -88,9 +88,11 @@ def load(
     workers: image_folder only: processes that decode
     image_size: image_folder only: resize the shorter side to this many pixels and crop the centre square
     message: called with one line for a person, where there is something to say
-    stored, side: STORABLE only: leave the images where they are stored, for a source to read them one by one, and to
-        cut crops of side x side pixels from them, which are normalised as ImageNet is; a .beton always stays stored
-    whole: STORABLE only: compare the checksums of prepared files, whatever their times of change
+    lazy: STORABLE only: leave the images where they are stored, for a source to read them one by one, as those of a
+        .beton always are
+    crop_size: STORABLE only: height and width in pixels of crops that are cut from images that stay stored, and
+        normalised as ImageNet is
+    verify_checksums: STORABLE only: compare the checksums of prepared files, whatever their times of change
     skip_bad: STORABLE only: pass over images that cannot be decoded as mean and std are computed
 
     Raises UsageError where the name is unknown, files are missing or malformed, or mean and std do not fit.
@@ -102,11 +104,11 @@ def load(
         val_pth=val_pth,
         seed=seed,
         workers=workers,
-        image_size=image_size if side is None else None,
+        image_size=image_size if crop_size is None else None,
         message=message or (lambda text: None),
-        stored=stored or side is not None,
-        side=side,
-        whole=whole,
+        lazy=lazy or crop_size is not None,
+        crop_size=crop_size,
+        verify_checksums=verify_checksums,
         skip_bad=skip_bad,
     )
     data = read(request)
@@ -114,7 +116,7 @@ def load(
     from fastlocal.data import normalization
     from fastlocal.data.types import StoredSplit
 
-    if isinstance(data.train, StoredSplit) and data.train.side is not None and data.train.images.channels == 3:
+    if isinstance(data.train, StoredSplit) and data.train.crop_size is not None and data.train.images.channels == 3:
         data = dataclasses.replace(data, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     mean, std = normalization.resolve(data, mean, std, skip_bad=skip_bad)
     return dataclasses.replace(data, mean=mean, std=std)

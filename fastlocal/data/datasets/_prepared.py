@@ -38,7 +38,7 @@ def places(request: DatasetSpec, suffix: str) -> list[tuple[str, Path]]:
 
 def manifests(request: DatasetSpec, halves: Sequence[tuple[str, Path]]) -> list[Manifest | None]:
     """Of both halves, or None for one that has none. Raises UsageError where they contradict their files or another."""
-    found = [verified(flag, path, request.name, whole=request.whole) for flag, path in halves]
+    found = [verified(flag, path, request.name, whole=request.verify_checksums) for flag, path in halves]
     train, test = found
     if train is None or test is None or train.class_names is None or test.class_names is None:
         return found

@@ -56,6 +56,6 @@ def _split(request: DatasetSpec, flag: str, path: Path, manifest: Manifest | Non
     if array.dtype != np.uint8 or array.shape != (manifest.count, *(manifest.shape or ())):
         raise UsageError(f"{origin}: is {array.dtype} {list(array.shape)}, which its manifest does not say")
     targets = labels(origin, numbers, manifest)
-    if request.stored:
-        return StoredSplit(images, targets, request.side)
+    if request.lazy:
+        return StoredSplit(images, targets, request.crop_size)
     return Split(torch.from_numpy(array), targets, mapped=True)

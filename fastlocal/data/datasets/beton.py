@@ -24,8 +24,8 @@ def read(request: DatasetSpec) -> DataSet:
     mean, std = normalisation(noted[0])
     return DataSet(
         name=request.name,
-        train=StoredSplit(train, targets[0], request.side),
-        test=StoredSplit(test, targets[1], request.side),
+        train=StoredSplit(train, targets[0], request.crop_size),
+        test=StoredSplit(test, targets[1], request.crop_size),
         classes=max(classes(manifest, targets) for manifest in noted),
         mean=mean,
         std=std,

@@ -63,7 +63,7 @@ def read(request: DatasetSpec) -> DataSet:
 
     targets = [torch.tensor(half.targets, dtype=torch.int64) for half in (train, test)]
     halves: list[Split | StoredSplit]
-    if request.stored:
+    if request.lazy:
         halves = _listed(request, (train, test), targets)
     else:
         images = torch.from_numpy(_images(request, train, test)).tensor_split([len(train.files)])
@@ -82,14 +82,14 @@ def read(request: DatasetSpec) -> DataSet:
 def _listed(request: DatasetSpec, halves: Sequence[_Half], targets: Sequence[Tensor]) -> list[Split | StoredSplit]:
     """The files as they are, to be decoded one by one; without crops of a given side they must be of one size."""
     files = [half.files for half in halves]
-    if request.side is not None:
+    if request.crop_size is not None:
         images = [FileImages(paths, channels=3) for paths in files]
     else:
         headers = list(_headers(chain(*files), request.skip_bad)) or [mode_and_size(files[0][0])]
         grey = all(mode in GREY_MODES for mode, _ in headers)
         expected = None if request.image_size else headers[0][1]
         images = [FileImages(paths, 1 if grey else 3, request.image_size, expected) for paths in files]
-    return [StoredSplit(each, labels, request.side) for each, labels in zip(images, targets, strict=True)]
+    return [StoredSplit(each, labels, request.crop_size) for each, labels in zip(images, targets, strict=True)]
 
 
 def _headers(paths: Iterable[Path], skip_bad: bool) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -43,7 +43,7 @@ class FileImages:
         return len(self.paths)
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width) as `read` gives it; from the file's header where sizes may differ."""
+        """(height, width) as `get` gives it; from the file's header where sizes may differ."""
         if self.square is not None:
             return self.square, self.square
         if self.expected is not None:
@@ -60,7 +60,7 @@ class FileImages:
         return np.array(image, dtype=np.uint8).reshape(image.height, image.width, self.channels)
 
     def encoded(self, index: int) -> bytes | None:
-        """The file's content, of whatever format; None where `read` gives another image than the file holds."""
+        """The file's content, of whatever format; None where `get` gives another image than the file holds."""
         if self.square is not None:
             return None
         path = self.paths[index]

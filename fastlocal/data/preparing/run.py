@@ -43,7 +43,7 @@ class Preparing:
     message: Callable[[str], None]
 
 
-def prepare(data: DataSet, how: Preparing) -> list[Path]:
+def convert_dataset(data: DataSet, how: Preparing) -> list[Path]:
     """Writes both halves of `data` that are not there already; returns the training and the test file.
 
     data: image files listed, not decoded

@@ -62,15 +62,15 @@ class Source(Protocol):
         """These batches one after the other, read ahead where the source decodes."""
         ...
 
-    def rows(self, begin: int, end: int) -> Batch:
+    def read_range(self, begin: int, end: int) -> Batch:
         """Samples [begin, end) in their stored order, not augmented, without a client axis."""
         ...
 
-    def take_waited(self) -> float:
+    def pop_wait_seconds(self) -> float:
         """Seconds that callers have waited for data since the last call."""
         ...
 
-    def take_messages(self) -> list[str]:
+    def pop_messages(self) -> list[str]:
         """Lines that a person should see, since the last call."""
         ...
 

@@ -71,7 +71,7 @@ def _streaming(split: AnySplit, reading: SourceConfig, *, augment: bool) -> Stre
 def _readable(split: Split, *, images: bool) -> StoredSplit | MapSplit:
     """Tensors as samples that are read one by one."""
     if images:
-        return StoredSplit(ArrayImages(split.inputs), split.targets, side=None)
+        return StoredSplit(ArrayImages(split.inputs), split.targets, crop_size=None)
     return MapSplit.of(TensorDataset(split.inputs, split.targets))
 
 
@@ -81,10 +81,10 @@ def _map(split: MapSplit) -> tuple[MapSplit, Layout]:
 
 
 def _images(split: StoredSplit, seed: int, augment: bool) -> tuple[Cropper, Layout]:
-    if split.side is None:
+    if split.crop_size is None:
         augmentation = Augmentation("crop" if augment else "none")
     else:
-        augmentation = Augmentation("resized_crop" if augment else "centre_crop", split.side)
+        augmentation = Augmentation("resized_crop" if augment else "centre_crop", split.crop_size)
     cutter = Cropper(split.images, augmentation, seed)
     height, width = augmentation.output(*cutter.first_size())
     return cutter, Layout(len(split), (height, width, split.images.channels), np.dtype(np.uint8), split.targets)

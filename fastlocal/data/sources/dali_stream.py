@@ -87,7 +87,7 @@ class DaliStream:
             images = fn.slice(
                 images, start=starts, end=ends, axes=[0, 1], out_of_bounds_policy="pad", fill_values=0
             )
-            if self._cutter.augmentation.side is not None:
+            if self._cutter.augmentation.crop_size is not None:
                 images = fn.resize(images, size=[height, width], interp_type=types.INTERP_LINEAR, antialias=True)
             pipeline.set_outputs(fn.flip(images, horizontal=mirrored))
         pipeline.build()
@@ -130,7 +130,7 @@ class DaliStream:
     def _stored(self, index: int) -> Any:
         """What DALI is fed for an image: its file, or its pixels, with a header where other images are compressed."""
         images = self._cutter.images
-        if self._cutter.augmentation.side is None and images.size(index) != self._shape[:2]:
+        if self._cutter.augmentation.crop_size is None and images.size(index) != self._shape[:2]:
             raise other_size(index, images.size(index), self._shape)
         if not self._compressed:
             return images.read(index)

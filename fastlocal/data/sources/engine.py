@@ -81,7 +81,7 @@ class Cropper:
     def __init__(self, images: StoredImages, augmentation: Augmentation, seed: int) -> None:
         self.images, self.augmentation, self.seed = images, augmentation, seed
         self._sizes = np.zeros((len(images), 2), dtype=np.int32)
-        if augmentation.side is None:
+        if augmentation.crop_size is None:
             self._sizes[:] = self.first_size()
         elif isinstance(images, BetonImages):
             self._sizes[:, 0], self._sizes[:, 1] = images.heights, images.widths

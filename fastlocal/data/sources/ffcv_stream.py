@@ -126,7 +126,7 @@ class FfcvStream:
         """Which images have not the size of the first, where they reach the model whole."""
         images = self._cutter.images
         assert isinstance(images, BetonImages)
-        if self._cutter.augmentation.side is not None:
+        if self._cutter.augmentation.crop_size is not None:
             return np.zeros(len(images), dtype=bool)
         return np.asarray((images.heights != self._shape[0]) | (images.widths != self._shape[1]))
 

@@ -72,7 +72,7 @@ class ResidentSource:
         """
         return Batch(self._inputs(sample_ids, clients if self.augment else None, step), self.targets[sample_ids])
 
-    def rows(self, begin: int, end: int) -> Batch:
+    def read_range(self, begin: int, end: int) -> Batch:
         """Samples [begin, end) in their stored order, not augmented, without a client axis."""
         ids = torch.arange(begin, min(end, len(self)), device=self.device)
         return Batch(self._inputs(ids, None, 0), self.targets[ids])
@@ -119,10 +119,10 @@ class ResidentSource:
             )  # fmt: skip
             yield from map(Batch, inputs, targets[part])
 
-    def take_waited(self) -> float:
+    def pop_wait_seconds(self) -> float:
         return 0.0
 
-    def take_messages(self) -> list[str]:
+    def pop_messages(self) -> list[str]:
         return []
 
     def close(self) -> None:

@@ -54,7 +54,7 @@ def choose(kind: str, data: DataSet, device: torch.device) -> str:
         raise UsageError("--source dali: the inputs are not uint8 images; use --source resident or torch")
     if kind != "auto":
         return kind
-    if isinstance(train, Split) or train.side is None:
+    if isinstance(train, Split) or train.crop_size is None:
         if _fits(data, device):
             return "resident"
     if beton:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastlocal import kernels
 from fastlocal.common.errors import UsageError
-from fastlocal.common.interrupts import poll
+from fastlocal.common.interrupts import check_signals
 from fastlocal.kernels.gather_augment.cpu import normalise
 
 from ..transforms import PADDING, Ints, SampleIndex
@@ -98,7 +98,7 @@ class StreamingSource:
             self.feeds[-1].close()
         self._next_rows = None
 
-    def rows(self, begin: int, end: int) -> Batch:
+    def read_range(self, begin: int, end: int) -> Batch:
         """As a source does; the rows that would follow in steps of this size are read ahead."""
         size = end - begin
         with self.lock:
@@ -113,12 +113,12 @@ class StreamingSource:
             self._next_rows = (end, feed) if end < len(self) else None
         return next(feed)
 
-    def take_waited(self) -> float:
+    def pop_wait_seconds(self) -> float:
         with self.lock:
             waited, self._waited = self._waited, 0.0
             return waited
 
-    def take_messages(self) -> list[str]:
+    def pop_messages(self) -> list[str]:
         with self.lock:
             messages, self._messages = self._messages, []
             if self._more_bad:
@@ -185,7 +185,7 @@ class StreamingSource:
     def wait_for(self, piece: DecodeJob) -> None:
         """Until the piece is done; raises what went wrong with it."""
         while not piece.done.is_set():
-            poll()
+            check_signals()
             self.engine.advance(piece, POLL_S)
         if piece.error is not None:
             raise piece.error

@@ -95,7 +95,7 @@ class TorchWorkers:
         ids = piece.rows.ids
         if isinstance(self._samples, Cropper):
             boxes = self._samples.boxes(piece)
-            sizes = piece.out.shape[1:], self._samples.augmentation.side is None
+            sizes = piece.out.shape[1:], self._samples.augmentation.crop_size is None
             connection.send((ids, boxes, *sizes, [row for row, _ in piece.bad]))
             refused, piece.out[:] = connection.recv()
         else:

@@ -57,9 +57,9 @@ class ScriptText:
         self._replaced = {found.node: lines for found in maps if (lines := found.lines(product)) is not None}
         self._replaced.update(part for norm in norms for part in norm.lines(name))
         self._replaced.update((loss.node, loss.lines()) for loss in losses)
-        self._gone = {node for update in merged for node in update.gone}
-        self._gone.update(node for norm in norms for node in norm.gone)
-        self._gone.update(node for loss in losses for node in loss.gone)
+        self._gone = {node for update in merged for node in update.fused_nodes}
+        self._gone.update(node for norm in norms for node in norm.fused_nodes)
+        self._gone.update(node for loss in losses for node in loss.fused_nodes)
 
     def _has(self, *ops: str) -> bool:
         """Return True if the library in C++ is loaded and provides all of these operations."""

@@ -90,7 +90,7 @@ def find_map(node: fx.Node) -> LinearMap | None:
         return None
     operands: list[Any] = list(node.args)
     *biases, x, turned = operands
-    weight = _turned(turned)
+    weight = _transposed(turned)
     if weight is None or any(
         "tensor_meta" not in part.meta for part in (*biases, x, weight)
     ):  # given with the module, not computed
@@ -131,7 +131,7 @@ class ProductUpdate:
     bias: Bias | None = None
 
     @property
-    def gone(self) -> tuple[fx.Node, ...]:
+    def fused_nodes(self) -> tuple[fx.Node, ...]:
         """The nodes that go with the gradients."""
         return self.chain if self.bias is None else self.chain + self.bias.chain
 
@@ -186,7 +186,7 @@ def find_products(
         if not same or any(len(link.users) != 1 for link in chain) or any(map(is_parameter, last.args)):
             continue
         first, second = last.args
-        left = second if len(chain) % 2 == 0 else _turned(first)
+        left = second if len(chain) % 2 == 0 else _transposed(first)
         a = f"{name(first)}.t()" if left is None else name(left)
         b = name(second) if len(chain) % 2 else f"{name(first)}.t()"
         samples, shape = first.meta["tensor_meta"].shape[1], layout.shapes[index]
@@ -219,7 +219,7 @@ def _is_sum(chain: tuple[Any, ...], of: fx.Node | None) -> bool:
     return origin(total.args[0]) is origin(of) and total.args[1] == [0] and all(len(node.users) == 1 for node in chain)
 
 
-def _turned(node: fx.Node) -> fx.Node | None:
+def _transposed(node: fx.Node) -> fx.Node | None:
     """What a node is the transpose of, or None."""
     inner = node.args[0] if node.target is aten.t.default else None
     return inner if isinstance(inner, fx.Node) else None

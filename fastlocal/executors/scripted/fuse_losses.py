@@ -29,7 +29,7 @@ class FusedLoss:
     ignored: int
     loss: fx.Node
     grad: fx.Node
-    gone: frozenset[fx.Node]
+    fused_nodes: frozenset[fx.Node]
 
     def lines(self) -> list[str]:
         """The TorchScript that takes the place of `node`."""

@@ -38,7 +38,7 @@ class FusedNorm:
     output: fx.Node
     grad: fx.Node | None
     given: fx.Node
-    gone: frozenset[fx.Node]
+    fused_nodes: frozenset[fx.Node]
 
     def lines(self, name: Callable[[Any], str]) -> Iterator[tuple[fx.Node, list[str]]]:
         """(node, TorchScript that takes its place) of the way forward and the way back."""
@@ -87,9 +87,9 @@ def find(calls: Iterable[fx.Node]) -> list[FusedNorm]:
         if back.target is not aten.native_group_norm_backward.default:
             continue
         for fused in _ways(back):
-            if _is_kept(fused, places, written) and not taken & fused.gone and fused.residual not in taken:
+            if _is_kept(fused, places, written) and not taken & fused.fused_nodes and fused.residual not in taken:
                 found.append(fused)
-                taken |= fused.gone
+                taken |= fused.fused_nodes
                 break
     return found
 
@@ -98,7 +98,7 @@ def _is_kept(fused: FusedNorm, places: dict[fx.Node, int], written: dict[Any, in
     """Whether nothing changes the residual after it was added, as it is read again on the way back."""
     if fused.residual is None:
         return True
-    added = min(places[node] for node in users(fused.residual) if node in fused.gone)
+    added = min(places[node] for node in users(fused.residual) if node in fused.fused_nodes)
     return written.get(memory(fused.residual), 0) < added
 
 

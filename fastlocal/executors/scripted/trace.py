@@ -23,7 +23,7 @@ from ..base import LocalProblem
 from ..round_plan import RoundPlan
 from .emit import ScriptText
 from .fuse_linear import MERGED_WEIGHT
-from .trace_checks import check_forward, check_shapes, moved
+from .trace_checks import check_forward, check_shapes, perturbed
 
 Steps = Callable[..., tuple[Tensor, Tensor]]
 
@@ -80,7 +80,7 @@ def script(problem: LocalProblem, inputs: Tensor, targets: Tensor, *, channels_l
             params = {name: _channels_last(value) for name, value in params.items()}
         with problem.numerics.autocast():
             outputs = functional_call(module, dict(params), (inputs,))
-        return problem.loss(problem.numerics.full(outputs), targets), outputs
+        return problem.loss(problem.numerics.to_param_dtype(outputs), targets), outputs
 
     decays = problem.layout.decays if problem.weight_decay else ()  # asked here, as a trace reads no values
 
@@ -100,7 +100,7 @@ def script(problem: LocalProblem, inputs: Tensor, targets: Tensor, *, channels_l
         return problem.layout.views(row)
 
     row = problem.layout.flatten(dict(module.named_parameters()))
-    here, there = (row, inputs, targets), (moved(row), inputs.flip(0), targets.flip(0))
+    here, there = (row, inputs, targets), (perturbed(row), inputs.flip(0), targets.flip(0))
     check_forward(module, lambda row, *batch: forward(views(row), *batch), here, there)
     traced = make_fx(gradients)(list(views(row).values()), inputs, targets)
     check_shapes(traced.graph.nodes)

@@ -17,7 +17,7 @@ MOVED = 0.1
 _OWN = ("_parameters", "_buffers", "_modules")
 
 
-def moved(row: Tensor) -> Tensor:
+def perturbed(row: Tensor) -> Tensor:
     """Other parameters [n_params], the same at every call."""
     noise = torch.randn(row.shape, generator=torch.Generator().manual_seed(0), dtype=row.dtype)
     return row + MOVED * row.square().mean().sqrt() * noise

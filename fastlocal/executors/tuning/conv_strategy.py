@@ -26,7 +26,7 @@ def convolutions(module: nn.Module) -> dict[str, nn.Conv2d]:
     return {name: part for name, part in module.named_modules() if isinstance(part, nn.Conv2d)}
 
 
-def parse(text: str, module: nn.Module, device: torch.device) -> Strategies:
+def parse_strategies(text: str, module: nn.Module, device: torch.device) -> Strategies:
     """What --conv-strategy says: one strategy, or `layer=strategy` pairs with commas between, and one for the rest.
 
     Raises UsageError for a strategy or a layer that does not exist, and for "triton" where it cannot run or is
@@ -55,8 +55,8 @@ def parse(text: str, module: nn.Module, device: torch.device) -> Strategies:
     return {name: by_layer.get(name, default) for name in known} if by_layer else default
 
 
-def words(strategies: Strategies) -> str:
-    """The text that `parse` reads as these: the most frequent strategy, then the layers that take another one."""
+def format_strategies(strategies: Strategies) -> str:
+    """Write what `parse_strategies` reads: the most frequent strategy, then the layers that take another one."""
     if isinstance(strategies, str):
         return strategies
     if not strategies:

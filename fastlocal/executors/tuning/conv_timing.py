@@ -18,7 +18,8 @@ from fastlocal.kernels import functional
 from fastlocal.kernels.conv2d_clients.geometry import Geometry
 from fastlocal.kernels.conv2d_clients.operator import allows_tf32, choose, takes_triton
 
-from ...common.disk_cache import cache_file, keep, key_of, machine_name, recall
+from ...common import disk_cache
+from ...common.disk_cache import cache_file, key_of, machine_name
 from ..base import LocalProblem
 from .conv_strategy import Strategies, convolutions
 
@@ -60,7 +61,7 @@ TINY = Layer(torch.Size((1, 1, 3, 3)), torch.Size((1, 1, 3, 3)), (1, 1), (1, 1),
 
 
 @dataclass(frozen=True)
-class Timing:
+class ConvTiming:
     """milliseconds: of one forward and backward pass of `clients` clients by each strategy; empty where not timed"""
 
     layers: tuple[str, ...]
@@ -75,7 +76,7 @@ class ConvChoices:
     """by_layer: the strategy of every convolution        timings: how it was found, one entry per layer shape"""
 
     by_layer: dict[str, str]
-    timings: tuple[Timing, ...]
+    timings: tuple[ConvTiming, ...]
 
     def table(self) -> str:
         """The measured times, one line per layer shape."""
@@ -108,10 +109,10 @@ def conv_choices(
     for name, shape in called_layers(problem, batch).items():
         if name in open_layers:
             shapes.setdefault(shape, []).append(name)
-    bench = _Bench(clients, problem.numerics.device, problem.numerics.low or problem.numerics.dtype, seconds)
+    bench = _Bench(clients, problem.numerics.device, problem.numerics.autocast_dtype or problem.numerics.dtype, seconds)
     timings = []
     for shape, names in shapes.items():
-        timings.append(Timing(tuple(names), shape, *bench.result(shape)))
+        timings.append(ConvTiming(tuple(names), shape, *bench.result(shape)))
         by_layer |= dict.fromkeys(names, timings[-1].chosen)
     return ConvChoices(by_layer, tuple(timings))
 
@@ -119,7 +120,7 @@ def conv_choices(
 def called_layers(problem: LocalProblem, batch: int) -> dict[str, Layer]:
     """How each convolution is called in one client's step, by one forward pass of a few samples."""
     module = copy.deepcopy(problem.module)
-    inputs = problem.source.rows(0, ROWS).inputs
+    inputs = problem.source.read_range(0, ROWS).inputs
     found: dict[str, Layer] = {}
 
     def note(name: str) -> Callable[[nn.Conv2d, tuple[Tensor, ...]], None]:
@@ -166,7 +167,7 @@ class _Bench:
             machine_name(self.device),
             [repr(layer), here, str(self.dtype), torch.get_num_threads(), allows_tf32()],
         )
-        known = recall(self._path, key)
+        known = disk_cache.get(self._path, key)
         if isinstance(known, dict) and known and set(known) <= set(_candidates(self.device, self.dtype)):
             if all(isinstance(value, float) for value in known.values()):
                 return here, known, _fastest(known)
@@ -178,7 +179,7 @@ class _Bench:
         times = self._times(layer, here)
         if not times:
             return by_size
-        keep(self._path, key, times)
+        disk_cache.put(self._path, key, times)
         return here, times, _fastest(times)
 
     def _times(self, layer: Layer, clients: int) -> dict[str, float]:

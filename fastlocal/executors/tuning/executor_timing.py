@@ -45,7 +45,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Work:
+class TuningBudget:
     """What is to be done: clients at most per timing, samples of a batch, steps of a round, client-steps of the run.
 
     workers: clients that threads step at once, so that fewer would leave some without work
@@ -69,14 +69,14 @@ class _Candidate:
         return statistics.median(self.times)
 
 
-def worthwhile(work: Work, each: float, seconds: float) -> bool:
+def worthwhile(work: TuningBudget, each: float, seconds: float) -> bool:
     """Whether a run at `each` seconds per client-step is long enough to time executors for `seconds` first."""
     return each * work.total >= WORTHWHILE * seconds
 
 
 def tune(
     problem: LocalProblem,
-    work: Work,
+    work: TuningBudget,
     candidates: Sequence[Values],
     make: Callable[[LocalProblem, Values], Executor],
     seconds: float,
@@ -126,7 +126,9 @@ def tune(
     return sorted((Timing(one.values, whole * one.seconds) for one in found), key=lambda timing: timing.seconds)
 
 
-def _measure(executor: Executor, problem: LocalProblem, work: Work, slice_s: float) -> tuple[Work, float]:
+def _measure(
+    executor: Executor, problem: LocalProblem, work: TuningBudget, slice_s: float
+) -> tuple[TuningBudget, float]:
     """The work with a batch of which a step of each worker fits into a slice, and seconds per client-step of the run.
 
     On a CPU those of one core by the processor's clock, which others on the machine do not move.
@@ -144,7 +146,7 @@ def _measure(executor: Executor, problem: LocalProblem, work: Work, slice_s: flo
 
 
 def _take_turns(
-    problem: LocalProblem, work: Work, found: list[_Candidate], deadline: float, slice_s: float
+    problem: LocalProblem, work: TuningBudget, found: list[_Candidate], deadline: float, slice_s: float
 ) -> None:
     """Time with as many clients and steps as a slice allows those that may turn out the fastest."""
     fastest = min((one.seconds for one in found), default=0.0)
@@ -163,7 +165,7 @@ def _take_turns(
             close = [one for one in close if one.seconds < CLOSE * fastest]
 
 
-def _clients(values: Values, work: Work, most: int) -> int:
+def _clients(values: Values, work: TuningBudget, most: int) -> int:
     """How many clients to time at once: a multiple of the workers, as a run has few rounds in which one waits; a whole
     chunk of compiled steps, as they are compiled for it alone."""
     chunk = min(work.clients, values.get("chunk") or work.clients)
@@ -215,7 +217,7 @@ def _in_memory(problem: LocalProblem) -> LocalProblem:
     source = problem.source
     if not isinstance(source, StreamingSource):
         return problem
-    rows = source.rows(0, 256)
+    rows = source.read_range(0, 256)
     resident = ResidentSource(
         Split(rows.inputs, rows.targets),
         mean=None,

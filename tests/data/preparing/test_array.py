@@ -84,7 +84,7 @@ def test_a_run_on_the_array_is_the_run_on_its_source(
 
 
 def test_stored_halves_are_read_image_by_image_by_any_process(prepared: Path) -> None:
-    data, stored = load("array", data_pth=str(prepared)), load("array", data_pth=str(prepared), stored=True)
+    data, stored = load("array", data_pth=str(prepared)), load("array", data_pth=str(prepared), lazy=True)
     assert isinstance(data.train, Split) and isinstance(stored.train, StoredSplit)
     images = pickle.loads(pickle.dumps(stored.train.images))
     assert np.array_equal(images.read(5), data.train.inputs[5].permute(1, 2, 0).numpy())
@@ -136,7 +136,7 @@ def test_what_no_longer_matches_its_manifest_is_refused(prepared: Path) -> None:
     assert "train.npy: its content does not match its manifest train.npy.json; prepare it again" in refused(prepared)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     load("array", data_pth=str(prepared))
-    assert "its content does not match" in refused(prepared, whole=True)
+    assert "its content does not match" in refused(prepared, verify_checksums=True)
     path.write_bytes(content[:-1])
     assert f"has {len(content) - 1} bytes, {len(content)} expected" in refused(prepared)
     path.write_bytes(content)
@@ -236,7 +236,7 @@ def test_a_killed_run_leaves_nothing_to_train_on_and_goes_on_where_it_was(
     assert outcome.status == 0 and "going on after " in outcome.err
     assert int(outcome.err.split("going on after ")[1].split()[0]) >= (16 << 20) // 64**2
     assert tree(out) == FILES
-    own, data = load("npz", data_pth=str(many)), load("array", data_pth=str(out), whole=True)
+    own, data = load("npz", data_pth=str(many)), load("array", data_pth=str(out), verify_checksums=True)
     assert same(own, data) and (data.mean, data.std) == (own.mean, own.std)
 
 

@@ -252,5 +252,5 @@ def test_a_killed_run_leaves_no_file_to_train_on_and_no_process(
     outcome = run(capsys, "prepare", *words)
     assert outcome.status == 0, outcome.err
     assert tree(out) == {f"{name}.beton{suffix}" for name in ("train", "val") for suffix in ("", ".json")}
-    data = load("beton", data_pth=str(out), whole=True)
+    data = load("beton", data_pth=str(out), verify_checksums=True)
     assert (len(data.train), len(data.test), data.classes) == (6_000, 8, 4)
