@@ -15,7 +15,7 @@ from fastlocal.kernels import native as kernels_native
 from ..base import LocalProblem
 from ..sgd_update import EPSILON
 from . import fuse_linear, fuse_losses, fuse_norms
-from .nodes import ALIAS, memory, name, text
+from .nodes import ALIASES, memory, name, text
 
 
 class ScriptText:
@@ -100,7 +100,7 @@ class ScriptText:
     def _lines(self, node: fx.Node) -> list[str]:
         if node in self._replaced:
             return self._replaced[node]
-        return [] if node in self._gone or node.target is ALIAS else [self._line(node)]
+        return [] if node in self._gone or node.target in ALIASES else [self._line(node)]
 
     def _line(self, node: fx.Node) -> str:
         target: Any = node.target
@@ -168,7 +168,7 @@ class ScriptText:
 
 EXPAND = torch.ops.aten.expand.default
 VIEW, UNSAFE_VIEW = torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default
-VIEWS = (ALIAS, torch.ops.aten.t.default, VIEW)
+VIEWS = (*ALIASES, torch.ops.aten.t.default, VIEW)
 
 
 def _attribute(module: Any, path: Any) -> Tensor:

@@ -121,12 +121,14 @@ def _ways(back: Any) -> Iterator[FusedNorm]:
     if any(set(users(parts[index])) - {back} for index in (1, 2) if index in parts):
         return
     value, grad = parts[0], origin(incoming)
-    gone = {norm, back, *parts.values(), *back.users}
+    gone, taker = {norm, back, *parts.values(), *back.users}, back
+    if grad.target is aten.clone.default and set(users(grad)) == {back}:  # torch 2.13 lays a gradient out anew
+        gone, taker, grad = gone | {grad}, grad, origin(grad.args[0])
     for plus, residual in _sums(value, x):
         for output, kind, given in _activations(plus, grad, x):
             yield FusedNorm(norm, back, residual, kind, output, grad, given, frozenset(gone | {plus, output, grad}))
     for output, kind, given in _activations(value, grad, x):
-        if set(users(grad)) == {back}:
+        if set(users(grad)) == {taker}:
             yield FusedNorm(norm, back, None, kind, output, None, given, frozenset(gone | {output, grad}))
     if _like(grad, x):
         yield FusedNorm(norm, back, None, "none", value, None, grad, frozenset(gone))

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import fx
 
-ALIAS = torch.ops.aten.alias.default
+ALIASES = (torch.ops.aten.alias.default, torch.ops.aten.detach.default)
+"""What a trace holds for `detach`: torch 2.14 writes the first one, older versions the second."""
 
 
 def origin(node: Any) -> Any:
     """What an alias is one of."""
-    while isinstance(node, fx.Node) and node.target is ALIAS:
+    while isinstance(node, fx.Node) and node.target in ALIASES:
         node = node.args[0]
     return node
 
@@ -33,7 +34,7 @@ def memory(node: Any) -> Any:
 def users(node: fx.Node) -> Iterator[fx.Node]:
     """What takes a value, by whatever alias."""
     for user in node.users:
-        if user.target is ALIAS:
+        if user.target in ALIASES:
             yield from users(user)
         else:
             yield user
