@@ -104,7 +104,7 @@ def test_a_signal_to_one_rank_while_others_are_waited_for_stops_all() -> None:
 SAVING = """
 import os, signal, sys, tempfile, threading, time, torch
 from pathlib import Path
-from fastlocal import interrupts
+from fastlocal.common import interrupts
 from fastlocal.distributed.ranks import launched
 from fastlocal.checkpoint.distributed_saver import make_saver
 from fastlocal.distributed.world import connected
@@ -113,7 +113,7 @@ from tests.checkpoint.test_resharding import state_of
 def last_save(world):
     saver = make_saver(Path(sys.argv[1]), every=1, minutes=None, keep=2, sync=lambda: time.sleep(2), world=world)
     try:
-        with interrupts.held_back(), interrupts.finishing(30):
+        with interrupts.defer_signals(), interrupts.grace_period(30):
             if world.rank == 1:
                 for seconds in (0.3, 1.5):
                     threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM)).start()

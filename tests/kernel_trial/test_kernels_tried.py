@@ -131,7 +131,7 @@ def test_without_a_c_compiler_nothing_is_triton(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
-    stand_in(tmp_path, monkeypatch, trial__triton_probe=NO_COMPILER)
+    stand_in(tmp_path, monkeypatch, kernel_trial__triton_probe=NO_COMPILER)
     words = [*train_words(data, tmp_path / "run"), "--executor", "stacked", "--tune-seconds", "0"]
     outcome = run(capsys, *words)
     assert outcome.status == 0, outcome.err
