@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastlocal.common.errors import UsageError
 from fastlocal.config.serialization import read_config
 from fastlocal.executors.stacked import StackedExecutor
-from fastlocal.executors.tuning.conv_strategy import Strategies, parse, words
+from fastlocal.executors.tuning.conv_strategy import Strategies, parse_strategies
 from fastlocal.executors.tuning.conv_timing import conv_choices
 from tests.executors.test_executors import CPU, assert_same, problem_of, run, start
 from tests.helpers import command_line
@@ -89,9 +89,9 @@ def test_one_strategy_for_all_reaches_convolutions_that_are_no_layers() -> None:
 )
 def test_the_flag_is_read_and_written(text: str, expected: Strategies) -> None:
     module = problem_of("groupnorm").module
-    read = parse(text, module, CPU)
+    read = parse_strategies(text, module, CPU)
     assert read == expected
-    assert parse(words(read), module, CPU) == read
+    assert parse_strategies(format_strategies(read), module, CPU) == read
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_mistakes_are_one_line(text: str, said: str, monkeypatch: pytest.MonkeyP
     if "triton" in text and torch.cuda.is_available():
         said = "the tensors are on cpu"
     with pytest.raises(UsageError, match="--conv-strategy") as caught:
-        parse(text, problem_of("groupnorm").module, CPU)
+        parse_strategies(text, problem_of("groupnorm").module, CPU)
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 

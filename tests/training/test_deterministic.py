@@ -10,13 +10,13 @@ import torch
 
 import fastlocal
 from fastlocal.config.serialization import read_config
-from fastlocal.params.precision import kept
+from fastlocal.params.precision import preserve_torch_flags
 from tests.helpers import command_line
 
 
 @pytest.fixture(autouse=True)
 def settings() -> Iterator[None]:
-    with kept():
+    with preserve_torch_flags():
         yield
 
 
