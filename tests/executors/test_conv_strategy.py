@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastlocal.common.errors import UsageError
 from fastlocal.config.serialization import read_config
 from fastlocal.executors.stacked import StackedExecutor
-from fastlocal.executors.tuning.conv_strategy import Strategies, parse_strategies
+from fastlocal.executors.tuning.conv_strategy import Strategies, format_strategies, parse_strategies
 from fastlocal.executors.tuning.conv_timing import conv_choices
 from tests.executors.test_executors import CPU, assert_same, problem_of, run, start
 from tests.helpers import command_line
