@@ -106,7 +106,7 @@ def refuse_unknown(words: Iterable[str], names: Iterable[str], command: str) -> 
     """
     known = ["--" + name.replace("_", "-") for name in names]
     for word in words:
-        if is_flag(word) and word not in (*known, "-h", "--help"):
+        if is_flag(word) and word not in (*known, "-h", "--help", "--help-all"):
             raise UsageError(f"unknown flag {word}{nearest(word, known)}; `{command} --help` lists the flags")
 
 

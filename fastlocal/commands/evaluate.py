@@ -15,7 +15,8 @@ from ..common.interrupts import defer_signals
 from ..config.recipes import default
 from ..config.schema import Precision, RunConfig, Schedule
 from ..config.validation import check
-from .argv import SEVERAL_VALUES, is_number, normalise, refuse_half_precision, refuse_unknown, registry
+from .argv import SEVERAL_VALUES, is_number, normalise, refuse_half_precision, refuse_unknown
+from .parser import parse_flags
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def run(argv: Sequence[str]) -> int:
     words = _checkpoint_first(normalise(argv))
     refuse_half_precision(words)
     refuse_unknown(words, (spec.name for spec in dataclasses.fields(EvaluateFlags)[1:]), "fastlocal evaluate")
-    flags = tyro.cli(EvaluateFlags, prog="fastlocal evaluate", args=words, registry=registry())
+    flags = parse_flags(EvaluateFlags, "fastlocal evaluate", words)
     config = _config(flags)
     topk = (1, 5) if flags.schedule == "epochs" else (1,)
     check(config)

@@ -12,10 +12,13 @@ from typing import Annotated, Any
 import tyro
 
 from ..common.errors import UsageError, nearest
+from ..config.field_docs import field_docs
 from ..config.recipes import RECIPES, default
 from ..config.schema import AREA_OF, AREAS, RunConfig
 from ..config.serialization import read_config
-from .argv import is_flag, normalise, refuse_half_precision, refuse_unknown, registry, value_of
+from .argv import is_flag, normalise, refuse_half_precision, refuse_unknown, value_of
+from .parser import parse_flags
+from .short_help import short_help
 
 RATES = ("start_lr", "lr", "client_lr")
 
@@ -65,7 +68,8 @@ BOOLEANS = tuple(
 def parse(argv: Sequence[str], command: str = "fastlocal train") -> TrainFlags:
     """The flags of `fastlocal train` and of the commands that take the same, with `run` as they make it.
 
-    Raises UsageError for flags that do not exist or contradict each other, SystemExit(2) for what the parser refuses.
+    Raises UsageError for flags that do not exist or contradict each other, and for what the parser refuses,
+    SystemExit(0) once the help is printed.
     """
     recipe, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
     words = normalise(rest)
@@ -73,14 +77,13 @@ def parse(argv: Sequence[str], command: str = "fastlocal train") -> TrainFlags:
     refuse_half_precision(words)
     _refuse_stray_recipe(recipe, words, command)
     base = _base(recipe, words)
-    flags = tyro.cli(
-        TrainFlags,
-        prog=command,
-        args=words,
-        default=TrainFlags(run=base),
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
-        registry=registry(),
-    )
+    if {"-h", "--help"} & {*words}:
+        own = {name.rstrip("_"): text for name, text in field_docs(TrainFlags).items()}
+        print(short_help(command, base, own))
+        raise SystemExit(0)
+    words = ["--help" if word == "--help-all" else word for word in words]
+    style = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+    flags = parse_flags(TrainFlags, command, words, default=TrainFlags(run=base), config=style)
     given = {word.lstrip("-").replace("-", "_") for word in words if is_flag(word)}
     return dataclasses.replace(flags, run=_settle(flags, given))
 

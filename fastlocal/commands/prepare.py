@@ -15,7 +15,8 @@ import tyro
 
 from ..common.errors import UsageError
 from ..common.interrupts import defer_signals
-from .argv import normalise, refuse_unknown, registry
+from .argv import normalise, refuse_unknown
+from .parser import parse_flags
 
 if TYPE_CHECKING:
     from ..data.datasets import DatasetSpec
@@ -64,13 +65,7 @@ def run(argv: Sequence[str]) -> int:
     """Write both halves and name the files."""
     words = normalise(argv)
     refuse_unknown(words, (spec.name for spec in dataclasses.fields(PrepareFlags)), "fastlocal prepare")
-    flags = tyro.cli(
-        PrepareFlags,
-        prog="fastlocal prepare",
-        args=words,
-        config=(tyro.conf.FlagConversionOff,),
-        registry=registry(),
-    )
+    flags = parse_flags(PrepareFlags, "fastlocal prepare", words, config=(tyro.conf.FlagConversionOff,))
     _check(flags)
 
     with defer_signals():
