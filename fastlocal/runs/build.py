@@ -1,4 +1,4 @@
-"""A run that can start: a RunConfig resolved, and the parts that train built from it. Nothing is written yet."""
+"""A run that can start: a RunConfig resolved, and the parts that train built from it."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def build_run(
     config: checked by checks.check        make_module: the plain module, its start weights loaded
     world: the processes of the run, of which the first chooses the executor for all; None: one
     given: the user's own module, which the loss or a hook may reach
-    Raises UsageError for what cannot work; touches no disk.
+    Raises UsageError for what cannot work. Writes nothing but timings of this machine, to the user's cache.
     """
     world = world or World.alone()
     device = resolve_device(config.machine.device, world.ranks)

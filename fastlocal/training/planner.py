@@ -1,9 +1,11 @@
-"""What the chunks of each round are given: clients, samples and learning rates."""
+"""Plan the rounds of a run: the clients, samples and learning rates of each chunk."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 
@@ -11,15 +13,22 @@ from ..data.sample_streams import Streams
 from ..executors.round_plan import RoundPlan
 from ..schedule.cursor import TrainingCursor
 from ..schedule.rounds import Progress, RoundSchedule
-from .lookahead import Lookahead
+
+T = TypeVar("T")
 
 
 @dataclass
 class Planner:
-    """Plans of a run's rounds, chunk by chunk.
+    """Plans the rounds of a run, chunk by chunk.
 
-    clients: that this process trains        chunk: those resident at once        dtype, device: of the parameters
-    index_device: where the data source takes the numbers of samples
+    Attributes:
+        progress: The rounds and learning rates of the run.
+        streams: The samples of each client.
+        clients: The clients that this process trains.
+        chunk: The number of clients that are resident at once.
+        dtype: The dtype of the parameters.
+        device: The device of the parameters.
+        index_device: The device on which the data source takes sample numbers.
     """
 
     progress: Progress
@@ -31,12 +40,12 @@ class Planner:
     index_device: torch.device
 
     def rounds(self, at: TrainingCursor) -> Iterator[RoundSchedule]:
-        """Those still to come from `at` on; the plans that follow are taken from the same."""
-        self._rounds = Lookahead(self.progress.rounds(at.first_step, at.rounds_before))
+        """Iterate over the rounds from `at` on. `plan` looks ahead in the same iterator."""
+        self._rounds = _Lookahead(self.progress.rounds(at.first_step, at.rounds_before))
         return self._rounds
 
     def chunks(self, done: Sequence[tuple[int, int]] = ()) -> list[range]:
-        """The clients that are not `done`, [first, last + 1) each, as many at a time as are resident."""
+        """Split the clients outside the ranges [first, last + 1) of `done` into chunks."""
         bounds = [self.clients.start, *(bound for pair in sorted(done) for bound in pair), self.clients.stop]
         return [
             range(first, min(first + self.chunk, end))
@@ -45,11 +54,18 @@ class Planner:
         ]
 
     def rates(self, planned: RoundSchedule) -> list[float]:
-        """The learning rate of each local step."""
+        """Return the learning rate of each local step of a round."""
         return [self.progress.learning_rate(planned.first_step + step) for step in range(planned.local_steps)]
 
     def plan(self, planned: RoundSchedule, clients: range, rates: list[float], rest: Sequence[range]) -> RoundPlan:
-        """One chunk's round at the rates of `planned`; `rest` are the chunks that come after it."""
+        """Plan the round of one chunk.
+
+        Args:
+            planned: The round.
+            clients: The clients of the chunk.
+            rates: The learning rate of each local step.
+            rest: The chunks of this round after this one.
+        """
         sample_ids = self.streams.sample_ids(planned.first_step, planned.local_steps, clients)
         return RoundPlan(
             client_ids=torch.arange(clients.start, clients.stop, device=self.device),
@@ -61,7 +77,7 @@ class Planner:
         )
 
     def _following(self, planned: RoundSchedule, rest: Sequence[range], rates: list[float]) -> Iterator[RoundPlan]:
-        """The plans of the round's other chunks and of the rounds after it."""
+        """Iterate over the plans of the round's remaining chunks and of the rounds after it."""
         later = self._rounds.later()
         yield from self._plans(planned, rest, rates)
         for upcoming in later:
@@ -70,3 +86,33 @@ class Planner:
     def _plans(self, planned: RoundSchedule, chunks: Sequence[range], rates: list[float]) -> Iterator[RoundPlan]:
         for place, clients in enumerate(chunks):
             yield self.plan(planned, clients, rates, chunks[place + 1 :])
+
+
+class _Lookahead(Generic[T]):
+    """An iterator whose next items can be seen before they are taken."""
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._items = iter(items)
+        self._seen: deque[T] = deque()
+        self._taken = 0
+
+    def __iter__(self) -> _Lookahead[T]:
+        return self
+
+    def __next__(self) -> T:
+        item = self._seen.popleft() if self._seen else next(self._items)
+        self._taken += 1
+        return item
+
+    def later(self) -> Iterator[T]:
+        """Iterate over the items that are not taken yet. Items that are taken meanwhile are skipped."""
+        place = self._taken
+        while True:
+            place = max(place, self._taken)
+            while len(self._seen) <= place - self._taken:
+                item = next(self._items, None)
+                if item is None:
+                    return
+                self._seen.append(item)
+            yield self._seen[place - self._taken]
+            place += 1
