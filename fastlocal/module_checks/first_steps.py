@@ -124,7 +124,14 @@ def _check_looped(problem: LocalProblem, batches: Batches, probe: Probe, flag: s
     steps = len(probe.traces[0].losses)
     if steps < STEPS and (probe.uses_rng or probe.remembers):
         return  # the first client took more, so that what is drawn or remembered afterwards is something else
-    distance = _distance(_looped(full, batches, probe, steps), probe.traces, _start(problem))
+    try:
+        taken = _looped(full, batches, probe, steps)
+    except FAILURES as error:
+        raise UsageError(
+            f"{flag}: fails as one module for all clients ({one_line(error)}): local steps keep no running statistics "
+            "of a norm in training mode; read none of them in forward"
+        ) from error
+    distance = _distance(taken, probe.traces, _start(problem))
     if not distance <= TOLERANCES[problem.numerics.dtype]:
         raise UsageError(
             f"{flag}: one module for all clients does not take the steps that each client's own would (they differ by "

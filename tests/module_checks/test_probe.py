@@ -88,3 +88,22 @@ def test_a_wrong_rule_of_vmap_is_found_in_every_precision(precision: str, tmp_pa
             Wrong(), data, data, clients=2, batch_size=8, rounds=1, precision=precision, executor="stacked",
             directory=tmp_path / "run", device="cpu",
         )  # fmt: skip
+
+
+class ReadsStatistics(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm1d(4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(self.norm(x) + self.norm.running_mean * 0.5)
+        return y
+
+
+def test_running_statistics_that_forward_reads_are_refused(tmp_path: Path) -> None:
+    data = torch.randn(16, 4), torch.arange(16) % 3
+    with pytest.raises(UsageError, match="local steps keep no running statistics of a norm in training mode"):
+        fastlocal.train(
+            ReadsStatistics(), data, data, clients=2, batch_size=8, rounds=1, directory=tmp_path / "run", device="cpu"
+        )
+    assert not (tmp_path / "run").exists()
