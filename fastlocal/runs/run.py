@@ -25,6 +25,7 @@ from ..common.errors import RankMissing, StoppedAlone, UsageError
 from ..common.interrupts import defer_signals, requested_for
 from ..data.sample_streams import Streams, StreamSpec
 from ..distributed.world import World
+from ..models.own_tensors import OwnTensors, tensors_of
 from ..module_checks.python_state import kept
 from ..params.client_stack import MOMENTUM, ClientStore
 from ..telemetry.base import Logger, Loggers, RunSummary
@@ -116,7 +117,8 @@ def _averaged(prepared: PreparedRun) -> GlobalModel:
 
 def _evaluate(prepared: PreparedRun, module: nn.Module, drawing: Drawing) -> Evaluation:
     problem = prepared.problem
-    with kept(problem.loss) if prepared.remembers else nullcontext():
+    own = OwnTensors(problem.held, tensors_of(module)) if problem.held else nullcontext()
+    with kept(problem.loss) if prepared.remembers else nullcontext(), own:
         return evaluate(
             module,
             prepared.test,

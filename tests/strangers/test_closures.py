@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import fastlocal
 from tests.helpers.plain_loop import Loss, LossOf
 from tests.strangers.judge import EXECUTORS, TWO, assert_trains_as_plain
 from tests.strangers.strange_data import CLASSES, COLUMNS, Net, seeded, table
@@ -189,3 +191,29 @@ class Captured(Net):
 @pytest.mark.parametrize("make", [Lambda, Partial, Bound, Hooked, Captured])
 def test_functions_that_a_module_keeps_see_the_clients_parameters(make: Any) -> None:
     assert_trains_as_plain(seeded(make), table(), executors=EXECUTORS if make is Lambda else TWO, may_refuse=EXECUTORS)
+
+
+@pytest.mark.parametrize("reached_by", ["the loss", "a hook"])
+@pytest.mark.parametrize("executor", ["looped", "stacked"])
+def test_the_test_loss_is_that_of_the_averaged_parameters(executor: str, reached_by: str, tmp_path: Path) -> None:
+    """Not that of the user's own parameters, which the loss or the hook holds and which are not trained."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(COLUMNS, CLASSES))
+    layer: Any = module[0]
+    inputs, targets = torch.randn(24, COLUMNS), torch.arange(24) % CLASSES
+
+    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        own = layer.weight.square().sum() if reached_by == "the loss" else 0.0
+        return F.cross_entropy(outputs, labels) + own
+
+    if reached_by == "a hook":
+        layer.register_forward_hook(lambda part, given, outputs: outputs + layer.bias)
+    run = fastlocal.train(
+        module, (inputs, targets), (inputs, targets), clients=2, batch_size=4, rounds=2, lr=0.3, loss=loss,
+        executor=executor, precision="fp64", directory=tmp_path / "run", device="cpu", progress=False,
+    )  # fmt: skip
+    trained = {name: value.double() for name, value in run.model.state_dict().items()}
+    outputs = inputs.double() @ trained["0.weight"].T + trained["0.bias"] * (1 if reached_by == "the loss" else 2)
+    wanted = F.cross_entropy(outputs, targets)
+    wanted += trained["0.weight"].square().sum() if reached_by == "the loss" else 0.0
+    assert run.history[-1]["val_loss"] == pytest.approx(wanted.item(), rel=1e-9)
