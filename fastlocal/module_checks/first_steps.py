@@ -41,7 +41,7 @@ def compare(plain: PlainModule, problem: LocalProblem, batches: Batches, probe: 
         plain: The module.
         problem: Of the run; its source and its optimizer are not used.
         batches: Those that `probe` was found with.
-        seen: What plain torch did with them.
+        probe: What plain torch did with them.
 
     Raises:
         UsageError: Where neither vmap nor one module for all clients trains what plain torch trains.
@@ -126,6 +126,8 @@ def _check_looped(problem: LocalProblem, batches: Batches, probe: Probe, flag: s
         return  # the first client took more, so that what is drawn or remembered afterwards is something else
     try:
         taken = _looped(full, batches, probe, steps)
+    except UsageError:
+        raise
     except FAILURES as error:
         raise UsageError(
             f"{flag}: fails as one module for all clients ({one_line(error)}): local steps keep no running statistics "
