@@ -53,7 +53,7 @@ class Import(NamedTuple):
     target: str
     """Absolute dotted name of what is imported; of `from a import b`, a.b."""
     typed: bool
-    """Whether only a type checker imports it."""
+    """True if only a type checker imports it."""
 
     def __str__(self) -> str:
         return f"{self.path.relative_to(ROOT)}:{self.line} imports {self.target}"

@@ -1,1 +1,1 @@
-"""What every room uses: errors, signals, atomic files, facts of the machine, the user's disk cache."""
+"""Tools of every room: errors, signals, atomic files, facts of the machine, the user's disk cache."""

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 SHOWN = 4
-"""How many keys or parts a message names; it counts the others."""
+"""A message names at most this many keys or parts, and counts the others."""
 LONGEST = 40
 """Characters of a text that a message quotes."""
 

@@ -24,9 +24,9 @@ APART = 0x9E3779B97F4A7C15F39CC0605CEDC835
 """The distance between the keys of two generators: the odd number nearest to 2^128 over the golden ratio."""
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 DEPTH = 10
-"""How deep attributes are searched. Subset, Subset, Dataset, Compose, list, transform, generator is a depth of 7."""
+"""Attributes are searched to this depth. Subset, Subset, Dataset, Compose, list, transform, generator is 7 deep."""
 MAX_OBJECTS, MAX_ITEMS = 5_000, 64
-"""How many objects are searched, and how many items of one list or dictionary. Lists of samples are long."""
+"""The search ends after this many objects, and this many items of one list or dictionary: lists of samples are long."""
 PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray, type, ModuleType, Tensor, np.ndarray, np.generic)
 LIBRARIES = frozenset({*sys.stdlib_module_names, "torch", "torchvision", "numpy", "scipy", "PIL"})
 """Functions and classes of these packages hold no generator of their own."""

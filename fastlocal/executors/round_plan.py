@@ -45,10 +45,14 @@ class RoundPlan:
 
 @dataclass(frozen=True)
 class LocalStep:
-    """What one local step of some clients is given.
+    """One local step of some clients.
 
-    batch: [clients, batch, ...]        targets: what the loss sees, the batch's own or others of their shape
-    learning_rates: [clients]        client_ids: int64 [clients]        number: int64 [], the global number of the step
+    Attributes:
+        batch: Inputs and targets, [clients, batch, ...].
+        targets: The targets that the loss sees: the batch's own or others of their shape.
+        learning_rates: [clients].
+        client_ids: int64 [clients].
+        number: int64 [], the global number of the step.
     """
 
     batch: Batch
@@ -66,11 +70,12 @@ class LocalStep:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What a chunk's round leaves beside the changed buffers, still on the device.
+    """The losses and counts of a chunk's round, on the device.
 
-    losses: [local_steps, clients] mean loss of each batch
-    correct: float64 [LocalProblem.counts] right predictions of all of them, or None where targets are not labels
-    notes: lines for a person
+    Attributes:
+        losses: [local_steps, clients], the mean loss of each batch.
+        correct: float64 [LocalProblem.counts], right predictions in all batches, or None if targets are not labels.
+        notes: Log lines.
     """
 
     losses: Tensor

@@ -1,1 +1,1 @@
-"""What a user's module and loss do, found by a few first steps of plain torch, and compared with ours."""
+"""Checks of a user's module and loss: a few first steps by plain torch and by our executors must agree."""

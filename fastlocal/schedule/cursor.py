@@ -100,7 +100,7 @@ class TrainingCursor:
 
     @classmethod
     def from_state_dict(cls, numbers: Mapping[str, Any], losses: list[Tensor]) -> TrainingCursor:
-        """What `state_dict` gave, with the losses of the round at hand."""
+        """Restore a cursor from `state_dict` and the losses of the unfinished round."""
         so_far = numbers["so_far"]
         bad = [(step, client, what) for step, client, what in so_far["bad"]]
         return cls(

@@ -15,7 +15,7 @@ CONTINUED = (
     {"comm_round": 3, "train_acc1": 0.515625, "train_loss": 1.960954443948206, "val_loss": 1.8638257216723262},
     {"comm_round": 4, "train_acc1": 0.53125, "train_loss": 1.7541015923046417, "val_loss": 1.6187328631149083},
 )
-"""What the code that wrote the files went on with."""
+"""The next two evaluations of the version that wrote the files."""
 
 
 def test_an_old_run_is_continued(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from typing import NoReturn
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pbm", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 """A file with one of these suffixes, in any case, is an image."""
 NAMED = 5
-"""How many suffixes a message names."""
+"""A message names at most this many suffixes."""
 
 
 @dataclass

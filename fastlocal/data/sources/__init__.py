@@ -1,1 +1,1 @@
-"""Where batches come from: one source a file, imported when it is used."""
+"""The sources of batches, one a file. A source is imported when it is used."""

@@ -16,7 +16,7 @@ from .requests import rows_of
 from .streaming import StreamingSource
 
 SAMPLES = (2, 4, 32)
-"""How many samples each try reads."""
+"""The number of samples that each try reads."""
 ENOUGH_S = 0.05
 """No further try is made once the reads have taken this long."""
 ROUNDING = 1e-5

@@ -1,4 +1,4 @@
-"""How a run reads its samples, and which source reads them."""
+"""The settings of a run's data source, and the choice of the source."""
 
 from __future__ import annotations
 
@@ -21,10 +21,18 @@ FIT = 0.5
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """How the samples of a run are read.
+    """Settings of a data source.
 
-    kind: resident, torch, ffcv or dali        workers: processes or threads that decode
-    prefetch, on_bad_sample: as StreamingSource takes them
+    Attributes:
+        kind: resident, torch, ffcv or dali.
+        workers: The number of processes or threads that decode.
+        prefetch: The number of batches that are decoded ahead.
+        on_bad_sample: End the run at a sample that cannot be decoded, or take the next one.
+        mean: One value per channel, in units of 1.
+        std: One value per channel, in units of 1.
+        seed: The seed of the run.
+        device: The device of the batches.
+        dtype: The dtype of the inputs.
     """
 
     kind: str
@@ -63,7 +71,7 @@ def choose(kind: str, data: DataSet, device: torch.device) -> str:
 
 
 def _fits(data: DataSet, device: torch.device) -> bool:
-    """Whether the decoded images of both halves fit beside what else the memory is needed for."""
+    """Return whether the decoded images of both splits take at most the share FIT of the free memory."""
     import math
 
     import torch

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 ALIASES = (torch.ops.aten.alias.default, torch.ops.aten.detach.default)
-"""What a trace holds for `detach`: torch 2.14 writes the first one, older versions the second."""
+"""A trace holds one of these for `detach`: the first since torch 2.14, the second before."""
 
 
 def origin(node: Any) -> Any:
