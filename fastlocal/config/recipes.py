@@ -119,21 +119,25 @@ def _label_noise(name: str) -> RunConfig:
 
 def imagenet_post_local() -> RunConfig:
     """ResNet-50 from epoch 100 to 150: 256 clients x 32, rate 0.005 per 256 samples, H=26."""
-    return default("epochs").renamed("imagenet-post-local").with_values(
-        dataset="beton",
-        image_size=224,
-        batch_size=32,
-        total_batch_size=8192,
-        steps_per_epoch=156,
-        lr=0.005,
-        momentum=0.0,
-        wd=1e-4,
-        resume=100,
-        epochs=50,
-        decay1=NEVER,
-        decay2=NEVER,
-        decay3=NEVER,
-        **_each_phase(step=26, eval_freq=6),
+    return (
+        default("epochs")
+        .renamed("imagenet-post-local")
+        .with_values(
+            dataset="beton",
+            image_size=224,
+            batch_size=32,
+            total_batch_size=8192,
+            steps_per_epoch=156,
+            lr=0.005,
+            momentum=0.0,
+            wd=1e-4,
+            resume=100,
+            epochs=50,
+            decay1=NEVER,
+            decay2=NEVER,
+            decay3=NEVER,
+            **_each_phase(step=26, eval_freq=6),
+        )
     )
 
 

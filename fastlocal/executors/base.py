@@ -49,6 +49,10 @@ class LocalProblem:
     held: tensors of the user's module that are reached in another way than by their names; empty where none is
     draws: whether the forward pass or the loss draws numbers that client_random covers        seed: of these draws
     ignored: the label of targets that neither the loss nor right predictions count, or None
+    recomputed: paths of attributes that each forward pass computes anew
+    user_module: the module that the loss may read these attributes from, or None
+    remembers: whether the loss keeps something from call to call
+    vmappable: whether vmap takes the module, which then cannot branch on values
     """
 
     module: nn.Module
@@ -67,6 +71,10 @@ class LocalProblem:
     draws: bool = False
     seed: int = 0
     ignored: int | None = None
+    recomputed: frozenset[str] = frozenset()
+    user_module: nn.Module | None = None
+    remembers: bool = False
+    vmappable: bool = True
     _ahead: ReadAhead | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..common.errors import UsageError
 from ..models.client_random.mode import ClientRandom
-from ..models.own_tensors import OwnTensors, places_of, tensors_of
+from ..models.mirror import Mirror
+from ..models.own_tensors import OwnTensors, tensors_of
+from ..models.unchanged import Constants
 
 if TYPE_CHECKING:
     from .base import LocalProblem
@@ -30,6 +30,7 @@ class Forward:
     def __init__(self, problem: LocalProblem, module: nn.Module) -> None:
         """Begin with a module that belongs to this object."""
         self._problem, self._module = problem, module
+        self._mirror = Mirror(module, problem.user_module, problem.recomputed)
         self.reached: set[str] = set()
         self._held: dict[int, str] = {}
         if problem.held:
@@ -74,28 +75,10 @@ class Forward:
 
     def _loss(self, values: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         outputs = self._outputs(values, inputs)
-        return self._problem.loss(self._problem.numerics.to_param_dtype(outputs), targets), outputs
+        with self._mirror.shown():
+            return self._problem.loss(self._problem.numerics.to_param_dtype(outputs), targets), outputs
 
     def _outputs(self, values: dict[str, Tensor], inputs: Tensor) -> Tensor:
         with self._problem.numerics.autocast():
             outputs: Tensor = functional_call(self._module, values, (inputs,))
         return outputs
-
-
-class Constants:
-    """Buffers, and parameters that are not trained, of a module whose forward left them alone when it was looked at."""
-
-    def __init__(self, module: nn.Module, changing: Container[str]) -> None:
-        """Begin with all but those whose names are `changing`."""
-        places = list(places_of(module))
-        others = {id(place.value) for place in places if place.name in changing}  # under all their names
-        self._places = [(place, place.value._version) for place in places if id(place.value) not in others]
-
-    def check(self) -> None:
-        """Raise UsageError where one has changed."""
-        for place, version in self._places:
-            if place.kept[place.key] is not place.value or place.value._version != version:
-                raise UsageError(
-                    f"model: its forward changes {place.name}, which it left alone in the first steps; what changes "
-                    "late is not kept by client: change it from the first step on"
-                )

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ..data.sources.base import Batch
 from ..models.client_random.mode import ClientRandom
+from ..models.mirror import Mirror
 from ..models.own_tensors import OwnTensors, places_of, tensors_of
+from ..models.unchanged import Unchanged
 from ..params.client_stack import ClientStack
 from ..params.losses import count_correct
 from ..telemetry.trace import span
 from .base import LocalProblem
-from .forward import Constants
 from .round_plan import RoundPlan, RoundResult
 from .sgd_update import Update
 
@@ -44,7 +45,9 @@ class LoopedExecutor:
                 parameter.data = params[name]
                 place = layout.places[layout.names.index(name)]
                 self._trained.append((parameter, parameter.data, grads[name], place))
-        self._constants = Constants(self._module, {*problem.state, *problem.layout.names})
+        self._mirror = Mirror(self._module, problem.user_module, problem.recomputed)
+        self._unchanged: dict[torch.Size, Unchanged] = {}
+        self._shape = torch.Size()
         places = list(places_of(self._module))
         start = {place.name: place.value for place in places}
         self._state = {name: [place for place in places if place.value is start[name]] for name in problem.state}
@@ -54,6 +57,7 @@ class LoopedExecutor:
         correct = torch.zeros(self.problem.counts, device=self.row.device, dtype=torch.float64)
         for client in range(stack.params.shape[0]):
             correct += self.run_client(stack, plan, client, losses[:, client])
+        self.check()
         return RoundResult(losses, correct if self.problem.topk else None)
 
     def run_client(self, stack: ClientStack, plan: RoundPlan, client: int, losses: Tensor) -> Tensor:
@@ -69,6 +73,11 @@ class LoopedExecutor:
             if self.problem.topk:
                 correct += count_correct(outputs, batch.targets, self.problem.topk, self.problem.ignored)
         return correct
+
+    def check(self) -> None:
+        """Raise UsageError where steps have changed what clients share and the first steps left alone."""
+        if self._shape in self._unchanged:
+            self._unchanged[self._shape].check()
 
     def steps(
         self,
@@ -96,7 +105,6 @@ class LoopedExecutor:
             yield *self._local_step(batch.inputs, targets, momentum, rate, number, step), batch
         stack.params[client] = self.row[0]
         self._keep(stack, client)
-        self._constants.check()
 
     def first_step(self, params: Tensor, momentum: Tensor | None, inputs: Tensor, targets: Tensor) -> Tensor:
         """One step at rate 1 of a client with these rows [n_params], which change; returns its loss."""
@@ -140,14 +148,28 @@ class LoopedExecutor:
                 modes.enter_context(OwnTensors(problem.held, tensors_of(self._module)))
             with problem.numerics.autocast():
                 outputs = self._module(inputs)
-            loss = problem.loss(problem.numerics.to_param_dtype(outputs), targets)
+            with self._mirror.shown():
+                loss = problem.loss(problem.numerics.to_param_dtype(outputs), targets)
         with span("backward"):
             for parameter, *_ in self._trained:
                 parameter.grad = None
             loss.backward()
+        if inputs.shape != self._shape:
+            self._watch(inputs.shape)
+        elif not problem.vmappable:
+            self._unchanged[self._shape].check(values=False)
         with self._left_alone(momentum):
             self._update(self.row, momentum, self._grads, rate)
         return loss.detach(), outputs.detach()
+
+    def _watch(self, shape: torch.Size) -> None:
+        """Note what the module keeps after a step with inputs of this shape, as modules keep masks for each shape."""
+        self._shape = shape
+        if shape not in self._unchanged:
+            problem = self.problem
+            changing = {*problem.state, *problem.layout.names}
+            loss = None if problem.remembers else problem.loss
+            self._unchanged[shape] = Unchanged(self._module, changing, loss, problem.recomputed)
 
     @contextlib.contextmanager
     def _left_alone(self, momentum: Tensor | None) -> Iterator[None]:

@@ -70,6 +70,9 @@ class ThreadedExecutor:
                 torch.set_num_threads(threads)
         for future in futures:
             future.result()
+        for own in steps:
+            if isinstance(own, LoopedExecutor):
+                own.check()
         return RoundResult(losses, correct if self.problem.topk else None)
 
     def _steps_for(self, plan: RoundPlan) -> Sequence[Steps]:

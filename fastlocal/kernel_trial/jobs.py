@@ -91,8 +91,11 @@ def _checks(job: Job, op: str, device: torch.device) -> Iterator[tuple[str, Call
     for case in small[:1] if job.smallest else small:
         yield case.name, lambda case=case: check(case, kernel, reference, device, twice=True)  # type: ignore[misc]
     for case, own in load_cases(Path(job.calls), op) if job.calls else ():
-        yield case.name, lambda case=case, own=own: check(  # type: ignore[misc]
-            case, functools.partial(kernel, **own), reference, device, guarded=False, twice=True
+        yield (
+            case.name,
+            lambda case=case, own=own: check(  # type: ignore[misc]
+                case, functools.partial(kernel, **own), reference, device, guarded=False, twice=True
+            ),
         )
 
 

@@ -21,11 +21,11 @@ from ..executors.forward import Forward
 from ..executors.looped import LoopedExecutor
 from ..models.functional import local_module
 from ..models.modes import cast
+from ..models.python_state import kept
 from ..params.losses import placed
 from ..params.precision import Numerics, without_tf32
 from .plain_steps import FAILURES, PlainModule, Trace
 from .probe import CLIENTS, STEPS, Batches, Probe
-from .python_state import kept
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-2}
 LOW = 3e-1
@@ -50,10 +50,8 @@ def compare(plain: PlainModule, problem: LocalProblem, batches: Batches, probe: 
     with kept(problem.loss), random_kept(), without_tf32():
         no_vmap, reached = _fault_of_vmap(plain, problem, batches, probe)
     probe = dataclasses.replace(probe, reached=probe.reached or reached)
-    leaks = probe.attributes or probe.reached or bool(probe.state)
-    if no_vmap is not None or leaks or probe.uses_rng or probe.remembers:  # of the last two, vmap's steps tell nothing
-        with kept(problem.loss), random_kept(), without_tf32():
-            _check_looped(problem, batches, probe, plain.flag)
+    with kept(problem.loss), random_kept(), without_tf32():
+        _check_looped(problem, batches, probe, plain.flag)
     return dataclasses.replace(probe, no_vmap=no_vmap)
 
 
@@ -194,7 +192,7 @@ def _looped(problem: LocalProblem, batches: Batches, probe: Probe, steps: int) -
     for client in range(CLIENTS):
         trace = Trace()
         numbers = torch.arange(steps, device=device)
-        given = [(Batch(*batch), batch[1]) for batch in batches[client][:steps]]
+        given = [(Batch(inputs.clone(), targets), targets) for inputs, targets in batches[client][:steps]]
         taken = executor.steps(stack, client, given, [rate] * steps, torch.tensor(client, device=device), numbers)
         for loss, _, _ in taken:
             trace.losses.append(loss)

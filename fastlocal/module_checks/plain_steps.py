@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..common.errors import UsageError, one_line
 from ..models.client_random.mode import ClientRandom
+from ..models.mirror import Mirror
 from ..models.modes import Modes, set_modes
 from ..models.own_tensors import OwnTensors, tensors_of
 from ..params.losses import Loss
 from ..params.precision import Numerics
 
-FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError, KeyError)
+FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
 """What a module or a loss raises on samples that it does not take."""
 
 
@@ -37,7 +40,8 @@ class Trace:
 class PlainModule:
     """The module as the user gave it, on the run's device and in its dtype.
 
-    given: {id: name} of the tensors of the user's own module, which a closure may hold
+    user_module: the module that the user gave, which a closure may hold, or None
+    given: {id: name} of its tensors
     labels: lowest and highest label that must be an output's number, or None
     """
 
@@ -45,6 +49,7 @@ class PlainModule:
     modes: Modes
     loss: Loss
     numerics: Numerics
+    user_module: nn.Module | None
     given: Mapping[int, str]
     labels: tuple[int, int] | None
     seed: int
@@ -65,12 +70,15 @@ class PlainClient:
         drawn: Whether a step has drawn random numbers that client_random covers.
         reached: Names of tensors of the user's own module that a step has computed with.
         hooked: Whether gradients pass through hooks, of parts or of tensors.
+        made: Tensors that the last step has made itself to take derivatives by.
     """
 
     def __init__(self, plain: PlainModule, module: nn.Module, number: int) -> None:
         self.module, self._plain, self._number = module, plain, number
         self.drawn = False
         self.reached: set[str] = set()
+        self.made: list[Tensor] = []
+        self._mirror = Mirror(module, plain.user_module, None)
         self.hooked = any(part._backward_hooks or part._backward_pre_hooks for part in module.modules())
 
     @contextlib.contextmanager
@@ -80,8 +88,9 @@ class PlainClient:
             self._plain.seed, torch.tensor(self._number, device=device), torch.tensor(step, device=device)
         )
         own = OwnTensors(self._plain.given, tensors_of(self.module))
-        with draws, own:
+        with _Leaves() as made, draws, own:
             yield
+        self.made = made.found
         self.drawn |= draws.drawn
         self.reached |= own.used
         self.hooked |= own.hooked
@@ -96,7 +105,7 @@ class PlainClient:
         with self._modes(step):
             try:
                 with numerics.autocast():
-                    outputs = self.module(inputs)
+                    outputs = self.module(inputs.clone())  # which it may change
             except FAILURES as error:
                 raise UsageError(f"{flag}: fails on a batch of {_words(inputs)}: {one_line(error)}") from error
             if not isinstance(outputs, Tensor):
@@ -105,7 +114,8 @@ class PlainClient:
             self._check_labels(outputs, targets)
             full = numerics.to_param_dtype(outputs)
             try:
-                value = self._plain.loss(full, targets)
+                with self._mirror.shown():
+                    value = self._plain.loss(full, targets)
             except FAILURES as error:
                 about = f"outputs of {_words(outputs)} and targets of {_words(targets)}{self._culprit(full, targets)}"
                 raise UsageError(f"loss: fails on {about}: {one_line(error)}") from error
@@ -151,13 +161,18 @@ class PlainClient:
     def gradients(self, value: Tensor) -> dict[str, Tensor | None]:
         """Of a loss, by the names of the parameters that require one; None where it does not depend on them."""
         parameters = {name: each for name, each in self.module.named_parameters() if each.requires_grad}
+        for each in parameters.values():
+            each.grad = None
         try:
-            grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+            value.backward()  # type: ignore[no-untyped-call]
         except FAILURES as error:
             raise UsageError(f"{self._plain.flag}: its backward pass fails: {one_line(error)}") from error
+        grads = {name: each.grad for name, each in parameters.items()}
+        for each in parameters.values():
+            each.grad = None
         return {
-            name: grad.to_dense() if grad is not None and grad.layout != torch.strided else grad
-            for name, grad in zip(parameters, grads, strict=True)
+            name: grad if grad is None or grad.layout == torch.strided else grad.to_dense()
+            for name, grad in grads.items()
         }
 
     @torch.no_grad()
@@ -167,7 +182,6 @@ class PlainClient:
             gradient = gradients.get(name)
             if gradient is not None:
                 parameter.sub_(gradient, alpha=rate)
-
 
     def take(
         self,
@@ -190,9 +204,27 @@ class PlainClient:
         return torch.cat([parameters[name].detach().reshape(-1) for name in names])
 
 
-def foreign_leaves(value: Tensor, module: nn.Module) -> list[Tensor]:
-    """Tensors that a loss has a gradient for and that are no parameters of the module."""
-    own = {id(parameter) for parameter in module.parameters()}
+class _Leaves(TorchFunctionMode):
+    """Finds the tensors that are made to require a gradient: x.clone().requires_grad_(), zeros(requires_grad=True)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        before = bool(args) and isinstance(args[0], Tensor) and args[0].requires_grad
+        result = func(*args, **(kwargs or {}))
+        made = args[0] if func is Tensor.requires_grad.__set__ else result  # type: ignore[attr-defined]
+        if not before and isinstance(made, Tensor) and made.requires_grad and made.is_leaf:
+            self.found.append(made)
+        return result
+
+
+def foreign_leaves(value: Tensor, module: nn.Module, made: Sequence[Tensor] = ()) -> list[Tensor]:
+    """Tensors that a loss has a gradient for and that are neither parameters of the module nor were `made`."""
+    own = {id(parameter) for parameter in (*module.parameters(), *made)}
     found, seen, todo = [], set(), [value.grad_fn]
     while todo:
         node = todo.pop()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,13 @@ from ..common.errors import UsageError, one_line
 from ..common.random_states import random_kept, random_states
 from ..data.labels import unknown_label
 from ..models.batchnorm import batchnorm_buffers
-from ..params.losses import Loss, combination
+from ..models.mirror import Mirror
+from ..models.python_state import Change, PythonState
+from ..models.state_holders import GENERATORS, PLAIN
+from ..params.losses import combination
 from ..params.precision import Numerics, without_tf32
 from .plain_steps import FAILURES, PlainClient, PlainModule, Trace, foreign_leaves
-from .python_state import GENERATORS, PLAIN, PythonState
+from .structure import refuse_aliases
 
 CLIENTS, STEPS = 2, 2
 QUICK = 0.1
@@ -43,7 +46,8 @@ class Probe:
     state: what the buffers that a forward pass changes start from, by name
     reached: whether a forward pass or the loss reaches tensors of the user's module in another way than by their names
     remembers: whether the loss keeps something from call to call
-    attributes: whether a forward pass changes attributes of the module
+    recomputed: paths of attributes that each forward pass computes anew
+    shared: the path of one that copies of the module share, or that the loss may read from the user's module, or None
     hooked: whether gradients pass through hooks
     traces: of the steps, by client        rate: of these steps
     no_vmap: what keeps vmap from taking the module, or None
@@ -56,7 +60,8 @@ class Probe:
     state: Mapping[str, Tensor]
     reached: bool
     remembers: bool
-    attributes: bool
+    recomputed: frozenset[str]
+    shared: str | None
     hooked: bool
     traces: Sequence[Trace] = field(repr=False)
     rate: float = 1.0
@@ -74,33 +79,45 @@ def probe_module(plain: PlainModule, batches: Batches, names: Sequence[str]) -> 
     Raises:
         UsageError: Where the module or the loss does not take a batch, or would not be trained as it is by itself.
     """
-    memory = PythonState(plain.loss, without=[id(part) for part in plain.module.modules()])
+    theirs = PythonState(plain.user_module)
+    if plain.user_module is not None:
+        refuse_aliases("model", theirs.tensors, plain.user_module)
+    memory = PythonState(plain.loss, own=plain.module, without=theirs.reached)
     with random_kept(), without_tf32():
-        return _probe(plain, batches, names, memory)
+        probe = _probe(plain, batches, names)
+    _refuse_side_effects(theirs.changes(), plain.user_module)
+    changes = memory.changes()
+    for change in changes:
+        if change.lasting:
+            raise UsageError(
+                f"loss: keeps its place in an iterator, {change.path}, which nothing can put back after the first "
+                "steps; keep a number in its place"
+            )
+    parts = {name for name, _ in plain.module.named_modules()}
+    shared = [path for path in sorted(probe.recomputed) if memory.met or path.rpartition(".")[0] not in parts]
+    return dataclasses.replace(probe, remembers=bool(changes), shared=shared[0] if shared else None)
 
 
-def _probe(plain: PlainModule, batches: Batches, names: Sequence[str], memory: PythonState) -> Probe:
+def _probe(plain: PlainModule, batches: Batches, names: Sequence[str]) -> Probe:
     device = plain.numerics.device
     first = plain.client(0)
-    start, untouched = _state(first), PythonState(first.module, tensors=False)
+    start = _state(first)
     states = random_states(device)
     began = time.perf_counter()
     (inputs, targets), rate = batches[0][0], 1.0
     value, outputs = first.forward(inputs, targets, 0)
     classes = outputs.shape[1] if targets.dim() == 1 and outputs.dim() == 2 else None
-    _refuse_foreign(outputs, value, first.module, plain)
+    _refuse_foreign(outputs, value, first, plain)
     gradients = first.gradients(value)
     rate = _rate(first, gradients)
     first.descend(gradients, rate)
     steps = STEPS if time.perf_counter() - began < QUICK else 1
-    keeps = bool(untouched.changes())
-    before, drawn = PythonState(first.module, tensors=False), states != random_states(device)
+    before, drawn = PythonState(first.module, own=first.module), states != random_states(device)
     changed = _changed(start, first, plain.flag)
     traces = [Trace([value.detach()], [first.row(names)])]
     first.take(batches[0], range(1, STEPS), rate, names, traces[0])
     changed |= _changed(start, first, plain.flag)
-    changes = before.changes()
-    _refuse_counters(changes, plain.flag)
+    recomputed = _recomputed(before.changes(), plain.flag)
     for number in range(1, CLIENTS):
         other = plain.client(number)
         trace = Trace()
@@ -119,8 +136,9 @@ def _probe(plain: PlainModule, batches: Batches, names: Sequence[str], memory: P
         unused=tuple(name for name, gradient in gradients.items() if gradient is None),
         state={name: start[name] for name in start if name in changed},
         reached=bool(first.reached),
-        remembers=bool(memory.changes()),
-        attributes=keeps or bool(changes),
+        remembers=False,
+        recomputed=recomputed,
+        shared=None,
         hooked=first.hooked,
         traces=traces,
         rate=rate,
@@ -161,17 +179,19 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())
 
 
-def _refuse_counters(changes: Sequence[tuple[str, Any, Any]], flag: str) -> None:
-    """What changes from step to step beside buffers, and is no tensor that is computed anew each time."""
-    for path, before, now in changes:
-        if isinstance(before, Tensor) or isinstance(now, Tensor):
+def _recomputed(changes: Sequence[Change], flag: str) -> frozenset[str]:
+    """Return paths of attributes that hold tensors which each step computes anew; raise UsageError for all others."""
+    found = set()
+    for path, before, now, in_place, new, _ in changes:
+        if not in_place and not new and _of_tensors(before) and _of_tensors(now):
+            found.add(path)
             continue
         if isinstance(now, tuple) and now and isinstance(now[0], GENERATORS):
             raise UsageError(
                 f"{flag}: its forward draws from a generator of its own, {path}, which clients would share; draw "
                 "without one: the run's seed, the client and the step then decide"
             )
-        if isinstance(before, PLAIN) and isinstance(now, PLAIN):
+        if isinstance(before, PLAIN) and isinstance(now, PLAIN) and not new:
             what = f"the attribute {path} ({before!r}, then {now!r})"
         else:
             what = f"what its attribute {path} holds"
@@ -179,10 +199,34 @@ def _refuse_counters(changes: Sequence[tuple[str, Any, Any]], flag: str) -> None
             f"{flag}: its forward changes {what}, which clients would share; make it a buffer (register_buffer), which "
             "every client keeps for itself"
         )
+    return frozenset(found)
 
 
-def _refuse_foreign(outputs: Tensor, value: Tensor, module: nn.Module, plain: PlainModule) -> None:
-    for leaf in foreign_leaves(outputs, module):
+def _of_tensors(value: object) -> bool:
+    """Whether it is a tensor, or a container of tensors and plain values."""
+    if isinstance(value, list | tuple):
+        return all(isinstance(inner, PLAIN) or _of_tensors(inner) for inner in value)
+    if isinstance(value, dict):
+        return all(isinstance(inner, PLAIN) or _of_tensors(inner) for inner in value.values())
+    return isinstance(value, Tensor)
+
+
+def _refuse_side_effects(changes: Sequence[Change], module: nn.Module | None) -> None:
+    """Raise UsageError where a step with a copy has changed attributes or numbers of the user's own module."""
+    parts = set() if module is None else {name for name, _ in module.named_modules()}
+    for change in changes:
+        part, _, key = change.path.rpartition(".")
+        part = part.removesuffix("_buffers").removesuffix("_parameters").rstrip(".")
+        if part in parts or not _of_tensors(change.now):
+            where = f"{part}.{key}".lstrip(".")
+            raise UsageError(
+                f"loss: or a hook changes {where} of the model that it holds, while clients train copies; change it in "
+                "forward, as a buffer of the model"
+            )
+
+
+def _refuse_foreign(outputs: Tensor, value: Tensor, client: PlainClient, plain: PlainModule) -> None:
+    for leaf in foreign_leaves(outputs, client.module, client.made):
         raise UsageError(
             f"{plain.flag}: its forward depends on a tensor of shape {tuple(leaf.shape)} that requires a gradient and "
             "is none of its parameters, so that nothing would train it; register it (as an nn.Parameter, or its layer "
@@ -190,7 +234,7 @@ def _refuse_foreign(outputs: Tensor, value: Tensor, module: nn.Module, plain: Pl
         )
     loss = plain.loss
     own = dict(loss.named_parameters()) if isinstance(loss, nn.Module) else {}
-    for leaf in foreign_leaves(value, module):
+    for leaf in foreign_leaves(value, client.module, client.made):
         name = next((name for name, parameter in own.items() if parameter is leaf), None)
         if name is not None:
             raise UsageError(
@@ -203,23 +247,19 @@ def _refuse_foreign(outputs: Tensor, value: Tensor, module: nn.Module, plain: Pl
 
 
 @torch.no_grad()
-def try_evaluation(
-    module: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor, numerics: Numerics, *, flag: str
-) -> None:
+def try_evaluation(plain: PlainModule, inputs: Tensor, targets: Tensor, numerics: Numerics) -> None:
     """Raise UsageError where an evaluation would fail on test samples that are not like the training samples.
 
     Args:
-        module: The plain module.
-        loss: Of the run.
+        plain: The module.
         inputs: Of a few test samples.
         targets: Theirs.
         numerics: Of the run.
-        flag: What the user set, for the message.
     """
-    trial = copy.deepcopy(module).eval()
+    loss, flag, trial = plain.loss, plain.flag, copy.deepcopy(plain.module).eval()
     try:
         with random_kept(), numerics.autocast():
-            outputs = numerics.to_param_dtype(trial(inputs))
+            outputs = numerics.to_param_dtype(trial(inputs.clone()))
     except FAILURES as error:
         raise UsageError(f"{flag}: {_not_evaluated(trial, inputs, numerics)}: {one_line(error)}") from error
     try:
@@ -227,7 +267,8 @@ def try_evaluation(
         if unknown is not None and bool(unknown.any()):
             sample, *rest = unknown.nonzero()[0].tolist()
             raise UsageError(unknown_label(sample, int(targets[(sample, *rest)]), outputs.shape[1]))
-        loss(outputs, targets)
+        with Mirror(trial, plain.user_module, None).shown():
+            loss(outputs, targets)
     except UsageError:
         raise
     except FAILURES as error:
@@ -240,7 +281,7 @@ def _not_evaluated(trial: nn.Module, inputs: Tensor, numerics: Numerics) -> str:
     """What keeps it from being evaluated: that nothing has a gradient there, or the samples."""
     try:
         with random_kept(), numerics.autocast():
-            trial(inputs)
+            trial(inputs.clone())
     except FAILURES:
         return f"cannot be evaluated on test samples of shape {tuple(inputs.shape)}"
     return "cannot be evaluated within torch.no_grad(); use torch.enable_grad() in forward where it needs gradients"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -105,10 +106,43 @@ def _refuse_views(module: nn.Module, reached: list[Tensor]) -> None:
                 )
 
 
-def _span(value: Tensor) -> tuple[int, int]:
-    """First and last address, and one more."""
-    extent = sum((size - 1) * abs(stride) for size, stride in zip(value.shape, value.stride(), strict=True)) + 1
-    return value.data_ptr(), value.data_ptr() + extent * value.element_size()
+def refuse_aliases(holder: str, held: Iterable[tuple[str, Tensor | np.ndarray]], module: nn.Module) -> None:
+    """Raise UsageError where something holds a parameter's memory by another tensor, which no step would change.
+
+    Args:
+        holder: Who holds them: the loss, or the model by one of its functions.
+        held: Paths, and tensors or arrays.
+        module: The user's own.
+    """
+    own = {id(value) for value in (*module.parameters(), *module.buffers())}
+    spans = [(*_span(value), name) for name, value in module.named_parameters() if value.numel() and not value.is_meta]
+    for path, value in held:
+        if id(value) in own or not _lies_in_memory(value):
+            continue
+        begin, end = _span(value)
+        for low, high, name in spans:
+            if begin < high and low < end:
+                raise UsageError(
+                    f"{holder}: what it holds in {path} shares the memory of the parameter {name}, whose steps it "
+                    "would not follow, as clients train copies; hold the parameter itself, and detach it at each call"
+                )
+
+
+def _lies_in_memory(value: Tensor | np.ndarray) -> bool:
+    if isinstance(value, Tensor):
+        return bool(value.numel()) and not value.is_meta and value.layout == torch.strided
+    return bool(value.size)
+
+
+def _span(value: Tensor | np.ndarray) -> tuple[int, int]:
+    """First address, and the one after the last."""
+    if isinstance(value, Tensor):
+        begin, size = value.data_ptr(), value.element_size()
+        strides = [stride * size for stride in value.stride()]
+    else:
+        begin, size, strides = value.ctypes.data, value.itemsize, list(value.strides)
+    reach = [(length - 1) * stride for length, stride in zip(value.shape, strides, strict=True)]
+    return begin + sum(min(each, 0) for each in reach), begin + sum(max(each, 0) for each in reach) + size
 
 
 def _name_of(module: nn.Module, wanted: Tensor) -> str:

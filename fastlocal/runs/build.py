@@ -27,11 +27,12 @@ from ..models.batchnorm import has_batchnorm
 from ..models.functional import local_module
 from ..models.modes import Modes, cast, training_modes
 from ..models.own_tensors import Held, tensors_of
+from ..models.python_state import PythonState, kept
 from ..module_checks.first_batches import first_batches
 from ..module_checks.first_steps import compare
 from ..module_checks.plain_steps import PlainModule
 from ..module_checks.probe import Probe, probe_module, try_evaluation
-from ..module_checks.python_state import kept
+from ..module_checks.structure import refuse_aliases
 from ..params.losses import Loss, combination, placed
 from ..params.param_layout import ParamLayout, param_layout
 from ..params.precision import Numerics, numerics
@@ -53,6 +54,7 @@ class PreparedRun:
 
     config: fully resolved        modes: of the module's parts in training
     remembers: whether the loss keeps something from call to call
+    user_module: the module that the user gave, which a hook or the loss may hold, or None
     notes: lines that a person should see before the first round
     """
 
@@ -70,6 +72,7 @@ class PreparedRun:
     uses_rng: bool
     no_vmap: str | None
     remembers: bool
+    user_module: nn.Module | None
     notes: tuple[str, ...]
 
     def close(self) -> None:
@@ -107,6 +110,8 @@ def build_run(
     numbers = numerics(config.machine.precision, device, repeatable=config.machine.deterministic)
     module = cast(make_module(), device, numbers.dtype)
     modes = training_modes(module)
+    if given is not None:
+        refuse_aliases("loss", PythonState(loss, without=[id(part) for part in given.modules()]).tensors, given)
     loss = placed(loss, device, numbers.dtype, given)
     config = _resolve_batchnorm(config, module)
     layout = param_layout(module, group_weight=config.sgd.group_weight)
@@ -121,6 +126,7 @@ def build_run(
             modes=modes,
             loss=loss,
             numerics=dataclasses.replace(numbers, autocast_dtype=None),
+            user_module=given,
             given=held,
             labels=_label_range(data, loss),
             seed=config.machine.seed,
@@ -130,14 +136,15 @@ def build_run(
         held_out = test.read_range(0, HELD_OUT)
         with kept(loss):
             probe = probe_module(plain, batches, layout.names)
-            try_evaluation(module, loss, held_out.inputs, held_out.targets, numbers, flag=model_flag)
+            try_evaluation(plain, held_out.inputs, held_out.targets, numbers)
         local = local_module(module, modes)
         ignored = _ignored(data, loss, noise=config.client.label_noise)
-        problem = _problem(config, local, layout, source, loss, numbers, probe, held, ignored)
+        problem = _problem(config, local, layout, source, loss, numbers, probe, held, ignored, given)
         probe = compare(plain, problem, batches, probe)
         if probe.no_vmap is None:  # else one step may use what another does not, and each client is stepped by itself
             layout = _without_decay(layout, probe.unused)
         problem = dataclasses.replace(problem, layout=layout, held=held if probe.reached else {})
+        problem = dataclasses.replace(problem, vmappable=probe.no_vmap is None)
         config = _with_memory(config, probe, world)
         part = localize_config(config, world, device)
         executor, notes = None, said
@@ -171,6 +178,7 @@ def build_run(
             uses_rng=probe.uses_rng,
             no_vmap=probe.no_vmap,
             remembers=probe.remembers,
+            user_module=given,
             notes=tuple(notes),
         )
         opened.pop_all()  # they are the run's from here on
@@ -277,6 +285,7 @@ def _problem(
     probe: Probe,
     held: Held,
     ignored: int | None,
+    given: nn.Module | None,
 ) -> LocalProblem:
     noise = None
     if config.client.label_noise:
@@ -305,4 +314,7 @@ def _problem(
         draws=probe.draws,
         seed=config.machine.seed,
         ignored=ignored,
+        user_module=given if probe.shared else None,
+        recomputed=probe.recomputed,
+        remembers=probe.remembers,
     )

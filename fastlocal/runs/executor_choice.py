@@ -100,7 +100,7 @@ def candidates(config: RunConfig, requested: MachineConfig, problem: LocalProble
     found: list[Values] = [{"executor": config.machine.executor}]
     if requested.conv_strategy != "auto":
         return found if probe.no_vmap else [{"executor": "stacked"}]
-    if on_cpu and not probe.uses_rng:
+    if on_cpu and not probe.uses_rng and probe.shared is None:
         usual = bool(config.machine.channels_last)  # first, as not all may be timed
         free = convolutions and requested.channels_last is None
         layouts = (usual, not usual) if free else (bool(requested.channels_last),)

@@ -220,6 +220,11 @@ def _check_threaded(device: torch.device, probe: Probe) -> None:
             "--executor threaded: the model draws random numbers that no client's seed fixes (from NumPy or Python, "
             "say), and threads would draw them in any order; use --executor looped"
         )
+    if probe.shared is not None:
+        raise UsageError(
+            f"--executor threaded: forward keeps {probe.shared}, which threads would share with the loss or each "
+            "other; use --executor looped"
+        )
 
 
 def _absolute(path: str | None) -> str | None:

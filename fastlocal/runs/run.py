@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..aggregation.averager import OWED, make_averager
 from ..aggregation.buffer_mean import MeanState
@@ -25,8 +25,10 @@ from ..common.errors import RankMissing, StoppedAlone, UsageError
 from ..common.interrupts import defer_signals, requested_for
 from ..data.sample_streams import Streams, StreamSpec
 from ..distributed.world import World
+from ..models.mirror import Mirror
+from ..models.own_functions import own_functions
 from ..models.own_tensors import OwnTensors, tensors_of
-from ..module_checks.python_state import kept
+from ..models.python_state import kept
 from ..params.client_stack import MOMENTUM, ClientStore
 from ..telemetry.base import Logger, Loggers, RunSummary
 from ..telemetry.jsonl import JsonlLogger, StepLog, read_rows
@@ -112,17 +114,25 @@ def _build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) ->
 
 def _averaged(prepared: PreparedRun) -> GlobalModel:
     problem = prepared.problem
+    if problem.held and prepared.user_module is not None:
+        own_functions(prepared.module, prepared.user_module)
     return GlobalModel(prepared.module, prepared.layout, problem.numerics, prepared.modes, problem.state)
 
 
 def _evaluate(prepared: PreparedRun, module: nn.Module, drawing: Drawing) -> Evaluation:
     problem = prepared.problem
     own = OwnTensors(problem.held, tensors_of(module)) if problem.held else nullcontext()
+    mirror = Mirror(module, problem.user_module, problem.recomputed)
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        with mirror.shown():
+            return problem.loss(outputs, targets)
+
     with kept(problem.loss) if prepared.remembers else nullcontext(), own:
         return evaluate(
             module,
             prepared.test,
-            loss=problem.loss,
+            loss=loss if problem.user_module is not None else problem.loss,
             topk=problem.topk,
             numerics=problem.numerics,
             world=prepared.world,

@@ -68,7 +68,7 @@ def evaluate(
         interrupts.check_signals()
         batch = source.read_range(begin, begin + size)
         with drawing(begin // size), numerics.autocast():
-            outputs = numerics.to_param_dtype(module(batch.inputs))
+            outputs = numerics.to_param_dtype(module(batch.inputs.clone()))  # which it may change
         sums.append(_sums(outputs, batch.targets, loss, way, topk, begin))
     module.train(was_training)
     told = world.all_gather_object(torch.stack(sums).tolist() if sums else [], "the evaluation")

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import fastlocal
+from fastlocal.common.errors import UsageError
 from fastlocal.executors.base import LocalProblem
 from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.scripted.trace import ScriptedSteps, script
@@ -223,7 +224,8 @@ def test_a_module_that_trains_otherwise_than_it_was_traced_is_not_traced() -> No
             return self.linear(x.flatten(1)) * (1 + Alternates.calls % 2)
 
     executor = ThreadedExecutor(problem_with(Alternates()), workers=1)
-    executor.run_round(*start(executor.problem))
+    with pytest.raises(UsageError, match="changes the attribute calls"):
+        executor.run_round(*start(executor.problem))
     assert [type(own) for steps in executor._steps.values() for own in steps] == [LoopedExecutor]
 
 

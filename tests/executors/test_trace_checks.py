@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastlocal
+from fastlocal.common.errors import UsageError
 from fastlocal.executors.base import LocalProblem
 from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.round_plan import RoundPlan
@@ -108,7 +109,7 @@ def test_values_decide_how_much_there_is(loss: Any) -> None:
 def test_a_module_that_remembers(gate: Callable[[Gated, Tensor], bool], caplog: pytest.LogCaptureFixture) -> None:
     problem = problem_with(Gated(gate))
     executor = ThreadedExecutor(problem, workers=1)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO"), pytest.raises(UsageError, match="changes the attribute"):
         executor.run_round(*start(problem))
     assert not scripted_steps(executor)
     assert "changes" in caplog.text

@@ -21,8 +21,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 Loss = Callable[[Tensor, Tensor], Tensor]
 Data = tuple[Tensor, Tensor]
 
-OWN = frozenset(vars(nn.Module()))
-"""What torch itself keeps in a module's __dict__: parameters, buffers, parts, hooks and the mode."""
+OWN = frozenset(vars(nn.Module())) - {"training"}
+"""What torch itself keeps in a module's __dict__ and clients share: parameters, buffers, parts and hooks."""
 
 
 @dataclass(frozen=True)

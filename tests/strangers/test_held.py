@@ -1,0 +1,201 @@
+"""Losses and hooks that hold the memory of a parameter, or change the model that they hold."""
+
+from __future__ import annotations
+
+import functools
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fastlocal
+from tests.helpers.plain_loop import Loss, LossOf
+from tests.strangers.judge import EXECUTORS, assert_refused, assert_trains_as_plain
+from tests.strangers.strange_data import CLASSES, COLUMNS, Net, seeded, table
+from tests.strangers.test_closures import STRENGTH, Hooked, Lambda, norm
+
+
+def of_detached(model: nn.Module) -> Loss:
+    weights = [value.detach() for value in model.parameters()]
+    return lambda out, y: F.cross_entropy(out, y) * (1 + STRENGTH * norm(weights))
+
+
+def of_data(model: nn.Module) -> Loss:
+    weights = [model.a.weight.data]
+    return lambda out, y: F.cross_entropy(out, y) * (1 + STRENGTH * norm(weights))
+
+
+def of_a_row(model: nn.Module) -> Loss:
+    row = model.a.weight.detach()[0]
+    return lambda out, y: F.cross_entropy(out, y) * (1 + STRENGTH * row.abs().sum())
+
+
+def of_an_array(model: nn.Module) -> Loss:
+    array = model.a.weight.detach().numpy()
+    return lambda out, y: F.cross_entropy(out, y) * (1 + STRENGTH * float(abs(array).sum()))
+
+
+class DataOfAnObject:
+    def __init__(self, model: nn.Module) -> None:
+        self.values = {"a": (model.a.weight.data,)}
+
+    def __call__(self, out: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(out, y) * (1 + STRENGTH * norm(self.values["a"]))
+
+
+class DataOfAModule(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.register_buffer("weight", model.a.weight.data)
+
+    def forward(self, out: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(out, y) * (1 + STRENGTH * norm([self.weight]))
+
+
+@pytest.mark.parametrize("make", [of_detached, of_data, of_a_row, of_an_array, DataOfAnObject, DataOfAModule])
+def test_a_loss_that_holds_the_memory_of_a_parameter_is_refused(make: Any) -> None:
+    """It would follow the parameter in a plain loop, and stay at the start here."""
+    assert_refused(seeded(Net), table(), LossOf(make), executors=("auto",), says="shares the memory")
+
+
+def with_data_in_a_hook() -> nn.Module:
+    module: Any = seeded(Net)()
+    weight = module.b.weight.data
+    module.a.register_forward_hook(lambda part, inputs, out: out + weight.sum())
+    return module
+
+
+def test_a_hook_that_holds_the_memory_of_a_parameter_is_refused() -> None:
+    assert_refused(with_data_in_a_hook, table(), executors=("auto",), says="shares the memory")
+
+
+class WithBuffer(Net):
+    c: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("c", torch.ones(COLUMNS))
+
+    def between(self, hidden: Tensor) -> Tensor:
+        return hidden + self.c
+
+
+def assigning(model: nn.Module) -> Loss:
+    def loss(out: Tensor, y: Tensor) -> Tensor:
+        model.c = model.c * 0.9
+        return F.cross_entropy(out, y)
+
+    return loss
+
+
+def adding(model: nn.Module) -> Loss:
+    def loss(out: Tensor, y: Tensor) -> Tensor:
+        model.c += 0.1
+        return F.cross_entropy(out, y)
+
+    return loss
+
+
+def in_place(model: nn.Module) -> Loss:
+    def loss(out: Tensor, y: Tensor) -> Tensor:
+        model.c.mul_(0.9)
+        return F.cross_entropy(out, y)
+
+    return loss
+
+
+def through_data(model: nn.Module) -> Loss:
+    def loss(out: Tensor, y: Tensor) -> Tensor:
+        model.c.data.mul_(0.9)
+        return F.cross_entropy(out, y)
+
+    return loss
+
+
+def counting(model: nn.Module) -> Loss:
+    model.calls = 0
+
+    def loss(out: Tensor, y: Tensor) -> Tensor:
+        model.calls += 1
+        return F.cross_entropy(out, y) / model.calls
+
+    return loss
+
+
+@pytest.mark.parametrize("make", [assigning, adding, in_place, through_data, counting])
+def test_a_loss_that_changes_the_model_changes_the_clients_or_is_refused(make: Any) -> None:
+    assert_trains_as_plain(seeded(WithBuffer), table(), LossOf(make), EXECUTORS, may_refuse=EXECUTORS)
+
+
+def assigning_late(model: nn.Module) -> Loss:
+    def loss(out: Tensor, y: Tensor) -> Tensor:
+        if float(model.n) > 4:
+            model.c = model.c * 0.9
+        return F.cross_entropy(out, y)
+
+    return loss
+
+
+class WithCount(WithBuffer):
+    n: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("n", torch.zeros(()))
+
+    def between(self, hidden: Tensor) -> Tensor:
+        self.n += 1
+        return super().between(hidden)
+
+
+def test_a_loss_that_changes_the_model_late_is_refused() -> None:
+    assert_trains_as_plain(seeded(WithCount), table(), LossOf(assigning_late), EXECUTORS, may_refuse=EXECUTORS)
+
+
+def by_a_hook() -> nn.Module:
+    module = nn.Sequential(nn.Linear(COLUMNS, CLASSES), nn.Identity())
+    layer: Any = module[0]
+    module[1].register_forward_hook(lambda part, inputs, out: out + layer.bias)
+    return module
+
+
+def by_a_method() -> nn.Module:
+    module = Net()
+    module.forward = lambda x: module.b(torch.tanh(x @ module.a.weight.T))  # type: ignore[method-assign]
+    return module
+
+
+class InAnObject(Net):
+    """A recursive function in an object."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def times(hidden: Tensor, left: int) -> Tensor:
+            return hidden if left == 0 else times(hidden @ self.a.weight, left - 1)
+
+        self.own = types.SimpleNamespace(functions=[functools.partial(times, left=2)])
+
+    def between(self, hidden: Tensor) -> Tensor:
+        return self.own.functions[0](hidden)
+
+
+@pytest.mark.parametrize("make", [InAnObject, by_a_hook, by_a_method, Hooked, Lambda])
+def test_the_returned_model_computes_with_its_own_parameters(make: Any, tmp_path: Path) -> None:
+    """Not with those of the user's module, which a hook or a function of the module holds."""
+    inputs, targets = (half[:24] for half in table())
+    module = seeded(make)()
+    run = fastlocal.train(
+        module, (inputs, targets), (inputs, targets), clients=2, batch_size=4, rounds=2, lr=0.3,
+        executor="looped", precision="fp64", directory=tmp_path / "run", device="cpu", progress=False,
+    )  # fmt: skip
+    outputs = run.model(inputs)
+    assert F.cross_entropy(outputs, targets).item() == pytest.approx(run.history[-1]["val_loss"], rel=1e-12)
+    before = module(inputs)
+    module.load_state_dict(run.model.state_dict())
+    assert not torch.equal(before, module(inputs))
+    assert torch.allclose(outputs, module(inputs), rtol=1e-12)
