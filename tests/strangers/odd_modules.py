@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import tests.strangers.gradient_odd_blocks
+import tests.strangers.late_odd_blocks
 import tests.strangers.more_odd_blocks  # noqa: F401  (their kinds are found among Block's)
 from tests.helpers.plain_loop import Data, Loss, LossOf, Recipe, plain_train
 from tests.strangers.judge import EXECUTORS, MakeModel, failure, judge
@@ -101,6 +103,31 @@ def a_layer(model: nn.Module) -> Loss:
     return lambda out, y: F.cross_entropy(out, y) + 0.1 * model.head(torch.tanh(model.head.weight[:2])).square().mean()
 
 
+def of_what_blocks_keep(model: nn.Module) -> Loss:
+    """What KeepsActivation and MakesAnew leave in their modules."""
+    return lambda out, y: F.cross_entropy(out, y) + 0.1 * sum(map(kept_by, model.blocks))
+
+
+def kept_by(block: nn.Module) -> Tensor | float:
+    kept = getattr(block, "seen", getattr(block, "outs", [None])[0])
+    return 0.0 if kept is None else kept.square().mean()
+
+
+def of_detached(model: nn.Module) -> Loss:
+    weight = model.head.weight.detach()
+    return lambda out, y: F.cross_entropy(out, y) * (1 + 0.1 * weight.abs().sum())
+
+
+def counting_on_the_model(model: nn.Module) -> Loss:
+    model.calls = 0
+
+    def loss(out: Tensor, y: Tensor) -> Tensor:
+        model.calls += 1
+        return F.cross_entropy(out, y) / model.calls
+
+    return loss
+
+
 LOSSES: dict[str, Callable[[], Loss | LossOf]] = {
     "cross-entropy": lambda: F.cross_entropy,
     "smoothed": lambda: nn.CrossEntropyLoss(label_smoothing=0.1),
@@ -110,6 +137,9 @@ LOSSES: dict[str, Callable[[], Loss | LossOf]] = {
     "a penalty": lambda: LossOf(penalty),
     "a penalty of a captured weight": lambda: LossOf(penalty_of_captured),
     "a layer that the loss calls": lambda: LossOf(a_layer),
+    "what blocks keep": lambda: LossOf(of_what_blocks_keep),
+    "a detached weight": lambda: LossOf(of_detached),
+    "a count on the model": lambda: LossOf(counting_on_the_model),
     "a switch": Switches,
     "a learned scale": LearnedScale,
 }
