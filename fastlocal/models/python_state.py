@@ -25,7 +25,7 @@ _SHARED = (torch.default_generator, np.random.mtrand._rand, random._inst)  # typ
 """The generators that a process has, whose states are no state of what draws from them."""
 
 
-_OF_VALUES = (holders.Values, holders.Elements, holders.Generator)
+_OF_VALUES = (holders.Values, holders.Version, holders.Elements, holders.Generator)
 
 
 class Change(NamedTuple):
@@ -78,10 +78,10 @@ class PythonState:
         return self._seen
 
     def changes(self, *, values: bool = True) -> list[Change]:
-        """Return what is no longer as it was. values: whether to look at the numbers of tensors and arrays."""
+        """Return what is no longer as it was. values: whether to look at numbers of tensors and large arrays."""
         found = []
         for path, holder, before in self._entries:
-            if not values and isinstance(holder, _OF_VALUES):
+            if isinstance(holder, holders.Version) if values else not holder.cheap:
                 continue
             now = holder.take()
             if len(now) == len(before) and all(key in before and before[key] is now[key] for key in now):
@@ -136,8 +136,10 @@ class PythonState:
             yield from self._copy(path, holders.Generator(value))
         elif isinstance(value, Tensor):
             self.tensors.append((path, value))
-            if value.layout == torch.strided and value.numel() <= LARGEST and not value.is_meta:
-                yield from self._copy(path, holders.Values(value))
+            if value.layout == torch.strided and not value.is_meta:
+                yield from self._copy(path, holders.Version(value))
+                if value.numel() <= LARGEST:
+                    yield from self._copy(path, holders.Values(value))
         elif isinstance(value, types.FunctionType):
             yield from self._copy("", holders.Names(value))
             yield from self._copy(value.__name__, holders.Attributes(value))

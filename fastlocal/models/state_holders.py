@@ -19,6 +19,7 @@ from torch import Tensor
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 DATA = (*PLAIN, list, dict, set, deque, bytearray, array.array, np.ndarray, Tensor)
+FEW_BYTES = 4096
 LIBRARIES = frozenset({"torch", "numpy", "fastlocal", *sys.stdlib_module_names})
 """Packages whose classes and functions keep nothing that a forward pass changes."""
 
@@ -28,9 +29,11 @@ class Holder(Protocol):
 
     Attributes:
         in_place: Whether an entry that differs was changed where it lies, and not replaced.
+        cheap: Whether looking at it takes no longer than a microsecond or so.
     """
 
     in_place: bool
+    cheap: bool
 
     def take(self) -> dict[Any, Any]:
         """Copy the entries."""
@@ -45,6 +48,7 @@ class Attributes:
     """The __dict__ of an object, without some keys."""
 
     in_place = False
+    cheap = True
 
     def __init__(self, part: Any, without: Collection[str] = ()) -> None:
         self._part, self._without = part, without
@@ -63,6 +67,7 @@ class Slots:
     """The values of an object's __slots__."""
 
     in_place = False
+    cheap = True
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -91,6 +96,7 @@ class ClassData:
     """The data that a class holds, by name."""
 
     in_place = False
+    cheap = True
 
     def __init__(self, kind: type) -> None:
         self._kind = kind
@@ -112,6 +118,7 @@ class Names:
     """The variables of a function's closure, and the globals it reads that are data or can keep some."""
 
     in_place = False
+    cheap = True
 
     def __init__(self, function: types.FunctionType) -> None:
         self._cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
@@ -142,6 +149,7 @@ class Container:
     """Entries of a dictionary, by key; of a list or a deque, by place; of a set, themselves."""
 
     in_place = False
+    cheap = True
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -166,6 +174,7 @@ class Generator:
     """A generator of random numbers and its state, as one entry."""
 
     in_place = True
+    cheap = True
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -193,6 +202,7 @@ class Values:
     """The numbers of a tensor, as one entry."""
 
     in_place = True
+    cheap = False
 
     def __init__(self, value: Tensor) -> None:
         self._value = value
@@ -205,6 +215,22 @@ class Values:
             self._value.copy_(before[""])
 
 
+class Version:
+    """How often a tensor was changed in place, and where it lies, as one entry."""
+
+    in_place = True
+    cheap = True
+
+    def __init__(self, value: Tensor) -> None:
+        self._value = value
+
+    def take(self) -> dict[Any, Any]:
+        return {"": (self._value._version, self._value.data_ptr())}
+
+    def put(self, before: dict[Any, Any]) -> None:
+        """Nothing is to be put back, as Values puts the numbers back."""
+
+
 class Elements:
     """The numbers of a NumPy array, an array.array or a bytearray, as one entry."""
 
@@ -212,6 +238,7 @@ class Elements:
 
     def __init__(self, value: np.ndarray | array.array[Any] | bytearray) -> None:
         self._value = value
+        self.cheap = memoryview(value).nbytes <= FEW_BYTES
 
     def take(self) -> dict[Any, Any]:
         value = self._value
@@ -239,6 +266,7 @@ class Position:
     """Where an iterator stands, as what it would be copied from; it cannot be put back."""
 
     in_place = True
+    cheap = True
 
     def __init__(self, value: Any) -> None:
         self._value = value
