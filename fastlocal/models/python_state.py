@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from . import number_holders as numbers
 from . import state_holders as holders
 from .state_holders import GENERATORS, LIBRARIES, PLAIN, Holder
 
@@ -25,7 +26,7 @@ _SHARED = (torch.default_generator, np.random.mtrand._rand, random._inst)  # typ
 """The generators that a process has, whose states are no state of what draws from them."""
 
 
-_OF_VALUES = (holders.Values, holders.Version, holders.Elements, holders.Generator)
+_OF_VALUES = (numbers.Values, numbers.Version, numbers.Elements, numbers.Generator)
 
 
 class Change(NamedTuple):
@@ -81,7 +82,7 @@ class PythonState:
         """Return what is no longer as it was. values: whether to look at numbers of tensors and large arrays."""
         found = []
         for path, holder, before in self._entries:
-            if isinstance(holder, holders.Version) if values else not holder.cheap:
+            if isinstance(holder, numbers.Version) if values else not holder.cheap:
                 continue
             now = holder.take()
             if len(now) == len(before) and all(key in before and before[key] is now[key] for key in now):
@@ -133,13 +134,13 @@ class PythonState:
         elif isinstance(value, tuple):
             yield from ((str(place), inner) for place, inner in enumerate(value))
         elif isinstance(value, GENERATORS):
-            yield from self._copy(path, holders.Generator(value))
+            yield from self._copy(path, numbers.Generator(value))
         elif isinstance(value, Tensor):
             self.tensors.append((path, value))
             if value.layout == torch.strided and not value.is_meta:
-                yield from self._copy(path, holders.Version(value))
+                yield from self._copy(path, numbers.Version(value))
                 if value.numel() <= LARGEST:
-                    yield from self._copy(path, holders.Values(value))
+                    yield from self._copy(path, numbers.Values(value))
         elif isinstance(value, types.FunctionType):
             yield from self._copy("", holders.Names(value))
             yield from self._copy(value.__name__, holders.Attributes(value))
@@ -157,7 +158,7 @@ class PythonState:
                 self.tensors.append((path, value))
             size = value.size if isinstance(value, np.ndarray) else len(value)
             if size <= LARGEST and not (isinstance(value, np.ndarray) and value.dtype.hasobject):
-                yield from self._copy(path, holders.Elements(value))
+                yield from self._copy(path, numbers.Elements(value))
         elif holders.keeps_position(value):
             yield from self._copy(path, holders.Position(value))
         if isinstance(getattr(value, "__dict__", None), dict):
