@@ -178,7 +178,7 @@ class MachineConfig:
     auto: the fastest of them, by timing where the run is long enough for it"""
     tune_seconds: float = 5.0
     """seconds that --executor auto may time for, from 30 on compiled steps too, and then --conv-strategy auto; 0: by
-    rule, looped for convolutions on a CPU and else stacked"""
+    rule, threaded for convolutions of several clients on a CPU and else stacked"""
     workers: int | None = None
     """threads of --executor threaded; None: one per core that this process may use, at most OMP_NUM_THREADS"""
     channels_last: bool | None = None

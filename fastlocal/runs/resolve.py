@@ -167,7 +167,7 @@ def resolve_for_machine(
         _check_threaded(device, probe)
     if executor == "auto":
         wanted = config.machine.compile or config.machine.conv_strategy != "auto"  # which others do not have
-        stacked = wanted or device.type != "cpu" or not _has_convolution(module)
+        stacked = wanted or device.type != "cpu" or not has_convolution(module)
         executor = "stacked" if stacked else "looped"
         if executor == "stacked" and probe.no_vmap:
             executor = "looped"
@@ -208,8 +208,8 @@ def _channels_last(config: RunConfig, executor: str, module: nn.Module) -> bool:
     if config.machine.channels_last is not None:
         return config.machine.channels_last
     if config.machine.precision == "fp32":
-        return _has_convolution(module)
-    return config.machine.precision == "bf16" and executor == "threaded" and _has_convolution(module) and ready(module)
+        return has_convolution(module)
+    return config.machine.precision == "bf16" and executor == "threaded" and has_convolution(module) and ready(module)
 
 
 def _check_threaded(device: torch.device, probe: Probe) -> None:
@@ -231,5 +231,6 @@ def _absolute(path: str | None) -> str | None:
     return None if path is None else os.path.abspath(Path(path).expanduser())
 
 
-def _has_convolution(module: nn.Module) -> bool:
+def has_convolution(module: nn.Module) -> bool:
+    """Return whether a part is a convolution."""
     return any(isinstance(part, nn.modules.conv._ConvNd) for part in module.modules())

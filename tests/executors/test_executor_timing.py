@@ -20,7 +20,8 @@ def test_random_states_and_the_model_are_left_alone() -> None:
     before, state = problem.module.state_dict(), torch.get_rng_state()
     before = {name: value.clone() for name, value in before.items()}
     options = [{"executor": name} for name in ("looped", "threaded")]
-    timings = tune(problem, TuningBudget(3, 5, 2, 10**9), options, lambda p, v: EXECUTORS[v["executor"]](p), 0.1)
+    budget = TuningBudget(3, 5, 2, 10**9)
+    timings = tune(problem, budget, options, lambda p, v: EXECUTORS[v["executor"]](p), 0.1).timings
     assert {timing.values["executor"] for timing in timings} == {"looped", "threaded"}
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in problem.module.state_dict().items())
@@ -33,9 +34,9 @@ def test_a_candidate_that_fails_is_left_out() -> None:
         return ThreadedExecutor(problem, workers=1)
 
     problem, work = problem_of("perceptron", torch.float32), TuningBudget(3, 5, 2, 10**9)
-    timings = tune(problem, work, [{"executor": "good"}, {"executor": "bad"}], make, 0.1)
+    timings = tune(problem, work, [{"executor": "good"}, {"executor": "bad"}], make, 0.1).timings
     assert [timing.values["executor"] for timing in timings] == ["good"]
-    assert tune(problem, work, [{"executor": "bad"}, {"executor": "good"}], make, 0.1) == []
+    assert tune(problem, work, [{"executor": "bad"}, {"executor": "good"}], make, 0.1).timings == []
 
 
 def test_compiled_steps_are_timed_in_whole_chunks() -> None:
@@ -97,7 +98,7 @@ def order_of(paces: dict[str, Callable[[int], None]], work: TuningBudget, second
     """The names of executors of these paces and their seconds per client-step, as tuned."""
     made = {name: Paced(pace) for name, pace in paces.items()}
     options = [{"executor": name} for name in paces]
-    timings = tune(problem_of("perceptron"), work, options, lambda p, v: made[v["executor"]], seconds)
+    timings = tune(problem_of("perceptron"), work, options, lambda p, v: made[v["executor"]], seconds).timings
     return [(timing.values["executor"], timing.seconds) for timing in timings]
 
 
@@ -138,7 +139,7 @@ def test_steps_that_take_long_are_timed_on_smaller_batches(clock: Clock) -> None
     made = [Paced(lambda samples: clock.compute(1e-3 * samples)), Paced(lambda samples: clock.compute(2e-3 * samples))]
     options = [{"executor": place} for place in range(2)]
     budget = TuningBudget(2, 10_000, 4, 10**6)
-    timings = tune(problem_of("perceptron"), budget, options, lambda p, v: made[v["executor"]], 0.5)
+    timings = tune(problem_of("perceptron"), budget, options, lambda p, v: made[v["executor"]], 0.5).timings
     assert clock.passed < 5.0
     assert all(max(one.batches) < 1000 for one in made)
     assert [timing.values["executor"] for timing in timings] == [0, 1]

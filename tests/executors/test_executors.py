@@ -70,13 +70,9 @@ def idle_layout(module: nn.Module, inputs: Tensor, *, group_weight: bool) -> Par
     return _without_decay(param_layout(module, group_weight=group_weight), idle)
 
 
-def source_of(
-    data: DataSet, dtype: torch.dtype, augment: bool = True, device: torch.device = CPU
-) -> ResidentSource:
+def source_of(data: DataSet, dtype: torch.dtype, augment: bool = True, device: torch.device = CPU) -> ResidentSource:
     augment = augment and data.mean is not None
-    return ResidentSource(
-        data.train, mean=data.mean, std=data.std, augment=augment, seed=9, device=device, dtype=dtype
-    )
+    return ResidentSource(data.train, mean=data.mean, std=data.std, augment=augment, seed=9, device=device, dtype=dtype)
 
 
 def start(problem: LocalProblem, clients: int = CLIENTS) -> tuple[ClientStack, RoundPlan]:

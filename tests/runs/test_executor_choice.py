@@ -19,6 +19,7 @@ import torch
 from fastlocal.commands.flags import parse
 from fastlocal.common import disk_cache
 from fastlocal.common.disk_cache import cache_file
+from fastlocal.executors.tuning.executor_timing import Tuning
 from fastlocal.runs import resolve
 from fastlocal.runs.build import PreparedRun
 from fastlocal.runs.executor_choice import candidates
@@ -77,12 +78,27 @@ def test_other_code_is_timed_afresh(data: Path, tmp_path: Path, monkeypatch: pyt
     assert len(prepared(data, *LONG).notes) > 1
 
 
-@pytest.mark.parametrize("flags", [(), ("--epochs", "10000000", "--tune-seconds", "0")])
-def test_short_runs_and_those_that_shall_not_go_by_rule(flags: tuple[str, ...], data: Path, own_cache: Path) -> None:
+def test_a_run_of_seconds_starts_at_once(data: Path, own_cache: Path) -> None:
     for model, executor in (("mlp", "stacked"), ("cnn", "looped")):
-        found = prepared(data, "--model", model, *flags)
+        found = prepared(data, "--model", model)
         assert found.config.machine.executor == executor and "timed" not in str(found.notes)
     assert not own_cache.exists()
+
+
+UNTIMED = [("--epochs", "10000000", "--tune-seconds", "0"), ("--epochs", "10000000", "--tune-seconds", "1e9")]
+
+
+@pytest.mark.parametrize("flags", UNTIMED)
+def test_a_longer_run_without_timing_takes_the_likely_fastest(flags: tuple[str, ...], data: Path) -> None:
+    """Threads, where there are several clients for several of them."""
+    flags = (*flags, "--workers", "2")
+    for more, executor in (
+        (("--model", "mlp"), "stacked"),
+        (("--model", "cnn"), "threaded"),
+        (("--model", "cnn", "--workers", "1"), "looped"),
+    ):
+        found = prepared(data, *flags, *more)
+        assert found.config.machine.executor == executor and "timed" not in str(found.notes)
 
 
 def test_what_was_chosen_is_never_timed_again(data: Path, own_cache: Path) -> None:
@@ -227,7 +243,7 @@ def test_compiled_steps_are_tried_where_there_is_time(
 ) -> None:
     seen: list[Any] = []  # compiling takes half a minute, so what would be timed is only listed
     tune = "fastlocal.runs.executor_choice.tune"
-    monkeypatch.setattr(tune, lambda problem, work, options, *rest: seen.extend(options) or [])
+    monkeypatch.setattr(tune, lambda problem, work, options, *rest: seen.extend(options) or Tuning([], None))
     prepared(data, *LONG[:-1], *flags)
     assert ({"executor": "stacked", "compile": True} in seen) == tried and {"executor": "looped"} in seen
 

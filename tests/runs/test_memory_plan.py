@@ -115,7 +115,6 @@ def test_buffers_that_forward_changes_take_a_row_each() -> None:
     assert with_buffers.total(8) - NEEDS.total(8) == with_buffers.parts(8)["client buffers"] == 8 * 3 * MIB
 
 
-
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("stacked", [False, True])
 def test_the_largest_chunk_fits_and_one_more_does_not(device: str, stacked: bool) -> None:

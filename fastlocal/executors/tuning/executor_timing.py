@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -42,6 +42,17 @@ class Timing:
 
     values: Values
     seconds: float
+
+
+class Tuning(NamedTuple):
+    """What a tuning has found.
+
+    timings: of the candidates, the fastest first; none if the run is too short to be worth it
+    default_seconds: per client and local step of the first candidate, roughly; None if it fails
+    """
+
+    timings: list[Timing]
+    default_seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -80,14 +91,20 @@ def tune(
     candidates: Sequence[Values],
     make: Callable[[LocalProblem, Values], Executor],
     seconds: float,
-) -> list[Timing]:
-    """Times of the candidates, the fastest first; none where the run is too short to be worth it.
+    prepare: Callable[[], object] = lambda: None,
+) -> Tuning:
+    """Time the candidates in turns and compare medians, so that other load of the machine falls on all of them alike.
 
-    candidates: the one that is taken without timing first        make: the executor of a candidate
-    seconds: about how long it may take; a candidate that is begun is finished. Where a step of a whole batch takes too
-        long for that, all are timed on smaller batches
-    They take turns, and medians are compared, so that what else the machine does falls on all of them alike.
-    Random states are left as they were. What a candidate cannot do leaves it out.
+    Random states are left as they were. A candidate that fails is left out.
+
+    Args:
+        problem: Of the run.
+        work: Sizes of the run.
+        candidates: The default comes first.
+        make: Makes the executor of a candidate.
+        seconds: Of timing, about; a candidate that is begun is finished. If a step of a whole batch takes too long, all
+            are timed on smaller batches.
+        prepare: Called before the candidates are timed, for what starts once on a machine and is no part of a step.
     """
     device = problem.numerics.device
     problem = _in_memory(problem)
@@ -99,9 +116,10 @@ def tune(
         except kernels.failures() as error:
             if kernels.is_device_fault(error):
                 raise
-            return []  # what fails by rule is for the run itself to say
+            return Tuning([], None)  # a default that fails is for the run itself to report
         if not worthwhile(work, each, seconds):
-            return []
+            return Tuning([], each)
+        prepare()
         seconds = min(seconds, SHARE * each * work.total)
         deadline = time.perf_counter() + seconds
         found: list[_Candidate] = []
@@ -123,7 +141,8 @@ def tune(
                     raise
         _take_turns(problem, timed, found, deadline, slice_s)
     whole = work.batch / timed.batch
-    return sorted((Timing(one.values, whole * one.seconds) for one in found), key=lambda timing: timing.seconds)
+    timings = [Timing(one.values, whole * one.seconds) for one in found]
+    return Tuning(sorted(timings, key=lambda timing: timing.seconds), each)
 
 
 def _measure(
