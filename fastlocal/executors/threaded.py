@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -36,6 +35,7 @@ class ThreadedExecutor:
         self.workers = workers
         self._channels_last = channels_last
         self._steps: dict[int, Sequence[Steps]] = {}
+        self._notes: list[str] = []
 
     @defer_signals()
     def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
@@ -73,7 +73,9 @@ class ThreadedExecutor:
         for own in steps:
             if isinstance(own, LoopedExecutor):
                 own.check()
-        return RoundResult(losses, correct if self.problem.topk else None)
+        notes = tuple(self._notes)
+        self._notes.clear()
+        return RoundResult(losses, correct if self.problem.topk else None, notes)
 
     def _steps_for(self, plan: RoundPlan) -> Sequence[Steps]:
         """What each worker takes steps with, made once per batch size."""
@@ -98,7 +100,7 @@ class ThreadedExecutor:
             wrong = one_line(error)
         if wrong is None:
             return steps
-        logging.getLogger(__name__).info("steps of the plain module, as it cannot be traced: %s", wrong)
+        self._notes.append(f"threads take steps of the plain module, as it cannot be traced ({wrong})")
         return None
 
     def _difference(self, steps: ScriptedSteps, inputs: Tensor, targets: Tensor) -> str | None:
