@@ -148,9 +148,7 @@ def test_private_names_stay_in_their_package() -> None:
 def test_kernels_import_torch_alone() -> None:
     allowed = {*sys.stdlib_module_names, "torch", "triton"}
     outside = [
-        found
-        for found in KERNELS
-        if found.target.split(".")[0] not in allowed and area(found.target) != "kernels"
+        found for found in KERNELS if found.target.split(".")[0] not in allowed and area(found.target) != "kernels"
     ]
     assert shown(outside) == []
 

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from fastlocal import kernels
 
 from ..common import interrupts
+from ..config.schema import MachineConfig, RunConfig
 from ..data.sources.base import Batch, Source
-from ..data.sources.streaming import StreamingSource
 from ..models.own_tensors import Held
 from ..params.client_stack import ClientStack
 from ..params.losses import Loss
@@ -50,9 +50,12 @@ class LocalProblem:
     draws: whether the forward pass or the loss draws numbers that client_random covers        seed: of these draws
     ignored: the label of targets that neither the loss nor right predictions count, or None
     recomputed: paths of attributes that each forward pass computes anew
+    shared: the path of one that copies of the module share, or that the loss may read from the user's module, or None
     user_module: the module that the loss may read these attributes from, or None
     remembers: whether the loss keeps something from call to call
-    vmappable: whether vmap takes the module, which then cannot branch on values
+    no_vmap: what keeps vmap from taking the module, which may then branch on values; or None
+    uses_rng: whether random numbers are drawn that nothing fixes
+    ahead: reads batches of a streaming source before they are asked for; None: of a resident one
     """
 
     module: nn.Module
@@ -72,14 +75,12 @@ class LocalProblem:
     seed: int = 0
     ignored: int | None = None
     recomputed: frozenset[str] = frozenset()
+    shared: str | None = None
     user_module: nn.Module | None = None
     remembers: bool = False
-    vmappable: bool = True
-    _ahead: ReadAhead | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        if isinstance(self.source, StreamingSource):
-            object.__setattr__(self, "_ahead", ReadAhead(self.source))
+    no_vmap: str | None = None
+    uses_rng: bool = False
+    ahead: ReadAhead | None = None
 
     def stack(self, clients: int) -> ClientStack:
         """Rows of clients that begin with the module's start weights and with no momentum."""
@@ -95,9 +96,9 @@ class LocalProblem:
     def batch(self, plan: RoundPlan, step: int, clients: slice) -> tuple[Batch, Tensor]:
         """Local step `step` of these clients of the plan: the batch, and the targets that the loss sees."""
         interrupts.check_signals()
-        if self._ahead is not None:
+        if self.ahead is not None:
             with span("data"):
-                batch = self._ahead.batch(plan, step, clients)
+                batch = self.ahead.batch(plan, step, clients)
                 return batch, self._seen_targets(batch, plan.client_ids[clients], plan.first_step + step)
         return self._batch(plan.sample_ids[step, clients], plan.client_ids[clients], plan.first_step + step)
 
@@ -113,8 +114,8 @@ class LocalProblem:
 
         Drawn for many steps at once: on a CPU a draw of one small batch takes 0.6 ms, as long as its forward pass.
         """
-        if self._ahead is not None:
-            with closing(self._ahead.batches_of(plan, client)) as batches:
+        if self.ahead is not None:
+            with closing(self.ahead.batches_of(plan, client)) as batches:
                 for step in range(plan.local_steps):
                     interrupts.check_signals()
                     with span("data"):
@@ -129,7 +130,7 @@ class LocalProblem:
 
     def blocks_of(self, plan: RoundPlan, client: int) -> Iterator[tuple[Batch, Tensor]]:
         """The same of several steps at a time: [steps, batch, ...]."""
-        if self._ahead is not None:
+        if self.ahead is not None:
             for batch, targets in self.batches_of(plan, client):
                 yield Batch(batch.inputs.unsqueeze(0), batch.targets.unsqueeze(0)), targets.unsqueeze(0)
             return
@@ -163,4 +164,56 @@ class Executor(Protocol):
 
     def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
         """All local steps of the plan on the clients of the stack, whose buffers change in place."""
+        ...
+
+
+Values = Mapping[str, Any]
+"""Fields of MachineConfig by name."""
+
+
+class ExecutorKind(Protocol):
+    """What is known of an executor before there is one: its class, as executors/registry.py lists it.
+
+    Attributes:
+        name: As --executor says it.
+        in_place: Whether all resident clients step at once in the rows of the stack; else each worker has a row of its
+            own for the client whose turn it is.
+        in_order: Whether the loss is called client after client, each step after step.
+        flags: Fields of MachineConfig that are for this executor alone.
+    """
+
+    name: str
+    in_place: bool
+    in_order: bool
+    flags: frozenset[str]
+
+    @staticmethod
+    def from_config(machine: MachineConfig, problem: LocalProblem) -> Executor:
+        """Make one."""
+        ...
+
+    @staticmethod
+    def refusal(problem: LocalProblem) -> str | None:
+        """Return why it cannot train this, as the rest of a line that begins with --executor NAME; or None."""
+        ...
+
+    @staticmethod
+    def workers(machine: MachineConfig) -> int:
+        """Return how many clients step at once in rows of their own."""
+        ...
+
+    @staticmethod
+    def prepare(problem: LocalProblem) -> list[str]:
+        """Compile what its steps use, and return log lines about what is missing."""
+        ...
+
+    @staticmethod
+    def options(config: RunConfig, requested: MachineConfig, problem: LocalProblem) -> list[Values]:
+        """Return the settings that are worth timing.
+
+        Args:
+            config: Resolved.
+            requested: What the user gave, which stays.
+            problem: Of the run.
+        """
         ...

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterable, Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ..config.schema import MachineConfig, RunConfig
 from ..data.sources.base import Batch
 from ..models.client_random.mode import ClientRandom
 from ..models.mirror import Mirror
@@ -17,7 +19,7 @@ from ..models.unchanged import Unchanged
 from ..params.client_stack import ClientStack
 from ..params.losses import count_correct
 from ..telemetry.trace import span
-from .base import LocalProblem
+from .base import LocalProblem, Values
 from .round_plan import RoundPlan, RoundResult
 from .sgd_update import Update
 
@@ -29,6 +31,37 @@ class LoopedExecutor:
         row: [1, n_params], the parameters of the client whose turn it is.
         without_gradient: Places of the parameters to which the last step gave no gradient.
     """
+
+    name: ClassVar[str] = "looped"
+    in_place: ClassVar[bool] = False
+    in_order: ClassVar[bool] = True
+    flags: ClassVar[frozenset[str]] = frozenset()
+
+    @staticmethod
+    def from_config(machine: MachineConfig, problem: LocalProblem) -> LoopedExecutor:
+        """As ExecutorKind.from_config."""
+        return LoopedExecutor(problem)
+
+    @staticmethod
+    def refusal(problem: LocalProblem) -> str | None:
+        """As ExecutorKind.refusal: it trains what plain torch trains."""
+        return None
+
+    @staticmethod
+    def workers(machine: MachineConfig) -> int:
+        """As ExecutorKind.workers."""
+        return 1
+
+    @staticmethod
+    def prepare(problem: LocalProblem) -> list[str]:
+        """As ExecutorKind.prepare."""
+        return []
+
+    @staticmethod
+    def options(config: RunConfig, requested: MachineConfig, problem: LocalProblem) -> list[Values]:
+        """As ExecutorKind.options: not where a GPU replays stacked steps, which would be timed launched one by one."""
+        replayed = problem.numerics.device.type != "cpu" and requested.cuda_graph is not False
+        return [] if replayed and problem.source.resident and problem.no_vmap is None else [{"executor": "looped"}]
 
     def __init__(self, problem: LocalProblem) -> None:
         self.problem = problem
@@ -156,7 +189,7 @@ class LoopedExecutor:
             loss.backward()
         if inputs.shape != self._shape:
             self._watch(inputs.shape)
-        elif not problem.vmappable:
+        elif problem.no_vmap is not None:
             self._unchanged[self._shape].check(values=False)
         with self._left_alone(momentum):
             self._update(self.row, momentum, self._grads, rate)

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 
 import torch
 
-from ..data.sources.base import Batch, BatchRequest
+from ..data.sources.base import Batch, BatchRequest, Source
 from ..data.sources.feed import Feed
 from ..data.sources.streaming import StreamingSource
 from .round_plan import RoundPlan
@@ -89,6 +89,11 @@ def _is_next(feed: Feed, plan: RoundPlan, step: int, clients: slice | int) -> bo
     if wanted is None or wanted.key != _key(plan, step, clients):
         return False
     return torch.equal(wanted.sample_ids, plan.sample_ids[step, clients])
+
+
+def reading_ahead(source: Source) -> ReadAhead | None:
+    """Return what reads ahead of the steps, if the source streams."""
+    return ReadAhead(source) if isinstance(source, StreamingSource) else None
 
 
 def _by_step(plan: RoundPlan, first: int, clients: slice) -> Iterator[BatchRequest]:

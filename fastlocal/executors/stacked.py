@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.func import vmap
 
 from fastlocal import kernels
 
+from ..config.schema import MachineConfig, RunConfig
+from ..models.functional import has_convolution
 from ..params.client_stack import ClientStack
 from ..params.losses import count_correct, cross_entropy
 from ..telemetry.trace import span
-from .base import LocalProblem
+from .base import LocalProblem, Values
 from .forward import Forward
 from .inductor import Compiler
 from .round_plan import LocalStep, RoundPlan, RoundResult
 from .sgd_update import Update
-from .tuning.conv_strategy import Stacking, Strategies
+from .tuning.conv_strategy import Stacking, Strategies, parse_strategies
 
 Params = Tensor | dict[str, Tensor]
 """Rows [clients, n_params], or the parameters by name, [clients, *shape]."""
+CACHE_BYTES = 2 * 2**20
+"""Of a core's own cache: stacked rows that fit in it are a chunk worth timing."""
+COMPILE_SECONDS = 30.0
+"""Compiled steps are timed only where --tune-seconds is at least this: compiling them takes about as long."""
 FUSED_CLASSES = 8192
 """At most, as the kernel of the loss holds a sample's logits in registers."""
 
@@ -42,6 +50,51 @@ class StackedExecutor:
         best_by_parameter says
     Where memory runs out, fewer clients are stepped at once from then on, with the same result.
     """
+
+    name: ClassVar[str] = "stacked"
+    in_place: ClassVar[bool] = True
+    in_order: ClassVar[bool] = False
+    flags: ClassVar[frozenset[str]] = frozenset({"conv_strategy", "compile", "cuda_graph"})
+
+    @staticmethod
+    def from_config(machine: MachineConfig, problem: LocalProblem) -> StackedExecutor:
+        """As ExecutorKind.from_config; its steps are not replayed as a CUDA graph."""
+        strategies = parse_strategies(machine.conv_strategy, problem.module, problem.numerics.device)
+        return StackedExecutor(problem, conv_strategy=strategies, compile=bool(machine.compile))
+
+    @staticmethod
+    def refusal(problem: LocalProblem) -> str | None:
+        """As ExecutorKind.refusal."""
+        if problem.no_vmap is None:
+            return None
+        return f"vmap cannot take this model ({problem.no_vmap}); --executor looped trains it"
+
+    @staticmethod
+    def workers(machine: MachineConfig) -> int:
+        """As ExecutorKind.workers."""
+        return 1
+
+    @staticmethod
+    def prepare(problem: LocalProblem) -> list[str]:
+        """As ExecutorKind.prepare."""
+        return []
+
+    @staticmethod
+    def options(config: RunConfig, requested: MachineConfig, problem: LocalProblem) -> list[Values]:
+        """As ExecutorKind.options."""
+        if requested.conv_strategy != "auto":
+            return [{"executor": "stacked"}]
+        on_cpu, convolutions = problem.numerics.device.type == "cpu", has_convolution(problem.module)
+        found: list[Values] = [{"executor": "stacked"}]
+        if on_cpu and convolutions:
+            found = [{"executor": "stacked", "conv_strategy": strategy} for strategy in ("loop", "im2col")]
+        elif on_cpu and requested.chunk is None:
+            rows = 3 if problem.momentum else 2
+            cached = max(1, CACHE_BYTES // (rows * problem.layout.n_params * problem.numerics.dtype.itemsize))
+            found += [{"executor": "stacked", "chunk": chunk} for chunk in {cached, 8} if chunk < config.clients]
+        if requested.compile is None and config.machine.tune_seconds >= COMPILE_SECONDS:
+            found.append({"executor": "stacked", "compile": True})
+        return found
 
     def __init__(
         self,

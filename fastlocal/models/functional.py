@@ -32,6 +32,11 @@ def local_module(module: nn.Module, modes: Modes) -> nn.Module:
     return local
 
 
+def has_convolution(module: nn.Module) -> bool:
+    """Return whether a part is a convolution."""
+    return any(isinstance(part, nn.modules.conv._ConvNd) for part in module.modules())
+
+
 def _scales(part: nn.Module) -> tuple[int, ...]:
     """Shape of the weight that a norm would have."""
     if isinstance(part, nn.LayerNorm):

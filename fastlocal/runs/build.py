@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
@@ -20,25 +20,28 @@ from ..data.sources.build import make_source
 from ..data.sources.source_config import SourceConfig
 from ..data.types import DataSet
 from ..distributed.world import World
-from ..executors.base import Executor, LabelNoise, LocalProblem
+from ..executors.base import Executor, LocalProblem
+from ..executors.looped import LoopedExecutor
+from ..executors.registry import EXECUTORS
 from ..kernel_trial import verdicts
 from ..kernel_trial.kernels_tried import try_kernels, used_ops
 from ..models.batchnorm import has_batchnorm
 from ..models.functional import local_module
 from ..models.modes import Modes, cast, training_modes
-from ..models.own_tensors import Held, tensors_of
+from ..models.own_tensors import tensors_of
 from ..models.python_state import PythonState, kept
 from ..module_checks.first_batches import first_batches
 from ..module_checks.first_steps import compare
 from ..module_checks.plain_steps import PlainModule
 from ..module_checks.probe import Probe, probe_module, try_evaluation
 from ..module_checks.structure import refuse_aliases
-from ..params.losses import Loss, combination, placed
+from ..params.losses import Loss, placed
 from ..params.param_layout import ParamLayout, param_layout
 from ..params.precision import Numerics, numerics
 from ..schedule.rounds import Progress
-from .executor_choice import choose_executor
+from .executor_choice import choose_executor, default_executor
 from .executor_trial import try_executor
+from .local_problem import build_problem, ignored_label, label_range, without_decay
 from .memory_plan import MemoryPlan, plan_memory, resolve_chunk
 from .rank_config import localize_config, merge_rank_config
 from .resolve import refuse_shared_gpu, resolve_device, resolve_for_data, resolve_for_machine
@@ -128,7 +131,7 @@ def build_run(
             numerics=dataclasses.replace(numbers, autocast_dtype=None),
             user_module=given,
             given=held,
-            labels=_label_range(data, loss),
+            labels=label_range(data, loss),
             seed=config.machine.seed,
             flag=model_flag,
         )
@@ -138,22 +141,29 @@ def build_run(
             probe = probe_module(plain, batches, layout.names)
             try_evaluation(plain, held_out.inputs, held_out.targets, numbers)
         local = local_module(module, modes)
-        ignored = _ignored(data, loss, noise=config.client.label_noise)
-        problem = _problem(config, local, layout, source, loss, numbers, probe, held, ignored, given)
+        ignored = ignored_label(data, loss, noise=config.client.label_noise)
+        problem = build_problem(config, local, layout, source, loss, numbers, probe, held, ignored, given)
         probe = compare(plain, problem, batches, probe)
         if probe.no_vmap is None:  # else one step may use what another does not, and each client is stepped by itself
-            layout = _without_decay(layout, probe.unused)
+            layout = without_decay(layout, probe.unused)
         problem = dataclasses.replace(problem, layout=layout, held=held if probe.reached else {})
-        problem = dataclasses.replace(problem, vmappable=probe.no_vmap is None)
+        problem = dataclasses.replace(problem, no_vmap=probe.no_vmap)
         config = _with_memory(config, probe, world)
         part = localize_config(config, world, device)
         executor, notes = None, said
         if world.is_rank0:
             requested = part.machine
-            part, resolved = resolve_for_machine(part, module, layout, device, probe)
-            notes += resolved
+            if requested.executor == "auto":
+                name, chosen = default_executor(part, problem)
+            else:
+                name, chosen = requested.executor, []
+                refusal = EXECUTORS[name].refusal(problem)
+                if refusal is not None:
+                    raise UsageError(f"--executor {name}: {refusal}")
+            notes += chosen + _notes(probe)
+            part = resolve_for_machine(part, name, problem)
             part = resolve_chunk(part, problem, data, requested.chunk)
-            part, timed = choose_executor(part, requested, problem, probe)
+            part, timed = choose_executor(part, requested, problem)
             if timed:
                 notes += timed
                 part = resolve_chunk(part, problem, data, requested.chunk)
@@ -214,26 +224,6 @@ def _sources(config: RunConfig, data: DataSet, numbers: Numerics, opened: ExitSt
     return source, opened.enter_context(closing(make_source(data.test, reading, augment=False)))
 
 
-def _label_range(data: DataSet, loss: Loss) -> tuple[int, int] | None:
-    """Lowest and highest label, where the loss takes them as numbers of outputs and they are known."""
-    targets = [split.targets for split in (data.train, data.test) if split.targets is not None]
-    way = combination(loss)
-    if len(targets) < 2 or any(target.dim() != 1 or not way.takes_labels(target) for target in targets):
-        return None
-    targets = [counted for target in targets if len(counted := target[target != way.ignored])]
-    if not targets:
-        return None
-    return min(int(target.min()) for target in targets), max(int(target.max()) for target in targets)
-
-
-def _ignored(data: DataSet, loss: Loss, *, noise: bool) -> int | None:
-    """The label of training targets that do not count, where there may be one. noise: labels may become others"""
-    targets, ignored = data.train.targets, combination(loss).ignored
-    if targets is None or ignored is None or (noise and ignored >= 0) or bool((targets == ignored).any()):
-        return ignored
-    return None
-
-
 def _resolve_batchnorm(config: RunConfig, module: nn.Module) -> RunConfig:
     there = has_batchnorm(module)
     if config.model.bn and not there:
@@ -256,65 +246,24 @@ def _with_memory(config: RunConfig, probe: Probe, world: World) -> RunConfig:
         return config
     if world.size > 1:
         raise UsageError("loss: keeps something from call to call, which processes would not share; run one process")
-    if config.machine.executor not in ("auto", "looped"):
+    name = config.machine.executor
+    if name != "auto" and not EXECUTORS[name].in_order:
         raise UsageError(
-            f"--executor {config.machine.executor}: the loss keeps something from call to call, and only --executor "
+            f"--executor {name}: the loss keeps something from call to call, and only --executor "
             "looped calls it in a stated order: client after client, each step after step"
         )
-    return config.with_values(executor="looped")
+    return config.with_values(executor=LoopedExecutor.name) if name == "auto" else config
 
 
-def _without_decay(layout: ParamLayout, unused: Sequence[str]) -> ParamLayout:
-    """As torch.optim.SGD leaves parameters without a gradient alone, no weight decay reaches unused ones."""
-    if not unused:
-        return layout
-    mask = layout.decay_mask.clone()
-    for name, view in layout.views(mask).items():
-        if name in unused:
-            view.zero_()
-    return dataclasses.replace(layout, decay_mask=mask)
-
-
-def _problem(
-    config: RunConfig,
-    local: nn.Module,
-    layout: ParamLayout,
-    source: Source,
-    loss: Loss,
-    numbers: Numerics,
-    probe: Probe,
-    held: Held,
-    ignored: int | None,
-    given: nn.Module | None,
-) -> LocalProblem:
-    noise = None
-    if config.client.label_noise:
-        if probe.classes is None:
-            raise UsageError("--label-noise 1: the targets are not class labels")
-        if probe.classes < 2:
-            raise UsageError("--label-noise 1: needs at least two classes, the model has one")
-        noise = LabelNoise(config.client.noise_p, probe.classes, config.machine.seed)
-    topk: tuple[int, ...] = ()
-    if probe.classes is not None:
-        topk = (1, 5) if config.schedule.schedule == "epochs" else (1,)
-    return LocalProblem(
-        module=local,
-        layout=layout,
-        source=source,
-        loss=loss,
-        topk=topk,
-        noise=noise,
-        momentum=config.sgd.momentum,
-        nesterov=config.sgd.nesterov,
-        weight_decay=config.sgd.wd,
-        numerics=numbers,
-        clip_norm=config.sgd.clip_norm,
-        state=probe.state,
-        held=held,
-        draws=probe.draws,
-        seed=config.machine.seed,
-        ignored=ignored,
-        user_module=given if probe.shared else None,
-        recomputed=probe.recomputed,
-        remembers=probe.remembers,
-    )
+def _notes(probe: Probe) -> list[str]:
+    """Return log lines about what the first steps have shown."""
+    notes = []
+    if probe.uses_rng:
+        notes.append(
+            "the model draws random numbers that no client's seed fixes (from NumPy or Python, say): they depend on "
+            "--chunk and --executor"
+        )
+    if probe.unused:
+        more = f" and {len(probe.unused) - 3} more" if len(probe.unused) > 3 else ""
+        notes.append(f"no gradient reaches {', '.join(probe.unused[:3])}{more}: they stay as they are")
+    return notes

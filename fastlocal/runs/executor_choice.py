@@ -1,4 +1,4 @@
-"""The executor of a run: built from its name, and what --executor auto comes to."""
+"""The executor of --executor auto: the default, the likely fastest, or the fastest by timing."""
 
 from __future__ import annotations
 
@@ -12,40 +12,21 @@ import torch
 from ..common import disk_cache
 from ..common.disk_cache import cache_file, key_of, machine_name
 from ..config.schema import MachineConfig, RunConfig
-from ..data.sources.resident import ResidentSource
-from ..executors.base import Executor, LocalProblem
+from ..executors.base import LocalProblem, Values
 from ..executors.looped import LoopedExecutor
-from ..executors.scripted.trace import compile_ahead
+from ..executors.registry import EXECUTORS, KINDS
 from ..executors.stacked import StackedExecutor
 from ..executors.threaded import ThreadedExecutor
-from ..executors.tuning.conv_strategy import parse_strategies
-from ..executors.tuning.executor_timing import Timing, TuningBudget, Values, tune, worthwhile
-from ..module_checks.probe import Probe
+from ..executors.tuning.executor_timing import Timing, TuningBudget, tune, worthwhile
+from ..models.functional import has_convolution
 from ..schedule.rounds import Progress
-from .resolve import default_chunk, has_convolution
+from .resolve import default_chunk
 
-CACHE_BYTES = 2 * 2**20
-"""Of a core's own cache: stacked rows that fit in it are a chunk worth timing."""
 STARTING = 4.0
 """Seconds of a run below which the start of threaded steps, a second or two, is not made good."""
-COMPILE_SECONDS = 30.0
-"""Compiled steps are timed only where --tune-seconds is at least this: compiling them takes about as long."""
 
 
-def make_executor(machine: MachineConfig, problem: LocalProblem) -> Executor:
-    """What --executor and the flags beside it say, apart from "auto"; stacked steps are not replayed by it."""
-    if machine.executor == "looped":
-        return LoopedExecutor(problem)
-    if machine.executor == "threaded":
-        assert machine.workers is not None
-        return ThreadedExecutor(problem, workers=machine.workers, channels_last=bool(machine.channels_last))
-    strategies = parse_strategies(machine.conv_strategy, problem.module, problem.numerics.device)
-    return StackedExecutor(problem, conv_strategy=strategies, compile=bool(machine.compile))
-
-
-def choose_executor(
-    config: RunConfig, requested: MachineConfig, problem: LocalProblem, probe: Probe
-) -> tuple[RunConfig, list[str]]:
+def choose_executor(config: RunConfig, requested: MachineConfig, problem: LocalProblem) -> tuple[RunConfig, list[str]]:
     """Choose the fastest executor and its options by timing, or the likely fastest where the run is short.
 
     Nothing is timed with --compile 1 and --cuda-graph 1, which are for one executor alone, with --tune-seconds 0, and
@@ -55,7 +36,6 @@ def choose_executor(
         config: Resolved, with the default executor.
         requested: What the user gave, which stays.
         problem: Of the run.
-        probe: Of its module.
 
     Returns:
         `config` with the choice, and log lines that say how it was found.
@@ -68,7 +48,7 @@ def choose_executor(
     total = Progress(config).total_steps * config.clients
     workers = machine.workers if problem.numerics.device.type == "cpu" else None
     work = TuningBudget(machine.chunk, config.client.batch_size, config.schedule.step1, total, workers or 1)
-    options = candidates(config, requested, problem, probe)
+    options = candidates(config, requested, problem)
     if len(options) == 1:
         return config, []
     if not machine.tune_seconds:
@@ -81,14 +61,13 @@ def choose_executor(
         fastest = known["fastest"]
         note = f"{_words(fastest)}: the fastest when it was timed, says {path}"
         return _taking(config, requested, problem, fastest), [note]
-    threaded = any(option["executor"] == "threaded" for option in options)
     timings, seconds = tune(
         problem,
         work,
         options,
-        lambda local, values: make_executor(config.with_values(**values).machine, local),
+        lambda local, values: EXECUTORS[values["executor"]].from_config(config.with_values(**values).machine, local),
         machine.tune_seconds,
-        lambda: compile_ahead(problem.module) if threaded else None,
+        lambda: [EXECUTORS[name].prepare(problem) for name in {option["executor"] for option in options}],
     )
     if not timings:
         return _likely(config, requested, problem, options, work, seconds), []
@@ -113,7 +92,7 @@ def _likely(
     Args:
         seconds: Per client and local step, as measured; None if the default fails; inf if nothing was measured.
     """
-    threaded = next((option for option in options if option["executor"] == "threaded"), None)
+    threaded = next((option for option in options if option["executor"] == ThreadedExecutor.name), None)
     several = min(work.workers, config.clients) > 1
     if threaded is None or not several or not has_convolution(problem.module) or seconds is None:
         return config
@@ -127,32 +106,25 @@ def _taking(config: RunConfig, requested: MachineConfig, problem: LocalProblem, 
     return config.with_values(**values)
 
 
-def candidates(config: RunConfig, requested: MachineConfig, problem: LocalProblem, probe: Probe) -> list[Values]:
-    """What is worth timing, first what would be taken without."""
-    on_cpu = problem.numerics.device.type == "cpu"
-    convolutions = has_convolution(problem.module)
+def default_executor(config: RunConfig, problem: LocalProblem) -> tuple[str, list[str]]:
+    """Return the executor of --executor auto that starts at once, and log lines: looped for convolutions on a CPU."""
+    wanted = config.machine.compile or config.machine.conv_strategy != "auto"  # which others do not have
+    on_gpu = problem.numerics.device.type != "cpu"
+    if not (wanted or on_gpu or not has_convolution(problem.module)):
+        return LoopedExecutor.name, []
+    if problem.no_vmap is not None:
+        note = f"vmap cannot take this model ({problem.no_vmap}); training with --executor looped"
+        return LoopedExecutor.name, [note]
+    return StackedExecutor.name, []
+
+
+def candidates(config: RunConfig, requested: MachineConfig, problem: LocalProblem) -> list[Values]:
+    """Return what is worth timing, the default first."""
     found: list[Values] = [{"executor": config.machine.executor}]
-    if requested.conv_strategy != "auto":
-        return found if probe.no_vmap else [{"executor": "stacked"}]
-    if on_cpu and not probe.uses_rng and probe.shared is None:
-        usual = bool(config.machine.channels_last)  # first, as not all may be timed
-        free = convolutions and requested.channels_last is None
-        layouts = (usual, not usual) if free else (bool(requested.channels_last),)
-        found += [{"executor": "threaded", "channels_last": last} for last in layouts]
-    if not probe.no_vmap:
-        strategies = ("loop", "im2col") if on_cpu and convolutions and requested.conv_strategy == "auto" else (None,)
-        for strategy in strategies:
-            chosen = {} if strategy is None else {"conv_strategy": strategy}
-            found.append({"executor": "stacked", **chosen})
-        if on_cpu and requested.chunk is None and not convolutions:
-            rows = 3 if problem.momentum else 2
-            cached = max(1, CACHE_BYTES // (rows * problem.layout.n_params * problem.numerics.dtype.itemsize))
-            found += [{"executor": "stacked", "chunk": chunk} for chunk in {cached, 8} if chunk < config.clients]
-    replayed = not on_cpu and requested.cuda_graph is not False and isinstance(problem.source, ResidentSource)
-    if not replayed or probe.no_vmap:  # replayed, they would be timed launched one by one
-        found.append({"executor": "looped"})
-    if not probe.no_vmap and requested.compile is None and config.machine.tune_seconds >= COMPILE_SECONDS:
-        found.append({"executor": "stacked", "compile": True})
+    for kind in KINDS:
+        meant = requested.conv_strategy == "auto" or "conv_strategy" in kind.flags
+        if meant and kind.refusal(problem) is None:
+            found += kind.options(config, requested, problem)
     return [values for place, values in enumerate(found) if values not in found[:place]]
 
 

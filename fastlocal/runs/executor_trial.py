@@ -8,17 +8,15 @@ from fastlocal import kernels
 
 from ..common.errors import UsageError, one_line
 from ..config.schema import RunConfig
-from ..data.sources.resident import ResidentSource
 from ..executors.base import Executor, LocalProblem
 from ..executors.cuda_graphs import CudaGraphs, GraphedExecutor
+from ..executors.registry import EXECUTORS
 from ..executors.round_plan import LocalStep, RoundPlan
-from ..executors.scripted.trace import compile_ahead
 from ..executors.stacked import StackedExecutor
 from ..executors.tuning.conv_strategy import format_strategies, parse_strategies
 from ..executors.tuning.conv_timing import conv_choices
 from ..kernel_trial import verdicts
 from ..kernel_trial.kernels_tried import do_without
-from .executor_choice import make_executor
 
 FEW = 2
 """Clients of a first capture: torch does not give back what a capture that fails has allocated."""
@@ -47,18 +45,19 @@ def try_executor(config: RunConfig, problem: LocalProblem) -> tuple[Executor, Ru
 
 def _try_executor(config: RunConfig, problem: LocalProblem) -> tuple[Executor, RunConfig, list[str]]:
     machine, device = config.machine, problem.numerics.device
+    kind = EXECUTORS[machine.executor]
     given = parse_strategies(machine.conv_strategy, problem.module, device)
-    if machine.executor != "stacked":
-        only_stacked = {
-            f"--conv-strategy {machine.conv_strategy}": machine.conv_strategy != "auto",
-            "--compile 1": machine.compile,
-            "--cuda-graph 1": machine.cuda_graph,
-        }
-        for flag, wanted in only_stacked.items():
-            if wanted:
-                raise UsageError(f"{flag}: is for --executor stacked, and this run's is {machine.executor}")
-        missing = compile_ahead(problem.module) if machine.executor == "threaded" else []
-        return make_executor(machine, problem), config.with_values(compile=False, cuda_graph=False), missing
+    flags = {
+        "conv_strategy": machine.conv_strategy != "auto" and f"--conv-strategy {machine.conv_strategy}",
+        "compile": machine.compile and "--compile 1",
+        "cuda_graph": machine.cuda_graph and "--cuda-graph 1",
+    }
+    for name, flag in flags.items():
+        if flag and name not in kind.flags:
+            raise UsageError(f"{flag}: is for --executor stacked, and this run's is {machine.executor}")
+    missing = kind.prepare(problem)
+    if kind is not StackedExecutor:
+        return kind.from_config(machine, problem), config.with_values(compile=False, cuda_graph=False), missing
     assert machine.chunk is not None
     choices = conv_choices(problem, config.client.batch_size, machine.chunk, given, machine.tune_seconds)
     notes = choices.table().splitlines()
@@ -90,7 +89,7 @@ def _graphed(stacked: StackedExecutor, config: RunConfig) -> tuple[GraphedExecut
         return None, None
     if problem.numerics.device.type != "cuda":
         return None, f"the run is on {problem.numerics.device}, not on a CUDA GPU"
-    if not isinstance(problem.source, ResidentSource):
+    if not problem.source.resident:
         return None, "the data come from the host, step by step"
     assert machine.chunk is not None
     graphs = CudaGraphs()

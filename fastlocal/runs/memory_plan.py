@@ -13,10 +13,10 @@ from torch.func import vmap
 from ..common.errors import UsageError, one_line
 from ..common.machine import available, resident_bytes
 from ..config.schema import RunConfig
-from ..data.sources.resident import ResidentSource
 from ..data.types import DataSet, Split
 from ..executors.base import LocalProblem
 from ..executors.forward import Forward
+from ..executors.registry import EXECUTORS
 from ..executors.stacked import best_by_parameter
 from ..executors.tuning.conv_strategy import Stacking, Strategies, convolutions, parse_strategies
 from ..executors.tuning.conv_timing import called_layers
@@ -57,8 +57,8 @@ class Needs:
 
     torch: of the process before training, data excepted        data: the data set where the steps read it
     row: one client's parameters        item: one number        state: one client's buffers that a forward pass changes
-    stacked: whether all resident clients step at once
-    workers: clients that step at once where they do not        device: "cpu" or "cuda"
+    in_place: whether all resident clients step at once in their rows
+    workers: clients that step at once if they do not        device: "cpu" or "cuda"
     copies: of the gradients at the end of a backward pass, beside themselves
     replayed: whether steps are replayed as a CUDA graph, whose memory nothing else can use
     """
@@ -72,7 +72,7 @@ class Needs:
     batch: int
     momentum: bool
     state: int
-    stacked: bool
+    in_place: bool
     workers: int
     device: str
     copies: int
@@ -80,10 +80,10 @@ class Needs:
 
     def parts(self, chunk: int) -> dict[str, int]:
         """{what: bytes} at the peak with `chunk` clients resident, on the device where the steps are taken."""
-        kept, at_once = self.activations, chunk if self.stacked else min(self.workers, chunk)
+        kept, at_once = self.activations, chunk if self.in_place else min(self.workers, chunk)
         resident = self.clients if self.device == "cpu" or chunk == self.clients else chunk
         # threads keep what they freed to themselves, and the first of all steps is the main thread's
-        threads = at_once + (self.workers > 1 and not self.stacked)
+        threads = at_once + (self.workers > 1 and not self.in_place)
         activations = threads * (kept.fixed + kept.per_sample * self.batch)
         grads = at_once * self.row
         # the backward pass holds gradients of activations first; at its end, when the activations are gone, it may make
@@ -101,7 +101,7 @@ class Needs:
         return {
             "torch itself": self.torch,
             "data set": self.data,
-            "parameters": (chunk if self.stacked else chunk + at_once) * self.row + own,
+            "parameters": (chunk if self.in_place else chunk + at_once) * self.row + own,
             "gradients": grads,
             "momentum": resident * self.row if self.momentum else 0,
             **kept_buffers,
@@ -259,7 +259,7 @@ def _repeated(rows: Tensor, samples: int) -> Tensor:
 
 
 def _needs(config: RunConfig, problem: LocalProblem, data: DataSet, strategies: Strategies) -> Needs:
-    numbers, stacked = problem.numerics, config.machine.executor == "stacked"
+    numbers, kind = problem.numerics, EXECUTORS[config.machine.executor]
     halves = [half for half in (data.train, data.test) if isinstance(half, Split)]
     torch_itself, images = 0, sum(half.resident_bytes for half in halves)
     if numbers.device.type == "cpu":
@@ -273,22 +273,22 @@ def _needs(config: RunConfig, problem: LocalProblem, data: DataSet, strategies: 
         data=images,
         row=problem.layout.n_params * numbers.dtype.itemsize,
         item=numbers.dtype.itemsize,
-        activations=activations(problem, stacked=stacked, strategies=strategies),
+        activations=activations(problem, stacked=kind.in_place, strategies=strategies),
         clients=config.clients,
         batch=config.client.batch_size,
         momentum=bool(problem.momentum),
         state=sum(value.nbytes for value in problem.state.values()),
-        stacked=stacked,
-        workers=(config.machine.workers or 1) if config.machine.executor == "threaded" else 1,
+        in_place=kind.in_place,
+        workers=kind.workers(config.machine),
         device=numbers.device.type,
-        copies=_copies(config, problem) if stacked else GATHERING[numbers.device.type],
-        replayed=stacked and config.machine.cuda_graph is not False and can_replay(problem),
+        copies=_copies(config, problem) if kind.in_place else GATHERING[numbers.device.type],
+        replayed="cuda_graph" in kind.flags and config.machine.cuda_graph is not False and can_replay(problem),
     )
 
 
 def can_replay(problem: LocalProblem) -> bool:
     """Return True if steps can be replayed as a CUDA graph, which needs a GPU and a resident source."""
-    return problem.numerics.device.type == "cuda" and isinstance(problem.source, ResidentSource)
+    return problem.numerics.device.type == "cuda" and problem.source.resident
 
 
 def _copies(config: RunConfig, problem: LocalProblem) -> int:

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from fastlocal.kernels.cores import cores
 
@@ -20,9 +19,9 @@ from ..data.sources.source_config import choose
 from ..data.types import DataSet, MapSplit, StoredSplit
 from ..distributed.ranks import LaunchInfo
 from ..distributed.world import World
-from ..executors.scripted.fuse_norms import ready
-from ..module_checks.probe import Probe
-from ..params.param_layout import ParamLayout
+from ..executors.base import LocalProblem
+from ..executors.registry import EXECUTORS
+from ..executors.threaded import ThreadedExecutor
 
 CHUNK_BYTES = 256 * 2**20
 """Of the rows that are made anew for each chunk, where nothing else asks for less or more of them."""
@@ -153,84 +152,28 @@ def _steps_per_epoch(config: RunConfig, samples: int) -> int:
     return steps or samples // total
 
 
-def resolve_for_machine(
-    config: RunConfig, module: nn.Module, layout: ParamLayout, device: torch.device, probe: Probe
-) -> tuple[RunConfig, list[str]]:
-    """Executor, chunk and absolute paths, and lines that a person should see."""
-    notes = []
-    executor = config.machine.executor
-    if executor == "stacked" and probe.no_vmap:
-        raise UsageError(
-            f"--executor stacked: vmap cannot take this model ({probe.no_vmap}); --executor looped trains it"
-        )
-    if executor == "threaded":
-        _check_threaded(device, probe)
-    if executor == "auto":
-        wanted = config.machine.compile or config.machine.conv_strategy != "auto"  # which others do not have
-        stacked = wanted or device.type != "cpu" or not has_convolution(module)
-        executor = "stacked" if stacked else "looped"
-        if executor == "stacked" and probe.no_vmap:
-            executor = "looped"
-            notes.append(f"vmap cannot take this model ({probe.no_vmap}); training with --executor looped")
-    if probe.uses_rng:
-        notes.append(
-            "the model draws random numbers that no client's seed fixes (from NumPy or Python, say): they depend on "
-            "--chunk and --executor"
-        )
-    if probe.unused:
-        more = f" and {len(probe.unused) - 3} more" if len(probe.unused) > 3 else ""
-        notes.append(f"no gradient reaches {', '.join(probe.unused[:3])}{more}: they stay as they are")
-    config = config.with_values(
-        executor=executor,
+def resolve_for_machine(config: RunConfig, executor: str, problem: LocalProblem) -> RunConfig:
+    """Fill in what depends on the executor and on this machine: workers, layout, chunk and absolute paths."""
+    config = config.with_values(executor=executor)
+    layout = config.machine.channels_last
+    return config.with_values(
         workers=min(config.machine.workers or cores(), config.clients),
-        channels_last=_channels_last(config, executor, module),
-        chunk=min(config.clients, config.machine.chunk or default_chunk(config, layout.n_params, executor)),
+        channels_last=ThreadedExecutor.default_layout(config, problem) if layout is None else layout,
+        chunk=min(config.clients, config.machine.chunk or default_chunk(config, problem.layout.n_params, executor)),
         log_pth=_absolute(config.log.log_pth) or str(default_directory(config.name)),
         data_pth=_absolute(config.data.data_pth),
         train_pth=_absolute(config.data.train_pth),
         val_pth=_absolute(config.data.val_pth),
         resume_pth=_absolute(config.model.resume_pth),
     )
-    return config, notes
 
 
 def default_chunk(config: RunConfig, n_params: int, executor: str) -> int:
-    """Clients of a chunk where --chunk says nothing and memory is no limit."""
+    """Return how many clients a chunk has without --chunk, if memory is no limit."""
     row_bytes = n_params * (8 if config.machine.precision == "fp64" else 4)
-    rows = 2 if executor == "stacked" else 1  # parameters, gradients
+    rows = 2 if EXECUTORS[executor].in_place else 1  # parameters, gradients
     return min(config.clients, max(1, CHUNK_BYTES // (row_bytes * rows)))
-
-
-def _channels_last(config: RunConfig, executor: str, module: nn.Module) -> bool:
-    """Milliseconds of a client-step on one core, so and else: `cnn` 2.7 and 4.0, resnet20_gn 146 and 180, in bf16 94
-    and 122; without the norms in C++ 180 and 180, in bf16 236 and 122.
-    """
-    if config.machine.channels_last is not None:
-        return config.machine.channels_last
-    if config.machine.precision == "fp32":
-        return has_convolution(module)
-    return config.machine.precision == "bf16" and executor == "threaded" and has_convolution(module) and ready(module)
-
-
-def _check_threaded(device: torch.device, probe: Probe) -> None:
-    if device.type != "cpu":
-        raise UsageError(f"--executor threaded: its threads are for --device cpu, not {device}; use --executor stacked")
-    if probe.uses_rng:
-        raise UsageError(
-            "--executor threaded: the model draws random numbers that no client's seed fixes (from NumPy or Python, "
-            "say), and threads would draw them in any order; use --executor looped"
-        )
-    if probe.shared is not None:
-        raise UsageError(
-            f"--executor threaded: forward keeps {probe.shared}, which threads would share with the loss or each "
-            "other; use --executor looped"
-        )
 
 
 def _absolute(path: str | None) -> str | None:
     return None if path is None else os.path.abspath(Path(path).expanduser())
-
-
-def has_convolution(module: nn.Module) -> bool:
-    """Return whether a part is a convolution."""
-    return any(isinstance(part, nn.modules.conv._ConvNd) for part in module.modules())

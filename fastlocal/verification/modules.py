@@ -11,7 +11,6 @@ from torch import Tensor
 from fastlocal import kernels
 
 from ..common.errors import UsageError
-from ..data.sources.resident import ResidentSource
 from ..executors.base import Executor, LocalProblem
 from ..executors.cuda_graphs import CudaGraphs, GraphedExecutor
 from ..executors.looped import LoopedExecutor
@@ -86,7 +85,7 @@ def check_own(trained: Trained, exact: Tensor) -> Iterator[Check]:
     if trained.no_vmap is None:
         yield _compared(trained, "stacked, looped", plain, allowed, trained.stacked)
         yield _compared(trained, "chunks of 2 + 1, looped", plain, allowed, trained.stacked, chunks=(2, 1))
-        if problem.numerics.device.type == "cuda" and isinstance(problem.source, ResidentSource):
+        if problem.numerics.device.type == "cuda" and problem.source.resident:
             yield _compared(trained, "CUDA graph, looped", plain, allowed, graphed)
     if problem.numerics.device.type == "cpu":
         yield _compared(trained, "threaded, looped", plain, allowed, lambda: ThreadedExecutor(problem, workers=2))

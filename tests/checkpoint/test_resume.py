@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from bench.kill import difference, left_behind
-from tests.helpers import small_models
-from tests.helpers.interrupted import PASSES, Ticking, continued, run
+from tests.helpers import passes, small_models
+from tests.helpers.interrupted import Ticking, continued, run
 
 
 class Dropping(nn.Module):
@@ -46,7 +46,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
 def test_stopped_anywhere(name: str, tmp_path: Path) -> None:
     make, values = CASES[name]
     run(tmp_path / "undisturbed", Ticking(make()), small_models.images(), **values)
-    passes = PASSES.count
+    taken = passes.count()
     wanted = left_behind(tmp_path / "undisturbed")
     assert "resume.pt" in wanted and wanted["steps.jsonl"].count(b"\n") == 60
     stops = 0

@@ -17,8 +17,8 @@ from bench.kill import difference, left_behind
 from fastlocal.data.images.arrays import ArrayImages
 from fastlocal.data.types import AnySplit, DataSet, Split
 from tests.data import sources
-from tests.helpers import small_models
-from tests.helpers.interrupted import PASSES, Ticking, continued, run
+from tests.helpers import passes, small_models
+from tests.helpers.interrupted import Ticking, continued, run
 
 KINDS = [
     ("torch", [7, 18, 29]),
@@ -51,7 +51,7 @@ def test_every_source(kind: str, moments: list[int], tmp_path: Path) -> None:
     images, values = data(kind, tmp_path), {**HARD, "source": kind, "nw": 2, "prefetch": 3}
     run(tmp_path / "undisturbed", Ticking(module()), images, **values)
     wanted = left_behind(tmp_path / "undisturbed")
-    assert sum(moments) < PASSES.count and wanted["steps.jsonl"].count(b"\n") == 60
+    assert sum(moments) < passes.count() and wanted["steps.jsonl"].count(b"\n") == 60
     assert continued(tmp_path / "run", module, images, moments, **values) == len(moments)
     assert difference(left_behind(tmp_path / "run"), wanted) == ""
 

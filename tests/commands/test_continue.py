@@ -114,9 +114,7 @@ def test_overwrite_removes_saved_states(copied: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("keep", [1, 3])
-def test_how_many_states_are_kept(
-    keep: int, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_how_many_states_are_kept(keep: int, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--epochs", "6", "--keep", keep, "--save-every", "1"]
     assert run(capsys, *train_words(data, tmp_path / "run"), *words).status == 0
     names = {"resume.pt", *(f"resume.{number}.pt" for number in range(1, keep))}

@@ -26,7 +26,7 @@ from fastlocal.params.client_stack import ClientStack
 from fastlocal.params.losses import cross_entropy
 from fastlocal.params.param_layout import ParamLayout, param_layout
 from fastlocal.params.precision import Numerics
-from fastlocal.runs.build import _without_decay
+from fastlocal.runs.local_problem import without_decay
 from tests.helpers import small_models
 
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def idle_layout(module: nn.Module, inputs: Tensor, *, group_weight: bool) -> Par
     trial(inputs).sum().backward()
     idle = [name for name, value in trial.named_parameters() if value.requires_grad and value.grad is None]
     module.idle = idle  # type: ignore[assignment]
-    return _without_decay(param_layout(module, group_weight=group_weight), idle)
+    return without_decay(param_layout(module, group_weight=group_weight), idle)
 
 
 def source_of(data: DataSet, dtype: torch.dtype, augment: bool = True, device: torch.device = CPU) -> ResidentSource:

@@ -17,6 +17,7 @@ from fastlocal.runs.build import build_run
 from fastlocal.runs.run import train
 from fastlocal.telemetry.base import Logger
 from fastlocal.training.loop import Loop
+from tests.helpers import passes
 
 RUN: dict[str, Any] = {
     "batch_size": 4,
@@ -39,16 +40,6 @@ RUN: dict[str, Any] = {
 }
 
 
-class Passes:
-    """Forward passes of a process: in a slot, where no look at what a module keeps finds them."""
-
-    __slots__ = ("count",)
-
-
-PASSES = Passes()
-PASSES.count = 0
-
-
 class Ticking(nn.Module):
     """Counts its forward passes, and stops the process at those in `moments`."""
 
@@ -57,8 +48,7 @@ class Ticking(nn.Module):
         self.inner, self.moments = inner, moments
 
     def forward(self, x: Tensor) -> Tensor:
-        PASSES.count += 1
-        if PASSES.count in self.moments:
+        if passes.counted() in self.moments:
             signal.raise_signal(signal.SIGINT)
         return self.inner(x)
 
@@ -69,7 +59,7 @@ def run(folder: Path, module: nn.Module, data: DataSet, *loggers: Logger, resume
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background may not have
     with interruptible(to_the_end=False):
         ready = build_run(config, data, lambda: module, cross_entropy, model_flag="model")
-        PASSES.count = 0
+        passes.begin()
         return train(ready, overwrite=False, sinks=lambda path: list(loggers), resume=resume)
 
 

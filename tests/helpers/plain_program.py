@@ -129,7 +129,10 @@ class PlainProgram:
             return []
         numbers = range(len(self.data.train))
         sampler: DistributedSampler[int] = DistributedSampler(
-            numbers, num_replicas=1, rank=0, seed=self.config.machine.seed  # type: ignore[arg-type]
+            numbers,
+            num_replicas=1,
+            rank=0,
+            seed=self.config.machine.seed,  # type: ignore[arg-type]
         )
         sampler.set_epoch(epoch)
         size = self.config.client.batch_size

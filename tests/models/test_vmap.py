@@ -32,8 +32,7 @@ def _stacked_gradients(model: nn.Module, rows: Tensor, images: Tensor, targets: 
     def loss_of_one(row: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         pieces = row.split([parameter.numel() for parameter in parameters])
         views = {
-            name: piece.view(parameter.shape)
-            for name, piece, parameter in zip(names, pieces, parameters, strict=True)
+            name: piece.view(parameter.shape) for name, piece, parameter in zip(names, pieces, parameters, strict=True)
         }
         return F.cross_entropy(torch.func.functional_call(model, {**views, **buffers}, (images,)), targets)
 

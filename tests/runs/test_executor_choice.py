@@ -10,8 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -148,18 +147,14 @@ def test_what_was_timed_with_other_flags_is_not_taken(data: Path, own_cache: Pat
     assert len(json.loads(own_cache.read_text())) == 3
 
 
-PLAIN = {"random": False, "no_vmap": None}
-"""What is known of a module that draws nothing and that vmap takes."""
-
-
 def test_steps_that_a_gpu_replays_are_not_held_against_a_loop(data: Path) -> None:
     found = prepared(data)
     numerics = dataclasses.replace(found.problem.numerics, device=torch.device("cuda"))
-    problem, seen = dataclasses.replace(found.problem, numerics=numerics), cast(Any, SimpleNamespace(**PLAIN))
+    problem = dataclasses.replace(found.problem, numerics=numerics)
     machine = dataclasses.replace(found.config.machine, executor="auto", cuda_graph=None)
-    assert candidates(found.config, machine, problem, seen) == [{"executor": "stacked"}]
+    assert candidates(found.config, machine, problem) == [{"executor": "stacked"}]
     launched = dataclasses.replace(machine, cuda_graph=False)
-    assert candidates(found.config, launched, problem, seen) == [{"executor": "stacked"}, {"executor": "looped"}]
+    assert candidates(found.config, launched, problem) == [{"executor": "stacked"}, {"executor": "looped"}]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"x": 1}', "\x00\xff"])

@@ -33,7 +33,7 @@ NEEDS = Needs(
     batch=8,
     momentum=True,
     state=0,
-    stacked=True,
+    in_place=True,
     workers=1,
     device="cuda",
     copies=2,
@@ -102,7 +102,7 @@ def test_parts_on_a_gpu() -> None:
 
 
 def test_on_a_cpu_all_momenta_stay_and_one_at_a_time_needs_the_activations_of_one() -> None:
-    looped = dataclasses.replace(NEEDS, device="cpu", stacked=False)
+    looped = dataclasses.replace(NEEDS, device="cpu", in_place=False)
     parts = looped.parts(16)
     assert parts["momentum"] == 64 * 2 * MIB
     assert parts["activations"] == 9 * MIB and parts["gradients"] == 2 * MIB
@@ -118,7 +118,7 @@ def test_buffers_that_forward_changes_take_a_row_each() -> None:
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("stacked", [False, True])
 def test_the_largest_chunk_fits_and_one_more_does_not(device: str, stacked: bool) -> None:
-    needs = dataclasses.replace(NEEDS, device=device, stacked=stacked)
+    needs = dataclasses.replace(NEEDS, device=device, in_place=stacked)
     for limit in (0, needs.total(1) - 1, needs.total(1), needs.total(1) + 77 * MIB, needs.total(64), 2**50):
         chunk = needs.largest_chunk(limit)
         assert chunk == 0 or needs.total(chunk) <= limit

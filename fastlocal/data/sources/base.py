@@ -38,8 +38,12 @@ class BatchRequest:
 class Source(Protocol):
     """Delivers batches on its device. Any thread may call it, several at once.
 
-    index_device: where sample numbers are wanted
+    Attributes:
+        resident: Whether all samples are on the device, where a step can gather them by itself.
+        index_device: Where sample numbers are wanted.
     """
+
+    resident: bool
 
     device: torch.device
     dtype: torch.dtype

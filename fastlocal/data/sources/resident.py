@@ -30,6 +30,8 @@ class ResidentSource:
     ones in `dtype`
     """
 
+    resident = True
+
     def __init__(
         self,
         split: Split | StoredSplit,

@@ -40,6 +40,8 @@ class StreamingSource:
     on_bad_sample: what a sample that cannot be decoded does: end the run, or give its place to the next one that can
     """
 
+    resident = False
+
     def __init__(
         self,
         engine: Engine,

@@ -68,7 +68,7 @@ class FusedNorm:
         yield self.back if self.grad is None else self.grad, back
 
 
-def ready(module: nn.Module) -> bool:
+def norms_in_native(module: nn.Module) -> bool:
     """Whether a module has norms that can be fused where it computes in channels-last; compiles what does so."""
     norms = [part for part in module.modules() if isinstance(part, nn.GroupNorm)]
     if not any(norm.num_channels % LANES == 0 for norm in norms) or load_native() is not None:

@@ -6,18 +6,17 @@ import contextlib
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from fastlocal import kernels
 
 from ...data.sources.resident import ResidentSource
-from ...data.sources.streaming import StreamingSource
 from ...data.types import Split
-from ..base import Executor, LocalProblem
+from ..base import Executor, LocalProblem, Values
 from ..round_plan import RoundPlan
 
 WORTHWHILE, SHARE = 4.0, 0.1
@@ -31,9 +30,6 @@ TURNS, LEAST_TURNS = 5, 3
 """How many timings of every candidate the time is meant for, and how many there are however long they take."""
 ALWAYS = 2
 """Candidates that are begun however long the ones before took."""
-
-Values = Mapping[str, Any]
-"""Fields of MachineConfig by name."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +230,7 @@ def _wait(device: torch.device) -> None:
 def _in_memory(problem: LocalProblem) -> LocalProblem:
     """The problem on samples that need not be read, so that no reading ahead is begun."""
     source = problem.source
-    if not isinstance(source, StreamingSource):
+    if source.resident:
         return problem
     rows = source.read_range(0, 256)
     resident = ResidentSource(
@@ -246,4 +242,4 @@ def _in_memory(problem: LocalProblem) -> LocalProblem:
         device=problem.numerics.device,
         dtype=problem.numerics.dtype,
     )
-    return dataclasses.replace(problem, source=resident)
+    return dataclasses.replace(problem, source=resident, ahead=None)
