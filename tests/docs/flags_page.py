@@ -18,7 +18,6 @@ from fastlocal.config.field_docs import field_docs
 from fastlocal.config.python_names import ARGUMENTS, UNSUPPORTED
 from fastlocal.config.recipes import NEVER, RECIPES, default
 from fastlocal.config.schema import AREA_OF, AREAS, RunConfig
-
 from tests.docs.markdown_tables import table
 
 NOT_SET = "not set"

@@ -1,7 +1,7 @@
 """The parts of the documentation that are made from the sources and from bench/results.
 
-    python -m tests.docs.regenerate            write docs/flags.md and the tables of README.md and docs/benchmarks.md
-    python -m tests.docs.regenerate --check    exit with 1 where a file would change
+python -m tests.docs.regenerate            write docs/flags.md and the tables of README.md and docs/benchmarks.md
+python -m tests.docs.regenerate --check    exit with 1 where a file would change
 """
 
 from __future__ import annotations
