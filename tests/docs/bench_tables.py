@@ -69,7 +69,7 @@ def backend(row: Row) -> str:
 
 def step_ms(row: Row) -> str:
     """Return the milliseconds of one client's local step."""
-    return f"{1e3 * float(row['median_s']) / (int(row['clients']) * int(row['local_steps'])):.3g}"
+    return f"{1e3 * float(row['median_s']) / (int(row['clients']) * int(row['local_steps'])):#.3g}".rstrip(".")
 
 
 def targets() -> str:
