@@ -39,6 +39,7 @@ def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """The keys of the last evaluation are those of the table."""
     ended = run("README.md", tmp_path, monkeypatch)["run"]
     assert (ended.directory / "latest.pt").exists() and not ended.model.training
+    assert ended.history[-1]["val_acc1"] > 0.9
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`.*?) \|", text[text.index("| key | value |") :].partition("\n\n")[0], flags=re.MULTILINE)
     assert sorted(key.strip("`") for row in rows for key in row.split(", ")) == sorted(ended.history[-1])
