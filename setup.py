@@ -41,11 +41,13 @@ WANDB = ["wandb>=0.30"]
 TENSORBOARD = ["tensorboard"]
 SAFETENSORS = ["safetensors>=0.4"]
 BENCH = ["matplotlib>=3.8"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10"]
 DEV = [
     *WANDB,
     *TENSORBOARD,
     *SAFETENSORS,
     *BENCH,
+    *DOCS,
     "coverage>=7.10",
     "hypothesis>=6.100",
     "mypy>=1.15",
@@ -86,6 +88,7 @@ setup(
         "tensorboard": TENSORBOARD,
         "safetensors": SAFETENSORS,
         "bench": BENCH,
+        "docs": DOCS,
         "dev": DEV,
         "test": TEST,
         "all": [*FFCV, *DALI, *WANDB, *TENSORBOARD, *SAFETENSORS, *BENCH],

@@ -1,0 +1,64 @@
+"""Python in the documentation runs as it stands, and does what the text beside it says."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fastlocal
+from tests.docs.pages import PAGES, ROOT, blocks
+
+
+def example(name: str) -> str:
+    """Return the one block of Python on a page."""
+    page = next(page for page in PAGES if page.name == name)
+    (code,) = (block.text for block in blocks(page) if block.language == "python" and not block.title)
+    return code
+
+
+def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Run the example of a page in the folder, and return its names."""
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {"__name__": "example"}
+    torch.manual_seed(0)
+    exec(example(name), names)
+    return names
+
+
+def test_every_example_has_a_test_here() -> None:
+    untitled = [page.name for page in PAGES for block in blocks(page) if block.language == "python" and not block.title]
+    assert untitled == ["README.md", "python.md", "verify.md"]
+
+
+def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys of the last evaluation are those of the table."""
+    ended = run("README.md", tmp_path, monkeypatch)["run"]
+    assert (ended.directory / "latest.pt").exists() and not ended.model.training
+    assert ended.history[-1]["val_acc1"] > 0.9
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \|", text[text.index("| key | value |") :].partition("\n\n")[0], flags=re.MULTILINE)
+    assert sorted(key.strip("`") for row in rows for key in row.split(", ")) == sorted(ended.history[-1])
+
+
+def test_the_example_of_the_page_on_verify(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache_home: Path
+) -> None:
+    """Of one operation: tests/verification checks all."""
+    monkeypatch.setattr(fastlocal, "verify", functools.partial(fastlocal.verify, ops=["client_mean"]), raising=False)
+    assert run("verify.md", tmp_path, monkeypatch)["found"].passed
+
+
+def test_the_example_of_the_page_on_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A buffer that forward changes, dropout, a loss that holds the model, a Dataset that draws."""
+    names = run("python.md", tmp_path, monkeypatch)
+    assert capsys.readouterr().out.startswith("tensor(40) ")
+    ended = names["run"]
+    assert ended.history[-1]["val_acc1"] > 0.8 and ended.model.center.norm() > 0
+    assert names["model"].calls == 0 and (ended.directory / "latest.pt").exists()
