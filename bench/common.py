@@ -59,12 +59,12 @@ def commit() -> str:
     """Return the short hash of the commit, with "+" if the sources differ from it; empty outside a repository."""
     sources = ["fastlocal", "kernels", "bench", ":!bench/results"]
     try:
-        found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", *sources], cwd=ROOT, capture_output=True)
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+        diff = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", *sources], cwd=ROOT, capture_output=True)
     except FileNotFoundError:  # no git
         return ""
-    name = found.stdout.strip()
-    return f"{name}+" if name and changed.returncode else name
+    name = head.stdout.strip()
+    return f"{name}+" if name and diff.returncode else name
 
 
 def machine_columns() -> Row:

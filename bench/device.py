@@ -55,9 +55,9 @@ def _nvidia_smi() -> list[str]:
         return unknown
     query = ["--query-gpu=clocks.max.sm,clocks.max.memory,power.limit", "--format=csv,noheader,nounits"]
     index = f"--id={torch.cuda.current_device()}"
-    done = subprocess.run(["nvidia-smi", index, *query], capture_output=True, text=True)
-    values = [value.strip() for value in done.stdout.strip().split(",")]
-    return values if done.returncode == 0 and len(values) == 3 else unknown
+    result = subprocess.run(["nvidia-smi", index, *query], capture_output=True, text=True)
+    values = [value.strip() for value in result.stdout.strip().split(",")]
+    return values if result.returncode == 0 and len(values) == 3 else unknown
 
 
 def time_runs(run: Callable[[], object], *, budget_ms: float = 150.0, max_runs: int = 200) -> Timing:

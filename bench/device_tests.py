@@ -90,10 +90,10 @@ def make_row(path: Path, *, passed: int = 0, failed: int = 0, skipped: int = 0, 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    made = argparse.ArgumentParser(prog="python -m bench.device_tests", description=__doc__.splitlines()[0])
-    made.add_argument("--out", type=Path, required=True, help="folder for tests.csv")
-    made.add_argument("--seconds", type=float, default=300.0, help="for all files together")
-    return made
+    flags = argparse.ArgumentParser(prog="python -m bench.device_tests", description=__doc__.splitlines()[0])
+    flags.add_argument("--out", type=Path, required=True, help="folder for tests.csv")
+    flags.add_argument("--seconds", type=float, default=300.0, help="for all files together")
+    return flags
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

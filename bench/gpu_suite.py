@@ -90,11 +90,11 @@ class Suite:
             self._folders = list(folders.values())
             together = [part for part in parts if part.together]
             if together:
-                began = time.time()
+                start_time = time.time()
                 end = min(self._end, self._clock() + max(part.seconds for part in together))
                 with ThreadPoolExecutor(min(len(together), self._max_parallel)) as pool:
                     states = list(pool.map(lambda part: self._run_part(part, folders[part.name], end), together))
-                forget_tiles(began)
+                forget_tiles(start_time)
                 self._passed = {state["part"].removeprefix("check ") for state in states if state["state"] == "done"}
                 self._record(*states)
             for part in parts:
@@ -109,11 +109,11 @@ class Suite:
 
     def _run_part(self, part: Part, folder: Path, end: float, flags: Sequence[str] = ()) -> Row:
         """Run one part until it ends, or until the clock reaches `end`; return its state."""
-        began = self._clock()
-        end = min(end, began + part.seconds)
-        if end - began < MIN_SECONDS:
+        start_time = self._clock()
+        end = min(end, start_time + part.seconds)
+        if end - start_time < MIN_SECONDS:
             return _state(part, "skipped", "no time was left")
-        values = {"{out}": str(folder), "{seconds}": f"{end - began - MARGIN_SECONDS:.0f}"}
+        values = {"{out}": str(folder), "{seconds}": f"{end - start_time - MARGIN_SECONDS:.0f}"}
         command = [sys.executable, *(fill(word, values) for word in part.command), *flags]
         if self.deterministic and part.deterministic:
             command.append("--deterministic")
@@ -122,7 +122,7 @@ class Suite:
         if part.own_cache:
             variables["XDG_CACHE_HOME"] = str(folder / "cache")
         result = self._launch(command, end, variables)
-        seconds = self._clock() - began
+        seconds = self._clock() - start_time
         if result.status is None:
             state, why = "stopped", f"still running after {seconds:.0f} s"
         else:
@@ -180,19 +180,19 @@ def join_tables(folders: Sequence[Path], out: Path) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    made = argparse.ArgumentParser(prog="python -m bench.gpu_suite", description=__doc__.splitlines()[0])
-    made.add_argument("--out", type=Path, required=True, help="folder for the CSV files and the summary")
-    made.add_argument("--seconds", type=float, default=SECONDS, help="for all parts together")
-    made.add_argument("--parts", nargs="+", metavar="NAME", help="names of parts or their beginnings; all by default")
-    made.add_argument(
+    flags = argparse.ArgumentParser(prog="python -m bench.gpu_suite", description=__doc__.splitlines()[0])
+    flags.add_argument("--out", type=Path, required=True, help="folder for the CSV files and the summary")
+    flags.add_argument("--seconds", type=float, default=SECONDS, help="for all parts together")
+    flags.add_argument("--parts", nargs="+", metavar="NAME", help="names of parts or their beginnings; all by default")
+    flags.add_argument(
         "--deterministic", action="store_true", help="time the kernels under deterministic algorithms too, and compare"
     )
-    return made
+    return flags
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the suite; return 1 if a part failed or was stopped, 2 without a GPU."""
-    began = time.monotonic()
+    start_time = time.monotonic()
     options = parser().parse_args(arguments)
     try:
         parts = select_parts(options.parts)
@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     machine = describe()
-    seconds = options.seconds - (time.monotonic() - began)
+    seconds = options.seconds - (time.monotonic() - start_time)
     suite = Suite(options.out, seconds, deterministic=options.deterministic, machine=machine)
     suite.run(parts)
     print(suite.summary())

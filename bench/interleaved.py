@@ -173,8 +173,8 @@ def measure_case(
         settings: Fields of fastlocal's RunConfig.
         report: Called with the measurements after the start and after each turn.
     """
-    began = time.monotonic()
-    end = began + case_seconds
+    start_time = time.monotonic()
+    end = start_time + case_seconds
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         workers = [
@@ -183,7 +183,7 @@ def measure_case(
             if split_precision(variant)[1] != case.precision
         ]
         measurements = [worker.measurement for worker in workers]
-        start_workers(workers, began + START_SHARE * case_seconds)
+        start_workers(workers, start_time + START_SHARE * case_seconds)
         if reference is not None:
             _check_first_round(case, workers, reference)
         report(measurements)

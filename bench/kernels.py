@@ -95,19 +95,19 @@ def variants(op: str, case: Case, device: str = "cuda") -> Variants:
     def inputs() -> Inputs:
         return case.make_inputs(torch.device(device))
 
-    found: Variants = {"triton": lambda: make_run(case, kernels.get(op, "triton", device), device)}
+    functions: Variants = {"triton": lambda: make_run(case, kernels.get(op, "triton", device), device)}
     if op in CONVOLUTION_RESULTS:
         result = CONVOLUTION_RESULTS[op]
-        found["grouped"] = lambda: baselines.grouped_convolution(result, **inputs())
-        found["loop"] = lambda: baselines.looped_convolution(result, **inputs())
+        functions["grouped"] = lambda: baselines.grouped_convolution(result, **inputs())
+        functions["loop"] = lambda: baselines.looped_convolution(result, **inputs())
     else:
-        found["torch"] = lambda: make_run(case, kernels.get(op, "reference", device), device)
+        functions["torch"] = lambda: make_run(case, kernels.get(op, "reference", device), device)
     if op in FOREACH and not case.make_inputs(torch.device("meta")).keys() & FOREACH_UNSUPPORTED:
-        found["torch._foreach"] = lambda: FOREACH[op](**inputs())
-    return found
+        functions["torch._foreach"] = lambda: FOREACH[op](**inputs())
+    return functions
 
 
-def compiled(op: str, case: Case, device: str = "cuda") -> baselines.Run:
+def compile_reference(op: str, case: Case, device: str = "cuda") -> baselines.Run:
     """Return the reference under torch.compile."""
     torch.compiler.reset()
     return make_run(case, torch.compile(kernels.get(op, "reference", device), fullgraph=True, dynamic=False), device)
@@ -154,15 +154,15 @@ def measure(op: str, copy: float, deadline: float, *, deterministic: bool = Fals
         if time.monotonic() > deadline:
             yield make_row(op, case, "triton", None, copy, NO_TIME)
             continue
-        prepared = variants(op, case)
-        for variant, prepare in prepared.items():
+        functions = variants(op, case)
+        for variant, prepare in functions.items():
             yield time_variant(op, case, variant, prepare, copy)
         if deterministic:
             with deterministic_algorithms():
-                yield time_variant(op, case, "triton deterministic", prepared["triton"], copy)
+                yield time_variant(op, case, "triton deterministic", functions["triton"], copy)
     for case in large if op in COMPILED_OPS else ():
         if time.monotonic() < deadline:
-            yield time_variant(op, case, "torch.compile", lambda case=case: compiled(op, case), copy)  # type: ignore[misc]
+            yield time_variant(op, case, "torch.compile", lambda case=case: compile_reference(op, case), copy)  # type: ignore[misc]
         else:
             yield make_row(op, case, "torch.compile", None, copy, NO_TIME)
 
@@ -186,13 +186,13 @@ def first_line(error: Exception) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    made = argparse.ArgumentParser(prog="python -m bench.kernels", description=__doc__.splitlines()[0])
-    made.add_argument("--out", type=Path, required=True, help="folder for gate.csv and kernels.csv")
-    made.add_argument("--ops", nargs="+", default=kernels.TRITON_OPS, choices=kernels.TRITON_OPS, metavar="OP")
-    made.add_argument("--seconds", type=float, default=400.0, help="after which no further case is timed")
-    made.add_argument("--deterministic", action="store_true", help="time deterministic algorithms too")
-    made.add_argument("--only", choices=("gate", "times"), help="only the checks, or only the timings")
-    return made
+    flags = argparse.ArgumentParser(prog="python -m bench.kernels", description=__doc__.splitlines()[0])
+    flags.add_argument("--out", type=Path, required=True, help="folder for gate.csv and kernels.csv")
+    flags.add_argument("--ops", nargs="+", default=kernels.TRITON_OPS, choices=kernels.TRITON_OPS, metavar="OP")
+    flags.add_argument("--seconds", type=float, default=400.0, help="after which no further case is timed")
+    flags.add_argument("--deterministic", action="store_true", help="time deterministic algorithms too")
+    flags.add_argument("--only", choices=("gate", "times"), help="only the checks, or only the timings")
+    return flags
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

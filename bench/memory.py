@@ -100,11 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.only not in (None, one.case.model):
             continue
         command = [sys.executable, "-m", "bench.memory", "--case", json.dumps(dataclasses.asdict(one))]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            print(f"| {one.case.name} | {one.executor} | | {(done.stderr.splitlines() or ['failed'])[-1]} | | | |")
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            print(f"| {one.case.name} | {one.executor} | | {(result.stderr.splitlines() or ['failed'])[-1]} | | | |")
             continue
-        numbers: Row = json.loads(done.stdout.splitlines()[-1])
+        numbers: Row = json.loads(result.stdout.splitlines()[-1])
         errors.append(abs(float(numbers["ratio"]) - 1))
         shown = (numbers[name] for name in ("chunk", "predicted_mib", "measured_mib", "ratio", "over_torch"))
         print(f"| {one.case.name} | {one.executor} | {' | '.join(shown)} |", flush=True)

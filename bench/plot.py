@@ -26,12 +26,12 @@ def panels(rows: Sequence[Row], batch: str | None) -> dict[tuple[str, str, str],
         rows: Rows of throughput.csv.
         batch: Samples per client and step; None takes all.
     """
-    found: dict[tuple[str, str, str], dict[str, Points]] = defaultdict(lambda: defaultdict(list))
+    lines_of: dict[tuple[str, str, str], dict[str, Points]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row["ratio"] and batch in (None, row["batch"]):
-            lines = found[row["model"], row["batch"], row["precision"]]
+            lines = lines_of[row["model"], row["batch"], row["precision"]]
             lines[row["variant"]].append((int(row["clients"]), float(row["ratio"])))
-    return {key: lines for key, lines in found.items() if any(len(points) > 1 for points in lines.values())}
+    return {key: lines for key, lines in lines_of.items() if any(len(points) > 1 for points in lines.values())}
 
 
 def draw(lines_of: dict[tuple[str, str, str], dict[str, Points]], path: Path) -> None:

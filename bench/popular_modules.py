@@ -91,7 +91,7 @@ def executor_row(popular: Popular, module: nn.Module, expected: torch.Tensor, ex
     """
     import fastlocal
 
-    began, data = time.monotonic(), popular.data(SAMPLES)
+    start_time, data = time.monotonic(), popular.data(SAMPLES)
     row = {"executor": executor, "taken_by": "", "difference": "", "refused": ""}
     try:
         run = fastlocal.train(
@@ -122,7 +122,7 @@ def executor_row(popular: Popular, module: nn.Module, expected: torch.Tensor, ex
         row["difference"] = f"{((flat_params(run.model) - expected).norm() / change).item():.2g}"
         settings = json.loads((run.directory / "config.json").read_text(encoding="utf-8"))
         row["taken_by"] = settings["machine"]["executor"]
-    return row | {"seconds": f"{time.monotonic() - began:.1f}"}
+    return row | {"seconds": f"{time.monotonic() - start_time:.1f}"}
 
 
 def make_rows(popular: Popular, folder: Path, executors: Sequence[str]) -> Iterator[Row]:
@@ -131,9 +131,9 @@ def make_rows(popular: Popular, folder: Path, executors: Sequence[str]) -> Itera
     module = make(popular)
     size = sum(value.numel() for value in module.parameters())
     columns = {"library": popular.library, "module": popular.name, "parameters": str(size), "input": popular.input}
-    began = time.monotonic()
+    start_time = time.monotonic()
     expected = loop_params(popular, module)
-    yield columns | {"executor": LOOP, "seconds": f"{time.monotonic() - began:.1f}"}
+    yield columns | {"executor": LOOP, "seconds": f"{time.monotonic() - start_time:.1f}"}
     for executor in executors:
         yield columns | executor_row(popular, module, expected, executor, folder)
 
@@ -166,14 +166,14 @@ def page(rows: Sequence[Row]) -> str:
     lines = [HEAD.format(libraries=", ".join(name for library, name in names.items() if library in libraries))]
     reasons: dict[str, list[str]] = {}
     for popular in MODULES:
-        found = by_module.get((popular.library, popular.name))
-        if found is None:
+        module_rows = by_module.get((popular.library, popular.name))
+        if module_rows is None:
             continue
-        auto, loop = found.get("auto", {}), found.get(LOOP, {})
+        auto, loop = module_rows.get("auto", {}), module_rows.get(LOOP, {})
         cells = [f"{popular.library} {popular.name}", f"{int(loop.get('parameters') or 0) / 1e6:.1f} M", popular.input]
         cells.append(auto.get("taken_by", ""))
         for executor in ("auto", "looped", "stacked", "threaded"):
-            row = found.get(executor, {})
+            row = module_rows.get(executor, {})
             cells.append(row.get("difference") or ("refused" if row.get("refused") else "not run"))
             if row.get("refused"):
                 reasons.setdefault(f"`{executor}`: {row['refused']}", []).append(popular.name)
@@ -195,20 +195,20 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    known = {f"{popular.library}/{popular.name}": popular for popular in MODULES}
+    by_name = {f"{popular.library}/{popular.name}": popular for popular in MODULES}
     if options.one:
         with tempfile.TemporaryDirectory() as folder, options.out.open("a", encoding="utf-8", buffering=1) as out:
-            for row in make_rows(known[options.one], Path(folder), options.executors):
+            for row in make_rows(by_name[options.one], Path(folder), options.executors):
                 out.write(json.dumps(row) + "\n")
         return
     unknown = set(options.only) - {popular.name for popular in MODULES}
     if unknown:
         parser.error(f"--only: no {', '.join(sorted(unknown))}")
-    done = {(row["library"], row["module"]) for row in read_rows(TABLE) if row["commit"] == commit()}
+    current = {(row["library"], row["module"]) for row in read_rows(TABLE) if row["commit"] == commit()}
     for popular in MODULES:
         if options.only and popular.name not in options.only:
             continue
-        if options.go_on and (popular.library, popular.name) in done:
+        if options.go_on and (popular.library, popular.name) in current:
             continue
         rows = measure(popular, options.seconds, options.executors)
         merge_rows(TABLE, rows, ("library", "module", "executor"))

@@ -107,11 +107,6 @@ class AnsweringProcess:
                 start_new_session=own_group,
             )
 
-    @property
-    def pid(self) -> int:
-        """Id of the process."""
-        return self._process.pid
-
     def send(self, line: str) -> None:
         """Send a line; an ended process is noticed by `answer`."""
         assert self._process.stdin is not None

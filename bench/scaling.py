@@ -81,27 +81,27 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    made = argparse.ArgumentParser(prog="python -m bench.scaling", description=__doc__.splitlines()[0])
+    flags = argparse.ArgumentParser(prog="python -m bench.scaling", description=__doc__.splitlines()[0])
     numbers = lambda text: [int(word) for word in text.split(",") if word]  # noqa: E731
-    made.add_argument("--model", default="mlp", choices=LOCAL_STEPS)
-    made.add_argument("--batch", type=int, default=8)
-    made.add_argument("--local-steps", type=int, default=4, help="H where the clients grow")
-    made.add_argument("--clients", type=numbers, default=CLIENTS, help="joined by commas")
-    made.add_argument("--steps", type=numbers, default=STEPS, help=f"H to compare at {BASE_CLIENTS} clients")
-    made.add_argument("--precision", default="fp32", choices=PRECISIONS)
-    made.add_argument("--executor", default="auto")
-    made.add_argument("--tune-seconds", type=float, default=5.0, help="for `auto` to choose, for each size")
-    made.add_argument("--turns", type=float, default=60.0, help="seconds for the turns, without the start")
-    made.add_argument("--least", type=int, default=3, help="turns at least, unless --seconds are over")
-    made.add_argument("--seconds", type=float, default=float("inf"), help="for everything")
-    made.add_argument("--out", type=Path, default=device_folder(), help="folder for scaling.csv")
-    return made
+    flags.add_argument("--model", default="mlp", choices=LOCAL_STEPS)
+    flags.add_argument("--batch", type=int, default=8)
+    flags.add_argument("--local-steps", type=int, default=4, help="H where the clients grow")
+    flags.add_argument("--clients", type=numbers, default=CLIENTS, help="joined by commas")
+    flags.add_argument("--steps", type=numbers, default=STEPS, help=f"H to compare at {BASE_CLIENTS} clients")
+    flags.add_argument("--precision", default="fp32", choices=PRECISIONS)
+    flags.add_argument("--executor", default="auto")
+    flags.add_argument("--tune-seconds", type=float, default=5.0, help="for `auto` to choose, for each size")
+    flags.add_argument("--turns", type=float, default=60.0, help="seconds for the turns, without the start")
+    flags.add_argument("--least", type=int, default=3, help="turns at least, unless --seconds are over")
+    flags.add_argument("--seconds", type=float, default=float("inf"), help="for everything")
+    flags.add_argument("--out", type=Path, default=device_folder(), help="folder for scaling.csv")
+    return flags
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure all sizes; return 1 if a process failed for another reason than time."""
     options = parser().parse_args(arguments)
-    began, steal, machine = time.monotonic(), StealMeter(), machine_columns()
+    start_time, steal, machine = time.monotonic(), StealMeter(), machine_columns()
     base = TrainingCase(
         options.model, BASE_CLIENTS, options.batch, options.local_steps, options.precision, momentum=0.0
     )
@@ -124,11 +124,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if timed:
                 merge_rows(options.out / "scaling.csv", timed, KEYS)
 
-        start_workers(list(workers.values()), began + START_SHARE * options.seconds)
-        started, end = time.monotonic() - began, began + options.seconds
+        start_workers(list(workers.values()), start_time + START_SHARE * options.seconds)
+        started, end = time.monotonic() - start_time, start_time + options.seconds
         seconds = min(options.turns, options.seconds - started)
         take_turns(list(workers.values()), seconds, options.least, end=end, report=report)
-        print(f"started in {started:.0f} s, took turns for {time.monotonic() - began - started:.0f} s", flush=True)
+        print(f"started in {started:.0f} s, took turns for {time.monotonic() - start_time - started:.0f} s", flush=True)
         print(markdown(make_rows()), flush=True)
     failures = [one for one in measurements.values() if one.output]
     for one in failures:

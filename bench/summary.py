@@ -22,7 +22,7 @@ def summary(states: Sequence[Row], machine: Row, tables: Mapping[str, Sequence[R
     incomplete = [state for state in states if state["state"] != "done"]
     lines += ["## What ran", "", f"Parts: {len(states) - len(incomplete)} of {len(states)} ran to their end.", ""]
     lines += [f"- {state['part']}: {state['state']}, {state['why']}" for state in incomplete]
-    lines += _untimed(kernels)
+    lines += _rows_without_times(kernels)
     faults = [row for row in gate if row["fault"]]
     lines += ["", f"Gate: {len(gate) - len(faults)} of {len(gate)} checks passed.", ""]
     lines += [f"- {row['op']} ({row['case']}): {row['fault']}" for row in faults]
@@ -32,7 +32,7 @@ def summary(states: Sequence[Row], machine: Row, tables: Mapping[str, Sequence[R
         lines += [f"- {row['file']}: {row['first']}" for row in tests if row["first"]]
     lines += ["", "## Kernels", "", *_copy(kernels), *_targets(kernels)]
     lines += ["", "| op | case | ms | of a copy | best other | times as fast |", "|---|---|--:|--:|---|--:|"]
-    lines += [_compared(row, kernels) for row in kernels if row["variant"] == "triton"]
+    lines += [_kernel_line(row, kernels) for row in kernels if row["variant"] == "triton"]
     lines += _determinism(kernels)
     for state in incomplete:
         if state["output"]:
@@ -54,7 +54,7 @@ def _training(rows: Sequence[Row]) -> list[str]:
     return [*lines, ""] if rows else ["Nothing was trained beside the loop.", ""]
 
 
-def _untimed(rows: Sequence[Row]) -> list[str]:
+def _rows_without_times(rows: Sequence[Row]) -> list[str]:
     """Return the number of rows without times, by op and reason."""
     reasons = Counter((row["op"], row["note"]) for row in rows if row["note"])
     return [f"- {op}: {count} rows are empty: {note}" for (op, note), count in reasons.items()]
@@ -86,15 +86,15 @@ def _targets(rows: Sequence[Row]) -> list[str]:
     lines = ["| op | target | met | furthest from it | measured / target |", "|---|---|---|---|--:|"]
     for target in TARGETS:
         verdict = judge(target, rows)
-        if verdict.judged:
-            met = f"{'yes' if verdict.met == verdict.judged else 'NO'}, {verdict.met} of {verdict.judged}"
+        if verdict.cases:
+            met = f"{'yes' if verdict.passes == verdict.cases else 'NO'}, {verdict.passes} of {verdict.cases}"
             lines.append(f"| {target.op} | {target.text} | {met} | {verdict.worst} | {verdict.margin:.2f} |")
         else:
             lines.append(f"| {target.op} | {target.text} | not measured | | |")
     return lines
 
 
-def _compared(row: Row, rows: Sequence[Row]) -> str:
+def _kernel_line(row: Row, rows: Sequence[Row]) -> str:
     if not row["median_ms"]:
         return f"| {row['op']} | {row['case']} | {row['note']} | | | |"
     others = [

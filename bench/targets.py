@@ -67,15 +67,15 @@ class Verdict:
 
     Attributes:
         target: The target.
-        judged: Number of cases that were compared.
-        met: Number of cases that meet the target.
+        cases: Number of cases that were compared.
+        passes: Number of cases that meet the target.
         worst: Name of the case that is furthest from it.
         margin: Its value over the target's, above 1 where the target is met.
     """
 
     target: Target
-    judged: int
-    met: int
+    cases: int
+    passes: int
     worst: str = ""
     margin: float = 0.0
 

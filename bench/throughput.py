@@ -113,15 +113,15 @@ def is_failure(one: Measurement) -> bool:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    made = argparse.ArgumentParser(prog="python -m bench.throughput", description=__doc__.splitlines()[0])
-    made.add_argument("--cases", nargs="+", default=["targets"], help="targets, or MODEL:CLIENTSxBATCH[xSTEPS]")
-    made.add_argument("--precision", default="fp32", choices=PRECISIONS, help="of the cases; targets have their own")
-    made.add_argument("--variants", nargs="+", help="all of this machine by default")
-    made.add_argument("--tune-seconds", type=float, default=5.0, help="for `fastlocal auto` to choose, for each case")
-    made.add_argument("--turns", type=float, default=30.0, help="seconds for the turns of a case, without the start")
-    made.add_argument("--case-seconds", type=float, default=float("inf"), help="for a case, with the start")
-    made.add_argument("--out", type=Path, default=device_folder(), help="folder for throughput.csv")
-    return made
+    flags = argparse.ArgumentParser(prog="python -m bench.throughput", description=__doc__.splitlines()[0])
+    flags.add_argument("--cases", nargs="+", default=["targets"], help="targets, or MODEL:CLIENTSxBATCH[xSTEPS]")
+    flags.add_argument("--precision", default="fp32", choices=PRECISIONS, help="of the cases; targets have their own")
+    flags.add_argument("--variants", nargs="+", help="all of this machine by default")
+    flags.add_argument("--tune-seconds", type=float, default=5.0, help="for `fastlocal auto` to choose, for each case")
+    flags.add_argument("--turns", type=float, default=30.0, help="seconds for the turns of a case, without the start")
+    flags.add_argument("--case-seconds", type=float, default=float("inf"), help="for a case, with the start")
+    flags.add_argument("--out", type=Path, default=device_folder(), help="folder for throughput.csv")
+    return flags
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     variants = options.variants or default_variants(cases)
     machine, failed = machine_columns(), False
     for case in cases:
-        steal, began = StealMeter(), time.monotonic()
+        steal, start_time = StealMeter(), time.monotonic()
 
         def report(measurements: Sequence[Measurement], case: TrainingCase = case, steal: StealMeter = steal) -> None:
             columns = machine | {"steal_percent": steal.percent()}
@@ -150,7 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report=report,
         )
         failed = failed or any(is_failure(one) for one in measurements)
-        print(f"{case.name}: {time.monotonic() - began:.0f} s\n\n{markdown(make_rows(case, measurements, machine))}\n")
+        print(f"{case.name}: {time.monotonic() - start_time:.0f} s\n")
+        print(f"{markdown(make_rows(case, measurements, machine))}\n")
         for one in measurements:
             if one.output:
                 print(f"{one.variant}: {one.fault}; its last lines:\n{one.output}\n")

@@ -92,3 +92,13 @@ def test_the_convolutions_of_torch_are_the_same(op: str) -> None:
                 grouped = grouped.unflatten(1, (expected.shape[0], -1)).transpose(0, 1)
             torch.testing.assert_close(looped, expected, rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(grouped, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("op", kernels.TRITON_OPS)
+def test_every_variant_runs(op: str) -> None:
+    """Of the first case that is neither large nor empty, gradients included."""
+    first = next(case for case in cases(op) if not case.large and case.bytes_moved)
+    variants = bench.variants(op, first, DEVICE)
+    assert len(variants) >= 2
+    for prepare in variants.values():
+        prepare()()
