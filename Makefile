@@ -47,7 +47,7 @@ lint: $(VENV)/installed-test
 	$(BIN)/mypy
 
 aot: $(VENV)/installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.aot
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.aot
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

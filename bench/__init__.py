@@ -1,1 +1,1 @@
-"""Measurements, each started as `python -m bench.NAME`."""
+"""Benches, each started as `python -m bench.NAME`; `python -m bench` lists them."""

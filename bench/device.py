@@ -1,4 +1,4 @@
-"""The GPU at hand: what it is, how to time it, and how fast it copies."""
+"""The current GPU: its description, timing by device events, and its copy bandwidth."""
 
 from __future__ import annotations
 
@@ -7,18 +7,26 @@ import statistics
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from bench.common import Row, commit, triton_version
+
 NO_GPU = "There is no CUDA device here: nothing was measured."
 FLUSH_BYTES = 2**28
-"""Written between two runs, more than the L2 of any GPU."""
+"""Bytes written between two runs: more than the L2 cache of any GPU."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one run: median, 20th and 80th percentile; and whether runs were replays of a CUDA graph."""
+    """Milliseconds of a run.
+
+    Attributes:
+        median_ms: Median.
+        p20_ms: 20th percentile.
+        p80_ms: 80th percentile.
+        graph: True if the runs were replays of a CUDA graph.
+    """
 
     median_ms: float
     p20_ms: float
@@ -26,8 +34,8 @@ class Timing:
     graph: bool
 
 
-def describe() -> dict[str, str]:
-    """Name, capability, L2 and, where nvidia-smi tells, clocks and power limit of the current GPU; versions; commit."""
+def describe() -> Row:
+    """Return name, capability, L2 and, if nvidia-smi tells, clocks and power limit of the GPU; versions; the commit."""
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     return {
         "gpu": properties.name,
@@ -37,17 +45,8 @@ def describe() -> dict[str, str]:
         **dict(zip(("sm_mhz", "memory_mhz", "power_limit_w"), _nvidia_smi(), strict=True)),
         "torch": torch.__version__,
         "triton": triton_version(),
-        "commit": _commit(),
+        "commit": commit(),
     }
-
-
-def triton_version() -> str:
-    """Empty where there is no Triton."""
-    try:
-        import triton
-    except ImportError:
-        return ""
-    return str(triton.__version__)
 
 
 def _nvidia_smi() -> list[str]:
@@ -56,23 +55,20 @@ def _nvidia_smi() -> list[str]:
         return unknown
     query = ["--query-gpu=clocks.max.sm,clocks.max.memory,power.limit", "--format=csv,noheader,nounits"]
     index = f"--id={torch.cuda.current_device()}"
-    done = subprocess.run(["nvidia-smi", index, *query], capture_output=True, text=True)
-    words = [word.strip() for word in done.stdout.strip().split(",")]
-    return words if done.returncode == 0 and len(words) == 3 else unknown
+    result = subprocess.run(["nvidia-smi", index, *query], capture_output=True, text=True)
+    values = [value.strip() for value in result.stdout.strip().split(",")]
+    return values if result.returncode == 0 and len(values) == 3 else unknown
 
 
-def _commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
-    return done.stdout.strip()
+def time_runs(run: Callable[[], object], *, budget_ms: float = 150.0, max_runs: int = 200) -> Timing:
+    """Time `run` by device events, each run with a cold L2 cache.
 
+    A run is captured as a CUDA graph if possible, so that launches leave no gaps.
 
-def time_runs(run: Callable[[], object], *, budget_ms: float = 150.0, most: int = 200) -> Timing:
-    """Time `run` by device events, each run with a cold L2.
-
-    A run is captured as a CUDA graph, so that launches leave no gaps, unless it cannot be.
-    budget_ms: about how long all runs together may take        most: runs
+    Args:
+        run: Launches the kernels.
+        budget_ms: Approximate milliseconds of all runs together.
+        max_runs: Runs at most.
     """
     flush = torch.empty(FLUSH_BYTES // 4, dtype=torch.int32, device="cuda")
     side = torch.cuda.Stream()
@@ -88,25 +84,25 @@ def time_runs(run: Callable[[], object], *, budget_ms: float = 150.0, most: int 
     except RuntimeError:
         torch.cuda.synchronize()
         graph = None
-    once = run if graph is None else graph.replay
+    launch = run if graph is None else graph.replay
 
-    def timed() -> float:
+    def elapsed_ms() -> float:
         flush.zero_()
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
-        once()
+        launch()
         end.record()
         end.synchronize()
         return float(begin.elapsed_time(end))
 
-    first = statistics.median(timed() for _ in range(3))
-    times = [timed() for _ in range(max(10, min(most, int(budget_ms / max(first, 1e-3)))))]
+    first = statistics.median(elapsed_ms() for _ in range(3))
+    times = [elapsed_ms() for _ in range(max(10, min(max_runs, int(budget_ms / max(first, 1e-3)))))]
     cuts = statistics.quantiles(times, n=5)
     return Timing(statistics.median(times), cuts[0], cuts[3], graph is not None)
 
 
 def copy_bandwidth() -> float:
-    """Bytes per second, read and written, of a device-to-device copy of 1 GiB of random values."""
+    """Measure a device-to-device copy of 1 GiB of random values; return bytes read and written per second."""
     source = torch.empty(2**28, dtype=torch.float32, device="cuda").normal_()
     target = torch.empty_like(source)
     timing = time_runs(lambda: target.copy_(source))

@@ -1,18 +1,15 @@
-"""The tests of what runs on a GPU, a process for each file, so that one that breaks the device breaks no other.
+"""Tests of the code that runs on a GPU, a process for each file, so that a broken device context stays in its file.
 
     python -m bench.device_tests --out DIR [--seconds N]
 
-Leaves tests.csv. Without the tests' conftest.py, which is about machines without a GPU and needs more packages. The
-walk through all cases (tests/kernels/test_ops.py) is left to the gate of bench.kernels, which is the same.
+Writes tests.csv. The tests run without conftest.py, which is about machines without a GPU and needs more packages. The
+gate of bench.kernels does what tests/kernels/test_ops.py would do.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,10 +20,10 @@ from pathlib import Path
 
 import torch
 
+from bench import processes
+from bench.common import ROOT, Row, write_rows
 from bench.device import NO_GPU
-from bench.tables import Row, write
 
-ROOT = Path(__file__).resolve().parents[1]
 FILES = (
     "kernels/test_conv2d_clients.py",
     "kernels/test_client_rows.py",
@@ -40,98 +37,84 @@ FILES = (
     "kernels/test_checker.py",
     "kernels/test_triton_parts.py",
 )
-"""In tests: those whose tensors live on the CUDA device where there is one.
+"""Files under tests/ whose tensors live on the CUDA device if there is one.
 
-Tests of addresses and of the choice of tiles need Triton's interpreter and skip themselves there."""
+Tests of addresses and of the choice of tiles need Triton's interpreter and skip themselves on a GPU."""
 
-TRAINING = ("kernels/test_in_training.py", "executors/test_cuda_graphs.py")
-"""Of these, those that import the trainer, and with it Pillow."""
+NEED_PILLOW = ("kernels/test_in_training.py", "executors/test_cuda_graphs.py")
+"""Files that import the trainer, and with it Pillow."""
 
-AT_ONCE = 4
-"""Files, as most of their time is that of compilers."""
+PARALLEL_FILES = 4
+"""Files that run at the same time: compilers take most of their time."""
 
-ELSEWHERE = "tests/kernels/test_custom_ops.py::test_compiled_by_inductor"
-"""Is about the CPU, and needs a C++ compiler."""
+DESELECTED = "tests/kernels/test_custom_ops.py::test_compiled_by_inductor"
+"""A test of the CPU that needs a C++ compiler."""
 
 
 def run_file(path: Path, seconds: float) -> Row:
-    """A row of counts, and the first line of what went wrong first."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryDirectory() as place:
-        report = Path(place) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider"]
-        command += ["--deselect", ELSEWHERE]
-        with tempfile.TemporaryFile("w+", errors="replace") as log:
-            process = subprocess.Popen(
-                [*command, f"--junitxml={report}", str(path)],
-                cwd=ROOT,
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            try:
-                process.wait(max(seconds, 1.0))
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                return _row(path, failed=1, first=f"still running after {seconds:.0f} s")
-            log.seek(0)
-            words = [line.strip() for line in log if line.strip()]
+    """Run the tests of a file for at most this time; return their counts and the first failure."""
+    command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider"]
+    command += ["--deselect", DESELECTED]
+    variables = {"TRITON_INTERPRET": None, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        deadline = time.monotonic() + max(seconds, 1.0)
+        result = processes.run([*command, f"--junitxml={report}", str(path)], deadline, variables, cwd=ROOT)
+        if result.status is None:
+            return make_row(path, failed=1, first=f"still running after {seconds:.0f} s")
         if not report.exists():
-            return _row(path, failed=1, first=words[-1] if words else f"exit status {process.returncode}")
+            first = result.lines[-1].strip() if result.lines else f"exit status {result.status}"
+            return make_row(path, failed=1, first=first)
         return read_report(path, report)
 
 
 def read_report(path: Path, report: Path) -> Row:
-    """The row of a file from the XML that pytest wrote about it."""
+    """Return the row of a file from pytest's JUnit XML."""
     cases = list(ElementTree.parse(report).iter("testcase"))
-    bad = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    failures = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
     skipped = sum(case.find("skipped") is not None for case in cases)
     first = ""
-    if bad:
-        what = next(child for child in bad[0] if child.tag in ("failure", "error"))
-        words = (what.get("message") or what.text or "").splitlines()
-        first = f"{bad[0].get('name')}: {words[0] if words else ''}"
-    return _row(path, passed=len(cases) - len(bad) - skipped, failed=len(bad), skipped=skipped, first=first)
+    if failures:
+        element = next(child for child in failures[0] if child.tag in ("failure", "error"))
+        lines = (element.get("message") or element.text or "").splitlines()
+        first = f"{failures[0].get('name')}: {lines[0] if lines else ''}"
+    passed = len(cases) - len(failures) - skipped
+    return make_row(path, passed=passed, failed=len(failures), skipped=skipped, first=first)
 
 
-def _row(path: Path, *, passed: int = 0, failed: int = 0, skipped: int = 0, first: str = "") -> Row:
-    return {
-        "file": path.name,
-        "passed": str(passed),
-        "failed": str(failed),
-        "skipped": str(skipped),
-        "first": first,
-    }
+def make_row(path: Path, *, passed: int = 0, failed: int = 0, skipped: int = 0, first: str = "") -> Row:
+    """Return a row of tests.csv; `first` says what failed first, or why nothing ran."""
+    counts = {"passed": str(passed), "failed": str(failed), "skipped": str(skipped)}
+    return {"file": path.name, **counts, "first": first}
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m bench.device_tests", description=__doc__.splitlines()[0])
-    made.add_argument("--out", type=Path, required=True, help="folder for tests.csv")
-    made.add_argument("--seconds", type=float, default=300.0, help="for all files together")
-    return made
+    """Return the parser of the command line."""
+    flags = argparse.ArgumentParser(prog="python -m bench.device_tests", description=__doc__.splitlines()[0])
+    flags.add_argument("--out", type=Path, required=True, help="folder for tests.csv")
+    flags.add_argument("--seconds", type=float, default=300.0, help="for all files together")
+    return flags
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    asked = parser().parse_args(arguments)
+    """Run the files; return 1 if a test failed, 2 without a GPU."""
+    options = parser().parse_args(arguments)
     if not torch.cuda.is_available():
         print(NO_GPU)
         return 2
-    end = time.monotonic() + asked.seconds
+    end = time.monotonic() + options.seconds
 
     def run(name: str) -> Row:
         path = ROOT / "tests" / name
-        if name in TRAINING and importlib.util.find_spec("PIL") is None:
-            return _row(path, first="not run: Pillow is not installed")
+        if name in NEED_PILLOW and importlib.util.find_spec("PIL") is None:
+            return make_row(path, first="not run: Pillow is not installed")
         return run_file(path, end - time.monotonic())
 
     rows: list[Row] = []
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(PARALLEL_FILES) as pool:
         for row in pool.map(run, FILES):
             rows.append(row)
-            write(asked.out / "tests.csv", rows)
+            write_rows(options.out / "tests.csv", rows)
             print(" ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     return 1 if any(row["failed"] != "0" for row in rows) else 0
 

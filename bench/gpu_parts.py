@@ -1,4 +1,4 @@
-"""The parts of bench.gpu_suite, in order of importance. Add a bench by adding an entry."""
+"""The parts of bench.gpu_suite, in order of importance."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from fastlocal import kernels
 
 @dataclass(frozen=True)
 class Part:
-    """A program, run as `python COMMAND`, that leaves CSV files in its folder, whatever becomes of it.
+    """A program, run as `python COMMAND`, that writes CSV files to its folder while it runs.
 
-    Files of one name from several parts become one table.
+    Files of the same name from several parts become one table.
 
-    name: by which it is asked for
-    command: in which {out} stands for the part's folder and {seconds} for the time that it is told to use
-    seconds: that it may take at most, with its start and its end
-    together: runs beside other such parts, before all others, in a time that they share
-    needs: an op whose checks have to pass before it
-    checked: words that are added where these checks have passed; a part that has none is not run until they have, and
-        one that has some runs them itself
-    deterministic: knows the flag --deterministic
-    own_choices: keeps apart what fastlocal finds out about the speed of this machine, as others run beside it
+    Attributes:
+        name: Name for --parts.
+        command: Words of the command; {out} stands for the part's folder, {seconds} for the time that it should use.
+        seconds: Seconds at most, with start and end.
+        together: The part runs beside other such parts, before all others, in a time that they share.
+        needs: Op whose checks must not have failed.
+        flags_if_checked: Flags that are added if the checks of `needs` have passed; without, the part runs them itself.
+        deterministic: The program has the flag --deterministic.
+        own_cache: The part has a cache of its own for fastlocal's timings, as others run beside it.
     """
 
     name: str
@@ -31,14 +31,14 @@ class Part:
     seconds: float
     together: bool = False
     needs: str | None = None
-    checked: tuple[str, ...] = ()
+    flags_if_checked: tuple[str, ...] = ()
     deterministic: bool = False
-    own_choices: bool = False
+    own_cache: bool = False
 
 
 GATE_SECONDS = 45.0
-TARGETS = (("resnet20_gn", 512, 8, 70.0), ("resnet56", 32, 128, 50.0))
-"""Models, clients and batches of the training throughput that is aimed at, in bf16, with the seconds for each."""
+THROUGHPUT = (("resnet20_gn", 512, 8, 70.0), ("resnet56", 32, 128, 50.0))
+"""Model, clients, batch and seconds of the cases whose training throughput is a target, in bf16."""
 OUT = ("--out", "{out}", "--seconds", "{seconds}")
 DEVICE = ("--device", "cuda")
 CIFAR = """--dataset synthetic --model resnet20_gn --clients 32 --batch-size 32 --precision bf16 --client-lr 0.05
@@ -52,17 +52,17 @@ def _check(op: str) -> Part:
 
 def _timing(op: str, seconds: float) -> Part:
     command = ("-m", "bench.kernels", "--ops", op, *OUT)
-    return Part(f"time {op}", command, seconds, needs=op, checked=("--only", "times"), deterministic=True)
+    return Part(f"time {op}", command, seconds, needs=op, flags_if_checked=("--only", "times"), deterministic=True)
 
 
 def _train(name: str, seconds: float, *words: str, together: bool = False) -> Part:
-    """A run of the command line, whose run directory goes with the part's folder."""
+    """Return a run of the command line, with its run directory in the part's folder."""
     command = ("-m", "fastlocal", "train", *words, *DEVICE, "--log-pth", "{out}/run")
-    return Part(name, command, seconds, together=together, own_choices=together)
+    return Part(name, command, seconds, together=together, own_cache=together)
 
 
 def _first_run(model: str, clients: int, batch: int) -> Part:
-    """A round of what is timed afterwards: whether it trains at all, and its kernels are compiled beside the checks."""
+    """Return two rounds of a case that is timed later; they compile its kernels while the checks run."""
     words = f"""--dataset synthetic --model {model} --clients {clients} --batch-size {batch} --executor stacked
         --precision bf16 --replacement 1 --aug 0 --client-lr 0.01 --momentum 0.9 --step1 2 --rounds 2 --eval-freq1 2
         --bn-batches 1 --save-every 0"""
@@ -76,18 +76,18 @@ def _throughput(model: str, clients: int, batch: int, seconds: float) -> Part:
     return Part(f"training {model}", ("-m", "bench.throughput", *case, *variants, *times), seconds)
 
 
-PRECIOUS = (
+ESSENTIAL = (
     *(_check(op) for op in kernels.TRITON_OPS),
-    *(_first_run(*target[:3]) for target in TARGETS),
-    *(_throughput(*target) for target in TARGETS),
+    *(_first_run(*case[:3]) for case in THROUGHPUT),
+    *(_throughput(*case) for case in THROUGHPUT),
     _train("run quickstart", 20, "quickstart"),
     _train("run cifar", 25, *CIFAR.split()),
     Part("verify", ("-m", "fastlocal", "verify", *DEVICE, "--seconds", "40"), 55),  # seconds for a case of an operation
 )
-"""For which time is left even where each takes all that it may."""
+"""Parts for which there is time even if each takes all that it may."""
 
 PARTS = (
-    *PRECIOUS,
+    *ESSENTIAL,
     _timing("client_sgd", 20),
     _timing("client_mean", 20),
     _timing("conv2d_clients", 40),
@@ -98,7 +98,6 @@ PARTS = (
     _timing("norm_act_backward", 30),
     _timing("client_sgd_mean", 25),
     _timing("gather_augment", 20),
-    Part("time linear", ("-m", "bench.linear", *OUT), 25, needs="conv2d_clients"),
     _timing("label_noise_loss", 20),
     Part(
         "training over clients",
@@ -106,20 +105,20 @@ PARTS = (
         + ("--clients", "32,128,512", "--steps", "", "--turns", "5", *OUT),
         80,
     ),
-    Part("count bytes", ("-m", "bench.dram", *OUT), 60),
     _timing("client_norm", 15),
 )
 
 
-def is_asked(name: str, word: str, names: Collection[str]) -> bool:
+def is_selected(name: str, word: str, names: Collection[str]) -> bool:
     """Return True if `word` selects the part `name`, as its full name or as a prefix."""
     return name == word if word in names else name.startswith(word)
 
 
-def chosen(words: Sequence[str] | None, parts: Sequence[Part] = PARTS) -> list[Part]:
-    """The parts with these names or beginnings of names, and the checks that they need; all of them for None.
+def select_parts(words: Sequence[str] | None, parts: Sequence[Part] = PARTS) -> list[Part]:
+    """Return the parts with these names or beginnings of names, and the checks that they need; None selects all.
 
-    Raises ValueError for a word that is neither.
+    Raises:
+        ValueError: A word is neither.
     """
     if words is None:
         return list(parts)
@@ -127,6 +126,6 @@ def chosen(words: Sequence[str] | None, parts: Sequence[Part] = PARTS) -> list[P
         if not any(part.name.startswith(word) for part in parts):
             raise ValueError(f"unknown part {word!r}; known: {', '.join(part.name for part in parts)}")
     names = {part.name for part in parts}
-    wanted = [part for part in parts if any(is_asked(part.name, word, names) for word in words)]
-    needed = {f"check {part.needs}" for part in wanted if part.needs}
-    return [part for part in parts if part in wanted or part.name in needed]
+    selected = [part for part in parts if any(is_selected(part.name, word, names) for word in words)]
+    checks = {f"check {part.needs}" for part in selected if part.needs}
+    return [part for part in parts if part in selected or part.name in checks]

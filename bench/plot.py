@@ -1,9 +1,8 @@
-"""Figures of what bench.throughput and bench.scaling measured.
+"""Figure of throughput.csv: ratio to the reference over clients, a panel for each model, batch and precision.
 
     python -m bench.plot [--folder bench/results/cpu] [--batch 8]
 
-Writes throughput.png (ratio to the reference's loop over clients, a panel per model) and scaling.png (cost of a
-client-step). Needs matplotlib: pip install fastlocal[bench].
+Writes throughput.png beside the table. Needs matplotlib: pip install fastlocal[bench].
 """
 
 from __future__ import annotations
@@ -13,45 +12,42 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from bench.case import RESULTS, device_name
-from bench.tables import Row, read
+from bench.common import Row, device_folder, read_rows
+from bench.loops import OWN_PREFIX
 
-DPI = 90
+Points = list[tuple[int, float]]
 
 
-def pyplot() -> Any:
-    """matplotlib's, without a display; imported here so that the other benches need none."""
+def panels(rows: Sequence[Row], batch: str | None) -> dict[tuple[str, str, str], dict[str, Points]]:
+    """Return the points of each variant by model, batch and precision, where there are several numbers of clients.
+
+    Args:
+        rows: Rows of throughput.csv.
+        batch: Samples per client and step; None takes all.
+    """
+    lines_of: dict[tuple[str, str, str], dict[str, Points]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row["ratio"] and batch in (None, row["batch"]):
+            lines = lines_of[row["model"], row["batch"], row["precision"]]
+            lines[row["variant"]].append((int(row["clients"]), float(row["ratio"])))
+    return {key: lines for key, lines in lines_of.items() if any(len(points) > 1 for points in lines.values())}
+
+
+def draw(lines_of: dict[tuple[str, str, str], dict[str, Points]], path: Path) -> None:
+    """Draw the panels into a file."""
     import matplotlib
 
     matplotlib.use("Agg")
-    import matplotlib.pyplot
+    import matplotlib.pyplot as plt
 
-    return matplotlib.pyplot
-
-
-def ratios(rows: Sequence[Row], path: Path, batch: str | None) -> bool:
-    """Times as fast as the reference over clients, one panel per model, batch and precision with several counts.
-
-    batch: samples per client and step, where only these are drawn
-    """
-    panels: dict[tuple[str, str, str], dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        if row["ratio"] and batch in (None, row["batch"]):
-            place = panels[row["model"], row["batch"], row["precision"]]
-            place[row["variant"]].append((int(row["clients"]), float(row["ratio"])))
-    several = {key: lines for key, lines in panels.items() if any(len(points) > 1 for points in lines.values())}
-    if not several:
-        return False
-    plt = pyplot()
-    figure, axes = plt.subplots(1, len(several), figsize=(3.4 * len(several), 3.4), squeeze=False)
-    for axis, ((model, samples, precision), lines) in zip(axes[0], several.items(), strict=True):
-        for name, points in lines.items():
-            ours = name.startswith("fastlocal")
-            style = {"linewidth": 2.4, "marker": "o"} if ours else {"linewidth": 1.2, "linestyle": "--", "marker": "."}
-            axis.plot(*zip(*sorted(points), strict=True), label=name, **style)
-        axis.set(xscale="log", xlabel="clients", title=f"{model}, batch {samples}, {precision}")
+    figure, axes = plt.subplots(1, len(lines_of), figsize=(3.4 * len(lines_of), 3.4), squeeze=False)
+    for axis, ((model, batch, precision), lines) in zip(axes[0], lines_of.items(), strict=True):
+        for variant, points in lines.items():
+            own = variant.startswith(OWN_PREFIX)
+            style = {"linewidth": 2.4, "marker": "o"} if own else {"linewidth": 1.2, "linestyle": "--", "marker": "."}
+            axis.plot(*zip(*sorted(points), strict=True), label=variant, **style)
+        axis.set(xlabel="clients", title=f"{model}, batch {batch}, {precision}")
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:.0f}")
         axis.set_ylim(bottom=0)
@@ -60,51 +56,22 @@ def ratios(rows: Sequence[Row], path: Path, batch: str | None) -> bool:
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=4, fontsize="small", frameon=False)
     figure.tight_layout(rect=(0, 0.1, 1, 1))
-    figure.savefig(path, dpi=DPI)
+    figure.savefig(path, dpi=90)
     plt.close(figure)
-    return True
-
-
-def costs(rows: Sequence[Row], path: Path) -> bool:
-    """Milliseconds per client-step over clients."""
-    lines: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for row in rows:
-        name = f"{row['model']}, batch {row['batch']}, H={row['local_steps']}"
-        lines[name].append((int(row["clients"]), float(row["ms_per_client_step"])))
-    lines = defaultdict(list, {name: points for name, points in lines.items() if len(points) > 1})
-    if not lines:
-        return False
-    plt = pyplot()
-    figure, axis = plt.subplots(figsize=(5, 3.6))
-    for name, points in lines.items():
-        axis.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
-    axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_formatter("{x:.0f}")
-    axis.set(xlabel="clients", ylabel="ms per client-step", ylim=(0, None))
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False, fontsize="small")
-    figure.tight_layout()
-    figure.savefig(path, dpi=DPI)
-    plt.close(figure)
-    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw the figure; return 1 where the table has nothing to draw."""
     parser = argparse.ArgumentParser(prog="python -m bench.plot", description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=RESULTS / device_name(), help="where the CSV files are")
-    parser.add_argument("--batch", help="draw the ratios of this batch size alone")
-    asked = parser.parse_args(arguments)
-    throughput, scaling = (asked.folder / f"{name}.png" for name in ("throughput", "scaling"))
-    drawn = [
-        path
-        for path, done in (
-            (throughput, ratios(read(throughput.with_suffix(".csv")), throughput, asked.batch)),
-            (scaling, costs(read(scaling.with_suffix(".csv")), scaling)),
-        )
-        if done
-    ]
-    print(*drawn, sep="\n")
-    return 0 if drawn else 1
+    parser.add_argument("--folder", type=Path, default=device_folder(), help="folder of throughput.csv")
+    parser.add_argument("--batch", help="draw only this batch size")
+    options = parser.parse_args(arguments)
+    lines_of = panels(read_rows(options.folder / "throughput.csv"), options.batch)
+    if not lines_of:
+        return 1
+    draw(lines_of, options.folder / "throughput.png")
+    print(options.folder / "throughput.png")
+    return 0
 
 
 if __name__ == "__main__":

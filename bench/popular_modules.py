@@ -1,12 +1,12 @@
-"""Popular modules beside a plain loop: which executor takes each, how far it is from the loop, what is refused and why.
+"""Popular modules beside a plain loop: which executor takes each, its difference from the loop, and what is refused.
 
     pip install timm transformers
     python -m bench.popular_modules [--only NAME ...] [--seconds 600] [--executors auto ...] [--go-on]
 
-trains two clients for two rounds of two steps in float64, once in a plain loop and once by each executor, every module
-in a process of its own, and adds to bench/results/cpu/popular_modules.csv and docs/modules.md. Weights are drawn, never
-loaded. Dropout and stochastic depth are set to 0, as a plain loop has other masks. With --go-on, modules of which the
-table has rows of these sources are left out. `--smallest-of-timm` prints what timm's smallest models are.
+Two clients train for two rounds of two steps in float64, once in a plain loop and once by each executor, every module
+in a process of its own. Weights are drawn, never loaded; dropout and stochastic depth are 0, as a plain loop draws
+other masks. Writes bench/results/cpu/popular_modules.csv and docs/modules.md. --go-on leaves out modules whose rows are
+of this commit.
 """
 
 from __future__ import annotations
@@ -25,18 +25,15 @@ import torch
 from torch import nn
 
 from bench import processes
-from bench.case import RESULTS, machine
-from bench.popular_zoo import MODULES, Popular, make, smallest_of_timm
-from bench.tables import Row, merge, read
+from bench.common import RESULTS, ROOT, Row, commit, machine_columns, merge_rows, read_rows
+from bench.popular_zoo import MODULES, Popular, make
 
 TABLE = RESULTS / "cpu" / "popular_modules.csv"
-PAGE = Path(__file__).parent.parent / "docs" / "modules.md"
+PAGE = ROOT / "docs" / "modules.md"
 EXECUTORS = ("looped", "stacked", "threaded", "auto")
-CLIENTS, ROUNDS, STEPS, SAMPLES, RATE = 2, 2, 2, 24, 0.01
-COLUMNS = (
-    *("module", "parameters", "input", "taken by", "difference", "looped", "stacked", "threaded", "seconds"),
-    "the loop's",
-)
+LOOP = "the loop"
+CLIENTS, ROUNDS, STEPS, SAMPLES, LEARNING_RATE = 2, 2, 2, 24, 0.01
+COLUMNS = ("library", "module", "parameters", "input", "executor", "taken_by", "difference", "refused", "seconds")
 HEAD = """# Popular modules
 
 Modules with fewer than 30 million parameters, of {libraries}.
@@ -48,21 +45,23 @@ those of the loop.
 `python -m bench.popular_modules` makes this page and `bench/results/cpu/popular_modules.csv`, with each executor's
 difference or why it refused.
 
+| module | parameters | input | taken by | difference | looped | stacked | threaded | seconds | the loop's |
+| --- | --: | --- | --- | --: | --: | --: | --: | --: | --: |
 """
 
 
-def plain(popular: Popular, module: nn.Module) -> torch.Tensor:
-    """The mean parameters after a loop over copies, each with an optimizer of its own."""
+def loop_params(popular: Popular, module: nn.Module) -> torch.Tensor:
+    """Train copies of a module in a plain loop, each with its own optimizer; return the averaged parameters."""
     inputs, targets = popular.data(SAMPLES)
     inputs = inputs.double() if inputs.is_floating_point() else inputs
     copies = [copy.deepcopy(module).double().train() for _ in range(CLIENTS)]
-    optimizers = [torch.optim.SGD(one.parameters(), lr=RATE, momentum=0.9) for one in copies]
-    per_epoch = SAMPLES // (CLIENTS * popular.batch)
+    optimizers = [torch.optim.SGD(one.parameters(), lr=LEARNING_RATE, momentum=0.9) for one in copies]
+    steps_per_epoch = SAMPLES // (CLIENTS * popular.batch)
     for step in range(ROUNDS * STEPS):
-        epoch, within = divmod(step, per_epoch)
+        epoch, step_of_epoch = divmod(step, steps_per_epoch)
         order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(epoch))
         for client, (one, optimizer) in enumerate(zip(copies, optimizers, strict=True)):
-            ids = order[(within * CLIENTS + client) * popular.batch :][: popular.batch]
+            ids = order[(step_of_epoch * CLIENTS + client) * popular.batch :][: popular.batch]
             optimizer.zero_grad()
             popular.loss(one(inputs[ids]), targets[ids]).backward()
             optimizer.step()
@@ -72,33 +71,38 @@ def plain(popular: Popular, module: nn.Module) -> torch.Tensor:
                     mean = torch.stack(values).mean(dim=0)
                     for value in values:
                         value.copy_(mean)
-    return vector(copies[0])
+    return flat_params(copies[0])
 
 
-def vector(module: nn.Module) -> torch.Tensor:
-    """All parameters, in float64."""
+def flat_params(module: nn.Module) -> torch.Tensor:
+    """Return all parameters, [n_params] fp64."""
     return nn.utils.parameters_to_vector(module.parameters()).detach().double()
 
 
-def judged(popular: Popular, module: nn.Module, wanted: torch.Tensor, executor: str, folder: Path) -> Row:
-    """One executor's columns: what took the module, the difference, why not, and seconds.
+def executor_row(popular: Popular, module: nn.Module, expected: torch.Tensor, executor: str, folder: Path) -> Row:
+    """Train by one executor and return its columns.
 
-    The difference is relative to how far training has moved the parameters.
+    Args:
+        popular: Description of the module.
+        module: The module.
+        expected: Parameters from the loop; the difference is relative to how far the loop has moved them.
+        executor: Name of the executor.
+        folder: Folder for the run directory.
     """
     import fastlocal
 
-    begun, data = time.monotonic(), popular.data(SAMPLES)
-    row = {"executor": executor, "taken_by": "", "difference": "", "refused": "", "seconds": ""}
+    start_time, data = time.monotonic(), popular.data(SAMPLES)
+    row = {"executor": executor, "taken_by": "", "difference": "", "refused": ""}
     try:
         run = fastlocal.train(
             module,
             data,
-            tuple(half[: popular.batch] for half in data),
+            tuple(values[: popular.batch] for values in data),
             clients=CLIENTS,
             local_steps=STEPS,
             rounds=ROUNDS,
             batch_size=popular.batch,
-            lr=RATE,
+            lr=LEARNING_RATE,
             momentum=0.9,
             loss=popular.loss,
             executor=executor,
@@ -109,120 +113,109 @@ def judged(popular: Popular, module: nn.Module, wanted: torch.Tensor, executor: 
             directory=folder / executor,
             progress=False,
         )
-    except Exception as error:  # also what no refusal should be: the table is to show it
-        said = " ".join(str(error).split())[:300]
+    except Exception as error:  # the table also shows errors that are no refusals
+        message = " ".join(str(error).split())[:300]
         refused = isinstance(error, ValueError) and not (folder / executor).exists()
-        row["refused"] = said if refused else f"{type(error).__name__}: {said}"
+        row["refused"] = message if refused else f"{type(error).__name__}: {message}"
     else:
-        moved = (wanted - vector(module)).norm()
-        row["difference"] = f"{((vector(run.model) - wanted).norm() / moved).item():.2g}"
+        change = (expected - flat_params(module)).norm()
+        row["difference"] = f"{((flat_params(run.model) - expected).norm() / change).item():.2g}"
         settings = json.loads((run.directory / "config.json").read_text(encoding="utf-8"))
         row["taken_by"] = settings["machine"]["executor"]
-    return row | {"seconds": f"{time.monotonic() - begun:.1f}"}
+    return row | {"seconds": f"{time.monotonic() - start_time:.1f}"}
 
 
-def rows_of(popular: Popular, folder: Path, executors: Sequence[str]) -> Iterator[Row]:
-    """The loop's row and each executor's."""
+def make_rows(popular: Popular, folder: Path, executors: Sequence[str]) -> Iterator[Row]:
+    """Train a module in this process; yield the row of the loop and of each executor."""
     torch.set_num_threads(1)
     module = make(popular)
     size = sum(value.numel() for value in module.parameters())
-    about = {"library": popular.library, "module": popular.name, "parameters": str(size), "input": popular.input}
-    begun = time.monotonic()
-    wanted = plain(popular, module)
-    yield about | {"executor": "the loop", "seconds": f"{time.monotonic() - begun:.1f}"}
+    columns = {"library": popular.library, "module": popular.name, "parameters": str(size), "input": popular.input}
+    start_time = time.monotonic()
+    expected = loop_params(popular, module)
+    yield columns | {"executor": LOOP, "seconds": f"{time.monotonic() - start_time:.1f}"}
     for executor in executors:
-        yield about | judged(popular, module, wanted, executor, folder)
+        yield columns | executor_row(popular, module, expected, executor, folder)
 
 
-def measured(popular: Popular, seconds: float, executors: Sequence[str]) -> list[Row]:
-    """The rows of a module, from a process of its own that is stopped after so many seconds."""
-    columns = ("library", "module", "parameters", "input", "executor", "taken_by", "difference", "refused", "seconds")
+def measure(popular: Popular, seconds: float, executors: Sequence[str]) -> list[Row]:
+    """Return the rows of a module from a process of its own, which is stopped after this time."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows"
         out.touch()
         command = [sys.executable, "-m", "bench.popular_modules", "--one", f"{popular.library}/{popular.name}"]
         command += ["--out", str(out), "--executors", *executors]
-        ended = processes.run(command, time.monotonic() + seconds)
+        result = processes.run(command, time.monotonic() + seconds)
         rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    there = {row["executor"] for row in rows}
-    for executor in ("the loop", *executors):
-        if executor not in there:
-            why = f"not within {seconds:.0f} s" if ended.status is None else (ended.lines or ("no words",))[-1]
-            about = {"library": popular.library, "module": popular.name, "executor": executor}
-            rows.append(about | {"refused": f"nothing: {why}"})
-            break
-    return [{name: row.get(name, "") for name in columns} | machine() for row in rows]
+    present = {row["executor"] for row in rows}
+    first_missing = next((executor for executor in (LOOP, *executors) if executor not in present), None)
+    if first_missing is not None:
+        why = f"not within {seconds:.0f} s" if result.status is None else (result.lines or ("no output",))[-1]
+        columns = {"library": popular.library, "module": popular.name, "executor": first_missing}
+        rows.append(columns | {"refused": f"nothing: {why}"})
+    return [{name: row.get(name, "") for name in COLUMNS} | machine_columns() for row in rows]
 
 
 def page(rows: Sequence[Row]) -> str:
-    """docs/modules.md."""
-    kinds: dict[tuple[str, str], dict[str, Row]] = {}
+    """Return the text of docs/modules.md."""
+    by_module: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
-        kinds.setdefault((row["library"], row["module"]), {})[row["executor"]] = row
+        by_module.setdefault((row["library"], row["module"]), {})[row["executor"]] = row
     names = {"torchvision": "torchvision", "timm": "timm", "transformers": "Hugging Face transformers"}
-    present = [said for name, said in names.items() if any(library == name for library, _ in kinds)]
-    lines = [
-        HEAD.format(libraries=", ".join(present)),
-        f"| {' | '.join(COLUMNS)} |\n",
-        "| --- | --: | --- | --- | --: | --: | --: | --: | --: | --: |\n",
-    ]
+    libraries = {library for library, _ in by_module}
+    lines = [HEAD.format(libraries=", ".join(name for library, name in names.items() if library in libraries))]
     reasons: dict[str, list[str]] = {}
     for popular in MODULES:
-        found = kinds.get((popular.library, popular.name))
-        if found is None:
+        module_rows = by_module.get((popular.library, popular.name))
+        if module_rows is None:
             continue
-        auto, loop = found.get("auto", {}), found.get("the loop", {})
-        cells = []
+        auto, loop = module_rows.get("auto", {}), module_rows.get(LOOP, {})
+        cells = [f"{popular.library} {popular.name}", f"{int(loop.get('parameters') or 0) / 1e6:.1f} M", popular.input]
+        cells.append(auto.get("taken_by", ""))
         for executor in ("auto", "looped", "stacked", "threaded"):
-            row = found.get(executor, {})
+            row = module_rows.get(executor, {})
             cells.append(row.get("difference") or ("refused" if row.get("refused") else "not run"))
             if row.get("refused"):
                 reasons.setdefault(f"`{executor}`: {row['refused']}", []).append(popular.name)
-        millions = f"{int(loop.get('parameters') or 0) / 1e6:.1f} M"
-        words = [f"{popular.library} {popular.name}", millions, popular.input, auto.get("taken_by", ""), *cells]
-        words += [auto.get("seconds", ""), loop.get("seconds", "")]
-        lines.append(f"| {' | '.join(words)} |\n")
+        cells += [auto.get("seconds", ""), loop.get("seconds", "")]
+        lines.append(f"| {' | '.join(cells)} |\n")
     if reasons:
         lines.append("\nWhat was refused, and why:\n\n")
-        lines += [f"- {said} ({', '.join(of)})\n" for said, of in sorted(reasons.items())]
+        lines += [f"- {reason} ({', '.join(modules)})\n" for reason, modules in sorted(reasons.items())]
     return "".join(lines)
 
 
 def main() -> None:
+    """Measure the modules, and write table and page after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME")
     parser.add_argument("--seconds", type=float, default=600.0, help="for each module")
     parser.add_argument("--executors", nargs="+", default=list(EXECUTORS), choices=EXECUTORS)
     parser.add_argument("--go-on", action="store_true")
-    parser.add_argument("--smallest-of-timm", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.smallest_of_timm:
-        for name, size in smallest_of_timm():
-            print(f"{size / 1e6:8.3f} M  {name}", flush=True)
-        return
-    known = {f"{popular.library}/{popular.name}": popular for popular in MODULES}
-    if given.one:
-        with tempfile.TemporaryDirectory() as folder, given.out.open("a", encoding="utf-8", buffering=1) as out:
-            for row in rows_of(known[given.one], Path(folder), given.executors):
+    options = parser.parse_args()
+    by_name = {f"{popular.library}/{popular.name}": popular for popular in MODULES}
+    if options.one:
+        with tempfile.TemporaryDirectory() as folder, options.out.open("a", encoding="utf-8", buffering=1) as out:
+            for row in make_rows(by_name[options.one], Path(folder), options.executors):
                 out.write(json.dumps(row) + "\n")
         return
-    unknown = set(given.only) - {popular.name for popular in MODULES}
+    unknown = set(options.only) - {popular.name for popular in MODULES}
     if unknown:
         parser.error(f"--only: no {', '.join(sorted(unknown))}")
-    done = {(row["library"], row["module"]) for row in read(TABLE) if row["commit"] == machine()["commit"]}
+    current = {(row["library"], row["module"]) for row in read_rows(TABLE) if row["commit"] == commit()}
     for popular in MODULES:
-        if given.only and popular.name not in given.only:
+        if options.only and popular.name not in options.only:
             continue
-        if given.go_on and (popular.library, popular.name) in done:
+        if options.go_on and (popular.library, popular.name) in current:
             continue
-        rows = measured(popular, given.seconds, given.executors)
-        merge(TABLE, rows, ("library", "module", "executor"))
+        rows = measure(popular, options.seconds, options.executors)
+        merge_rows(TABLE, rows, ("library", "module", "executor"))
         for row in rows:
-            words = f"{popular.name:<28} {row['executor']:<9} {row['taken_by']:<9} {row['seconds']:>6} s"
-            print(f"{words}  {row['refused'] or row['difference']}", flush=True)
-        PAGE.write_text(page(read(TABLE)), encoding="utf-8")
+            columns = f"{popular.name:<28} {row['executor']:<9} {row['taken_by']:<9} {row['seconds']:>6} s"
+            print(f"{columns}  {row['refused'] or row['difference']}", flush=True)
+        PAGE.write_text(page(read_rows(TABLE)), encoding="utf-8")
 
 
 if __name__ == "__main__":

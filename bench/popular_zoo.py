@@ -1,9 +1,9 @@
-"""The popular modules: their names, small inputs, and how each is made with drawn weights and without dropout."""
+"""Popular modules by name, with small inputs, drawn weights and no dropout."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CLASSES, WORDS, LENGTH = 10, 100, 12
-LARGEST = 30_000_000
+MAX_PARAMETERS = 30_000_000
 
 TORCHVISION = (
     *("resnet18", "resnet34", "resnet50", "resnext50_32x4d"),
@@ -25,24 +25,28 @@ TORCHVISION = (
     *("squeezenet1_0", "squeezenet1_1", "googlenet", "inception_v3", "convnext_tiny", "swin_t", "swin_v2_t"),
 )
 SIDES = {"inception_v3": 96}
-"""Pixels of those that do not take 64."""
+"""Image sizes of modules that do not take 64 pixels."""
 TIMM = (
     *("starnet_s050", "starnet_s100", "starnet_s150", "dla46x_c", "dla46_c", "dla60x_c", "mobilevit_xxs"),
     *("mobilevitv2_050", "edgenext_xx_small", "mobilenetv3_small_050", "mobilenetv3_small_075"),
     *("tf_mobilenetv3_small_075", "lcnet_035", "lcnet_050", "mobilenetv2_035", "mobilenetv2_050"),
     *("ese_vovnet19b_slim_dw", "mobilenetv4_conv_small_035", "mnasnet_small", "tinynet_e"),
 )
-"""The twenty smallest by `--smallest-of-timm`, timm 1.0.31."""
+"""Twenty of the smallest classifiers of timm 1.0.31."""
 HUGGING_FACE = ("BERT", "DistilBERT", "GPT-2", "T5 encoder")
 RATES = ("p", "drop_prob", "drop_rate", "dropout", "dropout_p", "attention_dropout", "attn_drop", "proj_drop")
-"""Attributes of parts that are a rate of dropout where they are numbers."""
+"""Attributes of submodules that hold a rate of dropout."""
 
 
 @dataclass(frozen=True)
 class Popular:
-    """A module by its library and name.
+    """A module of a library.
 
-    side: of its square images in pixels; 0: it takes words
+    Attributes:
+        library: Package of the module.
+        name: Name in the package.
+        side: Size of its square images in pixels; 0 for a module that takes words.
+        batch: Samples per step.
     """
 
     library: str
@@ -52,10 +56,11 @@ class Popular:
 
     @property
     def input(self) -> str:
+        """Shape of a sample, for tables."""
         return f"3 x {self.side} x {self.side}" if self.side else f"{LENGTH} words"
 
     def data(self, samples: int) -> tuple[Tensor, Tensor]:
-        """Noise and labels; of the language model, words and the words that follow them."""
+        """Return noise and labels; for GPT-2 words and the words that follow them."""
         generator = torch.Generator().manual_seed(1)
         labels = torch.randint(0, CLASSES, (samples,), generator=generator)
         if self.side:
@@ -67,28 +72,28 @@ class Popular:
 
     @staticmethod
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy, the classes being the last axis."""
+        """Return the cross-entropy over the last axis."""
         return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
 
 
 class Logits(nn.Module):
-    """Hugging Face's models return objects; this one returns one tensor."""
+    """A Hugging Face model whose output is one tensor instead of an object."""
 
     def __init__(self, model: nn.Module, head: nn.Module | None = None) -> None:
         super().__init__()
         self.model, self.head = model, head
 
     def forward(self, words: Tensor) -> Tensor:
-        found = self.model(input_ids=words)
+        output = self.model(input_ids=words)
         if self.head is None:
-            logits: Tensor = found.logits
+            logits: Tensor = output.logits
             return logits
-        pooled: Tensor = self.head(found.last_hidden_state.mean(dim=1))
+        pooled: Tensor = self.head(output.last_hidden_state.mean(dim=1))
         return pooled
 
 
 def make(popular: Popular) -> nn.Module:
-    """The module in training mode, its weights drawn from one seed, and every rate of dropout 0."""
+    """Make a module in training mode, with weights drawn from one seed and all rates of dropout 0."""
     torch.manual_seed(0)
     module = MAKERS[popular.library](popular).train()
     for part in module.modules():
@@ -96,17 +101,17 @@ def make(popular: Popular) -> nn.Module:
             if isinstance(getattr(part, name, None), float):
                 setattr(part, name, 0.0)
     size = sum(value.numel() for value in module.parameters())
-    if size >= LARGEST:
+    if size >= MAX_PARAMETERS:
         raise ValueError(f"{popular.name}: has {size} parameters")
     return module
 
 
 def _torchvision(popular: Popular) -> nn.Module:
     models = importlib.import_module("torchvision.models")
-    more: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if popular.name in ("googlenet", "inception_v3"):
-        more = {"aux_logits": False, "init_weights": True}
-    module: nn.Module = models.get_model(popular.name, weights=None, num_classes=CLASSES, **more)
+        options = {"aux_logits": False, "init_weights": True}
+    module: nn.Module = models.get_model(popular.name, weights=None, num_classes=CLASSES, **options)
     return module
 
 
@@ -145,19 +150,3 @@ MODULES = (
     *(Popular("timm", name, 64) for name in TIMM),
     *(Popular("transformers", name, 0) for name in HUGGING_FACE),
 )
-
-
-def smallest_of_timm(count: int = 40) -> Iterator[tuple[str, int]]:
-    """The names and numbers of parameters of timm's smallest classifiers, apart from those made for its own tests."""
-    timm = importlib.import_module("timm")
-    sizes = {}
-    for name in timm.list_models():
-        if name.startswith("test_"):
-            continue
-        with torch.device("meta"):
-            try:
-                module = timm.create_model(name)
-            except (RuntimeError, NotImplementedError, ValueError, TypeError):  # needs values as it is made
-                continue
-        sizes[name] = sum(value.numel() for value in module.parameters())
-    yield from sorted(sizes.items(), key=lambda item: item[1])[:count]

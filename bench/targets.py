@@ -1,14 +1,14 @@
-"""What the kernels are meant to reach on an H100, and whether rows of a bench reach it."""
+"""Targets of the kernels on an H100, and the comparison of measured rows with them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.tables import Row
+from bench.common import Row
 
-LEAST_BYTES = 2**26
-"""Below so many bytes a launch itself takes a large part of the time, and a fraction of bandwidth says little."""
+MIN_BYTES = 2**26
+"""Bytes below which the launch takes a large part of the time, so that a fraction of the bandwidth says little."""
 
 CONVOLUTIONS = ("conv2d_clients", "conv2d_clients_input_grad", "conv2d_clients_weight_grad")
 STAGE_1 = ("3->16 3x3 on 32x32", "16->16 3x3 on 32x32")
@@ -16,15 +16,19 @@ STAGE_1 = ("3->16 3x3 on 32x32", "16->16 3x3 on 32x32")
 
 @dataclass(frozen=True)
 class Target:
-    """An aim for every case of an op whose name contains one of `cases`.
+    """A target for each case of an op whose name contains one of `cases`.
 
-    copy_fraction: of the measured copy bandwidth, on cases that move at least LEAST_BYTES
-    faster_than: variants that take longer
-    milliseconds: at most
+    Attributes:
+        op: Name of the op.
+        text: The target in words.
+        cases: Parts of the names of the cases.
+        copy_fraction: Fraction of the measured copy bandwidth, on cases that move at least MIN_BYTES.
+        faster_than: Variants that must take longer.
+        milliseconds: Time at most.
     """
 
     op: str
-    said: str
+    text: str
     cases: tuple[str, ...] = ("",)
     copy_fraction: float | None = None
     faster_than: tuple[str, ...] = ()
@@ -59,43 +63,48 @@ TARGETS = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """How many cases were judged and how many of them met the target; and the one that is furthest from it.
+    """Verdict on a target.
 
-    worst: its name        margin: what was reached over what was wanted, above 1 where it is met
+    Attributes:
+        target: The target.
+        cases: Number of cases that were compared.
+        passes: Number of cases that meet the target.
+        worst: Name of the case that is furthest from it.
+        margin: Its value over the target's, above 1 where the target is met.
     """
 
     target: Target
-    judged: int
-    met: int
+    cases: int
+    passes: int
     worst: str = ""
     margin: float = 0.0
 
 
 def judge(target: Target, rows: Sequence[Row]) -> Verdict:
-    """Compare the rows of a bench with a target; those that were not timed do not count."""
+    """Compare the rows of kernels.csv with a target; rows without times do not count."""
     margins = [
-        (margin, line["case"])
-        for line in rows
-        if line["op"] == target.op and line["variant"] == "triton" and line["median_ms"]
-        if any(part in line["case"] for part in target.cases)
-        for margin in _margins(target, line, rows)
+        (margin, row["case"])
+        for row in rows
+        if row["op"] == target.op and row["variant"] == "triton" and row["median_ms"]
+        if any(part in row["case"] for part in target.cases)
+        for margin in _margins(target, row, rows)
     ]
     if not margins:
         return Verdict(target, 0, 0)
-    margin, worst = min(margins)
-    return Verdict(target, len(margins), sum(reached >= 1 for reached, _ in margins), worst, margin)
+    smallest, worst = min(margins)
+    return Verdict(target, len(margins), sum(margin >= 1 for margin, _ in margins), worst, smallest)
 
 
-def _margins(target: Target, line: Row, rows: Sequence[Row]) -> list[float]:
-    taken = float(line["median_ms"])
+def _margins(target: Target, row: Row, rows: Sequence[Row]) -> list[float]:
+    median_ms = float(row["median_ms"])
     if target.copy_fraction is not None:
-        large = int(line["bytes_moved"]) >= LEAST_BYTES
-        return [float(line["copy_fraction"]) / target.copy_fraction] if large else []
+        large = int(row["bytes_moved"]) >= MIN_BYTES
+        return [float(row["copy_fraction"]) / target.copy_fraction] if large else []
     if target.milliseconds is not None:
-        return [target.milliseconds / taken]
+        return [target.milliseconds / median_ms]
     return [
-        float(other["median_ms"]) / taken
+        float(other["median_ms"]) / median_ms
         for other in rows
-        if (other["op"], other["case"]) == (line["op"], line["case"])
+        if (other["op"], other["case"]) == (row["op"], row["case"])
         if other["variant"] in target.faster_than and other["median_ms"]
     ]

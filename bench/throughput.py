@@ -1,75 +1,93 @@
-"""Client-steps and samples per second of every executor here, beside the loops that other code trains with.
+"""Training throughput: client-steps and samples per second of every executor, beside loops over modules and plain vmap.
 
-    python -m bench.throughput --cases targets --turns 30           the cases that the project aims at
-    python -m bench.throughput --cases mlp,cnn --clients 1,8,32     part of the grid; all of it by default
-    python -m bench.throughput --cases "resnet20_gn:8x32" --variants "loop, sync per step" "fastlocal auto"
-    python -m bench.throughput --case-seconds 40 --seconds 600 --go-on      what is missing of the grid, for ten minutes
+    python -m bench.throughput --cases targets --turns 30
+    python -m bench.throughput --cases mlp:1x8x2 mlp:8x8x2 --variants "loop, sync per step" vmap "fastlocal auto"
 
-Every variant runs in a process of its own with as many threads as there are cores, one case after the other; one of
-fastlocal's may set more flags ("fastlocal threaded workers=1"), and each may train in another precision than the case's
-("loop, sync per step, fp32" beside variants in bf16). First each trains a round from the same weights on the same
-samples, and one whose parameters are not the reference's is not timed. Then they take turns; a row holds the median
-round with its 20th and 80th percentiles, the median of its ratios to the reference's rounds (`ratio`; `ratio_fp32` and
-`ratio_tf32` to those of the loop in that precision), the seconds that the variant took to start, and how much of the
-cores' time the hypervisor gave to others meanwhile.
-Rows go to bench/results/DEVICE/throughput.csv after each turn, where they replace older ones of the same case; one row
-says why a case is left out on this machine. A table is printed, and bench.plot draws the figure. The exit status is 1
-where a first round is not the reference's, or one of fastlocal's variants fails.
+A case is MODEL:CLIENTSxBATCH[xSTEPS]. A variant is a baseline of bench.loops, or fastlocal with an executor and further
+settings ("fastlocal threaded workers=1"); it may have another precision than the case ("loop, sync per step, fp32").
+Each variant runs in a process of its own with a thread for each core. First it trains a round from the same weights on
+the same samples; one whose parameters differ from the reference's is not timed. Then the variants take turns. A row
+holds the median round with its 20th and 80th percentiles, the median of its ratios to the reference's rounds (`ratio`;
+`ratio_fp32` and `ratio_tf32` are relative to the reference in that precision), the seconds of the start, and the share
+of the cores' time that the hypervisor gave to other guests.
+
+Rows replace older ones of the same case in throughput.csv, after each turn. The exit status is 1 where a first round
+differs or a variant of fastlocal fails.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
-import statistics
 import sys
 import time
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.case import RESULTS, Case, Steal, device_name, machine, same_sources
-from bench.grid import BATCHES, CLIENTS, STEPS, cases_of, too_large, variants
-from bench.loops import REFERENCE
-from bench.tables import Row, merge, read
-from bench.turns import measure, spread
-from bench.variant import LATE, PRECISIONS, Variant, way_and_precision
+import torch
+
+from bench.common import Row, StealMeter, device_folder, machine_columns, median_ratio, merge_rows, read_rows, spread
+from bench.interleaved import LATE, Measurement, measure_case, split_precision
+from bench.loops import BASELINES, CPU_ONLY, OWN_PREFIX, REFERENCE
+from bench.training_case import PRECISIONS, TrainingCase, parse_cases
+from fastlocal.config.schema import Executor
 
 CASE_KEYS = ("model", "clients", "batch", "local_steps", "precision")
 KEYS = (*CASE_KEYS, "variant")
-ALL = "all variants"
-"""Of a row that says why a case is left out."""
 UNTIMED = "no round was timed"
 
 
-def rows_of(case: Case, found: Sequence[Variant], about: Row) -> list[Row]:
-    """Lines of the table, in the order of the variants."""
-    seconds = {one.name: one.seconds for one in found}
-    bases = {"ratio": seconds.get(REFERENCE, [])}
+def default_variants(cases: Sequence[TrainingCase]) -> list[str]:
+    """Return all variants of this machine, the reference first; beside bf16 cases also the reference in 32 bits."""
+    gpu = torch.cuda.is_available()
+    baselines = [name for name in BASELINES if not (gpu and name in CPU_ONLY)]
+    if any(case.precision == "bf16" for case in cases):
+        baselines.insert(1, f"{REFERENCE}, {'tf32' if gpu else 'fp32'}")
+    return baselines + [f"{OWN_PREFIX}{executor}" for executor in typing.get_args(Executor)]
+
+
+def make_rows(case: TrainingCase, measurements: Sequence[Measurement], columns: Row) -> list[Row]:
+    """Return the table rows of a case; `columns` holds those of the machine."""
+    seconds = {one.variant: one.seconds for one in measurements}
+    references = {"ratio": seconds.get(REFERENCE, [])}
     for precision in ("fp32", "tf32"):
         name = REFERENCE if case.precision == precision else f"{REFERENCE}, {precision}"
-        bases[f"ratio_{precision}"] = seconds.get(name, [])
+        references[f"ratio_{precision}"] = seconds.get(name, [])
     client_steps = case.clients * case.local_steps
     rows = []
-    for one in found:
+    for one in measurements:
         row = {name: str(getattr(case, name)) for name in CASE_KEYS}
-        row |= {"variant": one.name, "backend": one.backend, "rounds": str(len(one.seconds))}
-        row["start_s"] = "" if one.start is None else f"{one.start:.1f}"
-        row |= dict.fromkeys(("median_s", "p20_s", "p80_s", "client_steps_per_s", "samples_per_s", *bases), "")
+        row |= {"variant": one.variant, "backend": one.backend, "rounds": str(len(one.seconds))}
+        row["start_s"] = "" if one.start_seconds is None else f"{one.start_seconds:.1f}"
+        row |= dict.fromkeys(("median_s", "p20_s", "p80_s", "client_steps_per_s", "samples_per_s", *references), "")
         if one.seconds:
             median, low, high = spread(one.seconds)
             row |= {"median_s": f"{median:.5f}", "p20_s": f"{low:.5f}", "p80_s": f"{high:.5f}"}
             row["client_steps_per_s"] = f"{client_steps / median:.1f}"
             row["samples_per_s"] = f"{client_steps * case.batch / median:.0f}"
-            for name, base in bases.items():
-                if base:
-                    row[name] = f"{statistics.median(a / b for a, b in zip(base, one.seconds, strict=False)):.2f}"
-        rows.append(row | {"note": one.fault or ("" if one.seconds else UNTIMED)} | about)
+            row |= {
+                name: f"{median_ratio(reference, one.seconds):.2f}"
+                for name, reference in references.items()
+                if reference
+            }
+        rows.append(row | {"note": one.fault or ("" if one.seconds else UNTIMED)} | columns)
     return rows
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Markdown: one line per variant, with the ratios to a loop in another precision where it took part."""
+def record(path: Path, rows: Sequence[Row]) -> None:
+    """Merge rows into the table; one without times because time ran out replaces no row that says more."""
+
+    def ran_out(row: Row) -> bool:
+        return not row["median_s"] and row["note"] in (LATE, UNTIMED)
+
+    complete = {tuple(row[key] for key in KEYS) for row in read_rows(path) if not ran_out(row)}
+    new = [row for row in rows if not ran_out(row) or tuple(row[key] for key in KEYS) not in complete]
+    if new:
+        merge_rows(path, new, KEYS)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Return the rows of a case as a table, with the ratios to the reference in another precision if it took part."""
     others = [name for name in ("fp32", "tf32") if any(row[f"ratio_{name}"] for row in rows)]
     others = [name for name in others if name != rows[0]["precision"]]
     heads = ["variant", "ran as", "started in s", "ms per client-step", "samples/s", "ratio"]
@@ -77,118 +95,68 @@ def table(rows: Sequence[Row]) -> str:
     lines = [f"| {' | '.join(heads)} |", f"|---|---|{'--:|' * (len(heads) - 2)}"]
     for row in rows:
         if row["median_s"]:
-            cost = float(row["median_s"]) * 1e3 / int(row["clients"]) / int(row["local_steps"])
+            cost_ms = float(row["median_s"]) * 1e3 / int(row["clients"]) / int(row["local_steps"])
             ratios = [row["ratio"], *(row[f"ratio_{name}"] for name in others)]
-            numbers = " | ".join([f"{cost:.3f}", f"{int(row['samples_per_s']):,}", *ratios])
+            numbers = " | ".join([f"{cost_ms:.3f}", f"{int(row['samples_per_s']):,}", *ratios])
         else:
             numbers = f"{row['note']} |{' |' * (len(heads) - 5)}"
-        backend = row["backend"] if row["backend"] != way_and_precision(row["variant"])[0] else ""
+        backend = row["backend"] if row["backend"] != split_precision(row["variant"])[0] else ""
         lines.append(f"| {row['variant']} | {backend[:60]} | {row['start_s']} | {numbers} |")
     return "\n".join(lines)
 
 
-def is_open(row: Row) -> bool:
-    """Return True if a row holds no measurement because time ran out."""
-    return not row["median_s"] and row["note"] in (LATE, UNTIMED)
-
-
-def missing(case: Case, wanted: Sequence[str], rows: Sequence[Row]) -> bool:
-    """Whether something of a case has no row yet that was measured with the sources as they are."""
-    own = [row for row in rows if all(row[name] == str(getattr(case, name)) for name in CASE_KEYS)]
-    present = {row["variant"] for row in own if same_sources(row["commit"]) and not is_open(row)}
-    return not all(name in present for name in wanted if way_and_precision(name)[1] != case.precision)
-
-
-def record(path: Path, case: Case, found: Sequence[Variant], about: Row) -> None:
-    """Write what is known of a case; a row that says only that there was no time replaces none that says more."""
-    closed = {tuple(row[key] for key in KEYS) for row in read(path) if not is_open(row)}
-    rows = [
-        row for row in rows_of(case, found, about) if not is_open(row) or tuple(row[key] for key in KEYS) not in closed
-    ]
-    if rows:
-        merge(path, rows, KEYS, without=rows_of(case, [Variant(ALL)], {}))
-
-
-def skip(case: Case, reason: str, path: Path, about: Row) -> None:
-    """Say why a case is left out, also in the file unless it holds what was measured once."""
-    print(f"{case.name}: skipped, {reason}\n", flush=True)
-    (row,) = rows_of(case, [Variant(ALL, fault=reason)], about | {"steal_percent": ""})
-    if not any(all(old[key] == row[key] for key in CASE_KEYS) and old["median_s"] for old in read(path)):
-        merge(path, [row], KEYS)
+def is_failure(one: Measurement) -> bool:
+    """Return True if a first round differs from the reference's, or a variant of fastlocal failed."""
+    own = one.variant.startswith(OWN_PREFIX) and one.fault not in ("", LATE)
+    return own or "away from the reference" in one.fault
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m bench.throughput", description=__doc__.splitlines()[0])
-    numbers = lambda text: [int(word) for word in text.split(",")]  # noqa: E731
-    made.add_argument(
-        "--cases", default=",".join(STEPS), help="targets, models, or MODEL:CLIENTSxBATCH[xSTEPS], with commas"
-    )
-    made.add_argument("--clients", type=numbers, default=CLIENTS, help="of the grid")
-    made.add_argument("--batches", type=numbers, default=BATCHES, help="of the grid")
-    made.add_argument("--precision", default="fp32", choices=PRECISIONS)
-    made.add_argument("--local-steps", type=int, help=f"per round, other than the grid's {STEPS}")
-    made.add_argument("--tune-seconds", type=float, default=5.0, help="of `fastlocal auto`, for each case")
-    made.add_argument("--variants", nargs="+", help="some of those that are printed; all by default")
-    made.add_argument("--turns", type=float, default=30.0, help="seconds for the turns of one case, its start apart")
-    made.add_argument("--case-seconds", type=float, default=float("inf"), help="of one case, with its start")
-    made.add_argument("--seconds", type=float, default=float("inf"), help="after which no case is started")
-    made.add_argument("--go-on", action="store_true", help="leave out cases whose rows are of the sources as they are")
-    made.add_argument("--out", type=Path, default=RESULTS / device_name(), help="folder for throughput.csv")
-    return made
+    """Return the parser of the command line."""
+    flags = argparse.ArgumentParser(prog="python -m bench.throughput", description=__doc__.splitlines()[0])
+    flags.add_argument("--cases", nargs="+", default=["targets"], help="targets, or MODEL:CLIENTSxBATCH[xSTEPS]")
+    flags.add_argument("--precision", default="fp32", choices=PRECISIONS, help="of the cases; targets have their own")
+    flags.add_argument("--variants", nargs="+", help="all of this machine by default")
+    flags.add_argument("--tune-seconds", type=float, default=5.0, help="for `fastlocal auto` to choose, for each case")
+    flags.add_argument("--turns", type=float, default=30.0, help="seconds for the turns of a case, without the start")
+    flags.add_argument("--case-seconds", type=float, default=float("inf"), help="for a case, with the start")
+    flags.add_argument("--out", type=Path, default=device_folder(), help="folder for throughput.csv")
+    return flags
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    asked = parser().parse_args(arguments)
+    """Measure the cases; return the exit status."""
+    options = parser().parse_args(arguments)
     try:
-        cases = cases_of(asked.cases, asked.clients, asked.batches, asked.precision)
+        cases = parse_cases(options.cases, options.precision)
     except ValueError as error:
         parser().error(f"--cases {error}")
-    if asked.local_steps:
-        cases = [dataclasses.replace(case, local_steps=asked.local_steps) for case in cases]
-    about, end, failed = machine(), time.monotonic() + asked.seconds, False
-    wanted, path = asked.variants or variants(cases), asked.out / "throughput.csv"
-    if asked.go_on:
-        cases = [case for case in cases if missing(case, wanted, read(path))]
-    reasons = {case: too_large(case, wanted, min(20 * asked.turns, asked.case_seconds)) for case in cases}
-    left = [case for case in cases if not reasons[case]]
-    for case, reason in reasons.items():
-        if reason:
-            skip(case, reason, path, about)
-    steal, began = Steal(), time.monotonic()
+    variants = options.variants or default_variants(cases)
+    machine, failed = machine_columns(), False
+    for case in cases:
+        steal, start_time = StealMeter(), time.monotonic()
 
-    def report(case: Case, found: Sequence[Variant]) -> None:
-        record(path, case, found, about | {"steal_percent": steal.percent()})
+        def report(measurements: Sequence[Measurement], case: TrainingCase = case, steal: StealMeter = steal) -> None:
+            columns = machine | {"steal_percent": steal.percent()}
+            record(options.out / "throughput.csv", make_rows(case, measurements, columns))
 
-    measured = measure(
-        left,
-        wanted,
-        REFERENCE if REFERENCE in wanted else None,
-        asked.turns,
-        case_seconds=asked.case_seconds,
-        settings={"tune_seconds": asked.tune_seconds},
-        report=report,
-    )
-    with contextlib.closing(measured) as found:
-        for done, (case, times) in enumerate(found, 1):
-            failed = failed or any(is_failure(one) for one in times)
-            whole, timed = time.monotonic() - began, sum(sum(one.seconds) for one in times)
-            print(f"{case.name}: {whole:.0f} s, {timed:.0f} s of counted rounds\n")
-            print(f"{table(rows_of(case, times, about))}\n", flush=True)
-            for one in times:
-                if one.said:
-                    print(f"{one.name}: {one.fault}; it said\n{one.said}\n", flush=True)
-            steal, began = Steal(), time.monotonic()
-            if time.monotonic() > end:
-                for case in left[done:]:
-                    print(f"{case.name}: skipped, no time was left\n", flush=True)
-                break
+        measurements = measure_case(
+            case,
+            variants,
+            REFERENCE if REFERENCE in variants else None,
+            options.turns,
+            case_seconds=options.case_seconds,
+            settings={"tune_seconds": options.tune_seconds},
+            report=report,
+        )
+        failed = failed or any(is_failure(one) for one in measurements)
+        print(f"{case.name}: {time.monotonic() - start_time:.0f} s\n")
+        print(f"{markdown(make_rows(case, measurements, machine))}\n")
+        for one in measurements:
+            if one.output:
+                print(f"{one.variant}: {one.fault}; its last lines:\n{one.output}\n")
+        sys.stdout.flush()
     return 1 if failed else 0
-
-
-def is_failure(one: Variant) -> bool:
-    """Return True if a variant differs from the reference, or if a fastlocal variant could not be timed."""
-    own = one.name.startswith("fastlocal ") and one.fault not in ("", LATE)
-    return own or "away from the reference" in one.fault
 
 
 if __name__ == "__main__":

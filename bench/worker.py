@@ -1,11 +1,10 @@
-"""One way to train cases, one after the other, in a process of its own that takes turns with the others.
+"""Child process of the training benches: trains one case by one variant, a round whenever it is told to.
 
-    python -m bench.worker VARIANT CASES FOLDER SETTINGS
+    python -m bench.worker VARIANT CASE FOLDER SETTINGS
 
-An empty answer, one line of JSON on standard output, says that everything is imported. On its standard input, "next"
-begins the next case; the answer describes the variant or says why there is none, after its traceback on standard error.
-Each line "go" is one communication round, and the answer is its seconds. FOLDER/NUMBER.pt gets the parameters of a case
-after a first round, which no timing includes. The end of the input ends the process.
+It answers (see bench.processes) {} once everything is imported. For the line "begin" it trains a first round, writes
+the parameters to FOLDER/params.pt, and answers with its "backend". For each line "go" it trains a round and answers
+with its "seconds". An answer with a "fault" says why there is none, and its traceback is on standard error.
 """
 
 from __future__ import annotations
@@ -13,21 +12,21 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import os
 import resource
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
 
-from bench.case import Case, cores
-from bench.loops import LOOPS, Task
+from bench.common import cores
+from bench.loops import BASELINES, OWN_PREFIX, Task
+from bench.processes import answer, answer_pipe
+from bench.training_case import TrainingCase
 from fastlocal.common.machine import keep_freed_memory
 from fastlocal.config.validation import check
 from fastlocal.data.sample_streams import Streams, StreamSpec
@@ -37,140 +36,129 @@ from fastlocal.runs.run import train
 from fastlocal.telemetry.base import Logger, RoundReport, RunSummary
 
 
-def answer(pipe: Any, **values: Any) -> None:
-    print(json.dumps(values), file=pipe, flush=True)
-
-
-def turn() -> bool:
-    """Wait for the word to go; False where the next case is to begin. Raises EOFError at the end."""
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.strip() == "go"
-
-
-class Turns(Logger):
+class RoundByRound(Logger):
     """Lets a run train one round at a time."""
 
-    def __init__(self, pipe: Any, about: dict[str, Any]) -> None:
-        self._pipe, self._about = pipe, about
-        self._began = 0.0
+    def __init__(self, pipe: TextIO, backend: str) -> None:
+        self._pipe, self._backend = pipe, backend
+        self._start = 0.0
 
     def _wait(self) -> None:
-        if not turn():
+        if not sys.stdin.readline():
             raise KeyboardInterrupt
-        self._began = time.perf_counter()
+        self._start = time.perf_counter()
 
     def start(self, summary: RunSummary) -> None:
-        answer(self._pipe, **self._about)
+        """Report that the first round of the case was trained before, and wait."""
+        answer(self._pipe, backend=self._backend)
         self._wait()
 
     def round(self, report: RoundReport) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        answer(self._pipe, seconds=time.perf_counter() - self._began)
+        """Report the seconds of a round, and wait."""
+        synchronize()
+        answer(self._pipe, seconds=time.perf_counter() - self._start)
         self._wait()
 
 
-def prepared_run(case: Case, folder: Path, **more: Any) -> PreparedRun:
-    config = case.config(folder, **more)
+def synchronize() -> None:
+    """Wait for the GPU, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def prepare_run(case: TrainingCase, directory: Path, **settings: Any) -> PreparedRun:
+    """Build the run of a case."""
+    config = case.config(directory, **settings)
     check(config)
     return run_from_config(config, lambda text: None)
 
 
-def settings_of(variant: str) -> dict[str, Any]:
-    """Of "fastlocal threaded workers=1": {"executor": "threaded", "workers": 1}."""
-    _, executor, *more = variant.split()
-    pairs = (word.partition("=") for word in more)
+def parse_settings(variant: str) -> dict[str, Any]:
+    """Parse "fastlocal threaded workers=1" to {"executor": "threaded", "workers": 1}."""
+    _, executor, *words = variant.split()
+    pairs = (word.partition("=") for word in words)
     return {"executor": executor} | {name: json.loads(value) for name, _, value in pairs}
 
 
-def run_fastlocal(case: Case, folder: Path, file: Path, pipe: Any, settings: dict[str, Any]) -> None:
-    """The trainer itself, as `fastlocal train` runs it.
+def run_fastlocal(case: TrainingCase, folder: Path, pipe: TextIO, settings: dict[str, Any]) -> None:
+    """Train by fastlocal, as `fastlocal train` does.
 
-    settings: fields of its RunConfig
+    Args:
+        case: The case.
+        folder: Folder for the run directories and params.pt.
+        pipe: Pipe for answers.
+        settings: Fields of RunConfig.
     """
-    prepared = prepared_run(case, folder / "run", **settings)
+    prepared = prepare_run(case, folder / "run", **settings)
     machine = prepared.config.machine
-    chosen = {name: getattr(machine, name) for name in vars(machine) if name not in ("seed", "memory_limit")}
-    once = prepared_run(case, folder / "gate", **{**chosen, "rounds": 1, "eval_freq1": 1})
-    loop = train(once, overwrite=False, sinks=lambda directory: [])
-    torch.save(loop.averaged.flat_params.cpu(), file)
+    resolved = {name: getattr(machine, name) for name in vars(machine) if name not in ("seed", "memory_limit")}
+    first_round = prepare_run(case, folder / "first_round", **(settings | resolved | {"rounds": 1, "eval_freq1": 1}))
+    loop = train(first_round, overwrite=False, sinks=lambda directory: [])
+    torch.save(loop.averaged.flat_params.cpu(), folder / "params.pt")
     backend = f"{machine.executor}, chunk {machine.chunk}"
     if machine.executor == "stacked" and machine.conv_strategy != "auto":
         backend += f", {machine.conv_strategy}"
     with contextlib.suppress(KeyboardInterrupt):
-        train(prepared, overwrite=False, sinks=lambda directory: [Turns(pipe, {"backend": backend})])
+        train(prepared, overwrite=False, sinks=lambda directory: [RoundByRound(pipe, backend)])
 
 
-def task_of(case: Case, folder: Path) -> tuple[Task, Callable[[int], Tensor]]:
-    """What the trainer trains, for other ways to train it: the task, and the sample ids of each round by its number."""
-    prepared = prepared_run(case, folder, executor="looped", chunk=1)
+def make_task(case: TrainingCase, folder: Path) -> tuple[Task, Callable[[int], Tensor]]:
+    """Return what fastlocal would train, for the baselines: the task, and the sample ids of a round by its number."""
+    prepared = prepare_run(case, folder / "run", executor="looped", chunk=1)
     problem = prepared.problem
-    whole = problem.source.read_range(0, len(problem.source))
-    task = Task(problem.module, whole.inputs, whole.targets, case.clients, problem.numerics, case.momentum)
+    samples = problem.source.read_range(0, len(problem.source))
+    task = Task(problem.module, samples.inputs, samples.targets, case.clients, problem.numerics, case.momentum)
     spec = StreamSpec(len(problem.source), case.clients, case.batch, prepared.progress.steps_per_epoch, True, 0)
     streams = Streams(spec)
 
     def sample_ids(number: int) -> Tensor:
         ids = streams.sample_ids(number * case.local_steps, case.local_steps, range(case.clients))
-        return ids.to(whole.inputs.device)
+        return ids.to(samples.inputs.device)
 
     return task, sample_ids
 
 
-def run_loop(name: str, case: Case, folder: Path, file: Path, pipe: Any) -> None:
-    """One of the other ways, on the same samples."""
-    torch.set_num_threads(1)  # until it is its turn: others start at the same time
-    task, sample_ids = task_of(case, folder)
-    way = LOOPS[name](task)
-    way.round(sample_ids(0))
-    torch.save(way.row().detach().cpu(), file)
+def run_baseline(name: str, case: TrainingCase, folder: Path, pipe: TextIO) -> None:
+    """Train by a baseline on the samples that fastlocal draws."""
+    torch.set_num_threads(1)  # the other baselines start at the same time
+    task, sample_ids = make_task(case, folder)
+    baseline = BASELINES[name](task)
+    baseline.round(sample_ids(0))
+    torch.save(baseline.flat_params().detach().cpu(), folder / "params.pt")
     answer(pipe, backend=name)
+    torch.set_num_threads(cores())
     number = 1
-    while turn():
-        torch.set_num_threads(cores())
-        began = time.perf_counter()
-        way.round(sample_ids(number))
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        answer(pipe, seconds=time.perf_counter() - began)
+    while sys.stdin.readline():
+        start = time.perf_counter()
+        baseline.round(sample_ids(number))
+        synchronize()
+        answer(pipe, seconds=time.perf_counter() - start)
         number += 1
 
 
-def warm_up() -> None:
-    """Do the slow start-up work that every case shares: CUDA, Triton and the memory allocator."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # see Worker.answer
+def main(variant: str, case_text: str, folder: str, settings_text: str) -> int:
+    """Train until the end of standard input."""
+    pipe = answer_pipe()
+    # a process that is aborted for its stack leaves no core file
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     keep_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.init()
         with contextlib.suppress(ImportError):
             importlib.import_module("triton")
-
-
-def main(variant: str, cases_text: str, results: str, settings_text: str) -> int:
-    pipe = os.fdopen(os.dup(1), "w")  # what anything prints besides must not be taken for an answer
-    os.dup2(2, 1)
-    warm_up()
     answer(pipe)
-    with contextlib.suppress(EOFError):
-        turn()
-        for number, values in enumerate(json.loads(cases_text)):
-            case, file = Case(**values), Path(results) / f"{number}.pt"
-            torch.manual_seed(0)
-            try:
-                with tempfile.TemporaryDirectory() as folder:
-                    if variant.startswith("fastlocal "):
-                        settings = json.loads(settings_text) | settings_of(variant)
-                        run_fastlocal(case, Path(folder), file, pipe, settings)
-                    else:
-                        run_loop(variant, case, Path(folder), file, pipe)
-            except EOFError:
-                raise
-            except Exception as error:  # Triton's and CUDA's have no base class of their own
-                traceback.print_exc()
-                answer(pipe, fault=f"{type(error).__name__}: {error}".splitlines()[0])
-                turn()
+    if not sys.stdin.readline():
+        return 0
+    case = TrainingCase(**json.loads(case_text))
+    torch.manual_seed(0)
+    try:
+        if variant.startswith(OWN_PREFIX):
+            run_fastlocal(case, Path(folder), pipe, json.loads(settings_text) | parse_settings(variant))
+        else:
+            run_baseline(variant, case, Path(folder), pipe)
+    except Exception as error:  # those of Triton and CUDA share no base class
+        traceback.print_exc()
+        answer(pipe, fault=f"{type(error).__name__}: {error}".splitlines()[0])
     return 0
 
 

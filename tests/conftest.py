@@ -24,8 +24,8 @@ from fastlocal.common.disk_cache import cache_file
 from fastlocal.common.machine import resident_bytes
 
 if TYPE_CHECKING:
-    from bench.forks import Forks
     from tests.helpers.command_line import Outcome
+    from tests.helpers.fork_server import ForkServer
 
 CACHES = ("XDG_CACHE_HOME", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "WANDB_CACHE_DIR", "WANDB_DIR")
 
@@ -86,11 +86,11 @@ def own_cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def forks(caches: Path) -> Iterator[Forks]:
+def fork_server(caches: Path) -> Iterator[ForkServer]:
     """Where runs in processes of their own are forked, one at a time; each is to be waited for."""
-    from bench.forks import Forks
+    from tests.helpers.fork_server import ForkServer
 
-    with Forks() as running:
+    with ForkServer() as running:
         yield running
 
 

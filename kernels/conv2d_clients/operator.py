@@ -20,8 +20,8 @@ _IN_TORCH = {"grouped": reference, "loop": loop, "im2col": im2col}
 _WINDOW = "int[] stride, int[] padding, int[] dilation, int groups, str strategy"
 
 
-# Floating-point operations of one client's forward pass below which the calls of the loop cost more than they save, and
-# above which the grouped convolution is the slower one: 0.5 to 0.9 times the loop's speed (bench/stacked_cpu.py).
+# Floating-point operations of one client's forward pass: below, the calls of the loop cost more than they save; above,
+# the grouped convolution has 0.5 to 0.9 times the loop's speed (bench/results/cpu/stacked_cpu.csv).
 LOOP_FROM = 5e6
 
 

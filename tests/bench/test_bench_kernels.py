@@ -1,4 +1,4 @@
-"""The ways that benches time against each other compute the same, and a row says what was found."""
+"""The baselines of the kernels compute the same results, and a row holds what was measured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from triton.errors import TritonError
 
-from bench import baselines, linear
+from bench import kernel_baselines as baselines
 from bench import kernels as bench
 from bench.device import Timing
 from fastlocal import kernels
@@ -19,20 +19,20 @@ CLIENT_OPS = ("client_sgd", "client_norm", "client_mean", "client_sgd_mean")
 
 def test_a_row_holds_rates_and_the_fraction_of_a_copy() -> None:
     case = Case("3x4 fp32", lambda device: {}, "fp32", bytes_moved=2_000_000, flops=6_000_000, large=True)
-    got = bench.row("client_sgd", case, "triton", Timing(0.001, 0.0009, 0.0011, True), copy=4e12)
-    assert tuple(got) == bench.MEASURED
+    got = bench.make_row("client_sgd", case, "triton", Timing(0.001, 0.0009, 0.0011, True), copy=4e12)
+    assert tuple(got) == bench.COLUMNS
     assert (got["gb_per_s"], got["copy_fraction"], got["tflop_per_s"]) == ("2000.0", "0.500", "6.00")
-    missing = bench.row("client_sgd", case, "triton", None, copy=4e12, note="not timed: no time was left")
+    missing = bench.make_row("client_sgd", case, "triton", None, copy=4e12, note="not timed: no time was left")
     assert missing["median_ms"] == "" and missing["note"] == "not timed: no time was left"
 
 
-def test_a_way_that_fails_leaves_a_row_that_says_so() -> None:
+def test_a_variant_that_fails_gets_a_row_with_the_reason() -> None:
     case = cases("client_norm")[0]
 
     def prepare() -> baselines.Run:
         raise TritonError("out of resource.\nmore about it")
 
-    line = bench.timed("client_norm", case, "torch", prepare, copy=1e12)
+    line = bench.time_variant("client_norm", case, "torch", prepare, copy=1e12)
     assert line["note"] == "TritonError: out of resource." and line["median_ms"] == ""
 
 
@@ -63,7 +63,7 @@ def size(tensor: Tensor) -> int:
 def test_foreach_is_the_same_step(op: str) -> None:
     for case in (case for case in cases(op) if not case.large):
         inputs = case.make_inputs(torch.device(DEVICE))
-        if inputs.keys() & bench.FOREACH_LACKS or not inputs["params"].numel():
+        if inputs.keys() & bench.FOREACH_UNSUPPORTED or not inputs["params"].numel():
             continue
         expected = {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
         kernels.get(op, "reference", DEVICE)(**expected)
@@ -74,7 +74,7 @@ def test_foreach_is_the_same_step(op: str) -> None:
                 torch.testing.assert_close(inputs[name], expected[name], rtol=near, atol=near)
 
 
-@pytest.mark.parametrize("op", bench.NEEDS)
+@pytest.mark.parametrize("op", bench.CONVOLUTION_RESULTS)
 def test_the_convolutions_of_torch_are_the_same(op: str) -> None:
     for case in cases(op):
         if not case.large and case.tolerance == "tf32":
@@ -83,8 +83,8 @@ def test_the_convolutions_of_torch_are_the_same(op: str) -> None:
             expected = kernels.get(op, "reference", DEVICE)(**inputs)
             if not inputs["x"].numel():
                 continue
-            looped = torch.stack(baselines.looped_convolution(bench.NEEDS[op], **inputs)())  # type: ignore[arg-type]
-            grouped = baselines.grouped_convolution(bench.NEEDS[op], **inputs)()
+            looped = torch.stack(baselines.looped_convolution(bench.CONVOLUTION_RESULTS[op], **inputs)())  # type: ignore[arg-type]
+            grouped = baselines.grouped_convolution(bench.CONVOLUTION_RESULTS[op], **inputs)()
             assert isinstance(grouped, Tensor)
             if op.endswith("weight_grad"):
                 grouped = grouped.view(expected.shape)
@@ -94,10 +94,11 @@ def test_the_convolutions_of_torch_are_the_same(op: str) -> None:
             torch.testing.assert_close(grouped, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_ways_of_a_linear_layer_are_the_same() -> None:
-    case = linear.linear_case(3, 5, 17, 9, torch.float32)
-    found = {name: linear.prepare(case, way, DEVICE)() for name, way in linear.WAYS.items()}
-    exact = found["torch.baddbmm"]
-    assert isinstance(exact, Tensor) and exact.shape == (3, 5, 9)
-    torch.testing.assert_close(torch.stack(found["loop"]), exact, rtol=1e-4, atol=1e-4)  # type: ignore[arg-type]
-    torch.testing.assert_close(found["triton"], exact, rtol=0, atol=2e-3 * float(exact.abs().max()))
+@pytest.mark.parametrize("op", kernels.TRITON_OPS)
+def test_every_variant_runs(op: str) -> None:
+    """Of the first case that is neither large nor empty, gradients included."""
+    first = next(case for case in cases(op) if not case.large and case.bytes_moved)
+    variants = bench.variants(op, first, DEVICE)
+    assert len(variants) >= 2
+    for prepare in variants.values():
+        prepare()()

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import device_tests, dram, gpu_suite, linear, processes
+from bench import device_tests, gpu_suite, processes
 from bench import kernels as bench
-from bench.gpu_parts import PARTS, PRECIOUS, Part, chosen
-from bench.gpu_suite import LEAST, SECONDS, Suite, fill
-from bench.processes import Ended
-from bench.tables import Row, read, write
+from bench.common import Row, read_rows, write_rows
+from bench.gpu_parts import ESSENTIAL, PARTS, Part, select_parts
+from bench.gpu_suite import MIN_SECONDS, SECONDS, Suite, fill
+from bench.processes import ProgramResult
 from bench.targets import TARGETS
 from fastlocal import cli, kernels
 
@@ -43,7 +43,7 @@ class StandIn:
         self._together, self._begun = together, threading.Barrier(max(together, 1))
         self._lock = threading.Lock()
 
-    def launch(self, command: Sequence[str], end: float, more: Mapping[str, str]) -> Ended:
+    def launch(self, command: Sequence[str], end: float, more: Mapping[str, str]) -> ProgramResult:
         words, began = " ".join(command[1:]), self.now
         with self._lock:
             self.words.append(words)
@@ -51,17 +51,17 @@ class StandIn:
         if first:
             self._begun.wait(60)
         for name, rows in self._leaves(words).items():
-            write(Path(command[command.index("--out") + 1]) / name, rows)
+            write_rows(Path(command[command.index("--out") + 1]) / name, rows)
         takes = self._takes(words)
         with self._lock:
             self.now = max(self.now, end if takes is None else min(began + takes, end))
-        return Ended(None, ("it hangs here",)) if takes is None or began + takes > end else Ended(0)
+        return ProgramResult(None, ("it hangs here",)) if takes is None or began + takes > end else ProgramResult(0)
 
 
 def run(out: Path, parts: Sequence[Part], machine: StandIn, seconds: float = SECONDS) -> dict[str, Row]:
-    suite = Suite(out, seconds, clock=lambda: machine.now, launch=machine.launch, at_once=len(parts))
+    suite = Suite(out, seconds, clock=lambda: machine.now, launch=machine.launch, max_parallel=len(parts))
     suite.run(parts)
-    assert read(out / "suite.csv") == suite.states
+    assert read_rows(out / "suite.csv") == suite.states
     return {row["part"]: row for row in suite.states}
 
 
@@ -75,10 +75,10 @@ def test_what_is_precious_runs_even_where_every_part_hangs(tmp_path: Path) -> No
     assert machine.now - 1000.0 <= SECONDS
     assert list(rows) == [part.name for part in (*TOGETHER, *(part for part in PARTS if not part.together))]
     ran = {name for name, row in rows.items() if row["state"] == "stopped"}
-    assert ran >= {part.name for part in PRECIOUS}
+    assert ran >= {part.name for part in ESSENTIAL}
     left = [row for name, row in rows.items() if name not in ran]
     assert left and {row["state"] for row in left} == {"skipped"} and left[-1]["why"] == NO_TIME
-    assert rows["training resnet20_gn"]["said"] == "it hangs here"
+    assert rows["training resnet20_gn"]["output"] == "it hangs here"
     page = (tmp_path / "summary.md").read_text()
     assert f"- {left[-1]['part']}: skipped, {NO_TIME}" in page and "it hangs here" in page
 
@@ -93,7 +93,8 @@ def test_every_part_is_run_where_all_are_quick(tmp_path: Path) -> None:
 
 def test_a_part_that_hangs_costs_the_others_its_time_alone(tmp_path: Path) -> None:
     machine = StandIn(0, takes=lambda words: None if words.startswith("hangs") else 5.0)
-    rows = run(tmp_path, [part("hangs", 20), part("works"), part("too late")], machine, seconds=20 + 5 + LEAST - 0.1)
+    parts = [part("hangs", 20), part("works"), part("too late")]
+    rows = run(tmp_path, parts, machine, seconds=20 + 5 + MIN_SECONDS - 0.1)
     assert [row["state"] for row in rows.values()] == ["stopped", "done", "skipped"]
     assert rows["hangs"]["why"] == "still running after 20 s" and rows["too late"]["why"] == NO_TIME
 
@@ -104,31 +105,32 @@ def test_a_kernel_that_fails_its_checks_is_not_timed(tmp_path: Path) -> None:
         if "check" in words:
             fault = {"bad": "wrong"}.get(op, "")
             return {"gate.csv": [{"op": op, "case": "a case", "fault": fault}], "else.csv": [{"op": op}]}
-        return {"dram.csv": [{"op": op, "case": "a case", "bytes_moved": "1", "dram_bytes": "2", "note": ""}]}
+        return {"tests.csv": [{"file": op, "passed": "1", "failed": "0", "skipped": "0", "first": ""}]}
 
     def takes(words: str) -> float | None:
         return None if words.startswith("check slow") else 1.0
 
     checks = [part(f"check {op}", together=True) for op in ("bad", "good", "slow")]
-    timings = [part(f"time {op}", needs=op) for op in ("bad", "good", "slow")]
-    checks_itself = Part("checks itself", timings[-1].command, 30.0, needs="slow", checked=("--only", "times"))
-    rows = run(
-        tmp_path, [*checks, *timings, checks_itself, part("time slow now", needs="slow")], StandIn(3, takes, leaves)
-    )
+    timings = [
+        Part(f"time {op}", ("time", op, "--out", "{out}"), 30.0, needs=op, flags_if_checked=("--only", "times"))
+        for op in ("bad", "good", "slow")
+    ]
+    machine = StandIn(3, takes, leaves)
+    rows = run(tmp_path, [*checks, *timings], machine)
     assert rows["time bad"]["why"] == "bad fails its checks"
-    assert rows["time slow"]["why"] == "slow did not get through its checks"
-    assert [row["part"] for row in rows.values() if row["state"] == "skipped"] == ["time bad", "time slow"]
-    assert {line["op"] for line in read(tmp_path / "gate.csv")} == {"bad", "good", "slow"}
-    assert [line["op"] for line in read(tmp_path / "dram.csv")] == ["good", "slow"], "each line once"
+    assert [row["part"] for row in rows.values() if row["state"] == "skipped"] == ["time bad"]
+    assert ["--only times" in words for words in machine.words[3:]] == [True, False], "slow runs its checks itself"
+    assert {line["op"] for line in read_rows(tmp_path / "gate.csv")} == {"bad", "good", "slow"}
+    assert [line["file"] for line in read_rows(tmp_path / "tests.csv")] == ["good", "slow"], "each line once"
     assert not (tmp_path / "else.csv").exists()
 
 
 def test_parts_by_name() -> None:
-    assert [part.name for part in chosen(["time client_sgd"])] == ["check client_sgd", "time client_sgd"]
-    assert [part.name for part in chosen(["training r"])] == ["training resnet20_gn", "training resnet56"]
-    assert chosen(None) == list(PARTS) and len({part.name for part in PARTS}) == len(PARTS)
+    assert [part.name for part in select_parts(["time client_sgd"])] == ["check client_sgd", "time client_sgd"]
+    assert [part.name for part in select_parts(["training r"])] == ["training resnet20_gn", "training resnet56"]
+    assert select_parts(None) == list(PARTS) and len({part.name for part in PARTS}) == len(PARTS)
     with pytest.raises(ValueError, match="unknown part 'tme'; known: check client_mean, .*time client_norm"):
-        chosen(["time", "tme"])
+        select_parts(["time", "tme"])
 
 
 def test_every_kernel_is_checked_and_timed() -> None:
@@ -142,7 +144,7 @@ def test_every_kernel_is_checked_and_timed() -> None:
 def test_every_command_is_known_to_its_program(part: Part, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Benches by their parsers; the command line refuses nothing but the missing GPU."""
     told = {"{out}": str(tmp_path / "out"), "{seconds}": "7"}
-    for more in ((), part.checked, ("--deterministic",) if part.deterministic else ()):
+    for more in ((), part.flags_if_checked, ("--deterministic",) if part.deterministic else ()):
         flag, program, *words = (*(fill(word, told) for word in part.command), *more)
         assert flag == "-m"
         if program == "fastlocal":
@@ -182,28 +184,12 @@ def is_running(process: int) -> bool:
 
 
 def test_a_table_is_whole_or_as_it_was(tmp_path: Path) -> None:
-    write(tmp_path / "a.csv", [{"op": "a"}])
+    write_rows(tmp_path / "a.csv", [{"op": "a"}])
     with pytest.raises(AttributeError):
-        write(tmp_path / "a.csv", [{"op": "b"}, None], ["op"])  # type: ignore[list-item]
-    assert read(tmp_path / "a.csv") == [{"op": "a"}]
-    write(tmp_path / "a.csv", [{"op": "b"}, {"op": "c", "ms": "1"}])
-    assert read(tmp_path / "a.csv") == [{"op": "b", "ms": ""}, {"op": "c", "ms": "1"}]
-
-
-def test_bytes_are_read_from_what_ncu_prints() -> None:
-    printed = '==PROF== connected\n"ID","Metric Name","Metric Value"\n"0","dram__bytes.sum","1,234,567"\n'
-    assert dram.counted_bytes(printed) == 1_234_567
-    assert dram.counted_bytes(printed + '"1","dram__bytes.sum","3"\n') == 1_234_570
-    assert dram.counted_bytes("==ERROR== no permission") is None
-
-
-def test_an_op_that_ncu_may_not_count_says_why(tmp_path: Path) -> None:
-    refuses = tmp_path / "ncu"
-    refuses.write_text("#!/bin/sh\necho '==ERROR== ERR_NVGPUCTRPERM'\nexit 1\n")
-    refuses.chmod(0o755)
-    assert dram.count(str(refuses), "client_sgd", 60.0)["note"] == "==ERROR== ERR_NVGPUCTRPERM"
-    assert dram.count(str(refuses), "client_sgd", 5.0)["note"] == "no time was left"
-    assert set(dram.COUNTED) == set(kernels.TRITON_OPS)
+        write_rows(tmp_path / "a.csv", [{"op": "b"}, None], ["op"])  # type: ignore[list-item]
+    assert read_rows(tmp_path / "a.csv") == [{"op": "a"}]
+    write_rows(tmp_path / "a.csv", [{"op": "b"}, {"op": "c", "ms": "1"}])
+    assert read_rows(tmp_path / "a.csv") == [{"op": "b", "ms": ""}, {"op": "c", "ms": "1"}]
 
 
 def test_a_file_of_tests_is_counted(tmp_path: Path) -> None:
@@ -221,7 +207,7 @@ def test_a_file_of_tests_is_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("main", [bench.main, gpu_suite.main, linear.main, device_tests.main])
+@pytest.mark.parametrize("main", [bench.main, gpu_suite.main, device_tests.main])
 def test_without_a_gpu_one_line_says_so(
     main: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

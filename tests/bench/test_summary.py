@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from bench import kernels as bench
-from bench.case import Case
+from bench.common import Row
 from bench.device import Timing
+from bench.interleaved import Measurement
 from bench.loops import REFERENCE
 from bench.summary import summary
-from bench.tables import Row
 from bench.targets import TARGETS
-from bench.throughput import rows_of
-from bench.variant import Variant
+from bench.throughput import make_rows
+from bench.training_case import TrainingCase
 from fastlocal.kernels.case import Case as KernelCase
 from fastlocal.kernels.case import cases
 
@@ -31,11 +31,11 @@ ABOUT = {
 
 
 def line(variant: str, ms: float, op: str = "client_sgd") -> Row:
-    return bench.row(op, CASE, variant, Timing(ms, ms * 0.9, ms * 1.1, True), copy=4e12) | ABOUT
+    return bench.make_row(op, CASE, variant, Timing(ms, ms * 0.9, ms * 1.1, True), copy=4e12) | ABOUT
 
 
 def test_rows_that_no_time_was_left_for_are_counted() -> None:
-    untimed = bench.row("client_sgd", CASE, "torch.compile", None, 4e12, "not timed: no time was left")
+    untimed = bench.make_row("client_sgd", CASE, "torch.compile", None, 4e12, "not timed: no time was left")
     text = summary([], ABOUT, {"kernels": [line("triton", 0.05), untimed | ABOUT, untimed | ABOUT]})
     assert "- client_sgd: 2 rows are empty: not timed: no time was left" in text
 
@@ -75,7 +75,7 @@ def test_the_targets_name_variants_and_cases_that_are_timed() -> None:
     for target in TARGETS:
         large = [case for case in cases(target.op) if case.large and any(word in case.name for word in target.cases)]
         assert large, target
-        variants = {"torch.compile"} if target.op in bench.COMPILED else set()
+        variants = {"torch.compile"} if target.op in bench.COMPILED_OPS else set()
         variants = variants.union(*(bench.variants(target.op, case) for case in large))
         assert set(target.faster_than) <= variants, target
         if target.copy_fraction:
@@ -83,15 +83,15 @@ def test_the_targets_name_variants_and_cases_that_are_timed() -> None:
 
 
 def test_training_comes_first_and_what_failed_says_why() -> None:
-    case = Case("resnet56", 32, 128, 2, "bf16")
-    loop, own = Variant(REFERENCE, "loop", start=9.0, seconds=[1.0, 1.2]), Variant("fastlocal stacked", "stacked")
-    own.start, own.seconds = 20.0, [0.1, 0.1]
-    gone = Variant("vmap", fault="OutOfMemoryError: no")
+    case = TrainingCase("resnet56", 32, 128, 2, "bf16")
+    loop = Measurement(REFERENCE, "loop", start_seconds=9.0, seconds=[1.0, 1.2])
+    own = Measurement("fastlocal stacked", "stacked", start_seconds=20.0, seconds=[0.1, 0.1])
+    gone = Measurement("vmap", fault="OutOfMemoryError: no")
     states = [
-        {"part": "training", "state": "done", "seconds": "50", "why": "", "said": "a table"},
-        {"part": "verify", "state": "failed", "seconds": "5", "why": "exit status 1: no", "said": "Traceback\nno"},
+        {"part": "training", "state": "done", "seconds": "50", "why": "", "output": "a table"},
+        {"part": "verify", "state": "failed", "seconds": "5", "why": "exit status 1: no", "output": "Traceback\nno"},
     ]
-    text = summary(states, ABOUT, {"throughput": rows_of(case, [loop, own, gone], {})})
+    text = summary(states, ABOUT, {"throughput": make_rows(case, [loop, own, gone], {})})
     assert "| resnet56 32 x 128, H=2, bf16 | fastlocal stacked | 11.00 | 100.00 | 81,920 | 20.0 | stacked |" in text
     assert "| vmap | OutOfMemoryError: no | |" in text
     assert text.index("a card") < text.index("11.00") < text.index("Parts: 1 of 2 ran") < text.index("## Kernels")

@@ -11,19 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from bench.forks import Fork, Forks, wait_until
-from bench.kill import Outcome, difference, kill_cases, left_behind
 from fastlocal.checkpoint.state_file import read_numbers
+from tests.crash.crashes import Outcome, crash_runs
 from tests.helpers.command_line import run, train_words
+from tests.helpers.fork_server import ForkedRun, ForkServer, wait_until
+from tests.helpers.run_files import difference, run_files
 
 PATIENCE_S = 120
 
 
 @pytest.mark.parametrize(("ranks", "kills"), [(1, 3), (2, 3)])
-def test_six_kills(ranks: int, kills: int, forks: Forks, tmp_path: Path) -> None:
+def test_six_kills(ranks: int, kills: int, fork_server: ForkServer, tmp_path: Path) -> None:
     """Three of one process, three of one or both of two; more as long as none of them came while a file was written."""
     outcomes: list[Outcome] = []
-    for _, outcome in kill_cases(forks, tmp_path, kills=60, runs_of=3, seed=1, ranks=ranks):
+    for _, outcome in crash_runs(fork_server, tmp_path, kills=60, kills_per_run=3, seed=1, ranks=ranks):
         assert outcome.failure == ""
         outcomes.append(outcome)
         if sum(one.kills for one in outcomes) >= kills and any(one.while_writing for one in outcomes):
@@ -36,8 +37,10 @@ ENDLESS += ("--save-every", "4")  # alone, as what comes while one is written is
 """Four rounds of one step, each evaluated, then one of minutes."""
 
 
-def into_the_endless_round(forks: Forks, directory: Path, data: Path, *flags: str, ranks: int = 1) -> Fork:
-    process = forks.start([*train_words(data, directory), *ENDLESS, *flags], directory.with_suffix(".log"), ranks)
+def into_the_endless_round(
+    fork_server: ForkServer, directory: Path, data: Path, *flags: str, ranks: int = 1
+) -> ForkedRun:
+    process = fork_server.start([*train_words(data, directory), *ENDLESS, *flags], directory.with_suffix(".log"), ranks)
 
     def there() -> bool:
         with contextlib.suppress(FileNotFoundError):  # as it is for a moment while one takes the place of another
@@ -60,11 +63,13 @@ def processor_seconds(pid: int) -> float:
 
 
 @pytest.mark.parametrize(("second", "ranks"), [(False, 1), (True, 1), (False, 2)])
-def test_a_chunk_that_does_not_end_in_time(second: bool, ranks: int, forks: Forks, data: Path, tmp_path: Path) -> None:
+def test_a_chunk_that_does_not_end_in_time(
+    second: bool, ranks: int, fork_server: ForkServer, data: Path, tmp_path: Path
+) -> None:
     """The last save stands, after --grace seconds or at once where a second signal comes."""
     grace = "600" if second else "1.5"
     flags = ("--grace", grace, "--executor", "looped")
-    process = into_the_endless_round(forks, tmp_path / "run", data, *flags, ranks=ranks)
+    process = into_the_endless_round(fork_server, tmp_path / "run", data, *flags, ranks=ranks)
     began = time.monotonic()
     process.send(signal.SIGTERM)
     if second:
@@ -75,15 +80,15 @@ def test_a_chunk_that_does_not_end_in_time(second: bool, ranks: int, forks: Fork
     assert 1 < time.monotonic() - began < 60
     log = process.log.read_text()
     assert "Traceback" not in log and "--continue` goes on" in log.splitlines()[-1]
-    stood = left_behind(tmp_path / "run")
+    stood = run_files(tmp_path / "run")
     assert "'comm_round': 4," in stood["resume.pt"][0][0] and stood["metrics.jsonl"].count(b"\n") == 4
 
 
 @pytest.mark.parametrize("last", [0, 1])
-def test_a_signal_while_another_rank_is_gone(last: int, forks: Forks, data: Path, tmp_path: Path) -> None:
+def test_a_signal_while_another_rank_is_gone(last: int, fork_server: ForkServer, data: Path, tmp_path: Path) -> None:
     """It stops the rank that waits in vain, as it would have where the other came: the last save stands."""
     words = [*train_words(data, tmp_path / "run"), "--epochs", "100000", "--eval-freq1", "1", "--decay1", "1"]
-    process = forks.start([*words, "--decay2", "1"], tmp_path / "run.log", ranks=2)
+    process = fork_server.start([*words, "--decay2", "1"], tmp_path / "run.log", ranks=2)
     assert wait_until((tmp_path / "run" / "resume.pt").exists, PATIENCE_S)
     process.send(signal.SIGSTOP, [1 - last])
     process.send(signal.SIGTERM, [last])
@@ -95,8 +100,8 @@ def test_a_signal_while_another_rank_is_gone(last: int, forks: Forks, data: Path
     assert line.endswith("--continue` goes on")
 
 
-def test_one_writer(forks: Forks, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    process = into_the_endless_round(forks, tmp_path / "run", data)
+def test_one_writer(fork_server: ForkServer, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    process = into_the_endless_round(fork_server, tmp_path / "run", data)
     for flag in ("--overwrite", "--continue"):
         outcome = run(capsys, *train_words(data, tmp_path / "run"), *ENDLESS, flag)
         (line,) = outcome.err.splitlines()
@@ -106,23 +111,23 @@ def test_one_writer(forks: Forks, data: Path, tmp_path: Path, capsys: pytest.Cap
     assert run(capsys, *train_words(data, tmp_path / "run"), "--overwrite").status == 0
 
 
-def test_a_full_disk(forks: Forks, data: Path, tmp_path: Path) -> None:
+def test_a_full_disk(fork_server: ForkServer, data: Path, tmp_path: Path) -> None:
     """One line, and the last save goes on when there is room again. (No file may grow beyond 20,000 bytes.)"""
     flags = ["--momentum", "0.9", "--eval-freq1", "8", "--save-freq1", "1000000", "--epochs"]
-    assert forks.start([*train_words(data, tmp_path / "wanted"), *flags, "16"], tmp_path / "log").status() == 0
+    assert fork_server.start([*train_words(data, tmp_path / "wanted"), *flags, "16"], tmp_path / "log").status() == 0
     words = [*train_words(data, tmp_path / "run"), *flags]
-    assert forks.start([*words, "4"], tmp_path / "run.log").status() == 0
+    assert fork_server.start([*words, "4"], tmp_path / "run.log").status() == 0
     words += ["16", "--continue"]
-    unlimited = resource.prlimit(forks.first.pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(forks.first.pid, resource.RLIMIT_FSIZE, (20_000, unlimited[1]))
-    process = forks.start(words, tmp_path / "run.log")
-    resource.prlimit(forks.first.pid, resource.RLIMIT_FSIZE, unlimited)
+    unlimited = resource.prlimit(fork_server.server.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(fork_server.server.pid, resource.RLIMIT_FSIZE, (20_000, unlimited[1]))
+    process = fork_server.start(words, tmp_path / "run.log")
+    resource.prlimit(fork_server.server.pid, resource.RLIMIT_FSIZE, unlimited)
     assert process.status() == 1
     log = process.log.read_text()
     assert "Traceback" not in log and "Exception ignored" not in log
     assert log.splitlines()[-1].startswith("fastlocal: error: File too large")
     assert not list((tmp_path / "run").glob(".*.tmp"))
-    again = forks.start(words, tmp_path / "run.log")
+    again = fork_server.start(words, tmp_path / "run.log")
     assert again.status() == 0, again.log.read_text()
     assert "going on after" in again.log.read_text()
-    assert difference(left_behind(tmp_path / "run"), left_behind(tmp_path / "wanted")) == ""
+    assert difference(run_files(tmp_path / "run"), run_files(tmp_path / "wanted")) == ""

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from bench.kill import difference, left_behind
 from tests.helpers import passes, small_models
 from tests.helpers.interrupted import Ticking, continued, run
+from tests.helpers.run_files import difference, run_files
 
 
 class Dropping(nn.Module):
@@ -47,12 +47,12 @@ def test_stopped_anywhere(name: str, tmp_path: Path) -> None:
     make, values = CASES[name]
     run(tmp_path / "undisturbed", Ticking(make()), small_models.images(), **values)
     taken = passes.count()
-    wanted = left_behind(tmp_path / "undisturbed")
+    wanted = run_files(tmp_path / "undisturbed")
     assert "resume.pt" in wanted and wanted["steps.jsonl"].count(b"\n") == 60
     stops = 0
     for start, stride in ((6, 8), (9, 5)):  # each process gets through so many forward passes more than the last
         folder = tmp_path / str(start)
-        moments = list(range(start, passes, stride))
+        moments = list(range(start, taken, stride))
         stops += continued(folder, make, small_models.images(), moments, **values)
-        assert difference(left_behind(folder), wanted) == "", f"stopped at {moments}"
+        assert difference(run_files(folder), wanted) == "", f"stopped at {moments}"
     assert stops >= 4

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from bench.forks import Fork, Forks, wait_until
-from bench.kill import difference, left_behind
 from fastlocal.checkpoint.resharding import read_saved
 from fastlocal.checkpoint.state_file import read_numbers, state_bytes
 from tests.distributed.test_many_processes import assert_alike
 from tests.helpers.command_line import train_words
+from tests.helpers.fork_server import ForkedRun, ForkServer, wait_until
 from tests.helpers.processes import ROOT, TORCHRUN, environment
+from tests.helpers.run_files import difference, run_files
 
 PATIENCE_S = 120
 FLAGS = (
@@ -29,25 +29,25 @@ FLAGS = (
 
 
 @pytest.fixture(scope="module")
-def undisturbed(forks: Forks, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(fork_server: ForkServer, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """On two processes."""
     directory = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert begun(forks, data, directory, 2).statuses() == [0, 0], directory.with_suffix(".log").read_text()
+    assert begun(fork_server, data, directory, 2).statuses() == [0, 0], directory.with_suffix(".log").read_text()
     return directory
 
 
-def begun(forks: Forks, data: Path, directory: Path, ranks: int, *flags: str) -> Fork:
+def begun(fork_server: ForkServer, data: Path, directory: Path, ranks: int, *flags: str) -> ForkedRun:
     words = [*train_words(data, directory), *FLAGS, *flags, "--continue"]
-    return forks.start(words, directory.with_suffix(".log"), ranks)
+    return fork_server.start(words, directory.with_suffix(".log"), ranks)
 
 
 def stopped(
-    forks: Forks, data: Path, directory: Path, ranks: int, who: list[int] | None, lines: int, *flags: str
+    fork_server: ForkServer, data: Path, directory: Path, ranks: int, who: list[int] | None, lines: int, *flags: str
 ) -> bool:
     """A stretch of a run, until it has written so many lines of steps.jsonl more; whether a signal ended it."""
     log = directory / "steps.jsonl"
     wanted = lines + (log.read_bytes().count(b"\n") if log.exists() else 0)
-    process = begun(forks, data, directory, ranks, *flags)
+    process = begun(fork_server, data, directory, ranks, *flags)
 
     def come() -> bool:
         return not process.running() or (log.exists() and log.read_bytes().count(b"\n") >= wanted)
@@ -68,14 +68,14 @@ def within_a_round(directory: Path) -> bool:
 
 @pytest.mark.parametrize("who", [None, [1]])
 def test_a_signal_to_some_rank_stops_all(
-    who: list[int] | None, forks: Forks, data: Path, undisturbed: Path, tmp_path: Path
+    who: list[int] | None, fork_server: ForkServer, data: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     for number in range(10):
         directory, within = tmp_path / str(number), 0
         for lines in (1, 85, 87):
-            within += stopped(forks, data, directory, 2, who, lines) and within_a_round(directory)
-        assert begun(forks, data, directory, 2).statuses() == [0, 0]
-        assert difference(left_behind(directory), left_behind(undisturbed)) == ""
+            within += stopped(fork_server, data, directory, 2, who, lines) and within_a_round(directory)
+        assert begun(fork_server, data, directory, 2).statuses() == [0, 0]
+        assert difference(run_files(directory), run_files(undisturbed)) == ""
         if within:
             return
     pytest.fail("never stopped within a round")
@@ -83,7 +83,7 @@ def test_a_signal_to_some_rank_stops_all(
 
 @pytest.mark.parametrize(("order", "ranks"), [("any", (2, 3, 1)), ("fixed", (2, 1, 3))])
 def test_going_on_with_other_numbers_of_processes(
-    order: str, ranks: tuple[int, ...], forks: Forks, data: Path, undisturbed: Path, tmp_path: Path
+    order: str, ranks: tuple[int, ...], fork_server: ForkServer, data: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     """Stopped within rounds; the same to the rounding of sums, and in a fixed order of reduction to the bit."""
     flags, other = ("--reduce-order", order), tmp_path / "alone"
@@ -92,32 +92,33 @@ def test_going_on_with_other_numbers_of_processes(
         """Stopped there on each of these numbers of processes, in three attempts of the eight rounds at most."""
         return all(
             any(
-                stopped(forks, data, directory, number, None, 2, *flags) and within_a_round(directory) for _ in range(3)
+                stopped(fork_server, data, directory, number, None, 2, *flags) and within_a_round(directory)
+                for _ in range(3)
             )
             for number in ranks[:-1]
         )
 
     directory = next((path for path in (tmp_path / str(i) for i in range(10)) if within_rounds(path)), None)
     assert directory is not None, "never stopped within a round"
-    assert begun(forks, data, directory, ranks[-1], *flags).statuses() == [0] * ranks[-1]
+    assert begun(fork_server, data, directory, ranks[-1], *flags).statuses() == [0] * ranks[-1]
     assert_alike(directory, undisturbed)
     if order == "fixed":
-        assert begun(forks, data, other, 1, *flags).status() == 0
-        wanted, found = left_behind(other), left_behind(directory)
+        assert begun(fork_server, data, other, 1, *flags).status() == 0
+        wanted, found = run_files(other), run_files(directory)
         assert difference(found, wanted).removeprefix("differ: ") in ("", "metrics.jsonl", "metrics.jsonl, resume.pt")
 
 
-def test_one_process_pays_what_two_owe(forks: Forks, data: Path, tmp_path: Path) -> None:
+def test_one_process_pays_what_two_owe(fork_server: ForkServer, data: Path, tmp_path: Path) -> None:
     """What bf16 lost on both ranks is in its next mean in full: a run that forgets it is off by just that."""
     paid, forgotten, flags = tmp_path / "paid", tmp_path / "forgotten", ("--wire-format", "bf16", "--epochs")
-    assert begun(forks, data, paid, 2, *flags, "6").statuses() == [0, 0]
+    assert begun(fork_server, data, paid, 2, *flags, "6").statuses() == [0, 0]
     state = read_saved(paid / "resume.pt", 0, 1)
     shutil.copytree(paid, forgotten)
     owed = state.tensors.pop("feedback owed to the mean").double()
     (forgotten / "resume.pt").write_bytes(b"".join(state_bytes(state)))
     rows = []
     for directory in (paid, forgotten):
-        assert begun(forks, data, directory, 1, *flags, "12").status() == 0
+        assert begun(fork_server, data, directory, 1, *flags, "12").status() == 0
         after = read_saved(directory / "resume.pt", 0, 1)
         assert not any(name.startswith("feedback") for name in after.tensors)
         rows.append(after.tensors["row"])
@@ -125,17 +126,17 @@ def test_one_process_pays_what_two_owe(forks: Forks, data: Path, tmp_path: Path)
     assert (rows[0] - rows[1] - owed / 7).abs().max() < 1e-12
 
 
-def test_a_save_where_the_ranks_meet(forks: Forks, data: Path, tmp_path: Path) -> None:
+def test_a_save_where_the_ranks_meet(fork_server: ForkServer, data: Path, tmp_path: Path) -> None:
     """With one chunk each, the clock lets ranks save there alone: a round is trained, and nothing of it is logged."""
     directory = tmp_path / "run"
     flags = ("--model", "resnet20", "--bn-batches", "2", "--total-batch-size", "8", "--save-minutes", "0.000001")
-    assert begun(forks, data, directory, 2, *flags, "--epochs", "6").statuses() == [0, 0]
-    wanted = left_behind(directory)
+    assert begun(fork_server, data, directory, 2, *flags, "--epochs", "6").statuses() == [0, 0]
+    wanted = run_files(directory)
     (directory / "resume.pt").unlink()
     parts = read_numbers(directory / "resume.1.pt")["parts"]
     assert [part["done"] for part in parts] == [[[0, 1]], [[1, 2]]]
-    assert begun(forks, data, directory, 2, *flags, "--epochs", "6").statuses() == [0, 0]
-    assert difference(left_behind(directory), wanted) == ""
+    assert begun(fork_server, data, directory, 2, *flags, "--epochs", "6").statuses() == [0, 0]
+    assert difference(run_files(directory), wanted) == ""
 
 
 def test_torchrun_starts_it_again(data: Path, undisturbed: Path, tmp_path: Path) -> None:
@@ -146,7 +147,7 @@ def test_torchrun_starts_it_again(data: Path, undisturbed: Path, tmp_path: Path)
             break
     else:
         pytest.fail("each time the run was over before its first rank was killed")
-    found, wanted = left_behind(directory), left_behind(undisturbed)
+    found, wanted = run_files(directory), run_files(undisturbed)
     for _, tensors in (*found["resume.pt"], *wanted["resume.pt"]):
         del tensors["torch random state"]  # which each new interpreter draws, and a run does not depend on
     assert difference(found, wanted) == ""

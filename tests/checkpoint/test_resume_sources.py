@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from bench.kill import difference, left_behind
 from fastlocal.data.images.arrays import ArrayImages
 from fastlocal.data.types import AnySplit, DataSet, Split
 from tests.data import sources
 from tests.helpers import passes, small_models
 from tests.helpers.interrupted import Ticking, continued, run
+from tests.helpers.run_files import difference, run_files
 
 KINDS = [
     ("torch", [7, 18, 29]),
@@ -50,10 +50,10 @@ def data(kind: str, folder: Path) -> DataSet:
 def test_every_source(kind: str, moments: list[int], tmp_path: Path) -> None:
     images, values = data(kind, tmp_path), {**HARD, "source": kind, "nw": 2, "prefetch": 3}
     run(tmp_path / "undisturbed", Ticking(module()), images, **values)
-    wanted = left_behind(tmp_path / "undisturbed")
+    wanted = run_files(tmp_path / "undisturbed")
     assert sum(moments) < passes.count() and wanted["steps.jsonl"].count(b"\n") == 60
     assert continued(tmp_path / "run", module, images, moments, **values) == len(moments)
-    assert difference(left_behind(tmp_path / "run"), wanted) == ""
+    assert difference(run_files(tmp_path / "run"), wanted) == ""
 
 
 def test_clients_on_threads(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_clients_on_threads(tmp_path: Path) -> None:
     values: dict[str, Any] = {**HARD, "executor": "threaded", "workers": 2, "chunk": 2, "epochs": 30, "eval_freq1": 4}
     images, draw, stops = small_models.images(), random.Random(0), 0
     run(tmp_path / "undisturbed", small_models.make("batchnorm"), images, **values)
-    wanted = left_behind(tmp_path / "undisturbed")
+    wanted = run_files(tmp_path / "undisturbed")
     rows = wanted["metrics.jsonl"].count(b"\n")
     for number in range(3):
         folder = tmp_path / str(number)
@@ -75,7 +75,7 @@ def test_clients_on_threads(tmp_path: Path) -> None:
                 signals.join()  # a signal that is on its way comes here at the latest
             except KeyboardInterrupt:
                 stops += 1
-        assert difference(left_behind(folder), wanted) == ""
+        assert difference(run_files(folder), wanted) == ""
     assert stops >= 3
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from bench.kill import difference, left_behind
 from fastlocal.checkpoint.restore import with_stored_settings
 from fastlocal.cli import main
 from fastlocal.commands.flags import parse
 from fastlocal.runs.from_config import run_from_config
 from tests.helpers.command_line import metrics, run, train_words, tree
+from tests.helpers.run_files import difference, run_files
 
 MOMENTUM = ("--momentum", "0.9", "--debug", "--chunk", "1", "--step1", "3")
 
@@ -41,7 +41,7 @@ def test_a_longer_run(by: str, data: Path, copied: Path, tmp_path: Path, capsys:
         longer = [*train_words(data, copied), *MOMENTUM, "--continue", "1", "--epochs", "5"]
     outcome = run(capsys, *longer)
     assert outcome.status == 0 and "going on after 2 rounds" in outcome.err, outcome.err
-    assert difference(left_behind(copied), left_behind(tmp_path / "long")) == ""
+    assert difference(run_files(copied), run_files(tmp_path / "long")) == ""
     stored = [json.loads((folder / "config.json").read_text()) for folder in (copied, tmp_path / "long")]
     assert [one["log"].pop("log_pth") for one in stored] == [str(copied), str(tmp_path / "long")]
     assert stored[0] == stored[1]
@@ -57,16 +57,16 @@ def test_a_complete_run(copied: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_without_a_saved_state_it_starts_over(
     data: Path, finished: Path, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wanted = left_behind(finished)
+    wanted = run_files(finished)
     for path in copied.glob("resume*.pt"):
         path.unlink()
     (copied / "metrics.jsonl").write_text('{"comm_ro')
     (copied / ".latest.pt.abc.fastlocal.tmp").write_text("half")
     assert run(capsys, "train", "--config", copied / "config.json", "--continue").status == 0
-    assert difference(left_behind(copied), wanted) == ""
+    assert difference(run_files(copied), wanted) == ""
     words = [*train_words(data, tmp_path / "new"), *MOMENTUM, "--epochs", "2", "--continue"]
     assert run(capsys, *words).status == 0
-    assert difference(left_behind(tmp_path / "new"), wanted) == ""
+    assert difference(run_files(tmp_path / "new"), wanted) == ""
 
 
 REFUSED: dict[str, tuple[Any, ...]] = {

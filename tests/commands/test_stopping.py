@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.forks import Fork, Forks, wait_until
 from fastlocal.checkpoint.state_file import read_state_file
 from tests.helpers.command_line import arrays, metrics, run, train_words, tree, write_npz
+from tests.helpers.fork_server import ForkedRun, ForkServer, wait_until
 
 PATIENCE_S = 120
 LONG = ("--epochs", "1000000", "--save-freq1", "1000000", "--save-freq2", "1000000", "--save-freq3", "1000000")
@@ -46,7 +46,7 @@ def start(folder: Path, *words: str, python: tuple[str, ...] = ()) -> Fresh:
     )
 
 
-def wait_for(process: Fork | Fresh, path: Path, text: str) -> None:
+def wait_for(process: ForkedRun | Fresh, path: Path, text: str) -> None:
     """Until the file at `path` holds `text`."""
     deadline = time.monotonic() + PATIENCE_S
     while not path.exists() or text not in path.read_text():
@@ -54,7 +54,7 @@ def wait_for(process: Fork | Fresh, path: Path, text: str) -> None:
         time.sleep(0.005)
 
 
-def stopped(process: Fork | Fresh, number: signal.Signals, folder: Path) -> list[str]:
+def stopped(process: ForkedRun | Fresh, number: signal.Signals, folder: Path) -> list[str]:
     """Send the signal twice, as where a shell passes it on; the lines on standard error once status 75 has come."""
     process.send(number)
     time.sleep(0.002)
@@ -83,10 +83,10 @@ def assert_whole(directory: Path) -> None:
     ],
 )
 def test_stopped_in_the_middle(
-    number: signal.Signals, flags: tuple[str, ...], forks: Forks, data: Path, tmp_path: Path
+    number: signal.Signals, flags: tuple[str, ...], fork_server: ForkServer, data: Path, tmp_path: Path
 ) -> None:
     directory = tmp_path / "run"
-    process = forks.start([*train_words(data, directory), *LONG, *flags], tmp_path / "stderr")
+    process = fork_server.start([*train_words(data, directory), *LONG, *flags], tmp_path / "stderr")
     wait_for(process, directory / "metrics.jsonl", '"comm_round": 7,')
     lines = stopped(process, number, tmp_path)
     goes_on = f"`fastlocal train --config {directory / 'config.json'} --continue` goes on"
@@ -96,10 +96,10 @@ def test_stopped_in_the_middle(
     assert [row["comm_round"] for row in rows] == list(range(1, len(rows) + 1)) and len(rows) >= 7
 
 
-def test_the_last_average_is_saved(forks: Forks, data: Path, tmp_path: Path) -> None:
+def test_the_last_average_is_saved(fork_server: ForkServer, data: Path, tmp_path: Path) -> None:
     """Without a single evaluation before: what the rounds reached is in latest.pt."""
     directory = tmp_path / "run"
-    process = forks.start([*train_words(data, directory), *LONG, "--eval-freq1", "1000000"], tmp_path / "stderr")
+    process = fork_server.start([*train_words(data, directory), *LONG, "--eval-freq1", "1000000"], tmp_path / "stderr")
     wait_for(process, tmp_path / "stderr", "round 3/")
     stopped(process, signal.SIGTERM, tmp_path)
     assert_whole(directory)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 import fastlocal
-from bench.kill import difference, left_behind
 from fastlocal.common.errors import UsageError
 from fastlocal.data.sources.base import Source
 from fastlocal.data.sources.build import make_source
@@ -25,6 +24,7 @@ from fastlocal.data.sources.source_config import SourceConfig
 from fastlocal.data.types import DataSet, MapSplit
 from tests.data import sources
 from tests.helpers import interrupted
+from tests.helpers.run_files import difference, run_files
 
 OF_THE_MODULE = np.random.default_rng()
 
@@ -179,7 +179,7 @@ def test_interrupted_equals_never_interrupted(tmp_path: Path) -> None:
     interrupted.run(tmp_path / "undisturbed", interrupted.Ticking(module()), data(), **values)
     moments = [7, 20]
     assert interrupted.continued(tmp_path / "run", module, data(), moments, **values) == len(moments)
-    assert difference(left_behind(tmp_path / "run"), left_behind(tmp_path / "undisturbed")) == ""
+    assert difference(run_files(tmp_path / "run"), run_files(tmp_path / "undisturbed")) == ""
 
 
 class Counting(Noisy):

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from bench.forks import Forks
 from fastlocal.cli import main
 from fastlocal.data.images.arrays import ArrayImages
 from tests.data import sources
 from tests.helpers.command_line import metrics
+from tests.helpers.fork_server import ForkServer
 from tests.helpers.processes import on_ranks
 
 SIZES = (
@@ -33,7 +33,7 @@ def steps(directory: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.needs("ffcv", "nvidia.dali")
-def test_two_processes_train_on_the_samples_of_one(forks: Forks, tmp_path: Path) -> None:
+def test_two_processes_train_on_the_samples_of_one(fork_server: ForkServer, tmp_path: Path) -> None:
     beton = str(sources.beton(tmp_path, ArrayImages(sources.cifar().inputs), "raw"))
     data = ("train", "--dataset", "beton", "--train-pth", beton, "--val-pth", beton, "--aug", "1", "--debug", "1")
     kinds = ("torch", "dali")
@@ -43,7 +43,7 @@ def test_two_processes_train_on_the_samples_of_one(forks: Forks, tmp_path: Path)
     }
     assert main(words["resident"]) == 0
     for kind in kinds:
-        on_ranks(forks, 2, words[kind], tmp_path / "log")
+        on_ranks(fork_server, 2, words[kind], tmp_path / "log")
     expected = steps(tmp_path / "resident"), metrics(tmp_path / "resident")
     assert len(expected[0]) == 2 * 3 * 5
     for kind in kinds:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench.forks import Forks
 from fastlocal.cli import main
+from tests.helpers.fork_server import ForkServer
 from tests.helpers.processes import ROOT, TORCHRUN, environment, on_ranks
 
 DIGITS = ("train", "--dataset", "digits", "--device", "cpu", "--precision", "fp64", "--tune-seconds", "0")
@@ -45,10 +45,10 @@ def words_of(name: str, directory: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_three_processes_train_the_same_model(name: str, forks: Forks, tmp_path: Path) -> None:
+def test_three_processes_train_the_same_model(name: str, fork_server: ForkServer, tmp_path: Path) -> None:
     """Which have different numbers of clients in all runs but the last; two and four are below."""
     assert main(words_of(name, tmp_path / "alone")) == 0
-    said = on_ranks(forks, 3, words_of(name, tmp_path / "ranks"), tmp_path / "log")
+    said = on_ranks(fork_server, 3, words_of(name, tmp_path / "ranks"), tmp_path / "log")
     assert said.count("communication rounds. Written:") == 1, "the first rank alone says what there is"
     assert_alike(tmp_path / "ranks", tmp_path / "alone")
 
@@ -60,10 +60,10 @@ FIXED = (
 )
 
 
-def test_in_a_fixed_order_not_one_bit_differs(forks: Forks, tmp_path: Path) -> None:
+def test_in_a_fixed_order_not_one_bit_differs(fork_server: ForkServer, tmp_path: Path) -> None:
     folders = {ranks: tmp_path / str(ranks) for ranks in (1, 2, 4)}
     for ranks, folder in folders.items():
-        on_ranks(forks, ranks, [*FIXED, "--chunk", 5 - ranks, "--log-pth", folder], tmp_path / "log")
+        on_ranks(fork_server, ranks, [*FIXED, "--chunk", 5 - ranks, "--log-pth", folder], tmp_path / "log")
     for name in ("latest.pt", "metrics.jsonl", "steps.jsonl"):
         assert len({(folder / name).read_bytes() for folder in folders.values()}) == 1, name
 

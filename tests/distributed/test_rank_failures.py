@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.forks import Forks, wait_until
 from fastlocal.checkpoint.resharding import read_saved
 from fastlocal.cli import main
+from tests.helpers.fork_server import ForkServer, wait_until
 from tests.helpers.processes import ends, start
 
 PATIENCE_S = 60
@@ -29,9 +29,9 @@ ENDLESS = (
     ],
 )
 def test_a_rank_that_does_not_come_is_named(
-    number: int, gone: int, timeout: str, said: str, forks: Forks, tmp_path: Path
+    number: int, gone: int, timeout: str, said: str, fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    ranks = forks.start((*ENDLESS, "--timeout", timeout, "--log-pth", tmp_path / "run"), tmp_path / "log", 2)
+    ranks = fork_server.start((*ENDLESS, "--timeout", timeout, "--log-pth", tmp_path / "run"), tmp_path / "log", 2)
     try:
         assert wait_until(lambda: "round 3/" in ranks.log.read_text(), PATIENCE_S)
         ranks.send(number, [gone])

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.forks import Forks
+from tests.helpers.fork_server import ForkServer
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
@@ -23,9 +23,9 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | more
 
 
-def on_ranks(forks: Forks, ranks: int, words: Sequence[object], log: Path) -> str:
+def on_ranks(fork_server: ForkServer, ranks: int, words: Sequence[object], log: Path) -> str:
     """Train with this command line on so many ranks; what they print, which goes to `log`."""
-    statuses = forks.start([*words, "--timeout", "120"], log, ranks).statuses()
+    statuses = fork_server.start([*words, "--timeout", "120"], log, ranks).statuses()
     text = log.read_text()
     assert statuses == [0] * ranks, text[-3000:]
     return text

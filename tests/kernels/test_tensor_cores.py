@@ -1,6 +1,6 @@
 """The convolutions' machine code: products on Hopper's tensor cores in their inputs' format, 16 bytes at a time.
 
-What is compiled here is what the installed Triton makes; the tables of bench.aot hold more, of every supported version.
+What is compiled here is what the installed Triton makes; the tables of tests.aot hold more, of every supported version.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.aot_tables import read_tables
+from tests.aot.tables import read_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 OPS = ("conv2d_clients", "conv2d_clients_input_grad", "conv2d_clients_weight_grad")
@@ -23,7 +23,7 @@ COMPILED = (*((op, dtype, 90) for op in OPS for dtype in ("bf16", "fp32")), ("co
 PROGRAM = """
 import json
 import torch
-from bench.triton_compile import compile_case
+from tests.aot.triton_compile import compile_case
 from fastlocal.kernels.case import cases
 torch.use_deterministic_algorithms(True)
 found = {}

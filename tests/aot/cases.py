@@ -1,4 +1,4 @@
-"""What is compiled ahead of time: every case of an op, and of the convolutions every tile in every format."""
+"""Cases to compile ahead of time: all cases of an op, and for convolutions every tile in every format."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from fastlocal.kernels.conv2d_clients.cases import HALF, Layer
 
 CONVOLUTIONS = ("conv2d_clients", "conv2d_clients_input_grad", "conv2d_clients_weight_grad")
 
-# Channels that between them reach all widths of tiles: of the result forward, of the images' gradient, of the filters'.
 CHANNELS = {
     "conv2d_clients": ((64, 16), (64, 32), (128, 128)),
     "conv2d_clients_input_grad": ((16, 64), (32, 64), (128, 128)),
     "conv2d_clients_weight_grad": ((16, 16), (16, 32), (64, 64)),
 }
+"""Input and output channels that together reach every tile width of the op's result."""
 
 
-def compiled_cases(op: str) -> Iterator[tuple[Case, bool]]:
-    """Cases of an op, each with whether all tiles that the autotuner may choose are compiled, or only the first."""
-    given = cases(op)
-    yield from ((case, True) for case in given if case.large)
+def cases_to_compile(op: str) -> Iterator[tuple[Case, bool]]:
+    """Yield the cases of an op; the flag is True if all tiles of the autotuner are compiled, not only the first."""
+    op_cases = cases(op)
+    yield from ((case, True) for case in op_cases if case.large)
     if op in CONVOLUTIONS:
-        yield from ((case, True) for case in _tiles(op))
-    yield from ((case, False) for case in given if not case.large)
+        yield from ((case, True) for case in _tile_cases(op))
+    yield from ((case, False) for case in op_cases if not case.large)
 
 
-def _tiles(op: str) -> Iterator[Case]:
-    """Layers that reach the tiles and formats which the large cases do not."""
+def _tile_cases(op: str) -> Iterator[Case]:
+    """Yield layers for the tiles and formats that the large cases do not reach."""
     make: Callable[[Layer], Case] = import_module(f"fastlocal.kernels.{op}.cases")._case
     narrow, middle, wide = (Layer(4, 8, channels, (28, 28), out, last=True) for channels, out in CHANNELS[op])
     yield make(middle)
@@ -49,7 +49,7 @@ def _tiles(op: str) -> Iterator[Case]:
 
 
 def _in_three_products(case: Case) -> Case:
-    """The same in fp32 without TF32's rounding."""
+    """Return the case with fp32 products as three TF32 products."""
 
     def make_inputs(device: torch.device) -> Inputs:
         return {**case.make_inputs(device), "tf32": False}

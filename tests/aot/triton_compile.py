@@ -1,8 +1,8 @@
-"""Compile what an op launches, for a GPU that is not there.
+"""Compile the kernels that an op launches, for a GPU that is not present.
 
-The launchers run as they are, on tensors without contents; every launch is turned into a compilation for the target, so
-that what is compiled is what a run compiles: the same specialisation of arguments, the same choice of blocks and warps,
-and of an autotuned kernel every configuration that is left after pruning. Nothing is executed.
+The launchers run unchanged on tensors without contents, and every launch becomes a compilation for the target. The
+specialisation of arguments and the choice of blocks and warps are thereby those of a run; an autotuned kernel is
+compiled in every configuration that is left after pruning. Nothing is executed.
 """
 
 from __future__ import annotations
@@ -29,20 +29,24 @@ TARGETS = (80, 90, 100)
 SHARED_PER_BLOCK = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 SHARED_PER_SM = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
 REGISTERS_PER_SM, WARPS_PER_SM, BLOCKS_PER_SM = 65536, 64, 32
-"""As in the tables of compute capabilities in NVIDIA's CUDA C++ programming guide."""
+"""From the tables of compute capabilities in NVIDIA's CUDA C++ programming guide."""
 
 MATRIX_INSTRUCTIONS = {"mma": "mma.sync.", "wgmma": "wgmma.mma_async.", "tcgen05": "tcgen05.mma."}
-"""Of tensor cores in PTX: those of Ampere, which later targets have too, of Hopper, and of Blackwell."""
+"""Tensor-core instructions in PTX: Ampere's (which later targets have too), Hopper's and Blackwell's."""
 
 
 @dataclass(frozen=True)
-class Compiled:
-    """A kernel as it would run on one target.
+class CompiledKernel:
+    """A kernel compiled for one target.
 
-    configuration: types of the arguments, constants and launch options, in words
-    registers: per thread        shared, stack: bytes per block and per thread; a stack holds spilled registers
-    products: the matrix instructions of its PTX, a key of MATRIX_INSTRUCTIONS, or ""
-    sass: how often each load, store and matrix instruction occurs in the machine code; None where that was not read
+    Attributes:
+        configuration: Types of the arguments, constants and launch options, as text.
+        target: Compute capability, times ten.
+        registers: Registers per thread.
+        shared: Bytes of shared memory per block.
+        stack: Bytes of stack per thread; spilled registers lie there.
+        products: Matrix instructions of the PTX, keys of MATRIX_INSTRUCTIONS.
+        sass: Count of each load, store and matrix instruction of the machine code; None where it was not read.
     """
 
     op: str
@@ -60,22 +64,22 @@ class Compiled:
 
     @property
     def occupancy(self) -> float:
-        """Resident warps over the most that a multiprocessor holds, as registers and shared memory allow."""
+        """Theoretical occupancy: resident warps, as registers and shared memory allow, over the maximum."""
         per_warp = -(-self.registers * 32 // 256) * 256
         by_registers = REGISTERS_PER_SM // per_warp // 4 * 4 // self.num_warps
-        # each block takes another KiB for the system
+        # the system takes another KiB of each block
         by_shared = SHARED_PER_SM[self.target] // (-(-(self.shared + 1024) // 128) * 128)
         blocks = min(by_registers, by_shared, BLOCKS_PER_SM, WARPS_PER_SM // self.num_warps)
         return blocks * self.num_warps / WARPS_PER_SM
 
     def count(self, pattern: str) -> int:
-        """How many instructions have a name that begins as the regular expression `pattern`."""
+        """Count the instructions whose names begin with the regular expression `pattern`."""
         assert self.sass is not None
         return sum(number for name, number in self.sass.items() if re.match(pattern, name))
 
 
 class _NoDevice:
-    """What Triton asks a driver for before it compiles."""
+    """The part of a Triton driver that a compilation needs."""
 
     def __init__(self, target: Any) -> None:
         self._target = target
@@ -84,7 +88,7 @@ class _NoDevice:
         return self._target
 
     def get_current_device(self) -> int:
-        return int(self._target.arch)  # Triton keeps what it compiled by device
+        return int(self._target.arch)  # Triton caches compiled kernels by device
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -92,12 +96,16 @@ class _NoDevice:
 
 @contextmanager
 def recorded_launches(
-    target: int, wanted: Callable[[str, str], bool] = lambda kernel, configuration: True
+    target: int, is_selected: Callable[[str, str], bool] = lambda kernel, configuration: True
 ) -> Iterator[list[tuple[Any, str, Any]]]:
-    """Within, every launch is compiled for `target` and noted as (kernel, configuration, what was compiled).
+    """Compile every launch of the block for `target` instead of running it.
 
-    Nothing runs, and what was compiled before is not noted again.
-    wanted: whether a kernel of this name is compiled in this configuration; else it is noted with None
+    Args:
+        target: Compute capability, times ten.
+        is_selected: Takes a kernel's name and configuration; False records the launch without compiling it.
+
+    Yields:
+        A list that receives (kernel, configuration, compiled kernel or None) of each launch that is not compiled yet.
     """
     from triton import knobs
     from triton.backends.compiler import GPUTarget
@@ -112,7 +120,7 @@ def recorded_launches(
     def before_compilation(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
         names = [parameter.name for parameter in fn.jit_function.params]
         new.append(_configuration(names, compile["signature"], compile["constants"], compile["configs"][0]))
-        return not wanted(fn.jit_function.__name__, new[-1])
+        return not is_selected(fn.jit_function.__name__, new[-1])
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         new.clear()
@@ -139,20 +147,24 @@ def compile_case(
     case: Case,
     target: int,
     seen: dict[str, str],
-    most: int | None = None,
+    limit: int | None = None,
     *,
     every_tile: bool = True,
     disassemble: bool = True,
-) -> Iterator[Compiled]:
-    """What the op's Triton backend launches for this case, gradients included.
+) -> Iterator[CompiledKernel]:
+    """Compile the kernels that the op's Triton backend launches for this case, gradients included.
 
-    seen: {configuration: its kernel}; what is in it is not given again, and what is new is added
-    most: leave out kernels of which so many are in `seen`
-    every_tile: all that the autotuner may choose, or the first that fits
-    disassemble: whether to read the machine code, which takes a third of the time
+    Args:
+        op: Name of the op.
+        case: Arguments of the call.
+        target: Compute capability, times ten.
+        seen: Kernel names by configuration; these are left out, and new ones are added.
+        limit: Leave out kernels of which this many configurations are in `seen`.
+        every_tile: Compile all configurations of the autotuner, or only the first that fits.
+        disassemble: Read the machine code, which takes a third of the time.
     """
     count = Counter(seen.values())
-    with recorded_launches(target, lambda kernel, _: most is None or count[kernel] < most) as launches:
+    with recorded_launches(target, lambda kernel, _: limit is None or count[kernel] < limit) as launches:
         _launch(op, case, every_tile)
     for kernel, configuration, compiled in launches:
         if compiled is not None and f"{kernel.__name__} {configuration}" not in seen:
@@ -161,7 +173,7 @@ def compile_case(
 
 
 def list_case(op: str, case: Case, target: int, *, every_tile: bool = True) -> set[tuple[str, str]]:
-    """Kernel and configuration of everything that `compile_case` would compile."""
+    """Return kernel and configuration of everything that `compile_case` would compile."""
     with recorded_launches(target, lambda kernel, configuration: False) as launches:
         _launch(op, case, every_tile)
     return {(kernel.__name__, configuration) for kernel, configuration, _ in launches}
@@ -169,7 +181,7 @@ def list_case(op: str, case: Case, target: int, *, every_tile: bool = True) -> s
 
 def _launch(op: str, case: Case, every_tile: bool) -> None:
     before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(not every_tile)  # with which launchers take one tile, without timing
+    torch.use_deterministic_algorithms(not every_tile)  # deterministic launchers take one tile without timing
     try:
         _call(op, case)
     finally:
@@ -188,7 +200,7 @@ def _call(op: str, case: Case) -> None:
 
 
 def _materialized(value: Any) -> Any:
-    """Memory on the CPU that is never touched: only its address, shape and strides matter."""
+    """Allocate a meta tensor on the CPU without touching its memory: only address, shape and strides matter."""
     if not isinstance(value, Tensor):
         return value
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
@@ -196,7 +208,7 @@ def _materialized(value: Any) -> Any:
 
 def _measured(
     op: str, case: Case, target: int, kernel: str, configuration: str, compiled: Any, disassemble: bool
-) -> Compiled:
+) -> CompiledKernel:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -205,7 +217,7 @@ def _measured(
     used = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     meta = compiled.metadata
     ptx = compiled.asm["ptx"]
-    return Compiled(
+    return CompiledKernel(
         op=op,
         case=case.name,
         kernel=kernel,
@@ -245,7 +257,7 @@ def _configuration(
 
 
 def _tool(name: str, *arguments: str) -> str:
-    """What one of the tools prints that come with Triton."""
+    """Run one of the tools that come with Triton, and return its output."""
     from triton import knobs
 
     tool = getattr(knobs.nvidia, name).path

@@ -1,7 +1,7 @@
-"""The tables of bench.aot: what each version of Triton made of every kernel, one file a version.
+"""The tables of compiled kernels, one file for each Triton version.
 
-`configurations.csv` says what is compiled, once for all targets and versions. `3.9.0.csv` and its like hold what that
-version of Triton made of each configuration on each target, and name the configuration by its id.
+`configurations.csv` lists the configurations once for all targets and versions. `3.9.0.csv` and the like hold the
+measurements of that Triton version for each configuration and target, and refer to the configuration by its id.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-TABLES = Path(__file__).parent / "results" / "aot"
+TABLES = Path(__file__).resolve().parents[2] / "bench" / "results" / "aot"
 CONFIGURATIONS = "configurations.csv"
 
 CONFIGURATION = ("op", "kernel", "case", "configuration")
@@ -33,16 +33,18 @@ KEY = ("op", "kernel", "configuration", "target", "triton")
 Row = dict[str, str]
 
 
-def key(line: Row) -> tuple[str, ...]:
-    return tuple(line[column] for column in KEY)
+def key(row: Row) -> tuple[str, ...]:
+    """Return the values that identify a row."""
+    return tuple(row[column] for column in KEY)
 
 
-def name(line: Row) -> str:
-    return f"{line['op']} ({line['case']}, {line['kernel']}) on {line['target']} with Triton {line['triton']}"
+def name(row: Row) -> str:
+    """Return the name of a row in messages."""
+    return f"{row['op']} ({row['case']}, {row['kernel']}) on {row['target']} with Triton {row['triton']}"
 
 
 def read_tables(folder: Path = TABLES) -> list[Row]:
-    """The lines of all versions, in the order of KEY; none where the folder does not exist."""
+    """Read the rows of all versions, sorted by KEY; none where the folder does not exist."""
     if not (folder / CONFIGURATIONS).exists():
         return []
     compiled = {line.pop("id"): line for line in _read(folder / CONFIGURATIONS)}
@@ -56,7 +58,7 @@ def read_tables(folder: Path = TABLES) -> list[Row]:
 
 
 def write_tables(folder: Path, rows: Iterable[Row]) -> None:
-    """Write the lines of all versions: those that were read, and those that are new."""
+    """Write the rows of all versions, one file for each."""
     folder.mkdir(parents=True, exist_ok=True)
     by_version: dict[str, list[Row]] = {}
     for line in sorted(rows, key=key):
@@ -68,7 +70,7 @@ def write_tables(folder: Path, rows: Iterable[Row]) -> None:
 
 
 def _id(line: Row) -> str:
-    """Short, and the same in every version, whatever else is compiled."""
+    """Return a short id that depends on the configuration alone, so that versions share it."""
     words = "\n".join(line[column] for column in ("op", "kernel", "configuration"))
     return f"{line['op']}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
 

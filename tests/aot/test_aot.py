@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import aot, aot_cases
-from bench.aot_tables import COLUMNS, Row, key, read_tables, write_tables
 from fastlocal import kernels
 from fastlocal.kernels.case import cases
 from fastlocal.kernels.conv2d_clients import triton_tiles
+from tests.aot import checks
+from tests.aot.cases import CONVOLUTIONS
+from tests.aot.tables import COLUMNS, Row, key, read_tables, write_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,7 +50,7 @@ def compiling(program: list[str]) -> subprocess.CompletedProcess[str]:
 def test_two_configurations_of_every_kernel(tmp_path: Path) -> None:
     """Compiled for sm_90 by a Python without the interpreter: they fit, spill nothing, and the widths are there."""
     options = ["--targets", "90", "--most", "2", "--jobs", "1", "--write", str(tmp_path)]
-    done = compiling(["-m", "bench.aot", *options])
+    done = compiling(["-m", "tests.aot", *options])
     assert done.returncode == 0, done.stdout + done.stderr
     rows = read_tables(tmp_path)
     assert {row["op"] for row in rows} == set(kernels.TRITON_OPS)
@@ -59,7 +60,7 @@ def test_two_configurations_of_every_kernel(tmp_path: Path) -> None:
 
 
 ONE_POSITION = """
-from bench import triton_compile
+from tests.aot import triton_compile
 from fastlocal.kernels.case import cases
 
 for op in ("norm_act", "norm_act_backward"):
@@ -77,15 +78,16 @@ def test_norms_of_one_position_compile() -> None:
 
 LISTED = """
 import json
-from bench import aot
 from fastlocal import kernels
-print(json.dumps([list(key) for op in kernels.TRITON_OPS for target in aot.TARGETS for key in aot.listed(op, target)]))
+from tests.aot.checks import list_op
+from tests.aot.triton_compile import TARGETS
+print(json.dumps([list(key) for op in kernels.TRITON_OPS for target in TARGETS for key in list_op(op, target)]))
 """
 
 
 def test_the_tables_hold_what_is_compiled_and_nothing_else(table: list[Row]) -> None:
     """Of every version of Triton, which all tell the same configurations apart."""
-    assert aot.faults(table) == []
+    assert checks.faults(table) == []
     keys = [key(row) for row in table]
     assert len(set(keys)) == len(keys)
     done = compiling(["-c", LISTED])
@@ -104,7 +106,7 @@ FORMATS = {
 }
 
 
-@pytest.mark.parametrize("op", aot_cases.CONVOLUTIONS)
+@pytest.mark.parametrize("op", CONVOLUTIONS)
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_tile_that_can_be_chosen_is_in_the_table(op: str, name: str, table: list[Row]) -> None:
     dtype, precision, options = FORMATS[name]
@@ -144,22 +146,22 @@ def test_what_is_worse_is_found() -> None:
         "products": "wgmma",
         "triton": "3.9.0",
     }
-    assert aot.regressions([old], [old]) == []
-    assert "occupancy 0.250, before 0.500" in aot.regressions([{**old, "occupancy": "0.250"}], [old])[0]
-    assert "lost its loads_128" in aot.regressions([{**old, "loads_128": "0"}], [old])[0]
-    assert "8 loads of less than 16 bytes" in aot.regressions([{**old, "loads_narrower": "8"}], [old])[0]
-    assert "products by mma, before wgmma" in aot.regressions([{**old, "products": "mma"}], [old])[0]
+    assert checks.regressions([old], [old]) == []
+    assert "occupancy 0.250, before 0.500" in checks.regressions([{**old, "occupancy": "0.250"}], [old])[0]
+    assert "lost its loads_128" in checks.regressions([{**old, "loads_128": "0"}], [old])[0]
+    assert "8 loads of less than 16 bytes" in checks.regressions([{**old, "loads_narrower": "8"}], [old])[0]
+    assert "products by mma, before wgmma" in checks.regressions([{**old, "products": "mma"}], [old])[0]
     new, gone = {**old, "configuration": "new"}, {**old, "configuration": "gone"}
-    assert "not in the table" in aot.regressions([old, new], [old])[0]
-    assert "nothing compiles it: gone" in aot.regressions([old], [old, gone])[0]
-    assert aot.regressions([old], [old, gone], complete=False) == []
-    assert aot.regressions([old], [old, {**gone, "op": "another"}]) == []  # that op was not asked for
+    assert "not in the table" in checks.regressions([old, new], [old])[0]
+    assert "nothing compiles it: gone" in checks.regressions([old], [old, gone])[0]
+    assert checks.regressions([old], [old, gone], complete=False) == []
+    assert checks.regressions([old], [old, {**gone, "op": "another"}]) == []  # that op was not asked for
     # another compiler may choose otherwise, within what every kernel must keep
-    assert aot.regressions([{**old, "occupancy": "0.250", "triton": "3.10.0"}], [old]) == []
+    assert checks.regressions([{**old, "occupancy": "0.250", "triton": "3.10.0"}], [old]) == []
     both = [old, {**old, "triton": "3.10.0", "occupancy": "0.250"}]
-    assert "before 0.500" in aot.regressions([{**old, "occupancy": "0.250"}], both)[0]
-    assert "spills 8 bytes" in aot.faults([{**old, "spilled_bytes": "8"}])[0]
-    assert "shared memory" in aot.faults([{**old, "shared_bytes": str(228 * 1024)}])[0]
+    assert "before 0.500" in checks.regressions([{**old, "occupancy": "0.250"}], both)[0]
+    assert "spills 8 bytes" in checks.faults([{**old, "spilled_bytes": "8"}])[0]
+    assert "shared memory" in checks.faults([{**old, "shared_bytes": str(228 * 1024)}])[0]
 
 
 def test_tables_are_read_as_they_were_written(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""What the Triton kernels are timed against: the same results by torch, prepared as torch is fastest.
+"""Baselines of the Triton kernels: the same results by torch, prepared for its fastest path.
 
-Each function takes an op's arguments and returns a run that may be repeated. What a user would do once, before a loop
-over steps, is done when it is made: rates become Python numbers, and images lie as the convolution wants them.
+Each function takes the arguments of an op and returns a function that may be called repeatedly. Work that a user
+would do once before a loop over steps is done beforehand: rates become Python numbers, and images get the layout that
+suits the convolution.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def foreach_sgd(
     weight_decay: float,
     nesterov: bool,
 ) -> Run:
-    """client_sgd as torch's foreach optimizers would do it, a tensor for each client."""
+    """Return client_sgd in the manner of torch's foreach optimizers, with a tensor for each client."""
     rows, gradients = list(params.unbind()), list(grads.unbind())
     velocities = None if momentum is None else list(momentum.unbind())
     rates = [-rate for rate in learning_rate.tolist()]
@@ -50,7 +51,7 @@ def foreach_sgd(
 
 
 def foreach_mean(params: Tensor, total: Tensor, weight: float | Tensor, *, broadcast: bool = False) -> Run:
-    """client_mean with foreach: rows are weighted and added in pairs until one is left."""
+    """Return client_mean with foreach: rows are weighted, and added in pairs until one is left."""
     rows = list(params.unbind())
     weights = weight.tolist() if isinstance(weight, Tensor) else [weight] * len(rows)
 
@@ -69,7 +70,7 @@ def foreach_mean(params: Tensor, total: Tensor, weight: float | Tensor, *, broad
 
 
 def foreach_sgd_mean(params: Tensor, *buffers: Any, total: Tensor, weight: float | Tensor, **options: Any) -> Run:
-    """client_sgd_mean: the one after the other."""
+    """Return client_sgd_mean: the step, then the mean."""
     step, mean = foreach_sgd(params, *buffers, **options), foreach_mean(params, total, weight)
 
     def run() -> None:
@@ -79,16 +80,18 @@ def foreach_sgd_mean(params: Tensor, *buffers: Any, total: Tensor, weight: float
     return run
 
 
-def grouped_convolution(need: str, **inputs: Any) -> Run:
-    """One grouped convolution of torch on images [batch, clients * channels, h, w].
+def grouped_convolution(result: str, **inputs: Any) -> Run:
+    """Return one grouped convolution of torch on images [batch, clients * channels, h, w].
 
-    need: "y", "x" or "weight", the result of the forward pass or the gradient that is computed
+    Args:
+        result: "y" for the forward pass, "x" or "weight" for the gradient.
+        **inputs: Arguments of the op.
     """
     geometry: Geometry = inputs["geometry"]
     x, weight = _clients_as_channels(inputs["x"]), inputs["weight"].flatten(0, 1)
     bias, grad = inputs.get("bias"), inputs.get("grad")
     return _convolution(
-        need,
+        result,
         x,
         weight,
         None if bias is None else bias.flatten(),
@@ -98,13 +101,18 @@ def grouped_convolution(need: str, **inputs: Any) -> Run:
     )
 
 
-def looped_convolution(need: str, **inputs: Any) -> Run:
-    """A convolution of torch for each client, as `grouped_convolution`; results are not gathered in one tensor."""
+def looped_convolution(result: str, **inputs: Any) -> Run:
+    """Return a convolution of torch for each client, whose results are not gathered in one tensor.
+
+    Args:
+        result: As in `grouped_convolution`.
+        **inputs: Arguments of the op.
+    """
     geometry: Geometry = inputs["geometry"]
     bias, grad = inputs.get("bias"), inputs.get("grad")
     runs = [
         _convolution(
-            need,
+            result,
             inputs["x"][client],
             inputs["weight"][client],
             None if bias is None else bias[client],
@@ -118,25 +126,25 @@ def looped_convolution(need: str, **inputs: Any) -> Run:
 
 
 def _convolution(
-    need: str, x: Tensor, weight: Tensor, bias: Tensor | None, grad: Tensor | None, geometry: Geometry, groups: int
+    result: str, x: Tensor, weight: Tensor, bias: Tensor | None, grad: Tensor | None, geometry: Geometry, groups: int
 ) -> Run:
     window = (geometry.stride, geometry.padding, geometry.dilation)
-    if need == "y":
+    if result == "y":
         return lambda: F.conv2d(x, weight, bias, *window, groups)
-    mask = (need == "x", need == "weight", False)
+    mask = (result == "x", result == "weight", False)
 
     def run() -> Tensor | None:
         grads = torch.ops.aten.convolution_backward(grad, x, weight, None, *window, False, (0, 0), groups, mask)
-        return grads[0] if need == "x" else grads[1]
+        return grads[0] if result == "x" else grads[1]
 
     return run
 
 
 def _clients_as_channels(x: Tensor) -> Tensor:
-    """[batch, clients * channels, h, w], channels-last where x [clients, batch, channels, h, w] is."""
-    last = x.stride(2) == 1 and x.stride(4) != 1
+    """Return x [clients, batch, channels, h, w] as [batch, clients * channels, h, w] in the same memory format."""
+    channels_last = x.stride(2) == 1 and x.stride(4) != 1
     return (
         x.transpose(0, 1)
         .flatten(1, 2)
-        .contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        .contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     )

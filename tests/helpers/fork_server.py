@@ -1,6 +1,6 @@
-"""fastlocal's command line in processes that are forked from one that has imported everything: 20 ms to start, not 4 s.
+"""Runs of the command line, forked from a process that has imported everything: a start takes 20 ms instead of 4 s.
 
-The first process imports and runs nothing else, so that a forked one is as a fresh one would be.
+The parent process imports and runs nothing else, so that a forked process equals a fresh one.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ for line in sys.stdin:
 
 
 @dataclass
-class Forks:
-    """Forks one run at a time; a context manager. A run that goes on when the next one starts is killed."""
+class ForkServer:
+    """Context manager that forks one run at a time; a run that has not ended when the next one starts is killed."""
 
-    last: Fork | None = None
+    last: ForkedRun | None = None
 
-    def __enter__(self) -> Forks:
-        self.first = subprocess.Popen(
+    def __enter__(self) -> ForkServer:
+        self.server = subprocess.Popen(
             [sys.executable, "-c", PROGRAM],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -63,28 +63,28 @@ class Forks:
 
     def __exit__(self, *error: object) -> None:
         self._end_last()
-        # the end of its input would not reach it as long as another process that was forked here holds the pipe
-        self.first.kill()
-        self.first.communicate()
+        # a forked process may hold the pipe open, and the server would wait for the end of its input
+        self.server.kill()
+        self.server.communicate()
 
-    def start(self, words: Sequence[object], log: Path, ranks: int = 1) -> Fork:
-        """`fastlocal WORDS...` as so many processes, what they print going to the file `log`."""
-        assert self.first.stdin is not None and self.first.stdout is not None
+    def start(self, words: Sequence[object], log: Path, ranks: int = 1) -> ForkedRun:
+        """Start `fastlocal WORDS...` as this many ranks, which print to the file `log`."""
+        assert self.server.stdin is not None and self.server.stdout is not None
         self._end_last()
-        told = [[str(word) for word in words], str(log), _variables(ranks)]
-        self.first.stdin.write(json.dumps(told) + "\n")
-        self.first.stdin.flush()
-        self.last = Fork(json.loads(self.first.stdout.readline()), self.first, log)
+        request = [[str(word) for word in words], str(log), _variables(ranks)]
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        self.last = ForkedRun(json.loads(self.server.stdout.readline()), self.server, log)
         return self.last
 
     def _end_last(self) -> None:
-        if self.last is not None and self.last.ended is None:
+        if self.last is not None and self.last.exit_statuses is None:
             self.last.send(signal.SIGKILL)
             self.last.statuses()
 
 
 def _variables(ranks: int) -> list[dict[str, str]]:
-    """What each rank's environment says of where the others are."""
+    """Return the environment variables by which each rank finds the others."""
     if ranks == 1:
         return [{}]
     with socket.socket() as free:
@@ -96,43 +96,43 @@ def _variables(ranks: int) -> list[dict[str, str]]:
 
 
 @dataclass
-class Fork:
-    """A running run: one process a rank."""
+class ForkedRun:
+    """A run with one process per rank."""
 
     pids: list[int]
-    first: subprocess.Popen[str]
+    server: subprocess.Popen[str]
     log: Path
-    ended: list[int] | None = None
+    exit_statuses: list[int] | None = None
 
     @property
     def pid(self) -> int:
-        """Of the first rank."""
+        """Process id of rank 0."""
         return self.pids[0]
 
     def running(self, ranks: Sequence[int] | None = None) -> bool:
-        """Whether one of these ranks, None for all, has not ended.
+        """Return True if one of these ranks, None for all, has not ended.
 
-        One that has stays a zombie, which /proc tells, until it is waited for.
+        A rank that has ended stays a zombie in /proc until the server waits for it.
         """
         return any(_runs(pid) for rank, pid in enumerate(self.pids) if ranks is None or rank in ranks)
 
     def send(self, number: int, ranks: Sequence[int] | None = None) -> None:
-        """A signal to these ranks, None for all, unless they have ended."""
+        """Send a signal to these ranks, None for all, unless they have ended."""
         for rank, pid in enumerate(self.pids):
             if ranks is None or rank in ranks:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
 
     def statuses(self) -> list[int]:
-        """The exit status of each rank once all have ended, minus the number of the signal that ended it."""
-        assert self.first.stdout is not None
-        if self.ended is None:
-            self.ended = json.loads(self.first.stdout.readline())
-        assert self.ended is not None
-        return self.ended
+        """Wait for all ranks; return their exit statuses, minus the number of the signal for a rank that one ended."""
+        assert self.server.stdout is not None
+        if self.exit_statuses is None:
+            self.exit_statuses = json.loads(self.server.stdout.readline())
+        assert self.exit_statuses is not None
+        return self.exit_statuses
 
     def status(self) -> int:
-        """That of the only process."""
+        """Wait for the only rank and return its exit status."""
         (status,) = self.statuses()
         return status
 
@@ -140,12 +140,12 @@ class Fork:
 def _runs(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):  # it may end between the opening and the reading
+    except (FileNotFoundError, ProcessLookupError):  # it ended between the opening and the reading
         return False
 
 
 def wait_until(happened: Callable[[], bool], seconds: float) -> bool:
-    """Whether `happened()` came true within so many seconds, asked as often as goes."""
+    """Poll `happened()` every 0.2 ms; return False if it is not true within this many seconds."""
     until = time.monotonic() + seconds
     while not happened():
         if time.monotonic() > until:
