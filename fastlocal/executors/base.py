@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -171,8 +171,8 @@ Values = Mapping[str, Any]
 """Fields of MachineConfig by name."""
 
 
-class ExecutorKind(Protocol):
-    """What is known of an executor before there is one: its class, as executors/registry.py lists it.
+class ExecutorKind:
+    """What is known of an executor before there is one; those of executors/registry.py begin with this class.
 
     Attributes:
         name: As --executor says it.
@@ -182,33 +182,40 @@ class ExecutorKind(Protocol):
         flags: Fields of MachineConfig that are for this executor alone.
     """
 
-    name: str
-    in_place: bool
-    in_order: bool
-    flags: frozenset[str]
+    name: ClassVar[str]
+    in_place: ClassVar[bool] = False
+    in_order: ClassVar[bool] = False
+    flags: ClassVar[frozenset[str]] = frozenset()
 
-    @staticmethod
-    def from_config(machine: MachineConfig, problem: LocalProblem) -> Executor:
-        """Make one."""
-        ...
+    def __init__(self, problem: LocalProblem) -> None:
+        """Begin."""
 
-    @staticmethod
-    def refusal(problem: LocalProblem) -> str | None:
+    def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
+        """As Executor.run_round."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_config(cls, machine: MachineConfig, problem: LocalProblem) -> Executor:
+        """Make one with the settings that concern it."""
+        return cls(problem)
+
+    @classmethod
+    def refusal(cls, problem: LocalProblem) -> str | None:
         """Return why it cannot train this, as the rest of a line that begins with --executor NAME; or None."""
-        ...
+        return None
 
-    @staticmethod
-    def workers(machine: MachineConfig) -> int:
+    @classmethod
+    def workers(cls, machine: MachineConfig) -> int:
         """Return how many clients step at once in rows of their own."""
-        ...
+        return 1
 
-    @staticmethod
-    def prepare(problem: LocalProblem) -> list[str]:
+    @classmethod
+    def prepare(cls, problem: LocalProblem) -> list[str]:
         """Compile what its steps use, and return log lines about what is missing."""
-        ...
+        return []
 
-    @staticmethod
-    def options(config: RunConfig, requested: MachineConfig, problem: LocalProblem) -> list[Values]:
+    @classmethod
+    def options(cls, config: RunConfig, requested: MachineConfig, problem: LocalProblem) -> list[Values]:
         """Return the settings that are worth timing.
 
         Args:
@@ -216,4 +223,4 @@ class ExecutorKind(Protocol):
             requested: What the user gave, which stays.
             problem: Of the run.
         """
-        ...
+        return [{"executor": cls.name}]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterable, Iterator
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,12 +18,12 @@ from ..models.unchanged import Unchanged
 from ..params.client_stack import ClientStack
 from ..params.losses import count_correct
 from ..telemetry.trace import span
-from .base import LocalProblem, Values
+from .base import ExecutorKind, LocalProblem, Values
 from .round_plan import RoundPlan, RoundResult
 from .sgd_update import Update
 
 
-class LoopedExecutor:
+class LoopedExecutor(ExecutorKind):
     """A copy of the module whose parameters and gradients are views of two flat rows takes each client's steps.
 
     Attributes:
@@ -32,33 +31,11 @@ class LoopedExecutor:
         without_gradient: Places of the parameters to which the last step gave no gradient.
     """
 
-    name: ClassVar[str] = "looped"
-    in_place: ClassVar[bool] = False
-    in_order: ClassVar[bool] = True
-    flags: ClassVar[frozenset[str]] = frozenset()
+    name = "looped"
+    in_order = True
 
-    @staticmethod
-    def from_config(machine: MachineConfig, problem: LocalProblem) -> LoopedExecutor:
-        """As ExecutorKind.from_config."""
-        return LoopedExecutor(problem)
-
-    @staticmethod
-    def refusal(problem: LocalProblem) -> str | None:
-        """As ExecutorKind.refusal: it trains what plain torch trains."""
-        return None
-
-    @staticmethod
-    def workers(machine: MachineConfig) -> int:
-        """As ExecutorKind.workers."""
-        return 1
-
-    @staticmethod
-    def prepare(problem: LocalProblem) -> list[str]:
-        """As ExecutorKind.prepare."""
-        return []
-
-    @staticmethod
-    def options(config: RunConfig, requested: MachineConfig, problem: LocalProblem) -> list[Values]:
+    @classmethod
+    def options(cls, config: RunConfig, requested: MachineConfig, problem: LocalProblem) -> list[Values]:
         """As ExecutorKind.options: not where a GPU replays stacked steps, which would be timed launched one by one."""
         replayed = problem.numerics.device.type != "cpu" and requested.cuda_graph is not False
         return [] if replayed and problem.source.resident and problem.no_vmap is None else [{"executor": "looped"}]

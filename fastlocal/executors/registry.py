@@ -7,6 +7,6 @@ from .looped import LoopedExecutor
 from .stacked import StackedExecutor
 from .threaded import ThreadedExecutor
 
-KINDS: tuple[ExecutorKind, ...] = (ThreadedExecutor, LoopedExecutor, StackedExecutor)
+KINDS: tuple[type[ExecutorKind], ...] = (ThreadedExecutor, LoopedExecutor, StackedExecutor)
 """In the order in which they are timed."""
 EXECUTORS = {kind.name: kind for kind in KINDS}

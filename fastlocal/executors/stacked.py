@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 from torch.func import vmap
@@ -15,7 +13,7 @@ from ..models.functional import has_convolution
 from ..params.client_stack import ClientStack
 from ..params.losses import count_correct, cross_entropy
 from ..telemetry.trace import span
-from .base import LocalProblem, Values
+from .base import ExecutorKind, LocalProblem, Values
 from .forward import Forward
 from .inductor import Compiler
 from .round_plan import LocalStep, RoundPlan, RoundResult
@@ -40,7 +38,7 @@ def best_by_parameter(device: torch.device, *, compile: bool) -> bool:
     return device.type == "cpu" and not compile
 
 
-class StackedExecutor:
+class StackedExecutor(ExecutorKind):
     """One local step of every resident client is one program over their flat buffers.
 
     compile: whether torch.compile makes that program, one for each number of clients and batch size
@@ -51,36 +49,25 @@ class StackedExecutor:
     Where memory runs out, fewer clients are stepped at once from then on, with the same result.
     """
 
-    name: ClassVar[str] = "stacked"
-    in_place: ClassVar[bool] = True
-    in_order: ClassVar[bool] = False
-    flags: ClassVar[frozenset[str]] = frozenset({"conv_strategy", "compile", "cuda_graph"})
+    name = "stacked"
+    in_place = True
+    flags = frozenset({"conv_strategy", "compile", "cuda_graph"})
 
-    @staticmethod
-    def from_config(machine: MachineConfig, problem: LocalProblem) -> StackedExecutor:
+    @classmethod
+    def from_config(cls, machine: MachineConfig, problem: LocalProblem) -> StackedExecutor:
         """As ExecutorKind.from_config; its steps are not replayed as a CUDA graph."""
         strategies = parse_strategies(machine.conv_strategy, problem.module, problem.numerics.device)
         return StackedExecutor(problem, conv_strategy=strategies, compile=bool(machine.compile))
 
-    @staticmethod
-    def refusal(problem: LocalProblem) -> str | None:
+    @classmethod
+    def refusal(cls, problem: LocalProblem) -> str | None:
         """As ExecutorKind.refusal."""
         if problem.no_vmap is None:
             return None
         return f"vmap cannot take this model ({problem.no_vmap}); --executor looped trains it"
 
-    @staticmethod
-    def workers(machine: MachineConfig) -> int:
-        """As ExecutorKind.workers."""
-        return 1
-
-    @staticmethod
-    def prepare(problem: LocalProblem) -> list[str]:
-        """As ExecutorKind.prepare."""
-        return []
-
-    @staticmethod
-    def options(config: RunConfig, requested: MachineConfig, problem: LocalProblem) -> list[Values]:
+    @classmethod
+    def options(cls, config: RunConfig, requested: MachineConfig, problem: LocalProblem) -> list[Values]:
         """As ExecutorKind.options."""
         if requested.conv_strategy != "auto":
             return [{"executor": "stacked"}]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from ..common.interrupts import defer_signals
 from ..config.schema import MachineConfig, RunConfig
 from ..models.functional import has_convolution
 from ..params.client_stack import ClientStack
-from .base import LocalProblem, Values
+from .base import ExecutorKind, LocalProblem, Values
 from .looped import LoopedExecutor
 from .round_plan import RoundPlan, RoundResult
 from .scripted.fuse_norms import norms_in_native
@@ -25,7 +24,7 @@ from .scripted.trace_checks import perturbed
 Steps = LoopedExecutor | ScriptedSteps
 
 
-class ThreadedExecutor:
+class ThreadedExecutor(ExecutorKind):
     """Hands out clients one by one, so that no worker waits for another; which worker takes a client decides nothing.
 
     workers: threads, each without intra-op threads of its own
@@ -34,19 +33,16 @@ class ThreadedExecutor:
     no interpreter lock is held within a step. Else they run as in the looped executor.
     """
 
-    name: ClassVar[str] = "threaded"
-    in_place: ClassVar[bool] = False
-    in_order: ClassVar[bool] = False
-    flags: ClassVar[frozenset[str]] = frozenset()
+    name = "threaded"
 
-    @staticmethod
-    def from_config(machine: MachineConfig, problem: LocalProblem) -> ThreadedExecutor:
+    @classmethod
+    def from_config(cls, machine: MachineConfig, problem: LocalProblem) -> ThreadedExecutor:
         """As ExecutorKind.from_config."""
         workers = ThreadedExecutor.workers(machine)
         return ThreadedExecutor(problem, workers=workers, channels_last=bool(machine.channels_last))
 
-    @staticmethod
-    def refusal(problem: LocalProblem) -> str | None:
+    @classmethod
+    def refusal(cls, problem: LocalProblem) -> str | None:
         """As ExecutorKind.refusal."""
         device = problem.numerics.device
         if device.type != "cpu":
@@ -63,26 +59,26 @@ class ThreadedExecutor:
             )
         return None
 
-    @staticmethod
-    def workers(machine: MachineConfig) -> int:
+    @classmethod
+    def workers(cls, machine: MachineConfig) -> int:
         """As ExecutorKind.workers."""
         return machine.workers or 1
 
-    @staticmethod
-    def prepare(problem: LocalProblem) -> list[str]:
+    @classmethod
+    def prepare(cls, problem: LocalProblem) -> list[str]:
         """As ExecutorKind.prepare."""
         return compile_ahead(problem.module)
 
-    @staticmethod
-    def options(config: RunConfig, requested: MachineConfig, problem: LocalProblem) -> list[Values]:
+    @classmethod
+    def options(cls, config: RunConfig, requested: MachineConfig, problem: LocalProblem) -> list[Values]:
         """As ExecutorKind.options: the usual layout first, as not all may be timed."""
         usual = bool(config.machine.channels_last)
         if requested.channels_last is None and has_convolution(problem.module):
             return [{"executor": "threaded", "channels_last": last} for last in (usual, not usual)]
         return [{"executor": "threaded", "channels_last": bool(requested.channels_last)}]
 
-    @staticmethod
-    def default_layout(config: RunConfig, problem: LocalProblem) -> bool:
+    @classmethod
+    def default_layout(cls, config: RunConfig, problem: LocalProblem) -> bool:
         """Return whether convolutions are computed channels-last by rule.
 
         In bf16 that depends on the norms in C++, which a threaded run compiles for it.
