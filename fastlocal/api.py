@@ -13,9 +13,9 @@ from typing import Any
 from torch import nn
 
 from .common.errors import UsageError, nearest
-from .common.random_states import autograd_on, random_kept
-from .common.standard_streams import closed_as_missing
-from .config.python_names import ARGUMENTS, UNSUPPORTED, in_python, python_names
+from .common.random_states import enable_autograd, preserve_random_states
+from .common.standard_streams import hide_closed_streams
+from .config.python_names import ARGUMENTS, UNSUPPORTED, python_names, to_python_names
 from .config.schema import AREA_OF, AREAS, RunConfig
 from .config.serialization import convert
 from .config.validation import check
@@ -50,9 +50,9 @@ class Run:
 
 
 @python_names()
-@closed_as_missing()
-@random_kept()
-@autograd_on()
+@hide_closed_streams()
+@preserve_random_states()
+@enable_autograd()
 def train(
     model: nn.Module,
     train: Any,
@@ -154,14 +154,14 @@ def train(
             raise UsageError("resume: the loss keeps something from call to call, which no saved state holds")
         with closing(prepared):
             others = partial(sinks, prepared.config.log, prepared.config.name, console=progress)
-            loop = train_prepared(prepared, overwrite=overwrite, sinks=others, resume=resume, words=in_python)
+            loop = train_prepared(prepared, overwrite=overwrite, sinks=others, resume=resume, words=to_python_names)
             return Run(history=list(loop.history), model=final_model(loop), directory=loop.directory)
 
 
 @python_names()
-@closed_as_missing()
-@random_kept()
-@autograd_on()
+@hide_closed_streams()
+@preserve_random_states()
+@enable_autograd()
 def verify(
     model: nn.Module,
     data: Any,
@@ -213,7 +213,7 @@ def verify(
 
     def say(line: str) -> None:
         if progress:
-            print(in_python(line))
+            print(to_python_names(line))
 
     return verify_run(config, device, prepared, ops=ops, seconds=seconds, say=say)
 

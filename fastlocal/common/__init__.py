@@ -1,1 +1,1 @@
-"""Tools of every room: errors, signals, atomic files, facts of the machine, the user's disk cache."""
+"""Tools that every room uses: errors, signals, atomic files, memory of the machine, the user's disk cache."""

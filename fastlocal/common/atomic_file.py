@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole."""
+"""Atomic replacement of files."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import BinaryIO
 from .interrupts import defer_signals
 
 TEMPORARY_SUFFIX = ".fastlocal.tmp"
-"""The end of a temporary file's name. The name begins with a dot."""
+"""Suffix of a temporary file, whose name also begins with a dot."""
 
 
 @defer_signals()
 def write_atomically(
     path: Path, write: Callable[[BinaryIO], object], *, first: Callable[[], object] = lambda: None
 ) -> None:
-    """Write a file so that readers find the whole new file or the whole old one, also after a crash.
+    """Replace a file atomically: a reader finds the whole old or the whole new content, even after a crash.
 
     The content goes to a temporary file beside `path`, which is flushed to the disk and then renamed.
 
     Args:
         path: The file.
-        write: Writes the content to the binary file that it is given.
-        first: Is called when the new file is complete, before it is renamed.
+        write: Writes the content to a binary file.
+        first: Called when the new content is complete, before the rename.
 
     Raises:
-        OSError: The file cannot be written; the old one stays, and no temporary file remains.
+        OSError: The file cannot be written; the old content stays, and no temporary file remains.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX)
     try:

@@ -1,4 +1,4 @@
-"""What was found out about this machine, kept in a file of the user's cache."""
+"""Measurements and verdicts about this machine, stored as JSON in the user's cache directory."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ import torch
 
 from .atomic_file import write_atomically
 
-MOST = 1000
-"""Entries that are kept, the latest."""
+MAX_ENTRIES = 1000
+"""Entries of a file; put drops the oldest."""
 SOURCES = tuple(Path(__file__).parents[1] / name for name in ("executors", "kernels", "kernel_trial"))
-"""Our own code that decides how fast a step is, and whether its kernels are right."""
-WRITTEN = (".py", ".cpp", ".h")
+"""Folders of the code that decides the speed of a step and the verdict on a kernel."""
+SOURCE_SUFFIXES = (".py", ".cpp", ".h")
 
 
 def cache_file(name: str) -> Path:
-    """NAME in $XDG_CACHE_HOME/fastlocal, or in ~/.cache/fastlocal; where there is no home, where nothing can be."""
+    """Return the path of a cache file: $XDG_CACHE_HOME/fastlocal/NAME, else ~/.cache/fastlocal/NAME.
+
+    Without a home directory the path lies below /dev/null, where no file can be written.
+    """
     home = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(home):
         return Path(home) / "fastlocal" / name
@@ -35,19 +38,19 @@ def cache_file(name: str) -> Path:
 
 
 def key_of(*about: Any) -> str:
-    """A short key of all that a value depends on, which JSON can hold."""
+    """Hash all values that an entry depends on; each must be JSON-serializable."""
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def machine_name(device: torch.device) -> list[str]:
-    """The machine, the device in it, and the versions that decide how fast it is, our own code's among them."""
+    """Return the host, the device, and the versions of torch, Python and our own code."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return [platform.node(), name, torch.__version__, platform.python_version(), _own_code()]
 
 
 def _own_code() -> str:
     digest = hashlib.sha256()
-    for path in sorted(path for folder in SOURCES for path in folder.rglob("*.*") if path.suffix in WRITTEN):
+    for path in sorted(path for folder in SOURCES for path in folder.rglob("*.*") if path.suffix in SOURCE_SUFFIXES):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -61,26 +64,26 @@ def _processor() -> str:
 
 
 def get(path: Path, key: str) -> Any:
-    """What was kept under `key`, or None; a file that cannot be read holds nothing."""
+    """Return the entry under `key`, or None; an unreadable file has no entries."""
     return _entries(path).get(key)
 
 
 def put(path: Path, key: str, value: Any) -> bool:
-    """Keep a value that JSON can hold.
+    """Store a JSON-serializable value.
 
-    The file is replaced as a whole, so that who reads it meanwhile never finds half of one; who writes it meanwhile
-    waits, so that none loses its entry.
+    The file is replaced atomically, so that a reader never finds half of it. Writers take turns, so that none loses an
+    entry of another.
 
     Returns:
-        Whether it is kept: not where nothing can be written.
+        Whether the entry was stored; False if the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(path.parent):
+        with _lock(path.parent):
             entries = _entries(path)
             entries.pop(key, None)
             entries[key] = value
-            text = json.dumps(dict(list(entries.items())[-MOST:]), indent=1)
+            text = json.dumps(dict(list(entries.items())[-MAX_ENTRIES:]), indent=1)
             write_atomically(path, lambda file: file.write(text.encode()))
     except OSError:
         return False
@@ -94,8 +97,8 @@ def once(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a lock of the folder itself; some network file systems have none, and there nobody waits."""
+def _lock(folder: Path) -> Iterator[None]:
+    """Lock the folder itself. Some network file systems have no locks; there, writers do not wait."""
     file = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What a user can get wrong, said in one line."""
+"""The errors of a run, each with a one-line message for the user."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from collections.abc import Iterable
 
 
 class UsageError(ValueError):
-    """A user's mistake. Its text is one line that names the flag, what was given and what would do.
+    """A user's mistake. The message is one line: the flag, its value, and a value that works.
 
-    The command line prints it without a traceback and exits with status 2; Python users see a ValueError.
+    The command line prints it without a traceback and exits with status 2. In Python it is a ValueError.
     """
 
 
 class AgreedError(UsageError):
-    """A mistake that every process of a run knows of, so that one of them says it."""
+    """A UsageError that every rank raises, so that one rank alone prints it."""
 
 
 class RankMissing(Exception):
-    """Processes of a run that did not come to where the others wait; the text is one line that names them."""
+    """Ranks did not reach an exchange. The message is one line that names them."""
 
 
 class StoppedAlone(KeyboardInterrupt):
-    """A signal asks to stop, and nothing is saved, for a process that this needs is gone; the text names it."""
+    """A signal stopped the run without a save, because a rank is missing. The message names that rank."""
 
 
 class NonFiniteLoss(ArithmeticError):
     """A client's loss or the averaged parameters are NaN or infinite. The command line exits with status 3."""
 
 
-def one_line(error: BaseException, most: int = 300) -> str:
-    """Return an error's message as one line of at most `most` characters, and its kind where it has no message."""
+def one_line(error: BaseException, max_length: int = 300) -> str:
+    """Return the error's message as one line of at most `max_length` characters; without a message, the type's name."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = f"{type(error).__name__} {text}" if isinstance(error, KeyError) else text
-    return text if len(text) <= most else text[: most - 3] + "..."
+    return text if len(text) <= max_length else text[: max_length - 3] + "..."
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,9 +1,8 @@
-"""Ctrl-C and SIGTERM: both raise KeyboardInterrupt, and where that would do harm, at `check_signals` alone.
+"""Ctrl-C and SIGTERM: both raise KeyboardInterrupt, at once or at the next `check_signals`.
 
-What is worth finishing first, such as a chunk's round, is `grace_period`: there `check_signals` waits a while with it.
-
-A KeyboardInterrupt can come up between any two instructions. Within torch.save it turns into a RuntimeError, within a
-callback of the interpreter it is printed and lost, and while torch is imported it ends the process in C++.
+A KeyboardInterrupt can occur between any two instructions. Inside torch.save it becomes a RuntimeError, inside a
+callback of the interpreter it is printed and lost, and during the import of torch it ends the process in C++. So
+`defer_signals` delays it until the next `check_signals`, and `grace_period` leaves time to finish a chunk first.
 """
 
 from __future__ import annotations
@@ -19,29 +18,30 @@ from typing import Any
 Handler = Callable[[int, FrameType | None], None]
 
 SAME_REQUEST_S = 1.0
-"""Signals that follow one within this time say the same again, as where a shell passes one on."""
+"""A second signal within this time counts as the first one: shells and launchers pass a signal on."""
 
-_waiting: list[int] = []
+_pending: list[int] = []
 _first_at: float | None = None
 _again_at: float | None = None
 _patience: float | None = None
 _interrupted_at = -SAME_REQUEST_S
 
 WATCH_S = 0.1
-POLITE_SHARE = 0.9
-"""Of the time that is given to finish something, before it is given up; the rest is for giving up."""
+FINISH_SHARE = 0.9
+"""Fraction of the grace period that is for finishing; the rest is for giving up."""
 
 
 @contextlib.contextmanager
 def interruptible(*, to_the_end: bool) -> Iterator[None]:
-    """While it lasts, SIGTERM interrupts as Ctrl-C does; signals that are ignored or handled otherwise stay so.
+    """Let SIGTERM raise KeyboardInterrupt as Ctrl-C does. A signal with a handler of the caller, or ignored, stays so.
 
-    to_the_end: the process ends with it, so that what comes later is ignored
+    Args:
+        to_the_end: Whether the process ends with the block; signals after it are then ignored.
     """
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     try:
         numbers = [number for number, handler in usual.items() if signal.getsignal(number) == handler]
-        with _handled(numbers, _interrupt, signal.SIG_IGN if to_the_end else None):
+        with _handlers(numbers, _interrupt, signal.SIG_IGN if to_the_end else None):
             yield
     finally:
         _forget()
@@ -49,11 +49,11 @@ def interruptible(*, to_the_end: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[None]:
-    """While it lasts, Ctrl-C and SIGTERM wait for `check_signals`, or for its end."""
+    """Delay Ctrl-C and SIGTERM until `check_signals` or the end of the block."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    numbers = [number for number, handler in handlers.items() if callable(handler) and handler is not _wait]
+    numbers = [number for number, handler in handlers.items() if callable(handler) and handler is not _defer]
     try:
-        with _handled(numbers, _wait):
+        with _handlers(numbers, _defer):
             yield
     except BaseException:
         if numbers:
@@ -65,29 +65,31 @@ def defer_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def grace_period(seconds: float, *, begun: bool = False) -> Iterator[None]:
-    """Let `check_signals` wait for so many seconds after the first signal, unless a second one comes.
+def grace_period(seconds: float, *, start_now: bool = False) -> Iterator[None]:
+    """Let `check_signals` wait `seconds` after the first signal; a second signal ends the wait.
 
-    begun: the time counts from now on where no signal came, as after an interrupt that a logger raises
+    Args:
+        seconds: Grace period.
+        start_now: Start the period now if no signal came, as after a KeyboardInterrupt that a logger raises.
     """
     global _patience, _first_at, _again_at
-    before, _patience = _patience, seconds * POLITE_SHARE
-    begun = begun and _first_at is None
-    if begun:
+    before, _patience = _patience, seconds * FINISH_SHARE
+    start_now = start_now and _first_at is None
+    if start_now:
         _first_at = time.monotonic()
     try:
         yield
     finally:
         _patience = before
-        if begun:
+        if start_now:
             _first_at = _again_at = None
 
 
 @contextlib.contextmanager
-def deadline(seconds: float, too_late: Callable[[], object]) -> Iterator[None]:
-    """While it lasts, `too_late` is called where what a signal asks for takes longer than that, from a thread.
+def deadline(seconds: float, on_expiry: Callable[[], object]) -> Iterator[None]:
+    """Call `on_expiry` from a thread if the block still runs `seconds` after a signal.
 
-    A second signal leaves SAME_REQUEST_S. For steps that take long and poll nothing meanwhile.
+    A second signal shortens the rest to SAME_REQUEST_S. For long steps without `check_signals`.
     """
     over = threading.Event()
 
@@ -97,7 +99,7 @@ def deadline(seconds: float, too_late: Callable[[], object]) -> Iterator[None]:
             first = _first_at is not None and now - _first_at > max(seconds, SAME_REQUEST_S)
             again = _again_at is not None and now - _again_at > SAME_REQUEST_S
             if first or again:
-                too_late()
+                on_expiry()
                 return
 
     threading.Thread(target=watch, name="deadline", daemon=True).start()
@@ -108,19 +110,19 @@ def deadline(seconds: float, too_late: Callable[[], object]) -> Iterator[None]:
 
 
 def check_signals() -> None:
-    """Raise KeyboardInterrupt if a signal came meanwhile; costs nothing otherwise."""
+    """Raise KeyboardInterrupt if a signal is pending and no grace period is left."""
     if _patience is None:
-        if not _waiting:
+        if not _pending:
             return
     elif not requested_for(_patience):
         return
-    _interrupted()
-    _waiting.clear()
+    _record_interrupt()
+    _pending.clear()
     raise KeyboardInterrupt
 
 
 def requested_for(seconds: float) -> bool:
-    """Whether the first signal is longer ago than that, or a second one came after it."""
+    """Whether the first signal came more than `seconds` ago, or a second one came after it."""
     return _first_at is not None and (_again_at is not None or time.monotonic() - _first_at > seconds)
 
 
@@ -129,7 +131,7 @@ def interrupted() -> bool:
     return _interrupted_at >= 0
 
 
-def _note() -> None:
+def _record_signal() -> None:
     global _first_at, _again_at
     now = time.monotonic()
     if _first_at is None:
@@ -146,20 +148,20 @@ def _forget() -> None:
 
 def _forget_requests() -> None:
     global _first_at, _again_at
-    _waiting.clear()
+    _pending.clear()
     _first_at = _again_at = None
 
 
-def _interrupted() -> None:
+def _record_interrupt() -> None:
     global _interrupted_at
     _interrupted_at = time.monotonic()
 
 
 @contextlib.contextmanager
-def _handled(numbers: list[signal.Signals], handler: Handler, afterwards: Any = None) -> Iterator[None]:
-    """`handler` for these signals, then `afterwards` or what there was before.
+def _handlers(numbers: list[signal.Signals], handler: Handler, afterwards: Any = None) -> Iterator[None]:
+    """Install `handler` for the signals; at the end `afterwards`, or the previous handlers.
 
-    Does nothing outside the main thread, which alone may set handlers and runs them.
+    Does nothing outside the main thread: Python sets and runs handlers there alone.
     """
     before: dict[signal.Signals, Any] = {}
     try:
@@ -172,16 +174,16 @@ def _handled(numbers: list[signal.Signals], handler: Handler, afterwards: Any = 
             signal.signal(number, old if afterwards is None else afterwards)
 
 
-def _wait(number: int, frame: FrameType | None) -> None:
-    _note()
+def _defer(number: int, frame: FrameType | None) -> None:
+    _record_signal()
     if not _same_request():
-        _waiting.append(number)
+        _pending.append(number)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     if not _same_request():
-        _interrupted()
-        _waiting.append(number)  # so that the next poll raises it again, should this one be lost
+        _record_interrupt()
+        _pending.append(number)  # the next check_signals raises again if this KeyboardInterrupt is lost
         raise KeyboardInterrupt
 
 

@@ -1,4 +1,4 @@
-"""The memory of this machine: what is free, what this process holds, and how the C library reuses it."""
+"""Memory of this machine: free bytes, bytes of this process, and reuse by the C library."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from pathlib import Path
 
 import torch
 
-SPARE = 0.9
-"""Of a GPU's free memory, the rest being left to what libraries take for themselves."""
+GPU_SHARE = 0.9
+"""Fraction of a GPU's free memory that a run may use; the rest is for libraries."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Parameters of glibc's mallopt."""
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def available(device: torch.device) -> int:
-    """Bytes that this process may take in all: what it has and what is free.
+    """Return the bytes that this process may hold: its own and the free ones.
 
-    On a GPU: those of torch's allocator, without the CUDA context.
+    On a GPU these are the bytes of torch's allocator, without the CUDA context.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return int(SPARE * (free + torch.cuda.memory_reserved(device)))
+        return int(GPU_SHARE * (free + torch.cuda.memory_reserved(device)))
     free = free_bytes()
-    most, used = (_number(CGROUP / name) for name in ("memory.max", "memory.current"))
-    if most is not None and used is not None:
-        free = min(free, max(most - used, 0))
+    limit, used = (_number(CGROUP / name) for name in ("memory.max", "memory.current"))
+    if limit is not None and used is not None:
+        free = min(free, max(limit - used, 0))
     return free + resident_bytes()
 
 
 def resident_bytes(proc: Path = PROC) -> int:
-    """Resident set of this process; where the system does not say, the largest that it has been."""
+    """Return the resident set size of this process, or its peak if the system reports no current size."""
     try:
         return int((proc / "self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -42,7 +42,7 @@ def resident_bytes(proc: Path = PROC) -> int:
 
 
 def free_bytes(proc: Path = PROC) -> int:
-    """What the system could give to processes; where it does not say, all that it has."""
+    """Return the memory available to processes, or all memory if the system reports none."""
     try:
         lines = (proc / "meminfo").read_text().splitlines()
     except OSError:
@@ -61,13 +61,13 @@ def _number(path: Path) -> int | None:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc reuse large buffers, instead of giving each back to the system and asking for another.
+    """Let glibc reuse large buffers, instead of returning each to the system.
 
-    Memory that is new to a process is cleared page by page as it is first touched: 64 stacked clients of 395,000
-    parameters took 3.2 to 4.5 ms per client-step, with 520,000 page faults a round, and take 1.9 to 2.9. The process
-    then holds about as much as it ever needed at once. Another C library is left as it is.
+    New memory of a process is cleared page by page on first touch: 64 stacked clients of 395,000 parameters took 3.2 to
+    4.5 ms per client-step with 520,000 page faults a round, and 1.9 to 2.9 ms with reuse. The process then holds about
+    its peak. Does nothing for another C library.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)  # blocks beyond 32 MiB are otherwise the system's whatever the threshold
+        mallopt(M_MMAP_MAX, 0)  # otherwise blocks above 32 MiB go back to the system whatever the threshold
         mallopt(M_TRIM_THRESHOLD, -1)  # never

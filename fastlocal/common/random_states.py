@@ -1,4 +1,4 @@
-"""What a caller finds as it was: the states of the generators of torch, Python and NumPy, and autograd's mode."""
+"""Save and restore the caller's global state: random generators of torch, Python and NumPy, and autograd's mode."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 
 
 def random_states(device: torch.device) -> list[Any]:
-    """Of torch on a device, of Python and of NumPy, to be compared."""
+    """Return the generator states of torch on `device`, of Python and of NumPy, for comparison."""
     state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
     return [state.tolist(), random.getstate(), [np.asarray(part).tolist() for part in np.random.get_state()]]
 
 
 @contextlib.contextmanager
-def random_kept() -> Iterator[None]:
-    """While it lasts, what is drawn from these generators is drawn again afterwards."""
+def preserve_random_states() -> Iterator[None]:
+    """Restore the generators at the end, so that the caller draws the same numbers afterwards."""
     states = random.getstate(), np.random.get_state()
     with_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
     try:
@@ -31,10 +31,10 @@ def random_kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def autograd_on() -> Iterator[None]:
-    """While it lasts, results have gradients, whatever the caller's mode is."""
+def enable_autograd() -> Iterator[None]:
+    """Enable gradients, whatever the caller's mode is."""
     with contextlib.ExitStack() as modes:
-        if torch.is_inference_mode_enabled():  # leaving it turns on more of autograd than gradients
+        if torch.is_inference_mode_enabled():  # inference mode disables more of autograd than gradients
             modes.enter_context(torch.inference_mode(False))
         modes.enter_context(torch.enable_grad())
         yield

@@ -1,4 +1,4 @@
-"""Standard streams that are missing or closed, as those of a daemon or of a program without a console are."""
+"""Missing or closed standard streams, as of a daemon or of a program without a console."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Any
 
 
 def is_open(stream: Any) -> bool:
-    """Whether a stream is there and takes text."""
+    """Whether the stream exists and accepts text."""
     return stream is not None and not getattr(stream, "closed", False)
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether a stream is open and draws on a terminal."""
+    """Whether the stream is an open terminal."""
     return is_open(stream) and hasattr(stream, "isatty") and bool(stream.isatty())
 
 
 def say(text: str) -> None:
-    """Print a line on standard error, where somebody may read it."""
+    """Print a line on standard error if it is open."""
     if is_open(sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             print(text, file=sys.stderr, flush=True)
 
 
 def occupy_descriptors() -> None:
-    """Open the null device for each of the descriptors 0, 1 and 2 that is closed.
+    """Open the null device for each closed descriptor among 0, 1 and 2.
 
-    The next file would get its number, and whatever C++ prints on standard error would be written into it.
+    Otherwise the next file would get that number, and C++ code would print its errors into the file.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
@@ -37,12 +37,13 @@ def occupy_descriptors() -> None:
 
 
 @contextlib.contextmanager
-def closed_as_missing() -> Iterator[None]:
-    """Take a closed stream for a missing one, to which warnings and logging write nothing; theirs would raise."""
+def hide_closed_streams() -> Iterator[None]:
+    """Replace closed streams by None: warnings and logging skip None, and raise on a closed stream."""
     occupy_descriptors()
-    with contextlib.ExitStack() as changed:
+    with contextlib.ExitStack() as stack:
         if not is_open(sys.stdout):
-            changed.enter_context(contextlib.redirect_stdout(None))
+            stack.enter_context(contextlib.redirect_stdout(None))
         if not is_open(sys.stderr):
-            changed.enter_context(contextlib.redirect_stderr(None))
+            stack.enter_context(contextlib.redirect_stderr(None))
+
         yield

@@ -1,4 +1,4 @@
-"""Settings of a run: the RunConfig, its checks, its recipes, and config.json. Without torch."""
+"""Settings of a run: RunConfig, its checks, recipes and config.json. No torch."""
 
 from .schema import RunConfig
 

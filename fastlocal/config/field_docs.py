@@ -1,4 +1,4 @@
-"""The documentation of settings, read from the strings below the fields of a dataclass."""
+"""Help texts of settings, read from the strings below the fields of a dataclass."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import textwrap
 
 
 def field_docs(kind: type) -> dict[str, str]:
-    """Return the string below each field of a dataclass as one line, by the name of the field.
+    """Return {field name: string below the field, as one line} of a dataclass.
 
     Raises:
-        OSError: The source of the class is not there.
+        OSError: The source of the class is not available.
     """
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(definition, ast.ClassDef), "a class"

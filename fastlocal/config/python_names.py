@@ -1,6 +1,6 @@
-"""Messages as the Python API says them: arguments by their names there, where the command line has flags.
+"""Translation of messages for the Python API: flags become arguments.
 
-Everything below the API names flags, as the command line does. The API translates what reaches its caller, so that
+The code below the API names flags, as the command line does. The API translates each message for its caller:
 `--executor looped` becomes `executor="looped"`, and `--bn 0` becomes `bn=False`.
 """
 
@@ -21,7 +21,7 @@ UNSUPPORTED = (
     *("data_pth", "train_pth", "val_pth", "image_size", "n_groups", "resume", "resume_pth", "epochs", "dist_url"),
     *("start_lr", "lr", "log_pth", "total_batch_size"),
 )
-"""Fields that stand for what an argument says there, or that only named models and data sets have."""
+"""Fields without an argument: another argument replaces them, or only named models and data sets have them."""
 ARGUMENTS = {
     "client_lr": "lr",
     "step1": "local_steps",
@@ -36,26 +36,26 @@ ARGUMENTS = {
     "wd": "weight_decay",
     "log_pth": "directory",
 }
-"""What the arguments are called whose fields have other names."""
+"""Argument of each field whose argument has another name."""
 OTHERS: dict[str, tuple[str, Any]] = {
     "clients": ("clients", int),
     "continue": ("resume", bool),
     "ops": ("ops", str),
     "overwrite": ("overwrite", bool),
 }
-"""Arguments and types of flags that are no fields."""
+"""Argument and type of each flag that is not a field."""
 SWITCHES = ("continue", "overwrite")
-"""Flags that say yes where they stand alone."""
+"""Flags that mean True without a value."""
 WORDS = {"dataset": "data set", "model": "model"}
-"""Of fields that a message names and the API sets itself; of other meaningless ones their own words."""
+"""Words for fields that the API sets itself; other fields without an argument are named by their own words."""
 PHRASES = {
     "--rounds or --epochs extends it": "more rounds extend it",
     ", or give --dist-url": "",
     "(-1 takes as many)": "(None takes as many)",
 }
-"""What is said otherwise as a whole."""
+"""Phrases that are replaced as a whole."""
 KNOWN = {"device": r"cpu|cuda(?::\d+)?", "conv_strategy": "grouped|loop|im2col|triton|auto"}
-"""Texts that are values wherever they follow their flag; others only at the start of a message, up to a colon."""
+"""Patterns of text values that may follow their flag anywhere; other texts count only at the start of a message."""
 
 NUMBER = r"-?\d(?:[\d.,]*\d)?(?:e[+-]?\d+)?|-?inf|nan"
 FLAG = re.compile(r"`[^`]*`|(?<![\w-])--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)")
@@ -63,32 +63,32 @@ FLAG = re.compile(r"`[^`]*`|(?<![\w-])--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)")
 
 @contextlib.contextmanager
 def python_names() -> Iterator[None]:
-    """Have every error for a user that leaves the block name arguments as the Python API does."""
+    """Translate the flags in every user error that leaves the block into arguments."""
     try:
         yield
     except (UsageError, NonFiniteLoss, RankMissing, StoppedAlone) as error:
-        error.args = tuple(in_python(part) if isinstance(part, str) else part for part in error.args)
+        error.args = tuple(to_python_names(part) if isinstance(part, str) else part for part in error.args)
         raise
 
 
-def in_python(text: str) -> str:
-    """`text` with arguments of fastlocal.train in the place of flags; commands between backquotes stay as they are."""
-    for phrase, instead in PHRASES.items():
-        text = text.replace(phrase, instead)
-    said, at = "", 0
+def to_python_names(text: str) -> str:
+    """Replace the flags in `text` by arguments of fastlocal.train, except in commands between backquotes."""
+    for phrase, replacement in PHRASES.items():
+        text = text.replace(phrase, replacement)
+    result, at = "", 0
     for flag in FLAG.finditer(text):
         name = (flag[1] or "").replace("-", "_")
         if flag.start() < at or (name not in AREA_OF and name not in OTHERS):
             continue
         between = text[at : flag.start()]
-        said += ", " if between == " " and at else between
-        translated, at = _argument(name, text, flag.end())
-        said += translated
-    return _aligned(said + text[at:], len(text))
+        result += ", " if between == " " and at else between
+        argument, at = _argument(name, text, flag.end())
+        result += argument
+    return _realign(result + text[at:], len(text))
 
 
 def _argument(name: str, text: str, end: int) -> tuple[str, int]:
-    """The argument in the place of a flag that ends at `end`, with its value if one follows, and where that ends."""
+    """Return the argument for a flag that ends at `end`, with its value if it has one, and the end of the value."""
     argument, kind = OTHERS[name] if name in OTHERS else (ARGUMENTS.get(name, name), _types()[name])
     meaningless = name in WORDS or (name in UNSUPPORTED and name not in ARGUMENTS)
     if meaningless:
@@ -100,14 +100,14 @@ def _argument(name: str, text: str, end: int) -> tuple[str, int]:
     end = value.end()
     if meaningless:
         return f"{argument} {value[1]}", end
-    said = f"{argument}={_literal(kind, value[1])}"
+    result = f"{argument}={_literal(kind, value[1])}"
     other = re.compile(f" or ({pattern})(?![\\w-])").match(text, end) if typing.get_origin(kind) is Literal else None
-    return (said, end) if other is None else (f"{said} or {_literal(kind, other[1])}", other.end())
+    return (result, end) if other is None else (f"{result} or {_literal(kind, other[1])}", other.end())
 
 
 @functools.cache
 def _types() -> dict[str, Any]:
-    """By field: its type, without None."""
+    """Return {field: its type without None}."""
     hints = {name: typing.get_type_hints(AREAS[area])[name] for name, area in AREA_OF.items()}
     return {name: _without_none(hint) for name, hint in hints.items()}
 
@@ -119,7 +119,7 @@ def _without_none(hint: Any) -> Any:
 
 
 def _pattern(name: str, kind: Any, first: bool) -> str:
-    """Of a value that follows the flag of a field. first: whether the flag begins the message"""
+    """Return the pattern of a field's value after its flag; `first` if the flag begins the message."""
     if typing.get_origin(kind) is Literal:
         return "|".join(["None", *map(re.escape, typing.get_args(kind))])
     if typing.get_origin(kind) is tuple:
@@ -132,7 +132,7 @@ def _pattern(name: str, kind: Any, first: bool) -> str:
 
 
 def _literal(kind: Any, value: str) -> str:
-    """A value as Python writes it."""
+    """Format a value as Python source."""
     if value == "None" or value.startswith("("):
         return value
     if kind is bool:
@@ -142,8 +142,8 @@ def _literal(kind: Any, value: str) -> str:
     return value if kind in (int, float) else '"' + value.strip("'") + '"'
 
 
-def _aligned(line: str, length: int) -> str:
-    """A line of a table with its next column where it was."""
+def _realign(line: str, length: int) -> str:
+    """Move the second column of a table's line back to its place after a translation."""
     gap = re.search(r"(?<=\S) {2,}", line)
     if gap is None:
         return line

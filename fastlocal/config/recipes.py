@@ -1,7 +1,7 @@
-"""Named runs. Each is a function that returns a full RunConfig; `-` in a name on the command line is `_` here.
+"""Named configurations. Each is a function that returns a full RunConfig; `_` in its name is `-` on the command line.
 
-The reference's are those of Gu, Lyu, Huang, Arora, "Why (and When) does Local SGD Generalize Better than SGD?",
-ICLR 2023: start points and data come from --resume-pth and --data-pth.
+Those of the reference are from Gu, Lyu, Huang, Arora, "Why (and When) does Local SGD Generalize Better than SGD?",
+ICLR 2023; --resume-pth and --data-pth give their start weights and data.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def _each_phase(**values: int) -> dict[str, int]:
 
 
 def default(schedule: Schedule = "rounds") -> RunConfig:
-    """The defaults of the reference's program that `schedule` names."""
+    """Return the defaults of the reference's program for `schedule`."""
     if schedule == "rounds":
         return RunConfig()
     return RunConfig().with_values(

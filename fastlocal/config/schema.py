@@ -1,7 +1,7 @@
-"""Everything that decides a run, as frozen dataclasses without torch.
+"""All settings of a run, as frozen dataclasses. No torch.
 
-Every field is also a command-line flag of the same name. A value of None means that the data, the model or the machine
-decides; `fastlocal.runs` fills it in, and `config.json` holds the result.
+Every field is also a command-line flag of the same name. None means that the data, the model or the machine decides;
+`fastlocal.runs` fills it in, and `config.json` holds the result.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WandbMode = Literal["online", "offline", "disabled"]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Data set and what is done to its images."""
+    """Data set and image transforms."""
 
     dataset: str = "digits"
     """digits, cifar10, cifar100, fashion_mnist, image_folder, npz, beton, array or synthetic"""
@@ -75,7 +75,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ClientConfig:
-    """Clients and what each of them sees."""
+    """Clients and their samples."""
 
     batch_size: int = 128
     """samples per client and local step"""
@@ -126,7 +126,7 @@ class SgdConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Epochs, phases and what comes when. H is the number of local steps per communication round."""
+    """Epochs, phases and the frequencies of evaluations and checkpoints. H is the number of local steps per round."""
 
     schedule: Schedule = "rounds"
     """rounds: the phases of the reference's CIFAR program; epochs: those of its ImageNet program"""
@@ -166,7 +166,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class MachineConfig:
-    """Where and how it is computed."""
+    """Device, precision, executor and communication."""
 
     device: str | None = None
     """cpu, cuda or cuda:N; None: cuda where present, else cpu"""
@@ -216,7 +216,7 @@ class MachineConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What is written where."""
+    """Output files and logging."""
 
     log_pth: str | None = None
     """run directory; None: a fresh runs/NAME_TIME"""
@@ -248,7 +248,7 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run, whole."""
+    """All settings of one run."""
 
     name: str = "train"
     """the recipe's name; part of the default run directory's"""
@@ -266,7 +266,7 @@ class RunConfig:
         return self.client.total_batch_size // self.client.batch_size
 
     def with_values(self, **values: Any) -> RunConfig:
-        """A copy in which the named fields, of whichever area, have the given values."""
+        """Return a copy with new values of the named fields, of any area."""
         areas: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
             areas.setdefault(AREA_OF[name], {})[name] = value
@@ -274,15 +274,15 @@ class RunConfig:
         return dataclasses.replace(self, **changed)
 
     def value(self, name: str) -> Any:
-        """The field `name`, of whichever area."""
+        """Return the value of the field `name`, of any area."""
         return getattr(getattr(self, AREA_OF[name]), name)
 
     def renamed(self, name: str) -> RunConfig:
-        """A copy with another name."""
+        """Return a copy with another name."""
         return dataclasses.replace(self, name=name)
 
     def to_json(self) -> str:
-        """The text of config.json."""
+        """Return the text of config.json."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""config.json and other values of unknown kind, read as the fields of a RunConfig. Without torch."""
+"""Conversion of config.json and other untyped values to the fields of a RunConfig. No torch."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ T = TypeVar("T")
 
 
 def read_config(path: Path) -> RunConfig:
-    """The RunConfig that `to_json` wrote to `path`.
+    """Read a RunConfig that `to_json` wrote to `path`.
 
-    Raises OSError where the file cannot be read, ValueError where it is not such a file.
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: The file holds no RunConfig.
     """
-    return config_of(json.loads(path.read_text()))
+    return config_from_json(json.loads(path.read_text()))
 
 
-def config_of(stored: Any) -> RunConfig:
-    """The RunConfig that JSON gave back; raises ValueError where it is none."""
+def config_from_json(stored: Any) -> RunConfig:
+    """Build a RunConfig from parsed JSON; raises ValueError if it does not fit."""
     if not isinstance(stored, dict):
         raise ValueError("it is not a JSON object")
     missing = [area for area in AREAS if area not in stored]
@@ -44,10 +46,15 @@ def _build(kind: type[T], stored: Mapping[str, Any], where: str) -> T:
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:
-    """`value` as a field of type `hint` holds it; numbers of other libraries become Python's.
+    """Convert `value` to the field type `hint`; numbers of other libraries become Python's.
 
-    where: the field's name, for the message
-    Raises ValueError where it is of another kind.
+    Args:
+        hint: Type annotation of the field.
+        value: Any value.
+        where: Name of the field, for the message.
+
+    Raises:
+        ValueError: The value is of another type.
     """
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
@@ -68,5 +75,5 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         return int(value)
     if isinstance(hint, type) and type(value) is hint:
         return value
-    wanted = " or ".join(map(repr, options)) if origin is Literal else getattr(hint, "__name__", str(hint))
-    raise ValueError(f"{where} is {value!r}, not {wanted}")
+    expected = " or ".join(map(repr, options)) if origin is Literal else getattr(hint, "__name__", str(hint))
+    raise ValueError(f"{where} is {value!r}, not {expected}")

@@ -1,4 +1,4 @@
-"""What makes a RunConfig impossible, before any data is read. Each message is one line that names the flag."""
+"""Checks of a RunConfig before any data is read. Each message is one line that names the flag."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from collections.abc import Iterator
 from ..common.errors import UsageError
 from .schema import RunConfig
 
-LARGEST = 2**31 - 1
-"""Of every count: beyond it, products of two counts leave 64 bits."""
+MAX_COUNT = 2**31 - 1
+"""Maximum of every count: the product of two counts then fits into 64 bits."""
 
-MOST_IN_FIXED_ORDER = 2**20
-"""Clients; with more, the grid that parameters are rounded to would be coarser than float32 close to 1e-5."""
+MAX_CLIENTS_FIXED_ORDER = 2**20
+"""Maximum number of clients for --reduce-order fixed: with more, its grid is coarser than float32 near 1e-5."""
 
 MAX_SECONDS = 1_000_000
-"""That processes wait for each other."""
+"""Maximum of --timeout."""
 
 MAX_WORKERS = 1024
-"""Threads that one process starts."""
+"""Maximum of --workers: the threads of one process."""
 
 
 def check(config: RunConfig) -> None:
-    """Raise UsageError for the first thing in `config` that no data set and no machine could make work."""
+    """Raise UsageError for the first setting of `config` that no data set and no machine can satisfy."""
     for problem in _problems(config):
         raise UsageError(problem)
 
@@ -41,14 +41,14 @@ def _flag(name: str) -> str:
 
 
 def _paths(config: RunConfig) -> Iterator[str]:
-    given = {
+    paths = {
         "data_pth": config.data.data_pth,
         "train_pth": config.data.train_pth,
         "val_pth": config.data.val_pth,
         "resume_pth": config.model.resume_pth,
         "log_pth": config.log.log_pth,
     }
-    for name, path in given.items():
+    for name, path in paths.items():
         if path is None:
             continue
         if not path:
@@ -82,8 +82,8 @@ def _counts(config: RunConfig) -> Iterator[str]:
     for name, value in positive.items():
         if value is not None and value < 1:
             yield f"{_flag(name)} {value}: must be at least 1"
-        if value is not None and value > LARGEST:
-            yield f"{_flag(name)} {value}: must be at most {LARGEST}"
+        if value is not None and value > MAX_COUNT:
+            yield f"{_flag(name)} {value}: must be at most {MAX_COUNT}"
     if config.machine.workers is not None and config.machine.workers > MAX_WORKERS:
         yield f"--workers {config.machine.workers}: must be at most {MAX_WORKERS}"
     from_zero = {
@@ -92,8 +92,8 @@ def _counts(config: RunConfig) -> Iterator[str]:
         "save_every": config.log.save_every,
     }
     for name, value in from_zero.items():
-        if value is not None and not 0 <= value <= LARGEST:
-            yield f"{_flag(name)} {value}: must be 0 or more, and at most {LARGEST}"
+        if value is not None and not 0 <= value <= MAX_COUNT:
+            yield f"{_flag(name)} {value}: must be 0 or more, and at most {MAX_COUNT}"
     for name, seconds in {"save_minutes": config.log.save_minutes, "grace": config.log.grace}.items():
         if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
             yield f"{_flag(name)} {seconds}: must be a finite number, 0 or more"
@@ -111,7 +111,7 @@ def _counts(config: RunConfig) -> Iterator[str]:
     tune_seconds = config.machine.tune_seconds
     if not (math.isfinite(tune_seconds) and tune_seconds >= 0):
         yield f"--tune-seconds {tune_seconds}: must be a finite number, 0 or more"
-    # the permutation of epoch e is seeded with seed + e, which torch takes below 2^64
+    # the seed of epoch e's permutation is seed + e, and torch's limit is 2^64
     if not 0 <= config.machine.seed < 2**63:
         yield f"--seed {config.machine.seed}: must be 0 or more, and below 2^63"
 
@@ -122,11 +122,11 @@ def _rates(config: RunConfig) -> Iterator[str]:
     for name, value in (rates | {"max_lr": sgd.max_lr, "gamma": sgd.gamma, "wd": sgd.wd}).items():
         if value is not None and not (math.isfinite(value) and value >= 0):
             yield f"{_flag(name)} {value}: must be a finite number, 0 or more"
-    given = {name: value for name, value in rates.items() if value is not None}
-    if len(given) != 1:
-        named = " and ".join(_flag(name) for name in given) or "none of --start-lr, --lr and --client-lr"
-        yield f"{named}: give exactly one of --start-lr (per client), --lr (per 256 samples) and --client-lr (as it is)"
-    for name, value in given.items():
+    present = {name: value for name, value in rates.items() if value is not None}
+    if len(present) != 1:
+        flags = " and ".join(_flag(name) for name in present) or "none of --start-lr, --lr and --client-lr"
+        yield f"{flags}: give exactly one of --start-lr (per client), --lr (per 256 samples) and --client-lr (as it is)"
+    for name, value in present.items():
         if sgd.max_lr is not None and sgd.max_lr < value:
             yield f"--max-lr {sgd.max_lr}: is below {_flag(name)} {value}; the warm-up must rise"
     if not (math.isfinite(sgd.momentum) and 0 <= sgd.momentum < 1):
@@ -141,8 +141,8 @@ def _clients(config: RunConfig) -> Iterator[str]:
     client = config.client
     if config.machine.reduce_order == "fixed" and config.machine.wire_format != "full":
         yield f"--wire-format {config.machine.wire_format}: rounds; --reduce-order fixed needs --wire-format full"
-    if config.machine.reduce_order == "fixed" and config.clients > MOST_IN_FIXED_ORDER:
-        yield f"--reduce-order fixed: at most {MOST_IN_FIXED_ORDER} clients, not {config.clients}; use any"
+    if config.machine.reduce_order == "fixed" and config.clients > MAX_CLIENTS_FIXED_ORDER:
+        yield f"--reduce-order fixed: at most {MAX_CLIENTS_FIXED_ORDER} clients, not {config.clients}; use any"
     if client.total_batch_size % client.batch_size:
         lower = client.total_batch_size // client.batch_size * client.batch_size
         near = f"{lower} or {lower + client.batch_size}" if lower else str(client.batch_size)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.errors import UsageError, one_line
-from ..common.random_states import random_kept, random_states
+from ..common.random_states import preserve_random_states, random_states
 from ..data.labels import unknown_label
 from ..models.batchnorm import batchnorm_buffers
 from ..models.mirror import Mirror

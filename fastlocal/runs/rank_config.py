@@ -11,7 +11,7 @@ from fastlocal.kernels.cores import cores
 from ..common.errors import UsageError
 from ..common.machine import available
 from ..config.schema import RunConfig
-from ..config.serialization import config_of
+from ..config.serialization import config_from_json
 from ..distributed.world import World
 from .memory_plan import GIB
 
@@ -43,7 +43,7 @@ def merge_rank_config(config: RunConfig, part: RunConfig, world: World) -> RunCo
     """The settings that the first rank's `part`, settled, comes to for all, of which each has an unsettled `config`."""
     if world.size == 1:
         return part
-    told = config_of(world.all_gather_object(dataclasses.asdict(part), "the choice of an executor")[0])
+    told = config_from_json(world.all_gather_object(dataclasses.asdict(part), "the choice of an executor")[0])
     device = told.machine.device or ""
     return told.with_values(
         total_batch_size=config.client.total_batch_size,

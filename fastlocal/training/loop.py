@@ -23,7 +23,7 @@ from ..executors.base import Executor, LocalProblem
 from ..executors.empty_batches import clear_empty
 from ..module_checks.plain_steps import FAILURES
 from ..params.client_stack import MOMENTUM, ClientStack, ClientStore
-from ..params.nonfinite import not_finite
+from ..params.nonfinite import find_nonfinite
 from ..schedule.cursor import PartialRound, TrainingCursor, TrainStats
 from ..schedule.rounds import Progress, RoundSchedule
 from ..telemetry.base import Logger, RoundReport
@@ -111,7 +111,7 @@ class Loop:
             with interrupts.grace_period(self.grace):
                 self.saver.finish(last)
         except KeyboardInterrupt:
-            with interrupts.grace_period(self.grace, begun=True):
+            with interrupts.grace_period(self.grace, start_now=True):
                 self.world.ask_to_stop()
                 told = self.world.all_gather_object([self._whole, self.saver.asked()], "the save before the end")
                 if all(whole for whole, _ in told):
@@ -237,7 +237,7 @@ class Loop:
         correct, ignored = counts[: len(self.problem.topk)], int(sum(counts[len(self.problem.topk) :]))
         loss = losses.double().sum().item() * batch
         so_far.stats.add(TrainStats(loss, correct, losses.numel() * batch, ignored, empty))
-        so_far.bad += not_finite(losses, params, planned.first_step, clients.start)
+        so_far.bad += find_nonfinite(losses, params, planned.first_step, clients.start)
         if self.log_steps:
             so_far.losses.append(losses)
         if planned.averaged:

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 import fastlocal
-from fastlocal.config.python_names import ARGUMENTS, UNSUPPORTED, in_python
+from fastlocal.config.python_names import ARGUMENTS, UNSUPPORTED, to_python_names
 from fastlocal.config.schema import AREA_OF
 from tests.helpers.table_fit import fit, perceptron, table
 
@@ -41,13 +41,13 @@ from tests.helpers.table_fit import fit, perceptron, table
     ],
 )
 def test_flags_become_arguments(said: str, wanted: str) -> None:
-    assert in_python(said) == wanted
+    assert to_python_names(said) == wanted
 
 
 def test_every_field_has_the_name_that_train_takes() -> None:
     for name in AREA_OF:
         flag = "--" + name.replace("_", "-")
-        translated = in_python(f"lower {flag}")
+        translated = to_python_names(f"lower {flag}")
         assert "--" not in translated
         if name not in UNSUPPORTED and name not in ("dataset", "model"):
             assert translated == f"lower {ARGUMENTS.get(name, name)}"
