@@ -14,7 +14,7 @@ from torch.func import vmap
 from fastlocal.kernels import functional
 
 from ..common.errors import UsageError, one_line
-from ..common.random_states import random_kept
+from ..common.random_states import preserve_random_states
 from ..data.sources.base import Batch
 from ..executors.base import LocalProblem
 from ..executors.forward import Forward
@@ -47,7 +47,7 @@ def compare(plain: PlainModule, problem: LocalProblem, batches: Batches, probe: 
         UsageError: Where neither vmap nor one module for all clients trains what plain torch trains.
     """
     problem = dataclasses.replace(problem, momentum=0.0, weight_decay=0.0, clip_norm=None, noise=None, topk=())
-    with kept(problem.loss), random_kept(), without_tf32():
+    with kept(problem.loss), preserve_random_states(), without_tf32():
         no_vmap, reached = _fault_of_vmap(plain, problem, batches, probe)
     probe = dataclasses.replace(probe, reached=probe.reached or reached)
     with kept(problem.loss), random_kept(), without_tf32():
@@ -92,7 +92,7 @@ def _only_rounded(plain: PlainModule, problem: LocalProblem, batches: Batches, p
     device, wide, steps = plain.numerics.device, torch.float64, len(probe.traces[0].losses)
     try:
         numerics = dataclasses.replace(plain.numerics, dtype=wide)
-        loss, module = placed(plain.loss, device, wide), cast(copy.deepcopy(plain.module), device, wide)
+        loss, module = move_loss(plain.loss, device, wide), cast(copy.deepcopy(plain.module), device, wide)
         plain = dataclasses.replace(plain, module=module, loss=loss, numerics=numerics)
         state = {name: _widened(value) for name, value in problem.state.items()}
         problem = dataclasses.replace(

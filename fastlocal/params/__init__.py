@@ -1,1 +1,1 @@
-"""Parameters as flat rows: their layout, the rows of the clients, number formats, losses."""
+"""Parameters as flat rows: layout, rows of clients, number formats, losses."""

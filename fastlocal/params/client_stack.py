@@ -1,4 +1,4 @@
-"""The flat buffers of the resident clients."""
+"""Flat buffers of the resident clients."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ MOMENTUM = "momentum"
 
 @dataclass(frozen=True)
 class ClientStack:
-    """Parameters and state of a chunk of clients, one row each; gradients belong to the executor that makes them.
+    """Parameters and state of a chunk of clients, one row each. Gradients belong to the executor.
 
-    params: [clients, n_params]        momentum: the same, or None where there is none
-    state: {name: [clients, *shape]} of the buffers that a forward pass changes
+    Attributes:
+        params: [clients, n_params].
+        momentum: [clients, n_params], or None.
+        state: {name: [clients, *shape]} of the buffers that a forward pass changes.
     """
 
     params: Tensor
@@ -24,31 +26,31 @@ class ClientStack:
     state: Mapping[str, Tensor] = field(default_factory=dict)
 
     def part(self, clients: slice) -> ClientStack:
-        """Views of these clients' rows."""
+        """Return views of these clients' rows."""
         momentum = None if self.momentum is None else self.momentum[clients]
         return ClientStack(self.params[clients], momentum, {name: rows[clients] for name, rows in self.state.items()})
 
     @property
     def buffers(self) -> list[Tensor]:
-        """All that a local step changes."""
+        """All tensors that a local step changes."""
         return [self.params, *([] if self.momentum is None else [self.momentum]), *self.state.values()]
 
 
 class ClientStore:
-    """What stays with a process's clients from round to round: momenta, and buffers that a forward pass changes.
+    """State that stays with a process's clients between rounds: momenta, and buffers that a forward pass changes.
 
-    On a CPU, and where all clients are resident, a chunk's rows are a view. Beside a GPU that holds fewer clients
-    than there are, they wait in pinned host memory.
+    On a CPU, and if all clients are resident, a chunk's rows are a view. On a GPU with fewer resident clients the rows
+    wait in pinned host memory.
     """
 
     def __init__(self, clients: range, start: Mapping[str, Tensor], chunk: int, device: torch.device) -> None:
-        """Begin with every client alike.
+        """Give every client the same start values.
 
         Args:
-            clients: Numbers of the process's clients.
-            start: What each begins with, by name.
-            chunk: Clients that are resident at once.
-            device: Where they are trained.
+            clients: Indices of the process's clients.
+            start: {name: start value of one client}.
+            chunk: Clients resident at once.
+            device: Device of the training.
         """
         self.clients = clients
         self.away = device.type != "cpu" and chunk < len(clients)
@@ -63,7 +65,7 @@ class ClientStore:
             self.resident = {name: rows[:chunk].to(device) for name, rows in self.all.items()}
 
     def fetch(self, clients: range) -> dict[str, Tensor]:
-        """The rows {name: [clients, ...]} of these clients on the device, to be changed in place."""
+        """Return the rows {name: [clients, ...]} of these clients on the device, to be changed in place."""
         rows = self._rows(clients)
         if not self.away:
             return rows
@@ -72,7 +74,7 @@ class ClientStore:
         }
 
     def store(self, clients: range) -> None:
-        """Keep what became of the rows that `fetch` gave."""
+        """Write the rows of the last `fetch` back."""
         for name, resident in self.resident.items():
             self._rows(clients)[name].copy_(resident[: len(clients)])
 

@@ -1,4 +1,4 @@
-"""Losses, how those of batches make that of a whole data set, and counts of right predictions."""
+"""Losses, their combination over the batches of a data set, and counts of correct predictions."""
 
 from __future__ import annotations
 
@@ -19,20 +19,25 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of one batch. outputs: [batch, classes]        targets: int64 [batch]"""
+    """Return the mean cross-entropy of outputs [batch, classes] and int64 targets [batch]."""
     return F.cross_entropy(outputs, targets)
 
 
 @torch.no_grad()
 def count_correct(outputs: Tensor, targets: Tensor, topk: Sequence[int], ignored: int | None = None) -> Tensor:
-    """How many targets are among the k largest outputs, for each k.
+    """Count the targets among the k largest outputs, for each k.
 
-    outputs: [..., classes]        targets: int64 [...]        ignored: a target that does not count, or None
-    Returns float64 [len(topk)], and one more number where a target may be ignored: how many were. Where there are fewer
-    classes than k, every target counts.
+    Args:
+        outputs: [..., classes].
+        targets: int64 [...].
+        topk: Values of k; with fewer classes than k every target counts.
+        ignored: Label of targets that do not count, or None.
+
+    Returns:
+        float64 [len(topk)]; unless `ignored` is None, one more number: the count of ignored targets.
     """
-    most = min(max(topk), outputs.shape[-1])
-    hits = outputs.topk(most, dim=-1).indices == targets.unsqueeze(-1)
+    largest_k = min(max(topk), outputs.shape[-1])
+    hits = outputs.topk(largest_k, dim=-1).indices == targets.unsqueeze(-1)
     if ignored is None:
         return torch.stack([hits[..., :k].sum(dtype=torch.float64) for k in topk])
     left_out = targets == ignored
@@ -42,13 +47,15 @@ def count_correct(outputs: Tensor, targets: Tensor, topk: Sequence[int], ignored
 
 @dataclass(frozen=True)
 class Combination:
-    """How a loss's values for batches make its value for all samples in one call.
+    """How the loss of a data set follows from the losses of its batches.
 
-    By their mean, weighted with the samples of each batch: torch's own mean losses give every sample the same weight,
-    but for those of labels.
+    It is their mean, weighted by the samples of each batch; for labels, by the weight of each label.
 
-    summed: by their sum instead        labels: whether whole numbers as targets are labels, as of cross-entropy
-    ignored: the label of targets that do not count, or None        weight: [classes], of labels; None: ones
+    Attributes:
+        summed: Add the batch losses instead.
+        labels: Whether integer targets are class labels, as of cross-entropy.
+        ignored: Label of targets that do not count, or None.
+        weight: [classes], weight of each label; None: ones.
     """
 
     summed: bool = False
@@ -57,11 +64,11 @@ class Combination:
     weight: Tensor | None = None
 
     def takes_labels(self, targets: Tensor) -> bool:
-        """Whether these targets are labels, and not probabilities of classes say."""
+        """Whether these targets are labels rather than class probabilities."""
         return self.labels and not targets.is_floating_point()
 
     def weight_of(self, targets: Tensor) -> Tensor:
-        """What a batch counts for, float64 []."""
+        """Return the weight of a batch, float64 []."""
         if not self.takes_labels(targets):
             return torch.full((), len(targets), dtype=torch.float64, device=targets.device)
         counted = self._counted(targets)
@@ -70,7 +77,7 @@ class Combination:
         return (self.weight.double()[torch.where(counted, targets, 0).long()] * counted).sum()
 
     def unknown(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
-        """Where targets are neither labels of the outputs [batch, classes, ...] nor ignored; None: they are none."""
+        """Mask targets that are neither a class of outputs [batch, classes, ...] nor ignored; None without labels."""
         if not self.takes_labels(targets) or outputs.dim() < 2:
             return None
         return ((targets < 0) | (targets >= outputs.shape[1])) & self._counted(targets)
@@ -80,28 +87,30 @@ class Combination:
         return labels != self.ignored
 
 
-OF_LABELS = {nn.CrossEntropyLoss: F.cross_entropy, nn.NLLLoss: F.nll_loss}
-"""Losses of labels, which may have weights and be ignored."""
+LABEL_LOSSES = {nn.CrossEntropyLoss: F.cross_entropy, nn.NLLLoss: F.nll_loss}
+"""Losses whose targets are labels, with optional weights and an ignored label."""
 
 
 def combination(loss: Loss) -> Combination:
-    """That of torch's own losses, its functions with settings bound by keyword too; of others the mean over samples."""
+    """Return the combination of one of torch's losses, also with bound keywords; for others the mean over samples."""
     if loss is cross_entropy:
         return Combination(labels=True, ignored=-100)
-    given: dict[str, Any] = {}
+    keywords: dict[str, Any] = {}
     function: Any = loss
     while isinstance(function, functools.partial) and not function.args:
-        function, given = function.func, {**function.keywords, **given}
-    if isinstance(function, nn.Module) and not given:
+        function, keywords = function.func, {**function.keywords, **keywords}
+    if isinstance(function, nn.Module) and not keywords:
         return _of_module(function)
     if getattr(function, "__module__", None) != F.__name__:
         return Combination()
-    if given.get("size_average") is not None or given.get("reduce") is not None:
-        reduction = _reduction.legacy_get_string(given.get("size_average"), given.get("reduce"), emit_warning=False)
-        given["reduction"] = reduction
-    summed = given.get("reduction", "mean") == "sum"
-    if function in OF_LABELS.values():
-        return Combination(summed, True, given.get("ignore_index", -100), given.get("weight"))
+    if keywords.get("size_average") is not None or keywords.get("reduce") is not None:
+        reduction = _reduction.legacy_get_string(
+            keywords.get("size_average"), keywords.get("reduce"), emit_warning=False
+        )
+        keywords["reduction"] = reduction
+    summed = keywords.get("reduction", "mean") == "sum"
+    if function in LABEL_LOSSES.values():
+        return Combination(summed, True, keywords.get("ignore_index", -100), keywords.get("weight"))
     return Combination(summed)
 
 
@@ -110,42 +119,42 @@ def _of_module(loss: nn.Module) -> Combination:
     if owner.__module__ != nn.modules.loss.__name__ or "forward" in vars(loss) or loss._forward_hooks:
         return Combination()
     summed = getattr(loss, "reduction", "mean") == "sum"
-    if owner in OF_LABELS:
+    if owner in LABEL_LOSSES:
         ignored: Any = loss.ignore_index
         weight: Any = loss.weight
         return Combination(summed, True, ignored, weight)
     return Combination(summed)
 
 
-def placed(loss: Loss, device: torch.device, dtype: torch.dtype, model: nn.Module | None = None) -> Loss:
-    """A loss whose tensors are on the device, floating ones in `dtype`: a copy, where it holds any.
+def move_loss(loss: Loss, device: torch.device, dtype: torch.dtype, model: nn.Module | None = None) -> Loss:
+    """Move a loss's tensors to the device and floating ones to `dtype`, in a copy; without tensors, return the loss.
 
-    Tensors of a module are its parameters and buffers; of a partial function those that are bound, or a module's.
-    What belongs to the model stays what it is, as it stands for the client's.
+    The tensors are the parameters and buffers of a module, or those bound to a partial function. Parts of `model` stay
+    as they are: each client replaces them by its own.
     """
-    kept = [] if model is None else [*model.modules(), *model.parameters(), *model.buffers()]
-    return _placed(loss, device, dtype, {id(each): each for each in kept})
+    shared = [] if model is None else [*model.modules(), *model.parameters(), *model.buffers()]
+    return _move(loss, device, dtype, {id(each): each for each in shared})
 
 
-def _placed(value: Any, device: torch.device, dtype: torch.dtype, kept: dict[int, Any]) -> Any:
-    if id(value) in kept:
+def _move(value: Any, device: torch.device, dtype: torch.dtype, shared: dict[int, Any]) -> Any:
+    if id(value) in shared:
         return value
     if isinstance(value, Tensor):
         return value.to(device, dtype if value.is_floating_point() else None)
     if isinstance(value, functools.partial):
-        args = [_placed(each, device, dtype, kept) for each in value.args]
-        keywords = {name: _placed(each, device, dtype, kept) for name, each in value.keywords.items()}
-        return functools.partial(_placed(value.func, device, dtype, kept), *args, **keywords)
-    if not isinstance(value, nn.Module) or all(id(each) in kept for each in (*value.parameters(), *value.buffers())):
+        args = [_move(each, device, dtype, shared) for each in value.args]
+        keywords = {name: _move(each, device, dtype, shared) for name, each in value.keywords.items()}
+        return functools.partial(_move(value.func, device, dtype, shared), *args, **keywords)
+    if not isinstance(value, nn.Module) or all(id(each) in shared for each in (*value.parameters(), *value.buffers())):
         return value
     try:
-        copied = copy.deepcopy(value, dict(kept))
+        duplicate = copy.deepcopy(value, dict(shared))
     except Exception as error:  # whatever a user's module raises
         reason = one_line(error)
         raise UsageError(f"loss {type(value).__name__}: cannot be copied by copy.deepcopy ({reason})") from error
-    for part in copied.modules():
-        for tensors in (part._parameters, part._buffers) if id(part) not in kept else ():
+    for part in duplicate.modules():
+        for tensors in (part._parameters, part._buffers) if id(part) not in shared else ():
             for each in tensors.values():
-                if each is not None and id(each) not in kept:
+                if each is not None and id(each) not in shared:
                     each.data = each.data.to(device, dtype if each.is_floating_point() else None)
-    return copied
+    return duplicate

@@ -1,4 +1,4 @@
-"""Where losses and parameters stop being finite."""
+"""Detection of losses and parameters that are not finite."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from collections.abc import Iterator
 from torch import Tensor
 
 
-def not_finite(losses: Tensor, params: Tensor, first_step: int, first_client: int) -> Iterator[tuple[int, int, str]]:
-    """(step, client, what) of the first loss of a chunk, and of its first client's parameters, not finite.
+def find_nonfinite(
+    losses: Tensor, params: Tensor, first_step: int, first_client: int
+) -> Iterator[tuple[int, int, str]]:
+    """Yield (step, client, text) for a chunk's first non-finite loss and first client with non-finite parameters.
 
-    losses: [local_steps, clients] on the CPU        params: [clients, n_params] after them
-    first_step, first_client: what the chunk's steps and clients are counted from
+    Args:
+        losses: [local_steps, clients] on the CPU.
+        params: [clients, n_params] after these steps.
+        first_step: Local step of the first row of `losses`.
+        first_client: Index of the chunk's first client.
     """
     if not math.isfinite(losses.double().sum().item()):
         for step, client in (~losses.isfinite()).nonzero()[:1].tolist():

@@ -1,4 +1,4 @@
-"""How a model's parameters lie in one flat row."""
+"""Layout of a model's parameters in one flat row."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class ParamLayout:
-    """Names, shapes and places of the trained parameters in a row of n_params values.
+    """Names, shapes and columns of the trained parameters in a row of n_params values.
 
-    decay_mask: [n_params] on the CPU, 1 where weight decay applies
+    Attributes:
+        names: Names in the module, in column order.
+        shapes: Shape of each parameter.
+        sizes: Number of values of each parameter.
+        decay_mask: [n_params] on the CPU, 1 where weight decay applies.
     """
 
     names: tuple[str, ...]
@@ -35,25 +39,27 @@ class ParamLayout:
 
     @property
     def decays(self) -> tuple[bool, ...]:
-        """Whether weight decay applies, by parameter."""
+        """Whether weight decay applies, for each parameter."""
         return tuple(bool(self.decay_mask[place].any()) for place in self.places)
 
     def views(self, row: Tensor) -> dict[str, Tensor]:
-        """{name: [..., *shape]} of row [..., n_params]: one split, so that its backward is one concatenation."""
+        """Return {name: [..., *shape]} of row [..., n_params]: one split, so that its backward is one concatenation."""
         lead = row.shape[:-1]
         pieces = torch.split(row, list(self.sizes), dim=-1)
         places = zip(self.names, self.shapes, pieces, strict=True)
         return {name: piece.view((*lead, *shape)) for name, shape, piece in places}
 
     def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
-        """The row [n_params] that holds `values`."""
+        """Return the row [n_params] of `values`."""
         return torch.cat([values[name].detach().reshape(-1) for name in self.names])
 
 
 def param_layout(module: nn.Module, *, group_weight: bool) -> ParamLayout:
-    """The layout of the parameters of `module` that require a gradient, in its own order.
+    """Return the layout of the parameters of `module` that require a gradient, in the module's order.
 
-    group_weight: exempt biases and the parameters of normalisation layers from weight decay
+    Args:
+        module: The model.
+        group_weight: Exempt biases and parameters of normalization layers from weight decay.
     """
     trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
     exempt = _exempt(module) if group_weight else set()

@@ -1,1 +1,1 @@
-"""What changes over a run: the learning rate and the number of local steps per communication round."""
+"""Schedule of a run as pure arithmetic: phases, rounds, learning rates, and the cursor of the training."""

@@ -1,4 +1,4 @@
-"""How far a run is: all that changes from round to round beside tensors, and that JSON holds to the bit."""
+"""Progress of a run: all state beside tensors that changes from round to round, exact in JSON."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ Stage = Literal["start", "train", "report", "files"]
 
 @dataclass
 class TrainStats:
-    """Sums over every client's samples, on the host.
+    """Sums over the samples of every client, on the host.
 
-    ignored: samples whose targets do not count        empty: samples of batches that have a loss of none
+    Attributes:
+        loss: Sum of the samples' losses.
+        correct: Correct predictions, for each k of the accuracies.
+        samples: Number of samples.
+        ignored: Samples whose target does not count.
+        empty: Samples of batches without a loss.
     """
 
     loss: float = 0.0
@@ -26,11 +31,11 @@ class TrainStats:
     empty: int = 0
 
     def add(self, other: TrainStats) -> None:
-        """Add another stretch's sums."""
+        """Add the sums of other steps."""
         if not other.samples:
             return
         self.loss += other.loss
-        if other.correct:  # empty where nothing was added, and where targets are not labels
+        if other.correct:  # empty without samples, and for targets that are not labels
             before = self.correct or [0.0] * len(other.correct)
             self.correct = [a + b for a, b in zip(before, other.correct, strict=True)]
         self.samples += other.samples
@@ -38,7 +43,7 @@ class TrainStats:
         self.empty += other.empty
 
     def mean(self, count: int) -> tuple[float, list[float]]:
-        """Mean loss of the batches that have one, and `count` accuracies; zero where nothing was added."""
+        """Return the mean loss of the batches with a loss, and `count` accuracies; zeros without samples."""
         with_loss, counted = self.samples - self.empty, self.samples - self.ignored
         loss = self.loss / with_loss if with_loss else 0.0
         return loss, [value / counted for value in self.correct] if counted else [0.0] * count
@@ -46,11 +51,13 @@ class TrainStats:
 
 @dataclass
 class PartialRound:
-    """What the chunks of the round at hand have left.
+    """Results of the current round's finished chunks.
 
-    done: clients [first, last + 1) of each chunk        stats: sums over them
-    bad: (step, client, what) that is no longer finite
-    losses: [local_steps, clients] of each chunk on the CPU, where every step is logged
+    Attributes:
+        done: Clients [first, last + 1) of each chunk.
+        stats: Sums over these clients.
+        bad: (step, client, text) of each non-finite value.
+        losses: [local_steps, clients] of each chunk on the CPU, if every step is logged.
     """
 
     done: list[tuple[int, int]] = field(default_factory=list)
@@ -61,13 +68,18 @@ class PartialRound:
 
 @dataclass
 class TrainingCursor:
-    """Where a run stands.
+    """Position of a run.
 
-    stage: what comes next of the round at hand: its training, its evaluation, its files ("start": none began)
-    first_step, rounds_before: local steps and averages before the round at hand
-    steps_done, comm_round: local steps that every client has taken, and averages, so far
-    round_end: local steps when the round at hand ends
-    stats: sums since the last evaluation
+    Attributes:
+        stage: Next stage of the round: "train", "report" (evaluation) or "files"; "start" before the first one.
+        first_step: Local steps before the current round.
+        rounds_before: Averages before the current round.
+        steps_done: Local steps of every client so far.
+        comm_round: Averages so far.
+        round_end: Local steps at the end of the current round.
+        best_acc: Best test accuracy so far.
+        stats: Sums since the last evaluation.
+        so_far: Results of the current round's finished chunks.
     """
 
     stage: Stage = "start"
@@ -82,11 +94,11 @@ class TrainingCursor:
 
     @property
     def between_rounds(self) -> bool:
-        """Whether no round has begun that has not ended."""
+        """Whether no round is in progress."""
         return self.stage == "start" or (self.stage == "train" and not self.so_far.done)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the losses, as JSON holds it."""
+        """Return all fields but the losses, as JSON values."""
         shared = {_key(spec.name): getattr(self, spec.name) for spec in dataclasses.fields(self)[:-2]}
         so_far = self.so_far
         return shared | {

@@ -1,4 +1,4 @@
-"""The learning rate before any decay, as a function of the local step."""
+"""Learning rate before any decay, as a function of the local step."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ class WarmUp:
     steps: int
 
     def rate(self, step: int) -> float:
-        """The rate of local step `step`, counted from 0."""
+        """Return the rate of local step `step`, counted from 0."""
         if step >= self.steps:
             return self.peak
         return self.start + (self.peak - self.start) * step / self.steps
 
 
 def warm_up(sgd: SgdConfig, *, clients: int, total_batch_size: int, steps_per_epoch: int) -> WarmUp:
-    """The warm-up that the flags describe.
+    """Return the warm-up of the flags.
 
     --start-lr scales with the number of clients, --lr with total batch / 256 (Goyal et al. 2017), --client-lr not at
-    all. A rate that scaling does not raise needs no warm-up.
+    all. If scaling does not raise the rate, there is no warm-up.
     """
     if sgd.start_lr is not None:
         start, scale = sgd.start_lr, float(clients)
     elif sgd.lr is not None:
         start, scale = sgd.lr, total_batch_size / 256
     else:
-        assert sgd.client_lr is not None, "checks.py requires one of the three rates"
+        assert sgd.client_lr is not None, "validation.py requires one of the three rates"
         start, scale = sgd.client_lr, 1.0
     if not sgd.warm_up:
         return WarmUp(start * scale, start * scale, 0)

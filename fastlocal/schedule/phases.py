@@ -1,4 +1,4 @@
-"""When clients are averaged: the phases of a run, each with its number of local steps per round, H."""
+"""Phases of a run, each with its number of local steps per round, H."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from ..config.schema import ScheduleConfig
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of local steps with one H.
+    """A range of local steps with one H.
 
-    first_step: global local step at which it begins
-    first_round: communication rounds that ended before it
-    origin: clients are averaged after each step t where (t + 1 - origin) is a multiple of local_steps
-    decays: rate decays before it
+    Attributes:
+        first_step: Global local step of its begin.
+        first_round: Communication rounds that ended before it.
+        origin: Clients are averaged after each step t where (t + 1 - origin) is a multiple of local_steps.
+        local_steps: H.
+        eval_freq: Rounds between evaluations.
+        save_freq: Rounds or epochs between named checkpoints.
+        decays: Rate decays before it.
     """
 
     first_step: int
@@ -27,9 +31,12 @@ class Phase:
 
 
 def phases(schedule: ScheduleConfig, steps_per_epoch: int, first_epoch: int) -> list[Phase]:
-    """The phases of a run in order; later ones may begin after its end.
+    """Return the phases of a run in order; late ones may begin after its end.
 
-    first_epoch: the number of the first epoch, which --schedule epochs compares with its decays
+    Args:
+        schedule: The settings.
+        steps_per_epoch: Local steps per epoch.
+        first_epoch: Number of the first epoch; --schedule epochs compares it with its decays.
     """
     if schedule.schedule == "epochs":
         return _by_epochs(schedule, steps_per_epoch, first_epoch)
@@ -37,7 +44,7 @@ def phases(schedule: ScheduleConfig, steps_per_epoch: int, first_epoch: int) -> 
 
 
 def decay_rounds(schedule: ScheduleConfig, steps_per_epoch: int) -> tuple[int, int]:
-    """The communication rounds whose end brings the first and the second decay (--schedule rounds)."""
+    """Return the communication rounds that end with the first and the second decay (--schedule rounds)."""
     first = schedule.decay1 * steps_per_epoch // schedule.step1
     return first, (schedule.decay2 - schedule.decay1) * steps_per_epoch // schedule.step2 + first
 
@@ -51,7 +58,7 @@ def _settings(schedule: ScheduleConfig, number: int) -> dict[str, int]:
 
 
 def _by_rounds(schedule: ScheduleConfig, steps_per_epoch: int) -> list[Phase]:
-    """A decay ends its round and restarts the phase's counters; where both rounds coincide, phase 3 follows."""
+    """A decay ends its round and restarts the phase's counters. If both decays fall on one round, phase 3 follows."""
     first, second = decay_rounds(schedule, steps_per_epoch)
     found = [Phase(0, 0, 0, decays=0, **_settings(schedule, 1))]
     for end_round, number in sorted({first: 2, second: 3}.items()):
@@ -64,7 +71,7 @@ def _by_rounds(schedule: ScheduleConfig, steps_per_epoch: int) -> list[Phase]:
 
 
 def _by_epochs(schedule: ScheduleConfig, steps_per_epoch: int, first_epoch: int) -> list[Phase]:
-    """A decay ends its epoch, in the middle of a round if need be, and no counter restarts."""
+    """A decay ends its epoch, even within a round, and restarts no counter."""
     found = [Phase(0, 0, 0, decays=0, **_settings(schedule, 1))]
     number = 1
     for epoch in sorted({schedule.decay1, schedule.decay2, schedule.decay3}):

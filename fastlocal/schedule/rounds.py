@@ -1,4 +1,4 @@
-"""Counters as pure arithmetic: which steps, rates, evaluations and checkpoints each communication round has."""
+"""Steps, rates, evaluations and checkpoints of each communication round, by pure arithmetic."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ from .phases import Phase, phases
 
 @dataclass(frozen=True)
 class RoundSchedule:
-    """One communication round and what follows it.
+    """One communication round and the evaluation and files after it.
 
-    first_step, local_steps: global local steps [first_step, first_step + local_steps)
-    averaged: False for steps left over at the end of the run
-    comm_round, phase_round, epoch, iteration, learning_rate: the counters after the round, as metrics show them
-    evaluate: whether the model is evaluated and written to latest.pt
-    save_as: file name of the named checkpoint, or None
-    phase_files: checkpoints of the averaged model at epochs that end before the round does, and at its end
+    Attributes:
+        first_step: First global local step of the round.
+        local_steps: Number of local steps.
+        averaged: False for the steps left over at the end of the run.
+        comm_round: Averages after the round.
+        phase_round: Rounds of the phase after the round.
+        epoch: Epoch counter after the round, as metrics show it.
+        iteration: Iteration counter after the round, as metrics show it.
+        learning_rate: Rate after the round, as metrics show it.
+        evaluate: Whether the model is evaluated and written to latest.pt.
+        save_as: File name of the named checkpoint, or None.
+        phase_files: Checkpoints of the averaged model at epochs that end within the round, and at its end.
     """
 
     first_step: int
@@ -37,15 +43,12 @@ class RoundSchedule:
 
     @property
     def number(self) -> int:
-        """Its place in the run, counted from 1; steps left over count as a round of their own."""
+        """Place in the run, counted from 1; the steps left over count as a round."""
         return self.comm_round + (not self.averaged)
 
 
 class Progress:
-    """The plan of a whole run.
-
-    config: with steps_per_epoch resolved
-    """
+    """Schedule of a whole run; steps_per_epoch of `config` must be resolved."""
 
     def __init__(self, config: RunConfig) -> None:
         schedule = config.schedule
@@ -68,11 +71,11 @@ class Progress:
         )
 
     def learning_rate(self, step: int) -> float:
-        """The rate of global local step `step`."""
+        """Return the rate of global local step `step`."""
         return self._rate(step, self._phase_at(step))
 
     def start(self) -> RoundSchedule:
-        """The counters before the first round, for --eval-on-start."""
+        """Return the counters before the first round, for --eval-on-start."""
         first = self.phases[0]
         epoch = self.resume
         save = epoch % first.save_freq == 0 if self.by_epochs else True
@@ -80,9 +83,11 @@ class Progress:
         return RoundSchedule(0, 0, True, 0, 0, epoch, 0, self._rate(0, first), True, name)
 
     def rounds(self, step: int = 0, comm_round: int = 0) -> Iterator[RoundSchedule]:
-        """Every round of the run in order; the last may be left over without averaging.
+        """Yield every round of the run in order; the last one may be left over without averaging.
 
-        step, comm_round: local steps and averages that a run that goes on has behind it, at the end of a round
+        Args:
+            step: Local steps already done, at the end of a round.
+            comm_round: Averages already done.
         """
         while step < self.total_steps:
             end = self._next_average(step)
@@ -93,7 +98,7 @@ class Progress:
             step = end
 
     def count(self) -> int:
-        """Number of rounds that `rounds` yields."""
+        """Return the number of rounds that `rounds` yields."""
         last = self.phases[0]
         for phase in self.phases:
             if phase.first_step <= self.total_steps:
@@ -110,7 +115,7 @@ class Progress:
         return self.warm_up.rate(step) * self.gamma**phase.decays
 
     def _next_average(self, step: int) -> int:
-        """The end of the round that holds `step`, even where it lies beyond the run."""
+        """Return the end of the round that holds `step`, even beyond the end of the run."""
         for index, phase in enumerate(self.phases):
             following = self.phases[index + 1].first_step if index + 1 < len(self.phases) else None
             if following is not None and following <= step:
@@ -122,7 +127,7 @@ class Progress:
         raise AssertionError("the last phase has no end")
 
     def _end_of_round(self, comm_round: int) -> int:
-        """Local steps that are done when round `comm_round`, counted from 1, ends."""
+        """Return the local steps done at the end of round `comm_round`, counted from 1."""
         phase = [phase for phase in self.phases if phase.first_round < comm_round][-1]
         done = (phase.first_step - phase.origin) // phase.local_steps + comm_round - phase.first_round
         return phase.origin + done * phase.local_steps

@@ -19,7 +19,7 @@ import fastlocal
 from fastlocal.common.errors import UsageError
 from fastlocal.data.sources.resident import ResidentSource
 from fastlocal.data.types import Split
-from fastlocal.params.losses import cross_entropy, placed
+from fastlocal.params.losses import cross_entropy, move_loss
 from fastlocal.params.precision import Numerics
 from fastlocal.training import evaluation
 from fastlocal.training.evaluation import Evaluation, evaluate
@@ -78,7 +78,7 @@ class Own(nn.CrossEntropyLoss):
     """One of torch's in all but its name."""
 
 
-OF_LABELS: dict[str, tuple[Any, int | None, tuple[int, ...]]] = {
+LABEL_LOSSES: dict[str, tuple[Any, int | None, tuple[int, ...]]] = {
     "plain": (nn.CrossEntropyLoss(), None, ()),
     "default": (cross_entropy, -100, ()),
     "ignored": (nn.CrossEntropyLoss(), -100, ()),
@@ -99,9 +99,9 @@ OF_LABELS: dict[str, tuple[Any, int | None, tuple[int, ...]]] = {
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("kind", OF_LABELS)
+@pytest.mark.parametrize("kind", LABEL_LOSSES)
 def test_losses_of_labels_are_those_of_one_call(kind: str, ranks: int) -> None:
-    loss, ignored, shape = OF_LABELS[kind]
+    loss, ignored, shape = LABEL_LOSSES[kind]
     outputs, targets = labelled(ignored, shape)
     result = evaluated(loss, outputs, targets, () if shape else (1, 3), ranks)
     assert result.loss == pytest.approx(loss(outputs, targets).item(), rel=1e-12)
@@ -294,4 +294,4 @@ class Weighted(nn.Module):
 
 def test_a_loss_without_tensors_is_the_user_s_own_object() -> None:
     loss = nn.CrossEntropyLoss()
-    assert placed(loss, CPU, torch.float64) is loss and placed(F.mse_loss, CPU, torch.float64) is F.mse_loss
+    assert move_loss(loss, CPU, torch.float64) is loss and move_loss(F.mse_loss, CPU, torch.float64) is F.mse_loss
