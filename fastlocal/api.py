@@ -19,9 +19,9 @@ from .config.python_names import ARGUMENTS, UNSUPPORTED, python_names, to_python
 from .config.schema import AREA_OF, AREAS, RunConfig
 from .config.serialization import convert
 from .config.validation import check
-from .data.from_python import check_normalisation, split_of
+from .data.from_python import check_normalisation, make_split
 from .data.types import DataSet, MapSplit, Split
-from .distributed.ranks import launched
+from .distributed.ranks import LaunchInfo
 from .distributed.world import connected
 from .module_checks.structure import check_model, own_copy
 from .params.losses import Loss, cross_entropy
@@ -30,7 +30,7 @@ from .runs.build import PreparedRun, build_run
 from .runs.resolve import resolve_device
 from .runs.run import final_model
 from .runs.run import train as train_prepared
-from .telemetry.loggers import sinks
+from .telemetry.loggers import make_loggers
 from .verification.checks import Verification
 from .verification.run import verify_run
 
@@ -140,7 +140,7 @@ def train(
     )
     check_normalisation(data)
     flag = f"model {type(model).__name__}"
-    ranks, machine = launched(), config.machine
+    ranks, machine = LaunchInfo.from_environment(), config.machine
     with (
         preserve_torch_flags(),
         connected(
@@ -153,7 +153,7 @@ def train(
         if resume and prepared.remembers:
             raise UsageError("resume: the loss keeps something from call to call, which no saved state holds")
         with closing(prepared):
-            others = partial(sinks, prepared.config.log, prepared.config.name, console=progress)
+            others = partial(make_loggers, prepared.config.log, prepared.config.name, console=progress)
             loop = train_prepared(prepared, overwrite=overwrite, sinks=others, resume=resume, words=to_python_names)
             return Run(history=list(loop.history), model=final_model(loop), directory=loop.directory)
 
@@ -219,7 +219,7 @@ def verify(
 
 
 def _split(name: str, given: Any, loss: Loss | None = None) -> Split | MapSplit:
-    return split_of(name, given, loss or cross_entropy)
+    return make_split(name, given, loss or cross_entropy)
 
 
 def _config(settings: dict[str, Any], **values: Any) -> RunConfig:

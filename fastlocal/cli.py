@@ -15,7 +15,7 @@ from .common.errors import AgreedError, RankMissing, UsageError, nearest
 from .common.interrupts import defer_signals, interrupted, interruptible
 from .common.standard_streams import is_open, occupy_descriptors
 from .common.version import __version__
-from .distributed.ranks import launched
+from .distributed.ranks import LaunchInfo
 
 COMMANDS = {
     "train": "train many Local SGD clients; `fastlocal train --help` lists the flags",
@@ -78,14 +78,14 @@ def _complain(about: sys.UnraisableHookArgs) -> None:
 def _is_said_elsewhere(error: UsageError) -> bool:
     """Whether another process of the run prints the same: the first one, or the first of this node."""
     with contextlib.suppress(UsageError):
-        ranks = launched()
+        ranks = LaunchInfo.from_environment()
         return ranks.rank > 0 if isinstance(error, AgreedError) else not ranks.is_local_rank0
     return False
 
 
 def _is_first() -> bool:
     with contextlib.suppress(UsageError):
-        return launched().rank == 0
+        return LaunchInfo.from_environment().rank == 0
     return True
 
 

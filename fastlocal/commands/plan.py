@@ -1,4 +1,4 @@
-"""fastlocal plan: how much memory a run is going to take."""
+"""fastlocal plan: the memory of a run before its start."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..common.interrupts import defer_signals
 from ..config.validation import check
-from ..distributed.ranks import launched
+from ..distributed.ranks import LaunchInfo
 from .flags import parse
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def run(argv: Sequence[str]) -> int:
     """Print the bytes of each part at the peak, and the largest chunk that fits --memory-limit."""
-    flags, ranks = parse(argv, "fastlocal plan"), launched()
+    flags, ranks = parse(argv, "fastlocal plan"), LaunchInfo.from_environment()
     check(flags.run)
 
     with defer_signals():

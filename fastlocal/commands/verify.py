@@ -1,4 +1,4 @@
-"""fastlocal verify: prove on this machine what a run is about to trust."""
+"""fastlocal verify: check a run's machine, kernels and steps before its start."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Sequence
 from ..common.errors import UsageError
 from ..common.interrupts import defer_signals
 from ..config.validation import check
-from ..distributed.ranks import launched
+from ..distributed.ranks import LaunchInfo
 from .flags import parse
 
 WRONG = 1
 HELP = """
 verify takes the flags of train, and:
-  --seconds N        within which each case of an operation must be through, by default 120
+  --seconds N        time limit of each case of an operation, by default 120
   --ops A,B          check these operations alone
 """
 
 
 def run(argv: Sequence[str]) -> int:
-    """Print one line for each check; the exit status is 0 where all hold, else 1."""
+    """Print one line per check; the exit status is 0 if all hold, else 1."""
     own, rest = _own(argv)
     try:
         flags = parse(rest, "fastlocal verify")
@@ -30,7 +30,7 @@ def run(argv: Sequence[str]) -> int:
             print(HELP)
         raise
     check(flags.run)
-    if launched().size > 1:
+    if LaunchInfo.from_environment().size > 1:
         raise UsageError("fastlocal verify: is for one process; start it without torchrun")
 
     with defer_signals():
@@ -39,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
         from ..verification.run import verify_run
 
         device = resolve_device(flags.run.machine.device)
-        checked = verify_run(
+        verification = verify_run(
             flags.run,
             device,
             lambda config: run_from_config(config, lambda text: print(text, file=sys.stderr)),
@@ -47,11 +47,11 @@ def run(argv: Sequence[str]) -> int:
             seconds=_seconds(own.get("seconds", "120")),
             say=lambda line: print(line, flush=True),
         )
-    return 0 if checked.passed else WRONG
+    return 0 if verification.passed else WRONG
 
 
 def _own(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The flags of this command alone by name, and the other words."""
+    """Split the words into the values of this command's own flags, and the other words."""
     own: dict[str, str] = {}
     rest: list[str] = []
     words = iter(argv)
@@ -60,10 +60,11 @@ def _own(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         if flag not in ("--seconds", "--ops"):
             rest.append(word)
             continue
-        given = value if equals else next(words, None)
-        if not given:
+        argument = value if equals else next(words, None)
+        if not argument:
             raise UsageError(f"{flag}: needs a value")
-        own[flag.removeprefix("--")] = given
+        own[flag.removeprefix("--")] = argument
+
     return own, rest
 
 

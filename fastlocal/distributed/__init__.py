@@ -1,1 +1,1 @@
-"""The processes of a run: how they find each other, exchange values, and notice that one is missing."""
+"""Processes of a run: rendezvous, exchange of values, detection of missing ranks."""

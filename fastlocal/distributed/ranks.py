@@ -1,4 +1,4 @@
-"""Which of a run's processes this one is, as torchrun or SLURM tell it, and which clients are its own."""
+"""Rank of this process, as torchrun or SLURM report it, and the clients of each rank."""
 
 from __future__ import annotations
 
@@ -10,18 +10,25 @@ from dataclasses import dataclass
 from ..common.errors import UsageError
 
 FIRST_PORT, PORTS = 20_000, 20_000
-"""Ports that SLURM jobs are spread over where none is given, by the job's number."""
+"""Range of default ports under SLURM; the job's number selects one."""
 
 
 @dataclass(frozen=True)
 class LaunchInfo:
-    """This process among those of a run.
+    """Place of this process in the run.
 
-    rank, size: of all        local_rank, local_size: of this node's        node: number of this node
-    address, port: where ranks find each other, None where the launcher does not say
-    hosted: whether the launcher keeps a store there itself        restart: times that the launcher started it again
-    restarts: times that it would
-    launch: what this node's launcher is known by, where it starts ranks again
+    Attributes:
+        rank: Rank among all processes.
+        size: Number of processes.
+        local_rank: Rank within this node.
+        local_size: Processes on this node.
+        node: Index of this node.
+        address: Host of the rendezvous, or None if the launcher names none.
+        port: Port of the rendezvous, or None.
+        agent_store: Whether the launcher keeps a store at that address.
+        restart: Restarts by the launcher so far.
+        max_restarts: Restarts that the launcher allows.
+        launch_id: Identifies this node's launcher, if it restarts ranks; else "".
     """
 
     rank: int = 0
@@ -31,34 +38,37 @@ class LaunchInfo:
     node: int = 0
     address: str | None = None
     port: int | None = None
-    hosted: bool = False
+    agent_store: bool = False
     restart: int = 0
-    restarts: int = 0
-    launch: str = ""
+    max_restarts: int = 0
+    launch_id: str = ""
 
     @property
     def is_local_rank0(self) -> bool:
-        """Whether what every rank finds wrong by itself is said here: once a node."""
+        """Whether this rank reports an error that every rank finds by itself: once per node."""
         return self.local_rank == 0
 
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> LaunchInfo:
+        """Read the launcher's variables; without any, the run is one process.
 
-def launched(environment: Mapping[str, str] = os.environ) -> LaunchInfo:
-    """What the launcher's variables say; one process where there are none. Raises UsageError for a number that is none.
+        torchrun sets RANK, WORLD_SIZE, LOCAL_RANK ...; srun sets SLURM_PROCID, SLURM_STEP_NUM_TASKS ..., which count
+        only without torchrun's.
 
-    torchrun: RANK, WORLD_SIZE, LOCAL_RANK ... ; srun: SLURM_PROCID, SLURM_STEP_NUM_TASKS ..., where torchrun's are not.
-    """
-    read = _Numbers(environment)
-    if "WORLD_SIZE" not in environment and read("SLURM_STEP_NUM_TASKS", 1) > 1:
-        return _slurm(environment, read)
-    size = read("WORLD_SIZE", 1)
-    restart, restarts = read("TORCHELASTIC_RESTART_COUNT", 0), read("TORCHELASTIC_MAX_RESTARTS", 0)
-    launch = _launch(environment) if restarts else ""
-    if size == 1:
-        return LaunchInfo(restart=restart, restarts=restarts, launch=launch)
-    rank = read("RANK", None)
-    local_size = read("LOCAL_WORLD_SIZE", 1)
-    return _checked(
-        LaunchInfo(
+        Raises:
+            UsageError: A variable is not a number, or not a possible one.
+        """
+        read = _Numbers(environment)
+        if "WORLD_SIZE" not in environment and read("SLURM_STEP_NUM_TASKS", 1) > 1:
+            return _slurm(environment, read)
+        size = read("WORLD_SIZE", 1)
+        restart, max_restarts = read("TORCHELASTIC_RESTART_COUNT", 0), read("TORCHELASTIC_MAX_RESTARTS", 0)
+        launch_id = _launch_id(environment) if max_restarts else ""
+        if size == 1:
+            return cls(restart=restart, max_restarts=max_restarts, launch_id=launch_id)
+        rank = read("RANK", None)
+        local_size = read("LOCAL_WORLD_SIZE", 1)
+        info = cls(
             rank=rank,
             size=size,
             local_rank=read("LOCAL_RANK", 0),
@@ -66,16 +76,17 @@ def launched(environment: Mapping[str, str] = os.environ) -> LaunchInfo:
             node=read("GROUP_RANK", rank // local_size),
             address=environment.get("MASTER_ADDR"),
             port=read("MASTER_PORT", 0) or None,
-            hosted=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+            agent_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             restart=restart,
-            restarts=restarts,
-            launch=launch,
+            max_restarts=max_restarts,
+            launch_id=launch_id,
         )
-    )
+        _check(info)
+        return info
 
 
-def _launch(environment: Mapping[str, str]) -> str:
-    """torchrun's own folder, which has one for each attempt; else its --rdzv-id, which may come again."""
+def _launch_id(environment: Mapping[str, str]) -> str:
+    """Return torchrun's log folder, unique to a launch and common to its attempts; else --rdzv-id, possibly reused."""
     folder, attempt, _ = environment.get("TORCHELASTIC_ERROR_FILE", "").rpartition("/attempt_")
     return folder if attempt else environment.get("TORCHELASTIC_RUN_ID", "")
 
@@ -86,20 +97,20 @@ def _slurm(environment: Mapping[str, str], read: _Numbers) -> LaunchInfo:
     if not 0 <= node < len(by_node):
         raise UsageError(f"SLURM_NODEID {node}: SLURM_STEP_TASKS_PER_NODE names {len(by_node)} nodes; start with srun")
     port = FIRST_PORT + (read("SLURM_JOB_ID", 0) + 7 * read("SLURM_STEP_ID", 0)) % PORTS
-    return _checked(
-        LaunchInfo(
-            rank=read("SLURM_PROCID", None),
-            size=size,
-            local_rank=read("SLURM_LOCALID", 0),
-            local_size=by_node[node],
-            node=node,
-            address=environment.get("MASTER_ADDR") or first_host(environment.get("SLURM_STEP_NODELIST", "localhost")),
-            port=read("MASTER_PORT", port),
-        )
+    info = LaunchInfo(
+        rank=read("SLURM_PROCID", None),
+        size=size,
+        local_rank=read("SLURM_LOCALID", 0),
+        local_size=by_node[node],
+        node=node,
+        address=environment.get("MASTER_ADDR") or first_host(environment.get("SLURM_STEP_NODELIST", "localhost")),
+        port=read("MASTER_PORT", port),
     )
+    _check(info)
+    return info
 
 
-def _checked(ranks: LaunchInfo) -> LaunchInfo:
+def _check(ranks: LaunchInfo) -> None:
     if not (0 <= ranks.rank < ranks.size and 0 <= ranks.local_rank < ranks.local_size):
         raise UsageError(
             f"RANK {ranks.rank} of WORLD_SIZE {ranks.size}, LOCAL_RANK {ranks.local_rank} of LOCAL_WORLD_SIZE "
@@ -107,11 +118,10 @@ def _checked(ranks: LaunchInfo) -> LaunchInfo:
         )
     if ranks.port is not None and not 0 < ranks.port < 2**16:
         raise UsageError(f"MASTER_PORT {ranks.port}: must be from 1 to 65535")
-    return ranks
 
 
 class _Numbers:
-    """Whole numbers of an environment."""
+    """Reader of integers in an environment."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
@@ -123,18 +133,18 @@ class _Numbers:
         try:
             return int(text)
         except ValueError:
-            given = f"{name} {text!r}" if text else f"{name} is not set"
-            raise UsageError(f"{given}: must be a number; start the run with torchrun or srun") from None
+            problem = f"{name} {text!r}" if text else f"{name} is not set"
+            raise UsageError(f"{problem}: must be a number; start the run with torchrun or srun") from None
 
 
 def first_host(nodes: str) -> str:
-    """The first name of a SLURM list such as "gpu[03-05,9],login"."""
+    """Return the first host of a SLURM list such as "gpu[03-05,9],login"."""
     name, bracket, inside = re.split(r",", nodes, maxsplit=1)[0].partition("[")
     return name + re.split(r"[-,\]]", inside)[0] if bracket else name
 
 
 def tasks_per_node(text: str) -> list[int]:
-    """Tasks on each node of SLURM's "2(x3),1"."""
+    """Return the tasks of each node in SLURM's format: [2, 2, 2, 1] for "2(x3),1"."""
     found = []
     for part in text.split(","):
         count, _, times = part.partition("(x")
@@ -143,7 +153,7 @@ def tasks_per_node(text: str) -> list[int]:
 
 
 def split_contiguous(clients: int, rank: int, size: int) -> range:
-    """The clients of one rank: neighbours, counts that differ by at most one, the larger first."""
+    """Return the clients of one rank: contiguous, with counts that differ by at most one, larger counts first."""
     each, more = divmod(clients, size)
     begin = rank * each + min(rank, more)
     return range(begin, begin + each + (rank < more))

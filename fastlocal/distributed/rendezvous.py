@@ -1,4 +1,4 @@
-"""How the ranks of a run find each other: one of them, or their launcher, keeps a store at a known address."""
+"""Rendezvous of the ranks at a store with a known address, kept by rank 0 or by the launcher."""
 
 from __future__ import annotations
 
@@ -22,35 +22,44 @@ from .store import Peer
 LOOK_S = 0.01
 FAREWELL_S = 0.5
 RankInfo = dict[str, Any]
-"""What a rank says of itself: id (of this start alone), node, peer (the fields of a Peer), launch, restart, and left:
-whether a signal ended it."""
+"""One rank's entry: id (unique to this start), node, peer (fields of a Peer), launch_id, restart, and left (whether a
+signal ended it)."""
 
 
 def rendezvous(ranks: LaunchInfo, url: str, timeout: float) -> tuple[Store, str, list[RankInfo]]:
-    """The store, a name for what this meeting of ranks keeps there, and the card of each rank.
+    """Connect to the store and wait for all ranks.
 
-    url: env:// as the launcher says, or tcp://HOST:PORT        timeout: seconds that ranks wait for each other
-    Raises RankMissing where not all ranks come, KeyboardInterrupt where a signal ends this rank or another that waits,
-    UsageError where there is no address.
+    Args:
+        ranks: Place of this process.
+        url: env:// for the launcher's address, or tcp://HOST:PORT.
+        timeout: Seconds that ranks wait for each other.
+
+    Returns:
+        The store, a unique prefix for this run's keys in it, and the entry of each rank.
+
+    Raises:
+        RankMissing: Not all ranks arrive.
+        KeyboardInterrupt: A signal ends this rank or another one that waits.
+        UsageError: There is no address.
     """
-    host, port = _place(ranks, url)
+    host, port = _address(ranks, url)
     limit = datetime.timedelta(seconds=timeout)
-    hosts = ranks.rank == 0 and not (ranks.hosted and url == "env://")
+    hosts = ranks.rank == 0 and not (ranks.agent_store and url == "env://")
     until = time.monotonic() + timeout
     while True:
         try:
             store = TCPStore(host, port, None, hosts, limit, wait_for_workers=False)
-            with defer_signals():  # until the others can be told
-                return store, *_meet(store, ranks, timeout, hosts)
+            with defer_signals():  # the other ranks must learn of a signal
+                return store, *_join(store, ranks, timeout, hosts)
         except DistError as error:
-            # it may have been that of the process's run before, which ended just now
+            # the store may have been that of a previous run, which ended just now
             if hosts or time.monotonic() > until:
                 line = str(error).splitlines()[0][:160]
                 raise RankMissing(f"rank {ranks.rank} cannot reach the store at {host}:{port} ({line})") from error
             time.sleep(0.1)
 
 
-def _place(ranks: LaunchInfo, url: str) -> tuple[str, int]:
+def _address(ranks: LaunchInfo, url: str) -> tuple[str, int]:
     if url.startswith("tcp://"):
         host, _, port = url.removeprefix("tcp://").rpartition(":")
         return host, int(port)
@@ -59,65 +68,70 @@ def _place(ranks: LaunchInfo, url: str) -> tuple[str, int]:
     return ranks.address, ranks.port
 
 
-def _meet(store: Store, ranks: LaunchInfo, timeout: float, hosts: bool) -> tuple[str, list[RankInfo]]:
-    """A name that this meeting of ranks alone has, and what each of them says of itself.
+def _join(store: Store, ranks: LaunchInfo, timeout: float, hosts: bool) -> tuple[str, list[RankInfo]]:
+    """Return a unique prefix for this start of the run, and the entry of each rank.
 
-    The store may hold what ranks said that a launcher has started again since, and it counts restarts by node. So the
-    first rank reads who is there until all have answered to the name that it made for just these.
+    The store may hold entries of ranks that a launcher has restarted since, and the launcher counts restarts by node.
+    So rank 0 reads the entries until every rank has confirmed the prefix that it made for exactly these entries.
     """
-    card = {"id": uuid.uuid4().hex, "node": ranks.node, "peer": asdict(Peer.this())}
-    card |= {"launch": ranks.launch, "restart": ranks.restart, "left": False}
-    own = f"hello/{ranks.rank}"
-    before = _left(_cards(store, ranks.size)) if ranks.restarts else set[str]()
-    store.set(own, json.dumps(card))
+    info = {"id": uuid.uuid4().hex, "node": ranks.node, "peer": asdict(Peer.this())}
+    info |= {"launch_id": ranks.launch_id, "restart": ranks.restart, "left": False}
+    key = f"hello/{ranks.rank}"
+    left_before = _ids_left(_read_infos(store, ranks.size)) if ranks.max_restarts else set[str]()
+    store.set(key, json.dumps(info))
     try:
-        return _membership(store, ranks, card, before, timeout)
+        return _membership(store, ranks, info, left_before, timeout)
     except KeyboardInterrupt:
-        store.set(own, json.dumps(card | {"left": True}))
+        store.set(key, json.dumps(info | {"left": True}))
         if hosts:
-            time.sleep(FAREWELL_S)  # the others would find no store, and look for one
+            time.sleep(FAREWELL_S)  # without the store, the other ranks would retry the connection
         raise
 
 
-def _cards(store: Store, size: int) -> dict[int, RankInfo]:
-    """Of the ranks that have said something so far."""
-    there = [rank for rank in range(size) if store.check([f"hello/{rank}"])]
-    values = store.multi_get([f"hello/{rank}" for rank in there]) if there else []
-    return {rank: json.loads(value) for rank, value in zip(there, values, strict=True)}
+def _read_infos(store: Store, size: int) -> dict[int, RankInfo]:
+    """Return the entries present so far."""
+    present = [rank for rank in range(size) if store.check([f"hello/{rank}"])]
+    values = store.multi_get([f"hello/{rank}" for rank in present]) if present else []
+    return {rank: json.loads(value) for rank, value in zip(present, values, strict=True)}
 
 
-def _left(cards: Mapping[int, RankInfo]) -> set[str]:
-    """Those that a signal has ended."""
-    return {card["id"] for card in cards.values() if card["left"]}
+def _ids_left(infos: Mapping[int, RankInfo]) -> set[str]:
+    """Return the ids of ranks that a signal has ended."""
+    return {info["id"] for info in infos.values() if info["left"]}
 
 
 def _membership(
-    store: Store, ranks: LaunchInfo, card: RankInfo, before: set[str], timeout: float
+    store: Store, ranks: LaunchInfo, info: RankInfo, left_before: set[str], timeout: float
 ) -> tuple[str, list[RankInfo]]:
-    """As `_meet`, once this rank's `card` is there.
+    """Agree on prefix and entries, once this rank's `info` is in the store.
 
-    before: ids of those that had left when it came: of an earlier attempt
+    Args:
+        store: The store.
+        ranks: Place of this process.
+        info: This rank's entry.
+        left_before: Ids of ranks of an earlier attempt that had left before this one started.
+        timeout: Seconds that ranks wait for each other.
     """
     until = time.monotonic() + timeout
-    token, cards, found = "", list[RankInfo](), dict[int, RankInfo]()
+    token, members, found = "", list[RankInfo](), dict[int, RankInfo]()
     while time.monotonic() < until:
-        found = _cards(store, ranks.size)
+        found = _read_infos(store, ranks.size)
         interrupts.check_signals()
-        if _left(found) - before:
+        if _ids_left(found) - left_before:
             raise KeyboardInterrupt
         if ranks.rank == 0 and len(found) == ranks.size:
-            if list(found.values()) != cards:
-                token, cards = uuid.uuid4().hex, list(found.values())
-                store.set("roster", json.dumps([token, cards]))
+            if list(found.values()) != members:
+                token, members = uuid.uuid4().hex, list(found.values())
+                store.set("membership", json.dumps([token, members]))
             if all(store.check([f"{token}/here/{rank}"]) for rank in range(1, ranks.size)):
                 store.set(f"{token}/go", "")
-                return token, cards
-        elif ranks.rank and store.check(["roster"]):
-            token, cards = json.loads(store.get("roster"))
-            if cards[ranks.rank : ranks.rank + 1] == [card]:
+                return token, members
+        elif ranks.rank and store.check(["membership"]):
+            token, members = json.loads(store.get("membership"))
+            if members[ranks.rank : ranks.rank + 1] == [info]:
                 store.set(f"{token}/here/{ranks.rank}", "")
                 if store.check([f"{token}/go"]):
-                    return token, cards
+                    return token, members
         time.sleep(LOOK_S)
     missing = ", ".join(str(rank) for rank in range(ranks.size) if rank not in found)
     who = f"rank {missing}" if missing else "a rank"

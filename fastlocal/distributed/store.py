@@ -1,4 +1,4 @@
-"""Short texts that ranks leave for each other in a store, and who has not left one."""
+"""Key-value store of short texts that all ranks share, and the processes that use it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ from ..common.errors import RankMissing
 
 T = TypeVar("T")
 LOOK_S = 0.5
-"""Between two looks whether processes of this machine are still there."""
-LONGEST_SLEEP_S = 0.005
+"""Interval between checks that the processes of this machine still run."""
+MAX_SLEEP_S = 0.005
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A rank's process.
+    """Process of a rank.
 
-    machine: what processes that see each other's numbers have in common        host: for a person
-    started: of the process, so that another that was given its number later is not taken for it
+    Attributes:
+        machine: Identifies the process namespace: host, boot and PID namespace.
+        host: Host name, for messages.
+        pid: Process id.
+        started: Start time, which tells the process from a later one with the same id.
     """
 
     machine: str
@@ -40,69 +43,76 @@ class Peer:
         machine = platform.node() + _read("/proc/sys/kernel/random/boot_id") + _link("/proc/self/ns/pid")
         return cls(machine, platform.node(), os.getpid(), _state(os.getpid())[1])
 
-    def is_gone(self) -> bool:
-        """Whether it ran on this machine and does no longer; False where that cannot be told."""
+    def has_ended(self) -> bool:
+        """Whether the process ran on this machine and has ended; False if that is unknown."""
         if not Path("/proc/self/stat").exists() or self.machine != Peer.this().machine:
             return False
         state, started = _state(self.pid)
         return state in ("", "Z", "X") or started != self.started
 
 
-class Channel:
-    """One connection to a run's store, for one thread at a time.
+class StoreClient:
+    """Connection to the run's store; only one thread may use it.
 
-    store: whose keys are this run's alone        timeout: seconds that `wait` waits
-    missing: who of a set of keys has not come, for a person, or None while nobody is known to be gone
+    Args:
+        store: Its keys belong to this run alone.
+        timeout: Seconds that `wait` waits.
+        missing: Called with keys that are absent and whether the time is over; returns a text that names the missing
+            ranks, or None if none is known to be missing.
     """
 
     def __init__(self, store: Store, timeout: float, missing: Callable[[Sequence[str], bool], str | None]) -> None:
         self._store, self._timeout, self._missing = store, timeout, missing
 
     def set(self, key: str, value: str) -> None:
-        """Let every rank read `value`."""
-        self._guarded(lambda: self._store.set(key, value))
+        """Store `value` under `key`."""
+        self._call(lambda: self._store.set(key, value))
 
     def get(self, key: str) -> str | None:
-        """What was posted, None where nothing was yet."""
-        return self._guarded(lambda: self._store.get(key).decode() if self._store.check([key]) else None)
+        """Return the value of `key`, or None if it is absent."""
+        return self._call(lambda: self._store.get(key).decode() if self._store.check([key]) else None)
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Remove what nobody is going to read any more."""
-        self._guarded(lambda: [self._store.delete_key(key) for key in keys])
+        """Delete keys that no rank will read again."""
+        self._call(lambda: [self._store.delete_key(key) for key in keys])
 
     def wait(self, keys: Sequence[str], what: str) -> list[str]:
-        """What was posted under each of `keys`, when all are there.
+        """Wait for all `keys` and return their values.
 
-        what: for a person, what is waited for
-        Raises RankMissing after `timeout` seconds, and earlier where a process of this machine is seen to be gone.
+        Args:
+            keys: Keys that other ranks set.
+            what: Name of this exchange, for the message.
+
+        Raises:
+            RankMissing: After the timeout, or as soon as a process of this machine is known to have ended.
         """
         began = looked = time.monotonic()
-        sleep, wanted = 2e-5, list(keys)
-        while wanted:
-            wanted = self._absent(wanted)
+        sleep, absent = 2e-5, list(keys)
+        while absent:
+            absent = self._absent(absent)
             now = time.monotonic()
             late = now - began > self._timeout
-            if wanted and (late or now - looked > LOOK_S):
+            if absent and (late or now - looked > LOOK_S):
                 looked = now
-                missing = self._missing([key for key in wanted if self._absent([key])], late)
+                missing = self._missing([key for key in absent if self._absent([key])], late)
                 if missing is not None:
                     raise RankMissing(f"{missing}, waited for at {what}")
-            if wanted:
+            if absent:
                 time.sleep(sleep)
-                sleep = min(1.5 * sleep, LONGEST_SLEEP_S)
-        return self._guarded(lambda: [value.decode() for value in self._store.multi_get(list(keys))])
+                sleep = min(1.5 * sleep, MAX_SLEEP_S)
+        return self._call(lambda: [value.decode() for value in self._store.multi_get(list(keys))])
 
     def _absent(self, keys: list[str]) -> list[str]:
-        """The first of `keys` that is not there and all after it; nearly all waiting is for one."""
+        """Return `keys` from the first absent one on; most waits are for a single key."""
         for place, key in enumerate(keys):
             if not self._is_there(key):
                 return keys[place:]
         return []
 
     def _is_there(self, key: str) -> bool:
-        return self._guarded(lambda: self._store.check([key]))
+        return self._call(lambda: self._store.check([key]))
 
-    def _guarded(self, operation: Callable[[], T]) -> T:
+    def _call(self, operation: Callable[[], T]) -> T:
         try:
             return operation()
         except DistError as error:
@@ -125,6 +135,6 @@ def _link(path: str) -> str:
 
 
 def _state(pid: int) -> tuple[str, str]:
-    """State letter and time of start of a process, empty where there is none."""
+    """Return state letter and start time of a process, or two empty strings if there is none."""
     fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return (fields[0], fields[19]) if len(fields) > 19 else ("", "")

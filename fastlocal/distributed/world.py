@@ -1,7 +1,7 @@
-"""The processes of a run: how they agree, and notice that one is missing.
+"""The ranks of a run: exchange of small values, agreement on errors and signals, the process group.
 
-What ranks tell each other beside parameters is short and goes through a store, so that a rank that does not come is
-known by its number; parameters are averaged by torch.distributed's default process group, which is set up here.
+Small values go through a store, so that a missing rank is known by its number. Parameters are averaged by
+torch.distributed's default process group.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import datetime
 import json
 import os
 import sys
-import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -22,27 +22,27 @@ from torch._C._distributed_c10d import PrefixStore, Store
 
 from ..common.errors import AgreedError, RankMissing, UsageError
 from ..common.interrupts import defer_signals
-from ..common.standard_streams import say
 from .ranks import LaunchInfo, split_contiguous
 from .rendezvous import rendezvous
-from .store import Channel, Peer
+from .store import Peer, StoreClient
+from .watchdog import FAREWELL_S, REPORT_S, Watchdog
 
-MARGIN_S = 5.0
-"""Beyond the timeout, after which a thread ends a process that is stuck where Python cannot help itself."""
-FAREWELL_S, SAYING_S = 5.0, 2.0
 LOOK_S = 0.5
 POLL_S = 0.0002
 NCCL_MARGIN_S = 60.0
-"""Beyond the timeout, after which NCCL's own watchdog ends a process, and names no rank: later than ours does."""
-STUCK_STATUS = 1
+"""Time beyond the timeout after which NCCL's watchdog ends a process. It names no rank, so ours must act first."""
 
 
 class World:
-    """This process among all of a run.
+    """This process among all processes of a run.
 
-    nodes: the node of each rank        group_timeout: of process groups
-    stopped: whether some rank asked the others to stop
-    launches: of the nodes' launchers, where they start ranks again        restarted: whether one has
+    Attributes:
+        ranks: Place of this process.
+        nodes: Node of each rank.
+        launch_ids: Ids of the nodes' launchers, if they restart ranks.
+        restarted: Whether a launcher has restarted a rank.
+        group_timeout: Timeout of process groups.
+        stopped: Whether a rank asked all ranks to stop.
     """
 
     def __init__(
@@ -51,86 +51,98 @@ class World:
         store: Store | None,
         peers: Sequence[Peer],
         nodes: Sequence[int],
-        launches: Sequence[str] = (),
+        launch_ids: Sequence[str] = (),
         restarted: bool = False,
     ) -> None:
         self.ranks = ranks
         self.rank, self.size = ranks.rank, ranks.size
         self.local_rank, self.local_size = ranks.local_rank, ranks.local_size
         self.nodes = tuple(nodes)
-        self.launches = sorted({launch for launch in launches if launch})
+        self.launch_ids = sorted({launch_id for launch_id in launch_ids if launch_id})
         self.restarted = restarted
         self.stopped = False
-        self.timeout = 0.0
         self.group_timeout: datetime.timedelta | None = None
-        self._store, self._peers = store, peers
-        self._count = 0
-        self._look_again = 0.0
-        self._until: float | None = None
-        self._what = ""
+        self.watchdog = Watchdog(ranks.rank, store, peers)
+        self._store = store
+        self._next_look = 0.0
 
     @classmethod
     def alone(cls, ranks: LaunchInfo | None = None) -> World:
-        """One process, which waits for nobody."""
+        """Return the world of a single process."""
         ranks = ranks or LaunchInfo()
-        return cls(ranks, None, [], [0], [ranks.launch], ranks.restart > 0)
+        return cls(ranks, None, [], [0], [ranks.launch_id], ranks.restart > 0)
 
     @property
     def is_rank0(self) -> bool:
-        """Whether this rank writes what there is one of."""
+        """Whether this rank writes the files and messages of the whole run."""
         return self.rank == 0
 
+    @property
+    def timeout(self) -> float:
+        """Seconds that ranks wait for each other."""
+        return self.watchdog.timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self.watchdog.timeout = seconds
+
     def local_clients(self, clients: int) -> range:
-        """This rank's part of so many clients."""
+        """Return this rank's share of the clients."""
         return split_contiguous(clients, self.rank, self.size)
 
-    def channel(self) -> Channel:
-        """A connection for another thread."""
-        assert self._store is not None, "nobody to talk to"
-        return Channel(PrefixStore("other", self._store.clone()), self.timeout, self._missing)
+    def store_client(self) -> StoreClient:
+        """Return a connection to the store for another thread."""
+        assert self._store is not None, "a single process has no store"
+        return StoreClient(PrefixStore("other", self._store.clone()), self.timeout, self.watchdog.missing)
+
+    def watch(self, what: str) -> AbstractContextManager[None]:
+        """End the process if the block takes much longer than the timeout, even if Python cannot run."""
+        return self.watchdog.watch(what)
 
     def check_stop(self) -> None:
-        """Raise KeyboardInterrupt where another rank waits for this one to stop; looks every now and then."""
-        if self.size > 1 and time.monotonic() > self._look_again:
-            self._look_again = time.monotonic() + LOOK_S
-            if self._channel(0.0).get("stop") is not None:
+        """Raise KeyboardInterrupt if another rank asks all to stop; asks the store every LOOK_S."""
+        if self.size > 1 and time.monotonic() > self._next_look:
+            self._next_look = time.monotonic() + LOOK_S
+            if self.watchdog.client(0.0).get("stop") is not None:
                 raise KeyboardInterrupt
 
     def ask_to_stop(self) -> None:
-        """Wait until every rank stops; returns where the ranks meet, none of them having gone on from there."""
+        """Stop all ranks at their next exchange, and wait for them there."""
         if self.size > 1 and not self.stopped:
-            self._channel(0.0).set("stop", "")
+            self.watchdog.client(0.0).set("stop", "")
             with contextlib.suppress(KeyboardInterrupt):
                 self.all_gather_object(None, "the end that a signal asks for", stop=True)
 
-    def _channel(self, timeout: float) -> Channel:
-        assert self._store is not None, "nobody to talk to"
-        return Channel(self._store, timeout, self._missing)
-
     def all_gather_object(self, value: Any, what: str, *, stop: bool = False, error: str | None = None) -> list[Any]:
-        """One value of each rank, which JSON can hold, in rank order, on every rank.
+        """Return every rank's value in rank order, on every rank.
 
-        what: for a person, where the ranks meet
-        stop: ask all of them to stop        error: make all of them fail
-        Raises on every rank UsageError where one fails, KeyboardInterrupt where one asks to stop, RankMissing where one
-        does not come.
+        Args:
+            value: JSON-serializable.
+            what: Name of this exchange, for messages.
+            stop: Stop all ranks.
+            error: Fail on all ranks with this message.
+
+        Raises:
+            UsageError: A rank passed an error.
+            KeyboardInterrupt: A rank asked to stop.
+            RankMissing: A rank is missing.
         """
         if self.size == 1:
             return [value]
-        with defer_signals(), self.watched(what):  # a rank that leaves half-way would be a meeting behind
-            told = self._gathered(json.dumps([stop, error, value]), what)
-        errors = {rank: text for rank, (_, text, _) in enumerate(told) if text}
+        with defer_signals(), self.watch(what):  # a rank that leaves half-way would be one exchange behind
+            entries = self._exchange(json.dumps([stop, error, value]), what)
+        errors = {rank: text for rank, (_, text, _) in enumerate(entries) if text}
         if errors:
             who = "" if 0 in errors else f"rank {', '.join(map(str, errors))}: "
             raise AgreedError(who + next(iter(errors.values())))
-        if any(stop for stop, _, _ in told):
+        if any(stop for stop, _, _ in entries):
             self.stopped = True
             raise KeyboardInterrupt
-        return [value for _, _, value in told]
+        return [value for _, _, value in entries]
 
     @contextlib.contextmanager
     def propagate_errors(self) -> Iterator[None]:
-        """While it lasts, a UsageError of one rank, or a signal to it, ends them all, where they meet next."""
+        """Propagate a UsageError or signal on any rank to all ranks at their next exchange."""
         try:
             yield
         except AgreedError:
@@ -144,20 +156,23 @@ class World:
 
     @contextlib.contextmanager
     def averaging(self, what: str) -> Iterator[None]:
-        """While it lasts, an error of the process group becomes a RankMissing that says who is not there any more."""
+        """Turn an error of the process group into a RankMissing that names the missing ranks."""
         if self.size == 1:
             yield
             return
-        with self.watched(what):
+        with self.watch(what):
             try:
                 yield
             except (RuntimeError, TimeoutError) as error:
-                raise RankMissing(self._roll_call(what, error)) from error
+                raise RankMissing(self.watchdog.roll_call(what, error)) from error
 
     def await_device(self, device: torch.device) -> None:
         """Wait for a GPU's queue within `averaging`, where an error of a collective names the missing rank.
 
-        Raises RuntimeError if a collective fails, TimeoutError after the timeout, RankMissing if a rank is gone.
+        Raises:
+            RuntimeError: A collective fails.
+            TimeoutError: The timeout is over.
+            RankMissing: A rank's process has ended.
         """
         if self.size == 1 or device.type != "cuda":
             return
@@ -170,129 +185,76 @@ class World:
                 raise TimeoutError(f"not done within {self.timeout:g} s")
             if time.monotonic() > look:
                 look += LOOK_S
-                if gone := self._gone(range(self.size)):
-                    raise RankMissing(gone)
+                if text := self.watchdog.ended(range(self.size)):
+                    raise RankMissing(text)
 
-    @contextlib.contextmanager
-    def watched(self, what: str) -> Iterator[None]:
-        """While it lasts, the process ends where it takes much longer than the timeout, Python or no Python."""
-        self._what, self._until = what, time.monotonic() + self.timeout + MARGIN_S
-        try:
-            yield
-        finally:
-            self._until = None
-
-    def _gathered(self, text: str, what: str) -> list[Any]:
-        # the first rank says who is missing, and the others wait for that
-        channel = self._channel(self.timeout + (0 if self.is_rank0 else SAYING_S))
-        self._count += 1
-        name = f"meeting {self._count}"
+    def _exchange(self, text: str, what: str) -> list[Any]:
+        """Gather every rank's text on rank 0, distribute the list, and parse it."""
+        watchdog = self.watchdog
+        # rank 0 reports who is missing, and the others wait for its report
+        client = watchdog.client(self.timeout + (0 if self.is_rank0 else REPORT_S))
+        watchdog.exchanges += 1
+        name = f"meeting {watchdog.exchanges}"
         keys = [f"{name}/{rank}" for rank in range(self.size)]
         if self.is_rank0:
             try:
-                told = [text, *channel.wait(keys[1:], what)]
+                texts = [text, *client.wait(keys[1:], what)]
             except RankMissing as error:
-                channel.set(f"{name}/all", json.dumps(str(error)))
+                client.set(f"{name}/all", json.dumps(str(error)))
                 raise
-            channel.set(f"{name}/all", json.dumps(told))
-            channel.delete([f"meeting {self._count - 1}/all", *keys[1:]])
+            client.set(f"{name}/all", json.dumps(texts))
+            client.delete([f"meeting {watchdog.exchanges - 1}/all", *keys[1:]])
         else:
-            channel.set(keys[self.rank], text)
-            told = json.loads(channel.wait([f"{name}/all"], what)[0])
-            if isinstance(told, str):
-                raise RankMissing(told)
-        return [json.loads(one) for one in told]
-
-    def _missing(self, keys: Sequence[str], late: bool) -> str | None:
-        ranks = {int(end) if (end := key.rpartition("/")[2]).isdigit() else 0 for key in keys}
-        if gone := self._gone(rank for rank in range(self.size) if rank in ranks or not self.is_rank0):
-            return gone
-        if late:
-            return f"{self._named(sorted(ranks))} did not come within {self.timeout:g} s"
-        return None
-
-    def _gone(self, ranks: Iterable[int]) -> str | None:
-        """Name those of these ranks whose processes have ended, or return None."""
-        gone = [rank for rank in ranks if self._peers[rank].is_gone()]
-        return f"{self._named(gone)} {'are' if len(gone) > 1 else 'is'} gone" if gone else None
-
-    def _named(self, ranks: Sequence[int]) -> str:
-        names = [f"{rank} (process {self._peers[rank].pid} on {self._peers[rank].host})" for rank in ranks]
-        return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(names)}"
-
-    def _roll_call(self, what: str, error: BaseException) -> str:
-        """Who does not answer within a few seconds after the process group failed."""
-        why = str(error).splitlines()[0][:160]
-        channel = self._channel(FAREWELL_S)
-        try:
-            channel.set(f"failed {self._count}/{self.rank}", "")
-            channel.wait([f"failed {self._count}/{rank}" for rank in range(self.size)], what)
-        except RankMissing as missing:
-            return str(missing)
-        return f"{what} failed on every rank: {why}"
-
-    def _watch(self, over: threading.Event) -> None:
-        while not over.wait(0.2):
-            until = self._until
-            if until is not None and time.monotonic() > until:
-                text = self._asked() or f"rank {self.rank}: the other ranks cannot be reached at {self._what}"
-                say(f"fastlocal: error: {text}")
-                os._exit(STUCK_STATUS)
-
-    def _asked(self) -> str | None:
-        """Who does not answer; None where the store does not either, which may keep whoever asks for ever."""
-        answers: list[str] = []
-        asking = threading.Thread(
-            target=lambda: answers.append(self._roll_call(self._what, TimeoutError("timed out"))), daemon=True
-        )
-        asking.start()
-        asking.join(FAREWELL_S + SAYING_S)
-        return answers[0] if answers else None
-
-    @contextlib.contextmanager
-    def _connected(self) -> Iterator[None]:
-        over = threading.Event()
-        threading.Thread(target=self._watch, args=(over,), name="watch", daemon=True).start()
-        try:
-            yield
-        finally:
-            self._until = None
-            over.set()
+            client.set(keys[self.rank], text)
+            texts = json.loads(client.wait([f"{name}/all"], what)[0])
+            if isinstance(texts, str):
+                raise RankMissing(texts)
+        return [json.loads(each) for each in texts]
 
     def _shutdown_barrier(self) -> None:
-        """The first rank may keep the store, and goes last."""
+        """Let rank 0 leave last: it may keep the store."""
         with contextlib.suppress(RankMissing):
-            channel = self._channel(FAREWELL_S)
-            channel.set(f"farewell/{self.rank}", "")
+            client = self.watchdog.client(FAREWELL_S)
+            client.set(f"farewell/{self.rank}", "")
             if self.is_rank0:
-                channel.wait([f"farewell/{rank}" for rank in range(self.size)], "the end")
+                client.wait([f"farewell/{rank}" for rank in range(self.size)], "the end")
 
 
 @contextlib.contextmanager
 def connected(ranks: LaunchInfo, *, url: str, timeout: float, device: torch.device) -> Iterator[World]:
-    """The world of this process, its process group set up, until it ends.
+    """Connect this process to the other ranks and set up the process group, for the length of the block.
 
-    url: env:// as the launcher says, or tcp://HOST:PORT        timeout: seconds that ranks wait for each other
-    device: where this rank's parameters are
-    Raises RankMissing where not all ranks come.
+    Args:
+        ranks: Place of this process.
+        url: env:// for the launcher's address, or tcp://HOST:PORT.
+        timeout: Seconds that ranks wait for each other.
+        device: Device of this rank's parameters.
+
+    Raises:
+        RankMissing: Not all ranks arrive.
     """
     if ranks.size == 1:
         yield World.alone(ranks)
         return
     limit = datetime.timedelta(seconds=timeout)
-    store, token, cards = rendezvous(ranks, url, timeout)
-    peers, launches = [Peer(**card["peer"]) for card in cards], [card["launch"] for card in cards]
-    restarted = any(card["restart"] for card in cards)
-    nodes = [card["node"] for card in cards]
-    world = World(ranks, PrefixStore(token, store), peers, nodes, launches, restarted)
+    store, token, members = rendezvous(ranks, url, timeout)
+    world = World(
+        ranks,
+        PrefixStore(token, store),
+        peers=[Peer(**info["peer"]) for info in members],
+        nodes=[info["node"] for info in members],
+        launch_ids=[info["launch_id"] for info in members],
+        restarted=any(info["restart"] for info in members),
+    )
     world.timeout = timeout
     backend = "gloo"
     if device.type == "cuda":
         backend = "cpu:gloo,cuda:nccl"
         limit += datetime.timedelta(seconds=NCCL_MARGIN_S)
-        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")  # else an error ends the process before we say it
+        # otherwise NCCL ends the process before the missing rank is named
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     world.group_timeout = limit
-    with world._connected():
+    with world.watchdog.running():
         with world.averaging("the start"):
             group = PrefixStore(f"{token} group", store)
             dist.init_process_group(backend, store=group, rank=ranks.rank, world_size=ranks.size, timeout=limit)
@@ -301,6 +263,6 @@ def connected(ranks: LaunchInfo, *, url: str, timeout: float, device: torch.devi
                 yield world
             world._shutdown_barrier()
         finally:
-            # where a rank is missing, waiting for its process group would take as long again
+            # if a rank is missing, the destruction of the group would wait for it again
             if sys.exc_info()[0] is None:
                 dist.destroy_process_group()

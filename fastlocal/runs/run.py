@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..aggregation.averager import OWED, make_averager
-from ..aggregation.buffer_mean import MeanState
+from ..aggregation.averager import FEEDBACK, make_averager
+from ..aggregation.buffer_mean import BufferMean
 from ..aggregation.global_model import GlobalModel
 from ..checkpoint.distributed_saver import make_saver
-from ..checkpoint.lock import locked
+from ..checkpoint.lock import hold_lock
 from ..checkpoint.model_file import save_model
 from ..checkpoint.restore import check_state, find_state, is_complete
 from ..checkpoint.run_directory import check_directory, create_directory, make_directory, reopen_directory
@@ -81,7 +81,7 @@ def _build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) ->
         averaged=averaged,
         averager=make(averaged.flat_params, wire_format=config.machine.wire_format),
         kept=ClientStore(mine, start, chunk, device),
-        mean_state=MeanState(problem.state, dtype, world, make) if problem.state else None,
+        mean_state=BufferMean(problem.state, dtype, world, make) if problem.state else None,
         reports=Reports(
             averaged=averaged,
             source=problem.source,
@@ -168,12 +168,12 @@ def train(
         closing.callback(others.close)
         if world.is_rank0:
             make_directory(directory)
-            closing.enter_context(locked(directory))
+            closing.enter_context(hold_lock(directory))
         state = find_state(directory, others.message, world) if resume else None
         logged: dict[str, Any] = {}
         if state is None:
             if world.is_rank0:
-                create_directory(directory, config, world.launches)
+                create_directory(directory, config, world.launch_ids)
         else:
             shapes = {name: value.shape for name, value in _averaged(prepared).tensors().items()}
             check_state(state, config, prepared.progress, shapes)
@@ -187,7 +187,7 @@ def train(
                 return loop
             logged = state.metadata["logged"]
             if world.is_rank0:
-                reopen_directory(directory, config, world.launches)
+                reopen_directory(directory, config, world.launch_ids)
         _see_directory(directory, world)
         logger, steps = others, None
         if world.is_rank0:
@@ -243,7 +243,7 @@ def _save_start(prepared: PreparedRun, directory: Path) -> None:
 
 def _restore(loop: Loop, state: State) -> None:
     loop.restore(state)
-    owed = state.tensors.get(f"feedback {OWED}")
+    owed = state.tensors.get(f"feedback {FEEDBACK}")
     if owed is not None:  # by as many processes as it was saved from, or by this one for them
         loop.averager.load_residual(owed)
     loop.history.extend(read_rows(loop.directory / "metrics.jsonl", state.metadata["logged"]["metrics.jsonl"]))

@@ -55,10 +55,10 @@ def test_one_rank_s_mistake_ends_them_all(tmp_path: Path) -> None:
 
 STARTING = """
 import sys, torch
-from fastlocal.distributed.ranks import launched
+from fastlocal.distributed.ranks import LaunchInfo
 from fastlocal.distributed.world import connected
 try:
-    with connected(launched(), url="env://", timeout=120, device=torch.device("cpu")) as world:
+    with connected(LaunchInfo.from_environment(), url="env://", timeout=120, device=torch.device("cpu")) as world:
         if world.rank == 1:
             raise KeyboardInterrupt
         world.all_gather_object(None, "the next meeting")
@@ -76,9 +76,9 @@ def test_a_signal_to_one_rank_before_its_rounds_stops_all() -> None:
 LEAVING = """
 import os, signal, sys, threading, torch
 from fastlocal.common.interrupts import interruptible
-from fastlocal.distributed.ranks import launched
+from fastlocal.distributed.ranks import LaunchInfo
 from fastlocal.distributed.world import connected
-ranks = launched()
+ranks = LaunchInfo.from_environment()
 
 def leave():
     torch.distributed.TCPStore(ranks.address, ranks.port, None, False).wait(["hello/1"])
@@ -105,7 +105,7 @@ SAVING = """
 import os, signal, sys, tempfile, threading, time, torch
 from pathlib import Path
 from fastlocal.common import interrupts
-from fastlocal.distributed.ranks import launched
+from fastlocal.distributed.ranks import LaunchInfo
 from fastlocal.checkpoint.distributed_saver import make_saver
 from fastlocal.distributed.world import connected
 from tests.checkpoint.test_resharding import state_of
@@ -124,7 +124,7 @@ def last_save(world):
 try:
     with (
         interrupts.interruptible(to_the_end=True),
-        connected(launched(), url="env://", timeout=120, device=torch.device("cpu")) as world,
+        connected(LaunchInfo.from_environment(), url="env://", timeout=120, device=torch.device("cpu")) as world,
     ):
         last_save(world)
 except KeyboardInterrupt:
@@ -141,13 +141,13 @@ def test_a_second_signal_to_one_rank_in_the_last_save_stops_all(tmp_path: Path) 
 
 STUCK = """
 import time, torch
-from fastlocal.distributed.ranks import launched
+from fastlocal.distributed.ranks import LaunchInfo
 from fastlocal.distributed.world import connected
-with connected(launched(), url="env://", timeout=120, device=torch.device("cpu")) as world:
+with connected(LaunchInfo.from_environment(), url="env://", timeout=120, device=torch.device("cpu")) as world:
     if world.rank == 1:
         time.sleep(600)
     world.timeout = 1
-    with world.watched("the average of round 12"):
+    with world.watch("the average of round 12"):
         time.sleep(600)  # as a collective does that its own timeout does not end
 """
 

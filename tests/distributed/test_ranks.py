@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlocal.common.errors import UsageError
-from fastlocal.distributed.ranks import LaunchInfo, first_host, launched, split_contiguous, tasks_per_node
+from fastlocal.distributed.ranks import LaunchInfo, first_host, split_contiguous, tasks_per_node
 
 TORCHRUN = {
     **{"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "1"},
@@ -22,30 +22,34 @@ SRUN = {
 
 
 def test_torchrun() -> None:
-    assert launched(TORCHRUN) == LaunchInfo(5, 8, 1, 4, 1, "node0", 29400, hosted=True, restart=1, restarts=3)
+    assert LaunchInfo.from_environment(TORCHRUN) == LaunchInfo(
+        5, 8, 1, 4, 1, "node0", 29400, agent_store=True, restart=1, max_restarts=3
+    )
 
 
 def test_srun() -> None:
-    found = launched(SRUN)
+    found = LaunchInfo.from_environment(SRUN)
     assert found == LaunchInfo(4, 5, 1, 2, 1, "gpu07", found.port)
     assert found.port is not None and 20_000 <= found.port < 40_000
-    assert launched(SRUN | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "999"}).address == "10.0.0.1"
-    assert launched(SRUN | TORCHRUN).size == 8, "torchrun within a SLURM job"
+    assert LaunchInfo.from_environment(SRUN | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "999"}).address == "10.0.0.1"
+    assert LaunchInfo.from_environment(SRUN | TORCHRUN).size == 8, "torchrun within a SLURM job"
 
 
 def test_one_process() -> None:
-    assert launched({}) == LaunchInfo()
-    assert launched({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) == LaunchInfo(), "a batch script is no task of a step"
-    assert launched({"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RESTART_COUNT": "2"}).restart == 2
+    assert LaunchInfo.from_environment({}) == LaunchInfo()
+    assert LaunchInfo.from_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) == LaunchInfo(), (
+        "a batch script is no task of a step"
+    )
+    assert LaunchInfo.from_environment({"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RESTART_COUNT": "2"}).restart == 2
 
 
 def test_a_launcher_is_known_by_its_folder() -> None:
     once = {"WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "job"}
     again = once | {"TORCHELASTIC_MAX_RESTARTS": "1"}
     folder = {"TORCHELASTIC_ERROR_FILE": "/tmp/x/job_1/attempt_0/3/error.json"}
-    assert launched(again | folder).launch == "/tmp/x/job_1"
-    assert launched(again).launch == "job"
-    assert launched(once | folder).launch == "", "which starts nothing again"
+    assert LaunchInfo.from_environment(again | folder).launch_id == "/tmp/x/job_1"
+    assert LaunchInfo.from_environment(again).launch_id == "job"
+    assert LaunchInfo.from_environment(once | folder).launch_id == "", "which starts nothing again"
 
 
 @pytest.mark.parametrize(
@@ -61,7 +65,7 @@ def test_a_launcher_is_known_by_its_folder() -> None:
 )
 def test_variables_that_make_no_sense(environment: dict[str, str], named: str) -> None:
     with pytest.raises(UsageError, match=named):
-        launched(environment)
+        LaunchInfo.from_environment(environment)
 
 
 @given(clients=st.integers(1, 5000), size=st.integers(1, 70))

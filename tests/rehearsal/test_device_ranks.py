@@ -11,6 +11,7 @@ import torch
 from torch._C._distributed_c10d import HashStore
 
 from fastlocal.common.errors import RankMissing, UsageError
+from fastlocal.distributed import watchdog
 from fastlocal.distributed import world as worlds
 from fastlocal.distributed.ranks import LaunchInfo
 from fastlocal.distributed.store import Peer
@@ -139,8 +140,9 @@ class Failed(cuda_api.Event):
 def test_a_rank_that_a_collective_waits_for_is_named(
     event: type[cuda_api.Event], other: str, rehearsed: Rehearsal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("FAREWELL_S", "SAYING_S", "LOOK_S"):
-        monkeypatch.setattr(worlds, name, 0.1)
+    monkeypatch.setattr(worlds, "LOOK_S", 0.1)
+    for name in ("FAREWELL_S", "REPORT_S"):
+        monkeypatch.setattr(watchdog, name, 0.1)
     own = Peer.this()
     peer = dataclasses.replace(own, started="at another time") if other == "is gone" else own
     world = World(LaunchInfo(rank=0, size=2, local_rank=0, local_size=2), HashStore(), [own, peer], [0, 0])
