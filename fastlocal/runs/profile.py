@@ -37,7 +37,7 @@ def profiler(
     subject = Subject(
         device=numbers.device,
         dtype=numbers.dtype,
-        low=numbers.autocast_dtype,
+        autocast_dtype=numbers.autocast_dtype,
         row_bytes=problem.layout.n_params * numbers.dtype.itemsize,
         flops=flops,
         momentum=bool(problem.momentum),

@@ -1,4 +1,4 @@
-"""The one interface behind which everything that watches a run stands."""
+"""Interface of all loggers of a run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run is about to do.
+    """A run before its first round.
 
-    config: the resolved RunConfig as nested plain dictionaries
-    rounds: communication rounds, a last one without averaging included
-    samples: training samples of all clients over the whole run
-    samples_done: those before this process, in a run that goes on
+    Attributes:
+        name: Name of the recipe.
+        directory: Run directory.
+        config: The resolved RunConfig as nested dictionaries.
+        clients: Number of clients.
+        rounds: Communication rounds, including a last one without averaging.
+        samples: Training samples of all clients over the whole run.
+        samples_done: Training samples before this process, if the run continues.
     """
 
     name: str
@@ -30,11 +34,16 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class RoundReport:
-    """One finished communication round.
+    """Results of one communication round.
 
-    train_loss: mean over the samples of every client in this round
-    train_acc1: fraction of them predicted right, None where targets are not labels
-    samples: training samples of all clients in this round
+    Attributes:
+        comm_round: Averages so far.
+        epoch: Epoch counter.
+        local_steps: Local steps of the round.
+        learning_rate: Rate of each client.
+        train_loss: Mean over the samples of all clients.
+        train_acc1: Accuracy over these samples, or None if targets are not labels.
+        samples: Training samples of all clients.
     """
 
     comm_round: int
@@ -47,38 +56,40 @@ class RoundReport:
 
 
 class Logger:
-    """Watches a run; every method does nothing unless a subclass cares."""
+    """Base class of loggers; every method does nothing by default."""
 
     def start(self, summary: RunSummary) -> None:
-        """The run directory exists and the first round is about to begin."""
+        """Called when the run directory exists, before the first round."""
 
     def round(self, report: RoundReport) -> None:
-        """A communication round ended."""
+        """Called after each communication round."""
 
     def evaluation(self, row: dict[str, Any]) -> None:
-        """The averaged model was evaluated; `row` is the line of metrics.jsonl."""
+        """Called after each evaluation of the averaged model; `row` is the line of metrics.jsonl."""
 
     def checkpoint(self, path: Path) -> None:
-        """A model was written to `path`."""
+        """Called after a model was written to `path`."""
 
     def message(self, text: str) -> None:
-        """One line for a person."""
+        """Show one log line to the user."""
 
     def close(self) -> None:
-        """The run ended, in whatever way."""
+        """Called when the run ends, also after an error."""
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs to go on after what was logged so far, as JSON holds it, under names of its own."""
+        """Return the logger's state as JSON values, under keys of its own."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """The run goes on from where `state` was asked for; comes before `start`."""
+        """Restore a state of `state`; called before `start`."""
 
 
 class Loggers(Logger):
-    """Passes every call on to each of `sinks`, in order.
+    """Pass every call on to each of `sinks`, in order.
 
-    words: how a message is said: as it is, or with other names for what it speaks of
+    Args:
+        sinks: The loggers.
+        words: Translates each message, e.g. flags into arguments.
     """
 
     def __init__(self, sinks: Sequence[Logger], words: Callable[[str], str] = str) -> None:
@@ -113,6 +124,6 @@ class Loggers(Logger):
             sink.restore(state)
 
     def close(self) -> None:
-        with ExitStack() as stack:  # one that fails keeps none of the others open
+        with ExitStack() as stack:  # closes all of them even if one fails
             for sink in reversed(self.sinks):
                 stack.callback(sink.close)

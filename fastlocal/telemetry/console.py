@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live bar on a terminal, plain lines anywhere else, a table at the end."""
+"""Console output of a run: a live bar on a terminal, plain lines elsewhere, a table at the end."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ TABLE_ROWS = 10
 
 
 class ConsoleLogger(Logger):
-    """Shows rounds, loss, accuracy, samples per second and the time left.
+    """Show rounds, loss, accuracy, samples per second and the time left.
 
-    stream: where to, standard error by default; nothing is shown where that is missing or closed
-    interactive: whether to draw a live bar; by default, whether `stream` is a terminal that can move its cursor
-    Samples per second are all samples since `start` over all time since then, evaluation and saving included; the time
-    left is that of the samples to come at this speed.
+    Samples per second are all samples since `start` per time since then, evaluation and saving included. The time left
+    is that of the remaining samples at this speed.
+
+    Args:
+        stream: Output, standard error by default; a missing or closed stream shows nothing.
+        interactive: Whether to draw a live bar; None: if `stream` is a terminal that can move its cursor.
     """
 
     def __init__(self, stream: TextIO | None = None, interactive: bool | None = None) -> None:
         self._stream = sys.stderr if stream is None else stream
-        self._read = is_open(self._stream)
+        self._readable = is_open(self._stream)
         self._bar = None
         if interactive or (interactive is None and is_terminal(self._stream)):
             console = Console(file=self._stream, force_terminal=interactive)
@@ -75,20 +77,20 @@ class ConsoleLogger(Logger):
             self._line(text)
 
     def close(self) -> None:
-        """Ends the bar where it stands and gives the cursor back; may be called more than once."""
+        """Stop the bar and restore the cursor; may be called more than once."""
         if self._bar is not None:
             self._bar.stop()
 
     def _line(self, text: str) -> None:
-        if self._read:
+        if self._readable:
             try:
                 print(text, file=self._stream, flush=True)
             except (OSError, ValueError):
-                self._read = False  # nobody reads any more, and the run is worth more than its lines
+                self._readable = False  # the reader is gone; the run goes on without it
 
 
 class _Bar:
-    """The live bar: one line that a thread of rich's redraws four times a second."""
+    """The live bar: one line that a thread of rich redraws four times a second."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -100,7 +102,7 @@ class _Bar:
             console=console,
             expand=True,
             refresh_per_second=4,
-            # Lines that go to a file or a pipe are not ours to draw above the bar.
+            # redirecting a file or a pipe would draw its lines above the bar
             redirect_stdout=is_terminal(sys.stdout),
             redirect_stderr=is_terminal(sys.stderr),
         )
@@ -141,7 +143,7 @@ class _Bar:
 
 
 class _TimeLeft(ProgressColumn):
-    """Counts down between rounds to the moment that the last round foresaw."""
+    """Count down between rounds to the end that the last round predicted."""
 
     def render(self, task: Task) -> Text:
         ends_at = task.fields["ends_at"]
@@ -152,15 +154,16 @@ class _TimeLeft(ProgressColumn):
 
 
 def summary_table(history: Sequence[dict[str, Any]]) -> str:
-    """A small table of evaluations: round, train loss and test accuracy (test loss where nothing has an accuracy).
+    """Format evaluations as a table of round, train loss and test accuracy (test loss if there is no accuracy).
 
-    history: the rows of metrics.jsonl; of more than 10 the first, the last and 8 evenly chosen between them are shown
+    Args:
+        history: Rows of metrics.jsonl; of more than 10 the table shows 10, evenly spaced with the first and the last.
     """
     by_accuracy = any(row["val_acc1"] is not None for row in history)
     key, title = ("val_acc1", "test accuracy") if by_accuracy else ("val_loss", "test loss")
     lines = [f"{'round':>7}  {'train loss':>10}  {title:>13}"]
     for row in _evenly(history, TABLE_ROWS):
-        # Before the first round nothing was trained, and the row's train loss of zero would mislead.
+        # before the first round the train loss is 0 for want of samples
         train = f"{row['train_loss']:.4f}" if row["comm_round"] > 0 else "-"
         value = "-" if row[key] is None else f"{row[key]:.4f}"
         lines.append(f"{row['comm_round']:>7}  {train:>10}  {value:>13}")
@@ -174,7 +177,7 @@ def _evenly(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
 
 
 def _short(value: float) -> str:
-    """Three digits and a letter: 987, 12.3k, 1.23M."""
+    """Format a number with three digits and a letter: 987, 12.3k, 1.23M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g}{letter}"

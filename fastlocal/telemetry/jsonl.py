@@ -1,6 +1,6 @@
-"""metrics.jsonl and steps.jsonl: a run's numbers as lines of strict JSON.
+"""metrics.jsonl and steps.jsonl: one strict JSON object per line.
 
-Floats are written with all their digits. JSON has no NaN and no infinity: such numbers are written as null.
+Floats keep all their digits. JSON has no NaN and no infinity: they are written as null.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from fastlocal.telemetry.base import Logger
 
 
 class JsonlLogger(Logger):
-    """Writes one line per evaluation to `directory`/metrics.jsonl, which is there and empty from the beginning.
+    """Write one line per evaluation to `directory`/metrics.jsonl, which exists from the start.
 
-    Each line is on the disk before `evaluation` returns, so that a crash loses none.
+    Each line is flushed to the disk before `evaluation` returns, so that a crash loses none.
 
-    size: bytes of the file that stay, where a run goes on
+    Args:
+        directory: Run directory.
+        size: Bytes of the file to keep, if the run continues.
     """
 
     def __init__(self, directory: Path, size: int = 0) -> None:
@@ -40,26 +42,28 @@ class JsonlLogger(Logger):
 
 
 class StepLog:
-    """Writes `directory`/steps.jsonl: one line {step, client, rate, loss} per local step of each client.
+    """Write `directory`/steps.jsonl: one line {step, client, rate, loss} per local step of each client.
 
-    size: bytes of the file that stay, where a run goes on
+    Args:
+        directory: Run directory.
+        size: Bytes of the file to keep, if the run continues.
     """
 
     def __init__(self, directory: Path, size: int = 0) -> None:
         self._file = _open(directory / "steps.jsonl", size)
 
     def write(self, rows: Iterable[tuple[int, int, float, float]]) -> None:
-        """Appends rows of (step, client, learning rate, mean loss of the client's batch)."""
+        """Append rows of (step, client, learning rate, mean loss of the client's batch)."""
         keys = ("step", "client", "rate", "loss")
         self._file.writelines(_line(dict(zip(keys, row, strict=True))) for row in rows)
         self._file.flush()
 
     def state(self) -> dict[str, Any]:
-        """As a Logger's."""
+        """Return the state, as Logger.state."""
         return {"steps.jsonl": _size(self._file)}
 
     def sync(self) -> None:
-        """Bring what is written to the disk."""
+        """Flush the file to the disk."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -67,7 +71,7 @@ class StepLog:
 
 
 def read_rows(path: Path, size: int) -> list[dict[str, Any]]:
-    """The rows in the first `size` bytes of a metrics.jsonl, as they were logged; a loss of null was not finite."""
+    """Return the rows in the first `size` bytes of a metrics.jsonl; a loss of null becomes NaN."""
     rows = [json.loads(line) for line in path.read_bytes()[:size].splitlines()]
     for row in rows:
         row.update({key: math.nan for key in row if key.endswith("_loss") and row[key] is None})

@@ -1,4 +1,4 @@
-"""Which loggers a run's flags ask for."""
+"""Loggers selected by the flags of a run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ from ..config.schema import LogConfig
 from .base import Logger
 
 
-def sinks(log: LogConfig, name: str, directory: Path, *, console: bool) -> list[Logger]:
-    """The loggers beside metrics.jsonl; each package is imported only where it is asked for.
+def make_loggers(log: LogConfig, name: str, directory: Path, *, console: bool) -> list[Logger]:
+    """Make the loggers beside metrics.jsonl; each package is imported only on demand.
 
-    name: the recipe's        directory: the run directory, which need not exist yet
-    Raises UsageError for a missing package and for wandb without a login.
+    Args:
+        log: The settings.
+        name: Name of the recipe.
+        directory: Run directory; it need not exist yet.
+        console: Whether to log to the console.
+
+    Raises:
+        UsageError: A package is not installed, or wandb has no login.
     """
     found: list[Logger] = []
     if console:

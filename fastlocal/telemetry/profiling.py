@@ -1,4 +1,4 @@
-"""A run under torch.profiler for a few rounds: a trace, a table of where the time goes, memory snapshots."""
+"""Profile a few rounds of a run with torch.profiler: a trace, a table of times, memory snapshots."""
 
 from __future__ import annotations
 
@@ -18,23 +18,30 @@ from torch.profiler import ProfilerActivity, profile
 
 from .base import Logger, RoundReport, RunSummary
 from .ceilings import copy_bandwidth, matmul_rate
-from .trace_report import Work, report, text
+from .trace_report import ProfiledRounds, format_report, report
 
 MAX_SECONDS = 120.0
-"""Of one round: some 20,000 events a second would fill the memory."""
+"""Maximum length of a profiled round: at some 20,000 events a second a longer one would fill the memory."""
 SNAPSHOT_ENTRIES = 200_000
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is profiled. low: dtype of matrix products where it is not the parameters', as under autocast
+    """The profiled run.
 
-    row_bytes: one client's parameters        flops: of one sample's forward and backward pass
+    Attributes:
+        device: Device of the training.
+        dtype: Of the parameters.
+        autocast_dtype: Of matrix products under autocast, or None.
+        row_bytes: Size of one client's parameters.
+        flops: Operations of one sample's forward and backward pass.
+        momentum: Whether there are momenta.
+        eval_every: Rounds between evaluations.
     """
 
     device: torch.device
     dtype: torch.dtype
-    low: torch.dtype | None
+    autocast_dtype: torch.dtype | None
     row_bytes: int
     flops: int
     momentum: bool
@@ -42,14 +49,19 @@ class Subject:
 
 
 class ProfileLogger(Logger):
-    """Lets the first round pass, profiles the next ones and their evaluations, and leaves the run alone after that.
+    """Profile the rounds after the first one, with their evaluations.
 
     Writes trace_rankN.json.gz, profile_rankN.txt and on a GPU memory_rankN.pickle into the run directory.
-    rounds: how many are profiled        message: takes one line for a person
+
+    Args:
+        directory: Run directory.
+        subject: The profiled run.
+        rounds: Number of rounds to profile.
+        message: Called with log lines.
     """
 
     def __init__(self, directory: Path, subject: Subject, rounds: int, message: Callable[[str], None]) -> None:
-        self._directory, self._subject, self._wanted, self._message = directory, subject, rounds, message
+        self._directory, self._subject, self._rounds, self._message = directory, subject, rounds, message
         self._rank = torch.distributed.get_rank() if _distributed() else 0
         self._profiler: profile | None = None
         self._done = False
@@ -60,7 +72,7 @@ class ProfileLogger(Logger):
         subject = self._subject
         self._clients = summary.clients
         self._copy = copy_bandwidth(subject.device)
-        self._matmul = matmul_rate(subject.device, subject.low or subject.dtype)
+        self._matmul = matmul_rate(subject.device, subject.autocast_dtype or subject.dtype)
         self._began = time.perf_counter()
 
     def round(self, report: RoundReport) -> None:
@@ -69,7 +81,7 @@ class ProfileLogger(Logger):
         now = time.perf_counter()
         if self._profiler is not None:
             self._reports.append(report)
-            if len(self._reports) == self._wanted:
+            if len(self._reports) == self._rounds:
                 self._finish(now)
         elif now - self._began > MAX_SECONDS:
             self._done = True
@@ -111,14 +123,14 @@ class ProfileLogger(Logger):
         profiler = self._stop()
         assert profiler is not None
         if subject.device.type == "cuda":
-            with self._written("memory", ".pickle") as path:
+            with self._output_file("memory", ".pickle") as path:
                 torch.cuda.memory._dump_snapshot(str(path))
             torch.cuda.memory._record_memory_history(enabled=None)
-        with self._written("trace", ".json.gz") as path:
+        with self._output_file("trace", ".json.gz") as path:
             profiler.export_chrome_trace(str(path))
             with gzip.open(path, "rt", encoding="utf-8") as file:
                 events = json.load(file)["traceEvents"]
-        work = Work(
+        rounds = ProfiledRounds(
             first_round=self._reports[0].comm_round,
             rounds=len(self._reports),
             clients=self._clients,
@@ -131,23 +143,24 @@ class ProfileLogger(Logger):
             eval_every=subject.eval_every,
             copy=self._copy,
             matmul=self._matmul,
-            precision=str(subject.low or subject.dtype).removeprefix("torch."),
+            precision=str(subject.autocast_dtype or subject.dtype).removeprefix("torch."),
         )
-        lines = f"{text(report(events, work), work)}\n{_peak(subject.device)}\n"
-        with self._written("profile", ".txt") as path:
+        lines = f"{format_report(report(events, rounds), rounds)}\n{_peak(subject.device)}\n"
+        with self._output_file("profile", ".txt") as path:
             path.write_text(lines, encoding="utf-8")
-        self._message(f"profiled rounds {work.first_round} to {work.first_round + work.rounds - 1}: see {self.table}")
+        last = rounds.first_round + rounds.rounds - 1
+        self._message(f"profiled rounds {rounds.first_round} to {last}: see {self.table}")
 
     @property
     def table(self) -> Path:
-        """Where the table is."""
+        """Path of the table."""
         return self._directory / f"profile_rank{self._rank}.txt"
 
     @contextlib.contextmanager
-    def _written(self, what: str, ending: str) -> Iterator[Path]:
-        """A temporary name for a file that is there whole or not at all."""
-        name = f"{what}_rank{self._rank}{ending}"
-        path = self._directory / f".{name}.fastlocal.tmp{ending}"
+    def _output_file(self, kind: str, suffix: str) -> Iterator[Path]:
+        """Yield a temporary path, and rename it to the output file if the block succeeds."""
+        name = f"{kind}_rank{self._rank}{suffix}"
+        path = self._directory / f".{name}.fastlocal.tmp{suffix}"
         try:
             yield path
             os.replace(path, self._directory / name)
@@ -156,8 +169,8 @@ class ProfileLogger(Logger):
 
 
 def flops_of(step: Callable[[], Tensor]) -> int:
-    """Multiplications and additions of the convolutions and matrix products in `step` and in its backward pass."""
-    from torch.utils.flop_counter import FlopCounterMode  # imports triton, which a run without a profile need not
+    """Count the operations of the convolutions and matrix products in `step` and its backward pass."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton, too slow for a run without a profile
 
     with FlopCounterMode(display=False) as counter:
         step().backward()

@@ -1,4 +1,4 @@
-"""What a rank that keeps no log has to tell a person."""
+"""Log lines of the ranks other than 0."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .base import Logger
 
 
 class RankMessages(Logger):
-    """Prints messages on standard error, with the rank that they come from."""
+    """Print messages on standard error, with their rank."""
 
     def __init__(self, rank: int) -> None:
         self._rank = rank

@@ -1,4 +1,4 @@
-"""Evaluations as TensorBoard scalars. tensorboard is imported here alone, and only when a logger is made."""
+"""Evaluations as TensorBoard scalars. tensorboard is imported only when a logger is made."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ AXIS = "comm_round"
 
 
 class TensorboardLogger(Logger):
-    """Writes an event file into `directory` when the run starts: every number of an evaluation, against comm_round.
+    """Write an event file into `directory` from the start of the run: all numbers of each evaluation, by comm_round.
 
-    Raises UsageError at construction where tensorboard is not installed; nothing is written before `start`.
+    The constructor writes nothing.
+
+    Raises:
+        UsageError: tensorboard is not installed.
     """
 
     def __init__(self, directory: Path) -> None:

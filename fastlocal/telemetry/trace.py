@@ -1,4 +1,4 @@
-"""Named stretches of a run, as profilers show them."""
+"""Named spans of a run for profilers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _NOTHING = nullcontext()
 
 
 def span(name: Name) -> AbstractContextManager[object]:
-    """A stretch `fastlocal::NAME` in the trace of torch.profiler; where none is active, an NVTX range beside a GPU.
+    """Open the span `fastlocal::NAME` in a trace of torch.profiler; without a profiler, an NVTX range on a GPU.
 
-    "local_step" is a whole one that cannot be looked into: TorchScript, a CUDA graph.
-    Takes 0.2 us on a CPU while nothing profiles. Spans do not nest, so that their times add up. Not for code that
-    torch.compile sees.
+    "local_step" is a whole step that shows no inner spans: TorchScript, a CUDA graph.
+    Costs 0.2 us on a CPU without a profiler. Spans do not nest, so that their times add up. Not for code that
+    torch.compile traces.
     """
     if profiler._is_profiler_enabled:  # of all threads, unlike torch.autograd._profiler_enabled()
         return profiler.record_function(PREFIX + name)
@@ -29,7 +29,7 @@ def span(name: Name) -> AbstractContextManager[object]:
 
 
 class _Range:
-    """An NVTX range, at a third of what torch.cuda.nvtx.range costs."""
+    """An NVTX range, at a third of the cost of torch.cuda.nvtx.range."""
 
     def __init__(self, name: str) -> None:
         self._name = name

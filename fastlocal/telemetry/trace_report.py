@@ -1,4 +1,4 @@
-"""What a trace of some rounds says: where the time goes, what is launched, how near that is to what the machine can."""
+"""Report on the trace of some rounds: time per span, kernel launches, and fractions of the machine's ceilings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .trace import PREFIX
 
 STEP_SPANS = ("data", "forward", "backward", "client_sgd", "local_step")
 SPANS = ("plan", *STEP_SPANS, "average", "server")
-"""Of a round, as in telemetry.trace; `evaluate` comes apart from them."""
+"""Spans of a round, as in telemetry.trace; `evaluate` is counted apart."""
 TOP = 12
 SYNCHRONISING = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 LAUNCHING = ("LaunchKernel", "GraphLaunch")
@@ -22,13 +22,23 @@ Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Work:
-    """What the profiled rounds did.
+class ProfiledRounds:
+    """Numbers of the profiled rounds.
 
-    local_steps: of all clients together        seconds: from the first round's begin to the last one's end
-    row_bytes: one client's parameters        flops: of one sample's forward and backward pass
-    eval_every: rounds between evaluations        momentum: whether there is any
-    copy, matmul: measured bytes and operations per second        precision: that the matrix product was measured in
+    Attributes:
+        first_round: First profiled round.
+        rounds: Number of rounds.
+        clients: Number of clients.
+        local_steps: Local steps of all rounds, each of all clients.
+        samples: Training samples of all clients.
+        seconds: Time from the begin of the first round to the end of the last one.
+        row_bytes: Size of one client's parameters.
+        flops: Operations of one sample's forward and backward pass.
+        momentum: Whether there are momenta.
+        eval_every: Rounds between evaluations.
+        copy: Measured copy bandwidth, bytes per second.
+        matmul: Measured rate of a matrix product, FLOP/s.
+        precision: dtype of that product.
     """
 
     first_round: int
@@ -48,13 +58,18 @@ class Work:
 
 @dataclass(frozen=True)
 class Report:
-    """training_seconds: those of the profiled time that were no evaluation
-    spans: share of the training time of each span, and `other`; they add up to 1
-    span_seconds: in all, of the device where it has kernels, else of the host, several threads added up
-    evaluation_seconds: of one with what it saves, or None where none took place
-    evaluation_share: of the run's time, at its own frequency
-    top: (name, seconds, calls) of kernels, or of operations on a CPU, by their own time
-    launches, syncs: per local step of all clients; on a CPU, operations and values read by Python
+    """Results of a trace.
+
+    Attributes:
+        on_gpu: Whether the trace holds GPU kernels.
+        training_seconds: Profiled time without evaluations.
+        spans: Share of each span, and `other`, of the training time; they add up to 1.
+        span_seconds: Total of each span: device time if it has kernels, else host time, summed over threads.
+        evaluation_seconds: Time of one evaluation with its saves, or None without one.
+        evaluation_share: Share of evaluations in the run's time, or None.
+        top: (name, seconds, calls) of kernels, on a CPU of operations, by their own time.
+        launches: Kernel launches per local step of all clients; on a CPU, operations.
+        syncs: Host synchronisations per local step; on a CPU, values that Python reads.
     """
 
     on_gpu: bool
@@ -68,22 +83,22 @@ class Report:
     syncs: float
 
 
-def report(events: Iterable[Event], work: Work) -> Report:
-    """Read the events of a Chrome trace, times in microseconds."""
+def report(events: Iterable[Event], work: ProfiledRounds) -> Report:
+    """Evaluate the events of a Chrome trace, times in microseconds."""
     kinds: dict[str, list[Event]] = defaultdict(list)
     for event in events:
         if event.get("ph") == "X":
             kinds[event.get("cat", "")].append(event)
     host, device = (_spans(kinds[name]) for name in ("user_annotation", "gpu_user_annotation"))
-    stepping = _stretches(host)
+    stepping = _step_intervals(host)
     evaluations = host.pop("evaluate", [])
     device.pop("evaluate", None)
     evaluated = _length(evaluations) / 1e6
     training = work.seconds - evaluated
     seconds = {name: _length(found) / 1e6 for name, found in host.items()}
-    # threads that work at once share the time that passed
-    passed = _length(_union(place for found in host.values() for place in found)) / 1e6
-    scale = min(passed / max(sum(seconds.values()), 1e-9), 1.0) / training
+    # concurrent threads share the elapsed time
+    elapsed = _length(_union(place for found in host.values() for place in found)) / 1e6
+    scale = min(elapsed / max(sum(seconds.values()), 1e-9), 1.0) / training
     shares = {name: seconds[name] * scale for name in SPANS if name in seconds}
     shares["other"] = max(1.0 - sum(shares.values()), 0.0)
     each = evaluated / len(evaluations) if evaluations else None
@@ -92,11 +107,11 @@ def report(events: Iterable[Event], work: Work) -> Report:
     calls = kinds["cuda_runtime"] + kinds["cuda_driver"]
     operations = [] if on_gpu else list(_own_times(kinds["cpu_op"]))
     if on_gpu:
-        launched = [call for call in calls if any(part in call["name"] for part in LAUNCHING)]
-        waited = [call for call in calls if call["name"] in SYNCHRONISING]
+        launches = [call for call in calls if any(part in call["name"] for part in LAUNCHING)]
+        syncs = [call for call in calls if call["name"] in SYNCHRONISING]
     else:
-        launched = [event for event, _, leaf in operations if leaf]
-        waited = [event for event in kinds["cpu_op"] if event["name"] == READ_BY_HOST]
+        launches = [event for event, _, leaf in operations if leaf]
+        syncs = [event for event in kinds["cpu_op"] if event["name"] == READ_BY_HOST]
     own = [(event["name"], event["dur"]) for event in kinds["kernel"]] if on_gpu else []
     own += [(event["name"], time) for event, time, _ in operations]
     return Report(
@@ -107,13 +122,13 @@ def report(events: Iterable[Event], work: Work) -> Report:
         evaluation_seconds=each,
         evaluation_share=None if each is None else each / (each + round_seconds * work.eval_every),
         top=_top(own),
-        launches=_count_within(launched, stepping) / work.local_steps,
-        syncs=_count_within(waited, stepping) / work.local_steps,
+        launches=_count_within(launches, stepping) / work.local_steps,
+        syncs=_count_within(syncs, stepping) / work.local_steps,
     )
 
 
-def text(found: Report, work: Work) -> str:
-    """The report as lines for a person."""
+def format_report(found: Report, work: ProfiledRounds) -> str:
+    """Format the report as lines of text."""
     last = work.first_round + work.rounds - 1
     lines = [
         f"rounds {work.first_round} to {last}: {work.local_steps} local steps of {work.clients} clients, "
@@ -142,7 +157,7 @@ def text(found: Report, work: Work) -> str:
     return "\n".join(lines)
 
 
-def _rates(found: Report, work: Work) -> list[str]:
+def _rates(found: Report, work: ProfiledRounds) -> list[str]:
     launches = "kernel launches" if found.on_gpu else "operations of torch"
     syncs = "host synchronisations" if found.on_gpu else "values read by the host, each a synchronisation on a GPU"
     flops = work.flops * work.samples / found.training_seconds
@@ -152,11 +167,11 @@ def _rates(found: Report, work: Work) -> list[str]:
         f"product's {work.matmul / 1e9:,.0f}",
     ]
     steps = work.local_steps * work.clients
-    moved = {
+    sizes = {
         "client_sgd": work.row_bytes * steps * (5 if work.momentum else 3),
         "average": work.row_bytes * work.clients * work.rounds,
     }
-    for name, size in moved.items():
+    for name, size in sizes.items():
         if found.span_seconds.get(name):
             rate = size / found.span_seconds[name]
             lines.append(f"{name}: {rate / 1e9:,.1f} GB/s, {rate / work.copy:.1%} of a copy's {work.copy / 1e9:,.1f}")
@@ -173,7 +188,7 @@ def _spans(events: Iterable[Event]) -> dict[str, list[Interval]]:
 
 
 def _union(intervals: Iterable[Interval]) -> list[Interval]:
-    """The same places, in order and apart from each other."""
+    """Merge overlapping intervals, in order."""
     merged: list[Interval] = []
     for begin, end in sorted(intervals):
         if merged and begin <= merged[-1][1]:
@@ -187,8 +202,8 @@ def _length(intervals: Iterable[Interval]) -> float:
     return sum(end - begin for begin, end in intervals)
 
 
-def _stretches(spans: dict[str, list[Interval]]) -> list[Interval]:
-    """From the first to the last span of local steps between two other spans: all that the steps do, gaps included."""
+def _step_intervals(spans: dict[str, list[Interval]]) -> list[Interval]:
+    """Return an interval from the first to the last of each series of step spans, gaps included."""
     found: list[Interval] = []
     joined = False
     for begin, end, of_step in sorted((*place, name in STEP_SPANS) for name in spans for place in spans[name]):
@@ -201,7 +216,7 @@ def _stretches(spans: dict[str, list[Interval]]) -> list[Interval]:
 
 
 def _count_within(events: Sequence[Event], places: list[Interval]) -> int:
-    """How many of the events begin within the places, which are in order."""
+    """Count the events that begin within the intervals, which are in order."""
     count, at = 0, 0
     for begin in sorted(event["ts"] for event in events):
         while at < len(places) and places[at][1] < begin:
@@ -211,7 +226,7 @@ def _count_within(events: Sequence[Event], places: list[Interval]) -> int:
 
 
 def _own_times(operations: Iterable[Event]) -> Iterable[tuple[Event, float, bool]]:
-    """Every operation, its time without that of those it calls, and whether it calls none."""
+    """Yield each operation, its time without nested operations, and whether it has none."""
     threads: dict[Any, list[Event]] = defaultdict(list)
     for event in operations:
         threads[event["tid"]].append(event)

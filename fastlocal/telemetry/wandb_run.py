@@ -1,4 +1,4 @@
-"""A run on Weights & Biases. wandb is imported here alone, and only when a logger is made."""
+"""Weights & Biases logging. wandb is imported only when a logger is made."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from fastlocal.common.errors import UsageError
 from fastlocal.telemetry.base import Logger, RunSummary
 
 OLDEST = (0, 30)
-"""The first wandb that can be told not to ask for an API key."""
+"""First supported version of wandb: older ones cannot be kept from asking for an API key."""
 
 
 class WandbLogger(Logger):
-    """Sends each evaluation's row under its own keys, the configuration and, if asked, every checkpoint.
+    """Log evaluations, the configuration and, on demand, checkpoints. Never asks for an API key.
 
-    mode: `online`; `offline` writes `directory`/wandb for a later `wandb sync`; `disabled` does nothing, without wandb
-    entity: the account or team, None for the user's default one
-    directory: the run directory; nothing is written before `start`
-    save_checkpoints: upload each checkpoint when it is written
-    Raises UsageError at construction where wandb is not installed, or `online` where nobody is logged in or the server
-    does not take the login. It never asks for an API key.
+    Args:
+        mode: `online`; `offline` writes `directory`/wandb for a later `wandb sync`; `disabled` does nothing.
+        entity: Account or team, None for the user's default.
+        project: wandb project.
+        name: Name of the run.
+        directory: Run directory; nothing is written before `start`.
+        save_checkpoints: Upload each checkpoint.
+
+    Raises:
+        UsageError: wandb is not installed, or `online` without a valid login.
     """
 
     def __init__(
@@ -37,15 +41,15 @@ class WandbLogger(Logger):
         self._save_checkpoints = save_checkpoints
         self._wandb = None if mode == "disabled" else _import_wandb()
         self._run: Any = None
-        self._handled_before: BaseException | None = None
+        self._error_before: BaseException | None = None
         self._logged = 0
         if mode == "online":
             _require_login(self._wandb)
 
     def start(self, summary: RunSummary) -> None:
-        self._handled_before = sys.exc_info()[1]
+        self._error_before = sys.exc_info()[1]
         if self._wandb is not None:
-            # console="off": wandb would otherwise wrap the stream that the progress bar draws on.
+            # console="off": otherwise wandb wraps the stream of the progress bar
             settings = self._wandb.Settings(console="off")
             try:
                 self._run = self._wandb.init(**self._options, config=summary.config, settings=settings)
@@ -62,7 +66,7 @@ class WandbLogger(Logger):
 
     def evaluation(self, row: dict[str, Any]) -> None:
         if self._run is not None:
-            self._run.log(row, step=self._logged)  # so that wandb drops a row that it was sent before
+            self._run.log(row, step=self._logged)  # wandb drops a repeated row by its step
             self._logged += 1
 
     def checkpoint(self, path: Path) -> None:
@@ -70,9 +74,9 @@ class WandbLogger(Logger):
             self._run.save(str(path), base_path=str(path.parent), policy="now", glob=False)
 
     def close(self) -> None:
-        """Finishes the run; it counts as failed where an exception that came after `start` is on its way out."""
+        """Finish the run, as failed if an exception after `start` is in progress."""
         if self._run is not None:
-            failed = sys.exc_info()[1] not in (None, self._handled_before)
+            failed = sys.exc_info()[1] not in (None, self._error_before)
             self._run.finish(exit_code=1 if failed else 0)
             self._run = None
 
@@ -93,7 +97,7 @@ def _import_wandb() -> Any:
 
 
 def _require_login(wandb: Any) -> None:
-    """wandb.init would ask for an API key on the terminal; wandb.login can be told not to."""
+    """Check the login; wandb.init would ask for an API key on the terminal, wandb.login need not."""
     wandb.setup(settings=wandb.Settings(mode="online"))  # the flag wins over WANDB_MODE
     try:
         logged_in = wandb.login(prompt=False, verify=True)

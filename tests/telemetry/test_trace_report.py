@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from fastlocal.telemetry.trace_report import Work, report, text
+from fastlocal.telemetry.trace_report import ProfiledRounds, format_report, report
 
-WORK = Work(
+WORK = ProfiledRounds(
     first_round=2,
     rounds=1,
     clients=4,
@@ -63,7 +63,7 @@ def test_an_evaluation_counts_as_often_as_the_run_has_one() -> None:
     assert found.evaluation_share == pytest.approx(1 / 11)
     without = report([one for one in on_gpu() if one["name"] != "fastlocal::evaluate"], WORK)
     assert without.evaluation_seconds is None and without.evaluation_share is None
-    assert "no evaluation in these rounds; the run has one every 10 rounds" in text(without, WORK)
+    assert "no evaluation in these rounds; the run has one every 10 rounds" in format_report(without, WORK)
 
 
 def test_launches_and_waits_are_those_of_local_steps() -> None:
@@ -75,7 +75,7 @@ def test_launches_and_waits_are_those_of_local_steps() -> None:
 
 def test_rates_are_those_of_the_device_where_it_has_kernels() -> None:
     """5 buffers of 4 clients in 2 steps are 40,000 bytes; the GPU takes 20 us for them, the host 40."""
-    printed = text(report(on_gpu(), WORK), WORK)
+    printed = format_report(report(on_gpu(), WORK), WORK)
     assert "client_sgd: 2.0 GB/s, 200.0% of a copy's 1.0" in printed
     assert "128.0 GFLOP/s, 12.8% of a float32 matrix product's 1,000" in printed
     assert "4.0 kernel launches per local step, 0.50 host synchronisations" in printed
