@@ -1,1 +1,1 @@
-"""Averaging of client parameters."""
+"""Aggregation of the clients: sums, communication between ranks, the global model."""

@@ -1,4 +1,4 @@
-"""The mean of all clients of all ranks: summed chunk by chunk, added up across ranks bucket by bucket."""
+"""Mean over all clients of all ranks: sums chunk by chunk, communication bucket by bucket."""
 
 from __future__ import annotations
 
@@ -11,91 +11,97 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .buckets import ALIGNED, Buckets
-from .compressed_route import SixteenBits
-from .routes import AllReduce, Route, ThroughNodes, group_of, in_two_levels, nodes_of
+from .compressed_route import CompressedRoute
+from .routes import AllReduce, HierarchicalRoute, Route, is_hierarchical, new_group, ranks_by_node
 from .sums import FixedSums, FloatSums, Sums
 
 Format = Literal["full", "bf16", "fp16"]
-"""Of numbers on the wire."""
-OWED = "owed to the mean"
+"""Number format on the wire."""
+FEEDBACK = "owed to the mean"
+"""Name of the error feedback in resume.pt."""
 IN_CACHE = 2**16
-"""Numbers that a core adds to at a time: in float64 they stay in its second-level cache. A chunk of one client and 25
-million parameters takes a third of the time that it takes in one piece."""
+"""Numbers that a core adds at a time: in float64 they fit into its L2 cache. A chunk of one client with 25 million
+parameters takes a third of the time of a single pass.
+"""
 
 IN_MEMORY = 32 * 2**20
-"""Bytes of one float64 copy of some columns of a chunk on a GPU: sums of a fixed order hold up to five at once."""
+"""Bytes of one float64 copy of a chunk's columns on a GPU; fixed-order sums hold up to five at once."""
 
 
 class Aggregator:
-    """A round's mean. In each round: `accumulate` every chunk, `start`, `finish`.
+    """Mean of each round: `accumulate` every chunk, `start`, `finish`.
 
-    Collectives that fail, because a rank is gone or the group's timeout is over, raise what torch.distributed raises, a
-    RuntimeError, in `start` or `finish`; there is no going on with this object then.
+    If a collective fails, because a rank is missing or the group's timeout is over, `start` or `finish` raises
+    torch.distributed's RuntimeError, and the object is no longer usable.
     """
 
-    def __init__(self, row: Tensor, sums: Sums, buckets: Buckets | None, owed: Tensor | None) -> None:
-        self._arithmetic, self._buckets, self._owed = sums, buckets, owed
+    def __init__(self, row: Tensor, sums: Sums, buckets: Buckets | None, error_feedback: Tensor | None) -> None:
+        self._arithmetic, self._buckets, self._error_feedback = sums, buckets, error_feedback
         self._sums = torch.zeros(sums.rows, row.numel(), dtype=torch.float64, device=row.device)
         self._added = torch.zeros((), dtype=torch.int64)
-        self._stale = True  # nothing is in the sums, or they are those of the round before
+        self._stale = True  # the sums are empty or those of the previous round
         self._last: Tensor | None = None
         self._block: Tensor | None = None
-        self._debt: Tensor | None = None
+        self._residual: Tensor | None = None
         self._mean = self._sums[0]
 
     def accumulate(self, params: Tensor, last: bool = False) -> None:
-        """Add the clients of a chunk, params [clients, n_params].
+        """Add the clients of a chunk.
 
-        last: none follows in this round, and `params` stays as it is until `finish`. It is then read bucket by bucket,
-            while others are on the way.
+        Args:
+            params: [clients, n_params].
+            last: Whether this is the round's last chunk and `params` stays unchanged until `finish`; it is then read
+                bucket by bucket, while other buckets are on the way.
         """
-        self._settle()
+        self._flush()
         self._added += len(params)
         if last:
             self._last = params
         else:
             self._accumulate(params)
 
-    def so_far(self) -> dict[str, Tensor]:
-        """The sums of what was added, themselves: what is changed in them is changed here.
+    def partial_sums(self) -> dict[str, Tensor]:
+        """Return the sums of the round so far, as live references.
 
-        Those of several ranks, added up name by name, are the sums of one rank that added all of it.
+        Added up over ranks, name by name, they are the sums of a single rank with all clients.
         """
-        self._settle()
+        self._flush()
         if self._stale:
             self._sums.zero_()
             self._stale = False
         return {"sums so far": self._sums, "clients so far": self._added}
 
-    def state(self) -> dict[str, Tensor]:
-        """What this rank still owes to the mean in 16-bit formats, itself; empty where it owes nothing.
+    def error_feedback(self) -> dict[str, Tensor]:
+        """Return the error-feedback residual of 16-bit compression (a live reference), or {}.
 
-        As in `so_far`, what several ranks owe may be added up and owed by one.
+        As in `partial_sums`, one rank may take over the sum of several ranks' residuals.
         """
-        owed = self._debt if self._owed is None else self._owed
-        return {} if owed is None else {OWED: owed}
+        residual = self._residual if self._error_feedback is None else self._error_feedback
+        return {} if residual is None else {FEEDBACK: residual}
 
-    def load_residual(self, owed: Tensor) -> None:
-        """Take over a debt [n_params] of `state`'s, also where this rank rounds nothing: it then pays at once."""
-        if self._owed is None:
-            self._debt = owed.to(self._sums.device, copy=True)
+    def load_residual(self, residual: Tensor) -> None:
+        """Load a residual [n_params] of `error_feedback`; without compression it is added in the next round."""
+        if self._error_feedback is None:
+            self._residual = residual.to(self._sums.device, copy=True)
         else:
-            self._owed.copy_(owed)
+            self._error_feedback.copy_(residual)
 
     def start(self, row: Tensor) -> None:
-        """All is added. Begin to add up the ranks' sums, and return before that is done.
+        """Begin to add up the ranks' sums, and return before the end.
 
-        row: [n_params], what the clients started from, alike on every rank and left alone until `finish`, which may put
-            the mean there: a pass over memory less
+        Args:
+            row: [n_params], start of all clients in this round, alike on every rank. Leave it alone until `finish`,
+                which may write the mean there to save a pass over memory.
         """
-        if self._debt is not None:
-            self.so_far()["sums so far"][0] += self._debt
-            self._debt = None
+        if self._residual is not None:
+            self.partial_sums()["sums so far"][0] += self._residual
+            self._residual = None
         added = int(self._added)
         if self._buckets is None:
-            self._mean = self._alone(row, added)
+            self._mean = self._local_mean(row, added)
         else:
-            mean = row if self._arithmetic.rows == 1 and self._arithmetic.sent == row.dtype else self._sums[0]
+            in_place = self._arithmetic.rows == 1 and self._arithmetic.wire_dtype == row.dtype
+            mean = row if in_place else self._sums[0]
             self._buckets.start(
                 lambda wire, columns: self._fill(wire, columns, row, added),
                 lambda wire, columns: self._arithmetic.from_wire(wire, row[columns], mean[columns]),
@@ -105,25 +111,25 @@ class Aggregator:
         self._last = None
 
     def finish(self) -> Tensor:
-        """Return the mean [n_params], alike to the bit on every rank, and start over.
+        """Return the mean [n_params], bit-identical on every rank.
 
-        It is valid until the next `accumulate` or `start`. It is in float64; or rounded to the row's dtype, and then it
-        is the `row` that was given.
+        It is valid until the next `accumulate` or `start`: either in float64, or rounded to the row's dtype and then
+        written to the `row` of `start`.
         """
         if self._buckets is not None:
             self._buckets.wait()
         self._stale = True
         return self._mean
 
-    def _alone(self, row: Tensor, added: int) -> Tensor:
-        """The mean of a single rank."""
+    def _local_mean(self, row: Tensor, added: int) -> Tensor:
+        """Return the mean of a single rank."""
         if added == 1 and self._stale and self._last is not None and self._arithmetic.rows == 1:
-            return row.copy_(self._last[0])  # a third of the time of the way through sums
-        self._settle()
+            return row.copy_(self._last[0])  # a third of the time of the sums
+        self._flush()
         return self._arithmetic.finalize_local(self._sums)
 
-    def _settle(self) -> None:
-        """Leave no chunk unread."""
+    def _flush(self) -> None:
+        """Add the last chunk if it is still unread."""
         if self._last is not None:
             self._accumulate(self._last)
             self._last = None
@@ -140,7 +146,7 @@ class Aggregator:
         """Write this rank's part of a bucket."""
         last = self._last
         if last is not None and self._stale and added == 1:
-            if self._arithmetic.one_to_wire(last[0, columns], row[columns], wire):
+            if self._arithmetic.client_to_wire(last[0, columns], row[columns], wire):
                 return
         for block in self._blocks(columns, last):
             sums = self._sums[:, block]
@@ -152,18 +158,18 @@ class Aggregator:
             self._arithmetic.to_wire(sums, row[block], added, part)
 
     def _scratch(self, block: slice) -> Tensor:
-        """Room for the sums of a block that are needed only now."""
+        """Return scratch memory for the sums of a block."""
         size = block.stop - block.start
         if self._block is None or self._block.shape[1] < size:
             self._block = torch.empty(len(self._sums), size, dtype=self._sums.dtype, device=self._sums.device)
         return self._block[:, :size]
 
     def _blocks(self, columns: slice, params: Tensor | None) -> Iterator[slice]:
-        """The columns in pieces, each of which writes no more on the way than a CPU's cache holds, or IN_MEMORY bytes.
+        """Split the columns so that a block's temporaries fit into a CPU's cache, or into IN_MEMORY bytes on a GPU.
 
-        One row is written where the sums are, and a GPU takes all its columns at once.
+        Sums without temporaries need no split on a GPU.
         """
-        step, rows = columns.stop, self._arithmetic.rows_written(0 if params is None else len(params))
+        step, rows = columns.stop, self._arithmetic.scratch_rows(0 if params is None else len(params))
         if self._sums.device.type == "cpu":
             step = max(4096, torch.get_num_threads() * IN_CACHE // max(rows, 1) // ALIGNED * ALIGNED)
         elif rows > 1:
@@ -183,44 +189,47 @@ def make_averager(
     reduce_order: Literal["any", "fixed"] = "any",
     timeout: timedelta | None = None,
 ) -> Aggregator:
-    """The averager of one rank; every rank has to call it, for it may make process groups.
+    """Make the aggregator of one rank. Every rank must call this, because it may create process groups.
 
-    row: [n_params], whose dtype and device it takes        clients: of all ranks
-    nodes: the node of every rank; one rank needs no torch.distributed, several its default group
-    bucket_mb: MiB of a bucket on the wire
-    wire_format: what goes from rank to rank, within a node in full; "full" is the row's dtype
-    reduce_order: "fixed" gives the same bits on any number of ranks and with any chunks, and goes with "full" alone
-    timeout: of the groups that are made; None: torch's default
+    Args:
+        row: [n_params], whose dtype and device the aggregator takes.
+        clients: Number of clients of all ranks.
+        nodes: Node of every rank; several ranks use torch.distributed's default group.
+        rank: This rank.
+        bucket_mb: MiB of a bucket on the wire.
+        wire_format: Number format between nodes; "full" is the row's dtype, which is also used within a node.
+        reduce_order: "fixed" gives the same bits for any number of ranks and any chunks; requires "full".
+        timeout: Of new groups; None: torch's default.
     """
     assert wire_format == "full" or reduce_order == "any"
     full = torch.float32 if wire_format != "full" else row.dtype
     sums: Sums = FixedSums(clients) if reduce_order == "fixed" else FloatSums(clients, full, row.device)
     if len(nodes) == 1:
         return Aggregator(row, sums, None, None)
-    route, owed = _route(row, nodes, rank, wire_format, timeout)
-    bucket_bytes = bucket_mb * 2**20 * (1 if wire_format == "full" else 2)  # two bytes go for four of the bucket's
-    buckets = Buckets(sums.rows, row.numel(), sums.sent, row.device, bucket_bytes, route)
-    return Aggregator(row, sums, buckets, owed)
+    route, error_feedback = _route(row, nodes, rank, wire_format, timeout)
+    bucket_bytes = bucket_mb * 2**20 * (1 if wire_format == "full" else 2)  # 2 bytes on the wire per 4-byte value
+    buckets = Buckets(sums.rows, row.numel(), sums.wire_dtype, row.device, bucket_bytes, route)
+    return Aggregator(row, sums, buckets, error_feedback)
 
 
 def _route(
     row: Tensor, nodes: Sequence[int], rank: int, wire_format: Format, timeout: timedelta | None
 ) -> tuple[Route, Tensor | None]:
-    """The way of this rank's buckets, and what rounding on it owes."""
-    if not in_two_levels(nodes):
+    """Return the route of this rank's buckets and its error feedback, or None."""
+    if not is_hierarchical(nodes):
         return _across(row, None, wire_format)
-    by_node = nodes_of(nodes)
-    within = [group_of(ranks, timeout) for ranks in by_node]
-    among = group_of([ranks[0] for ranks in by_node], timeout)
+    by_node = ranks_by_node(nodes)
+    within = [new_group(ranks, timeout) for ranks in by_node]
+    among = new_group([ranks[0] for ranks in by_node], timeout)
     number = next(number for number, ranks in enumerate(by_node) if rank in ranks)
     if by_node[number][0] != rank:
-        return ThroughNodes(by_node[number], within[number], None), None
-    across, owed = _across(row, among, wire_format)
-    return ThroughNodes(by_node[number], within[number], across), owed
+        return HierarchicalRoute(by_node[number], within[number], None), None
+    across, error_feedback = _across(row, among, wire_format)
+    return HierarchicalRoute(by_node[number], within[number], across), error_feedback
 
 
 def _across(row: Tensor, group: dist.ProcessGroup | None, wire_format: Format) -> tuple[Route, Tensor | None]:
     if wire_format == "full":
         return AllReduce(group), None
-    route = SixteenBits(row.numel(), wire_format, row.device, group)
+    route = CompressedRoute(row.numel(), wire_format, row.device, group)
     return route, route.error_feedback

@@ -1,4 +1,4 @@
-"""What goes from rank to rank: one flat buffer in buckets, several of them on the way at once."""
+"""Buckets of a flat buffer, several of them in communication at once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,20 @@ from .routes import Route, Steps
 
 Fill = Callable[[Tensor, slice], None]
 ALIGNED = 64
-"""Columns that buckets, and what is summed at a time, begin at multiples of. On a CPU torch sums columns in vectors,
-those left over at a tensor's end in another order; so they are the same columns however the sum is split."""
+"""Buckets and blocks of a sum begin at multiples of this column count. On a CPU torch sums columns in vectors, and a
+tensor's last columns in another order; with this alignment every split sums the same columns in that order.
+"""
 
 
 @dataclass
 class Bucket:
-    """columns: of the parameters        wire: [rows, columns], contiguous"""
+    """One bucket.
+
+    Attributes:
+        number: Index, for traces.
+        columns: Columns of the parameters.
+        wire: [rows, columns], contiguous.
+    """
 
     number: int
     columns: slice
@@ -30,12 +37,18 @@ class Bucket:
 
 
 class Buckets:
-    """Sends bucket i while bucket i + 1 is filled, and empties bucket i - 1 meanwhile.
+    """Communicate bucket i while bucket i + 1 is filled and bucket i - 1 is emptied.
 
-    On a CPU the backend's threads carry the buckets, and `finish` moves them on. On a GPU `start` queues all of it on a
-    stream of its own, and `finish` lets the current stream wait for that one: the host never does.
+    On a CPU the backend's threads communicate, and `wait` advances the buckets. On a GPU `start` queues all work on a
+    stream of its own, and in `wait` the current stream waits for that stream; the host never waits.
 
-    flat: [rows * n_params], where the buckets lie        bucket_bytes: on the wire
+    Args:
+        rows: Numbers per column.
+        n_params: Number of columns.
+        dtype: On the wire.
+        device: Of the buffer.
+        bucket_bytes: Size of a bucket on the wire.
+        route: Sums a bucket over the ranks.
     """
 
     def __init__(
@@ -50,13 +63,15 @@ class Buckets:
             stop = min(start + step, n_params)
             wire = self.flat[rows * start : rows * stop].view(rows, stop - start)
             self._buckets.append(Bucket(number, slice(start, stop), wire))
-        self._on_the_way: deque[tuple[Bucket, Steps, dist.Work]] = deque()
+        self._in_flight: deque[tuple[Bucket, Steps, dist.Work]] = deque()
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def start(self, fill: Fill, empty: Fill) -> None:
-        """Fill each bucket and send it. `empty` is called with each in its turn, the ranks' sum in it.
+        """Fill each bucket and send it, on the buckets' stream.
 
-        Both run on the stream of the buckets.
+        Args:
+            fill: Writes this rank's part into a bucket.
+            empty: Reads the ranks' sum from a bucket.
         """
         if self._stream is None:
             self._send(fill)
@@ -66,41 +81,41 @@ class Buckets:
         with torch.cuda.stream(self._stream):
             self._send(fill)
             self._empty = empty
-            self._move_on()
+            self._advance()
 
     def wait(self) -> None:
-        """Until every bucket has been emptied: on a GPU, the current stream."""
+        """Wait until every bucket has been emptied; on a GPU the current stream waits."""
         if self._stream is None:
-            self._move_on()
+            self._advance()
             return
         torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
 
     def _send(self, fill: Fill) -> None:
-        self._on_the_way.clear()
+        self._in_flight.clear()
         for bucket in self._buckets:
-            with _named(bucket, "filled"):
+            with _span(bucket, "filled"):
                 fill(bucket.wire, bucket.columns)
             self._walk(bucket, self._route(bucket.wire, bucket.columns))
 
-    def _move_on(self) -> None:
-        while self._on_the_way:
-            bucket, steps, work = self._on_the_way.popleft()
-            with _named(bucket, "waited for"):
+    def _advance(self) -> None:
+        while self._in_flight:
+            bucket, steps, work = self._in_flight.popleft()
+            with _span(bucket, "waited for"):
                 work.wait()
             self._walk(bucket, steps)
 
     def _walk(self, bucket: Bucket, steps: Steps) -> None:
-        """To its next collective; empty it after the last."""
+        """Run a bucket's route up to its next collective, and empty the bucket after the last one."""
         work = next(steps, None)
         if work is not None:
-            self._on_the_way.append((bucket, steps, work))
+            self._in_flight.append((bucket, steps, work))
         else:
-            with _named(bucket, "emptied"):
+            with _span(bucket, "emptied"):
                 self._empty(bucket.wire, bucket.columns)
 
 
-def _named(bucket: Bucket, what: str) -> AbstractContextManager[object]:
-    """A stretch of torch.profiler's trace, outside the spans of telemetry, which do not nest."""
+def _span(bucket: Bucket, what: str) -> AbstractContextManager[object]:
+    """Open a span in torch.profiler's trace; telemetry's spans do not nest."""
     if profiler._is_profiler_enabled:
         return profiler.record_function(f"bucket {bucket.number} {what}")
     return nullcontext()

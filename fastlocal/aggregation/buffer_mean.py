@@ -1,4 +1,4 @@
-"""The averaged model's buffers, of those that a forward pass changes."""
+"""Buffers of the averaged model, for buffers that a forward pass changes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..params.client_stack import ClientStore
 from .averager import Aggregator
 
 AT_ONCE = 64
-"""Clients whose rows are laid side by side at a time."""
+"""Clients whose rows are concatenated at a time."""
 
 
-class MeanState:
-    """Means over all clients of the floating and complex buffers; of others, those of client 0.
+class BufferMean:
+    """Means over all clients of floating and complex buffers; client 0's values of others.
 
-    Every rank has to make one and to call it in every round.
+    Every rank must make one and call it in every round.
     """
 
     def __init__(
@@ -29,12 +29,12 @@ class MeanState:
         world: World,
         make_averager: Callable[[Tensor], Aggregator],
     ) -> None:
-        """Begin.
+        """Prepare the averager.
 
         Args:
-            start: What every client begins with, by name.
-            dtype: Of the run.
-            world: The processes of the run.
+            start: {name: start value of every client}.
+            dtype: Dtype of the run.
+            world: Processes of the run.
             make_averager: Makes the averager of a row [numbers].
         """
         self._world = world
@@ -46,38 +46,38 @@ class MeanState:
             self._row = torch.cat([_numbers(start[name].unsqueeze(0))[0] for name in self._means]).to(dtype)
             self._averager = make_averager(self._row)
 
-    def __call__(self, kept: ClientStore, averaging: AbstractContextManager[object]) -> dict[str, Tensor]:
-        """The buffers by name.
+    def __call__(self, store: ClientStore, averaging: AbstractContextManager[object]) -> dict[str, Tensor]:
+        """Return the buffers by name.
 
         Args:
-            kept: Rows of this process's clients.
-            averaging: What collectives are called within.
+            store: Rows of this process's clients.
+            averaging: Context of the collectives.
         """
         found: dict[str, Tensor] = {}
         if self._averager is not None:
-            clients = len(kept.clients)
+            clients = len(store.clients)
             for begin in range(0, clients, AT_ONCE):
                 some = slice(begin, begin + AT_ONCE)
-                rows = torch.cat([_numbers(kept.all[name][some]) for name in self._means], dim=1)
+                rows = torch.cat([_numbers(store.all[name][some]) for name in self._means], dim=1)
                 self._averager.accumulate(rows.to(self._row), last=begin + AT_ONCE >= clients)
             with averaging:
                 self._averager.start(self._row)
                 mean = self._averager.finish().to(self._row.dtype)
             self._row = mean.clone()
-            sizes = [_numbers(kept.all[name][:1]).shape[1] for name in self._means]
+            sizes = [_numbers(store.all[name][:1]).shape[1] for name in self._means]
             for name, numbers in zip(self._means, mean.split(sizes), strict=True):
-                complex_ = kept.all[name].is_complex()
+                complex_ = store.all[name].is_complex()
                 value = torch.view_as_complex(numbers.reshape(-1, 2).contiguous()) if complex_ else numbers
                 found[name] = value.reshape(self._shapes[name])
         if self._firsts:
-            own = {name: kept.all[name][0].tolist() for name in self._firsts} if self._world.is_rank0 else None
+            own = {name: store.all[name][0].tolist() for name in self._firsts} if self._world.is_rank0 else None
             first = self._world.all_gather_object(own, "the buffers of client 0")[0]
             for name in self._firsts:
-                found[name] = torch.tensor(first[name], dtype=kept.all[name].dtype).reshape(self._shapes[name])
+                found[name] = torch.tensor(first[name], dtype=store.all[name].dtype).reshape(self._shapes[name])
         return found
 
 
 def _numbers(rows: Tensor) -> Tensor:
-    """[clients, numbers] of real numbers."""
+    """View rows as real numbers, [clients, numbers]."""
     real = torch.view_as_real(rows.resolve_conj()) if rows.is_complex() else rows
     return real.reshape(len(rows), -1)

@@ -1,4 +1,4 @@
-"""A route that sends 16 bits a number, and makes up in the next round for what that loses."""
+"""Route with 16 bits per number and error feedback."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .routes import Steps, work
+from .routes import Steps, as_work
 
 WireFormat = Literal["bf16", "fp16"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FULL_SCALE = 15
-"""What is sent is scaled to lie below 2^15: fp16 has numbers to 65504, so that rounding does not overflow either."""
+"""Numbers are scaled below 2^15 before rounding; fp16 reaches 65504, so that rounding cannot overflow."""
 IN_CACHE = 2**16
 
 
-class SixteenBits:
-    """Reduce-scatter and all-gather of rounded numbers; the sums are in float32, on the rank that gathers them.
+class CompressedRoute:
+    """Reduce-scatter and all-gather of rounded numbers, with sums in float32 on the owner of each piece.
 
-    Every rank rounds what it sends to each other rank, its piece, and the sum of the pieces that it was sent. A piece
-    goes with the power of two that it was scaled by. What both roundings lost is kept and added in the next round
-    (error feedback: Seide et al. 2014; Karimireddy et al. 2019), the owner's to its own piece. So one row per rank has
-    all of it, and the sum of all ranks' rows is what the mean is still owed.
+    Every rank rounds the pieces that it sends to other ranks, and the sum of its own piece. Each piece is sent with the
+    power of two of its scale. Both rounding errors are added in the next round (error feedback: Seide et al. 2014;
+    Karimireddy et al. 2019), the error of a sum by its owner. So the residual is the sum of one row per rank.
 
-    owed: [n_params] float32, this rank's
+    Attributes:
+        error_feedback: [n_params] float32, this rank's residual.
     """
 
     def __init__(
@@ -35,38 +35,38 @@ class SixteenBits:
         self.error_feedback = torch.zeros(n_params, dtype=torch.float32, device=device)
         self._dtype, self._group = DTYPES[wire_format], group
         self._ranks, self._number = dist.get_world_size(group), dist.get_rank(group)
-        self._rooms: dict[int, tuple[Tensor, Tensor]] = {}
+        self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, wire: Tensor, columns: slice) -> Steps:
-        values, owed = wire[0], self.error_feedback[columns]
-        sent, received = self._room(columns, values)
+        values, residual = wire[0], self.error_feedback[columns]
+        sent, received = self._message_buffers(columns, values)
         pieces = list(_pieces(len(values), self._ranks))
         mine = pieces[self._number]
-        values += owed
+        values += residual
         for to, piece in enumerate(pieces):
-            _encode(values[piece], sent[to], owed[piece])
-        yield work(dist.all_to_all_single(received, sent, group=self._group, async_op=True))
+            _encode(values[piece], sent[to], residual[piece])
+        yield as_work(dist.all_to_all_single(received, sent, group=self._group, async_op=True))
         total = values[mine].zero_()
         for from_rank in received:
             _decode(from_rank, total, add=True)
-        lost = torch.empty_like(total)
-        _encode(total, sent[0], lost)
-        owed[mine] += lost
-        yield work(dist.all_gather_into_tensor(received.view(-1), sent[0], group=self._group, async_op=True))
+        error = torch.empty_like(total)
+        _encode(total, sent[0], error)
+        residual[mine] += error
+        yield as_work(dist.all_gather_into_tensor(received.view(-1), sent[0], group=self._group, async_op=True))
         for piece, from_rank in zip(pieces, received, strict=True):
             _decode(from_rank, values[piece], add=False)
 
-    def _room(self, columns: slice, values: Tensor) -> tuple[Tensor, Tensor]:
-        """What is sent and what is received: [ranks, numbers of a piece and one for its scale]."""
-        if columns.start not in self._rooms:
+    def _message_buffers(self, columns: slice, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the send and receive buffers, [ranks, numbers of a piece and its scale]."""
+        if columns.start not in self._buffers:
             shape = self._ranks, -(-len(values) // self._ranks) + 1
             sent = torch.zeros(shape, dtype=self._dtype, device=values.device)
-            self._rooms[columns.start] = sent, torch.zeros_like(sent)
-        return self._rooms[columns.start]
+            self._buffers[columns.start] = sent, torch.zeros_like(sent)
+        return self._buffers[columns.start]
 
 
 def _pieces(length: int, ranks: int) -> Iterator[slice]:
-    """Of equal length, apart from the last ones."""
+    """Split into pieces of equal length, except for the last ones."""
     step = -(-length // ranks)
     for rank in range(ranks):
         yield slice(min(rank * step, length), min((rank + 1) * step, length))
@@ -78,8 +78,8 @@ def _blocks(length: int, device: torch.device) -> Iterator[slice]:
         yield slice(start, min(start + step, length))
 
 
-def _encode(values: Tensor, sent: Tensor, lost: Tensor) -> None:
-    """Write `values` into `sent`, its scale at the end, and into `lost` what `_decode` will not give back."""
+def _encode(values: Tensor, sent: Tensor, error: Tensor) -> None:
+    """Write the rounded `values` and then their scale into `sent`, and the rounding error into `error`."""
     if not len(values):
         return
     exponent = torch.frexp(torch.linalg.vector_norm(values, torch.inf)).exponent.clamp(min=-100)
@@ -87,11 +87,11 @@ def _encode(values: Tensor, sent: Tensor, lost: Tensor) -> None:
     up, down = _power_of_two(FULL_SCALE - exponent), _power_of_two(exponent - FULL_SCALE)
     for block in _blocks(len(values), values.device):
         torch.mul(values[block], up, out=sent[block])
-        torch.sub(values[block], sent[block].float().mul_(down), out=lost[block])
+        torch.sub(values[block], sent[block].float().mul_(down), out=error[block])
 
 
 def _decode(received: Tensor, values: Tensor, add: bool) -> None:
-    """Read as many numbers as `values` has into it, or add them to it."""
+    """Decode a piece into `values`, or add it to them."""
     down = _power_of_two(received.view(torch.int16)[-1].int() - FULL_SCALE)
     for block in _blocks(len(values), values.device):
         if add:
@@ -101,5 +101,5 @@ def _decode(received: Tensor, values: Tensor, add: bool) -> None:
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:
-    """2^exponent in float32 to the bit, for exponents in [-126, 127], without the host having to know it."""
+    """Return 2^exponent in float32, exact for exponents in [-126, 127], without a host synchronisation."""
     return ((exponent.int() + 127) << 23).view(torch.float32)

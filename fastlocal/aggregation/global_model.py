@@ -1,4 +1,4 @@
-"""The averaged model: one flat row and the plain module that it loads into."""
+"""The global model: one flat row of parameters and the plain module that it loads into."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ from ..params.precision import Numerics
 
 
 class GlobalModel:
-    """What clients start from and are averaged into.
+    """Start of the clients in a round, and their average after it.
 
-    module: the plain module, on the device and in the run's dtype; its buffers belong to the averaged model
-    row: [n_params]        shared: names of the parameters that are not trained and that a forward pass changes
-    loaded: whether the module holds the row, its BatchNorm re-estimated
+    Attributes:
+        module: The plain module, on the device and in the run's dtype; its buffers belong to the global model.
+        flat_params: [n_params].
+        shared: Names of untrained parameters that a forward pass changes.
+        loaded: Whether the module holds `flat_params`, with re-estimated BatchNorm.
     """
 
     def __init__(
         self, module: nn.Module, layout: ParamLayout, numerics: Numerics, modes: Modes, changing: Iterable[str] = ()
     ) -> None:
-        """Begin.
+        """Take over a module.
 
         Args:
-            module: Becomes this object's.
-            layout: Of its trained parameters.
-            numerics: Of the run.
-            modes: Of its parts in training.
-            changing: Names of what a forward pass changes beside them.
+            module: The model; it belongs to this object from now on.
+            layout: Layout of its trained parameters.
+            numerics: Number formats of the run.
+            modes: Training modes of its parts.
+            changing: Names of other tensors that a forward pass changes.
         """
         self.module = module
         self.layout = layout
@@ -49,25 +51,25 @@ class GlobalModel:
         self._steps_since_estimate = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What `restore` takes beside the tensors."""
+        """Return the state of `restore` beside the tensors."""
         return {"loaded": self.loaded, "steps_since_estimate": self._steps_since_estimate}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The row and the module's buffers."""
+        """Return the flat parameters and the module's buffers."""
         return {"row": self.flat_params} | {f"buffer {name}": value for name, value in self._buffers().items()}
 
     @torch.no_grad()
-    def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` and `tensors` gave."""
+    def restore(self, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Restore the state of `state_dict` and `tensors`."""
         for name, value in self.tensors().items():
             value.copy_(tensors[name])
-        self.loaded, self._steps_since_estimate = numbers["loaded"], numbers["steps_since_estimate"]
+        self.loaded, self._steps_since_estimate = metadata["loaded"], metadata["steps_since_estimate"]
         if self.loaded:
             self._load_parameters()
 
     @torch.no_grad()
     def replace(self, mean: Tensor, buffers: Mapping[str, Tensor]) -> None:
-        """Take over the clients' mean [n_params], and buffers by name."""
+        """Set the parameters to the clients' mean [n_params], and buffers by name."""
         self.flat_params.copy_(mean)
         own = tensors_of(self.module)
         for name, value in buffers.items():
@@ -75,32 +77,32 @@ class GlobalModel:
         self.loaded = False
 
     def is_finite(self) -> bool:
-        """Whether the module, as last loaded, holds no NaN and no infinity."""
+        """Whether the module, as last loaded, has no NaN and no infinity."""
         values = self.module.state_dict().values()
         return all(bool(value.isfinite().all()) for value in values if isinstance(value, Tensor))
 
     def count_steps(self, local_steps: int) -> None:
-        """Client 0 has taken this many local steps, which num_batches_tracked is going to count."""
+        """Count local steps of client 0 for the next update of num_batches_tracked."""
         self._steps_since_estimate += local_steps
 
     @torch.no_grad()
     def load(self, batches: Iterable[Tensor]) -> None:
-        """Give the module the row's parameters, and re-estimate its BatchNorms from `batches` of inputs."""
+        """Load the flat parameters into the module, and re-estimate its BatchNorms from `batches` of inputs."""
         self._load_parameters()
         if self.has_batchnorm:
             set_modes(self.module, self.modes)
-            with self.left_alone(), self.numerics.autocast():
+            with self.preserve_tensors(), self.numerics.autocast():
                 re_estimate(self.module, batches, self._steps_since_estimate)
                 estimated = {name: value.clone() for name, value in batchnorm_buffers(self.module).items()}
-            # not while the batches come, when a signal may: a saved state must hold whole estimates
+            # copied at the end: a signal between batches must not leave half an estimate in a saved state
             for name, value in batchnorm_buffers(self.module).items():
                 value.copy_(estimated[name])
             self._steps_since_estimate = 0
         self.loaded = True
 
     @contextlib.contextmanager
-    def left_alone(self) -> Iterator[None]:
-        """Undo at the end what forward passes do to the module's tensors; those of the row come from there."""
+    def preserve_tensors(self) -> Iterator[None]:
+        """Undo changes of the module's tensors by forward passes at the end of the block."""
         places = [place for place in places_of(self.module) if place.name not in self.layout.names]
         before = [place.value.clone() for place in places]
         try:
@@ -113,7 +115,7 @@ class GlobalModel:
                 self._load_parameters()
 
     def _buffers(self) -> dict[str, Tensor]:
-        """Return the buffers, and the parameters that a forward pass changes without training them."""
+        """Return the buffers, and the untrained parameters that a forward pass changes."""
         own = tensors_of(self.module)
         return {**dict(self.module.named_buffers()), **{name: own[name] for name in self._changing}}
 

@@ -1,4 +1,4 @@
-"""Sums over clients: how they are added, what of them is sent to other ranks, and the mean that they make."""
+"""Sums over clients: accumulation, their format on the wire, the mean."""
 
 from __future__ import annotations
 
@@ -10,67 +10,67 @@ from torch import Tensor
 from fastlocal import kernels
 
 LARGEST_FIXED = 2.0**24
-"""Parameters beyond it, in absolute value, have no place in FixedSums."""
+"""Maximum absolute value of a parameter in FixedSums."""
 
 
 class Sums(Protocol):
-    """Arithmetic on some columns of the parameters; it holds no sums itself.
+    """Arithmetic on columns of the parameters, without state.
 
-    rows: numbers per column that are added        sent: their dtype on the wire
+    Attributes:
+        rows: Sums per column.
+        wire_dtype: Their dtype on the wire.
     """
 
     rows: int
-    sent: torch.dtype
+    wire_dtype: torch.dtype
 
     def accumulate(self, params: Tensor, sums: Tensor) -> None:
         """Add clients, params [clients, columns], to sums [rows, columns] float64."""
 
-    def rows_written(self, clients: int) -> int:
-        """Numbers per column that `accumulate` writes on the way, for so many clients."""
+    def scratch_rows(self, clients: int) -> int:
+        """Return the numbers per column that `accumulate` writes for a chunk of `clients`."""
 
     def to_wire(self, sums: Tensor, row: Tensor, added: int, wire: Tensor) -> None:
-        """Write what the ranks add up into wire [rows, columns].
+        """Encode the sums of `added` clients, started from row [columns], into wire [rows, columns]."""
 
-        row: [columns], what all clients started from        added: clients in the sums
-        """
-
-    def one_to_wire(self, params: Tensor, row: Tensor, wire: Tensor) -> bool:
-        """The same of a single client [columns], from itself; False where there is no shorter way than by its sums."""
+    def client_to_wire(self, params: Tensor, row: Tensor, wire: Tensor) -> bool:
+        """Encode a single client [columns] without sums; return False if there is no such shortcut."""
 
     def from_wire(self, wire: Tensor, row: Tensor, mean: Tensor) -> None:
-        """Write into mean [columns] what the ranks' sum makes; it may be row itself."""
+        """Decode the ranks' sum into mean [columns], which may be `row`."""
 
     def finalize_local(self, sums: Tensor) -> Tensor:
-        """The mean [columns] of one rank's sums, which may be in their memory."""
+        """Return the mean [columns] of a single rank's sums; it may reuse their memory."""
 
 
 class FloatSums:
-    """Sums of parameters in float64. The wire has them as the difference from as many times the row.
+    """Sums of parameters in float64. The wire holds their difference from the clients' start.
 
-    Each rank takes off the row as often as it has clients, so that the mean is the row and 1 / clients of what the
-    ranks add up. What is rounded to float32 is then no more than a round's change, and the mean is the exact one,
-    rounded to the row's dtype. In float64 runs the wire has float64.
+        wire = sums - clients_of_rank * row        mean = row + sum(wire) / clients
+
+    So the float32 rounding of the wire is relative to the change of a round, and the mean is rounded once to the row's
+    dtype. In float64 runs the wire is float64.
     """
 
     rows = 1
 
-    def __init__(self, clients: int, sent: torch.dtype, device: torch.device) -> None:
-        self.sent = sent
+    def __init__(self, clients: int, wire_dtype: torch.dtype, device: torch.device) -> None:
+        self.wire_dtype = wire_dtype
         self._clients = clients
         self._add = kernels.get("client_mean", device=device)
 
     def accumulate(self, params: Tensor, sums: Tensor) -> None:
         self._add(params, sums[0], 1.0)
 
-    def rows_written(self, clients: int) -> int:
+    def scratch_rows(self, clients: int) -> int:
         return 1
 
     def to_wire(self, sums: Tensor, row: Tensor, added: int, wire: Tensor) -> None:
         torch.sub(sums[0], row, alpha=added, out=wire[0])
 
-    def one_to_wire(self, params: Tensor, row: Tensor, wire: Tensor) -> bool:
-        # a seventh of the time on a CPU
-        if params.dtype != self.sent:
+    def client_to_wire(self, params: Tensor, row: Tensor, wire: Tensor) -> bool:
+        # a seventh of the time of the sums on a CPU
+        if params.dtype != self.wire_dtype:
             return False
         torch.sub(params, row, out=wire[0])
         return True
@@ -83,27 +83,29 @@ class FloatSums:
 
 
 class FixedSums:
-    """Sums that are the same to the bit in every order: of two parts of each parameter on a grid, which add up exactly.
+    """Order-independent sums, the same to the bit: each parameter is split into two parts on grids that add exactly.
 
-    With C the least power of two that is at least `clients`, a parameter p is taken as high + low,
+    With C the least power of two that is at least `clients`, a parameter p becomes high + low:
 
         high: p rounded to a multiple of q = 2^-27 C        low: p - high rounded to a multiple of r = 2^-79 C^2
 
-    so that all sums of `clients` of either have at most 52 bits, which float64 adds without rounding, on one rank or on
-    several, chunk by chunk or at once (Demmel and Nguyen 2013 pre-round likewise). A parameter is off by at most r/2:
-    8.7e-19 for 1,000 clients, 9e-13 for a million. One beyond LARGEST_FIXED, or that is not finite, makes the mean NaN.
+    so that any sum of `clients` parts has at most 52 bits, which float64 adds without rounding, for any number of ranks
+    and any chunks (Demmel and Nguyen 2013 pre-round likewise). The error of a parameter is at most r/2: 8.7e-19 for
+    1,000 clients, 9e-13 for a million. A parameter beyond LARGEST_FIXED, or not finite, makes the mean NaN.
 
-    It costs two float64 numbers per column, 16 bytes on the wire.
+
+    Costs two float64 numbers per column, 16 bytes on the wire.
     """
 
     rows = 2
-    sent = torch.float64
+    wire_dtype = torch.float64
 
     def __init__(self, clients: int) -> None:
         self._clients = clients
         at_least = 2.0 ** (clients - 1).bit_length()
         high_grid = LARGEST_FIXED * 2.0**-51 * at_least
-        # the sum with it has the grid as its last bit
+        # adding and subtracting it rounds to the grid: the sum's last bit is the grid
+
         self._high = 1.5 * 2.0**52 * high_grid
         self._low = 1.5 * high_grid * at_least
 
@@ -115,13 +117,13 @@ class FixedSums:
         sums[0] += high.sum(dim=0)
         sums[1] += low.sum(dim=0)
 
-    def rows_written(self, clients: int) -> int:
+    def scratch_rows(self, clients: int) -> int:
         return clients
 
     def to_wire(self, sums: Tensor, row: Tensor, added: int, wire: Tensor) -> None:
         wire.copy_(sums)
 
-    def one_to_wire(self, params: Tensor, row: Tensor, wire: Tensor) -> bool:
+    def client_to_wire(self, params: Tensor, row: Tensor, wire: Tensor) -> bool:
         return False
 
     def from_wire(self, wire: Tensor, row: Tensor, mean: Tensor) -> None:

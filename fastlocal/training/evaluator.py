@@ -84,7 +84,7 @@ class Reports:
         """Evaluate the averaged model, save it and log the line."""
         self.load_averaged(at.steps_done)
         self.seed_module(at.steps_done, self.streams.spec.clients + 1)
-        with self.averaged.left_alone():
+        with self.averaged.preserve_tensors():
             result = self.evaluate(functools.partial(self._drawing, at.steps_done + 1))
         if not (math.isfinite(result.loss) and self.averaged.is_finite()):
             self.stop_or_warn(planned, "averaged model", f"the test loss is {result.loss}")

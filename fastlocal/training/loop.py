@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..aggregation.averager import Aggregator
-from ..aggregation.buffer_mean import MeanState
+from ..aggregation.buffer_mean import BufferMean
 from ..aggregation.global_model import GlobalModel
 from ..checkpoint.resharding import row_name
 from ..checkpoint.saver import Saver
@@ -62,7 +62,7 @@ class Loop:
     logger: Logger
     steps: StepLog | None
     log_steps: bool
-    mean_state: MeanState | None
+    mean_state: BufferMean | None
     saver: Saver
     config: dict[str, Any]
     grace: float
@@ -113,7 +113,7 @@ class Loop:
         except KeyboardInterrupt:
             with interrupts.grace_period(self.grace, start_now=True):
                 self.world.ask_to_stop()
-                told = self.world.all_gather_object([self._whole, self.saver.asked()], "the save before the end")
+                told = self.world.all_gather_object([self._whole, self.saver.requested()], "the save before the end")
                 if all(whole for whole, _ in told):
                     last = before_leftover or self.snapshot()
                     self.saver.catch_up(max(save for _, save in told), lambda: last)
@@ -128,9 +128,9 @@ class Loop:
             tensors["cuda random state"] = torch.cuda.get_rng_state(device)
         tensors |= {row_name(name): rows for name, rows in self.kept.all.items()}
         if self.cursor.so_far.done:
-            tensors |= {f"sum {name}": value for name, value in self.averager.so_far().items()}
+            tensors |= {f"sum {name}": value for name, value in self.averager.partial_sums().items()}
             tensors |= {f"losses {index}": losses for index, losses in enumerate(self.cursor.so_far.losses)}
-        tensors |= {f"feedback {name}": value for name, value in self.averager.state().items()}
+        tensors |= {f"feedback {name}": value for name, value in self.averager.error_feedback().items()}
         clients = self.planner.clients
         numbers = {
             "config": self.config,
@@ -151,7 +151,7 @@ class Loop:
         self.averaged.restore(numbers["averaged"], tensors)
         for name, rows in self.kept.all.items():
             rows.copy_(tensors[row_name(name)])
-        for kind, held in (("sum", self.averager.so_far()), ("feedback", self.averager.state())):
+        for kind, held in (("sum", self.averager.partial_sums()), ("feedback", self.averager.error_feedback())):
             for name, value in held.items():
                 if f"{kind} {name}" in tensors:
                     value.copy_(tensors[f"{kind} {name}"])
@@ -192,7 +192,7 @@ class Loop:
         for line in self.source.pop_messages():
             self.logger.message(line)
         what = f"the end of round {planned.number}"
-        met = sync_round(self.world, what, so_far, self.saver.asked(), losses=self.log_steps)
+        met = sync_round(self.world, what, so_far, self.saver.requested(), losses=self.log_steps)
         self._waiting.met(time.perf_counter() - ended)
         if planned.averaged:
             self.saver.catch_up(met.save, self.snapshot)  # before this round's steps are logged and counted

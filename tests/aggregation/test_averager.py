@@ -102,10 +102,10 @@ def goes_on_from_saved_sums(rank: int, size: int) -> None:
     average(before[0], row, params[:3], 3, False)  # sums of an earlier round have to be gone
     for averager, part in zip(before, (slice(0, 1), slice(1, 3)), strict=True):
         averager.accumulate(params[part], last=True)
-    saved = {name: value + before[1].so_far()[name] for name, value in before[0].so_far().items()}
+    saved = {name: value + before[1].partial_sums()[name] for name, value in before[0].partial_sums().items()}
     after = make_averager(row, 6, nodes=[0] * size, rank=rank, bucket_mb=25)
     if rank == 0:
-        for name, value in after.so_far().items():
+        for name, value in after.partial_sums().items():
             value.copy_(saved[name])
     mean = average(after, row, params[3:] if rank == size - 1 else params[:0], 2, True)
     assert (mean.double() - params.double().mean(dim=0)).abs().max() < 1e-6
@@ -155,7 +155,7 @@ def sixteen_bits_track(rank: int, size: int) -> None:
                     mine = row + pull * (targets - row)[given.start : given.stop]
                     row = average(averager, row, mine, 2, True).clone()
                     full = full + pull * (targets.mean(dim=0) - full)
-                    for value in () if feedback else averager.state().values():
+                    for value in () if feedback else averager.error_feedback().values():
                         value.zero_()
                 assert alike(row)
                 far[feedback] = ((row - full).abs() / targets.abs().mean(dim=0)).max().item()
@@ -171,25 +171,25 @@ def owed_goes_on(rank: int, size: int) -> None:
         make_averager(row, size, nodes=[0] * size, rank=rank, bucket_mb=120 / MIB, wire_format="bf16") for _ in range(3)
     ]
     average(averagers[0], row, mine, 1, True)
-    owed = averagers[0].state()["owed to the mean"].clone()
+    owed = averagers[0].error_feedback()["owed to the mean"].clone()
     assert owed.any()
-    averagers[1].state()["owed to the mean"].copy_(owed)
+    averagers[1].error_feedback()["owed to the mean"].copy_(owed)
     again = [average(averager, row, mine, 1, True).clone() for averager in averagers[:2]]
     assert torch.equal(*again)
     together = owed.clone()
     dist.all_reduce(together)
     if rank == 0:
-        averagers[2].state()["owed to the mean"].copy_(together)
+        averagers[2].error_feedback()["owed to the mean"].copy_(together)
     elsewhere = average(averagers[2], row, mine, 1, True)
     assert (elsewhere - again[0]).abs().max() < 2e-5
     exact = params.mean(dim=0) + together / size
     assert (elsewhere - exact).abs().max() < 2e-5
     alone = make_averager(row, size, nodes=[0], rank=0, bucket_mb=25, wire_format="bf16")
     alone.load_residual(together)
-    assert torch.equal(alone.state()["owed to the mean"], together)
+    assert torch.equal(alone.error_feedback()["owed to the mean"], together)
     alone.accumulate(params[:1])
     assert (average(alone, row, params[1:], size, True) - exact).abs().max() < 1e-6
-    assert not alone.state()
+    assert not alone.error_feedback()
     assert (average(alone, row, params, size, True) - params.mean(dim=0)).abs().max() < 1e-6
 
 
@@ -221,7 +221,7 @@ def looking_changes_nothing(rank: int, size: int) -> None:
         straight_on = average(averager, row, params if rank == 0 else params[:0], clients, True).clone()
         if rank == 0:
             averager.accumulate(params, last=True)
-        averager.so_far()
+        averager.partial_sums()
         averager.start(row.clone())
         assert torch.equal(averager.finish(), straight_on)
 
@@ -297,7 +297,7 @@ def test_one_rank_needs_no_process_group(chunks: Sequence[int]) -> None:
         mean = averager.finish()
         assert mean.dtype == torch.float64
         assert (mean - params.double().mean(dim=0)).abs().max() < 1e-15
-    assert not averager.so_far()["sums so far"].any() and not averager.state()
+    assert not averager.partial_sums()["sums so far"].any() and not averager.error_feedback()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -309,7 +309,7 @@ def test_the_mean_of_one_client_is_that_client(dtype: torch.dtype) -> None:
     for looked_at in (False, True, False):
         averager.accumulate(params, last=True)
         if looked_at:
-            averager.so_far()
+            averager.partial_sums()
         averager.start(row.clone())
         assert torch.equal(averager.finish().to(dtype), params[0])
-        assert not averager.so_far()["sums so far"].any()
+        assert not averager.partial_sums()["sums so far"].any()
