@@ -1,1 +1,1 @@
-"""The run directory, model files, and the state from which a run continues."""
+"""Run directory, model files, and the saved states of a run."""

@@ -1,13 +1,13 @@
-"""What a file is that was given for a checkpoint and is none, told by how it begins."""
+"""Identify files that are not checkpoints by their first bytes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from .state_file import FAMILY
+from .state_file import MAGIC_PREFIX
 
 HEADS = {
-    FAMILY: "is the saved state of a run, with which --continue goes on; the model is latest.pt beside it",
+    MAGIC_PREFIX: "is the saved state of a run, with which --continue goes on; the model is latest.pt beside it",
     b"version https://git-lfs": "is a pointer of Git LFS and not the file itself: git lfs pull fetches that",
     b"\x1f\x8b": "is compressed with gzip: unpack it",
     b"BZh": "is compressed with bzip2: unpack it",
@@ -19,29 +19,28 @@ HEADS = {
     b"<!doctype html": "is a web page",
     b"<html": "is a web page",
 }
-"""By the first bytes, of text in lower case."""
+"""Description of a file by its first bytes; text in lower case."""
 MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
-"""What torch.save's own pickles begin with, from before it wrote zip archives."""
-BEGINNING = 64
-"""Bytes that tell."""
+"""First bytes of torch.save's pickles, from before it wrote zip archives."""
+HEAD_BYTES = 64
 NAMES = ("latest.pt", "model.safetensors", "pytorch_model.bin")
-"""The files of a folder that are likely to be meant, likeliest first."""
+"""Likely checkpoint names in a folder, likeliest first."""
 PATTERNS = ("*.pt", "*.pth", "*.safetensors", "*.bin", "*.ckpt")
 
 
-def what_it_is(path: Path) -> str | None:
-    """What to say of a file that is no checkpoint; None where its first bytes tell nothing."""
+def identify(path: Path) -> str | None:
+    """Describe a file that is not a checkpoint; None if its first bytes are not known."""
     with path.open("rb") as file:
-        head = file.read(BEGINNING)
+        head = file.read(HEAD_BYTES)
     if head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5" and len(head) > 14 and MAGIC not in head:
         return "is a pickle that torch.save did not write, and no checkpoint"
     return next(
-        (said for start, said in HEADS.items() if start in (head[: len(start)], head[: len(start)].lower())), None
+        (text for start, text in HEADS.items() if start in (head[: len(start)], head[: len(start)].lower())), None
     )
 
 
-def in_folder(path: Path) -> str | None:
-    """The file in a folder that is likely to be meant, or None."""
+def likely_checkpoint(path: Path) -> str | None:
+    """Return the name of a folder's likeliest checkpoint, or None."""
     found = [entry.name for pattern in PATTERNS for entry in sorted(path.glob(pattern)) if not _is_state(entry)]
     return next((name for name in NAMES if name in found), found[0] if found else None)
 

@@ -1,4 +1,4 @@
-"""One writer for a run directory: a lock that dies with its process."""
+"""Lock of a run directory; it ends with its process."""
 
 from __future__ import annotations
 
@@ -13,36 +13,38 @@ from ..common.errors import UsageError
 
 LOCK_NAME = ".lock"
 
-_held: set[str] = set()
-"""Directories of this process, which the system's lock does not keep apart."""
+_own_locks: set[str] = set()
+"""Directories that this process has locked; the system's lock does not exclude its own process."""
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of `directory`, which exists.
+def hold_lock(directory: Path) -> Iterator[None]:
+    """Hold the lock of an existing directory during the block.
 
-    It is the process's own, so that it is gone the moment the process is, though processes that it started may live on.
-    Raises UsageError that names the process that holds it.
+    The lock belongs to the process alone, and ends with it even if its child processes live on.
+
+    Raises:
+        UsageError: Another run holds the lock; the message names its process.
     """
     key = os.path.realpath(directory)
-    if key in _held:
+    if key in _own_locks:
         raise _refusal(directory, f"process {os.getpid()}, this one")
     file = _acquire(directory)
-    _held.add(key)
+    _own_locks.add(key)
     try:
         os.ftruncate(file, 0)
         os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield
     finally:
-        _held.discard(key)
+        _own_locks.discard(key)
         (directory / LOCK_NAME).unlink(missing_ok=True)
         os.close(file)
 
 
 def refuse_locked(directory: Path) -> None:
-    """Raise UsageError where another run holds the lock of `directory`; changes nothing."""
+    """Raise UsageError if another run holds the lock of `directory`; changes nothing."""
     key = os.path.realpath(directory)
-    if key in _held:
+    if key in _own_locks:
         raise _refusal(directory, f"process {os.getpid()}, this one")
     with contextlib.suppress(FileNotFoundError):
         file = os.open(directory / LOCK_NAME, os.O_RDWR)
@@ -64,7 +66,7 @@ def _acquire(directory: Path) -> int:
         except BaseException:
             os.close(file)
             raise
-        os.close(file)  # its holder removed it as it ended: what we have locked is no longer there
+        os.close(file)  # the previous holder has removed this file, so that its lock is void
 
 
 def _try(directory: Path, file: int) -> None:

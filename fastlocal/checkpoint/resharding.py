@@ -1,9 +1,9 @@
-"""The state of several ranks: resume.pt holds what they hold alike and names a part file per rank with the rest.
+"""States of several ranks: resume.pt holds the common part and lists one part file per rank.
 
-A state can be read by any number of ranks. As many as have written it find everything of their own as it was. Other
-numbers share the clients anew: momenta and buffers, and which clients the round at hand has had, go to the rank that
-has the client now; sums over clients are added up and given to the first rank. So the round ends with the same mean
-and the same statistics to the rounding of these sums, and to the bit where they are integers (--reduce-order fixed).
+Any number of ranks can read a state. The same number of ranks restores each rank's own part. Another number splits the
+clients anew: momenta, buffers and the progress of the current round go to the client's new rank, and sums over clients
+are added up on rank 0. So the round ends with the same mean and statistics, up to the rounding of these sums; integer
+sums (--reduce-order fixed) are exact.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from ..params.client_stack import MOMENTUM
 from ..schedule.cursor import TrainStats
 from .state_file import DamagedState, State, read_state_file
 
-OF_CLIENTS = "of clients "
-"""Before the names of buffers that stay with each client; momenta have none."""
-OF_RANDOM = ("torch random state", "cuda random state")
-SUMS = ("sum ", "feedback ")
-LOSSES = "losses "
+CLIENT_PREFIX = "of clients "
+"""Prefix of the buffers that stay with each client; momenta have none."""
+RNG_NAMES = ("torch random state", "cuda random state")
+SUM_PREFIXES = ("sum ", "feedback ")
+LOSS_PREFIX = "losses "
 
 
 def split(state: State) -> tuple[State, State]:
-    """What all ranks hold alike, and what this one alone holds."""
+    """Split a state into the part common to all ranks and the part of this rank."""
     alone = {name: value for name, value in state.tensors.items() if _is_own(name)}
     alike = {name: value for name, value in state.tensors.items() if name not in alone}
     position = dict(state.metadata["position"])
@@ -38,42 +38,46 @@ def split(state: State) -> tuple[State, State]:
 
 
 def row_name(name: str) -> str:
-    """What rows of a ClientStore are called in a saved state."""
-    return name if name == MOMENTUM else OF_CLIENTS + name
+    """Return the name of a ClientStore's rows in a saved state."""
+    return name if name == MOMENTUM else CLIENT_PREFIX + name
 
 
 def _is_rows(name: str) -> bool:
-    return name == MOMENTUM or name.startswith(OF_CLIENTS)
+    return name == MOMENTUM or name.startswith(CLIENT_PREFIX)
 
 
 def _is_own(name: str) -> bool:
-    return _is_rows(name) or name in OF_RANDOM or name.startswith((*SUMS, LOSSES))
+    return _is_rows(name) or name in RNG_NAMES or name.startswith((*SUM_PREFIXES, LOSS_PREFIX))
 
 
-def entry(own: State, name: str, digest: str) -> dict[str, Any]:
-    """What the shared state says of a part.
+def part_entry(own: State, name: str, digest: str) -> dict[str, Any]:
+    """Return the entry of a part in the common state.
 
-    name, digest: of its file
+    Args:
+        own: The part.
+        name: Name of its file.
+        digest: Checksum of its file.
     """
     about = {key: own.metadata[key] for key in ("clients", "trained")}
     return {"name": name, "digest": digest, **about, "done": own.metadata["so_far"]["done"]}
 
 
 def read_saved(path: Path, rank: int, size: int) -> State:
-    """The state in `path` and its parts, for one rank of `size`.
+    """Read the state in `path` and its parts, for one rank of `size`.
 
-    Raises DamagedState that names the file that is missing or not as it was written.
+    Raises:
+        DamagedState: A file is missing or damaged; the message names it.
     """
     state = _read(path, None)
     if "parts" in state.metadata:
         entries = state.metadata["parts"]
-        wanted = _needed([range(*one["clients"]) for one in entries], rank, size)
-        parts = {at: _read(path.parent / entries[at]["name"], entries[at]["digest"]) for at in wanted}
+        indices = _needed_parts([range(*part["clients"]) for part in entries], rank, size)
+        parts = {at: _read(path.parent / entries[at]["name"], entries[at]["digest"]) for at in indices}
         return assemble(state, parts, rank, size)
     if size == 1:
         return state
     shared, own = split(state)
-    shared.metadata["parts"] = [entry(own, path.name, "")]
+    shared.metadata["parts"] = [part_entry(own, path.name, "")]
     return assemble(shared, {0: own}, rank, size)
 
 
@@ -86,16 +90,16 @@ def _read(path: Path, digest: str | None) -> State:
         raise DamagedState(f"{path} {error}") from None
 
 
-def _needed(held: Sequence[range], rank: int, size: int) -> list[int]:
-    """The parts that one rank of `size` reads, given the clients of each."""
-    if _as_before(held, size):
+def _needed_parts(part_clients: Sequence[range], rank: int, size: int) -> list[int]:
+    """Return the indices of the parts that one rank of `size` reads."""
+    if _same_split(part_clients, size):
         return [rank]
-    mine = split_contiguous(held[-1].stop, rank, size)
-    return [at for at, clients in enumerate(held) if rank == 0 or _common(clients, mine)] or [0]
+    mine = split_contiguous(part_clients[-1].stop, rank, size)
+    return [at for at, clients in enumerate(part_clients) if rank == 0 or _common(clients, mine)] or [0]
 
 
-def _as_before(held: Sequence[range], size: int) -> bool:
-    return list(held) == [split_contiguous(held[-1].stop, rank, size) for rank in range(size)]
+def _same_split(part_clients: Sequence[range], size: int) -> bool:
+    return list(part_clients) == [split_contiguous(part_clients[-1].stop, rank, size) for rank in range(size)]
 
 
 def _common(some: range, others: range) -> range:
@@ -103,37 +107,43 @@ def _common(some: range, others: range) -> range:
 
 
 def assemble(shared: State, parts: Mapping[int, State], rank: int, size: int) -> State:
-    """The state of one rank of `size`, rows and losses of its clients alone.
+    """Assemble the state of one rank of `size`, with the rows and losses of its clients alone.
 
-    shared: with its "parts"        parts: those that this rank needs, by their place among them
-    The numbers get "begun": whether any client, of whichever rank, has had the round at hand.
+    Args:
+        shared: The common state, with its "parts".
+        parts: The needed parts, by index.
+        rank: The rank.
+        size: Number of ranks.
+
+    Returns:
+        The state; its metadata has "begun": whether a client of any rank has trained in the current round.
     """
     entries = shared.metadata["parts"]
-    held = [range(*one["clients"]) for one in entries]
-    mine = split_contiguous(held[-1].stop, rank, size)
-    numbers = {name: value for name, value in shared.metadata.items() if name != "parts"}
-    numbers |= {"clients": [mine.start, mine.stop], "ranks": size, "begun": any(one["done"] for one in entries)}
-    if _as_before(held, size):
+    part_clients = [range(*part["clients"]) for part in entries]
+    mine = split_contiguous(part_clients[-1].stop, rank, size)
+    metadata = {name: value for name, value in shared.metadata.items() if name != "parts"}
+    metadata |= {"clients": [mine.start, mine.stop], "ranks": size, "begun": any(part["done"] for part in entries)}
+    if _same_split(part_clients, size):
         so_far, own = parts[rank].metadata["so_far"], parts[rank].tensors
     else:
-        so_far, own = _dealt_anew(parts, mine, rank)
+        so_far, own = _reshard(parts, mine, rank)
     position = shared.metadata["position"] | {"so_far": so_far}
-    return State(numbers | {"position": position}, shared.tensors | own)
+    return State(metadata | {"position": position}, shared.tensors | own)
 
 
-def _dealt_anew(parts: Mapping[int, State], mine: range, rank: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _reshard(parts: Mapping[int, State], mine: range, rank: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
     states = [parts[at] for at in sorted(parts)]
-    tensors = {name: states[0].tensors[name] for name in OF_RANDOM if name in states[0].tensors}
+    tensors = {name: states[0].tensors[name] for name in RNG_NAMES if name in states[0].tensors}
     for name in filter(_is_rows, states[0].tensors):
-        tensors[name] = _rows([_of_clients(state, name, mine) for state in states])
+        tensors[name] = _concatenate([_client_rows(state, name, mine) for state in states])
     done: list[list[int]] = []
     for state in states:
         for at, (start, stop) in enumerate(state.metadata["so_far"]["done"]):
             both = _common(range(start, stop), mine)
             if both:
-                losses = state.tensors.get(f"{LOSSES}{at}")
+                losses = state.tensors.get(f"{LOSS_PREFIX}{at}")
                 if losses is not None:
-                    tensors[f"{LOSSES}{len(done)}"] = losses[:, both.start - start : both.stop - start]
+                    tensors[f"{LOSS_PREFIX}{len(done)}"] = losses[:, both.start - start : both.stop - start]
                 done.append([both.start, both.stop])
     stats, bad = TrainStats(), []
     if rank == 0:
@@ -141,28 +151,28 @@ def _dealt_anew(parts: Mapping[int, State], mine: range, rank: int) -> tuple[dic
             stats.add(TrainStats(**state.metadata["so_far"]["stats"]))
             bad += state.metadata["so_far"]["bad"]
         tensors |= _sums(state.tensors for state in states)
-        begun = [state for state in states if state.metadata["so_far"]["done"]]
-        if begun and not done:  # the sums are kept, though they are of other ranks' clients
+        partial = [state for state in states if state.metadata["so_far"]["done"]]
+        if partial and not done:  # keep the sums, although they are of other ranks' clients
             done.append([mine.start, mine.start])
-            tensors |= {name: losses[:, :0] for name, losses in begun[0].tensors.items() if name == f"{LOSSES}0"}
+            tensors |= {name: losses[:, :0] for name, losses in partial[0].tensors.items() if name == f"{LOSS_PREFIX}0"}
     return {"done": done, "stats": vars(stats), "bad": bad}, tensors
 
 
-def _of_clients(state: State, name: str, mine: range) -> Tensor:
-    """The rows of this part's clients that are `local_clients`: a view, so that no more of the file is read."""
+def _client_rows(state: State, name: str, mine: range) -> Tensor:
+    """Return a part's rows of the clients in `mine`, as a view, so that only these are read from the file."""
     start, stop = state.metadata["clients"]
     both = _common(range(start, stop), mine)
     return state.tensors[name][both.start - start : max(both.stop, both.start) - start]
 
 
-def _rows(pieces: Sequence[Tensor]) -> Tensor:
+def _concatenate(pieces: Sequence[Tensor]) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
 
 
-def _sums(several: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def _sums(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
-    for tensors in several:
+    for tensors in parts:
         for name, value in tensors.items():
-            if name.startswith(SUMS):
+            if name.startswith(SUM_PREFIXES):
                 total[name] = total[name] + value if name in total else value
     return total

@@ -1,4 +1,4 @@
-"""Going on with a run: which saved state is taken, and which flags may differ from those it was trained with."""
+"""Continuing a run: choice of the saved state, and the flags that may differ from the stored ones."""
 
 from __future__ import annotations
 
@@ -20,25 +20,27 @@ from .file_names import RESUME_NAME, saved_paths
 from .resharding import read_saved
 from .state_file import DamagedState, State, stored_digest
 
-FREE = {
+CHANGEABLE = {
     *("epochs", "rounds", "data_pth", "train_pth", "val_pth", "nw", "source", "prefetch"),
     *(name for name, area in AREA_OF.items() if area in ("machine", "log")),
 } - {"precision", "seed", "wire_format", "reduce_order"}
-"""Fields that say where a run ends, where things are and how it is computed, not what was computed so far."""
+"""Fields that do not affect the training so far: the end of the run, paths, and how it is computed."""
 PATHS = ("resume_pth",)
 
 
 def find_state(directory: Path, message: Callable[[str], None], world: World) -> State | None:
-    """This rank's state of the newest that is whole on every rank, None where none was saved.
+    """Return this rank's part of the newest state that is intact on every rank, or None if there is no state.
 
-    A damaged one is named in `message`, and the one before takes its place, on all ranks alike. Raises UsageError where
-    none is whole.
+    If a newer state is damaged, `message` is called with a log line that names it, and all ranks take the one before.
+
+    Raises:
+        UsageError: No state is intact.
     """
     damaged: list[str] = []
-    there = [path.name for path in saved_paths(directory)]
-    for name in world.all_gather_object(there, "what was saved")[0]:
-        state, found = _read(directory / name, world)
-        problems = _problems(world.all_gather_object(found, f"reading {name}"), directory / name)
+    names = [path.name for path in saved_paths(directory)]
+    for name in world.all_gather_object(names, "what was saved")[0]:
+        state, result = _read(directory / name, world)
+        problems = _problems(world.all_gather_object(result, f"reading {name}"), directory / name)
         if problems:
             damaged += problems[:1]
             continue
@@ -53,7 +55,7 @@ def find_state(directory: Path, message: Callable[[str], None], world: World) ->
 
 
 def _read(path: Path, world: World) -> tuple[State | None, list[str]]:
-    """The state, and what this rank has to say of it: nothing but its checksum, or what is wrong as well."""
+    """Return the state, and the list of its checksum and this rank's problem, if any."""
     try:
         return read_saved(path, world.rank, world.size), [stored_digest(path)]
     except DamagedState as error:
@@ -61,7 +63,7 @@ def _read(path: Path, world: World) -> tuple[State | None, list[str]]:
 
 
 def _problems(found: list[list[str]], path: Path) -> list[str]:
-    """What is wrong on some rank with the state in `path`."""
+    """Return the problems of all ranks with the state in `path`."""
     problems = [problem for _, *rest in found for problem in rest]
     others = [rank for rank, (digest, *_) in enumerate(found) if digest != found[0][0]]
     if not problems and others:
@@ -70,10 +72,15 @@ def _problems(found: list[list[str]], path: Path) -> list[str]:
 
 
 def with_stored_settings(config: RunConfig, directory: Path, *, fill_in: bool) -> RunConfig:
-    """`config`, not resolved yet, for a run that goes on in `directory`; unchanged where nothing was saved there.
+    """Return `config`, not resolved yet, for a run that continues in `directory`; unchanged if there is no state.
 
-    fill_in: settle what `config` leaves open as the run's own config.json has it, so that it is not settled otherwise
-    Raises UsageError for a flag that would have changed what was trained so far.
+    Args:
+        config: The settings.
+        directory: Run directory.
+        fill_in: Take open settings from the run's config.json, so that they are not resolved differently.
+
+    Raises:
+        UsageError: A flag would change the training so far.
     """
     if not saved_paths(directory) or not (directory / "config.json").exists():
         return config
@@ -82,28 +89,32 @@ def with_stored_settings(config: RunConfig, directory: Path, *, fill_in: bool) -
     except ValueError as error:
         raise UsageError(f"--continue: {directory / 'config.json'} is not that of a run ({error})") from error
     if fill_in:
-        config = _filled(config, stored)
+        config = _fill_in(config, stored)
     refuse_changes(config, dataclasses.asdict(stored))
     return config
 
 
-def _filled(config: RunConfig, stored: RunConfig) -> RunConfig:
-    moved = config.machine.device not in (None, stored.machine.device)
-    settled = {
+def _fill_in(config: RunConfig, stored: RunConfig) -> RunConfig:
+    other_device = config.machine.device not in (None, stored.machine.device)
+    values = {
         name: stored.value(name)
         for name, area in AREA_OF.items()
         if config.value(name) in (None, "auto")
         and area != "log"
         and name not in ("rounds", "start_lr", "lr", "client_lr")
-        and not (moved and name in FREE)
+        and not (other_device and name in CHANGEABLE)
     }
-    return config.with_values(**settled)
+    return config.with_values(**values)
 
 
 def check_state(state: State, config: RunConfig, progress: Progress, shapes: dict[str, torch.Size]) -> None:
-    """Raise UsageError where a run of the resolved `config` cannot go on from `state`.
+    """Raise UsageError if a run of the resolved `config` cannot continue from `state`.
 
-    shapes: of the averaged row and of the model's buffers, by the names that they have in a state
+    Args:
+        state: The saved state.
+        config: The settings.
+        progress: The schedule of `config`.
+        shapes: Shapes of the averaged row and of the model's buffers, by their names in a state.
     """
     refuse_changes(config, state.metadata["config"])
     for name in {name for name in state.tensors if name.startswith("buffer ")} | shapes.keys():
@@ -114,44 +125,46 @@ def check_state(state: State, config: RunConfig, progress: Progress, shapes: dic
     position = TrainingCursor.from_state_dict(state.metadata["position"], [])
     fits = position.first_step <= progress.total_steps
     if state.metadata.get("begun") or not position.between_rounds:
-        at_hand = next(progress.rounds(position.first_step, position.rounds_before), None)
-        fits = at_hand is not None and (at_hand.averaged, at_hand.first_step + at_hand.local_steps) == (
+        current = next(progress.rounds(position.first_step, position.rounds_before), None)
+        fits = current is not None and (current.averaged, current.first_step + current.local_steps) == (
             True,
             position.round_end,
         )
     if not fits:
         schedule = config.schedule
-        given = f"--epochs {schedule.epochs}" if schedule.rounds is None else f"--rounds {schedule.rounds}"
+        flag = f"--epochs {schedule.epochs}" if schedule.rounds is None else f"--rounds {schedule.rounds}"
         reached = f"{position.rounds_before} rounds and {max(position.steps_done, position.first_step)} steps"
-        raise UsageError(f"{given}: the run is further already ({reached}); give more")
+        raise UsageError(f"{flag}: the run is further already ({reached}); give more")
 
 
 def is_complete(state: State, progress: Progress) -> bool:
-    """Whether nothing is left to do."""
+    """Whether the state is that of a finished run."""
     return bool(state.metadata["ended"] == progress.total_steps)
 
 
 def refuse_changes(config: RunConfig, stored: dict[str, Any]) -> None:
-    """Raise UsageError for the first field of `config` that would have changed what was trained so far.
+    """Raise UsageError for the first field of `config` that would change the training so far.
 
-    config: resolved        stored: the resolved RunConfig of the state, as nested plain dictionaries
+    Args:
+        config: Resolved settings.
+        stored: The state's resolved RunConfig as nested dictionaries.
     """
     changed = []
     for area, kind in AREAS.items():
         for spec in dataclasses.fields(kind):
-            before, given = stored[area].get(spec.name, spec.default), config.value(spec.name)
-            if spec.name not in FREE and _plain(spec.name, before) != _plain(spec.name, given):
-                changed.append((given is None, "--" + spec.name.replace("_", "-"), before, given))
+            before, now = stored[area].get(spec.name, spec.default), config.value(spec.name)
+            if spec.name not in CHANGEABLE and _plain(spec.name, before) != _plain(spec.name, now):
+                changed.append((now is None, "--" + spec.name.replace("_", "-"), before, now))
     if changed:
-        _, flag, before, given = min(changed, key=lambda one: one[0])  # of two rates, the one that was given
+        _, flag, before, now = min(changed, key=lambda one: one[0])  # of two rates, the one that is set
         raise UsageError(
-            f"{flag} {given}: the run was trained with {before}, and --continue cannot change that; "
+            f"{flag} {now}: the run was trained with {before}, and --continue cannot change that; "
             f"leave {flag} as it was, or start another run"
         )
 
 
 def _plain(name: str, value: Any) -> Any:
-    """As values are compared: tuples as JSON gives them back, paths absolute."""
+    """Normalize a value for comparison: tuples become lists, as in JSON; paths become absolute."""
     if isinstance(value, tuple):
         return list(value)
     return os.path.abspath(Path(value).expanduser()) if name in PATHS and value is not None else value

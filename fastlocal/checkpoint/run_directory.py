@@ -1,4 +1,4 @@
-"""The run directory: where it is, whether it may be used, and what it holds first."""
+"""The run directory: its default, its checks, and its first files."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from ..common.atomic_file import TEMPORARY_SUFFIX, write_atomically
 from ..common.errors import UsageError
 from ..config.schema import RunConfig
-from .file_names import remove_unnamed_parts
+from .file_names import remove_unreferenced_parts
 from .lock import refuse_locked
 
 RUN_MARKERS = ("config.json", "metrics.jsonl", "latest.pt")
-"""Any of these files shows that a folder holds a run."""
+"""Files that mark a folder as a run directory."""
 LAUNCH_NAME = ".launch"
-"""Names the launchers, a line each, that start the run again where one of its processes ends."""
+"""File with the ids of the launchers that restart the run's processes, one per line."""
 RUN_FILES = (
     *RUN_MARKERS,
     LAUNCH_NAME,
@@ -29,11 +29,11 @@ RUN_FILES = (
     "events.out.tfevents.*",
     f".*{TEMPORARY_SUFFIX}",
 )
-"""What a run writes; --overwrite removes these and nothing else."""
+"""Files that a run writes; --overwrite removes only these."""
 
 
 def default_directory(name: str) -> Path:
-    """A fresh runs/NAME_TIME below the working folder."""
+    """Return a new runs/NAME_TIME below the working folder."""
     base = Path("runs") / f"{name}_{time.strftime('%Y%m%d-%H%M%S')}"
     path, tries = base, 1
     while path.exists():
@@ -43,7 +43,7 @@ def default_directory(name: str) -> Path:
 
 
 def check_directory(path: Path, overwrite: bool) -> None:
-    """Raise UsageError where `path` cannot become the run directory; changes nothing."""
+    """Raise UsageError if `path` cannot become the run directory; changes nothing."""
     if os.path.exists(path) and not os.path.isdir(path):
         raise UsageError(f"--log-pth {path}: is a file; give a folder")
     found = [name for name in RUN_MARKERS if os.path.exists(path / name)]
@@ -51,41 +51,45 @@ def check_directory(path: Path, overwrite: bool) -> None:
         raise UsageError(f"--log-pth {path}: already holds a run ({found[0]}); give another folder or --overwrite 1")
     if os.path.isdir(path):
         refuse_locked(path)
-    there = next(parent for parent in (path, *path.parents) if os.path.exists(parent) or parent == parent.parent)
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UsageError(f"--log-pth {path}: {there} cannot be written to; give another folder")
+    existing = next(parent for parent in (path, *path.parents) if os.path.exists(parent) or parent == parent.parent)
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(f"--log-pth {path}: {existing} cannot be written to; give another folder")
 
 
-def is_begun_by(launches: Sequence[str], path: Path) -> bool:
-    """Whether the run in `path` was begun, or gone on with, by one of these launchers."""
-    launched = path / LAUNCH_NAME
-    return launched.exists() and not set(launches).isdisjoint(launched.read_text().splitlines())
+def belongs_to_launch(launch_ids: Sequence[str], path: Path) -> bool:
+    """Whether one of these launchers began or continued the run in `path`."""
+    file = path / LAUNCH_NAME
+    return file.exists() and not set(launch_ids).isdisjoint(file.read_text().splitlines())
 
 
 def make_directory(path: Path) -> None:
-    """Make `path` where it is not there; raises UsageError where it cannot be."""
+    """Make `path` if it does not exist; raises UsageError if that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(path, error) from error
 
 
-def create_directory(path: Path, config: RunConfig, launches: Sequence[str] = ()) -> None:
-    """Remove an earlier run's files from `path`, which exists, and write config.json.
+def create_directory(path: Path, config: RunConfig, launch_ids: Sequence[str] = ()) -> None:
+    """Remove the files of an earlier run from `path`, and write config.json.
 
-    launches: of what starts the run again
+    Args:
+        path: An existing folder.
+        config: Settings of the run.
+        launch_ids: Ids of the launchers that restart the run.
 
-    Raises UsageError where it cannot be written, and where the start weights are among the files to remove.
+    Raises:
+        UsageError: The folder cannot be written, or the start weights are among the files to remove.
     """
     start = config.model.resume_pth
     try:
-        # files that only look like ours, in a folder without a run, belong to somebody else
+        # in a folder without a run, files with our names are not ours
         earlier = sorted(old for pattern in RUN_FILES for old in path.glob(pattern)) if _holds_run(path) else []
         if start is not None and any(os.path.samefile(old, start) for old in earlier if os.path.exists(start)):
             raise UsageError(f"--resume-pth {start}: --overwrite 1 would remove it with the earlier run; move it first")
         for old in earlier:
             old.unlink()
-        _write(path, config, launches)
+        _write(path, config, launch_ids)
     except OSError as error:
         raise _unwritable(path, error) from error
 
@@ -94,17 +98,17 @@ def _unwritable(path: Path, error: OSError) -> UsageError:
     return UsageError(f"--log-pth {path}: cannot be written ({error.strerror or error}); give another")
 
 
-def reopen_directory(path: Path, config: RunConfig, launches: Sequence[str] = ()) -> None:
-    """Write the config.json of a run that goes on, and remove what a killed process left half-written or unnamed."""
-    for left in path.glob(f".*{TEMPORARY_SUFFIX}"):
-        left.unlink()
-    remove_unnamed_parts(path)
-    _write(path, config, launches)
+def reopen_directory(path: Path, config: RunConfig, launch_ids: Sequence[str] = ()) -> None:
+    """Write config.json of a run that continues; remove temporary files and unreferenced parts of a killed process."""
+    for file in path.glob(f".*{TEMPORARY_SUFFIX}"):
+        file.unlink()
+    remove_unreferenced_parts(path)
+    _write(path, config, launch_ids)
 
 
-def _write(path: Path, config: RunConfig, launches: Sequence[str]) -> None:
-    if launches:
-        write_atomically(path / LAUNCH_NAME, lambda file: file.write("\n".join(launches).encode()))
+def _write(path: Path, config: RunConfig, launch_ids: Sequence[str]) -> None:
+    if launch_ids:
+        write_atomically(path / LAUNCH_NAME, lambda file: file.write("\n".join(launch_ids).encode()))
     write_atomically(path / "config.json", lambda file: file.write(config.to_json().encode()))
 
 

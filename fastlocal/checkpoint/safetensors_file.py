@@ -1,4 +1,4 @@
-"""Files of safetensors: a length, an index in JSON, and the tensors."""
+"""Reader of safetensors files: a length, an index in JSON, and the tensors."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from torch import Tensor
 from ..common.errors import UsageError
 
 SUFFIX = ".safetensors"
-LONGEST = 100 * 2**20
-"""Bytes of an index, more of which the format does not allow."""
+MAX_INDEX_BYTES = 100 * 2**20
+"""Limit of the format."""
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file is called that, or begins as one."""
+    """Whether a file has the suffix or the first bytes of safetensors."""
     if path.suffix.lower() == SUFFIX:
         return True
     with path.open("rb") as file:
         head = file.read(9)
-    return head[8:] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= LONGEST
+    return head[8:] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= MAX_INDEX_BYTES
 
 
 def read_tensors(path: Path, flag: str) -> dict[str, Tensor]:
-    """The tensors in a file, by name.
+    """Return the tensors in a file, by name.
 
     Args:
         path: The file.
-        flag: What the user set, for the message.
+        flag: The user's flag, for the message.
 
     Raises:
         UsageError: The package is not installed, or the file is damaged.

@@ -1,4 +1,4 @@
-"""resume.pt and those before it: written in the background while the run goes on."""
+"""Saves of resume.pt and the states before it, in the background."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from typing import BinaryIO
 
 from ..common import interrupts
 from ..common.atomic_file import write_atomically
-from .file_names import RESUME_NAME, remove_unnamed_parts, saved_paths
+from .file_names import RESUME_NAME, remove_unreferenced_parts, saved_paths
 from .state_file import State, state_bytes
 
 
 class Abandoned(Exception):
-    """The run ends before a state is written; the one before stands."""
+    """The run ends before a state is written; the previous state stands."""
 
 
 class Saver:
-    """Saves a run's state when it is due, one at a time, by a thread.
+    """Save a run's state when it is due, one save at a time, in a thread.
 
-    every: communication rounds between saves, 0 for none; None: after each evaluation, or by `minutes` alone
-    minutes: also save when so many have passed        keep: states on the disk
-    sync: brings to the disk what the run has written elsewhere, so that no state is ahead of it
-    What goes wrong in the thread is raised by the next call.
+    An error in the thread is raised by the next call.
+
+    Args:
+        directory: Run directory.
+        every: Communication rounds between saves, 0 for none; None: after each evaluation, or by `minutes` alone.
+        minutes: Minutes between saves, or None.
+        keep: States on the disk.
+        sync: Flushes the run's other files to the disk, so that no state is ahead of them.
     """
 
     def __init__(
@@ -40,28 +44,29 @@ class Saver:
         self._last = time.monotonic()
 
     def after_round(self, comm_round: int, evaluated: bool, snapshot: Callable[[], State]) -> None:
-        """A round ended; `snapshot` is called if its state is to be saved."""
+        """Save the state of `snapshot` after a round, if a save is due."""
         self._due |= self._by_rounds(comm_round, evaluated)
         self.after_chunk(snapshot)
 
     def after_chunk(self, snapshot: Callable[[], State]) -> None:
-        """A chunk of clients ended within a round: save what is due by the clock, or could not be saved before."""
+        """Save after a chunk of clients within a round: if due by the clock, or overdue."""
         self._raise_error()
         self._due |= self._by_clock()
         if self.enabled and self._due and not self._writing():
             self._start(snapshot())
 
-    def asked(self) -> int:
-        """The number of the last save that all ranks are to begin; one rank has nobody to agree with."""
+    def requested(self) -> int:
+        """Return the number of the last save that all ranks must begin; 0 for a single rank."""
         return 0
 
     def catch_up(self, number: int, snapshot: Callable[[], State]) -> None:
-        """Begin the save of that number, which another rank has asked for, unless it began here before."""
+        """Begin the save of this number, which rank 0 requested, unless it has begun here."""
 
     def finish(self, state: State) -> None:
         """Save `state` and wait until it is on the disk.
 
-        Raises KeyboardInterrupt where `interrupts.grace_period` no longer waits; then the last save stands.
+        Raises:
+            KeyboardInterrupt: `interrupts.grace_period` is over; the previous save stands.
         """
         if self.enabled:
             self.wait()
@@ -69,7 +74,7 @@ class Saver:
             self.wait()
 
     def wait(self) -> None:
-        """Until nothing is being written."""
+        """Wait until nothing is being written."""
         try:
             while self._writing():
                 interrupts.check_signals()
@@ -80,7 +85,7 @@ class Saver:
         self._raise_error()
 
     def close(self) -> None:
-        """The run ends, in whatever way: leave no thread behind, and raise nothing."""
+        """Join the thread at the end of the run; raises nothing."""
         self._join(None)
 
     def _by_rounds(self, comm_round: int, evaluated: bool) -> bool:
@@ -112,10 +117,10 @@ class Saver:
             self._error = error
 
     def _write_newest(self, state: State) -> None:
-        """Make `state` the resume.pt, and the one before the resume.1.pt."""
+        """Write `state` as resume.pt; the previous one becomes resume.1.pt."""
         self._sync()
         write_atomically(self._directory / RESUME_NAME, lambda file: self._copy(state, file), first=self._rotate)
-        remove_unnamed_parts(self._directory)
+        remove_unreferenced_parts(self._directory)
 
     def _copy(self, state: State, file: BinaryIO) -> None:
         for block in state_bytes(state):
@@ -124,13 +129,13 @@ class Saver:
             file.write(block)
 
     def _rotate(self) -> None:
-        """Make place for a new resume.pt, the old one becoming resume.1.pt."""
-        there = saved_paths(self._directory)
-        for number in reversed(range(len(there))):
+        """Rename the old states to make place for a new resume.pt."""
+        paths = saved_paths(self._directory)
+        for number in reversed(range(len(paths))):
             if number + 1 < self._keep:
-                os.replace(there[number], self._directory / f"resume.{number + 1}.pt")
-            elif there[number].name != RESUME_NAME:  # which is replaced, so that there is one at every moment
-                there[number].unlink()
+                os.replace(paths[number], self._directory / f"resume.{number + 1}.pt")
+            elif paths[number].name != RESUME_NAME:  # resume.pt itself is replaced, so that it always exists
+                paths[number].unlink()
 
     def _raise_error(self) -> None:
         error, self._error = self._error, None

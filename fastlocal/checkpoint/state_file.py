@@ -1,8 +1,8 @@
-"""The file that holds a run's state: numbers and tensors behind a checksum, read without running code.
+"""File of a run's state: metadata and tensors with a checksum, read without running code.
 
     magic, length of the index (8 bytes), index (JSON), tensors (each at a multiple of 64 bytes), SHA-256 of all before
 
-The index names every tensor's dtype, shape and offset, so that a part of one can be read without the rest.
+The index holds every tensor's dtype, shape and offset, so that a slice can be read without the rest.
 """
 
 from __future__ import annotations
@@ -19,22 +19,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FAMILY = b"fastlocal state "
-MAGIC = FAMILY + b"2\n"
+MAGIC_PREFIX = b"fastlocal state "
+MAGIC = MAGIC_PREFIX + b"2\n"
 DIGEST_BYTES = 32
 ALIGNMENT = 64
 BLOCK_BYTES = 16 * 2**20
 
 
 class DamagedState(Exception):
-    """A file is not, or no longer, a whole state; the text says what is wrong with it."""
+    """A file is not an intact state; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a run stands.
+    """State of a run.
 
-    numbers: what JSON can hold, floats to the bit        tensors: dense, on the CPU
+    Attributes:
+        metadata: JSON values; floats are exact.
+        tensors: Dense, on the CPU.
     """
 
     metadata: dict[str, Any]
@@ -42,7 +44,7 @@ class State:
 
 
 def state_bytes(state: State) -> Iterator[memoryview]:
-    """The bytes of the file, at most 16 MiB at a time."""
+    """Yield the bytes of the file, at most 16 MiB at a time."""
     digest = hashlib.sha256()
     for whole in _parts(state):
         for begin in range(0, len(whole), BLOCK_BYTES):
@@ -71,30 +73,35 @@ def _padded(size: int) -> int:
 
 
 def read_state_file(path: Path, digest: str | None = None) -> State:
-    """The state in `path`; its tensors are views of the file, which is read as they are.
+    """Read a state; its tensors are views of the mapped file, read on access.
 
-    digest: as `stored_digest` gave it when it was written, None where it is not known
-    Raises DamagedState where one bit is not as it was written, OSError where the file cannot be read.
+    Args:
+        path: The file.
+        digest: Its expected `stored_digest`, or None if unknown.
+
+    Raises:
+        DamagedState: The file differs from what was written.
+        OSError: The file cannot be read.
     """
     with path.open("rb") as file:
         try:
-            held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except ValueError:
             raise DamagedState("is empty") from None
-    with memoryview(held) as view:
+    with memoryview(mapped) as view:
         body = len(view) - DIGEST_BYTES
         if body < 0 or hashlib.sha256(view[:body]).digest() != view[body:]:
             raise DamagedState("is torn or damaged: its checksum does not fit")
         if digest is not None and view[body:] != bytes.fromhex(digest):
             raise DamagedState("is of another save")
-    if not held[: len(MAGIC)] == MAGIC:
+    if not mapped[: len(MAGIC)] == MAGIC:
         raise DamagedState("is of another version")
-    begin, end = _index_place(held[: len(MAGIC) + 8])
-    index = json.loads(held[begin:end])
+    begin, end = _index_place(mapped[: len(MAGIC) + 8])
+    index = json.loads(mapped[begin:end])
     tensors = {}
     for name, dtype, shape, at in index["tensors"]:
         count, kind = math.prod(shape), getattr(torch, dtype)
-        flat = torch.frombuffer(held, dtype=kind, count=count, offset=_padded(end) + at) if count else torch.empty(0)
+        flat = torch.frombuffer(mapped, dtype=kind, count=count, offset=_padded(end) + at) if count else torch.empty(0)
         tensors[name] = flat.to(kind).reshape(shape)
     return State(index["numbers"], tensors)
 
@@ -105,20 +112,20 @@ def _index_place(head: bytes) -> tuple[int, int]:
 
 
 def stored_digest(path: Path) -> str:
-    """The checksum at the end of the file, which tells it from every other one."""
+    """Return the checksum at the end of the file, which identifies it."""
     with path.open("rb") as file:
         file.seek(-DIGEST_BYTES, 2)
         return file.read().hex()
 
 
-def read_numbers(path: Path) -> dict[str, Any]:
-    """The numbers of the state in `path`, unchecked and without its tensors; DamagedState where there are none."""
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Read the metadata of a state, without its tensors and unchecked; raises DamagedState if there is none."""
     with path.open("rb") as file:
         begin, end = _index_place(file.read(len(MAGIC) + 8))
         try:
-            numbers = json.loads(file.read(min(end - begin, path.stat().st_size)))["numbers"]
+            metadata = json.loads(file.read(min(end - begin, path.stat().st_size)))["numbers"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DamagedState("holds no index") from error
-    if not isinstance(numbers, dict):
+    if not isinstance(metadata, dict):
         raise DamagedState("holds no numbers")
-    return numbers
+    return metadata

@@ -44,7 +44,7 @@ def into_the_endless_round(
 
     def there() -> bool:
         with contextlib.suppress(FileNotFoundError):  # as it is for a moment while one takes the place of another
-            return read_numbers(directory / "resume.pt")["position"]["comm_round"] == 4
+            return read_metadata(directory / "resume.pt")["position"]["comm_round"] == 4
         return False
 
     assert wait_until(there, PATIENCE_S)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fastlocal.checkpoint.distributed_saver import make_saver
-from fastlocal.checkpoint.file_names import remove_unnamed_parts
+from fastlocal.checkpoint.file_names import remove_unreferenced_parts
 from fastlocal.checkpoint.restore import find_state
 from fastlocal.checkpoint.state_file import State
 from fastlocal.common.errors import UsageError
@@ -173,5 +173,5 @@ def test_parts_go_with_the_states_that_name_them(tmp_path: Path) -> None:
         f"resume.{name}.part" for name in ("1.0", "1.1", "8.0", "8.1")
     }
     (tmp_path / "resume.9.1.part").write_bytes(b"")
-    remove_unnamed_parts(tmp_path)
+    remove_unreferenced_parts(tmp_path)
     assert not (tmp_path / "resume.9.1.part").exists() and len(list(tmp_path.glob("*.part"))) == 4

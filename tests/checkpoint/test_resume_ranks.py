@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fastlocal.checkpoint.resharding import read_saved
-from fastlocal.checkpoint.state_file import read_numbers, state_bytes
+from fastlocal.checkpoint.state_file import read_metadata, state_bytes
 from tests.distributed.test_many_processes import assert_alike
 from tests.helpers.command_line import train_words
 from tests.helpers.fork_server import ForkedRun, ForkServer, wait_until
@@ -62,7 +62,7 @@ def stopped(
 
 
 def within_a_round(directory: Path) -> bool:
-    numbers = read_numbers(directory / "resume.pt")
+    numbers = read_metadata(directory / "resume.pt")
     return any(part["done"] for part in numbers.get("parts", [numbers["position"].get("so_far")]))
 
 
@@ -133,7 +133,7 @@ def test_a_save_where_the_ranks_meet(fork_server: ForkServer, data: Path, tmp_pa
     assert begun(fork_server, data, directory, 2, *flags, "--epochs", "6").statuses() == [0, 0]
     wanted = run_files(directory)
     (directory / "resume.pt").unlink()
-    parts = read_numbers(directory / "resume.1.pt")["parts"]
+    parts = read_metadata(directory / "resume.1.pt")["parts"]
     assert [part["done"] for part in parts] == [[[0, 1]], [[1, 2]]]
     assert begun(fork_server, data, directory, 2, *flags, "--epochs", "6").statuses() == [0, 0]
     assert difference(run_files(directory), wanted) == ""
