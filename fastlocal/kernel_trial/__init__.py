@@ -1,1 +1,1 @@
-"""Kernels tried on this machine before they are trusted, each in a process that may crash or hang, and remembered."""
+"""Trials of kernels on this machine: each runs in a process that may crash or hang, and its verdict is stored."""

@@ -1,4 +1,4 @@
-"""Jobs for the checking processes: the ops of one backend on their cases, or Triton itself."""
+"""Jobs of the checking processes: the ops of one backend on their cases, or Triton itself."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from ..common.disk_cache import cache_file
 from .calls import load_cases
 
 TRITON = "triton itself"
-"""In place of an op: the smallest kernel."""
+"""Stands for an op: the smallest possible kernel."""
 UNREACHABLE = "the device cannot be used from another process"
 NO_VERDICT = (UNREACHABLE, "out of memory", "busy or unavailable")
-"""Faults that are no verdict on a kernel: the device is unreachable, full, or in another process's exclusive use."""
+"""Faults that are no verdict on a kernel: the device is unreachable, full, or used exclusively by another process."""
 
 Say = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Job:
-    """Ops of a backend to check on a device, one after the other.
+    """Ops of a backend to check on a device, in order.
 
     Attributes:
         ops: Folders of kernels/, functions of kernels/native, or TRITON.
         backend: "triton", "cpu" or "native".
-        device: As torch names it.
-        smallest: Whether one small case is enough; else all small ones are checked.
-        calls: A file of calls that a run makes, see calls.py, which are checked too.
-        seconds: Within which each case must be through, the compilation of its kernels included.
+        device: Name of the torch device.
+        smallest: Check the smallest case alone, instead of all small ones.
+        calls: File of recorded calls to check too, see calls.py.
+        seconds: Time limit of each case, including compilation.
     """
 
     ops: tuple[str, ...]
@@ -53,15 +53,16 @@ def run(job: Job, say: Say) -> None:
     """Check the ops of a job.
 
     Args:
-        say: Takes {"at": where} before each case, and {"op", "fault", "checked"} after each op: what is wrong, in one
-            line, or None, and how many cases were checked.
+        job: The job.
+        say: Called with {"at": name of the case} before each case, and with {"op", "fault", "checked"} after each op:
+            the fault in one line or None, and the number of cases checked.
     """
     device = torch.device(job.device)
     try:
         if device.index is not None and device.type == "cuda":
             torch.cuda.set_device(device)
         torch.zeros(1, device=device)
-    except Exception as error:  # no kernel's fault
+    except Exception as error:  # not a kernel's fault
         say({"op": job.ops[0], "fault": f"{UNREACHABLE}: {line(error)}", "checked": 0})
         return
     if job.backend == "native":
@@ -70,19 +71,19 @@ def run(job: Job, say: Say) -> None:
             raise RuntimeError(missing)
     for op in job.ops:
         fault, checked = None, 0
-        for checked, (name, look) in enumerate(_checks(job, op, device), 1):
+        for checked, (name, verify) in enumerate(_checks(job, op, device), 1):
             say({"at": name})
-            fault, lost = _fault(name, look)
+            fault, lost = _fault(name, verify)
             if lost:
                 say({"op": op, "fault": fault, "checked": checked})
-                return  # the device is of no more use to this process
+                return  # this process can no longer use the device
             if fault is not None:
                 break
         say({"op": op, "fault": fault, "checked": checked})
 
 
 def _checks(job: Job, op: str, device: torch.device) -> Iterator[tuple[str, Callable[[], None]]]:
-    """(where, what raises if it is wrong)"""
+    """Yield (name of the case, function that raises if the op is wrong)."""
     if op == TRITON:
         yield "a kernel of one line", lambda: _check_triton(device)
         return
@@ -100,7 +101,7 @@ def _checks(job: Job, op: str, device: torch.device) -> Iterator[tuple[str, Call
 
 
 def implementation(op: str, backend: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The function that is checked, and its plain-torch reference."""
+    """Return the function to check and its plain-torch reference."""
     if backend == "native":
         in_torch = importlib.import_module(f"{native.__name__}.in_torch")
         return getattr(torch.ops.fastlocal_native, op), getattr(in_torch, op)
@@ -108,7 +109,7 @@ def implementation(op: str, backend: str) -> tuple[Callable[..., Any], Callable[
 
 
 def small_cases(op: str, backend: str) -> Sequence[Case]:
-    """The cases that are not large, first the smallest that computes something in single precision."""
+    """Return the cases that are not large, the smallest one with single-precision arithmetic first."""
     if backend == "native":
         found: Sequence[Case] = importlib.import_module(f"{native.__name__}.cases").CASES[op]
         return found
@@ -125,10 +126,10 @@ def _check_triton(device: torch.device) -> None:
         raise Mismatch("it does not add one to numbers")
 
 
-def _fault(name: str, look: Callable[[], None]) -> tuple[str | None, bool]:
+def _fault(name: str, verify: Callable[[], None]) -> tuple[str | None, bool]:
     """Return the fault of a check in one line, or None, and whether the device is lost."""
     try:
-        look()
+        verify()
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
     except Mismatch as wrong:
@@ -139,7 +140,7 @@ def _fault(name: str, look: Callable[[], None]) -> tuple[str | None, bool]:
 
 
 def line(error: BaseException) -> str:
-    """An error in one line: of Triton's, which quote the source first, the last one."""
+    """Return an error in one line: the last line of Triton's errors, which begin with the source; else the first."""
     lines = [part.strip() for part in str(error).splitlines() if part.strip()] or [type(error).__name__]
     text = lines[-1] if type(error).__module__.startswith("triton.") else lines[0]
     return text if len(text) <= 160 else text[:157] + "..."

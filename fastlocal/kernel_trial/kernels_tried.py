@@ -1,4 +1,4 @@
-"""Kernels tried before a run trusts them, in a process of their own and once for a machine."""
+"""Try kernels before a run uses them, in a process of their own and once per machine."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from .processes import Processes
 ALWAYS = ("client_mean", "client_norm", "client_sgd", "gather_augment", "label_noise_loss")
 NORMS = ("norm_act", "norm_act_backward")
 SECONDS = 120.0
-LONGEST_SECONDS = 300.0
-"""After which no further op is tried, as other ranks wait for this one."""
+MAX_SECONDS = 300.0
+"""Time after which no further op is tried: other ranks wait for this one."""
 NATIVE_OPS = (
     "client_sum",
     "cross_entropy",
@@ -35,13 +35,13 @@ NATIVE_OPS = (
     "sgd_update",
 )
 
-_tried: dict[str, dict[str, str | None]] = {}
-"""By file and key of the verdicts, what this process found, also where it is not stored; None for no verdict."""
+_results: dict[str, dict[str, str | None]] = {}
+"""Faults that this process found, by file and key of the verdicts, stored or not; None for no verdict."""
 _log = logging.getLogger(__name__)
 
 
 def used_ops(module: nn.Module) -> tuple[str, ...]:
-    """The ops with a Triton kernel that training a module may use."""
+    """Return the ops with a Triton kernel that the training of a module may use."""
     parts = list(module.modules())
     convolutions = any(isinstance(part, nn.Conv2d) for part in parts)
     norms = any(isinstance(part, nn.GroupNorm | nn.modules.batchnorm._BatchNorm) for part in parts)
@@ -49,47 +49,49 @@ def used_ops(module: nn.Module) -> tuple[str, ...]:
 
 
 def try_kernels(device: torch.device, ops: Iterable[str]) -> dict[str, str]:
-    """Run try_triton; on a CPU, refuse the ops that `fastlocal verify` found wrong."""
+    """Run try_triton; on a CPU, disable the ops that `fastlocal verify` found wrong."""
     if device.type == "cpu" and verdicts.any_fault():
-        verdicts.take("cpu", verdicts.known(device, "cpu"))
+        verdicts.apply("cpu", verdicts.known(device, "cpu"))
     return try_triton(device, ops)
 
 
 def try_triton(device: torch.device, ops: Iterable[str]) -> dict[str, str]:
-    """Have `kernels` refuse those of these ops whose Triton kernels do not work on a device.
+    """Disable the Triton kernels of `ops` that do not work on a device.
 
-    Each has its smallest case compiled, run and compared in a process that may crash or hang; what comes of it is
-    remembered for the machine. Nothing is done where "auto" is not Triton.
+    The smallest case of each op is compiled, run and compared in a process that may crash or hang, and the verdict is
+    stored for the machine. Does nothing unless "auto" selects Triton.
 
     Returns:
-        The reasons by op.
+        {op: reason} of the disabled ops.
     """
     if not kernels.runs_triton(device):
         return {}
     ops = tuple(ops)
     key = verdicts.key(device, "triton")
-    tried = _tried.setdefault(f"{verdicts.verdict_file()} {key}", {})
-    known = {**tried, **verdicts.known(device, "triton")}
+    results = _results.setdefault(f"{verdicts.verdict_file()} {key}", {})
+    known = {**results, **verdicts.known(device, "triton")}
     missing = [op for op in ops if op not in known]
     if missing:
         _log.info("Triton kernels are tried%s", once(verdicts.verdict_file()))
         found, lasting = _try(Job((TRITON, *missing), "triton", str(device), seconds=SECONDS))
         if lasting:
-            verdicts.remember(device, "triton", found)
-        tried.update(dict.fromkeys(missing) | found)
-        known |= tried
-    # what failed in a step of this process stays refused although its smallest case holds
-    verdicts.take("triton", {op: fault for op in ops if (fault := known[op]) is not None})
+            verdicts.store(device, "triton", found)
+        results.update(dict.fromkeys(missing) | found)
+        known |= results
+    # an op that failed in a step of this process stays disabled although its smallest case passes
+    verdicts.apply("triton", {op: fault for op in ops if (fault := known[op]) is not None})
     return {op: kernels.refusals()[op, "triton"] for op in ops if (op, "triton") in kernels.refusals()}
 
 
 def _try(job: Job) -> tuple[dict[str, str | None], bool]:
-    """Faults by op, nothing of an op where it is no fault of the kernel's, and whether they are to be remembered.
+    """Run a job.
 
-    What is wrong with the machine may be mended, a full disk say: it is, where the verdicts' key would show that.
+    Returns:
+        The faults by op, without ops whose failure is not the kernel's; and whether to store them. A fault of the
+        machine, such as a full disk, may be mended: it is stored only if the verdicts' key would change with it.
     """
     found: dict[str, str | None] = {}
-    end = time.monotonic() + LONGEST_SECONDS
+    end = time.monotonic() + MAX_SECONDS
     try:
         with Processes() as processes:
             for outcome in processes.check(job):
@@ -98,8 +100,8 @@ def _try(job: Job) -> tuple[dict[str, str | None], bool]:
                         return {}, False
                     continue
                 if outcome.op == TRITON and outcome.fault is not None:
-                    reason = verdicts.lacking() or outcome.fault
-                    return dict.fromkeys(job.ops[1:], reason), verdicts.lacking() is not None
+                    reason = verdicts.missing_tool() or outcome.fault
+                    return dict.fromkeys(job.ops[1:], reason), verdicts.missing_tool() is not None
                 found[outcome.op] = outcome.fault
                 if time.monotonic() > end:
                     break
@@ -109,11 +111,11 @@ def _try(job: Job) -> tuple[dict[str, str | None], bool]:
     return found, True
 
 
-def do_without(error: BaseException, device: torch.device) -> str | None:
-    """Refuse the op whose Triton kernel raised an error; for the machine where it does not compile.
+def disable_failing_op(error: BaseException, device: torch.device) -> str | None:
+    """Disable the op whose Triton kernel raised an error; if it does not compile, for the whole machine.
 
     Returns:
-        The op; None where the error came from elsewhere, says nothing about a kernel, or cost the device.
+        The op; None if no kernel raised the error, the error is no verdict on it, or the device is lost.
     """
     op = kernels.failing_op(error)
     reason = line(error)
@@ -121,28 +123,30 @@ def do_without(error: BaseException, device: torch.device) -> str | None:
         return None
     if isinstance(error, torch.OutOfMemoryError) or any(word in reason for word in NO_VERDICT):
         return None
-    fault = {op: f"fails in a step: {verdicts.lacking() or reason}"}
-    verdicts.take("triton", fault)
+    fault = {op: f"fails in a step: {verdicts.missing_tool() or reason}"}
+    verdicts.apply("triton", fault)
     kind = type(error)
-    if kind.__module__.startswith("triton") and kind.__name__ != "OutOfResources":  # which is of one shape
-        verdicts.remember(device, "triton", fault)
+    if kind.__module__.startswith("triton") and kind.__name__ != "OutOfResources":  # depends on the shape
+        verdicts.store(device, "triton", fault)
     return op
 
 
 def load_native() -> str | None:
-    """Make torch.ops.fastlocal_native, as native.load, once each of its functions was tried in another process.
+    """Load torch.ops.fastlocal_native, as native.load, after each function was tried in another process.
+
+    Wrong functions are disabled.
 
     Returns:
-        Why it cannot be had, in one line, or None. Functions that are wrong are refused.
+        The reason in one line if it is not available, else None.
     """
-    path, reason = native.compiled(cache_file("native"))
+    path, reason = native.build_library(cache_file("native"))
     if path is None:
         return reason
     known = _native_verdicts(str(path.resolve()))
-    verdicts.take("native", known)
+    verdicts.apply("native", known)
     faults = [fault for op in NATIVE_OPS if (fault := known.get(op)) is not None]
     if len(faults) == len(NATIVE_OPS):
-        return faults[0]  # loading it might be what crashes
+        return faults[0]  # loading the library may be the crash
     return native.load(cache_file("native"))
 
 
@@ -155,13 +159,13 @@ def _native_verdicts(path: str) -> dict[str, str | None]:
     if missing:
         _log.info("operations in C++ are tried%s", once(verdicts.verdict_file()))
         found, _ = _try(Job(missing, "native", "cpu", seconds=SECONDS))
-        verdicts.remember(cpu, "native", found)
+        verdicts.store(cpu, "native", found)
         known |= found
     return known
 
 
 def native_lines(load: Callable[[], str | None] = load_native) -> list[str]:
-    """For a person: which operations in C++ plain torch takes over, and why."""
+    """Return log lines: the C++ operations that plain torch replaces, and why."""
     missing = load()
     if missing is not None:
         return [f"operations in C++: plain torch ({missing}; {verdicts.HINT})"]

@@ -1,4 +1,4 @@
-"""Jobs in processes of their own, seen from the process that asks for them."""
+"""Client of the checking processes."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from .jobs import Job
 START_SECONDS = 120.0
 POLL_SECONDS = 0.2
 LATE = "time limit"
-"""In the fault of an op that was not through in time."""
+"""Part of the fault of an op that exceeded its time limit."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of checking an op.
+    """Result of checking an op.
 
     Attributes:
         op: Its name.
-        fault: What is wrong, in one line, or None.
-        checked: How many cases were checked.
-        seconds: How long that took.
+        fault: The fault in one line, or None.
+        checked: Number of cases checked.
+        seconds: Time taken.
     """
 
     op: str
@@ -44,24 +44,24 @@ class Outcome:
 
 
 class Processes:
-    """Checks ops, each where it can do no harm; a context manager.
+    """Context manager that checks ops in other processes.
 
-    An op whose process crashes, or is not through with a case in time, has that as its fault, and a new process goes on
-    with the next. Ctrl-C ends everything.
+    If an op's process crashes or exceeds the time limit of a case, that is the op's fault, and a new process continues
+    with the next op. Ctrl-C ends all of them.
     """
 
     def __enter__(self) -> Processes:
-        self._said = tempfile.TemporaryFile("w+", errors="replace")
+        self._stderr = tempfile.TemporaryFile("w+", errors="replace")
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
         settings = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        settings["PYTHONSAFEPATH"] = "1"  # no module of the folder that this is started in
-        settings["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # whoever asks whether there is a GPU must not touch it
+        settings["PYTHONSAFEPATH"] = "1"  # do not import from the current folder
+        settings["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # the check for a GPU must not initialize CUDA
         self._server = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._stderr,
             env={**os.environ, **settings, "PYTHONPATH": path},
             start_new_session=True,
         )
@@ -75,42 +75,39 @@ class Processes:
         self.stop()
         self._server.wait()
         self._server.stdout.close()
-        self._said.close()
+        self._stderr.close()
 
     def stop(self) -> None:
-        """End what is running; who waits for it gets a RuntimeError. From any thread."""
+        """End the running check; its caller gets a RuntimeError. Callable from any thread."""
         self._server.send_signal(signal.SIGTERM)
 
     def check(self, job: Job) -> Iterator[Outcome]:
-        """Check the ops of a job, in their order.
-
-        Raises RuntimeError where no process can be started.
-        """
+        """Check the ops of a job, in order; raises RuntimeError if no process can be started."""
         left = list(job.ops)
         while left:
-            self._ask(dataclasses.replace(job, ops=tuple(left)))
+            self._send(dataclasses.replace(job, ops=tuple(left)))
             start, at, ended = time.monotonic(), "its first call", None
-            while "ended" not in (said := self._answer(job.seconds + START_SECONDS)):
-                if "at" in said:
-                    at = said["at"]
-                if "op" in said:
-                    left.remove(said["op"])
-                    yield Outcome(said["op"], said["fault"], said["checked"], time.monotonic() - start)
+            while "ended" not in (reply := self._receive(job.seconds + START_SECONDS)):
+                if "at" in reply:
+                    at = reply["at"]
+                if "op" in reply:
+                    left.remove(reply["op"])
+                    yield Outcome(reply["op"], reply["fault"], reply["checked"], time.monotonic() - start)
                     start, at = time.monotonic(), "its first call"
-            ended = said["ended"]
+            ended = reply["ended"]
             if ended is not None and left:
                 word = "hangs" if LATE in ended else "crashes"
                 if ended.startswith("exit status"):
                     word, ended = "fails", self._last_line() or ended
                 yield Outcome(left.pop(0), f"{word} on {at}: {ended}", 1, time.monotonic() - start)
 
-    def _ask(self, job: Job) -> None:
+    def _send(self, job: Job) -> None:
         assert self._server.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # the missing answer says so
+        with contextlib.suppress(BrokenPipeError):  # _receive reports it
             self._server.stdin.write(json.dumps(dataclasses.asdict(job)).encode() + b"\n")
             self._server.stdin.flush()
 
-    def _answer(self, seconds: float) -> dict[str, Any]:
+    def _receive(self, seconds: float) -> dict[str, Any]:
         assert self._server.stdout is not None
         deadline = time.monotonic() + seconds
         while b"\n" not in self._rest:
@@ -118,15 +115,15 @@ class Processes:
             if time.monotonic() > deadline:
                 raise RuntimeError("the process that checks kernels does not answer")
             if select.select([self._server.stdout], [], [], POLL_SECONDS)[0]:
-                some = os.read(self._server.stdout.fileno(), 65536)
-                if not some:
+                data = os.read(self._server.stdout.fileno(), 65536)
+                if not data:
                     raise RuntimeError(f"the process that checks kernels ended: {self._last_line()}")
-                self._rest += some
+                self._rest += data
         line, _, self._rest = self._rest.partition(b"\n")
-        said: dict[str, Any] = json.loads(line)
-        return self._answer(seconds) if "ready" in said else said
+        reply: dict[str, Any] = json.loads(line)
+        return self._receive(seconds) if "ready" in reply else reply
 
     def _last_line(self) -> str:
-        self._said.seek(0)
-        lines = [line.strip() for line in self._said.read().splitlines() if line.strip()]
+        self._stderr.seek(0)
+        lines = [line.strip() for line in self._stderr.read().splitlines() if line.strip()]
         return lines[-1][:160] if lines else ""

@@ -1,4 +1,4 @@
-"""The smallest Triton kernel: whether one can be compiled, launched and read back."""
+"""The smallest Triton kernel: checks that one can be compiled, launched and read back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _next(numbers_ptr, out_ptr, SIZE: tl.constexpr):  # type: ignore[no-untyped-
 
 
 def probe(device: torch.device) -> bool:
-    """Add one to 16 numbers on the device; whether the result is right."""
+    """Add one to 16 numbers on the device, and return whether the result is right."""
     numbers = torch.arange(16, device=device, dtype=torch.float32)
     out = torch.full_like(numbers, float("nan"))
     _next[(1,)](numbers, out, SIZE=16)

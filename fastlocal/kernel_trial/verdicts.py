@@ -1,4 +1,4 @@
-"""Verdicts on the kernels of this machine: stored in the user's cache, passed to `kernels`, printed in a line."""
+"""Verdicts on the kernels of this machine: stored in the user's cache, applied to `kernels`, printed as log lines."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from ..common import disk_cache
 from ..common.disk_cache import cache_file, key_of, machine_name
 
 Verdicts = Mapping[str, str | None]
-"""By op: what is wrong, in one line, or None."""
+"""{op: its fault in one line, or None}."""
 HINT = "fastlocal verify"
-SHOWN = 3
-"""Ops that a line names; where more are refused for one reason, it says how many."""
+MAX_NAMES = 3
+"""Ops that a log line names; it counts the others."""
 
 
 def verdict_file() -> Path:
-    """Where verdicts are kept."""
+    """Return the path of the stored verdicts."""
     return cache_file("verified.json")
 
 
 def key(device: torch.device, backend: str) -> str:
-    """Of the machine, the device, the versions, the compilers and our sources: what a verdict holds for."""
+    """Hash the machine, device, versions, compilers and our sources, on which a verdict depends."""
     compilers = [str(c_compiler()), str(python_header())]
     if backend == "native":
-        path, _ = native.compiled(cache_file("native"))
-        compilers = [] if path is None else [path.name]  # which stands for all that it was compiled from
+        path, _ = native.build_library(cache_file("native"))
+        compilers = [] if path is None else [path.name]  # its name is a hash of sources and compiler
     if device.type == "cuda":
         compilers.append(_driver())
     interpreted = os.environ.get("TRITON_INTERPRET", "")
@@ -44,7 +44,7 @@ def key(device: torch.device, backend: str) -> str:
 
 
 def known(device: torch.device, backend: str) -> dict[str, str | None]:
-    """The verdicts that are kept."""
+    """Return the stored verdicts."""
     found = disk_cache.get(verdict_file(), key(device, backend))
     if not isinstance(found, dict):
         return {}
@@ -52,7 +52,7 @@ def known(device: torch.device, backend: str) -> dict[str, str | None]:
 
 
 def any_fault() -> bool:
-    """Whether anything is known to be wrong, on whatever device; in less time than `known` takes."""
+    """Whether any verdict of any device is a fault; faster than `known`."""
     try:
         entries = json.loads(verdict_file().read_text(encoding="utf-8"))
         return any(fault is not None for verdict in entries.values() for fault in verdict.values())
@@ -60,13 +60,13 @@ def any_fault() -> bool:
         return False
 
 
-def remember(device: torch.device, backend: str, verdicts: Verdicts) -> None:
-    """Keep verdicts beside, or in place of, those that are kept."""
+def store(device: torch.device, backend: str, verdicts: Verdicts) -> None:
+    """Add verdicts to the stored ones, or replace them."""
     disk_cache.put(verdict_file(), key(device, backend), {**known(device, backend), **verdicts})
 
 
-def take(backend: str, verdicts: Verdicts) -> None:
-    """Have `kernels` refuse what is wrong, and nothing else of these."""
+def apply(backend: str, verdicts: Verdicts) -> None:
+    """Disable the wrong ops in `kernels`, and enable the others."""
     for op, fault in verdicts.items():
         if fault is None:
             kernels.accept(op, backend)
@@ -75,22 +75,22 @@ def take(backend: str, verdicts: Verdicts) -> None:
 
 
 def lines(ops: Iterable[str], backend: str) -> list[str]:
-    """For a person: which of these ops plain torch takes over, and why; one line for each reason."""
-    refused = kernels.refusals()
+    """Return log lines: the ops that plain torch replaces, and why; one line per reason."""
+    refusals = kernels.refusals()
     ops = tuple(ops)
     by_reason: dict[str, list[str]] = {}
     for op in ops:
-        if (op, backend) in refused:
-            by_reason.setdefault(refused[op, backend], []).append(op)
+        if (op, backend) in refusals:
+            by_reason.setdefault(refusals[op, backend], []).append(op)
     whole = {"triton": "Triton kernels", "native": "operations in C++"}.get(backend, "kernels")
     return [
-        f"{whole if len(ops) > SHOWN and len(names) == len(ops) else _list(names)}: plain torch ({reason})"
+        f"{whole if len(ops) > MAX_NAMES and len(names) == len(ops) else _list(names)}: plain torch ({reason})"
         for reason, names in by_reason.items()
     ]
 
 
-def lines_of(device: torch.device, ops: Iterable[str]) -> list[str]:
-    """The same of what "auto" takes for these ops on a device, but for operations in C++."""
+def lines_for(device: torch.device, ops: Iterable[str]) -> list[str]:
+    """Return the log lines for the backend that "auto" selects on a device, without operations in C++."""
     ops = tuple(ops)
     if kernels.runs_triton(device):
         return lines(ops, "triton")
@@ -98,12 +98,12 @@ def lines_of(device: torch.device, ops: Iterable[str]) -> list[str]:
 
 
 def _list(names: list[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(names) if more <= 0 else f"{', '.join(names[:SHOWN])} and {more} more"
+    more = len(names) - MAX_NAMES
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:MAX_NAMES])} and {more} more"
 
 
 def _driver() -> str:
-    """The NVIDIA driver that is loaded; empty where that cannot be told."""
+    """Return the version text of the loaded NVIDIA driver, or ""."""
     try:
         return Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -112,7 +112,7 @@ def _driver() -> str:
 
 @functools.cache
 def triton_version() -> str:
-    """Of the installed Triton, which is not imported for it; empty where there is none."""
+    """Return the installed version of Triton without importing it, or ""."""
     for name in ("triton", "pytorch-triton"):
         try:
             return importlib.metadata.version(name)
@@ -122,24 +122,24 @@ def triton_version() -> str:
 
 
 def c_compiler() -> str | None:
-    """What Triton compiles its launchers with."""
-    given = os.environ.get("CC")
-    return shutil.which(given) if given else shutil.which("gcc") or shutil.which("clang")
+    """Return the compiler of Triton's launchers."""
+    compiler = os.environ.get("CC")
+    return shutil.which(compiler) if compiler else shutil.which("gcc") or shutil.which("clang")
 
 
 def python_header() -> Path | None:
-    """Python.h, which a launcher includes."""
+    """Return the path of Python.h, which a launcher includes."""
     scheme = sysconfig.get_default_scheme()
     scheme = "posix_prefix" if scheme == "posix_local" else scheme  # as Triton looks for it
     path = Path(sysconfig.get_paths(scheme=scheme)["include"]) / "Python.h"
     return path if path.is_file() else None
 
 
-def lacking() -> str | None:
-    """What Triton's launchers cannot be compiled without and this machine has not, or None."""
+def missing_tool() -> str | None:
+    """Return what this machine lacks to compile Triton's launchers, or None."""
     if c_compiler() is None:
-        given = os.environ.get("CC")
-        return f"there is no C compiler: {f'$CC is {given}' if given else 'neither gcc nor clang'}"
+        compiler = os.environ.get("CC")
+        return f"there is no C compiler: {f'$CC is {compiler}' if compiler else 'neither gcc nor clang'}"
     if python_header() is None:
         return "Python.h is missing: install Python's headers (python3-dev)"
     return None

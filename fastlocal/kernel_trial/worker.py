@@ -1,10 +1,10 @@
-"""A process that imports torch once and forks another one for each job, which may crash or hang.
+"""Server process that imports torch once and forks a child for each job, which may crash or hang.
 
     python -m fastlocal.kernel_trial.worker
 
-Each line of its standard input is a job. What the job says goes to standard output as it comes, one JSON object a
-line, and then {"ended": None}, or how it ended: "a time limit of 60 s", or the name of a signal. It never touches a
-CUDA device itself, as a process that has cannot be forked.
+Each line of standard input is a job. The job's messages go to standard output, one JSON object a line, and then
+{"ended": None} or the reason of its end: "a time limit of 60 s", or the name of a signal. The server never initializes
+CUDA, because a process that has cannot be forked.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end)
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what anything prints besides must not be taken for an answer
+    os.dup2(2, 1)  # other output must not be taken for an answer
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for text in sys.stdin:
         values = json.loads(text)
@@ -39,15 +39,15 @@ def main() -> int:
 
 
 def _serve(job: jobs.Job, answers: Any) -> None:
-    reading, writing = os.pipe()
+    read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(reading)
-        _work(job, writing)
-    os.close(writing)
+        os.close(read_end)
+        _work(job, write_end)
+    os.close(write_end)
     _children.append(child)
-    ended = _relay(reading, job.seconds, answers)
-    os.close(reading)
+    ended = _relay(read_end, job.seconds, answers)
+    os.close(read_end)
     if ended is not None:
         _kill(child)
     status = _status(child)
@@ -57,14 +57,14 @@ def _serve(job: jobs.Job, answers: Any) -> None:
     print(json.dumps({"ended": ended}), file=answers, flush=True)
 
 
-def _work(job: jobs.Job, writing: int) -> NoReturn:
-    """What the forked process does."""
+def _work(job: jobs.Job, write_end: int) -> NoReturn:
+    """Run a job in the forked process."""
     status = 1
     try:
-        os.setpgid(0, 0)  # so that compilers that it started end with it
+        os.setpgid(0, 0)  # its compilers end with it
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        with os.fdopen(writing, "w") as pipe:
-            jobs.run(job, lambda said: print(json.dumps(said), file=pipe, flush=True))
+        with os.fdopen(write_end, "w") as pipe:
+            jobs.run(job, lambda message: print(json.dumps(message), file=pipe, flush=True))
         status = 0
     except BaseException as error:
         print(jobs.line(error), file=sys.stderr, flush=True)
@@ -72,29 +72,29 @@ def _work(job: jobs.Job, writing: int) -> NoReturn:
         os._exit(status)
 
 
-def _relay(reading: int, seconds: float, answers: Any) -> str | None:
-    """Pass on what the child says, until it has ended; why it is to be ended, or None."""
+def _relay(read_end: int, seconds: float, answers: Any) -> str | None:
+    """Pass on the child's messages until it ends; return the reason to kill it, or None."""
     rest, deadline = b"", time.monotonic() + seconds
     while True:
         left = deadline - time.monotonic()
         if left <= 0:
             return f"a time limit of {seconds:g} s"
-        ready = select.select([reading, 0], [], [], left)[0]
-        if 0 in ready:  # nothing is asked meanwhile: whoever asks is gone
+        ready = select.select([read_end, 0], [], [], left)[0]
+        if 0 in ready:  # no job is due meanwhile: the input has ended, and the client with it
             _end(signal.SIGTERM, None)
         if not ready:
             continue
-        some = os.read(reading, 65536)
-        if not some:
+        data = os.read(read_end, 65536)
+        if not data:
             return None
-        *lines, rest = (rest + some).split(b"\n")
-        for said in lines:
-            print(said.decode(), file=answers, flush=True)
+        *lines, rest = (rest + data).split(b"\n")
+        for message in lines:
+            print(message.decode(), file=answers, flush=True)
             deadline = time.monotonic() + seconds
 
 
 def _status(child: int) -> int:
-    """A child's exit status, without waiting longer than some seconds for one that a device holds."""
+    """Return a child's exit status; after a few seconds, kill a child that a device blocks."""
     for _ in range(100):
         found, status = os.waitpid(child, os.WNOHANG)
         if found:

@@ -37,7 +37,7 @@ def try_executor(config: RunConfig, problem: LocalProblem) -> tuple[Executor, Ru
         except UsageError:
             raise
         except Exception as error:
-            op = do_without(error, problem.numerics.device)
+            op = disable_failing_op(error, problem.numerics.device)
             if op is None:
                 raise
             notes += verdicts.lines([op], "triton")

@@ -1,1 +1,1 @@
-"""`fastlocal verify`: what a run is about to trust, proved on the user's own device."""
+"""`fastlocal verify`: checks of the machine, the kernels and the local steps of a run on the user's device."""

@@ -1,4 +1,4 @@
-"""What one check found, and all of them as a table."""
+"""Results of checks and their table."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Check:
 
     Attributes:
         area: "environment", "kernel" or "module".
-        name: What was checked.
-        fault: What is wrong, in one line, or None.
-        detail: What else there is to say.
+        name: Subject of the check.
+        fault: The fault in one line, or None.
+        detail: Further information.
     """
 
     area: str
@@ -26,30 +26,26 @@ class Check:
 
     def __str__(self) -> str:
         verdict = "ok    " if self.fault is None else "WRONG "
-        said = self.detail if self.fault is None else self.fault
-        return f"{self.area:<12}{self.name:<{WIDTH}} {verdict} {said}".rstrip()
+        text = self.detail if self.fault is None else self.fault
+        return f"{self.area:<12}{self.name:<{WIDTH}} {verdict} {text}".rstrip()
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Everything that was checked.
-
-    Attributes:
-        checks: In the order in which they were made.
-    """
+    """Results of all checks, in order."""
 
     checks: Sequence[Check]
 
     @property
     def passed(self) -> bool:
-        """Whether all of them hold."""
+        """Whether every check holds."""
         return all(check.fault is None for check in self.checks)
 
     def __str__(self) -> str:
         return "\n".join([*map(str, self.checks), self.summary()])
 
     def summary(self) -> str:
-        """The verdict in one line."""
+        """Return the verdict in one line."""
         wrong = [check.name for check in self.checks if check.fault is not None]
         if not wrong:
             return f"All {len(self.checks)} checks hold."

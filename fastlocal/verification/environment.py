@@ -1,4 +1,4 @@
-"""What a machine needs to run and to compile kernels."""
+"""Checks of the software and compilers of the machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .checks import Check
 
 
 def environment(device: torch.device) -> Iterator[Check]:
-    """Versions, the device, and the compilers that its kernels need."""
+    """Yield checks of versions, the device, and the compilers of its kernels."""
     triton = verdicts.triton_version() or "none"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, Triton {triton}"
     yield Check("environment", "versions", None, versions)
@@ -38,11 +38,11 @@ def _cuda(device: torch.device) -> Iterator[Check]:
         return
     compiler, header = verdicts.c_compiler(), verdicts.python_header()
     fault = None if verdicts.triton_version() else "triton is not installed"
-    yield Check("environment", "Triton's compilers", fault or verdicts.lacking(), f"{compiler}, {header}")
+    yield Check("environment", "Triton's compilers", fault or verdicts.missing_tool(), f"{compiler}, {header}")
 
 
 def _driver() -> str:
-    """Of the NVIDIA driver, as its kernel module says it."""
+    """Return the version of the NVIDIA driver, as its kernel module reports it."""
     try:
         words = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").split()
     except OSError:
@@ -51,5 +51,5 @@ def _driver() -> str:
 
 
 def _native() -> Check:
-    path, missing = native.compiled(cache_file("native"))
+    path, missing = native.build_library(cache_file("native"))
     return Check("environment", "operations in C++", missing, "" if path is None else f"compiled, {path}")

@@ -1,4 +1,4 @@
-"""A few local steps of a module by every way in which a run could take them: they must end in the same place."""
+"""Compare a few local steps of a module across the executors of a run."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ from .checks import Check
 
 CLIENTS, STEPS = 3, 3
 FLOORS = {"fp64": 1e-7, "fp32": 1e-3, "tf32": 2e-2, "bf16": 1e-1}
-"""Distances that are never wrong, by precision; else three times that of the plain module from itself in float64."""
+"""Distance that is always accepted, by precision."""
 TIMES = 3.0
+"""Otherwise a distance is accepted up to TIMES the distance of the plain module from itself in float64."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
-    """A run's module as it can be trained in one precision.
+class ModuleCase:
+    """Module of a run in one precision.
 
     Attributes:
-        precision: Its name.
-        problem: With that precision.
-        clients: Of the run.
-        batch: Samples of a step.
-        rate: The learning rate of a client.
+        precision: Name of the precision.
+        problem: Model, data and numerics in that precision.
+        clients: Number of clients of the run.
+        batch: Samples per client and step.
+        rate: Learning rate of a client.
         random: Whether the module draws random numbers.
-        no_vmap: What keeps vmap from taking the module, or None.
-        conv_strategy: As the run is told.
+        no_vmap: Reason why vmap cannot run the module, or None.
+        conv_strategy: --conv-strategy.
     """
 
     precision: str
@@ -52,35 +53,35 @@ class Trained:
     conv_strategy: str
 
     def stacked(self) -> StackedExecutor:
-        """The executor with the run's own way of its convolutions."""
+        """Return a stacked executor with the run's convolution strategies."""
         problem = self.problem
         strategies = parse_strategies(self.conv_strategy, problem.module, problem.numerics.device)
         return StackedExecutor(problem, conv_strategy=strategies)
 
 
-def plain_steps(trained: Trained) -> Tensor:
-    """What the plain module's steps change, [clients, n_params] in float64: client after client, in plain torch."""
-    return _changes(trained, LoopedExecutor(trained.problem))
+def plain_steps(case: ModuleCase) -> Tensor:
+    """Return the changes of the plain module's steps in plain torch, [clients, n_params] in float64."""
+    return _changes(case, LoopedExecutor(case.problem))
 
 
-def check_exact(trained: Trained, plain: Tensor) -> Iterator[Check]:
-    """Stacked steps against looped ones in float64."""
-    yield _compared(trained, "stacked, looped", plain, FLOORS["fp64"], lambda: StackedExecutor(trained.problem))
+def check_exact(case: ModuleCase, plain: Tensor) -> Iterator[Check]:
+    """Compare stacked with looped steps in float64."""
+    yield _compare(case, "stacked, looped", plain, FLOORS["fp64"], lambda: StackedExecutor(case.problem))
 
 
-def check_own(trained: Trained, exact: Tensor) -> Iterator[Check]:
-    """The ways of a run in its own precision.
+def check_own(case: ModuleCase, exact: Tensor) -> Iterator[Check]:
+    """Compare the executors in the run's own precision.
 
     Args:
-        trained: In the run's precision.
+        case: In the run's precision.
         exact: `plain_steps` in float64.
     """
-    problem = trained.problem
-    plain = plain_steps(trained)
-    allowed = max(FLOORS[trained.precision], TIMES * _distance(plain, exact))
+    problem = case.problem
+    plain = plain_steps(case)
+    allowed = max(FLOORS[case.precision], TIMES * _distance(plain, exact))
 
     def graphed() -> Executor:
-        return GraphedExecutor(trained.stacked(), CudaGraphs())
+        return GraphedExecutor(case.stacked(), CudaGraphs())
 
     if trained.no_vmap is None:
         yield _compared(trained, "stacked, looped", plain, allowed, trained.stacked)
@@ -88,47 +89,47 @@ def check_own(trained: Trained, exact: Tensor) -> Iterator[Check]:
         if problem.numerics.device.type == "cuda" and problem.source.resident:
             yield _compared(trained, "CUDA graph, looped", plain, allowed, graphed)
     if problem.numerics.device.type == "cpu":
-        yield _compared(trained, "threaded, looped", plain, allowed, lambda: ThreadedExecutor(problem, workers=2))
+        yield _compare(case, "threaded, looped", plain, allowed, lambda: ThreadedExecutor(problem, workers=2))
 
 
-def _compared(
-    trained: Trained,
-    ways: str,
-    wanted: Tensor,
+def _compare(
+    case: ModuleCase,
+    pair: str,
+    expected: Tensor,
     allowed: float,
     make: Callable[[], Executor],
     chunks: Sequence[int] = (CLIENTS,),
 ) -> Check:
-    name = f"{ways} {trained.precision}"
+    name = f"{pair} {case.precision}"
     try:
-        distance = _distance(_changes(trained, make(), chunks), wanted)
+        distance = _distance(_changes(case, make(), chunks), expected)
     except UsageError:
         raise
     except torch.OutOfMemoryError as error:
         return Check("module", name, None, f"not compared: {line(error)}")
     except Exception as error:
         if kernels.is_device_fault(error):
-            raise  # nothing after it would say anything
+            raise  # the device cannot run later checks
         return Check("module", name, f"fails: {line(error)}")
     words = f"distance {distance:.2g}, allowed {allowed:.2g}"
     return Check("module", name, None if distance <= allowed else words, words)
 
 
-def _distance(changes: Tensor, wanted: Tensor) -> float:
-    """The largest distance of a client's changes from those that are wanted, as a fraction of them."""
-    sizes = wanted.norm(dim=1).clamp(min=1e-30)
-    return float(((changes - wanted).norm(dim=1) / sizes).max())
+def _distance(changes: Tensor, expected: Tensor) -> float:
+    """Return the largest relative distance of a client's changes from the expected ones."""
+    sizes = expected.norm(dim=1).clamp(min=1e-30)
+    return float(((changes - expected).norm(dim=1) / sizes).max())
 
 
-def _changes(trained: Trained, executor: Executor, chunks: Sequence[int] = (CLIENTS,)) -> Tensor:
-    """What STEPS steps change of CLIENTS clients, on samples that differ, `chunks` of them at a time."""
-    problem = trained.problem
+def _changes(case: ModuleCase, executor: Executor, chunks: Sequence[int] = (CLIENTS,)) -> Tensor:
+    """Return the changes of the parameters in STEPS steps of CLIENTS clients on different samples, run in chunks."""
+    problem = case.problem
     device, source = problem.numerics.device, problem.source
     stack = problem.stack(CLIENTS)
     params, row = stack.params, stack.params[0].clone()
-    ids = torch.arange(STEPS * CLIENTS * trained.batch, device=source.index_device) % len(source)
-    ids = ids.view(STEPS, CLIENTS, trained.batch)
-    rates = torch.full((STEPS, CLIENTS), trained.rate, dtype=params.dtype, device=device)
+    ids = torch.arange(STEPS * CLIENTS * case.batch, device=source.index_device) % len(source)
+    ids = ids.view(STEPS, CLIENTS, case.batch)
+    rates = torch.full((STEPS, CLIENTS), case.rate, dtype=params.dtype, device=device)
     begin = 0
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

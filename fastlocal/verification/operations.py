@@ -1,4 +1,4 @@
-"""The ops that a run on a device trusts, each in a process of its own, and the verdicts for later runs."""
+"""Checks of a device's ops, each in its own process; verdicts are stored for later runs."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from ..kernel_trial.kernels_tried import NATIVE_OPS, SECONDS
 from ..kernel_trial.processes import LATE, Outcome, Processes
 from .checks import Check
 
-MOST_AT_ONCE = 6
+MAX_PROCESSES = 6
 WORDS = {"native": "C++", "cpu": "for CPUs", "triton": "Triton"}
 
 
 def backends(device: torch.device) -> dict[str, tuple[str, ...]]:
-    """The ops to check on a device, by backend."""
+    """Return the ops to check on a device, by backend."""
     if kernels.runs_triton(device):
         return {"triton": kernels.TRITON_OPS}
     if device.type != "cpu":
         return {}
-    missing = native.compiled(cache_file("native"))[1]
+    missing = native.build_library(cache_file("native"))[1]
     return {"cpu": kernels.CPU_OPS, **({} if missing else {"native": NATIVE_OPS})}
 
 
-def chosen(found: dict[str, tuple[str, ...]], only: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
-    """Those of the ops that are wanted. Raises UsageError for one that the device does not have."""
+def select(found: dict[str, tuple[str, ...]], only: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
+    """Restrict the ops to `only`; raises UsageError for an op that the device does not have."""
     if only is None:
         return found
     known = [op for ops in found.values() for op in ops]
@@ -51,13 +51,13 @@ def chosen(found: dict[str, tuple[str, ...]], only: Sequence[str] | None) -> dic
 def check_operations(
     device: torch.device, ops: dict[str, tuple[str, ...]], calls: Path, seconds: float
 ) -> Iterator[Check]:
-    """Check every op on its small cases and on the calls of a run, and remember what comes of it.
+    """Check every op on its small cases and on the calls of a run, and store the verdicts.
 
     Args:
-        device: Where.
-        ops: By backend.
-        calls: What calls.Calls.save wrote.
-        seconds: Within which each case of an op must be through.
+        device: Device of the run.
+        ops: Ops by backend.
+        calls: File of calls.Calls.save.
+        seconds: Time limit of each case.
     """
     if not any(ops.values()):
         return
@@ -68,33 +68,33 @@ def check_operations(
             job = Job((), backend, str(device), smallest=False, calls=str(calls), seconds=seconds)
             if backend == "triton":
                 (outcome,) = processes.check(dataclasses.replace(job, ops=(TRITON,)))
-                fault = outcome.fault and (verdicts.lacking() or outcome.fault)
+                fault = outcome.fault and (verdicts.missing_tool() or outcome.fault)
                 yield Check("environment", "a one-line kernel", fault, f"{outcome.seconds:.1f} s")
-                if outcome.fault is not None and not _says_nothing(outcome.fault):
+                if outcome.fault is not None and not _is_no_verdict(outcome.fault):
                     found = dict.fromkeys(names, fault)
-                    if verdicts.lacking():
-                        verdicts.remember(device, backend, found)
-                    verdicts.take(backend, found)
+                    if verdicts.missing_tool():
+                        verdicts.store(device, backend, found)
+                    verdicts.apply(backend, found)
                 if fault is not None:
                     continue
-            for outcome in _each(processes, dataclasses.replace(job, ops=names), at_once(device)):
+            for outcome in _check_each(processes, dataclasses.replace(job, ops=names), process_count(device)):
                 op = outcome.op
-                if not (outcome.fault and _says_nothing(outcome.fault)):
+                if not (outcome.fault and _is_no_verdict(outcome.fault)):
                     if not (outcome.fault and LATE in outcome.fault and seconds < SECONDS):
-                        verdicts.remember(device, backend, {op: outcome.fault})
-                    verdicts.take(backend, {op: outcome.fault})
+                        verdicts.store(device, backend, {op: outcome.fault})
+                    verdicts.apply(backend, {op: outcome.fault})
                 yield _line(outcome, backend)
 
 
-def at_once(device: torch.device) -> int:
-    """How many ops are checked side by side: on a GPU most of the time goes to compiling, with one core for each."""
-    return max(1, min(MOST_AT_ONCE, machine_cores() // 2)) if device.type == "cuda" else 1
+def process_count(device: torch.device) -> int:
+    """Return the number of ops to check in parallel: on a GPU compilation dominates, one core per op."""
+    return max(1, min(MAX_PROCESSES, machine_cores() // 2)) if device.type == "cuda" else 1
 
 
-def _each(first: Processes, job: Job, count: int) -> Iterator[Outcome]:
-    """What comes of the ops of a job, each in a process of its own, `count` of them at a time and in their order."""
-    with ExitStack() as opened:
-        every = [first, *(opened.enter_context(Processes()) for _ in range(min(count, len(job.ops)) - 1))]
+def _check_each(first: Processes, job: Job, count: int) -> Iterator[Outcome]:
+    """Check the ops of a job, each in its own process, `count` at a time; yield the outcomes in order."""
+    with ExitStack() as stack:
+        every = [first, *(stack.enter_context(Processes()) for _ in range(min(count, len(job.ops)) - 1))]
         free: SimpleQueue[Processes] = SimpleQueue()
         for one in every:
             free.put(one)
@@ -110,18 +110,18 @@ def _each(first: Processes, job: Job, count: int) -> Iterator[Outcome]:
         with ThreadPoolExecutor(count) as pool:
             try:
                 yield from pool.map(check, job.ops)
-            except BaseException:  # Ctrl-C, which one thread was told of
+            except BaseException:  # Ctrl-C, which reaches only one thread
                 for one in every:
                     one.stop()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
 
-def _says_nothing(fault: str) -> bool:
+def _is_no_verdict(fault: str) -> bool:
     return any(word in fault for word in NO_VERDICT)
 
 
 def _line(outcome: Outcome, backend: str) -> Check:
     cases = f"{outcome.checked} case{'' if outcome.checked == 1 else 's'}"
-    fault = outcome.fault and (f"not checked: {outcome.fault}" if _says_nothing(outcome.fault) else outcome.fault)
+    fault = outcome.fault and (f"not checked: {outcome.fault}" if _is_no_verdict(outcome.fault) else outcome.fault)
     return Check("kernel", f"{outcome.op} {WORDS[backend]}", fault, f"{cases} in {outcome.seconds:.1f} s")

@@ -1,4 +1,4 @@
-"""A run verified: prepared in float64 and in its own precision, and handed to the checks."""
+"""Verification of a run, built in float64 and in its own precision."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..config.schema import RunConfig
 from ..params.precision import preserve_torch_flags
 from ..runs.build import PreparedRun
 from .checks import Check, Verification
-from .modules import Trained
+from .modules import ModuleCase
 from .proof import prove
 
 
@@ -24,24 +24,25 @@ def verify_run(
     seconds: float,
     say: Callable[[str], None],
 ) -> Verification:
-    """Check everything that a run is about to trust.
+    """Check a run before its start.
 
     Args:
-        config: Of the run.
-        device: Where it is.
-        prepare: Makes of settings what trains.
-        ops: Operations to check; None: all that the device has.
-        seconds: Within which each case of an operation must be through.
-        say: Takes each line of the table as it comes.
+        config: Settings of the run.
+        device: Device of the run.
+        prepare: Builds a run from settings.
+        ops: Ops to check; None: all ops of the device.
+        seconds: Time limit of each case of an op.
+        say: Called with each line of the table.
     """
-    # the checks make executors of their own
+    # the checks make their own executors
+
     plain = config.with_values(executor="looped", conv_strategy="auto", compile=None, cuda_graph=None, tune_seconds=0.0)
 
     @contextmanager
-    def make(precision: str | None) -> Iterator[Trained]:
+    def make(precision: str | None) -> Iterator[ModuleCase]:
         with closing(prepare(plain if precision is None else plain.with_values(precision=precision))) as prepared:
             own = prepared.config
-            yield Trained(
+            yield ModuleCase(
                 precision=str(own.machine.precision),
                 problem=prepared.problem,
                 clients=own.clients,

@@ -21,7 +21,7 @@ from fastlocal.executors.tuning import conv_timing
 from fastlocal.executors.tuning.conv_timing import conv_choices
 from fastlocal.kernel_trial import jobs, kernels_tried, verdicts
 from fastlocal.kernel_trial.jobs import TRITON
-from fastlocal.kernel_trial.kernels_tried import do_without, try_triton, used_ops
+from fastlocal.kernel_trial.kernels_tried import disable_failing_op, try_triton, used_ops
 from fastlocal.kernel_trial.processes import Outcome
 from fastlocal.kernels.conv2d_clients.geometry import Geometry
 from fastlocal.kernels.conv2d_clients.operator import CONVOLUTIONS, choose
@@ -67,7 +67,7 @@ def nothing_refused() -> Iterator[None]:
     yield
     for op, backend in list(kernels.refusals()):
         kernels.accept(op, backend)
-    kernels_tried._tried.clear()
+    kernels_tried._results.clear()
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def triton_on_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "DEVICES", ("cuda", "cpu"))
 
 
-def lines_of(text: str) -> list[str]:
+def lines_for(text: str) -> list[str]:
     return [line for line in text.splitlines() if "plain torch" in line]
 
 
@@ -108,10 +108,10 @@ def test_a_run_goes_on_in_plain_torch_and_remembers(
             r"client_sgd: plain torch \(hangs on .*: a time limit of 5 s; fastlocal verify\)",
             r"client_mean: plain torch \(fails on .*: no such thing; fastlocal verify\)",
         ]
-        said = lines_of(outcome.out + outcome.err)
+        said = lines_for(outcome.out + outcome.err)
         assert len(said) == 3 and all(any(re.search(one, line) for line in said) for one in patterns), said
     fault = "wrong by 0.3 on 2x3x16"
-    verdicts.remember(CPU, "triton", dict.fromkeys(CONVOLUTIONS) | {"conv2d_clients_weight_grad": fault})
+    verdicts.store(CPU, "triton", dict.fromkeys(CONVOLUTIONS) | {"conv2d_clients_weight_grad": fault})
     words += ["--model", "cnn"]
     asked = run(capsys, *words, "--conv-strategy", "triton", "--log-pth", tmp_path / "three")
     assert asked.status == 2 and asked.err.count("\n") == 1
@@ -135,7 +135,7 @@ def test_without_a_c_compiler_nothing_is_triton(
     words = [*train_words(data, tmp_path / "run"), "--executor", "stacked", "--tune-seconds", "0"]
     outcome = run(capsys, *words)
     assert outcome.status == 0, outcome.err
-    assert len(said := lines_of(outcome.out + outcome.err)) == 1
+    assert len(said := lines_for(outcome.out + outcome.err)) == 1
     why = "there is no C compiler: neither gcc nor clang; fastlocal verify"
     assert said[0].endswith(f"Triton kernels: plain torch ({why})")
     entries = json.loads((own_cache_home / "verified.json").read_text())
@@ -164,7 +164,7 @@ def test_without_a_cpp_compiler_threads_take_plain_steps(
     assert outcome.status == 0, outcome.err
     why = {"none": "there is no C++ compiler: neither $CXX, c++, g++ nor clang++",
            "false": f"{compiler} does not compile it: here: error: no space"}[broken]  # fmt: skip
-    (said,) = lines_of(outcome.out + outcome.err)
+    (said,) = lines_for(outcome.out + outcome.err)
     assert said.endswith(f"operations in C++: plain torch ({why}; fastlocal verify)")
     assert not list((tmp_path / "cache").rglob("verified.json"))
 
@@ -230,9 +230,9 @@ def test_a_kernel_that_fails_in_a_step_is_done_without(
 
 
 def test_what_says_nothing_about_a_kernel_is_not_its_fault(own_cache_home: Path) -> None:
-    assert do_without(RuntimeError("not ours"), CPU) is None
-    assert do_without(raised_by("client_sgd", torch.OutOfMemoryError("CUDA out of memory")), CPU) is None
-    assert do_without(raised_by("client_sgd", RuntimeError(ILLEGAL)), CPU) is None
+    assert disable_failing_op(RuntimeError("not ours"), CPU) is None
+    assert disable_failing_op(raised_by("client_sgd", torch.OutOfMemoryError("CUDA out of memory")), CPU) is None
+    assert disable_failing_op(raised_by("client_sgd", RuntimeError(ILLEGAL)), CPU) is None
     assert kernels.refusals() == {}
 
 
@@ -327,6 +327,6 @@ def test_a_trial_that_takes_too_long_leaves_the_rest_as_it_is(
         def __exit__(self, *error: object) -> None: ...
 
     monkeypatch.setattr(kernels_tried, "Processes", Slow)
-    monkeypatch.setattr(kernels_tried, "LONGEST_SECONDS", 0.0)
+    monkeypatch.setattr(kernels_tried, "MAX_SECONDS", 0.0)
     assert try_triton(CPU, ["client_sgd", "client_mean"]) == {}
     assert "client_mean" not in verdicts.known(CPU, "triton")

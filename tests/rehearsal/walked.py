@@ -37,7 +37,7 @@ def functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
                     yield prefix + part.name, part
 
 
-def lines_of(statements: list[ast.stmt]) -> set[int]:
+def lines_for(statements: list[ast.stmt]) -> set[int]:
     """The first line of every statement, which is where coverage sees it."""
     found = set()
     for statement in statements:
@@ -52,7 +52,7 @@ def lines_of(statements: list[ast.stmt]) -> set[int]:
 def of_a_gpu(path: Path, function: ast.FunctionDef) -> set[int]:
     """Lines of the function that only a GPU would run."""
     if path.name == "triton_kernel.py" or str(path).endswith(WHOLE):
-        return lines_of(function.body)
+        return lines_for(function.body)
     found: set[int] = set()
 
     def walk(body: list[ast.stmt]) -> None:
@@ -62,7 +62,7 @@ def of_a_gpu(path: Path, function: ast.FunctionDef) -> set[int]:
                 on_cuda = "!=" not in test and "is None" not in test and not test.startswith("not ")
                 leaves = isinstance(statement.body[-1], ast.Return | ast.Raise)
                 rest = statement.orelse or (body[place + 1 :] if leaves else [])
-                found.update(lines_of(statement.body if on_cuda else rest))
+                found.update(lines_for(statement.body if on_cuda else rest))
             for inner in ("body", "orelse", "finalbody"):
                 walk(getattr(statement, inner, []))
             for handler in getattr(statement, "handlers", []):

@@ -219,7 +219,7 @@ def test_the_calls_of_a_run_are_cases(tmp_path: Path, monkeypatch: pytest.Monkey
     """With their memory layouts: a kernel that is wrong on one of them alone is found."""
     calls, path = Calls(), tmp_path / "calls.pt"
     rows, wide = torch.randn(2, 80)[:, :70], torch.randn(3, 50_001)[:, 1:]
-    with calls.noted():
+    with calls.record():
         add = kernels.get("client_mean", device="cpu")
         for params in (rows, wide, wide):
             add(params, torch.zeros(params.shape[1], dtype=torch.float64), 0.5)
@@ -287,8 +287,8 @@ def test_ops_are_checked_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operations, "Processes", Fake)
     names = tuple("abcdef")
     first: Any = Fake()
-    assert [one.op for one in operations._each(first, jobs.Job(names, "cpu", "cpu"), 3)] == list(names)
+    assert [one.op for one in operations._check_each(first, jobs.Job(names, "cpu", "cpu"), 3)] == list(names)
     assert len(made) == 3
     with pytest.raises(KeyboardInterrupt):
-        list(operations._each(first, jobs.Job(("interrupted", "b", "c"), "triton", "cpu"), 3))
+        list(operations._check_each(first, jobs.Job(("interrupted", "b", "c"), "triton", "cpu"), 3))
     assert all(one.stopped.is_set() for one in made[-2:])
