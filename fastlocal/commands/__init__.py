@@ -1,1 +1,1 @@
-"""The commands of the command line, one file each; `run(argv) -> exit status`."""
+"""Commands of the command line, one file each: `run(argv) -> exit status`."""

@@ -1,4 +1,4 @@
-"""The words of a command line before and around the parser: the reference's spellings, and flags that do not exist."""
+"""Words of a command line before the parser: the reference's spellings, and unknown flags."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNITS = {"B": 1} | {
 
 
 def registry() -> tyro.constructors.ConstructorRegistry:
-    """Booleans as the reference writes them: 1/0/true/false, and bare they mean 1."""
+    """Return the parser's rule for booleans: 1/0/true/false as in the reference; without a value, 1."""
     rules = tyro.constructors.ConstructorRegistry()
 
     @rules.primitive_rule
@@ -45,8 +45,11 @@ def _boolean(words: list[str]) -> bool:
 
 
 def normalise(argv: Sequence[str]) -> list[str]:
-    """`--flag=value` as two words, `_` in flags as `-`, commas in --mean and --std as spaces, units of
-    --memory-limit, and the reference's `--wandb None`, which means online."""
+    """Rewrite the words of a command line for the parser.
+
+    `--flag=value` becomes two words, `_` in flags becomes `-`, commas in --mean and --std become spaces, a size of
+    --memory-limit becomes GiB, and the reference's `--wandb None` becomes online.
+    """
     words: list[str] = []
     for word in argv:
         if word.startswith("--"):
@@ -72,10 +75,7 @@ def normalise(argv: Sequence[str]) -> list[str]:
 
 
 def _gib(word: str) -> str:
-    """A size, which may have a unit, as a number of GiB.
-
-    Raises UsageError for what is none.
-    """
+    """Convert a size with an optional unit to GiB; raises UsageError for other words."""
     number = word.rstrip("BiKMGT")
     unit = word.removeprefix(number)
     if word == "None" or (not unit and is_number(number)):
@@ -86,7 +86,7 @@ def _gib(word: str) -> str:
 
 
 def is_number(word: str) -> bool:
-    """Whether a word reads as a number, NaN and infinity included."""
+    """Whether a word is a number, including NaN and infinity."""
     try:
         float(word)
     except ValueError:
@@ -100,10 +100,7 @@ def is_flag(word: str) -> bool:
 
 
 def refuse_unknown(words: Iterable[str], names: Iterable[str], command: str) -> None:
-    """Raise UsageError for the first flag among `words` that `command` does not have.
-
-    names: of the fields that are its flags
-    """
+    """Raise UsageError for the first flag among `words` that is not one of the fields `names` of `command`."""
     known = ["--" + name.replace("_", "-") for name in names]
     for word in words:
         if is_flag(word) and word not in (*known, "-h", "--help", "--help-all"):
@@ -111,7 +108,7 @@ def refuse_unknown(words: Iterable[str], names: Iterable[str], command: str) -> 
 
 
 def refuse_half_precision(words: Sequence[str]) -> None:
-    """Raise UsageError for --precision fp16, which other programs have."""
+    """Raise UsageError for --precision fp16, which other programs offer."""
     if value_of("--precision", words) in ("fp16", "float16", "half"):
         raise UsageError(
             "--precision fp16: gradients below 6e-8 would vanish without a loss scale per client; use bf16, whose "
@@ -120,6 +117,6 @@ def refuse_half_precision(words: Sequence[str]) -> None:
 
 
 def value_of(flag: str, words: Sequence[str]) -> str | None:
-    """The word after the last `flag`; None where there is none, or where it is `None`."""
+    """Return the word after the last `flag`; None without one, or if it is `None`."""
     found = [after for word, after in zip(words, words[1:], strict=False) if word == flag]
     return found[-1] if found and found[-1] != "None" and not is_flag(found[-1]) else None

@@ -34,13 +34,13 @@ class EvaluateFlags:
     data_pth: str | None = None
     """folder or file that holds the data set"""
     train_pth: str | None = None
-    """training half, where it lies apart; its classes and statistics count"""
+    """training split, if it is not below --data-pth; its classes and statistics count"""
     val_pth: str | None = None
-    """test half, where it lies apart; alone it is enough for beton and array"""
+    """test split, if it is not below --data-pth; alone it is enough for beton and array"""
     schedule: Schedule = "rounds"
     """epochs: evaluate as the ImageNet program does, on centre crops of --image-size, with top-5 accuracy"""
     image_size: int | None = None
-    """side in pixels, as `fastlocal train` takes it"""
+    """side in pixels, as in `fastlocal train`"""
     mean: tuple[float, ...] | None = None
     """one value per channel, in units of 1; None: the data set's own"""
     std: tuple[float, ...] | None = None
@@ -64,7 +64,7 @@ def run(argv: Sequence[str]) -> int:
     with defer_signals():
         from ..checkpoint.model_file import read_state
         from ..data.sources.build import make_source
-        from ..data.sources.source_config import SourceConfig, choose
+        from ..data.sources.source_config import SourceConfig, choose_kind
         from ..kernel_trial import verdicts
         from ..kernel_trial.kernels_tried import try_kernels
         from ..params.losses import cross_entropy
@@ -75,14 +75,14 @@ def run(argv: Sequence[str]) -> int:
 
     device = resolve_device(flags.device)
     try_kernels(device, ["gather_augment"])
-    for line in verdicts.lines_of(device, ["gather_augment"]):
+    for line in verdicts.lines_for(device, ["gather_augment"]):
         print(line, file=sys.stderr)
     numbers = numerics(flags.precision, device)
     state = read_state(flags.checkpoint, "CHECKPOINT")
     data = load_data(config, lambda text: print(text, file=sys.stderr))
     module = make_model(config, data, state, "CHECKPOINT", flags.checkpoint).to(device, numbers.dtype)
-    reading = SourceConfig(
-        kind=choose(config.data.source, data, device),
+    source_config = SourceConfig(
+        kind=choose_kind(config.data.source, data, device),
         workers=config.data.nw,
         prefetch=config.data.prefetch,
         on_bad_sample="stop",
@@ -92,7 +92,7 @@ def run(argv: Sequence[str]) -> int:
         device=device,
         dtype=numbers.dtype,
     )
-    with closing(make_source(data.test, reading, augment=False)) as source:
+    with closing(make_source(data.test, source_config, augment=False)) as source:
         result = evaluate(module, source, loss=cross_entropy, topk=topk, numerics=numbers)
     accuracies = (f"val_acc{k} {value:.4f}" for k, value in zip(topk, result.accuracies, strict=True))
     print(*accuracies, f"val_loss {result.loss:.4f}")
@@ -100,15 +100,15 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _checkpoint_first(words: list[str]) -> list[str]:
-    """The same words with a checkpoint that follows --mean or --std, which take any number of values, at the front."""
-    first: list[str] = []
+    """Move a checkpoint after --mean or --std, which take any number of values, to the front."""
+    front: list[str] = []
     rest: list[str] = []
     flag = ""
     for word in words:
         flag = word if word.startswith("--") else flag
         stray = flag in SEVERAL_VALUES and word not in (flag, "None") and not is_number(word)
-        (first if stray else rest).append(word)
-    return first + rest
+        (front if stray else rest).append(word)
+    return front + rest
 
 
 def _config(flags: EvaluateFlags) -> RunConfig:

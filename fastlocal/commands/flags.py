@@ -1,4 +1,4 @@
-"""Flags to RunConfig: recipes, `config.json`, and the reference's ways of saying "not set"."""
+"""Conversion of flags to a RunConfig: recipes, `config.json`, and the reference's values for "not set"."""
 
 from __future__ import annotations
 
@@ -31,16 +31,15 @@ DERIVED = {
     "clients": ("chunk",),
     "total_batch_size": ("chunk",),
 }
-"""What a config.json holds because of another field, and what is settled anew where a flag changes that one."""
+"""Fields of a config.json that follow from another field; if a flag changes that field, they are derived anew."""
 
 
 @dataclass(frozen=True)
 class TrainFlags:
     """fastlocal train [RECIPE] [--flag value ...]: train many Local SGD clients.
 
-    A recipe comes first; `fastlocal recipes` lists them. Flags change what the recipe says. Flags that take 0 or 1 mean
-    1 when they stand alone.
-    """
+    A recipe comes first; `fastlocal recipes` lists them. Flags change the recipe's values. Flags that take 0 or 1 mean
+    1 without a value."""
 
     clients: int | None = None
     """number of clients, instead of --total-batch-size"""
@@ -49,7 +48,7 @@ class TrainFlags:
     overwrite: bool = False
     """start afresh in a --log-pth that holds a run"""
     continue_: Annotated[bool, tyro.conf.arg(name="continue")] = False
-    """go on with the run of --log-pth, by default the one of --config, from its resume.pt; without one start over"""
+    """continue the run of --log-pth, by default the one of --config, from its resume.pt; without one start over"""
     dry_run: bool = False
     """print the resolved plan and stop"""
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
@@ -66,10 +65,11 @@ BOOLEANS = tuple(
 
 
 def parse(argv: Sequence[str], command: str = "fastlocal train") -> TrainFlags:
-    """The flags of `fastlocal train` and of the commands that take the same, with `run` as they make it.
+    """Parse the flags of `fastlocal train`, and of other commands with the same flags, into a RunConfig.
 
-    Raises UsageError for flags that do not exist or contradict each other, and for what the parser refuses,
-    SystemExit(0) once the help is printed.
+    Raises:
+        UsageError: A flag is unknown, contradicts another one, or has an invalid value.
+        SystemExit: The help was printed (status 0).
     """
     recipe, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
     words = normalise(rest)
@@ -84,8 +84,8 @@ def parse(argv: Sequence[str], command: str = "fastlocal train") -> TrainFlags:
     words = ["--help" if word == "--help-all" else word for word in words]
     style = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
     flags = parse_flags(TrainFlags, command, words, default=TrainFlags(run=base), config=style)
-    given = {word.lstrip("-").replace("-", "_") for word in words if is_flag(word)}
-    return dataclasses.replace(flags, run=_settle(flags, given))
+    names = {word.lstrip("-").replace("-", "_") for word in words if is_flag(word)}
+    return dataclasses.replace(flags, run=_resolve(flags, names))
 
 
 def _refuse_stray_recipe(recipe: str | None, words: Sequence[str], command: str) -> None:
@@ -97,7 +97,7 @@ def _refuse_stray_recipe(recipe: str | None, words: Sequence[str], command: str)
 
 
 def _base(recipe: str | None, words: Sequence[str]) -> RunConfig:
-    """What the flags change: a recipe, a config.json, or the defaults of a program."""
+    """Return the configuration that the flags change: a recipe, a config.json, or the defaults of a program."""
     stored = value_of("--config", words)
     if recipe is not None and stored is not None:
         raise UsageError(f"--config {stored}: cannot be combined with the recipe {recipe!r}; give one of them")
@@ -121,22 +121,27 @@ def _read(path: Path) -> RunConfig:
         raise UsageError(f"--config {path}: is not the config.json of a run ({reason[:120]})") from error
 
 
-def _settle(flags: TrainFlags, given: set[str]) -> RunConfig:
-    """Resolve what only a command line can say: one of several rates, --clients, -1 for "not set"."""
+def _resolve(flags: TrainFlags, names: set[str]) -> RunConfig:
+    """Resolve settings of the command line alone: the choice of a rate, --clients, -1 for "not set".
+
+    Args:
+        flags: Parsed flags.
+        names: Names of the flags that were set.
+    """
     config = flags.run
-    rates = [name for name in RATES if name in given]
+    rates = [name for name in RATES if name in names]
     changes: dict[str, Any] = {}
     if len(rates) > 1:
-        named = " and ".join("--" + name.replace("_", "-") for name in rates)
-        raise UsageError(f"{named}: give one of them (--start-lr is per client, --lr per 256 samples)")
+        both = " and ".join("--" + name.replace("_", "-") for name in rates)
+        raise UsageError(f"{both}: give one of them (--start-lr is per client, --lr per 256 samples)")
     if rates:
         changes |= {name: None for name in RATES if name != rates[0]}
-    if "epochs" in given and "rounds" in given:
+    if "epochs" in names and "rounds" in names:
         raise UsageError("--epochs and --rounds: give one of them")
-    if "epochs" in given:
+    if "epochs" in names:
         changes["rounds"] = None
     if flags.clients is not None:
-        if "total_batch_size" in given:
+        if "total_batch_size" in names:
             raise UsageError("--clients and --total-batch-size: give one of them")
         if flags.clients < 1:
             raise UsageError(f"--clients {flags.clients}: must be at least 1")
@@ -149,15 +154,15 @@ def _settle(flags: TrainFlags, given: set[str]) -> RunConfig:
         changes["n_groups"] = RunConfig().model.n_groups
     if flags.config is not None:
         for cause, derived in DERIVED.items():
-            if cause in given:
-                changes |= {name: RunConfig().value(name) for name in derived if name not in given}
+            if cause in names:
+                changes |= {name: RunConfig().value(name) for name in derived if name not in names}
     if flags.continue_:
         if flags.overwrite:
             raise UsageError("--continue and --overwrite: give one of them")
         if flags.config is None and config.log.log_pth is None:
             raise UsageError("--continue: which run? give --config RUN/config.json or --log-pth RUN")
-        if "log_pth" not in given and flags.config is not None:
+        if "log_pth" not in names and flags.config is not None:
             changes["log_pth"] = str(flags.config.absolute().parent)
-    elif flags.config is not None and "log_pth" not in given and not flags.overwrite:
-        changes["log_pth"] = None  # a repeated run gets a folder of its own
+    elif flags.config is not None and "log_pth" not in names and not flags.overwrite:
+        changes["log_pth"] = None  # a repeated run gets a new folder
     return config.with_values(**changes)

@@ -1,6 +1,6 @@
-"""The parser of a command's flags: tyro, whose refusals become one line.
+"""Parser of a command's flags: tyro, with one-line error messages.
 
-tyro prints a refusal as a box of several lines. Its text is read here, as tyro offers no stable way to get it.
+tyro prints an error as a box of several lines. Its text is parsed here, because tyro has no stable API for it.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ from .argv import registry
 Flags = TypeVar("Flags")
 
 KINDS = {"INT": "a whole number", "FLOAT": "a number", "PATH": "a path", "STR": "a text"}
-"""tyro's words for types, in words."""
+"""Words for tyro's names of types."""
 SIDES, RULES = "│ ", "╭╮╰╯─- "
-"""The frame of a box. A terminal without these characters gets a title, a rule of "-" and no sides."""
+"""Frame of a box. On a terminal without these characters it has a title, a rule of "-" and no sides."""
 WIDE = "400"
-"""Columns of a terminal so wide that tyro breaks no line of a refusal."""
+"""Terminal width at which tyro breaks no line of an error."""
 
 
 def parse_flags(kind: type[Flags], command: str, words: Sequence[str], **options: Any) -> Flags:
     """Parse the words of a command line.
 
     Args:
-        kind: The dataclass whose fields are the flags.
-        command: The command, as in "fastlocal train".
-        words: The words after the command.
-        options: More arguments of tyro.cli.
+        kind: Dataclass whose fields are the flags.
+        command: Name of the command, as in "fastlocal train".
+        words: Words after the command.
+        options: Further arguments of tyro.cli.
 
     Raises:
-        UsageError: The parser refuses the words.
+        UsageError: The words are invalid.
         SystemExit: --help was printed.
     """
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), _wide_terminal(words):
+        with contextlib.redirect_stderr(output), _wide_terminal(words):
             return tyro.cli(kind, prog=command, args=words, registry=registry(), **options)
-    except SystemExit as ended:
-        if not ended.code:
+    except SystemExit as end:
+        if not end.code:
             raise
-        raise UsageError(f"{in_one_line(said.getvalue())}; `{command} --help` explains the flags") from None
+        raise UsageError(f"{box_to_line(output.getvalue())}; `{command} --help` explains the flags") from None
 
 
 @contextlib.contextmanager
 def _wide_terminal(words: Sequence[str]) -> Iterator[None]:
-    """Set COLUMNS unless the words ask for help, which fits the user's terminal."""
+    """Set COLUMNS, unless the words ask for help, which must fit the user's terminal."""
     before = os.environ.get("COLUMNS")
     if not {"-h", "--help"} & {*words}:
         os.environ["COLUMNS"] = WIDE
@@ -64,24 +64,24 @@ def _wide_terminal(words: Sequence[str]) -> Iterator[None]:
         os.environ.update({} if before is None else {"COLUMNS": before})
 
 
-def in_one_line(refusal: str) -> str:
-    """Say in one line what a refusal of tyro's says in a box.
+def box_to_line(box: str) -> str:
+    """Convert tyro's error to one line.
 
     Args:
-        refusal: The box: a frame around a message, a rule, and the text of --help for the flag.
+        box: A frame around a message, a rule, and the --help text of the flag.
     """
-    lines = [line.strip(SIDES) for line in refusal.splitlines()[1:]]
+    lines = [line.strip(SIDES) for line in box.splitlines()[1:]]
     lines = ["" if not line.strip(RULES) else line for line in lines]
     lines = list(itertools.dropwhile(lambda line: not line, lines))
     end = next((place for place, line in enumerate(lines) if not line), len(lines))
     message = " ".join(lines[:end]).strip().rstrip(".")
     if found := re.fullmatch(r"Error parsing (\S+): (.*)", message):
-        flag, why = found.groups()
+        flag, reason = found.groups()
         usage = next((line for line in lines[end:] if line.startswith(f"{flag} ")), flag)
-        given = re.search(r"from \[([^\[]*)\]$|'([^']*)'", why)
-        value = "" if given is None else " " + (given[1] or given[2] or "").replace("', '", " ").strip("'")
-        wanted = _wanted(usage.removeprefix(flag).strip())
-        return f"{flag}{value}: {f'must be {wanted}' if wanted else why}"
+        word = re.search(r"from \[([^\[]*)\]$|'([^']*)'", reason)
+        value = "" if word is None else " " + (word[1] or word[2] or "").replace("', '", " ").strip("'")
+        expected = _expected(usage.removeprefix(flag).strip())
+        return f"{flag}{value}: {f'must be {expected}' if expected else reason}"
     if found := re.fullmatch(r"invalid choice '(.*)' for argument '(\S+)'\. Expected one of \((.*)\)", message):
         value, flag, choices = found.groups()
         return f"{flag} {value}: must be one of {choices.replace(chr(39), '').strip(', ')}"
@@ -90,8 +90,8 @@ def in_one_line(refusal: str) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _wanted(metavar: str) -> str:
-    """Return what tyro's "{None}|INT" or "{None,0,1}" allows, in words; an empty string for other notations."""
+def _expected(metavar: str) -> str:
+    """Describe the values of tyro's "{None}|INT" or "{None,0,1}"; "" for other notations."""
     if metavar == "{0,1}" or metavar == "{None,0,1}":
         return "0, 1, true or false"
     if "[FLOAT ...]" in metavar:

@@ -1,4 +1,4 @@
-"""What `--dry-run` prints."""
+"""Output of `--dry-run`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..schedule.rounds import Progress
 
 
 def plan_text(prepared: PreparedRun) -> str:
-    """The resolved plan: clients, H per phase, rounds, decay rounds, rates and memory."""
+    """Format the resolved plan: clients, H per phase, rounds, decay rounds, rates and memory."""
     config, progress, data = prepared.config, prepared.progress, prepared.data
     schedule = config.schedule
     rows = [
@@ -40,9 +40,9 @@ def plan_text(prepared: PreparedRun) -> str:
 
 
 def _rounds(progress: Progress) -> str:
-    """Rounds that end with an average, and the steps that are left over after them."""
+    """Format the number of averages, and of the steps after the last one."""
     last = [phase for phase in progress.phases if phase.first_step < progress.total_steps][-1]
-    left = (progress.total_steps - last.origin) % last.local_steps
-    if not left:
+    remaining = (progress.total_steps - last.origin) % last.local_steps
+    if not remaining:
         return str(progress.count())
-    return f"{progress.count() - 1}, then {left} local steps that are not averaged"
+    return f"{progress.count() - 1}, then {remaining} local steps that are not averaged"

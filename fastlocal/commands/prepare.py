@@ -1,4 +1,4 @@
-"""fastlocal prepare: a data set to files that training reads fast."""
+"""fastlocal prepare: convert a data set to files that training reads fast."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 class PrepareFlags:
     """Write a data set to --out as train.beton and val.beton, or train.npy and val.npy, each with a manifest.
 
-    What was stopped goes on with the same command: an array where it was, a .beton file from its beginning. Halves that
-    are there already are left as they are.
+    The same command continues after an interruption: an array at its place, a .beton file from its beginning. Complete
+    files are kept.
     """
 
     out: Path
-    """folder to write to; it is made"""
+    """folder to write to; it is created"""
     dataset: str = "image_folder"
     """digits, cifar10, cifar100, fashion_mnist, image_folder, npz or synthetic"""
     data_pth: str | None = None
     """folder or file that holds the data set"""
     train_pth: str | None = None
-    """training folder of images, where it lies apart from --data-pth"""
+    """training folder of images, if it is not below --data-pth"""
     val_pth: str | None = None
-    """test folder of images, where it lies apart from --data-pth"""
+    """test folder of images, if it is not below --data-pth"""
     format: Literal["beton", "array"] = "beton"
     """beton: FFCV's format, of images of any size; array: one mapped array of images of one size"""
     image_size: int | None = None
@@ -48,7 +48,7 @@ class PrepareFlags:
     write_mode: Literal["raw", "jpg", "proportion", "smart"] = "raw"
     """of .beton: raw pixels, JPEG, JPEG for --jpeg-share of the images, or (smart) for those above --smart-threshold"""
     max_resolution: int | None = None
-    """of .beton: longest side in pixels, longer ones are scaled down to it; None: as they are"""
+    """of .beton: longest side in pixels, longer ones are scaled down to it; None: original size"""
     quality: int = 90
     """of .beton: JPEG quality, 1 to 100"""
     jpeg_share: float = 0.5
@@ -62,7 +62,7 @@ class PrepareFlags:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Write both halves and name the files."""
+    """Convert both splits and print the names of the files."""
     words = normalise(argv)
     refuse_unknown(words, (spec.name for spec in dataclasses.fields(PrepareFlags)), "fastlocal prepare")
     flags = parse_flags(PrepareFlags, "fastlocal prepare", words, config=(tyro.conf.FlagConversionOff,))
@@ -72,7 +72,7 @@ def run(argv: Sequence[str]) -> int:
         from ..data import datasets
         from ..data.labels import refuse_empty_classes
         from ..data.preparing.beton import BetonSettings
-        from ..data.preparing.run import Preparing, convert_dataset
+        from ..data.preparing.run import Conversion, convert_dataset
         from ..kernels.cores import machine_cores
 
     start = time.perf_counter()
@@ -93,7 +93,7 @@ def run(argv: Sequence[str]) -> int:
         beton = BetonSettings(
             flags.write_mode, flags.max_resolution, flags.quality, flags.jpeg_share, flags.smart_threshold
         )
-        how = Preparing(
+        conversion = Conversion(
             out=flags.out.expanduser(),
             format=flags.format,
             beton=beton if flags.format == "beton" else None,
@@ -104,7 +104,7 @@ def run(argv: Sequence[str]) -> int:
             | {name: os.path.abspath(os.path.expanduser(path)) for name, path in paths.items() if path is not None},
             message=_say,
         )
-        files = convert_dataset(data, how)
+        files = convert_dataset(data, conversion)
     except PermissionError as error:
         raise UsageError(f"--out {flags.out}: cannot be written or read ({error})") from None
     print(f"{len(data.train)} training and {len(data.test)} test images in {time.perf_counter() - start:.1f} s")
@@ -138,14 +138,14 @@ def _check(flags: PrepareFlags) -> None:
         raise UsageError(f"--smart-threshold {flags.smart_threshold}: must be a number of bytes from 0 on")
     if not 0 <= flags.jpeg_share <= 1:
         raise UsageError(f"--jpeg-share {flags.jpeg_share}: must be a share from 0 to 1")
-    usual = {spec.name: spec.default for spec in dataclasses.fields(flags)}
+    defaults = {spec.name: spec.default for spec in dataclasses.fields(flags)}
     if flags.format == "array":
         for name in ("write_mode", "max_resolution", "quality", "jpeg_share", "smart_threshold"):
-            if getattr(flags, name) != usual[name]:
+            if getattr(flags, name) != defaults[name]:
                 raise UsageError(f"--{name.replace('_', '-')}: is for --format beton; an array holds raw pixels")
-    if flags.write_mode == "raw" and flags.quality != usual["quality"]:
+    if flags.write_mode == "raw" and flags.quality != defaults["quality"]:
         raise UsageError("--quality: means nothing with --write-mode raw; use --write-mode jpg, proportion or smart")
-    if flags.write_mode != "proportion" and flags.jpeg_share != usual["jpeg_share"]:
+    if flags.write_mode != "proportion" and flags.jpeg_share != defaults["jpeg_share"]:
         raise UsageError(f"--jpeg-share: means nothing with --write-mode {flags.write_mode}; use proportion")
     if flags.write_mode == "smart" and flags.smart_threshold is None:
         raise UsageError("--write-mode smart: give --smart-threshold, the bytes above which images become JPEGs")

@@ -1,4 +1,4 @@
-"""fastlocal profile: a few rounds of a run under a profiler."""
+"""fastlocal profile: profile a few rounds of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .flags import parse
-from .train import start, written
+from .train import print_files, start
 
 if TYPE_CHECKING:
     from ..runs.build import PreparedRun
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Train one round and --profile-rounds more, each evaluated, and print where their time went."""
+    """Train one round and --profile-rounds more, each with an evaluation, and print the tables of times."""
     flags = parse(argv, "fastlocal profile")
     schedule, rounds = flags.run.schedule, 1 + flags.run.log.profile_rounds
     config = flags.run.with_values(
@@ -31,5 +31,5 @@ def run(argv: Sequence[str]) -> int:
 def _finish(prepared: PreparedRun, loop: Loop) -> None:
     for table in sorted(loop.directory.glob("profile_rank*.txt")):
         print(table.read_text(encoding="utf-8"))
-    written(prepared, loop)
+    print_files(prepared, loop)
     print("Traces open in ui.perfetto.dev and chrome://tracing.")

@@ -1,4 +1,4 @@
-"""fastlocal recipes: the named runs."""
+"""fastlocal recipes: list the recipes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..config.recipes import RECIPES
 
 
 def run(argv: Sequence[str]) -> int:
-    """Print each recipe's name and what it is."""
+    """Print each recipe's name and first line."""
     if argv and argv[0] in ("-h", "--help"):
         print("usage: fastlocal recipes\n\nLists the named runs; `fastlocal train NAME --help` shows what one sets.")
         return 0

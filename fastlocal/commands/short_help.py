@@ -1,4 +1,4 @@
-"""`fastlocal train --help`: the flags that most runs need. `--help-all` prints every flag."""
+"""`fastlocal train --help`: the common flags. `--help-all` prints every flag."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import textwrap
 from ..config.field_docs import field_docs
 from ..config.schema import AREAS, RunConfig
 
-USUAL = {
+COMMON = {
     "what is trained": ("dataset", "data_pth", "model", "resume_pth"),
     "clients and steps": ("clients", "batch_size", "step1", "epochs", "rounds"),
     "rates": ("client_lr", "start_lr", "momentum", "wd"),
     "machine": ("device", "precision", "executor", "seed"),
     "files": ("log_pth", "eval_freq1", "overwrite", "continue", "config", "dry_run"),
 }
-"""The flags that most runs need, by subject."""
+"""Common flags by subject."""
 WIDTH, INDENT = 100, 20
 
 
@@ -23,21 +23,21 @@ def short_help(command: str, config: RunConfig, own: dict[str, str]) -> str:
     """Return the short help text.
 
     Args:
-        command: The command, as in "fastlocal train".
-        config: The settings that the flags change, whose values are shown.
-        own: The text of each flag of the command that is no setting of a run.
+        command: Name of the command, as in "fastlocal train".
+        config: Settings whose values are shown as defaults.
+        own: {flag: text} of the command's flags that are not settings of a run.
     """
     texts = {name: text for kind in AREAS.values() for name, text in field_docs(kind).items()} | own
     lines = [
         f"usage: {command} [RECIPE] [--flag value ...]",
         "",
-        "A recipe comes first; `fastlocal recipes` lists them. Flags change what the recipe says.",
+        "A recipe comes first; `fastlocal recipes` lists them. Flags change the recipe's values.",
     ]
-    for subject, names in USUAL.items():
+    for subject, names in COMMON.items():
         lines += ["", f"{subject}:"]
         for name in names:
-            shown = "" if name in own else f" [{_shown(config.value(name))}]"
-            lines += _entry("--" + name.replace("_", "-"), f"{texts[name].partition('. ')[0]}{shown}")
+            default = "" if name in own else f" [{_format(config.value(name))}]"
+            lines += _entry("--" + name.replace("_", "-"), f"{texts[name].partition('. ')[0]}{default}")
     return "\n".join([*lines, "", f"`{command} --help-all` explains all flags."])
 
 
@@ -48,5 +48,5 @@ def _entry(flag: str, text: str) -> list[str]:
     )
 
 
-def _shown(value: object) -> str:
+def _format(value: object) -> str:
     return str(int(value)) if isinstance(value, bool) else str(value)

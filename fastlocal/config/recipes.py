@@ -14,7 +14,7 @@ NEVER = 5_000_000
 
 
 def _each_phase(**values: int) -> dict[str, int]:
-    """The same value for phases 1 to 3: {"step1": h, "step2": h, "step3": h} for step=h."""
+    """Repeat values for phases 1 to 3: {"step1": h, "step2": h, "step3": h} for step=h."""
     return {f"{name}{phase}": value for name, value in values.items() for phase in (1, 2, 3)}
 
 

@@ -27,32 +27,32 @@ class DataConfig:
     data_pth: str | None = None
     """folder or file that holds the data set"""
     train_pth: str | None = None
-    """training half of the data set, where it lies apart from --data-pth"""
+    """training split of the data set, if it is not below --data-pth"""
     val_pth: str | None = None
-    """test half of the data set, where it lies apart from --data-pth"""
+    """test split of the data set, if it is not below --data-pth"""
     mean: tuple[float, ...] | None = None
     """one value per channel, in units of 1: the model sees (x / 255 - mean) / std; None: the data set's own"""
     std: tuple[float, ...] | None = None
     """one value per channel, in units of 1; None: the data set's own"""
     aug: bool | None = None
-    """random crop after padding by 4 (random-resized crop where crops are cut from stored images), and horizontal flip,
-    in training; None: 1 for RGB images, else 0"""
+    """random crop after padding by 4 (random-resized crop for crops of stored images), and horizontal flip, in
+    training; None: 1 for RGB images, else 0"""
     image_size: int | None = None
-    """side in pixels. --schedule rounds: images of a folder are resized and cropped to centre squares; None: as they
-    are. --schedule epochs: random-resized crops in training and centre crops (224/256 of the shorter side) in tests, of
-    a folder, beton or array; None: 224"""
+    """side in pixels. --schedule rounds: images of a folder are resized and cropped to centre squares; None: original
+    size. --schedule epochs: random-resized crops in training and centre crops (224/256 of the shorter side) in tests,
+    of a folder, beton or array; None: 224"""
     check_data: bool = False
-    """read prepared files as a whole and compare their checksums; else sizes and times of change are compared"""
+    """read prepared files completely and compare their checksums; else sizes and times of change are compared"""
     nw: int = 2
     """worker processes that decode images"""
     source: SourceKind = "auto"
     """resident: decoded in the device's memory; torch: worker processes; ffcv: a .beton file; dali: NVIDIA DALI;
-    auto: resident where that fits, else what the data's format asks for"""
+    auto: resident if that fits, else by the data's format"""
     prefetch: int = 4
     """batches that a source other than resident decodes ahead"""
     on_bad_sample: Literal["stop", "skip"] = "stop"
-    """what an image that cannot be decoded does in training: end the run, or give its place to the next one (by sources
-    that decode as they read; resident ends the run)"""
+    """an image that cannot be decoded in training ends the run, or is replaced by the next one (by sources that decode
+    on demand; resident ends the run)"""
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class ModelConfig:
     bn: bool | None = None
     """re-estimate BatchNorm before each evaluation; None: whether the model has BatchNorm"""
     bn_batches: int = 100
-    """batches of --batch-size that BatchNorm is re-estimated from"""
+    """batches of --batch-size for the re-estimation of BatchNorm"""
     resume: int = 0
-    """epochs that the start weights have been trained for, added to the epoch count"""
+    """epochs of training behind the start weights, added to the epoch count"""
     resume_pth: str | None = None
     """state_dict to start from, by torch.save or as .safetensors; None: weights drawn from the seed"""
 
@@ -105,11 +105,11 @@ class SgdConfig:
     client_lr: float | None = None
     """rate that each client applies, unscaled"""
     max_lr: float | None = None
-    """peak rate after a warm-up; None or -1: as --start-lr, --lr or --client-lr say"""
+    """peak rate after a warm-up; None or -1: from --start-lr, --lr or --client-lr"""
     warm_up: bool = False
     """raise the rate linearly to its peak at the start"""
     warmup_epochs: int = 5
-    """epochs that the warm-up takes"""
+    """epochs of the warm-up"""
     gamma: float = 0.1
     """factor of each rate decay"""
     momentum: float = 0.0
@@ -121,7 +121,7 @@ class SgdConfig:
     group_weight: bool = False
     """no weight decay for biases and normalisation parameters"""
     clip_norm: float | None = None
-    """scale a client's gradient down to this norm where it is longer; None: leave it"""
+    """scale a client's gradient down to at most this norm; None: no clipping"""
 
 
 @dataclass(frozen=True)
@@ -175,39 +175,39 @@ class MachineConfig:
     vanish and no loss scaling is needed; fp16, which would need it per client, is not offered"""
     executor: Executor = "auto"
     """stacked: all resident clients at once; looped: one after the other; threaded: one in each worker thread of a CPU;
-    auto: the fastest of them, by timing where the run is long enough for it"""
+    auto: the fastest of them, by timing if the run is long enough"""
     tune_seconds: float = 5.0
     """seconds that --executor auto may time for, from 30 on compiled steps too, and then --conv-strategy auto; 0: by
     rule, threaded for convolutions of several clients on a CPU and else stacked"""
     workers: int | None = None
     """threads of --executor threaded; None: one per core that this process may use, at most OMP_NUM_THREADS"""
     channels_last: bool | None = None
-    """--executor threaded computes convolutions channels-last; None: in fp32, apart from what auto times"""
+    """--executor threaded computes convolutions channels-last; None: in fp32, except as auto times"""
     chunk: int | None = None
     """clients resident at once; None: as many as fit comfortably into --memory-limit"""
     memory_limit: float | None = None
-    """GiB that the run may take (8, 8GiB, 500MiB), on a GPU of its memory; None: what is free"""
+    """GiB that the run may take (8, 8GiB, 500MiB), on a GPU of its memory; None: all free memory"""
     conv_strategy: str = "auto"
     """stacked convolutions: grouped, loop, im2col or triton, also per layer (loop,conv1=im2col); auto: the fastest of
     them for each layer, timed at the start. Other than auto, it makes --executor auto stacked"""
     compile: bool | None = None
     """compile the stacked forward and backward pass with torch.compile; None: 0"""
     cuda_graph: bool | None = None
-    """capture the stacked local step as a CUDA graph and replay it; None: on a GPU, where the step allows it"""
+    """capture the stacked local step as a CUDA graph and replay it; None: on a GPU, if the step allows it"""
     deterministic: bool = False
-    """bit-identical repeats on one device, by deterministic algorithms alone"""
+    """bit-identical repeats on one device, by deterministic algorithms only"""
     seed: int = 0
     """seed of start weights, sampling, augmentation and label noise"""
     on_nan: Literal["stop", "continue"] = "stop"
-    """what a loss that is no longer finite does"""
+    """at a loss that is not finite, stop or continue"""
     dist_url: str = "env://"
-    """how processes find each other: env:// as torchrun or srun say, or tcp://HOST:PORT of the first one"""
+    """how processes find each other: env:// by variables of torchrun or srun, or tcp://HOST:PORT of the first one"""
     timeout: float = 600.0
     """seconds that processes wait for each other before the run ends, naming those that are missing"""
     bucket_mb: float = 25.0
-    """MiB that parameters go from process to process in, several such buckets at once"""
+    """MiB of a bucket of parameters between processes; several buckets are on the way at once"""
     wire_format: Literal["full", "bf16", "fp16"] = "full"
-    """of parameters on their way between processes (within a node always full); what 16 bits lose is added in the next
+    """of parameters between processes (within a node always full); the rounding errors of 16 bits are added in the next
     round"""
     reduce_order: Literal["any", "fixed"] = "any"
     """fixed: the mean is the same to the bit on any number of processes and with any --chunk, at four times the bytes;
@@ -233,9 +233,9 @@ class LogConfig:
     tensorboard: bool = False
     """also write TensorBoard event files into the run directory"""
     profile: bool = False
-    """profile the rounds after the first: a trace, a table of where the time goes and memory snapshots"""
+    """profile the rounds after the first: a trace, a table of times and memory snapshots"""
     profile_rounds: int = 3
-    """rounds that are profiled"""
+    """number of profiled rounds"""
     save_every: int | None = None
     """rounds between saves of resume.pt, 0 for none; None: at each evaluation, or by --save-minutes alone"""
     save_minutes: float | None = None
@@ -243,7 +243,7 @@ class LogConfig:
     keep: int = 2
     """saved states to keep: resume.pt and those before it"""
     grace: float = 30.0
-    """seconds after Ctrl-C or SIGTERM in which the chunk at hand may end and be saved"""
+    """seconds after Ctrl-C or SIGTERM in which the current chunk may end and be saved"""
 
 
 @dataclass(frozen=True)
