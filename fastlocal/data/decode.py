@@ -1,4 +1,4 @@
-"""Stored images brought into memory."""
+"""Decode stored images into memory."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ REMEDY = "replace or remove it (train leaves it out with --source torch --on-bad
 
 
 @contextlib.contextmanager
-def undecodable_named() -> Iterator[None]:
-    """Turns BadSample into a UsageError."""
+def bad_sample_as_usage_error() -> Iterator[None]:
+    """Turn a BadSample into a UsageError."""
     try:
         yield
     except BadSample as bad:
@@ -24,13 +24,13 @@ def undecodable_named() -> Iterator[None]:
 
 
 def read_tensor(split: StoredSplit, index: int) -> Tensor:
-    """One image, uint8 [channels, height, width]; raises UsageError where it cannot be decoded."""
-    with undecodable_named():
+    """Decode one image, uint8 [channels, height, width]; raises UsageError if that fails."""
+    with bad_sample_as_usage_error():
         return torch.from_numpy(split.images.read(index)).permute(2, 0, 1)
 
 
 def decode_all(split: StoredSplit) -> Split:
-    """All images of a split decoded into one array. Raises UsageError where they are not of one size."""
+    """Decode all images of a split into one array; raises UsageError if their sizes differ."""
     if split.crop_size is not None:
         raise UsageError("--source resident: random-resized crops are cut from the stored images; use --source auto")
     inputs = torch.empty(len(split), *split.sample_shape, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""What Python gives as a data set: tensors, arrays and Datasets, brought to what a run reads."""
+"""Convert tensors, arrays and Datasets from the Python API to splits."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ from torch import Tensor, nn
 
 from ..common.errors import UsageError
 from ..params.losses import Loss, cross_entropy
-from .in_words import in_words
+from .describe import describe
 from .types import IMAGE_DIMS, BadSample, DataSet, MapSplit, Split
 
 CLASS_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
 CLASS_FUNCTIONS = (cross_entropy, F.cross_entropy, F.nll_loss, F.multi_margin_loss)
-"""What takes integer targets as numbers of classes."""
+"""Losses that take integer targets as class indices."""
 PAIR = "give a pair (inputs, targets), or a map-style Dataset"
 
 
-def split_of(name: str, given: Any, loss: Loss) -> Split | MapSplit:
-    """Tensors of both halves of a pair, with as many rows, and finite where they are floating; or a Dataset.
+def make_split(name: str, value: Any, loss: Loss) -> Split | MapSplit:
+    """Make a split of a pair (inputs, targets) or of a map-style Dataset.
 
     Args:
-        name: Of the argument, for messages.
-        given: The pair or the Dataset.
-        loss: What the targets are for.
+        name: Name of the argument, for messages.
+        value: The pair or the Dataset.
+        loss: The loss, which decides whether targets are classes.
 
     Raises:
-        UsageError: It is neither.
+        UsageError: The value is neither, its lengths differ, or it holds NaN or infinity.
     """
-    labels = _counts_classes(loss)
-    values = isinstance(given, tuple | list | str | bytes | dict | Tensor | np.ndarray)
-    if not values and hasattr(given, "__getitem__") and hasattr(given, "__len__"):
-        if len(given) == 0:
+    labels = _takes_classes(loss)
+    is_data = isinstance(value, tuple | list | str | bytes | dict | Tensor | np.ndarray)
+    if not is_data and hasattr(value, "__getitem__") and hasattr(value, "__len__"):
+        if len(value) == 0:
             raise UsageError(f"{name}: is empty")
         try:
-            return MapSplit.of(given, labels=labels)
+            return MapSplit.from_dataset(value, labels=labels)
         except BadSample as bad:
             raise UsageError(f"{name}: {bad}") from None
-    if not isinstance(given, tuple | list) or len(given) != 2:
-        own = ", such as its .dataset" if hasattr(given, "dataset") else ""
-        raise UsageError(f"{name}: is {in_words(given)}; {PAIR}{own}")
-    inputs, targets = _tensor(f"{name} inputs", given[0]), _tensor(f"{name} targets", given[1])
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        own = ", such as its .dataset" if hasattr(value, "dataset") else ""
+        raise UsageError(f"{name}: is {describe(value)}; {PAIR}{own}")
+    inputs, targets = _tensor(f"{name} inputs", value[0]), _tensor(f"{name} targets", value[1])
     if len(inputs) != len(targets):
         raise UsageError(f"{name}: {len(inputs)} inputs but {len(targets)} targets")
     if len(inputs) == 0:
         raise UsageError(f"{name}: is empty")
-    if inputs.dtype == torch.uint8:  # the kernels read images as [n, channels, height, width] lies in memory
+    if inputs.dtype == torch.uint8:  # the kernels need contiguous images
         inputs = inputs.contiguous()
     is_label = targets.dtype == torch.uint8 and targets.dim() <= IMAGE_DIMS
     if is_label or (labels and targets.dtype in (torch.uint8, torch.bool)):
@@ -58,8 +58,8 @@ def split_of(name: str, given: Any, loss: Loss) -> Split | MapSplit:
     return Split(inputs, targets)
 
 
-def _counts_classes(loss: Loss) -> bool:
-    """Whether a loss takes integer targets as numbers of classes."""
+def _takes_classes(loss: Loss) -> bool:
+    """Whether a loss takes integer targets as class indices."""
     while isinstance(loss, functools.partial):
         loss = loss.func
     return isinstance(loss, CLASS_LOSSES) or loss in CLASS_FUNCTIONS
@@ -68,9 +68,9 @@ def _counts_classes(loss: Loss) -> bool:
 def _tensor(name: str, value: Any) -> Tensor:
     try:
         tensor = torch.as_tensor(value).detach()
-    except Exception as error:  # whatever a user's object raises that is asked for its values
+    except Exception as error:  # a user's object may raise anything
         raise UsageError(
-            f"{name}: is {in_words(value)}, not a tensor or an array of numbers{_remedy(value)}"
+            f"{name}: is {describe(value)}, not a tensor or an array of numbers{_remedy(value)}"
         ) from error
     if tensor.dim() == 0:
         raise UsageError(f"{name}: is a single number; the first axis counts samples")
@@ -82,7 +82,7 @@ def _tensor(name: str, value: Any) -> Tensor:
 
 
 def _remedy(value: Any) -> str:
-    """What would do in the place of names, or of a list of tensors."""
+    """Return advice for names, or for a list of tensors."""
     parts = (
         value.ravel().tolist() if isinstance(value, np.ndarray) else value if isinstance(value, list | tuple) else []
     )
@@ -92,13 +92,13 @@ def _remedy(value: Any) -> str:
 
 
 def check_normalisation(data: DataSet) -> None:
-    """Raise UsageError where mean and std do not fit the inputs."""
+    """Raise UsageError if mean and std do not fit the inputs."""
     if data.mean is None and data.std is None:
         return
     train, shape = data.train, data.train.sample_shape
-    levels = train.first[0].dtype == np.uint8 if isinstance(train, MapSplit) else False
-    levels = train.inputs.dtype == torch.uint8 if isinstance(train, Split) else levels
-    if data.mean is None or data.std is None or not levels or len(shape) != 3:
+    uint8 = train.first[0].dtype == np.uint8 if isinstance(train, MapSplit) else False
+    uint8 = train.inputs.dtype == torch.uint8 if isinstance(train, Split) else uint8
+    if data.mean is None or data.std is None or not uint8 or len(shape) != 3:
         raise UsageError("mean, std: give both, for uint8 images [n, channels, height, width]")
     if len(data.mean) != shape[0] or len(data.std) != shape[0]:
         raise UsageError(f"mean, std: give one value for each of the {shape[0]} channels")

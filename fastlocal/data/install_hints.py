@@ -1,4 +1,4 @@
-"""How packages are installed that some ways of reading data need."""
+"""Installation hints for optional readers of data."""
 
 from __future__ import annotations
 

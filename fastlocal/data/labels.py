@@ -1,4 +1,4 @@
-"""Check the labels of a data set."""
+"""Checks of the labels of a data set."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def refuse_empty_classes(data: DataSet, *, data_pth: str | None, train_pth: str 
 
     Args:
         data: The data set.
-        data_pth: The value of --data-pth, for the message.
-        train_pth: The value of --train-pth, for the message.
+        data_pth: --data-pth, for the message.
+        train_pth: --train-pth, for the message.
     """
     if data.classes is None or data.train.targets is None:
         return
@@ -25,13 +25,13 @@ def refuse_empty_classes(data: DataSet, *, data_pth: str | None, train_pth: str 
     place = int(np.argmax(np.append(present, -1) != np.arange(len(present) + 1)))
     name = "" if data.class_names is None else f" ({data.class_names[place]})"
     others = f" and {data.classes - len(present) - 1:,} more" if data.classes - len(present) > 1 else ""
-    given = f"--train-pth {train_pth}" if train_pth else f"--data-pth {data_pth}" if data_pth else ""
+    flag = f"--train-pth {train_pth}" if train_pth else f"--data-pth {data_pth}" if data_pth else ""
     raise UsageError(
-        f"{given or f'--dataset {data.name}'}: class {place}{name}{others} of {data.classes:,} has no training sample; "
+        f"{flag or f'--dataset {data.name}'}: class {place}{name}{others} of {data.classes:,} has no training sample; "
         "give every class one, or number labels from 0 without gaps"
     )
 
 
 def unknown_label(sample: int, label: int, classes: int) -> str:
-    """Return the message for a test sample whose label is the number of no output."""
+    """Return the message for a test sample whose label has no output."""
     return f"test: sample {sample} has label {label}; the model has {classes} outputs, for labels 0 to {classes - 1}"

@@ -1,4 +1,4 @@
-"""What is written beside prepared data, and compared with it before it is trained on."""
+"""Manifests of prepared data: written beside the files, and compared with them before training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _READ_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Stamp:
-    """A file as it was written: its size in bytes, its time of change, and its checksum."""
+    """Size in bytes, time of change, and checksum of a complete file."""
 
     bytes: int
     mtime_ns: int
@@ -28,13 +28,20 @@ class Stamp:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One prepared half of a data set, kept as JSON in FILE.json beside its first file.
+    """One prepared split, stored as JSON in FILE.json beside its first file.
 
-    format: beton or array        files: name -> what it was when it was complete
-    count: samples        classes: number of labels        class_names: by label, where they have names
-    mean, std: per channel in units of 1, of this half's images; std None where a channel never varies
-    shape: [channels, height, width] of every image, None where they differ
-    source: what it was made from, settings: and how        fastlocal: version that made it
+    Attributes:
+        format: beton or array.
+        files: {file name: its stamp}.
+        count: Number of samples.
+        classes: Number of labels.
+        class_names: Names of the labels, or None.
+        mean: Per channel in units of 1, of this split's images.
+        std: Per channel in units of 1, of this split's images.
+        shape: [channels, height, width] of every image, or None if sizes differ.
+        source: Origin of the data.
+        settings: Settings of the conversion.
+        fastlocal: Version that made it.
     """
 
     format: str
@@ -50,21 +57,21 @@ class Manifest:
     fastlocal: str
 
     def write(self, path: Path) -> None:
-        """Beside the data file `path`."""
-        with replacing(manifest_of(path)) as file:
+        """Write the manifest beside the data file `path`."""
+        with replace_file(manifest_path(path)) as file:
             file.write((json.dumps(dataclasses.asdict(self), indent=2) + "\n").encode())
 
 
-def manifest_of(path: Path) -> Path:
-    """Where the manifest of a data file lies."""
+def manifest_path(path: Path) -> Path:
+    """Return the path of a data file's manifest."""
     return path.with_name(path.name + ".json")
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a binary file that gets the name `path` when it is complete and on the disk.
+def replace_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a binary file that is renamed to `path` when it is complete and on the disk.
 
-    Unlike `write_atomically`, this uses one temporary name, PATH.partial. A process that is killed while it writes
+    Unlike `write_atomically`, this uses one temporary name, PATH.partial: a process that is killed while it writes
     gigabytes of pixels leaves one file, which the next process overwrites.
     """
     partial = path.with_name(path.name + ".partial")
@@ -78,8 +85,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
-def stamp(path: Path, crc32: int | None = None) -> Stamp:
-    """That of a file as it is now; reads it where its checksum is not known."""
+def make_stamp(path: Path, crc32: int | None = None) -> Stamp:
+    """Return the stamp of a file; without a checksum, read the file."""
     status = path.stat()
     return Stamp(status.st_size, status.st_mtime_ns, _checksum(path) if crc32 is None else crc32)
 
@@ -92,37 +99,45 @@ def _checksum(path: Path) -> int:
     return crc
 
 
-def verified(flag: str, path: Path, format: str, *, whole: bool) -> Manifest | None:
-    """The manifest of the data file `path`, or None where it has none.
+def check_manifest(flag: str, path: Path, format: str, *, verify_checksums: bool) -> Manifest | None:
+    """Compare a data file with its manifest, and return the manifest; None without one.
 
-    flag: names the file in messages        whole: read all files and compare their checksums
-    Sizes are always compared. A file whose time of change is another one, as after copying, is read as a whole; where
-    it is the same the manifest takes the new time, if it can be written.
-    Raises UsageError where a file is not what the manifest says.
+    Sizes are always compared. A file with another time of change, as after copying, is read as a whole; if its checksum
+    is right, the manifest takes the new time, if it can be written.
+
+    Args:
+        flag: The user's flag, for messages.
+        path: The data file.
+        format: beton or array.
+        verify_checksums: Read all files and compare their checksums.
+
+    Raises:
+        UsageError: A file differs from the manifest.
     """
-    place = manifest_of(path)
-    if not place.exists():
+    stored = manifest_path(path)
+    if not stored.exists():
         return None
     again = "prepare it again (fastlocal prepare --overwrite)"
     try:
-        manifest = _parse(json.loads(place.read_text()))
+        manifest = _parse(json.loads(stored.read_text()))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{flag} {path}: its manifest {place.name} cannot be read ({error}); {again}") from None
+        raise UsageError(f"{flag} {path}: its manifest {stored.name} cannot be read ({error}); {again}") from None
     if manifest.format != format or path.name not in manifest.files:
-        raise UsageError(f"{flag} {path}: {place.name} is the manifest of other data; {again}")
+        raise UsageError(f"{flag} {path}: {stored.name} is the manifest of other data; {again}")
     found: dict[str, Stamp] = {}
-    for name, noted in manifest.files.items():
+    for name, expected in manifest.files.items():
         file = path.with_name(name)
         try:
             status = file.stat()
-            if status.st_size != noted.bytes:
-                differs = f"has {status.st_size} bytes, {noted.bytes} expected"
-                raise UsageError(f"{flag} {file}: does not match its manifest {place.name} ({differs}); {again}")
-            found[name] = noted if status.st_mtime_ns == noted.mtime_ns and not whole else stamp(file)
+            if status.st_size != expected.bytes:
+                sizes = f"has {status.st_size} bytes, {expected.bytes} expected"
+                raise UsageError(f"{flag} {file}: does not match its manifest {stored.name} ({sizes}); {again}")
+            unchanged = status.st_mtime_ns == expected.mtime_ns and not verify_checksums
+            found[name] = expected if unchanged else make_stamp(file)
         except OSError as error:
-            raise UsageError(f"{flag} {file}: is in the manifest {place.name} ({error.strerror}); {again}") from None
-        if found[name].crc32 != noted.crc32:
-            raise UsageError(f"{flag} {file}: its content does not match its manifest {place.name}; {again}")
+            raise UsageError(f"{flag} {file}: is in the manifest {stored.name} ({error.strerror}); {again}") from None
+        if found[name].crc32 != expected.crc32:
+            raise UsageError(f"{flag} {file}: its content does not match its manifest {stored.name}; {again}")
     if found != manifest.files:
         manifest = dataclasses.replace(manifest, files=found)
         with contextlib.suppress(OSError):

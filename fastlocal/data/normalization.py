@@ -1,4 +1,4 @@
-"""Mean and standard deviation of each image channel: given, published or computed."""
+"""Mean and standard deviation of each image channel: from flags, published or computed."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def channel_statistics(images: Tensor) -> Statistics:
-    """Mean and standard deviation (of the population) per channel of x / 255, in float64.
+    """Return mean and (population) standard deviation per channel of x / 255, in float64.
 
-    images: uint8 [n, channels, height, width], n > 0
+    Args:
+        images: uint8 [n, channels, height, width], n > 0.
     """
-    return from_counts(sum(map(grey_levels, images.split(_ROWS_AT_ONCE)), torch.zeros((), dtype=torch.int64)))
+    zero = torch.zeros((), dtype=torch.int64)
+    return statistics_from_counts(sum(map(count_levels, images.split(_ROWS_AT_ONCE)), zero))
 
 
-def grey_levels(images: Tensor) -> Tensor:
-    """How often each grey level occurs: int64 [channels, 256] of uint8 images [n, channels, height, width]."""
+def count_levels(images: Tensor) -> Tensor:
+    """Count each grey level: int64 [channels, 256] of uint8 images [n, channels, height, width]."""
     return torch.stack([torch.bincount(images[:, c].reshape(-1), minlength=256) for c in range(images.shape[1])])
 
 
-def from_counts(counts: Tensor) -> Statistics:
-    """The same as `channel_statistics` from the counts [channels, 256] of all images: exact, however many they are."""
+def statistics_from_counts(counts: Tensor) -> Statistics:
+    """Return `channel_statistics` from the counts [channels, 256] of all images; exact for any number of images."""
     levels = torch.arange(256, dtype=torch.float64) / 255
     share = counts.double() / counts.sum(dim=1, keepdim=True)
     mean = share @ levels
@@ -40,42 +42,47 @@ def from_counts(counts: Tensor) -> Statistics:
 
 
 def _own_statistics(data: DataSet, skip_bad: bool) -> Statistics:
-    """Those of the training images, which are read one by one where they are stored."""
+    """Return the statistics of the training images; stored images are read one by one."""
     if isinstance(data.train, Split):
         return channel_statistics(data.train.inputs)
-    assert isinstance(data.train, StoredSplit), "a Dataset has no name to be loaded by"
+    assert isinstance(data.train, StoredSplit), "a Dataset cannot be loaded by name"
     counts = torch.zeros((), dtype=torch.int64)
     for index in range(len(data.train)):
         try:
-            counts = counts + grey_levels(read_tensor(data.train, index).unsqueeze(0))
+            counts = counts + count_levels(read_tensor(data.train, index).unsqueeze(0))
         except UsageError:
             if not skip_bad or (index == len(data.train) - 1 and counts.dim() == 0):
                 raise
-    return from_counts(counts)
+    return statistics_from_counts(counts)
 
 
 def resolve(
     data: DataSet, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, *, skip_bad: bool = False
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and std to normalise with: those given, else the data set's own, else those of its training images.
+    """Return the mean and std for normalization: from flags, else the data set's, else of its training images.
 
-    skip_bad: pass over those that cannot be decoded
-    Raises UsageError naming --mean or --std where a given one does not fit the channels, is not finite or (std) not
-    above zero, and where a channel that never varies leaves nothing to divide by.
+    Args:
+        data: The data set.
+        mean: --mean, or None.
+        std: --std, or None.
+        skip_bad: Skip training images that cannot be decoded.
+
+    Raises:
+        UsageError: A value does not fit the channels, is not finite, or is a std of 0; or a channel never varies.
     """
     channels = data.train.sample_shape[0]
     for flag, values in (("--mean", mean), ("--std", std)):
         if values is None:
             continue
-        shown = " ".join(f"{value:g}" for value in values)
+        text = " ".join(f"{value:g}" for value in values)
         if len(values) != channels:
             raise UsageError(
-                f"{flag} takes {channels} value(s), one per channel of {data.name}; got {len(values)}: {shown}"
+                f"{flag} takes {channels} value(s), one per channel of {data.name}; got {len(values)}: {text}"
             )
         if not all(math.isfinite(value) for value in values):
-            raise UsageError(f"{flag} takes finite numbers; got {shown}")
+            raise UsageError(f"{flag} takes finite numbers; got {text}")
         if flag == "--std" and min(values) <= 0:
-            raise UsageError(f"--std takes numbers above 0; got {shown}")
+            raise UsageError(f"--std takes numbers above 0; got {text}")
     mean = data.mean if mean is None else tuple(map(float, mean))
     std = data.std if std is None else tuple(map(float, std))
     if mean is None or std is None:

@@ -1,4 +1,4 @@
-"""How far reading or writing many images has come, on standard error."""
+"""Progress of reading or writing many images, on standard error."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ _PLAIN_LINES = 4
 
 @contextlib.contextmanager
 def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Gives a function to call with each number of images done: a bar in a terminal, else four lines over the whole.
+    """Yield a function that adds a number of finished images: a bar on a terminal, else four lines in all.
 
-    done: what was done before
+    Args:
+        title: Title of the bar.
+        total: Number of images.
+        done: Images finished before.
     """
     console = Console(stderr=True)
     if is_terminal(sys.stderr) and console.is_terminal:

@@ -1,7 +1,7 @@
 """Seed the random generators that a user's Dataset draws from.
 
-Before each read, the generators of torch, NumPy and Python and those that the Dataset holds are seeded from a key of
-the sample's place in the run. A sample then depends neither on the process that reads it nor on earlier reads.
+Before each read, the generators of torch, NumPy and Python and those of the Dataset are seeded from a key of the
+sample's place in the run. So a sample depends neither on the process that reads it nor on earlier reads.
 """
 
 from __future__ import annotations
@@ -21,68 +21,64 @@ from torch import Tensor
 
 MASK32, MASK64, MASK128 = 2**32 - 1, 2**64 - 1, 2**128 - 1
 APART = 0x9E3779B97F4A7C15F39CC0605CEDC835
-"""The distance between the keys of two generators: the odd number nearest to 2^128 over the golden ratio."""
+"""Difference between the keys of two generators: the odd number nearest to 2^128 over the golden ratio."""
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 DEPTH = 10
-"""Attributes are searched to this depth. Subset, Subset, Dataset, Compose, list, transform, generator is 7 deep."""
+"""Maximum depth of the search. Subset, Subset, Dataset, Compose, list, transform, generator is 7 deep."""
 MAX_OBJECTS, MAX_ITEMS = 5_000, 64
-"""The search ends after this many objects, and this many items of one list or dictionary: lists of samples are long."""
+"""Limits of the search: objects in all, and items of one list or dictionary, because lists of samples are long."""
 PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray, type, ModuleType, Tensor, np.ndarray, np.generic)
 LIBRARIES = frozenset({*sys.stdlib_module_names, "torch", "torchvision", "numpy", "scipy", "PIL"})
-"""Functions and classes of these packages hold no generator of their own."""
+"""Packages whose functions and classes hold no generator."""
 
 
 class Randomness:
     """The generators of torch, NumPy and Python, and those that a Dataset holds."""
 
     def __init__(self, dataset: Any) -> None:
-        self.held = list(held_generators(dataset))
+        self.generators = list(find_generators(dataset))
 
     def seed(self, key: int) -> None:
-        """Seed every generator. This takes about 15 us, and 5 us more for each generator that the Dataset holds.
-
-        Args:
-            key: 128 well mixed bits.
-        """
+        """Seed every generator from a key of 128 mixed bits: about 15 us, and 5 us per generator of the Dataset."""
         torch.default_generator.manual_seed(key & MASK64)
         np.random.seed(key + APART & MASK32)
         random.seed(key + 2 * APART & MASK128)
-        for place, generator in enumerate(self.held, 3):
+        for place, generator in enumerate(self.generators, 3):
             _seed(generator, key + place * APART & MASK128)
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Restore the state of every generator on exit."""
+    def preserve(self) -> Iterator[None]:
+        """Restore the state of every generator at the end."""
         shared = torch.get_rng_state(), np.random.get_state(), random.getstate()
-        held = [_state(generator) for generator in self.held]
+        states = [_state(generator) for generator in self.generators]
         try:
             yield
         finally:
             torch.set_rng_state(shared[0])
             np.random.set_state(shared[1])
             random.setstate(shared[2])
-            for generator, state in zip(self.held, held, strict=True):
+            for generator, state in zip(self.generators, states, strict=True):
                 _restore(generator, state)
 
 
-def held_generators(dataset: Any) -> Iterator[Any]:
-    """Find generators through attributes, lists, dictionaries, closures and the globals that functions name."""
+def find_generators(dataset: Any) -> Iterator[Any]:
+    """Find generators in attributes, lists, dictionaries, closures and the globals that functions use."""
     shared = torch.default_generator, np.random.mtrand._rand, random._inst  # type: ignore[attr-defined]
-    seen = {id(generator) for generator in shared}
-    waiting: deque[tuple[Any, int]] = deque([(dataset, 0)])
-    while waiting and len(seen) < MAX_OBJECTS:
-        value, depth = waiting.popleft()
-        if isinstance(value, PLAIN) or id(value) in seen:
+    visited = {id(generator) for generator in shared}
+    queue: deque[tuple[Any, int]] = deque([(dataset, 0)])
+    while queue and len(visited) < MAX_OBJECTS:
+        value, depth = queue.popleft()
+        if isinstance(value, PLAIN) or id(value) in visited:
             continue
-        seen.add(id(value))
+        visited.add(id(value))
         if isinstance(value, GENERATORS):
             yield value
         elif depth < DEPTH:
-            waiting.extend((part, depth + 1) for part in _parts(value))
+            queue.extend((part, depth + 1) for part in _parts(value))
 
 
 def _parts(value: Any) -> Iterable[Any]:
-    """Return the objects that an object holds, in an order that is the same in every process."""
+    """Return the objects that an object refers to, in the same order in every process."""
     if isinstance(value, dict):
         return [part for part, _ in zip(value.values(), range(MAX_ITEMS), strict=False)]
     if isinstance(value, list | tuple | deque):
@@ -91,7 +87,7 @@ def _parts(value: Any) -> Iterable[Any]:
         return [value.func, *value.args, *value.keywords.values()]
     if isinstance(value, MethodType):
         return [value.__self__, value.__func__]
-    if isinstance(value, BuiltinMethodType):  # as generators' own are
+    if isinstance(value, BuiltinMethodType):  # such as a method of a generator
         return [value.__self__]
     if isinstance(value, FunctionType):
         return _parts_of_function(value)
@@ -101,8 +97,8 @@ def _parts(value: Any) -> Iterable[Any]:
         return [value.fget]
     classes = [kind for kind in type(value).__mro__ if not _in_library(kind)]
     slots = [getattr(value, name, None) for kind in classes for name in _slots(kind)]
-    of_classes = [part for kind in classes for part in vars(kind).values()]
-    return [*getattr(value, "__dict__", {}).values(), *slots, *of_classes]
+    attributes = [part for kind in classes for part in vars(kind).values()]
+    return [*getattr(value, "__dict__", {}).values(), *slots, *attributes]
 
 
 def _parts_of_function(function: FunctionType) -> list[Any]:
@@ -112,15 +108,15 @@ def _parts_of_function(function: FunctionType) -> list[Any]:
     for cell in function.__closure__ or ():
         try:
             cells.append(cell.cell_contents)
-        except ValueError:  # nothing was put there yet
+        except ValueError:  # an empty cell
             continue
-    named = [function.__globals__.get(name) for name in _names(function.__code__)]
+    from_globals = [function.__globals__.get(name) for name in _names(function.__code__)]
     defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    return [*cells, *defaults, *named]
+    return [*cells, *defaults, *from_globals]
 
 
 def _names(code: CodeType) -> list[str]:
-    """Return the names that a function and the functions within it look up."""
+    """Return the names that a function and its inner functions look up."""
     inner = [name for part in code.co_consts if isinstance(part, CodeType) for name in _names(part)]
     return [*code.co_names, *inner]
 
@@ -142,11 +138,11 @@ def _seed(generator: Any, key: int) -> None:
     else:
         bits = _bits(generator)
         name = type(bits).__name__
-        if name in ("PCG64", "PCG64DXSM"):  # a tenth of the time that a SeedSequence takes
+        if name in ("PCG64", "PCG64DXSM"):  # a tenth of the time of a SeedSequence
             state = {"state": key, "inc": key * APART & MASK128 | 1}
             bits.state = {"bit_generator": name, "state": state, "has_uint32": 0, "uinteger": 0}
         elif isinstance(generator, np.random.RandomState) and name == "MT19937":
-            generator.seed(key & MASK32)  # which also forgets the second of two normal numbers
+            generator.seed(key & MASK32)  # also drops the cached second normal number
         else:
             bits.state = type(bits)(key).state
 

@@ -1,11 +1,11 @@
-"""Which sample each client sees at each local step: pure index arithmetic.
+"""Samples of each client at each local step, by index arithmetic.
 
 Without replacement, epoch e is the permutation torch.randperm(samples) seeded with seed + e, and at local step t of the
-epoch client c takes positions [(t * clients + c) * batch_size, ... + batch_size): torch's DistributedSampler on one
+epoch client c takes positions [(t * clients + c) * batch_size, ... + batch_size), as torch's DistributedSampler on one
 process. With replacement every index is a Philox draw. Neither depends on chunks or processes.
 
-In a quasi-random order, for data on slow disks, a file's pages come in random order, and samples are mixed among a few
-pages at a time only, after the idea of FFCV's order of that name: clients then see samples that are less independent.
+A quasi-random order, for data on slow disks, permutes a file's pages and mixes samples only among a few pages at a
+time, after the idea of FFCV's order of that name; a client's samples are then less independent.
 """
 
 from __future__ import annotations
@@ -21,9 +21,15 @@ from fastlocal.kernels import philox
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """What decides every stream.
+    """Parameters of all streams.
 
-    samples: size of the training set        steps_per_epoch: local steps between two reshuffles
+    Attributes:
+        samples: Size of the training set.
+        clients: Number of clients.
+        batch_size: Samples per client and step.
+        steps_per_epoch: Local steps between two shuffles.
+        replacement: Draw with replacement.
+        seed: --seed.
     """
 
     samples: int
@@ -36,28 +42,26 @@ class StreamSpec:
 
 @dataclass(frozen=True)
 class Pages:
-    """What a quasi-random order goes by.
+    """Pages of a quasi-random order.
 
-    of: int64 [samples], the page of a file that each sample is in; any numbers, one a page
-    mixed: pages whose samples are mixed with each other
+    Attributes:
+        page_ids: int64 [samples], page of each sample in its file; any distinct numbers.
+        mix_count: Pages whose samples are mixed with each other.
     """
 
-    of: Tensor
-    mixed: int
+    page_ids: Tensor
+    mix_count: int
 
 
 class Streams:
-    """The sample streams of all clients.
-
-    pages: of a quasi-random order; None: every permutation is as likely
-    """
+    """Sample streams of all clients, in a uniformly random order or, given `pages`, in a quasi-random one."""
 
     def __init__(self, spec: StreamSpec, pages: Pages | None = None) -> None:
         self.spec, self.pages = spec, pages
         self._orders: dict[int, Tensor] = {}
 
     def sample_ids(self, first_step: int, local_steps: int, clients: range) -> Tensor:
-        """int64 [local_steps, clients, batch] of the global local steps from `first_step` on, on the CPU."""
+        """Return int64 [local_steps, clients, batch] for the global local steps from `first_step` on, on the CPU."""
         spec = self.spec
         if spec.replacement:
             numbers = torch.arange(clients.start, clients.stop)
@@ -72,15 +76,14 @@ class Streams:
             rows.append(self._permutation(epoch)[begin : begin + size].view(len(clients), spec.batch_size))
         return torch.stack(rows)
 
-    def epoch_batches(self, epoch: int, most: int) -> Iterator[tuple[Tensor, int, int]]:
-        """The first `most` batches of an epoch's order, or as many as it has, as (sample ids [batch], client, step).
+    def epoch_batches(self, epoch: int, max_batches: int) -> Iterator[tuple[Tensor, int, int]]:
+        """Yield up to `max_batches` first batches of an epoch's order as (sample ids [batch], client, global step).
 
-        `client` and `step` (global) are those of the batch's place in the order, so that a batch that is also trained
-        on is augmented as it was there.
+        Client and step belong to the batch's place in the order, so that its augmentation is the same as in training.
         """
         spec = self.spec
-        there = spec.steps_per_epoch * spec.clients if spec.replacement else spec.samples // spec.batch_size
-        for index in range(min(most, there)):
+        available = spec.steps_per_epoch * spec.clients if spec.replacement else spec.samples // spec.batch_size
+        for index in range(min(max_batches, available)):
             within, client = divmod(index, spec.clients)
             step = epoch * spec.steps_per_epoch + within
             if spec.replacement:
@@ -97,18 +100,19 @@ class Streams:
                 order = torch.randperm(self.spec.samples, generator=generator)
             else:
                 order = quasi_random(self.pages, generator)
-            # what is read ahead may be of the next epoch already
+            # read-ahead may need the next epoch already: keep the last two orders
             self._orders = {known: self._orders[known] for known in list(self._orders)[-1:]} | {epoch: order}
         return order
 
 
 def quasi_random(pages: Pages, generator: torch.Generator) -> Tensor:
-    """int64 [samples]: all samples, those of `pages.mixed` pages drawn at random first, mixed, then those of others.
+    """Return a quasi-random order, int64 [samples].
 
-    Whoever reads on from any place in it needs at most `pages.mixed` pages before the next group of pages begins.
+    Groups of `pages.mix_count` random pages follow each other, with the samples mixed within each group. So a reader
+    needs at most that many pages at a time.
     """
-    _, page = torch.unique(pages.of, return_inverse=True)
+    _, page = torch.unique(pages.page_ids, return_inverse=True)
     rank = torch.randperm(int(page.max()) + 1, generator=generator)
     mixed = torch.randperm(len(page), generator=generator)
-    group = rank[page[mixed]].div(pages.mixed, rounding_mode="floor")
+    group = rank[page[mixed]].div(pages.mix_count, rounding_mode="floor")
     return mixed[group.argsort(stable=True)]

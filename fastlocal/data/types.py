@@ -1,4 +1,4 @@
-"""What every data set is once it is loaded: decoded, or listed and left where it is stored."""
+"""Types of a loaded data set: decoded splits, stored splits, and splits behind a Dataset."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from .in_words import in_words, is_nested
+from .describe import describe, is_nested
 from .randomness import Randomness
 
 Array = np.ndarray[Any, Any]
 Image = np.ndarray[Any, np.dtype[np.uint8]]
 IMAGE_DIMS = 3
-"""Of one image: channels, height and width."""
+"""Dimensions of one image: channels, height and width."""
 
 
 class BadSample(ValueError):
-    """A sample that cannot be used: a stored image that cannot be decoded, or what a Dataset gives and is no sample.
+    """A sample that cannot be used: an image that cannot be decoded, or a Dataset's value that is not a sample.
 
-    sample: its file, or its place in one        reason: why, in a few words        verdict: what is wrong with it
+    Attributes:
+        sample: Its file, or its place in one.
+        reason: The reason in a few words.
+        verdict: The fault.
     """
 
     def __init__(self, sample: str, reason: str, verdict: str = "cannot be decoded") -> None:
@@ -36,9 +39,10 @@ class BadSample(ValueError):
 
 
 class StoredImages(Protocol):
-    """Images that stay on the disk and are read one by one, by any process: what implements this can be pickled.
+    """Images on the disk, decoded one by one in any process; implementations can be pickled.
 
-    channels: 1 or 3
+    Attributes:
+        channels: 1 or 3.
     """
 
     @property
@@ -47,25 +51,26 @@ class StoredImages(Protocol):
     def __len__(self) -> int: ...
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of an image, without decoding it; raises BadSample."""
+        """Return (height, width) of an image without decoding it; raises BadSample."""
         ...
 
     def read(self, index: int) -> Image:
-        """One image decoded, [height, width, channels]; raises BadSample."""
+        """Decode an image, [height, width, channels]; raises BadSample."""
         ...
 
     def encoded(self, index: int) -> bytes | None:
-        """The compressed file of an image, or None where its pixels are stored as they are; raises BadSample."""
+        """Return the compressed file of an image, or None if pixels are stored; raises BadSample."""
         ...
 
 
 @dataclass(frozen=True)
 class Split:
-    """One half of a data set, decoded.
+    """A decoded split.
 
-    inputs: uint8 images [n, channels, height, width], or any tensor of n rows that the model takes as it is
-    targets: int64 labels [n], or any tensor of n rows that the loss takes
-    mapped: whether the inputs lie in a file and are paged in as they are used
+    Attributes:
+        inputs: uint8 images [n, channels, height, width], or any tensor of n rows for the model.
+        targets: int64 labels [n], or any tensor of n rows for the loss.
+        mapped: Whether the inputs are a memory-mapped file.
     """
 
     inputs: Tensor
@@ -77,22 +82,24 @@ class Split:
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one sample as the model sees it."""
+        """Shape of one sample for the model."""
         return tuple(self.inputs.shape[1:])
 
     @property
     def resident_bytes(self) -> int:
-        """Memory that the inputs need beside a CPU."""
+        """Bytes of CPU memory that the inputs take."""
         return 0 if self.mapped else self.inputs.numel() * self.inputs.element_size()
 
 
 @dataclass(frozen=True)
 class StoredSplit:
-    """One half of a data set that is not resident: a source reads and decodes its images as they are asked for.
+    """A split whose images a source reads and decodes on demand.
 
-    targets: int64 labels [n]
-    crop_size: height and width in pixels of the crops (random-resized in training, of the centre in tests); None: all
-        images have the size of the first and reach the model whole, as resident ones do
+    Attributes:
+        images: The images.
+        targets: int64 labels [n].
+        crop_size: Height and width in pixels of the crops, random-resized in training and of the centre in tests; None:
+            whole images, all of the first one's size.
     """
 
     images: StoredImages
@@ -104,24 +111,25 @@ class StoredSplit:
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """(channels, height, width) of one image as the model sees it."""
+        """(channels, height, width) of one image for the model."""
         height, width = self.images.size(0) if self.crop_size is None else (self.crop_size, self.crop_size)
         return self.images.channels, height, width
 
     @property
     def resident_bytes(self) -> int:
-        """Memory that the images take: none, beside what the source prefetches."""
+        """Bytes of memory that the images take: 0, beside the source's prefetch."""
         return 0
 
 
 @dataclass(frozen=True)
 class MapSplit:
-    """One half of a data set behind a map-style Dataset, whose pairs are read as they are asked for.
+    """A split behind a map-style Dataset, whose pairs are read on demand.
 
-    dataset: has a length, and gives a pair (input, target) of tensors, arrays or numbers for an index
-    first: its first pair as arrays, whose shapes and dtypes all others have
-    labels: whether the loss takes targets as numbers of classes, of whatever integer type they are, or bool
-    randomness: the generators that it may draw from; None: it only looks up tensors
+    Attributes:
+        dataset: Has a length, and returns a pair (input, target) of tensors, arrays or numbers for an index.
+        first: Its first pair as arrays; all others have these shapes and dtypes.
+        randomness: Generators that it may draw from; None if it only indexes tensors.
+        labels: Whether the loss takes targets as class indices, of any integer type or bool.
     """
 
     dataset: Any
@@ -130,13 +138,13 @@ class MapSplit:
     labels: bool = False
 
     @classmethod
-    def of(cls, dataset: Any, *, labels: bool = False) -> MapSplit:
-        """Random states are left as they were. Raises BadSample where the first pair is none."""
+    def from_dataset(cls, dataset: Any, *, labels: bool = False) -> MapSplit:
+        """Read the first pair, without a change of random states; raises BadSample if it is not a pair."""
         if type(dataset) is TensorDataset:
             return cls(dataset, _pair(dataset, 0, labels), None, labels)
-        with Randomness(dataset).kept():
+        with Randomness(dataset).preserve():
             first = _pair(dataset, 0, labels)
-        # a Dataset may make its generators as it is first read
+        # a Dataset may create its generators in the first read
         return cls(dataset, first, Randomness(dataset), labels)
 
     def __len__(self) -> int:
@@ -149,17 +157,19 @@ class MapSplit:
 
     @property
     def targets(self) -> None:
-        """Not known before they are read."""
+        """None: they are unknown before they are read."""
 
     @property
     def resident_bytes(self) -> int:
-        """Memory that the samples take: none, beside what the source prefetches."""
+        """Bytes of memory that the samples take: 0, beside the source's prefetch."""
         return 0
 
     def read(self, index: int, key: int) -> tuple[Array, Array]:
-        """One pair, its random numbers those of the key; raises BadSample where the Dataset fails or gives other types.
+        """Read one pair with its random numbers; raises BadSample if the Dataset fails or returns other types.
 
-        key: 128 bits, as Randomness.seed takes them
+        Args:
+            index: Index of the sample.
+            key: 128 bits for Randomness.seed.
         """
         if self.randomness is not None:
             self.randomness.seed(key)
@@ -175,11 +185,11 @@ def _pair(dataset: Any, index: int, labels: bool) -> tuple[Array, Array]:
     place = f"sample {index} of the Dataset"
     try:
         sample = dataset[index]
-    except Exception as error:  # whatever a user's Dataset raises
+    except Exception as error:  # a user's Dataset may raise anything
         raise BadSample(place, f"{type(error).__name__}: {' '.join(str(error).split())}") from None
     if isinstance(sample, str | bytes | Mapping | Tensor | np.ndarray) or not _has_two(sample):
-        is_no = "is no pair of an input and a target"
-        raise BadSample(place, f"it is {in_words(sample)}; a Dataset gives (input, target)", is_no)
+        verdict = "is no pair of an input and a target"
+        raise BadSample(place, f"it is {describe(sample)}; a Dataset gives (input, target)", verdict)
     inputs, target = sample
     return _array(place, "input", inputs), label_array(_array(place, "target", target), labels)
 
@@ -198,16 +208,19 @@ UNFIT = {
     ),
     "target": ("a target that is no number", "number the classes, as classes.index(name) does, or give a tensor"),
 }
-"""Of each part of a pair: what is wrong with it, and what would do."""
+"""Fault and remedy for each part of a pair."""
 
 
 def _array(place: str, part: str, value: Any) -> Array:
-    """A tensor, an array or a number, as float32, or as int64 where torch has no such integers.
+    """Convert a tensor, an array or a number to an array: Python numbers to float32, integers but uint8 to int64.
 
-    place, part: which sample, and whether this is its input or its target, for messages
+    Args:
+        place: The sample, for messages.
+        part: "input" or "target".
+        value: The value.
     """
     array: Array | None = None
-    with contextlib.suppress(Exception):  # whatever a user's object raises that is asked for an array
+    with contextlib.suppress(Exception):  # a user's object may raise anything
         if isinstance(value, Tensor):
             tensor = value.detach().cpu()
             array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
@@ -215,16 +228,18 @@ def _array(place: str, part: str, value: Any) -> Array:
             array = np.asarray(value)
     if array is None or array.dtype.kind not in "fiub":
         verdict, remedy = UNFIT[part]
-        raise BadSample(place, f"it is {in_words(value)}; {remedy}", f"has {verdict}")
+        raise BadSample(place, f"it is {describe(value)}; {remedy}", f"has {verdict}")
     if array.dtype == np.float64 and not isinstance(value, Tensor | np.ndarray):
         array = array.astype(np.float32)
     return array.astype(np.int64) if array.dtype.kind in "iu" and array.dtype != np.uint8 else array
 
 
 def label_array(target: Array, labels: bool) -> Array:
-    """A target as int64 where it is a label, or a map of them: uint8 targets of an image's shape are images.
+    """Convert labels and maps of labels to int64; a uint8 target of an image's shape is an image.
 
-    labels: whether the loss takes targets as numbers of classes, whatever their shape
+    Args:
+        target: The target.
+        labels: Whether the loss takes targets of any shape as class indices.
     """
     is_label = target.dtype == np.uint8 and target.ndim < IMAGE_DIMS
     return target.astype(np.int64) if is_label or (labels and target.dtype.kind in "ub") else target
@@ -235,12 +250,16 @@ AnySplit = Split | StoredSplit | MapSplit
 
 @dataclass(frozen=True)
 class DataSet:
-    """Training and test samples; either half may be stored rather than resident.
+    """Training and test samples.
 
-    classes: number of labels, or None where the targets are not labels
-    mean, std: one value per channel in units of 1, so that a model sees (x / 255 - mean) / std; None where the inputs
-        reach the model as they are
-    class_names: by label, where labels have names
+    Attributes:
+        name: Name of the data set.
+        train: Training split.
+        test: Test split.
+        classes: Number of labels, or None if targets are not labels.
+        mean: Per channel in units of 1: the model sees (x / 255 - mean) / std; None: inputs are not normalized.
+        std: Per channel in units of 1, or None.
+        class_names: Names of the labels, or None.
     """
 
     name: str

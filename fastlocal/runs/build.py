@@ -203,7 +203,7 @@ def _try_kernels(module: nn.Module, device: torch.device, world: World) -> list[
         for reasons in world.all_gather_object(mine, "the trial of the kernels"):
             for op, reason in reasons.items():
                 kernels.refuse(op, "triton", reason)
-    return verdicts.lines_of(device, ops)
+    return verdicts.lines_for(device, ops)
 
 
 def _sources(config: RunConfig, data: DataSet, numbers: Numerics, opened: ExitStack) -> tuple[Source, Source]:

@@ -15,7 +15,7 @@ from ..common.errors import UsageError
 from ..config.schema import RunConfig
 from ..data.datasets import IMAGENET_MEAN, IMAGENET_STD
 from ..data.sample_streams import Pages
-from ..data.sources.source_config import choose
+from ..data.sources.source_config import choose_kind
 from ..data.types import DataSet, MapSplit, StoredSplit
 from ..distributed.ranks import LaunchInfo
 from ..distributed.world import World
@@ -104,7 +104,7 @@ def resolve_for_data(config: RunConfig, data: DataSet, device: torch.device) -> 
         mean=data.mean,
         std=data.std,
         aug=data.is_rgb and not isinstance(data.train, MapSplit) if config.data.aug is None else config.data.aug,
-        source=choose(config.data.source, data, device),
+        source=choose_kind(config.data.source, data, device),
         precision=config.machine.precision or ("bf16" if by_epochs and device.type == "cuda" else "fp32"),
         device=str(device),
         steps_per_epoch=_steps_per_epoch(config, len(data.train)),

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.images.files import FileImages
 from fastlocal.data.preparing.beton import BetonSettings, FfcvWriter, WriteMode, write_beton
-from fastlocal.data.preparing.half import SplitToWrite
+from fastlocal.data.preparing.split_to_write import SplitToWrite
 from fastlocal.data.sources.base import Source
 from fastlocal.data.sources.build import make_source
 from fastlocal.data.sources.source_config import SourceConfig

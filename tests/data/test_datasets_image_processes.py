@@ -20,7 +20,7 @@ from PIL import Image
 
 from fastlocal.common.errors import UsageError
 from fastlocal.data.datasets import load
-from fastlocal.data.images.decoding import decoded
+from fastlocal.data.images.decoding import decode_files
 from fastlocal.data.types import DataSet
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +117,7 @@ def test_two_at_once_decode_once(slow: Path) -> None:
 def test_a_process_that_dies_is_reported(slow: Path) -> None:
     files = sorted((slow / "train" / "a").iterdir())
     others = set(children(os.getpid()))
-    chunks = decoded(files, channels=3, width=400, height=300, image_size=None, workers=2)
+    chunks = decode_files(files, channels=3, width=400, height=300, image_size=None, workers=2)
     next(chunks)
     os.kill(min(set(children(os.getpid())) - others), signal.SIGKILL)
     with pytest.raises(

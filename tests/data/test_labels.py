@@ -13,7 +13,7 @@ import torch
 from fastlocal.data.images.arrays import ArrayImages
 from fastlocal.data.preparing.array import write_array
 from fastlocal.data.preparing.beton import BetonSettings, write_beton
-from fastlocal.data.preparing.half import SplitToWrite
+from fastlocal.data.preparing.split_to_write import SplitToWrite
 from tests.data import sources
 from tests.helpers.command_line import arrays, run, tree, write_npz
 

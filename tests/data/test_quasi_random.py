@@ -31,25 +31,25 @@ def page_lists(draw: st.DrawFn) -> Pages:
 
 
 def streams(pages: Pages, clients: int = 1, seed: int = 0) -> Streams:
-    samples = len(pages.of)
+    samples = len(pages.page_ids)
     return Streams(StreamSpec(samples, clients, 1, samples // clients, replacement=False, seed=seed), pages)
 
 
 def order(pages: Pages, epoch: int, seed: int = 0) -> list[int]:
-    samples = len(pages.of)
+    samples = len(pages.page_ids)
     ids: list[int] = streams(pages, seed=seed).sample_ids(epoch * samples, samples, range(1)).flatten().tolist()
     return ids
 
 
 @given(pages=page_lists(), epoch=st.integers(0, 5), seed=st.integers(0, 2**40))
 def test_an_epoch_has_every_sample_once_and_is_the_same_again(pages: Pages, epoch: int, seed: int) -> None:
-    assert sorted(order(pages, epoch, seed)) == list(range(len(pages.of)))
+    assert sorted(order(pages, epoch, seed)) == list(range(len(pages.page_ids)))
     assert order(pages, epoch, seed) == order(pages, epoch, seed)
 
 
 @given(pages=page_lists(), epoch=st.integers(0, 5))
 def test_no_more_pages_are_open_than_are_mixed(pages: Pages, epoch: int) -> None:
-    assert most_open([int(pages.of[sample]) for sample in order(pages, epoch)]) <= pages.mixed
+    assert most_open([int(pages.page_ids[sample]) for sample in order(pages, epoch)]) <= pages.mix_count
 
 
 def most_open(pages: Sequence[int]) -> int:
@@ -63,9 +63,9 @@ def test_samples_are_mixed_and_pages_come_in_another_order_each_epoch() -> None:
     pages = Pages(torch.arange(400) // 20, FEW)
     first, second = order(pages, 0), order(pages, 1)
     assert first != second and first != order(pages, 0, seed=1)
-    used = [pages.of[ids[: 20 * FEW]].unique().tolist() for ids in (torch.tensor(first), torch.tensor(second))]
+    used = [pages.page_ids[ids[: 20 * FEW]].unique().tolist() for ids in (torch.tensor(first), torch.tensor(second))]
     assert len(used[0]) == len(used[1]) == FEW and used[0] != used[1]
-    changes = sum(pages.of[a] != pages.of[b] for a, b in zip(first, first[1:], strict=False))
+    changes = sum(pages.page_ids[a] != pages.page_ids[b] for a, b in zip(first, first[1:], strict=False))
     assert changes > 200  # of 399; page after page it would be 19
 
 

@@ -92,7 +92,7 @@ def normal(draw: Callable[[], float]) -> float:
 @contextmanager
 def source(dataset: Dataset[Any], **changes: Any) -> Iterator[Source]:
     given = {"mean": None, "std": None, "dtype": torch.float64, **changes}
-    with sources.source_of("torch", MapSplit.of(dataset), augment=False, **given) as made:
+    with sources.source_of("torch", MapSplit.from_dataset(dataset), augment=False, **given) as made:
         yield made
 
 
@@ -117,7 +117,7 @@ def test_every_sample_has_random_numbers_of_its_own_at_any_number_of_workers(kin
 def test_seeds_differ() -> None:
     drawn = []
     for seed in (0, 0, 1, 2**40):
-        split = MapSplit.of(KINDS["all of them"]())
+        split = MapSplit.from_dataset(KINDS["all of them"]())
         reading = SourceConfig("torch", 1, 1, "stop", None, None, seed, sources.CPU, torch.float64)
         made = make_source(split, reading, augment=False)
         drawn.append(made.batch(torch.arange(8).view(2, 4), torch.arange(2), 0).inputs[..., 1])
@@ -167,7 +167,7 @@ def test_runs_repeat_at_any_number_of_workers_and_leave_the_caller_s_random_stat
 
 def test_interrupted_equals_never_interrupted(tmp_path: Path) -> None:
     def data() -> DataSet:
-        halves = [MapSplit.of(KINDS[kind]()) for kind in ("all of them", "held")]
+        halves = [MapSplit.from_dataset(KINDS[kind]()) for kind in ("all of them", "held")]
         return DataSet("pairs", *halves, classes=3, mean=None, std=None)
 
     def module() -> nn.Module:

@@ -140,7 +140,7 @@ def test_never_more_than_the_prefetch_depth_is_held(kind: str, beton: Path) -> N
         rounds = sources.plans(60, rounds=4)
         sources.by_step(sources.problem(source), rounds)
         sources.by_client(sources.problem(source), rounds)
-        assert source.most_ahead == 2
+        assert source.max_ahead == 2
         source.read_range(0, 10)
         source.close_feeds()
         assert source.ahead == 0

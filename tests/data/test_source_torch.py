@@ -88,7 +88,7 @@ def test_a_file_of_another_size_is_refused_where_images_reach_the_model_whole(fo
 
 def test_a_worker_that_dies_is_an_error_and_none_is_left(folder: list[Path]) -> None:
     with sources.source_of("torch", sources.stored(folder), workers=2) as source:
-        processes = [process for process, _ in source.engine._crew]
+        processes = [process for process, _ in source.engine._workers]
         processes[0].kill()
         processes[0].join()
         with pytest.raises(UsageError, match=r"--nw: a worker process ended \(status -9\)"):
@@ -104,7 +104,7 @@ split = sources.cifar()
 with sources.source_of("torch", split, workers=2) as train, sources.source_of("torch", split) as test:
     train.batch(torch.tensor([[0, 1]]), torch.tensor([0]), 0)
     test.read_range(0, 10)
-    print(*(process.pid for source in (train, test) for process, _ in source.engine._crew), flush=True)
+    print(*(process.pid for source in (train, test) for process, _ in source.engine._workers), flush=True)
     time.sleep(600)
 """
 

@@ -1,7 +1,7 @@
-"""Data sets by name: each is one file of this folder, imported when it is asked for.
+"""Data sets by name, one file each, imported on demand.
 
-A file NAME.py offers `read(request: Request) -> DataSet`, with None for a mean and std that are to be computed from
-the training images. Files whose names begin with an underscore are helpers. Importing this package imports no torch.
+A file NAME.py defines `read(request: DatasetSpec) -> DataSet`, with mean and std None if they are to be computed from
+the training images. Files whose names begin with an underscore are helpers. This package imports no torch.
 """
 
 from __future__ import annotations
@@ -27,25 +27,31 @@ _FILE_OF = {
 }
 
 NAMES: tuple[str, ...] = tuple(sorted(_FILE_OF))
-"""What `load` knows, sorted."""
+"""Names that `load` accepts, sorted."""
 
 STORABLE = ("array", "beton", "image_folder")
-"""Data sets whose images can stay where they are stored."""
+"""Data sets whose images can stay on the disk."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What a data set is asked for with; each reads the fields that mean something to it.
+    """Request for a data set; each data set reads the fields that concern it.
 
-    data_pth, train_pth, val_pth: folder or file of the whole, of the training half, of the test half
-    workers: processes that decode image files
-    image_size: height and width to bring image files to, in pixels; None keeps theirs
-    message: takes one line for a person
-    lazy: leave images where they are stored        crop_size: that of the crops that are cut from them, or None
-    whole: compare the checksums of prepared files with their manifests, whatever their times
-    skip_bad: pass over stored images that cannot be decoded, where all are looked at beforehand
+    Attributes:
+        name: Name of the data set.
+        data_pth: Folder or file of the whole data set.
+        train_pth: Folder or file of the training split.
+        val_pth: Folder or file of the test split.
+        seed: Seed of synthetic data.
+        workers: Processes that decode image files.
+        image_size: Height and width in pixels that image files are brought to, or None.
+        message: Called with log lines.
+        lazy: Leave images on the disk.
+        crop_size: Size of the crops of stored images, or None.
+        verify_checksums: Compare the checksums of prepared files, whatever their times.
+        skip_bad: Skip images that cannot be decoded when all are read beforehand.
     """
 
     name: str
@@ -79,23 +85,26 @@ def load(
     verify_checksums: bool = False,
     skip_bad: bool = False,
 ) -> DataSet:
-    """The data set `name`: images uint8 [n, channels, height, width], labels int64 [n], contiguous tensors on the CPU.
+    """Load a data set: images uint8 [n, channels, height, width], labels int64 [n], contiguous tensors on the CPU.
 
-    data_pth: folder or file that holds it; None: where the data set is looked for by default
-    train_pth, val_pth: STORABLE only: training and test folder or file, instead of those in data_pth
-    mean, std: one value per channel, in units of 1; None: the published ones, else those of the training images
-    seed: synthetic only: what the images are drawn from
-    workers: image_folder only: processes that decode
-    image_size: image_folder only: resize the shorter side to this many pixels and crop the centre square
-    message: called with one line for a person, where there is something to say
-    lazy: STORABLE only: leave the images where they are stored, for a source to read them one by one, as those of a
-        .beton always are
-    crop_size: STORABLE only: height and width in pixels of crops that are cut from images that stay stored, and
-        normalised as ImageNet is
-    verify_checksums: STORABLE only: compare the checksums of prepared files, whatever their times of change
-    skip_bad: STORABLE only: pass over images that cannot be decoded as mean and std are computed
+    Args:
+        name: Name of the data set.
+        data_pth: Folder or file of the data set; None: its default place.
+        train_pth: Training folder or file (STORABLE only), instead of that in data_pth.
+        val_pth: Test folder or file (STORABLE only), instead of that in data_pth.
+        mean: Per channel in units of 1; None: published values, else those of the training images.
+        std: Per channel in units of 1; None as for `mean`.
+        seed: Seed of synthetic images.
+        workers: Processes that decode (image_folder only).
+        image_size: Resize the shorter side to this many pixels and crop the centre square (image_folder only).
+        message: Called with log lines.
+        lazy: Leave images on the disk (STORABLE only), as those of a .beton always are.
+        crop_size: Height and width in pixels of crops of stored images (STORABLE only), normalized as ImageNet.
+        verify_checksums: Compare the checksums of prepared files, whatever their times (STORABLE only).
+        skip_bad: Skip images that cannot be decoded in the computation of mean and std (STORABLE only).
 
-    Raises UsageError where the name is unknown, files are missing or malformed, or mean and std do not fit.
+    Raises:
+        UsageError: The name is unknown, files are missing or malformed, or mean and std do not fit.
     """
     request = DatasetSpec(
         name=name,
@@ -123,7 +132,7 @@ def load(
 
 
 def read(request: DatasetSpec) -> DataSet:
-    """The same as its own file reads it, whose mean and std may be None. Raises UsageError as `load` does."""
+    """Read a data set as `load`, but mean and std may be None."""
     name, size = request.name, request.image_size
     if name not in _FILE_OF:
         raise UsageError(f"--dataset {name!r} is unknown{nearest(name, NAMES)}; known are {', '.join(NAMES)}")

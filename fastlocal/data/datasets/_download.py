@@ -1,4 +1,4 @@
-"""What a download does to those who wait for it: it times out, and fails in one line."""
+"""Downloads with a timeout and one-line errors."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ _SILENCE_S = 30.0
 
 
 @contextlib.contextmanager
-def downloading(title: str, root: Path, expected: str) -> Iterator[None]:
-    """Around a torchvision download into `root`: what fails in it is a UsageError naming --data-pth.
+def guard_download(title: str, root: Path, expected: str) -> Iterator[None]:
+    """Guard a torchvision download into `root`: a failure becomes a UsageError that names --data-pth.
 
-    expected: where the files are to lie for a run without a network
-    A server that is silent for 30 s counts as failed (urllib alone would wait for ever). A `root` that had to be made
-    is removed again where it stayed empty.
+    A server that is silent for 30 s counts as failed; urllib alone waits forever. A new `root` that stays empty is
+    removed again.
+
+    Args:
+        title: Name of the data set.
+        root: Target folder.
+        expected: Files to provide for a run without a network.
     """
-    patience = socket.getdefaulttimeout()
+    timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_SILENCE_S)
-    made = not root.exists()
+    is_new = not root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
         yield
@@ -33,7 +37,7 @@ def downloading(title: str, root: Path, expected: str) -> Iterator[None]:
             f"--data-pth {root}: {title} is not there and could not be downloaded ({reason}); expected are {expected}"
         ) from None
     finally:
-        socket.setdefaulttimeout(patience)
-        if made:
+        socket.setdefaulttimeout(timeout)
+        if is_new:
             with contextlib.suppress(OSError):
                 root.rmdir()

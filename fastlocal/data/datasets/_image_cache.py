@@ -1,4 +1,4 @@
-"""Decoded images on disk: one array, and beside it a manifest that says which files it was made from."""
+"""Cache of decoded images on disk: one array, and a manifest of its source files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fastlocal.data.manifest import replacing
+from fastlocal.data.manifest import replace_file
 
 _VERSION = 1
 _READ_BYTES = 16 << 20
@@ -23,9 +23,12 @@ Images = np.ndarray[Any, np.dtype[np.uint8]]
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """Where the decoded images of one pair of folders lie in a cache folder.
+    """Decoded images of one pair of folders.
 
-    fingerprint: of the list of files with their sizes and times; another one makes the array stale
+    Attributes:
+        folder: Cache folder.
+        name: File name without suffix.
+        fingerprint: Hash of the source files' names, sizes and times; another one makes the array stale.
     """
 
     folder: Path
@@ -41,49 +44,56 @@ class CacheEntry:
         return self.folder / f"{self.name}.json"
 
     def load(self) -> Images | None:
-        """The images [n, channels, height, width], or None where there are none, or stale or damaged ones."""
+        """Return the images [n, channels, height, width], or None if they are absent, stale or damaged."""
         try:
             manifest = json.loads(self.manifest.read_text())
             if (manifest["version"], manifest["fingerprint"]) != (_VERSION, self.fingerprint):
                 return None
-            images = self._mapped()
+            images = self._map()
             if list(images.shape) != manifest["shape"] or images.dtype != np.uint8:
                 return None
             return images if _checksum(images) == manifest["crc32"] else None
         except (OSError, ValueError, KeyError, TypeError, EOFError):
             return None
 
-    def _mapped(self) -> Images:
-        """The array, paged in as it is used: larger than the memory, and shared by the processes of one machine.
+    def _map(self) -> Images:
+        """Map the array: it may exceed the memory, and processes of one machine share its pages.
 
         Copy-on-write, so that a tensor made from it is writable and the file never changes.
         """
         images: Images = np.load(self.array, mmap_mode="c", allow_pickle=False)
         return images
 
-    def store(self, shape: tuple[int, ...], pieces: Iterable[bytes]) -> Images:
-        """Writes the array piece by piece, then its manifest; each appears under its name only when it is whole.
+    def store(self, shape: tuple[int, ...], blocks: Iterable[bytes]) -> Images:
+        """Write the array block by block, then its manifest, each atomically.
 
-        shape: [n, channels, height, width] of all pieces together
-        The manifest comes last and carries the array's checksum: stopped in between, the old manifest does not fit.
+        The manifest comes last and holds the array's checksum: after an interruption the old manifest does not fit.
+
+        Args:
+            shape: [n, channels, height, width] of all blocks together.
+            blocks: Pixels.
         """
         crc = 0
-        with replacing(self.array) as file:
+        with replace_file(self.array) as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
-            for piece in pieces:
-                crc = zlib.crc32(piece, crc)
-                file.write(piece)
+            for block in blocks:
+                crc = zlib.crc32(block, crc)
+                file.write(block)
         manifest = {"version": _VERSION, "fingerprint": self.fingerprint, "shape": list(shape), "crc32": crc}
-        with replacing(self.manifest) as file:
+        with replace_file(self.manifest) as file:
             file.write((json.dumps(manifest, indent=2) + "\n").encode())
-        return self._mapped()
+        return self._map()
 
     @contextlib.contextmanager
-    def locked(self, on_wait: Callable[[], None]) -> Iterator[None]:
-        """One writer at a time, among all processes; `on_wait` is called where another one is at work.
+    def hold_lock(self, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Lock the folder, which is created, for one writer among all processes; without file locks, do nothing.
 
-        Makes the folder. Raises OSError where it cannot be written. A file system without locks does without.
+        Args:
+            on_wait: Called if another writer holds the lock.
+
+        Raises:
+            OSError: The folder cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "lock", "ab") as lock:

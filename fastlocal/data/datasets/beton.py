@@ -1,33 +1,41 @@
-"""FFCV's .beton files: one for training, one for testing, with an image and an integer label per sample."""
+"""FFCV's .beton files for training and testing, with an image and an integer label per sample."""
 
 from __future__ import annotations
 
 from fastlocal.data.datasets import DatasetSpec
-from fastlocal.data.datasets._prepared import classes, labels, manifests, normalisation, places
+from fastlocal.data.datasets._prepared import (
+    count_classes,
+    read_manifests,
+    split_files,
+    stored_normalisation,
+    to_labels,
+)
 from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.types import DataSet, StoredSplit
 
 
 def read(request: DatasetSpec) -> DataSet:
-    """RGB images that stay in `train_pth` and `val_pth`, else in train.beton and val.beton of `data_pth`.
+    """Read the RGB images of `train_pth` and `val_pth`, else of train.beton and val.beton in `data_pth`, lazily.
 
-    Files that FFCV's own writer made have no manifest: their labels say how many classes there are.
-    Raises UsageError naming the flag for a file that is foreign, cut short, or not what its manifest says.
+    Files of FFCV's own writer have no manifest; their classes are counted from the labels.
+
+    Raises:
+        UsageError: A file is foreign, truncated, or contradicts its manifest; the message names the flag.
     """
-    halves = places(request, ".beton")
-    train, test = (BetonImages(path, flag) for flag, path in halves)
-    noted = manifests(request, halves)
+    files = split_files(request, ".beton")
+    train, test = (BetonImages(path, flag) for flag, path in files)
+    manifests = read_manifests(request, files)
     targets = [
-        labels(f"{flag} {path}", images.labels, manifest)
-        for (flag, path), images, manifest in zip(halves, (train, test), noted, strict=True)
+        to_labels(f"{flag} {path}", images.labels, manifest)
+        for (flag, path), images, manifest in zip(files, (train, test), manifests, strict=True)
     ]
-    mean, std = normalisation(noted[0])
+    mean, std = stored_normalisation(manifests[0])
     return DataSet(
         name=request.name,
         train=StoredSplit(train, targets[0], request.crop_size),
         test=StoredSplit(test, targets[1], request.crop_size),
-        classes=max(classes(manifest, targets) for manifest in noted),
+        classes=max(count_classes(manifest, targets) for manifest in manifests),
         mean=mean,
         std=std,
-        class_names=None if noted[0] is None else noted[0].class_names,
+        class_names=None if manifests[0] is None else manifests[0].class_names,
     )

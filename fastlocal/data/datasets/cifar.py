@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, as torchvision reads and downloads them."""
+"""CIFAR-10 and CIFAR-100, read and downloaded by torchvision."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from fastlocal.data.datasets import DatasetSpec
-from fastlocal.data.datasets._download import downloading
+from fastlocal.data.datasets._download import guard_download
 from fastlocal.data.types import DataSet, Split
 
 _TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
@@ -22,9 +22,9 @@ _STDS = {"cifar10": (0.2023, 0.1994, 0.2010), "cifar100": (0.2675, 0.2565, 0.276
 
 
 def read(request: DatasetSpec) -> DataSet:
-    """RGB images [n, 3, 32, 32]: 50,000 for training, 10,000 for testing, from `data_pth` (default ./data).
+    """Read RGB images [n, 3, 32, 32]: 50,000 for training, 10,000 for testing, from `data_pth` (default ./data).
 
-    CIFAR-100 has its 100 fine labels. Files that are missing or whose checksum is wrong are downloaded.
+    CIFAR-100 has its 100 fine labels. Missing files and files with a wrong checksum are downloaded.
     """
     name = request.name
     reader = _READERS[name]
@@ -35,7 +35,7 @@ def read(request: DatasetSpec) -> DataSet:
         request.message(f"downloading {_TITLES[name]} into {root}")
         archive = root / reader.filename
         expected = f"the files of {reader.filename} in {root / reader.base_folder}"
-        with downloading(_TITLES[name], root, expected), _removed_on_failure(archive):
+        with guard_download(_TITLES[name], root, expected), _remove_on_failure(archive):
             reader(str(root), download=True)
             train = _split(reader, root, train=True)
     return DataSet(
@@ -49,19 +49,19 @@ def read(request: DatasetSpec) -> DataSet:
 
 
 @contextlib.contextmanager
-def _removed_on_failure(archive: Path) -> Iterator[None]:
-    """Takes away what a download that fails or is interrupted leaves of `archive`, unless it was there before."""
-    was_there = archive.exists()
+def _remove_on_failure(archive: Path) -> Iterator[None]:
+    """Remove a new `archive` if its download fails or is interrupted."""
+    existed = archive.exists()
     try:
         yield
     except BaseException:
-        if not was_there:
+        if not existed:
             archive.unlink(missing_ok=True)
         raise
 
 
 def _split(reader: type[CIFAR10], root: Path, train: bool) -> Split:
-    """torchvision checks every file's checksum, so that a half-unpacked archive is never read."""
-    half = reader(str(root), train=train)
-    images = np.ascontiguousarray(half.data.transpose(0, 3, 1, 2))
-    return Split(torch.from_numpy(images), torch.tensor(half.targets, dtype=torch.int64))
+    """Read a split; torchvision compares checksums, so that a half-unpacked archive is never read."""
+    dataset = reader(str(root), train=train)
+    images = np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2))
+    return Split(torch.from_numpy(images), torch.tensor(dataset.targets, dtype=torch.int64))

@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits that ship with the package; digits_source.txt says where they come from."""
+"""1,797 handwritten digits that ship with the package; digits_source.txt names their origin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastlocal.data.types import DataSet, Split
 
 
 def read(request: DatasetSpec) -> DataSet:
-    """Grey images [n, 1, 8, 8] in 10 classes: 1,437 for training, 360 for testing, in the file's fixed order."""
+    """Read grey images [n, 1, 8, 8] in 10 classes: 1,437 for training, 360 for testing, in the file's order."""
     with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as file:
         images = torch.from_numpy(file["images"])
         labels = torch.from_numpy(file["labels"].astype(np.int64))

@@ -1,7 +1,7 @@
 """Fashion-MNIST (Xiao, Rasul, Vollgraf 2017), from its idx files.
 
-The files are read here because torchvision takes no compressed ones, as Debian's are, and accepts files of any length;
-torchvision downloads them.
+torchvision downloads the files. They are read here, because torchvision reads no compressed ones, as Debian's are, and
+accepts files of any length.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 
 from fastlocal.common.errors import UsageError
 from fastlocal.data.datasets import DatasetSpec
-from fastlocal.data.datasets._download import downloading
+from fastlocal.data.datasets._download import guard_download
 from fastlocal.data.types import DataSet, Split
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package dataset-fashion-mnist puts the files."""
+"""Folder of Debian's package dataset-fashion-mnist."""
 
 CLASSES = 10
 SIDE = 28
@@ -32,10 +32,10 @@ _RAW = Path("FashionMNIST", "raw")
 
 
 def read(request: DatasetSpec) -> DataSet:
-    """Grey images [n, 1, 28, 28] in 10 classes: 60,000 for training, 10,000 for testing.
+    """Read grey images [n, 1, 28, 28] in 10 classes: 60,000 for training, 10,000 for testing.
 
-    The four files, plain or .gz, are looked for in `data_pth`/FashionMNIST/raw (torchvision's place), in `data_pth`
-    itself (default ./data) and in Debian's folder; where none has them all, they are downloaded to the first.
+    The four files, plain or .gz, are searched in `data_pth`/FashionMNIST/raw (torchvision's place), in `data_pth`
+    (default ./data) and in Debian's folder; if no folder has all of them, they are downloaded to the first.
     """
     root = Path(request.data_pth or "data").expanduser()
     places = (root / _RAW, root, DEBIAN_FOLDER)
@@ -57,26 +57,26 @@ def read(request: DatasetSpec) -> DataSet:
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    """The file `name` in `folder`, plain or compressed."""
+    """Return the file `name` in `folder`, plain or compressed."""
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
 def _download(root: Path) -> Path:
-    """Fetches the files to a folder of their own first: an interrupted download is never found by the next run."""
+    """Download to a temporary folder first, so that the next run never finds an interrupted download."""
     from torchvision.datasets import FashionMNIST
 
     folder = root / _RAW
-    with downloading("Fashion-MNIST", root, f"{', '.join(_FILES)} in {folder}"):
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as fetched:
-            FashionMNIST(fetched, download=True)
+    with guard_download("Fashion-MNIST", root, f"{', '.join(_FILES)} in {folder}"):
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as temporary:
+            FashionMNIST(temporary, download=True)
             folder.mkdir(parents=True, exist_ok=True)
             for name in _FILES:
-                os.replace(Path(fetched, _RAW, name), folder / name)
+                os.replace(Path(temporary, _RAW, name), folder / name)
     return folder
 
 
 def _read_idx(folder: Path, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The uint8 array of an idx file: two zero bytes, type 8, the number of axes, each axis as a big-endian uint32."""
+    """Read a uint8 idx file: two zero bytes, type 8, the number of axes, each axis as a big-endian uint32."""
     path = _find(folder, name)
     assert path is not None
     try:

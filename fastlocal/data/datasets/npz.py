@@ -21,17 +21,19 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def read(request: DatasetSpec) -> DataSet:
-    """uint8 images, channels last or first or absent, and integer labels [n]; classes: the largest label + 1.
+    """Read uint8 images, channels last, first or absent, and integer labels [n]; classes are the largest label + 1.
 
-    Images of three axes are grey ([n, height, width]). Of four, the last axis holds the channels where it is 1 or 3,
-    else the second does where that is 1 or 3. Objects are never unpickled.
-    Raises UsageError naming --data-pth for whatever else the file holds.
+    Images of three axes are grey ([n, height, width]). Of four axes, the last one holds the channels if it is 1 or 3,
+    else the second if it is 1 or 3. Objects are never unpickled.
+
+    Raises:
+        UsageError: The file holds anything else; the message names --data-pth.
     """
     if request.data_pth is None:
         raise UsageError(f"--data-pth is needed with --dataset npz: an .npz file with {', '.join(_KEYS)}")
     path = Path(request.data_pth).expanduser()
     arrays = _arrays(path)
-    splits = [_split(path, arrays, half) for half in ("train", "test")]
+    splits = [_split(path, arrays, name) for name in ("train", "test")]
     if splits[0].inputs.shape[1:] != splits[1].inputs.shape[1:]:
         raise UsageError(
             f"--data-pth {path}: x_train is {arrays['x_train'].shape} and x_test {arrays['x_test'].shape}; "
@@ -42,10 +44,10 @@ def read(request: DatasetSpec) -> DataSet:
 
 
 def _arrays(path: Path) -> dict[str, Array]:
-    """The four arrays as they are stored."""
+    """Return the four stored arrays."""
     if not path.is_file():
-        given = "is a folder" if path.is_dir() else "does not exist"
-        raise UsageError(f"--data-pth {path} {given}; --dataset npz takes an .npz file with {', '.join(_KEYS)}")
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise UsageError(f"--data-pth {path} {problem}; --dataset npz takes an .npz file with {', '.join(_KEYS)}")
     try:
         file = np.load(path, allow_pickle=False)
     except _UNREADABLE:
@@ -56,8 +58,9 @@ def _arrays(path: Path) -> dict[str, Array]:
     with file:
         for key in _KEYS:
             if key not in file.files:
-                held = ", ".join(file.files) or "nothing"
-                raise UsageError(f"--data-pth {path} has no array {key}; it holds {held}, and needs {', '.join(_KEYS)}")
+                names = ", ".join(file.files) or "nothing"
+                keys = ", ".join(_KEYS)
+                raise UsageError(f"--data-pth {path} has no array {key}; it holds {names}, and needs {keys}")
             try:
                 array = file[key]
             except _UNREADABLE as error:
@@ -69,10 +72,10 @@ def _arrays(path: Path) -> dict[str, Array]:
     return arrays
 
 
-def _split(path: Path, arrays: dict[str, Array], half: str) -> Split:
-    """One half, checked, with the channels moved to the second axis."""
-    images, labels = arrays[f"x_{half}"], arrays[f"y_{half}"]
-    x, y = f"--data-pth {path}: x_{half}", f"--data-pth {path}: y_{half}"
+def _split(path: Path, arrays: dict[str, Array], name: str) -> Split:
+    """Check a split, and move its channels to the second axis."""
+    images, labels = arrays[f"x_{name}"], arrays[f"y_{name}"]
+    x, y = f"--data-pth {path}: x_{name}", f"--data-pth {path}: y_{name}"
     if images.dtype != np.uint8:
         nan = np.issubdtype(images.dtype, np.inexact) and bool(np.isnan(images).any())
         raise UsageError(f"{x} is {images.dtype}{' and holds NaN' if nan else ''}; uint8 expected, 0 to 255")
@@ -85,16 +88,16 @@ def _split(path: Path, arrays: dict[str, Array], half: str) -> Split:
     elif images.shape[1] not in (1, 3):
         raise UsageError(f"{x} has shape {images.shape}; neither its last nor its second axis has 1 or 3 channels")
     if images.size == 0:
-        raise UsageError(f"{x} is empty, of shape {arrays[f'x_{half}'].shape}; at least one image is needed")
+        raise UsageError(f"{x} is empty, of shape {arrays[f'x_{name}'].shape}; at least one image is needed")
 
     if not np.issubdtype(labels.dtype, np.integer):
         raise UsageError(f"{y} is {labels.dtype}; integer labels expected")
     if labels.ndim != 1:
         raise UsageError(f"{y} has shape {labels.shape}; one label per image, [n], is expected")
     if len(labels) != len(images):
-        raise UsageError(f"{y} has {len(labels)} labels for {len(images)} images in x_{half}; as many are needed")
+        raise UsageError(f"{y} has {len(labels)} labels for {len(images)} images in x_{name}; as many are needed")
     lowest, highest = int(labels.min()), int(labels.max())
-    # A label above 2^31 is a -1 that was stored unsigned, not a class: no model has that many.
+    # a label above 2^31 is a -1 stored as unsigned
     if lowest < 0 or highest >= 2**31:
         wrong = lowest if lowest < 0 else highest
         raise UsageError(f"{y} holds the label {wrong}; labels count from 0")

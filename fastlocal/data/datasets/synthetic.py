@@ -1,4 +1,4 @@
-"""Coloured blobs in noise, drawn from the seed: a data set for trials that need no files."""
+"""Coloured blobs in noise, drawn from the seed: a data set for trials without files."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _NOISE = 40.0  # standard deviation of the background, in grey levels
 
 
 def _draw(n: int, generator: torch.Generator) -> Split:
-    """n images of blobs, every class equally often, in random order.
+    """Draw n images of blobs, with equal class counts, in random order.
 
-    Class k's blob sits at angle 2 pi k / 10 on a ring, and its colour turns with k: channel j has the amplitude
+    The blob of class k lies at angle 2 pi k / 10 on a ring, and its colour depends on k: channel j has the amplitude
     100 cos(2 pi (k / 10 + j / 3)). The background is Gaussian around grey 128.
     """
     targets = (torch.arange(n) % CLASSES)[torch.randperm(n, generator=generator)]
@@ -40,7 +40,7 @@ def _draw(n: int, generator: torch.Generator) -> Split:
 
 
 def read(request: DatasetSpec) -> DataSet:
-    """RGB images [n, 3, 32, 32] in 10 classes: 2,000 for training, 500 for testing, the same for the same seed."""
+    """Draw RGB images [n, 3, 32, 32] in 10 classes: 2,000 for training, 500 for testing, the same for the same seed."""
     generator = torch.Generator().manual_seed(request.seed)
     train, test = _draw(N_TRAIN, generator), _draw(N_TEST, generator)
     return DataSet(request.name, train, test, classes=CLASSES, mean=None, std=None)

@@ -1,1 +1,1 @@
-"""Images left where they are stored, one kind of storage a file, as `fastlocal.data.types.StoredImages` says."""
+"""Images on the disk, one kind of storage per file, behind `fastlocal.data.types.StoredImages`."""

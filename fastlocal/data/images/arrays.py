@@ -1,4 +1,4 @@
-"""Decoded images that are read one by one, as stored ones are."""
+"""Decoded images behind the interface of stored ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastlocal.data.types import Image
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """images: uint8 [n, channels, height, width]"""
+    """Images of a tensor, uint8 [n, channels, height, width]."""
 
     images: Tensor
 
@@ -24,13 +24,13 @@ class ArrayImages:
         return self.images.shape[0]
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width), the same for all."""
+        """Return (height, width), the same for all."""
         return self.images.shape[2], self.images.shape[3]
 
     def read(self, index: int) -> Image:
-        """[height, width, channels]"""
+        """Return an image, [height, width, channels]."""
         return np.ascontiguousarray(self.images[index].permute(1, 2, 0).numpy())
 
     def encoded(self, index: int) -> bytes | None:
-        """None: they are not compressed."""
+        """Return None: pixels are not compressed."""
         return None

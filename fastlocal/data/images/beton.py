@@ -1,8 +1,8 @@
-"""Images and labels in FFCV's .beton format, version 2, read without FFCV.
+"""Reader of images and labels in FFCV's .beton format, version 2, without FFCV.
 
-The file (docs.ffcv.io; github.com/libffcv/ffcv, ffcv/types.py) is, little-endian throughout: a header, one descriptor
-per field, one metadata record per sample, then pages that hold the samples' bytes, and a table of what lies where.
-FFCV's writer fills in the table's place at its very end, so that a file which it did not finish is known by that.
+The file (docs.ffcv.io; github.com/libffcv/ffcv, ffcv/types.py) is little-endian: a header, one descriptor per field,
+one metadata record per sample, then pages with the samples' bytes, and a table of their places. FFCV's writer stores
+the table's place at the very end, which marks a finished file.
 """
 
 from __future__ import annotations
@@ -39,17 +39,22 @@ _RECORDS = {
     5: _EXTENT,  # JSON
     6: np.dtype("<u8"),  # tensor
 }
-_MOST_FIELDS = 256
+_MAX_FIELDS = 256
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class BetonImages:
-    """The RGB images of a .beton file; in another process it is opened anew.
+    """RGB images of a .beton file; another process opens the file anew.
 
-    path: the file        image_field, label_field: names of its first image field and its first integer field
-    flag: names the file in messages
-    Raises UsageError for a file that is cut short, unfinished, or nothing of the kind.
+    Attributes:
+        path: The file.
+        image_field: Name of its first image field.
+        label_field: Name of its first integer field.
+        labels: Labels of all samples.
+
+    Raises:
+        UsageError: The file is truncated, unfinished, or not a .beton file; the message names `flag`.
     """
 
     channels = 3
@@ -68,7 +73,7 @@ class BetonImages:
     def _open(self, origin: str) -> None:
         size = self.path.stat().st_size
         header = np.fromfile(self.path, _HEADER, count=1)
-        if not len(header) or header["version"][0] != VERSION or not 0 < header["fields"][0] <= _MOST_FIELDS:
+        if not len(header) or header["version"][0] != VERSION or not 0 < header["fields"][0] <= _MAX_FIELDS:
             raise UsageError(f"{origin}: is no .beton file of version {VERSION}; `fastlocal prepare` makes one")
         n_fields, n_samples, table = (int(header[name][0]) for name in ("fields", "samples", "table"))
         if table == 0 or header["page_bytes"][0] == 0:
@@ -105,7 +110,7 @@ class BetonImages:
 
     @functools.cached_property
     def _extents(self) -> tuple[Array, Array]:
-        """Places and sizes of everything in the pages, by place."""
+        """Places and sizes of all data in the pages, sorted by place."""
         table = np.fromfile(self.path, _TABLE, offset=self._table)
         order = np.argsort(table["place"])
         return table["place"][order], table["bytes"][order]
@@ -115,28 +120,28 @@ class BetonImages:
 
     @property
     def heights(self) -> Array:
-        """Of all images, in pixels."""
+        """Heights of all images in pixels."""
         heights: Array = self._records["height"]
         return heights
 
     @property
     def widths(self) -> Array:
-        """Of all images, in pixels."""
+        """Widths of all images in pixels."""
         widths: Array = self._records["width"]
         return widths
 
     @property
     def pages(self) -> Array:
-        """int64 [n]: which of the file's pages each image is in."""
+        """int64 [n], page of each image."""
         return self._records["place"].astype(np.int64) // self._page_bytes
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width), from the metadata."""
+        """Return (height, width) from the metadata."""
         record = self._records[index]
         return int(record["height"]), int(record["width"])
 
     def read(self, index: int) -> Image:
-        """[height, width, 3]; raises BadSample naming file and place."""
+        """Decode an image, [height, width, 3]; raises BadSample."""
         height, width = self.size(index)
         content = self._bytes(index)
         if self._records[index]["mode"] == RAW:
@@ -155,7 +160,7 @@ class BetonImages:
         return decoded
 
     def encoded(self, index: int) -> bytes | None:
-        """The JPEG of an image, or None where it is stored raw."""
+        """Return the JPEG of an image, or None if it is stored raw."""
         return self._bytes(index).tobytes() if self._records[index]["mode"] == JPEG else None
 
     def _bytes(self, index: int) -> Array:

@@ -1,8 +1,8 @@
-"""Many image files decoded by several processes, in order.
+"""Decode many image files in several processes, in order.
 
 The processes are plain children behind pipes rather than multiprocessing's: they need no `__main__` guard in a user's
-script, no shared memory (64 MB in a container), do not fork a process that has threads, and end with their parent even
-where that is killed.
+script, no shared memory (64 MB in a container), do not fork a process with threads, and end with their parent even if
+it is killed.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from typing import IO
 from fastlocal.common.errors import UsageError
 from fastlocal.data.images.worker import PIXELS, REPLY, Unfit
 
-_BYTES_AT_ONCE = 4 << 20
+_CHUNK_BYTES = 4 << 20
 _START = "import sys; sys.path[:] = sys.argv[1:]; from fastlocal.data.images.worker import main; main()"
 
 
 class _Worker:
-    """One decoding process."""
+    """One decoding process; `settings` is its first message."""
 
-    def __init__(self, how: dict[str, int | None]) -> None:
+    def __init__(self, settings: dict[str, int | None]) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", _START, *(path or os.getcwd() for path in sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is its parent's to handle
+            start_new_session=True,  # the parent handles Ctrl-C
         )
-        self._send(how)
+        self._send(settings)
 
     def _send(self, message: object) -> None:
         self._pipe(self.process.stdin).write(json.dumps(message).encode() + b"\n")
         self._pipe(self.process.stdin).flush()
 
     def decode(self, paths: Sequence[str]) -> bytes:
-        """The pixels of `paths`; raises Unfit for the first that cannot be decoded as asked."""
+        """Return the pixels of `paths`; raises Unfit for the first file that cannot be decoded."""
         try:
             self._send(paths)
             kind, length = REPLY.unpack(self._receive(REPLY.size))
@@ -69,32 +69,34 @@ class _Worker:
         return pipe
 
     def kill(self) -> None:
-        """Ends the process; a thread that waits for its answer sees the end of the pipe."""
+        """End the process; a thread that waits for its reply gets EOF."""
         self.process.kill()
         self.process.wait()
 
     def close(self) -> None:
-        """Closes the pipes of a process that has ended, once no thread uses them."""
+        """Close the pipes of an ended process, when no thread uses them."""
         for pipe in (self.process.stdin, self.process.stdout):
             with contextlib.suppress(OSError):
                 self._pipe(pipe).close()
 
 
-def decoded(
+def decode_files(
     paths: Sequence[Path], *, channels: int, width: int, height: int, image_size: int | None, workers: int
 ) -> Generator[tuple[int, bytes], None, None]:
-    """Pairs (number of images, their pixels uint8 [number, channels, height, width]) that cover `paths` in order.
+    """Yield (number of images, pixels uint8 [number, channels, height, width]) for all `paths`, in order.
 
-    Raises Unfit for the first file that is corrupt, coloured where channels is 1, or of another size. Its processes
-    have ended when it ends, is closed or raises.
+    The processes have ended when the generator ends, is closed or raises.
+
+    Raises:
+        Unfit: A file is corrupt, coloured although channels is 1, or of another size.
     """
-    step = max(1, min(256, _BYTES_AT_ONCE // (channels * width * height)))
+    step = max(1, min(256, _CHUNK_BYTES // (channels * width * height)))
     chunks = (list(map(str, paths[start : start + step])) for start in range(0, len(paths), step))
-    how = {"channels": channels, "width": width, "height": height, "image_size": image_size}
+    settings = {"channels": channels, "width": width, "height": height, "image_size": image_size}
     n_workers = max(1, min(workers, -(-len(paths) // step)))
-    crew: list[_Worker] = []
+    processes: list[_Worker] = []
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-    under_way: deque[tuple[int, Future[bytes]]] = deque()
+    pending: deque[tuple[int, Future[bytes]]] = deque()
 
     def decode(chunk: list[str]) -> bytes:
         worker = idle.get()
@@ -106,19 +108,19 @@ def decoded(
     threads = ThreadPoolExecutor(n_workers)
     try:
         for _ in range(n_workers):
-            crew.append(_Worker(how))
-            idle.put(crew[-1])
+            processes.append(_Worker(settings))
+            idle.put(processes[-1])
         for chunk in chunks:
-            under_way.append((len(chunk), threads.submit(decode, chunk)))
-            if len(under_way) > 2 * n_workers:
-                count, pixels = under_way.popleft()
+            pending.append((len(chunk), threads.submit(decode, chunk)))
+            if len(pending) > 2 * n_workers:
+                count, pixels = pending.popleft()
                 yield count, pixels.result()
-        while under_way:
-            count, pixels = under_way.popleft()
+        while pending:
+            count, pixels = pending.popleft()
             yield count, pixels.result()
     finally:
-        for worker in crew:
+        for worker in processes:
             worker.kill()
         threads.shutdown(cancel_futures=True)
-        for worker in crew:
+        for worker in processes:
             worker.close()

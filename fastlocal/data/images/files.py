@@ -1,4 +1,4 @@
-"""Image files, decoded by Pillow one at a time."""
+"""Image files, decoded one by one by Pillow."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from fastlocal.data.images.worker import Unfit, decode, refuse_deep
 from fastlocal.data.types import BadSample, Image
 
 
-def mode_and_size(path: Path) -> tuple[str, tuple[int, int]]:
-    """Pillow's mode, and (height, width), from a file's header; raises BadSample, also for more than 8 bits a value."""
+def read_header(path: Path) -> tuple[str, tuple[int, int]]:
+    """Return Pillow's mode and (height, width) from a file's header.
+
+    Raises:
+        BadSample: The file cannot be read, or has more than 8 bits per value.
+    """
     try:
         with Pillow.open(path) as image:
             refuse_deep(str(path), image.mode)
@@ -27,11 +31,13 @@ def mode_and_size(path: Path) -> tuple[str, tuple[int, int]]:
 
 @dataclass(frozen=True)
 class FileImages:
-    """Files of any format that Pillow knows.
+    """Image files of any format that Pillow reads.
 
-    paths: one file per sample        channels: 1 for files that are all grey, 3 to read every one as RGB
-    square: the shorter side is resized to this many pixels and the centre square cut out; None: as they are
-    expected: (height, width) that every image must have, None where sizes may differ
+    Attributes:
+        paths: One file per sample.
+        channels: 1 if all files are grey, 3 to read every file as RGB.
+        square: Pixels that the shorter side is resized to before the centre square is cut out, or None.
+        expected: (height, width) of every image, or None if sizes may differ.
     """
 
     paths: Sequence[Path]
@@ -43,15 +49,19 @@ class FileImages:
         return len(self.paths)
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width) as `get` gives it; from the file's header where sizes may differ."""
+        """Return (height, width) of `read`, from the file's header if sizes may differ."""
         if self.square is not None:
             return self.square, self.square
         if self.expected is not None:
             return self.expected
-        return mode_and_size(self.paths[index])[1]
+        return read_header(self.paths[index])[1]
 
     def read(self, index: int) -> Image:
-        """[height, width, channels]; raises BadSample naming a file that is corrupt, or coloured for one channel."""
+        """Decode an image, [height, width, channels].
+
+        Raises:
+            BadSample: The file is corrupt, coloured although channels is 1, or of another size.
+        """
         try:
             image = decode(str(self.paths[index]), self.channels, self.square)
         except Unfit as stop:
@@ -60,12 +70,12 @@ class FileImages:
         return np.array(image, dtype=np.uint8).reshape(image.height, image.width, self.channels)
 
     def encoded(self, index: int) -> bytes | None:
-        """The file's content, of whatever format; None where `get` gives another image than the file holds."""
+        """Return the content of the file, or None if `read` changes the image's size."""
         if self.square is not None:
             return None
         path = self.paths[index]
-        if self.expected is not None:  # whoever decodes it cuts what is expected from it
-            self._check_size(index, mode_and_size(path)[1])
+        if self.expected is not None:  # the decoder relies on the expected size
+            self._check_size(index, read_header(path)[1])
         try:
             return path.read_bytes()
         except OSError as error:

@@ -1,4 +1,4 @@
-"""List the image files below a folder as torchvision's ImageFolder does, and count the files that are skipped."""
+"""List the image files below a folder as torchvision's ImageFolder does, and count ignored files."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import NoReturn
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pbm", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
-"""A file with one of these suffixes, in any case, is an image."""
-NAMED = 5
-"""A message names at most this many suffixes."""
+"""Suffixes of image files, in any case."""
+MAX_NAMED = 5
+"""Suffixes that a message names."""
 
 
 @dataclass
-class PassedOver:
-    """The files in the folders of a data set that are not samples of it.
+class IgnoredFiles:
+    """Files in the folders of a data set that are not samples.
 
     Attributes:
-        suffixes: The number of files that are not images, by suffix.
-        hidden: The names that begin with a dot.
-        outside: The number of image files that lie in no class folder.
+        suffixes: Number of files that are not images, by suffix.
+        hidden: Names that begin with a dot.
+        outside: Number of image files outside the class folders.
     """
 
     suffixes: Counter[str] = field(default_factory=Counter)
@@ -30,13 +30,13 @@ class PassedOver:
     outside: int = 0
 
     def lines(self) -> Iterator[str]:
-        """Describe the skipped files, one line for each kind."""
+        """Yield one log line for each kind of ignored files."""
         if self.suffixes:
-            most = sorted(self.suffixes.items(), key=lambda counted: (-counted[1], counted[0]))[:NAMED]
-            shown = [f"{suffix or 'without suffix'} {count}" for suffix, count in most]
-            more = ", and others" if len(self.suffixes) > NAMED else ""
+            most = sorted(self.suffixes.items(), key=lambda counted: (-counted[1], counted[0]))[:MAX_NAMED]
+            names = [f"{suffix or 'without suffix'} {count}" for suffix, count in most]
+            more = ", and others" if len(self.suffixes) > MAX_NAMED else ""
             total = self.suffixes.total()
-            kinds = f"{', '.join(shown)}{more}"
+            kinds = f"{', '.join(names)}{more}"
             yield f"passes over {_count(total, 'file')} of other kinds ({kinds}); images are {' '.join(SUFFIXES)}"
         if self.hidden:
             yield f"passes over {_count(len(self.hidden), 'name')} with a dot before it, such as {self.hidden[0]}"
@@ -48,14 +48,14 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def image_files(folder: Path, over: PassedOver) -> list[Path]:
+def image_files(folder: Path, ignored: IgnoredFiles) -> list[Path]:
     """List the image files at any depth, sorted by folder and then by name.
 
     Links are followed, except a link to a folder that contains it.
 
     Args:
-        folder: The folder of one class.
-        over: Receives the files that are skipped.
+        folder: Folder of one class.
+        ignored: Collects the ignored files.
 
     Raises:
         OSError: A folder cannot be read.
@@ -63,17 +63,17 @@ def image_files(folder: Path, over: PassedOver) -> list[Path]:
     above = {str(folder): frozenset({_identity(str(folder))})}
     found: list[tuple[str, list[str]]] = []
     for place, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
-        over.hidden += [name for name in (*folders, *names) if name.startswith(".")]
-        entered = []
+        ignored.hidden += [name for name in (*folders, *names) if name.startswith(".")]
+        to_visit = []
         for name in folders:
             path = os.path.join(place, name)
             identity = _identity(path)
             if not name.startswith(".") and identity not in above[place]:
                 above[path] = above[place] | {identity}
-                entered.append(name)
-        folders[:] = entered
+                to_visit.append(name)
+        folders[:] = to_visit
         plain = [name for name in names if not name.startswith(".")]
-        over.suffixes.update(os.path.splitext(name)[1].lower() for name in plain if not _is_image(name))
+        ignored.suffixes.update(os.path.splitext(name)[1].lower() for name in plain if not _is_image(name))
         found.append((place, sorted(filter(_is_image, plain))))
     return [Path(place, name) for place, names in sorted(found) for name in names]
 

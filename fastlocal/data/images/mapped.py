@@ -1,4 +1,4 @@
-"""Images of one size in an .npy file, paged in as they are used."""
+"""Images of one size in a memory-mapped .npy file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastlocal.data.types import Image
 
 @dataclass(frozen=True)
 class MappedImages:
-    """file: uint8 [n, channels, height, width]; another process maps it anew"""
+    """Images of a file, uint8 [n, channels, height, width]; another process maps it anew."""
 
     file: Path
 
@@ -23,7 +23,7 @@ class MappedImages:
 
     @functools.cached_property
     def array(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """[n, channels, height, width]; copy-on-write, so that a tensor made from it is writable and the file stays."""
+        """[n, channels, height, width], copy-on-write: tensors made from it are writable, the file never changes."""
         array: np.ndarray[Any, np.dtype[np.uint8]] = np.load(self.file, mmap_mode="c", allow_pickle=False)
         return array
 
@@ -36,13 +36,13 @@ class MappedImages:
         return len(self.array)
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width), the same for all."""
+        """Return (height, width), the same for all."""
         return int(self.array.shape[2]), int(self.array.shape[3])
 
     def read(self, index: int) -> Image:
-        """[height, width, channels]"""
+        """Return an image, [height, width, channels]."""
         return np.ascontiguousarray(self.array[index].transpose(1, 2, 0))
 
     def encoded(self, index: int) -> bytes | None:
-        """None: they are not compressed."""
+        """Return None: pixels are not compressed."""
         return None

@@ -1,9 +1,9 @@
-"""What a decoding process runs: image files in, pixels out. Of all packages it imports Pillow alone: a quick start.
+"""Decoding process: image files in, pixels out. Imports only Pillow, to start fast.
 
-One JSON line on standard input says how to decode, {"channels", "width", "height", "image_size"}; every further line is
-a list of paths. Each list is answered on standard output by a byte and a length (REPLY) and so many bytes: the pixels,
-uint8 [images, channels, height, width], or a JSON object that says which file stopped it. End of input ends the
-process, so that none outlives its parent, however that ends.
+The first JSON line on standard input holds the settings {"channels", "width", "height", "image_size"}; every further
+line is a list of paths. The reply to a list on standard output is a byte and a length (REPLY), and then the pixels,
+uint8 [images, channels, height, width], or a JSON object about the file that failed. The process ends with its input,
+and so with its parent.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _DEEP_MODES = ("I", "F")  # and I;16 with its variants: more than 8 bits a value
 
 
 class Unfit(Exception):
-    """A file that cannot be decoded as asked; `why` is corrupt, colour or size."""
+    """A file that cannot be decoded as required; `kind` is corrupt, colour or size."""
 
-    def __init__(self, path: str, why: str, detail: str = "") -> None:
-        super().__init__(path, why, detail)
-        self.path, self.why, self.detail = path, why, detail
+    def __init__(self, path: str, kind: str, detail: str = "") -> None:
+        super().__init__(path, kind, detail)
+        self.path, self.kind, self.detail = path, kind, detail
 
 
 def centre_square(image: Image.Image, side: int) -> Image.Image:
-    """The shorter side resized to `side` (bilinear, antialiased), then the centre side x side, as torchvision does."""
+    """Resize the shorter side to `side` (bilinear, antialiased) and crop the centre side x side, as torchvision."""
     width, height = image.size
     short, long = min(width, height), max(width, height)
     scaled = side, int(side * long / short)
@@ -41,13 +41,13 @@ def centre_square(image: Image.Image, side: int) -> Image.Image:
 
 
 def refuse_deep(path: str, mode: str) -> None:
-    """Raises Unfit for a Pillow mode of more than 8 bits a value, which decoders would cut in ways of their own."""
+    """Raise Unfit for a Pillow mode of more than 8 bits per value, which decoders would reduce in different ways."""
     if mode in _DEEP_MODES or mode.startswith("I;"):
         raise Unfit(path, "corrupt", f"its mode {mode} has more than 8 bits a value")
 
 
 def decode(path: str, channels: int, image_size: int | None) -> Image.Image:
-    """One image file in mode L (1 channel) or RGB (3); Unfit where it is corrupt, or coloured for one channel."""
+    """Decode an image file in mode L (1 channel) or RGB (3); raises Unfit if it is corrupt, or coloured for L."""
     try:
         with Image.open(path) as image:
             refuse_deep(path, image.mode)
@@ -74,14 +74,14 @@ def _decode_all(paths: list[str], channels: int, width: int, height: int, image_
 def main() -> None:
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
     first = requests.readline()
-    if not first:  # its parent was stopped before it said how
+    if not first:  # the parent ended before it sent the settings
         return
-    how = json.loads(first)
+    settings = json.loads(first)
     for line in requests:
         try:
-            kind, content = PIXELS, _decode_all(json.loads(line), **how)
+            kind, content = PIXELS, _decode_all(json.loads(line), **settings)
         except Unfit as stop:
-            kind, content = STOPPED, json.dumps({"path": stop.path, "why": stop.why, "detail": stop.detail}).encode()
+            kind, content = STOPPED, json.dumps({"path": stop.path, "kind": stop.kind, "detail": stop.detail}).encode()
         try:
             replies.write(REPLY.pack(kind, len(content)) + content)
             replies.flush()

@@ -1,1 +1,1 @@
-"""Data sets written to files that training reads fast: FFCV's .beton and plain arrays."""
+"""Conversion of data sets to files that training reads fast: FFCV's .beton and plain arrays."""

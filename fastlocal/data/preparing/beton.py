@@ -1,4 +1,4 @@
-"""Images and labels in FFCV's .beton format, written by FFCV's own writer in a process of its own."""
+"""Write images and labels in FFCV's .beton format, by FFCV's writer in a process of its own."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from torch import Tensor
 from fastlocal.common.errors import UsageError
 from fastlocal.data import install_hints
 from fastlocal.data.images.beton import BetonImages
-from fastlocal.data.manifest import stamp
+from fastlocal.data.manifest import make_stamp
 from fastlocal.data.preparing.ffcv_writer import Job
-from fastlocal.data.preparing.half import SplitToWrite
+from fastlocal.data.preparing.split_to_write import SplitToWrite
 
 _START = "import sys; sys.path[:] = sys.argv[2:]; from fastlocal.data.preparing.ffcv_writer import main; main()"
 
@@ -32,12 +32,14 @@ WriteMode = Literal["raw", "jpg", "proportion", "smart"]
 
 @dataclass(frozen=True)
 class BetonSettings:
-    """How images are stored, in FFCV's terms.
+    """Storage of images, in FFCV's terms.
 
-    write_mode: raw pixels, JPEG, JPEG for a share of the images, which their numbers decide, or (smart) for large ones
-    max_resolution: longer sides are scaled down to so many pixels; None: sizes stay
-    quality: of JPEG, 1 to 100        jpeg_share: of JPEGs under proportion, 0 to 1
-    smart_threshold: bytes of raw pixels above which smart takes JPEG
+    Attributes:
+        write_mode: raw pixels, JPEG, JPEG for a share of the images chosen by index, or (smart) JPEG for large images.
+        max_resolution: Pixels that longer sides are scaled down to, or None.
+        quality: JPEG quality, 1 to 100.
+        jpeg_share: Share of JPEGs under proportion, 0 to 1.
+        smart_threshold: Bytes of raw pixels above which smart uses JPEG.
     """
 
     write_mode: WriteMode
@@ -48,9 +50,10 @@ class BetonSettings:
 
 
 class FfcvWriter:
-    """The process that writes .beton files; it ends with the context, and is made with the first file.
+    """Context manager of the process that writes .beton files; the process starts with the first file.
 
-    workers: processes of its own that decode and compress
+    Args:
+        workers: Its own processes that decode and compress.
     """
 
     def __init__(self, workers: int) -> None:
@@ -63,7 +66,7 @@ class FfcvWriter:
 
     def __exit__(self, *error: object) -> None:
         if self._process is not None:
-            self._process.kill()  # the kernel ends its workers with it
+            self._process.kill()  # its workers end with it
             self._process.wait()
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe is not None:
@@ -72,7 +75,7 @@ class FfcvWriter:
         self._errors.close()
 
     def write(self, job: Job, progress: Callable[[int], None]) -> Tensor:
-        """Writes one file; the grey levels [3, 256] of its images before they are scaled and compressed."""
+        """Write one file; return the counts of grey levels [3, 256] of its images before scaling and compression."""
         if self._process is None:
             self._process = self._start()
         process = self._process
@@ -83,7 +86,7 @@ class FfcvWriter:
         for line in process.stdout:
             message: dict[str, Any] = json.loads(line)
             if "failed" in message:
-                raise UsageError(f"--format beton: {message['failed']}{self._why(message['failed'])}")
+                raise UsageError(f"--format beton: {message['failed']}{self._detail(message['failed'])}")
             if "grey_levels" in message:
                 return torch.tensor(message["grey_levels"])
             progress(message["done"])
@@ -98,33 +101,41 @@ class FfcvWriter:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            start_new_session=True,  # Ctrl-C is its parent's to handle
+            start_new_session=True,  # the parent handles Ctrl-C
         )
 
-    def _why(self, failed: str) -> str:
-        """What else there is to say of a failure."""
-        if "cannot be imported" in failed:
+    def _detail(self, failure: str) -> str:
+        """Return the rest of the message: an installation hint, or the last line of the process's errors."""
+        if "cannot be imported" in failure:
             return f"; {install_hints.FFCV}"
         self._errors.seek(0)
         last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
-        return f": {last[0]}" if last and "a process" in failed else ""
+        return f": {last[0]}" if last and "a process" in failure else ""
 
 
 def write_beton(
-    half: SplitToWrite, folder: Path, settings: BetonSettings, writer: FfcvWriter, progress: Callable[[int], None]
+    split: SplitToWrite, folder: Path, settings: BetonSettings, writer: FfcvWriter, progress: Callable[[int], None]
 ) -> Path:
-    """Writes NAME.beton and its manifest and returns the first; grey images become RGB, as FFCV has no others.
+    """Write NAME.beton and its manifest, and return its path; grey images become RGB, FFCV's only kind.
 
-    progress: called with each number of images done
-    The file has another name until both are complete, and a writing that was stopped starts again from the beginning.
-    Raises UsageError where FFCV is missing or broken, or an image cannot be decoded or stored.
+    The file is renamed when both are complete; an interrupted conversion starts anew.
+
+    Args:
+        split: The images and labels.
+        folder: Folder of the file.
+        settings: Storage of the images.
+        writer: The writing process.
+        progress: Called with the number of new images.
+
+    Raises:
+        UsageError: FFCV is missing or broken, or an image cannot be decoded or stored.
     """
-    path = folder / f"{half.name}.beton"
+    path = folder / f"{split.name}.beton"
     partial = path.with_name(f"{path.name}.partial")
     job = Job(
         path=str(partial),
-        images=half.images,
-        labels=half.targets.tolist(),
+        images=split.images,
+        labels=split.targets.tolist(),
         write_mode=settings.write_mode,
         max_resolution=settings.max_resolution,
         quality=settings.quality,
@@ -137,9 +148,9 @@ def write_beton(
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
         images = BetonImages(partial, "--out")
-        files = {path.name: stamp(partial)}
+        files = {path.name: make_stamp(partial)}
         one_size = int(images.heights.min()) == int(images.heights.max()) and len(set(images.widths.tolist())) == 1
-        manifest = half.manifest("beton", files, counts, (3, *images.size(0)) if one_size else None)
+        manifest = split.manifest("beton", files, counts, (3, *images.size(0)) if one_size else None)
         manifest.write(path)
         os.replace(partial, path)
     finally:

@@ -1,9 +1,9 @@
-"""What a process runs that writes .beton files with FFCV's own writer.
+"""Process that writes .beton files with FFCV's writer.
 
-It is a process of its own because that writer waits for ever where one of its workers dies: here it ends, and says why.
-Pickled Jobs come in on standard input, one after the other; JSON lines go out on standard output: {"done": images},
-{"grey_levels": counts of every grey level in each channel} at the end of each, or {"failed": why} at the end of all. It
-and its workers end with their parents.
+FFCV's writer waits forever if one of its workers dies; this process ends instead, and reports it. Pickled Jobs come in
+on standard input; JSON lines go out on standard output: {"done": images}, {"grey_levels": counts of every grey level in
+each channel} at the end of each job, or {"failed": reason} at the end of all. It and its workers end with their
+parents.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from fastlocal.data.types import BadSample, Image, StoredImages
 
 PAGE_BYTES = 8 << 20
 _DEATH_OF_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
-_CHUNK = 100  # images that a worker takes at a time, FFCV's default
-_MOST_TEXT = 2000
+_CHUNK = 100  # images per task of a worker, FFCV's default
+_MAX_TEXT = 2000
 
 _replies = 1
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to write: `path`, images and labels, and how, in the terms of FFCV's RGBImageField."""
+    """One file to write, with the settings of FFCV's RGBImageField."""
 
     path: str
     images: StoredImages
@@ -49,26 +49,26 @@ class Job:
 
 
 class Samples:
-    """(image, label) by index, for the workers, which share what they count and the first failure."""
+    """(image, label) by index, for FFCV's workers, which share the counts and the first failure."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.page_bytes = page_bytes(job)
-        self.failure = multiprocessing.Array(ctypes.c_char, _MOST_TEXT)
+        self.failure = multiprocessing.Array(ctypes.c_char, _MAX_TEXT)
         self.counts = multiprocessing.Array(ctypes.c_int64, 3 * 256)
 
     def __len__(self) -> int:
         return len(self.job.images)
 
     def __getitem__(self, index: int) -> tuple[Image, int]:
-        """After the first failure all are black pixels, with which the writer comes to its end at once."""
+        """Read a sample; after the first failure all are black pixels, so that the writer ends soon."""
         image = np.zeros((1, 1, 3), dtype=np.uint8)
         if not self.failure.value:
             try:
                 image = self._read(int(index))
             except BadSample as bad:
-                self.failure.value = f"{bad}; replace or remove it".encode()[: _MOST_TEXT - 1]
-        # FFCV draws there which images become JPEGs; so they are the same ones whatever the workers
+                self.failure.value = f"{bad}; replace or remove it".encode()[: _MAX_TEXT - 1]
+        # FFCV draws the choice of JPEGs from this generator: so it does not depend on the workers
         np.random.seed(int(index))
         return image, self.job.labels[index]
 
@@ -78,11 +78,11 @@ class Samples:
             image = image.repeat(3, axis=2)
         height, width = image.shape[:2]
         longest = max(height, width)
-        shrunk = min(1.0, (self.job.max_resolution or longest) / longest)
-        if not (int(height * shrunk) and int(width * shrunk)):
+        scale = min(1.0, (self.job.max_resolution or longest) / longest)
+        if not (int(height * scale) and int(width * scale)):
             reason = f"of {width}x{height} pixels --max-resolution {self.job.max_resolution} leaves nothing to one side"
             raise BadSample(f"image {index}", reason)
-        if self.page_bytes < int(height * shrunk) * int(width * shrunk) * 3 <= largest_raw(self.job):
+        if self.page_bytes < int(height * scale) * int(width * scale) * 3 <= largest_raw(self.job):
             reason = f"{width}x{height} pixels are more than a page of the file holds; give --max-resolution"
             raise BadSample(f"image {index}", reason)
         with self.counts.get_lock():
@@ -92,26 +92,26 @@ class Samples:
         return image
 
     def grey_levels(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Counts [3, 256], shared by all workers."""
+        """Return the counts [3, 256], shared by all workers."""
         shared: Any = self.counts.get_obj()
         return np.frombuffer(shared, dtype=np.int64).reshape(3, 256)
 
 
 def page_bytes(job: Job) -> int:
-    """Bytes of a page: 8 MiB as FFCV has it, more where the largest image that --max-resolution leaves needs more."""
+    """Return the page size: FFCV's 8 MiB, or more if the largest image under --max-resolution needs it."""
     needed = 0 if job.max_resolution is None else min(3 * job.max_resolution**2, largest_raw(job))
     return int(max(PAGE_BYTES, 1 << max(0, int(needed) - 1).bit_length()))
 
 
 def largest_raw(job: Job) -> float:
-    """Bytes of pixels up to which an image may be stored raw."""
+    """Return the size in bytes up to which an image may be stored raw."""
     if job.write_mode == "smart" and job.smart_threshold is not None:
         return job.smart_threshold
     return 0 if job.write_mode == "jpg" else math.inf
 
 
 class _Progress:
-    """In the place of the bar that FFCV's writer draws."""
+    """Replacement for the progress bar of FFCV's writer."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -124,19 +124,19 @@ class _Progress:
 
 
 def say(**message: Any) -> None:
-    """One line to the parent."""
+    """Send one JSON line to the parent."""
     os.write(_replies, json.dumps(message).encode() + b"\n")
 
 
 def end_with(parent: int) -> None:
-    """The kernel kills this process when its parent ends."""
+    """Let the kernel kill this process when its parent ends."""
     ctypes.CDLL(None).prctl(_DEATH_OF_PARENT, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 
 
 def _worker_ended(number: int, frame: FrameType | None) -> None:
-    """FFCV waits for none of its workers: those that failed are found here."""
+    """Report a failed worker, which FFCV would ignore."""
     try:
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -152,18 +152,18 @@ def _worker_ended(number: int, frame: FrameType | None) -> None:
 
 
 def main() -> NoReturn:
-    """Writes one file after the other until there are no more jobs; the first word given is the parent's number."""
+    """Write one file per job until the input ends; the first argument is the parent's process id."""
     global _replies
     _replies = os.dup(1)
-    os.dup2(2, 1)  # what libraries print is none of the replies
+    os.dup2(2, 1)  # prints of libraries must not reach the replies
     end_with(int(sys.argv[1]))
     try:
         import ffcv.writer
-    except Exception as error:  # a missing system library is an OSError, an unfit numpy can be anything
+    except Exception as error:  # OSError for a missing system library; a wrong numpy may raise anything
         say(failed=f"FFCV cannot be imported ({' '.join(str(error).split())})")
         os._exit(1)
     ffcv.writer.tqdm = _Progress
-    multiprocessing.set_start_method("fork", force=True)  # FFCV's writer is written for it
+    multiprocessing.set_start_method("fork", force=True)  # FFCV's writer needs it
     own = os.getpid()
     os.register_at_fork(after_in_child=lambda: end_with(own))
     signal.signal(signal.SIGCHLD, _worker_ended)

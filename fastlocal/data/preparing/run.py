@@ -1,4 +1,4 @@
-"""A data set, as its own reader has it, to files for training."""
+"""Convert a data set to files for training."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any, Literal
 from fastlocal.common.errors import UsageError
 from fastlocal.data.images.arrays import ArrayImages
 from fastlocal.data.images.files import FileImages
-from fastlocal.data.manifest import verified
+from fastlocal.data.manifest import check_manifest
 from fastlocal.data.preparing.array import write_array
 from fastlocal.data.preparing.beton import BetonSettings, FfcvWriter, write_beton
-from fastlocal.data.preparing.half import SplitToWrite
+from fastlocal.data.preparing.split_to_write import SplitToWrite
 from fastlocal.data.progress_bar import progress_bar
 from fastlocal.data.types import AnySplit, DataSet, MapSplit, Split
 
@@ -26,11 +26,18 @@ SUFFIX: dict[Format, str] = {"beton": ".beton", "array": ".npy"}
 
 
 @dataclass(frozen=True)
-class Preparing:
-    """Where and how to write.
+class Conversion:
+    """Settings of a conversion.
 
-    out: folder of the files        beton: None for arrays        image_size: squares that image files were cut to
-    source: what the data set was asked for with        message: takes one line for a person
+    Attributes:
+        out: Folder of the files.
+        format: beton or array.
+        beton: Storage of images in a .beton file; None for arrays.
+        image_size: Side of the squares that image files were cut to, or None.
+        workers: Processes that decode.
+        overwrite: Replace files of other data or settings.
+        source: Request for the data set, for the manifest.
+        message: Called with log lines.
     """
 
     out: Path
@@ -43,42 +50,47 @@ class Preparing:
     message: Callable[[str], None]
 
 
-def convert_dataset(data: DataSet, how: Preparing) -> list[Path]:
-    """Writes both halves of `data` that are not there already; returns the training and the test file.
+def convert_dataset(data: DataSet, conversion: Conversion) -> list[Path]:
+    """Write the splits of `data` that are not written yet; return the training and the test file.
 
-    data: image files listed, not decoded
-    Raises UsageError where files of other data are in the way, another process writes there, or an image does not fit.
+    Args:
+        data: The data set; image files are listed, not decoded.
+        conversion: The settings.
+
+    Raises:
+        UsageError: Files of other data are in the way, another process writes there, or an image does not fit.
     """
-    halves = [_half(data, name, split, how) for name, split in (("train", data.train), ("val", data.test))]
-    with _locked(how.out):
-        there = [_is_there(half, how) for half in halves]
-        with FfcvWriter(how.workers) as writer:
-            pairs = zip(halves, there, strict=True)
-            return [path if path is not None else _write(half, how, writer) for half, path in pairs]
+    named = (("train", data.train), ("val", data.test))
+    splits = [_split_to_write(data, name, split, conversion) for name, split in named]
+    with _lock(conversion.out):
+        existing = [_existing_file(split, conversion) for split in splits]
+        with FfcvWriter(conversion.workers) as writer:
+            pairs = zip(splits, existing, strict=True)
+            return [path if path is not None else _write(split, conversion, writer) for split, path in pairs]
 
 
-def _half(data: DataSet, name: str, split: AnySplit, how: Preparing) -> SplitToWrite:
+def _split_to_write(data: DataSet, name: str, split: AnySplit, conversion: Conversion) -> SplitToWrite:
     assert data.classes is not None and not isinstance(split, MapSplit), "named data sets have labels"
     images = ArrayImages(split.inputs) if isinstance(split, Split) else split.images
-    if isinstance(images, FileImages) and how.format == "beton":
+    if isinstance(images, FileImages) and conversion.format == "beton":
         images = dataclasses.replace(images, expected=None)
-    settings: dict[str, Any] = {"image_size": how.image_size}
-    if how.beton is not None:
-        own = dataclasses.asdict(how.beton)
+    settings: dict[str, Any] = {"image_size": conversion.image_size}
+    if conversion.beton is not None:
+        own = dataclasses.asdict(conversion.beton)
         settings |= {name: value for name, value in own.items() if name != "smart_threshold" or value is not None}
-    return SplitToWrite(name, images, split.targets, data.classes, data.class_names, how.source, settings)
+    return SplitToWrite(name, images, split.targets, data.classes, data.class_names, conversion.source, settings)
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time writes into the folder, which is made; a killed one holds nothing."""
+def _lock(folder: Path) -> Iterator[None]:
+    """Create the folder, and lock it for one writing process; the lock ends with the process."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise UsageError(f"--out {folder}: is no folder that can be written ({error.strerror})") from None
     try:
-        with contextlib.suppress(OSError):  # a file system without locks does without
+        with contextlib.suppress(OSError):  # some file systems have no locks
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -88,31 +100,31 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _is_there(half: SplitToWrite, how: Preparing) -> Path | None:
-    """The file of a half that was prepared before from the same samples in the same way."""
-    path = how.out / f"{half.name}{SUFFIX[how.format]}"
-    if how.overwrite or not path.exists():
+def _existing_file(split: SplitToWrite, conversion: Conversion) -> Path | None:
+    """Return the file of an earlier conversion of the same samples with the same settings, or None."""
+    path = conversion.out / f"{split.name}{SUFFIX[conversion.format]}"
+    if conversion.overwrite or not path.exists():
         return None
     with contextlib.suppress(UsageError):
-        manifest = verified("--out", path, how.format, whole=False)
-        if manifest is not None and manifest.settings.get("fingerprint") == half.fingerprint:
-            how.message(f"{path} is there already")
+        manifest = check_manifest("--out", path, conversion.format, verify_checksums=False)
+        if manifest is not None and manifest.settings.get("fingerprint") == split.fingerprint:
+            conversion.message(f"{path} is there already")
             return path
-    raise UsageError(f"--out {how.out}: holds a {path.name} of other data or settings; --overwrite replaces it")
+    raise UsageError(f"--out {conversion.out}: holds a {path.name} of other data or settings; --overwrite replaces it")
 
 
-def _write(half: SplitToWrite, how: Preparing, writer: FfcvWriter) -> Path:
-    if how.beton is not None:
-        with progress_bar(f"writing {half.name}.beton", len(half)) as advance:
-            return write_beton(half, how.out, how.beton, writer, advance)
+def _write(split: SplitToWrite, conversion: Conversion, writer: FfcvWriter) -> Path:
+    if conversion.beton is not None:
+        with progress_bar(f"writing {split.name}.beton", len(split)) as advance:
+            return write_beton(split, conversion.out, conversion.beton, writer, advance)
     with contextlib.ExitStack() as stack:
         advances: list[Callable[[int], None]] = []
 
         def progress(count: int, done: int) -> None:
             if not advances:
                 if done:
-                    how.message(f"going on after {done} images of {half.name}.npy")
-                advances.append(stack.enter_context(progress_bar(f"writing {half.name}.npy", len(half), done)))
+                    conversion.message(f"going on after {done} images of {split.name}.npy")
+                advances.append(stack.enter_context(progress_bar(f"writing {split.name}.npy", len(split), done)))
             advances[0](count)
 
-        return write_array(half, how.out, how.workers, progress)
+        return write_array(split, conversion.out, conversion.workers, progress)

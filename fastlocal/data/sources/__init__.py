@@ -1,1 +1,1 @@
-"""The sources of batches, one a file. A source is imported when it is used."""
+"""Sources of batches, one per file, imported on use."""

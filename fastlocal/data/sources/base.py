@@ -1,4 +1,4 @@
-"""What every source of batches offers: samples by number, at once or in an order that is known beforehand."""
+"""Interface of all sources of batches: random access, feeds in a known order, and ranges."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """One local step's samples of the resident clients.
+    """Samples of the resident clients for one local step.
 
-    inputs: [clients, batch, ...]        targets: [clients, batch, ...]
+    Attributes:
+        inputs: [clients, batch, ...].
+        targets: [clients, batch, ...].
     """
 
     inputs: Tensor
@@ -23,10 +25,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """A batch to come.
+    """Request for a batch.
 
-    sample_ids: int64 [..., batch]        clients: int64 [...] whose augmentation it gets; None: as evaluation sees it
-    step: global local step, a number or int64 [...]        key: what the one who asks for it knows it by
+    Attributes:
+        sample_ids: int64 [..., batch].
+        clients: int64 [...], whose augmentation applies; None: no augmentation, as in evaluation.
+        step: Global local step, a number or int64 [...].
+        key: The caller's identifier of the batch.
     """
 
     sample_ids: Tensor
@@ -36,7 +41,7 @@ class BatchRequest:
 
 
 class Source(Protocol):
-    """Delivers batches on its device. Any thread may call it, several at once.
+    """Provides batches on its device. Thread-safe.
 
     Attributes:
         resident: Whether all samples are on the device, where a step can gather them by itself.
@@ -52,32 +57,35 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def batch_bytes(self, batch: int) -> int:
-        """Size of the inputs of one batch of this many samples."""
+        """Return the size of the inputs of a batch."""
         ...
 
     def batch(self, sample_ids: Tensor, clients: Tensor, step: Tensor | int) -> Batch:
-        """The training samples `sample_ids` [clients, batch] of the clients [clients] at a global local step.
+        """Return training samples.
 
-        step: one for all, or int64 [clients]
+        Args:
+            sample_ids: [clients, batch].
+            clients: [clients].
+            step: Global local step for all clients, or int64 [clients].
         """
         ...
 
-    def feed(self, wanted: Iterable[BatchRequest]) -> Iterator[Batch]:
-        """These batches one after the other, read ahead where the source decodes."""
+    def feed(self, requests: Iterable[BatchRequest]) -> Iterator[Batch]:
+        """Yield the batches in order; a decoding source reads ahead."""
         ...
 
     def read_range(self, begin: int, end: int) -> Batch:
-        """Samples [begin, end) in their stored order, not augmented, without a client axis."""
+        """Return samples [begin, end) in stored order, without augmentation and client axis."""
         ...
 
     def pop_wait_seconds(self) -> float:
-        """Seconds that callers have waited for data since the last call."""
+        """Return the seconds that callers have waited for data since the last call."""
         ...
 
     def pop_messages(self) -> list[str]:
-        """Lines that a person should see, since the last call."""
+        """Return the log lines since the last call."""
         ...
 
     def close(self) -> None:
-        """Ends threads and processes; nothing can be read afterwards."""
+        """End threads and processes; nothing can be read afterwards."""
         ...

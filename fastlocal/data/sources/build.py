@@ -20,44 +20,50 @@ from .source_config import SourceConfig
 from .streaming import StreamingSource
 
 
-def make_source(split: AnySplit, reading: SourceConfig, *, augment: bool) -> Source:
-    """The source of one half, whose samples are augmented where `augment` says so.
+def make_source(split: AnySplit, config: SourceConfig, *, augment: bool) -> Source:
+    """Build the source of a split.
 
-    Raises UsageError where the source cannot read it or is not installed.
+    Args:
+        split: The split.
+        config: Settings of the source.
+        augment: Augment the samples.
+
+    Raises:
+        UsageError: The source cannot read the split, or is not installed.
     """
-    if reading.kind == "resident" and not isinstance(split, MapSplit):
+    if config.kind == "resident" and not isinstance(split, MapSplit):
         from .resident import ResidentSource
 
         return ResidentSource(
             split,
-            mean=reading.mean,
-            std=reading.std,
+            mean=config.mean,
+            std=config.std,
             augment=augment,
-            seed=reading.seed,
-            device=reading.device,
-            dtype=reading.dtype,
+            seed=config.seed,
+            device=config.device,
+            dtype=config.dtype,
         )
-    return _streaming(split, reading, augment=augment)
+    return _streaming(split, config, augment=augment)
 
 
-def _streaming(split: AnySplit, reading: SourceConfig, *, augment: bool) -> StreamingSource:
-    """A source that decodes as `reading.kind` says: torch, ffcv or dali."""
+def _streaming(split: AnySplit, config: SourceConfig, *, augment: bool) -> StreamingSource:
+    """Build a decoding source of kind torch, ffcv or dali."""
     try:
         if isinstance(split, Split):
-            split = _readable(split, images=reading.mean is not None)
-        samples, layout = _map(split) if isinstance(split, MapSplit) else _images(split, reading.seed, augment)
+            split = _as_single_samples(split, images=config.mean is not None)
+        samples, layout = _map(split) if isinstance(split, MapSplit) else _images(split, config.seed, augment)
     except BadSample as bad:
         raise UsageError(f"{bad}; replace or remove it") from None
     source = StreamingSource(
-        _engine(samples, layout, reading),
+        _engine(samples, layout, config),
         layout,
-        mean=reading.mean,
-        std=reading.std,
-        device=reading.device,
-        dtype=reading.dtype,
-        prefetch=reading.prefetch,
-        drawer=samples if isinstance(samples, Cropper) else SampleKeys(reading.seed),
-        on_bad_sample=reading.on_bad_sample,
+        mean=config.mean,
+        std=config.std,
+        device=config.device,
+        dtype=config.dtype,
+        prefetch=config.prefetch,
+        drawer=samples if isinstance(samples, Cropper) else SampleKeys(config.seed),
+        on_bad_sample=config.on_bad_sample,
     )
     if isinstance(samples, MapSplit) and samples.randomness is not None:
         try:
@@ -68,11 +74,11 @@ def _streaming(split: AnySplit, reading: SourceConfig, *, augment: bool) -> Stre
     return source
 
 
-def _readable(split: Split, *, images: bool) -> StoredSplit | MapSplit:
-    """Tensors as samples that are read one by one."""
+def _as_single_samples(split: Split, *, images: bool) -> StoredSplit | MapSplit:
+    """Convert tensors to samples that are read one by one."""
     if images:
         return StoredSplit(ArrayImages(split.inputs), split.targets, crop_size=None)
-    return MapSplit.of(TensorDataset(split.inputs, split.targets))
+    return MapSplit.from_dataset(TensorDataset(split.inputs, split.targets))
 
 
 def _map(split: MapSplit) -> tuple[MapSplit, Layout]:
@@ -85,28 +91,28 @@ def _images(split: StoredSplit, seed: int, augment: bool) -> tuple[Cropper, Layo
         augmentation = Augmentation("crop" if augment else "none")
     else:
         augmentation = Augmentation("resized_crop" if augment else "centre_crop", split.crop_size)
-    cutter = Cropper(split.images, augmentation, seed)
-    height, width = augmentation.output(*cutter.first_size())
-    return cutter, Layout(len(split), (height, width, split.images.channels), np.dtype(np.uint8), split.targets)
+    cropper = Cropper(split.images, augmentation, seed)
+    height, width = augmentation.output(*cropper.first_size())
+    return cropper, Layout(len(split), (height, width, split.images.channels), np.dtype(np.uint8), split.targets)
 
 
-def _engine(samples: Cropper | MapSplit, layout: Layout, reading: SourceConfig) -> Engine:
-    if isinstance(samples, MapSplit) or reading.kind == "torch":
+def _engine(samples: Cropper | MapSplit, layout: Layout, config: SourceConfig) -> Engine:
+    if isinstance(samples, MapSplit) or config.kind == "torch":
         from .torch_workers import TorchWorkers
 
-        return TorchWorkers(samples, reading.workers)
+        return TorchWorkers(samples, config.workers)
     height, width, channels = layout.sample_shape
-    if reading.kind == "dali":
+    if config.kind == "dali":
         try:
             from .dali_stream import DaliStream
         except (ImportError, OSError) as error:  # a missing system library may be either
             raise UsageError(f"--source dali: DALI cannot be imported ({error}); {install_hints.DALI}") from None
-        device = reading.device.index or 0 if reading.device.type == "cuda" else None
-        return DaliStream(samples, (height, width, channels), reading.workers, device)
-    assert reading.kind == "ffcv" and isinstance(samples.images, BetonImages), "others are refused before"
+        device = config.device.index or 0 if config.device.type == "cuda" else None
+        return DaliStream(samples, (height, width, channels), config.workers, device)
+    assert config.kind == "ffcv" and isinstance(samples.images, BetonImages), "choose_kind refuses others"
     try:
         from .ffcv_stream import FfcvStream
     except (ImportError, OSError) as error:
         raise UsageError(f"--source ffcv: FFCV cannot be imported ({error}); {install_hints.FFCV}") from None
     path, field = str(samples.images.path), samples.images.image_field
-    return FfcvStream(path, field, samples, (height, width, channels), reading.workers)
+    return FfcvStream(path, field, samples, (height, width, channels), config.workers)

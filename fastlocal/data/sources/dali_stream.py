@@ -1,4 +1,4 @@
-"""Images of any storage through a DALI pipeline that is fed their bytes and our boxes."""
+"""Decode images of any storage by a DALI pipeline, which is fed their bytes and our boxes."""
 
 from __future__ import annotations
 
@@ -15,45 +15,48 @@ from torch.utils.dlpack import from_dlpack
 
 from ..transforms import Ints, cut
 from ..types import BadSample
-from .engine import Cropper, DecodeJob, other_size
+from .engine import Cropper, DecodeJob, size_mismatch
 
 MAX_ROWS = 128
 TIFF = (b"II*\0", b"MM\0*")
-"""How files begin that Pillow turns the way their camera was held, and DALI may not."""
+"""First bytes of files that Pillow rotates by the camera's orientation, and DALI may not."""
 
 
 class DaliStream:
-    """An engine that is one DALI pipeline with `workers` threads.
+    """Engine with one DALI pipeline.
 
-    device_id: the GPU that decodes and resizes, or None for the CPU
-    shape: (height, width, channels) of what is cut out
-    JPEGs are decoded by nvJPEG on a GPU, and their pixels stay there. What DALI cannot decode, Pillow decodes, or says
-    why it cannot.
+    nvJPEG decodes JPEGs on a GPU, and their pixels stay there. Pillow decodes what DALI cannot decode.
+
+    Args:
+        cropper: The boxes of the images.
+        shape: (height, width, channels) of the cuts.
+        workers: Threads of the pipeline.
+        device_id: GPU that decodes and resizes, or None for the CPU.
     """
 
-    def __init__(self, cutter: Cropper, shape: tuple[int, int, int], workers: int, device_id: int | None) -> None:
-        self.most_rows = MAX_ROWS
-        self._cutter, self._shape = cutter, shape
+    def __init__(self, cropper: Cropper, shape: tuple[int, int, int], workers: int, device_id: int | None) -> None:
+        self.max_rows = MAX_ROWS
+        self._cropper, self._shape = cropper, shape
         self._threads, self._device_id = max(1, workers), device_id
         self._compressed = self._first_is_compressed()
         self._pipeline = self._build()
-        self._waiting: queue.SimpleQueue[DecodeJob | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[DecodeJob | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
-    def begin(self, piece: DecodeJob) -> None:
-        self._waiting.put(piece)
+    def begin(self, job: DecodeJob) -> None:
+        self._queue.put(job)
 
-    def advance(self, piece: DecodeJob, seconds: float) -> None:
-        piece.done.wait(seconds)
+    def advance(self, job: DecodeJob, seconds: float) -> None:
+        job.done.wait(seconds)
 
     def close(self) -> None:
-        self._waiting.put(None)
+        self._queue.put(None)
         self._thread.join()
 
     def _first_is_compressed(self) -> bool:
-        """Of the first image that can be read, if any."""
-        images = self._cutter.images
+        """Whether the first readable image is compressed."""
+        images = self._cropper.images
         for index in range(len(images)):
             with contextlib.suppress(BadSample):
                 return images.encoded(index) is not None
@@ -78,7 +81,7 @@ class DaliStream:
                 stored = fn.external_source(name="stored", batch=True, dtype=types.UINT8, ndim=1)
                 kind = types.GRAY if channels == 1 else types.RGB
                 device = "cpu" if place == "cpu" else "mixed"
-                # as the file holds it: sizes and boxes know nothing of a camera's orientation, nor do other sources
+                # no rotation by the camera's orientation: sizes, boxes and other sources ignore it
                 images = fn.decoders.image(stored, device=device, output_type=kind, adjust_orientation=False)
             else:
                 images = fn.external_source(name="stored", batch=True, dtype=types.UINT8, ndim=3, layout="HWC")
@@ -92,44 +95,44 @@ class DaliStream:
         return pipeline
 
     def _serve(self) -> None:
-        """Fill pieces until there is none."""
-        while (piece := self._waiting.get()) is not None:
+        """Fill jobs until the end of the queue."""
+        while (job := self._queue.get()) is not None:
             try:
-                self._fill(piece)
-            except BaseException as error:  # raised where the piece is waited for
-                piece.error = error
-            piece.done.set()
+                self._fill(job)
+            except BaseException as error:  # wait_for raises it
+                job.error = error
+            job.done.set()
 
-    def _fill(self, piece: DecodeJob) -> None:
-        boxes = self._cutter.boxes(piece)
-        refused = {row for row, _ in piece.bad}
+    def _fill(self, job: DecodeJob) -> None:
+        boxes = self._cropper.boxes(job)
+        bad_rows = {row for row, _ in job.bad}
         stored = {}
-        for row, index in enumerate(piece.rows.ids):
-            if row not in refused:
+        for row, index in enumerate(job.rows.ids):
+            if row not in bad_rows:
                 try:
                     stored[row] = self._stored(int(index))
                 except BadSample as bad:
-                    piece.bad.append((row, bad))
+                    job.bad.append((row, bad))
         rows = np.array(list(stored), dtype=np.int64)
         if not len(rows):
             return
         try:
             images = self._run(list(stored.values()), boxes[rows])
-        except RuntimeError:  # one image is enough, and the pipeline cannot be used again
+        except RuntimeError:  # one bad image fails the whole batch and breaks the pipeline
             self._pipeline = self._build()
-            self._one_by_one(piece, rows, boxes)
+            self._one_by_one(job, rows, boxes)
             return
-        if images.is_cuda and len(rows) == len(piece):
-            piece.on_device = images.clone()
-            torch.cuda.current_stream(images.device).synchronize()  # whoever waits may use another stream
+        if images.is_cuda and len(rows) == len(job):
+            job.on_device = images.clone()
+            torch.cuda.current_stream(images.device).synchronize()  # the caller may use another stream
         else:
-            piece.out[rows] = images.cpu().numpy()
+            job.out[rows] = images.cpu().numpy()
 
     def _stored(self, index: int) -> Any:
-        """What DALI is fed for an image: its file, or its pixels, with a header where other images are compressed."""
-        images = self._cutter.images
-        if self._cutter.augmentation.crop_size is None and images.size(index) != self._shape[:2]:
-            raise other_size(index, images.size(index), self._shape)
+        """Return DALI's input for an image: its file, or its pixels, with a PNM header if others are compressed."""
+        images = self._cropper.images
+        if self._cropper.augmentation.crop_size is None and images.size(index) != self._shape[:2]:
+            raise size_mismatch(index, images.size(index), self._shape)
         if not self._compressed:
             return images.read(index)
         content = images.encoded(index)
@@ -140,19 +143,19 @@ class DaliStream:
         return np.frombuffer(content, dtype=np.uint8)
 
     def _run(self, stored: list[Any], boxes: Ints) -> Tensor:
-        """uint8 [rows, height, width, channels] where they were decoded, DALI's memory, valid until the next run."""
+        """Return uint8 [rows, height, width, channels] in DALI's memory, valid until the next run."""
         pipeline, numbers = self._pipeline, boxes.astype(np.int32)
         pipeline.feed_input("stored", stored)
         pipeline.feed_input("starts", np.ascontiguousarray(numbers[:, :2]))
         pipeline.feed_input("ends", numbers[:, :2] + numbers[:, 2:4])
         pipeline.feed_input("mirrored", np.ascontiguousarray(numbers[:, 4]))
         (images,) = pipeline.run()
-        return from_dlpack(images.as_tensor().__dlpack__())  # without a stream, it waits until they are there
+        return from_dlpack(images.as_tensor().__dlpack__())  # without a stream, this waits for the images
 
-    def _one_by_one(self, piece: DecodeJob, rows: Ints, boxes: Ints) -> None:
+    def _one_by_one(self, job: DecodeJob, rows: Ints, boxes: Ints) -> None:
         for row in rows:
             try:
-                image = self._cutter.images.read(int(piece.rows.ids[row]))
-                piece.out[row] = cut(image, boxes[row], *self._shape[:2])
+                image = self._cropper.images.read(int(job.rows.ids[row]))
+                job.out[row] = cut(image, boxes[row], *self._shape[:2])
             except BadSample as bad:
-                piece.bad.append((int(row), bad))
+                job.bad.append((int(row), bad))

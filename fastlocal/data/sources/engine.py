@@ -1,4 +1,4 @@
-"""What decodes: a piece of a batch is begun, and later finished."""
+"""Interface of decoding engines: a job is part of a batch, begun first and finished later."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ from ..types import BadSample, StoredImages
 class DecodeJob:
     """Samples of one batch that are decoded together.
 
-    out: array [rows, ...] to fill, images as [rows, height, width, channels]
-    targets: array [rows, ...] to fill, where they come with the samples; else None
-    bad: (row, why) of samples that cannot be decoded, whose rows in `out` are left alone
-    use: where somebody waits, may be called with images [rows, channels, height, width] that lie in the engine's own
-        memory, in place of a copy of them to `out`; not where some are bad
-    on_device: uint8 images [rows, height, width, channels] on the GPU that decoded them, where `out` was left alone
-    error: what else went wrong, raised where the piece is finished
-    done: set once all of this is there
+    Attributes:
+        rows: The samples.
+        out: Output array [rows, ...]; images are [rows, height, width, channels].
+        targets: Output array [rows, ...] if targets come with the samples, else None.
+        bad: (row, error) of samples that cannot be decoded; their rows of `out` are left alone.
+        use: If a caller waits and no sample is bad, may be called with images [rows, channels, height, width] in the
+            engine's memory instead of a copy to `out`.
+        on_device: uint8 images [rows, height, width, channels] on the GPU that decoded them, instead of `out`.
+        error: Any other error; wait_for raises it.
+        done: Set when all of this is complete.
     """
 
     rows: SampleIndex
@@ -43,40 +45,41 @@ class DecodeJob:
         return len(self.rows)
 
     def to_host(self) -> None:
-        """Bring to `out` what is elsewhere."""
+        """Copy images on a GPU to `out`."""
         if self.on_device is not None:
             self.out[:] = self.on_device.cpu().numpy()
             self.on_device = None
 
 
 class Engine(Protocol):
-    """Fills pieces, in the order in which they are begun or in another one.
+    """Fills jobs, in any order.
 
-    most_rows: that a piece may have
+    Attributes:
+        max_rows: Maximum rows of a job.
     """
 
-    most_rows: int
+    max_rows: int
 
-    def begin(self, piece: DecodeJob) -> None:
-        """Take the piece on; returns at once."""
+    def begin(self, job: DecodeJob) -> None:
+        """Accept the job, and return at once."""
         ...
 
-    def advance(self, piece: DecodeJob, seconds: float) -> None:
-        """Wait for `piece.done`, for at most about this long."""
+    def advance(self, job: DecodeJob, seconds: float) -> None:
+        """Wait for `job.done`, for at most about `seconds`."""
         ...
 
     def close(self) -> None:
-        """End every thread and process; pieces that are not done never will be."""
+        """End every thread and process; unfinished jobs stay unfinished."""
         ...
 
 
-def other_size(index: int, found: tuple[int, ...], first: tuple[int, ...]) -> BadSample:
-    """What is said of an image whose (height, width, ...) is not that of the first, where all must have it."""
+def size_mismatch(index: int, found: tuple[int, ...], first: tuple[int, ...]) -> BadSample:
+    """Return the error for an image whose (height, width, ...) differs from the first one's."""
     return BadSample(f"image {index}", f"it is {found[1]}x{found[0]} pixels, the first one {first[1]}x{first[0]}")
 
 
 class Cropper:
-    """The boxes of stored images, whose sizes are looked up once."""
+    """Boxes of stored images; each image's size is read once."""
 
     def __init__(self, images: StoredImages, augmentation: Augmentation, seed: int) -> None:
         self.images, self.augmentation, self.seed = images, augmentation, seed
@@ -88,29 +91,29 @@ class Cropper:
         self._knows_all = bool(self._sizes.all())
 
     def first_size(self) -> tuple[int, int]:
-        """(height, width) of the first image whose size can be read; raises BadSample where none can."""
+        """Return (height, width) of the first image with a readable size; raises BadSample if there is none."""
         for index in range(len(self.images) - 1):
             with contextlib.suppress(BadSample):
                 return self.images.size(index)
         return self.images.size(len(self.images) - 1)
 
     def draw(self, rows: SampleIndex) -> SampleIndex:
-        """With what can be known of their boxes beforehand; calls for many rows cost little more than for few."""
-        if self.augmentation.random:
+        """Add random words, and boxes if all sizes are known; a call for many rows costs little more than for few."""
+        if self.augmentation.is_random:
             rows = replace(rows, words=crop_words(self.seed, rows))
         return replace(rows, boxes=self._boxes(rows)) if self._knows_all else rows
 
-    def boxes(self, piece: DecodeJob) -> Ints:
-        """Those of a piece, int64 [rows, 5]; samples without a size are added to its `bad`, their boxes meaningless."""
-        if piece.rows.boxes is not None:
-            return piece.rows.boxes
-        ids = piece.rows.ids
+    def boxes(self, job: DecodeJob) -> Ints:
+        """Return a job's boxes, int64 [rows, 5]; samples without a size go to `job.bad`, with arbitrary boxes."""
+        if job.rows.boxes is not None:
+            return job.rows.boxes
+        ids = job.rows.ids
         for row in np.flatnonzero(self._sizes[ids, 0] == 0):
             try:
                 self._sizes[ids[row]] = self.images.size(int(ids[row]))
             except BadSample as bad:
-                piece.bad.append((int(row), bad))
-        return self._boxes(piece.rows)
+                job.bad.append((int(row), bad))
+        return self._boxes(job.rows)
 
     def _boxes(self, rows: SampleIndex) -> Ints:
         sizes = self._sizes[rows.ids].astype(np.int64)

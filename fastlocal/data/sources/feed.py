@@ -1,4 +1,4 @@
-"""Batches in a known order, some of them decoded ahead of those that were asked for."""
+"""Batches in a known order, read ahead."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..transforms import DRAWN_AT_ONCE, SampleIndex
+from ..transforms import ROWS_PER_DRAW, SampleIndex
 from .base import Batch, BatchRequest
-from .requests import PendingBatch, rows_of
+from .requests import PendingBatch, make_rows
 
 if TYPE_CHECKING:
     from .streaming import StreamingSource
 
 
 class Feed:
-    """Batches of a StreamingSource in a known order."""
+    """Iterator over batches of a StreamingSource in a known order."""
 
-    def __init__(self, source: StreamingSource, wanted: Iterator[BatchRequest]) -> None:
+    def __init__(self, source: StreamingSource, requests: Iterator[BatchRequest]) -> None:
         self._source = source
-        self._wanted = wanted
-        self._drawn: deque[tuple[BatchRequest, SampleIndex]] = deque()
+        self._requests = requests
+        self._ready: deque[tuple[BatchRequest, SampleIndex]] = deque()
         self.pending: deque[PendingBatch] = deque()
 
     def __iter__(self) -> Feed:
@@ -30,49 +30,49 @@ class Feed:
         source = self._source
         with source.lock:
             if self.pending:
-                request = self.pending.popleft()
+                batch = self.pending.popleft()
                 source.ahead -= 1
             else:
-                drawn = self.take_drawn()
-                if drawn is None:
+                ready = self.pop_next()
+                if ready is None:
                     self.close()
                     raise StopIteration
-                request = source.start(*drawn)
+                batch = source.start(*ready)
             source.read_ahead()
-        return source.deliver(request)
+        return source.deliver(batch)
 
-    def take_drawn(self) -> tuple[BatchRequest, SampleIndex] | None:
-        """The next batch that is not started, or None at the end."""
-        return self._drawn.popleft() if self._draw() else None
+    def pop_next(self) -> tuple[BatchRequest, SampleIndex] | None:
+        """Return the next batch that is not started, or None at the end."""
+        return self._ready.popleft() if self._draw() else None
 
     def _draw(self) -> bool:
-        """Whether a batch is left that is not started, what it needs being drawn."""
-        if not self._drawn:
-            wanted: list[BatchRequest] = []
+        """Draw the random numbers of the next batches; return whether a batch is left that is not started."""
+        if not self._ready:
+            requests: list[BatchRequest] = []
             rows = 0
-            while rows < DRAWN_AT_ONCE and (one := next(self._wanted, None)) is not None:
-                wanted.append(one)
+            while rows < ROWS_PER_DRAW and (one := next(self._requests, None)) is not None:
+                requests.append(one)
                 rows += one.sample_ids.numel()
-            self._drawn.extend(zip(wanted, rows_of(wanted, self._source.drawer), strict=True))
-        return bool(self._drawn)
+            self._ready.extend(zip(requests, make_rows(requests, self._source.drawer), strict=True))
+        return bool(self._ready)
 
     def peek(self) -> BatchRequest | None:
-        """What the next batch is, or None at the end."""
+        """Return the request of the next batch, or None at the end."""
         with self._source.lock:
             if self.pending:
-                return self.pending[0].wanted
-            return self._drawn[0][0] if self._draw() else None
+                return self.pending[0].request
+            return self._ready[0][0] if self._draw() else None
 
     def close(self) -> None:
-        """Give up what was read ahead, once it is decoded: its memory is in use until then."""
+        """Drop the batches read ahead, after their jobs end: engines write into their memory until then."""
         source = self._source
         with source.lock:
             if self in source.feeds:
                 source.feeds.remove(self)
-            dropped, self.pending, self._wanted = self.pending, deque(), iter(())
-            self._drawn.clear()
-        for request in dropped:
-            for piece in request.pieces:
-                source.drain(piece)
+            dropped, self.pending, self._requests = self.pending, deque(), iter(())
+            self._ready.clear()
+        for batch in dropped:
+            for job in batch.jobs:
+                source.drain(job)
             with source.lock:
                 source.ahead -= 1

@@ -1,7 +1,7 @@
-"""Images of a .beton file, decoded by FFCV's compiled pipeline in an order that is not known beforehand.
+"""Decode images of a .beton file by FFCV's compiled pipeline, in an order that is not known beforehand.
 
-FFCV's loader takes an order of sample numbers per epoch. Here that order is a queue: its iterator is given batches as
-they are asked for, and each sample number comes with the box that is to be cut out of it.
+FFCV's loader takes an order of sample numbers per epoch. Here a queue replaces that order: its iterator gets batches on
+request, and each sample number carries its box.
 """
 
 from __future__ import annotations
@@ -28,124 +28,129 @@ from ffcv.traversal_order.base import TraversalOrder
 
 from ..images.beton import BetonImages
 from ..types import BadSample
-from .engine import Cropper, DecodeJob, other_size
+from .engine import Cropper, DecodeJob, size_mismatch
 
 SAMPLE, TOP, LEFT, HEIGHT, WIDTH, MIRRORED, STATUS = range(7)
-"""Columns of what FFCV is given instead of sample numbers."""
+"""Columns of a request, which replaces FFCV's sample number."""
 JPEG = IMAGE_MODES["jpg"]
 SLOT_BYTES = 32 * 2**20
 MAX_ROWS = 512
 BATCHES_AHEAD = 3
 WEIGHT_BITS = 22
-"""Of Pillow's resize, whose weights are whole multiples of 2^-22."""
+"""Weights of Pillow's resize are multiples of 2^-22."""
 
 
 class FfcvStream:
-    """An engine that is one FFCV loader with `workers` threads.
+    """Engine with one FFCV loader.
 
-    path, field: the .beton file and its image field        shape: (height, width, 3) of what is cut out
+    Args:
+        path: The .beton file.
+        field: Its image field.
+        cropper: The boxes of the images.
+        shape: (height, width, 3) of the cuts.
+        workers: Threads of the loader.
     """
 
-    def __init__(self, path: str, field: str, cutter: Cropper, shape: tuple[int, int, int], workers: int) -> None:
+    def __init__(self, path: str, field: str, cropper: Cropper, shape: tuple[int, int, int], workers: int) -> None:
         threads = torch.get_num_threads()
-        largest = int(np.prod([getattr(cutter.images, name).max() for name in ("heights", "widths")], dtype=np.int64))
-        self.most_rows = int(np.clip(SLOT_BYTES // (3 * largest + shape[0] * shape[1] * 3), 1, MAX_ROWS))
-        self._cutter, self._path, self._shape = cutter, path, shape
-        self._odd = self._of_other_sizes()
-        self._waiting: queue.SimpleQueue[DecodeJob | None] = queue.SimpleQueue()
-        self._begun: deque[tuple[DecodeJob, Any]] = deque()
-        self._taking = threading.Lock()
+        largest = int(np.prod([getattr(cropper.images, name).max() for name in ("heights", "widths")], dtype=np.int64))
+        self.max_rows = int(np.clip(SLOT_BYTES // (3 * largest + shape[0] * shape[1] * 3), 1, MAX_ROWS))
+        self._cropper, self._path, self._shape = cropper, path, shape
+        self._mismatched = self._find_mismatched()
+        self._queue: queue.SimpleQueue[DecodeJob | None] = queue.SimpleQueue()
+        self._in_progress: deque[tuple[DecodeJob, Any]] = deque()
+        self._output_lock = threading.Lock()
         try:
             pipelines: dict[str, Any] = dict.fromkeys(Reader(path).field_names)
             loader = Loader(
                 path,
-                batch_size=self.most_rows,
-                num_workers=min(max(1, workers), numba.config.NUMBA_NUM_THREADS),  # numba takes no more
+                batch_size=self.max_rows,
+                num_workers=min(max(1, workers), numba.config.NUMBA_NUM_THREADS),  # numba's limit
                 os_cache=True,
-                order=_NoOrder(),
+                order=_EmptyOrder(),
                 drop_last=False,
                 batches_ahead=BATCHES_AHEAD,
                 pipelines=pipelines | {field: [BoxDecoder(*shape[:2])]},
             )
         finally:
-            torch.set_num_threads(threads)  # FFCV sets torch's beside its own
+            torch.set_num_threads(threads)  # FFCV changes torch's setting too
         self._iterator = _Stream(loader, self._requests(threads))
 
-    def begin(self, piece: DecodeJob) -> None:
-        self._waiting.put(piece)
+    def begin(self, job: DecodeJob) -> None:
+        self._queue.put(job)
 
-    def advance(self, piece: DecodeJob, seconds: float) -> None:
-        """FFCV's batches come in the order in which they were begun: whoever waits takes the next."""
-        with self._taking:
-            if piece.done.is_set():
+    def advance(self, job: DecodeJob, seconds: float) -> None:
+        """Take FFCV's next batch; batches come in the order in which they began."""
+        with self._output_lock:
+            if job.done.is_set():
                 return
             try:
-                # the batch's memory is FFCV's, and is written again once another batch is taken
+                # FFCV reuses the batch's memory after the next batch
                 _, (images,) = self._iterator.output_queue.get(timeout=seconds)
             except queue.Empty:
-                if self._iterator.failed is not None:
-                    piece.error = self._iterator.failed
-                    piece.done.set()
+                if self._iterator.error is not None:
+                    job.error = self._iterator.error
+                    job.done.set()
                 return
-            done, requests = self._begun.popleft()
-            refused = {row for row, _ in done.bad}
+            done, requests = self._in_progress.popleft()
+            bad_rows = {row for row, _ in done.bad}
             for row in np.flatnonzero(requests[:, STATUS]):
-                if row not in refused:
-                    done.bad.append((int(row), self._why(int(requests[row, SAMPLE]))))
+                if row not in bad_rows:
+                    done.bad.append((int(row), self._reason(int(requests[row, SAMPLE]))))
             try:
                 if done.use is None or done.bad:
                     done.out.transpose(0, 3, 1, 2)[:] = images
                 else:
                     done.use(images)
-            except BaseException as error:  # raised where the piece is waited for
+            except BaseException as error:  # wait_for raises it
                 done.error = error
             done.done.set()
 
     def close(self) -> None:
-        self._waiting.put(None)
+        self._queue.put(None)
         self._iterator.close()
-        while self._iterator.is_alive():  # it puts a last entry, which waits for room where nobody takes its batches
+        while self._iterator.is_alive():  # empty its queue: the thread puts a last entry
             with contextlib.suppress(queue.Empty):
                 self._iterator.output_queue.get(timeout=0.05)
         self._iterator.join()
 
     def _requests(self, threads: int) -> Iterator[Any]:
-        """What FFCV's thread is to decode, batch after batch."""
+        """Yield the requests of FFCV's thread, batch by batch."""
         torch.set_num_threads(threads)
-        while (piece := self._waiting.get()) is not None:
-            requests = np.zeros((len(piece), 7), dtype=np.int64)
-            requests[:, SAMPLE] = piece.rows.ids
-            requests[:, TOP:STATUS] = self._cutter.boxes(piece)
-            for row in np.flatnonzero(self._odd[piece.rows.ids]):
-                index = int(piece.rows.ids[row])
-                piece.bad.append((int(row), other_size(index, self._cutter.images.size(index), self._shape)))
-            self._begun.append((piece, requests))
+        while (job := self._queue.get()) is not None:
+            requests = np.zeros((len(job), 7), dtype=np.int64)
+            requests[:, SAMPLE] = job.rows.ids
+            requests[:, TOP:STATUS] = self._cropper.boxes(job)
+            for row in np.flatnonzero(self._mismatched[job.rows.ids]):
+                index = int(job.rows.ids[row])
+                job.bad.append((int(row), size_mismatch(index, self._cropper.images.size(index), self._shape)))
+            self._in_progress.append((job, requests))
             yield requests
 
-    def _of_other_sizes(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Which images have not the size of the first, where they reach the model whole."""
-        images = self._cutter.images
+    def _find_mismatched(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Mask the images whose size differs from the first one's, if images are used whole."""
+        images = self._cropper.images
         assert isinstance(images, BetonImages)
-        if self._cutter.augmentation.crop_size is not None:
+        if self._cropper.augmentation.crop_size is not None:
             return np.zeros(len(images), dtype=bool)
         return np.asarray((images.heights != self._shape[0]) | (images.widths != self._shape[1]))
 
-    def _why(self, index: int) -> BadSample:
-        """Pillow's reason, where it has one."""
+    def _reason(self, index: int) -> BadSample:
+        """Return Pillow's error for a sample, if it has one."""
         try:
-            self._cutter.images.read(index)
+            self._cropper.images.read(index)
         except BadSample as bad:
             return bad
         return BadSample(f"sample {index} of {self._path}", "libjpeg-turbo warns of damaged data")
 
 
-class _NoOrder(TraversalOrder):
-    """FFCV makes an order by calling what it is given with the loader; this one is empty, and the queue is used."""
+class _EmptyOrder(TraversalOrder):
+    """An empty order; FFCV calls it with the loader, and the queue replaces it."""
 
     def __init__(self) -> None:
         pass
 
-    def __call__(self, loader: Loader) -> _NoOrder:
+    def __call__(self, loader: Loader) -> _EmptyOrder:
         return self
 
     def sample_order(self, epoch: int) -> Any:
@@ -153,23 +158,23 @@ class _NoOrder(TraversalOrder):
 
 
 class _Stream(EpochIterator):
-    """FFCV's iterator over batches that are made while it runs."""
+    """FFCV's iterator over batches that are requested while it runs."""
 
     def __init__(self, loader: Loader, requests: Iterator[Any]) -> None:
         self._requests = requests
-        self.failed: BaseException | None = None
+        self.error: BaseException | None = None
         super().__init__(loader, loader.next_traversal_order())
 
     def run(self) -> None:
         self.iter_ixes = self._requests
         try:
             super().run()
-        except BaseException as error:  # raised where a batch is waited for
-            self.failed = error
+        except BaseException as error:  # advance passes it on
+            self.error = error
 
 
 class BoxDecoder(SimpleRGBImageDecoder):
-    """Decodes an image and cuts its box out, for images of any size: [3, height, width]."""
+    """Decodes images of any size and cuts their boxes out: [3, height, width]."""
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__()
@@ -198,10 +203,10 @@ class BoxDecoder(SimpleRGBImageDecoder):
 _decode_jpeg = numba.njit(nogil=True)(imdecode)
 
 
-# compiled once for all files: FFCV compiles each loader's code anew, and loops over threads take it 5 s
+# compiled once for all files: FFCV compiles each loader's code anew, 5 s with parallel loops
 @numba.njit(nogil=True, parallel=True)
 def _decode(requests, metadata, storage, out, decoded, narrowed):
-    """storage: FFCV's (content, places, sizes) of a file, by place"""
+    """Decode and cut a batch; `storage` is FFCV's (content, places, sizes) of a file, sorted by place."""
     content, places, sizes = storage
     for row in numba.prange(len(requests)):
         request = requests[row]
@@ -223,9 +228,13 @@ def _decode(requests, metadata, storage, out, decoded, narrowed):
 
 @numba.njit(nogil=True)
 def _cut(image, request, out, narrowed):
-    """transforms.cut on one image [height, width, 3], to the same bits, with channels first.
+    """As transforms.cut for one image [height, width, 3], bit-identical, with channels first in `out`.
 
-    narrowed: uint8 [at least box height, 3 * out width]
+    Args:
+        image: [height, width, 3].
+        request: Row of requests.
+        out: uint8 [3, height, width].
+        narrowed: Scratch, uint8 [at least box height, 3 * out width].
     """
     top, left, box_height, box_width = request[TOP], request[LEFT], request[HEIGHT], request[WIDTH]
     _, height, width = out.shape
@@ -270,9 +279,13 @@ def _cut(image, request, out, narrowed):
 
 
 @numba.njit(nogil=True)
-def _weights(size, wanted, place, weights):
-    """Weights of Pillow's antialiased bilinear filter for pixel `place` of `wanted` from `size`: (first, count)."""
-    scale = size / wanted
+def _weights(size, out_size, place, weights):
+    """Compute the weights of Pillow's antialiased bilinear filter from `size` pixels to pixel `place` of `out_size`.
+
+    Returns:
+        (first, count) of the source pixels.
+    """
+    scale = size / out_size
     support = max(scale, 1.0)
     centre = (place + 0.5) * scale
     first = max(int(centre - support + 0.5), 0)

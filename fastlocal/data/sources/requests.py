@@ -1,4 +1,4 @@
-"""A batch that is being decoded: the rows that it has, where they go, and what is drawn for them."""
+"""Batches in decoding: their rows, jobs, memory and random numbers."""
 
 from __future__ import annotations
 
@@ -18,18 +18,22 @@ from ..transforms import SampleIndex
 from .base import BatchRequest
 from .engine import DecodeJob
 
-NOBODY = 2**32 - 1
-"""The client of samples that no client is given."""
+NO_CLIENT = 2**32 - 1
+"""Client index of samples without a client."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What an engine's pieces hold.
+    """Memory layout of an engine's jobs.
 
-    sample_shape: of one row        dtype: its numpy dtype
-    channels_last: whether rows are images [height, width, channels]
-    targets: int64 [n] or the like, known beforehand; None: they come with the samples
-    target_shape, target_dtype: of one that comes with a sample
+    Attributes:
+        samples: Number of samples.
+        sample_shape: Shape of one row.
+        dtype: numpy dtype of the rows.
+        targets: Targets of all samples, or None if they come with the samples.
+        target_shape: Shape of a target that comes with a sample.
+        target_dtype: dtype of such targets.
+        channels_last: Whether rows are images [height, width, channels].
     """
 
     samples: int
@@ -42,21 +46,26 @@ class Layout:
 
     @functools.cached_property
     def torch_dtype(self) -> torch.dtype:
-        """Of the rows."""
+        """dtype of the rows."""
         return torch.from_numpy(np.empty(0, dtype=self.dtype)).dtype
 
 
 class PendingBatch:
-    """A batch and the pieces that it is decoded in.
+    """A batch and its decoding jobs.
 
-    rows: of the batch, in its order        pinned: whether a GPU is to copy them
+    Args:
+        request: The request.
+        rows: Rows of the batch, in order.
+        layout: Memory layout of the jobs.
+        max_rows: Maximum rows of a job.
+        pinned: Use pinned memory, for a copy to a GPU.
     """
 
-    def __init__(self, wanted: BatchRequest, rows: SampleIndex, layout: Layout, most_rows: int, pinned: bool) -> None:
-        self.wanted, self.rows = wanted, rows
+    def __init__(self, request: BatchRequest, rows: SampleIndex, layout: Layout, max_rows: int, pinned: bool) -> None:
+        self.request, self.rows = request, rows
         count, shape = len(rows), layout.sample_shape
         kind = layout.torch_dtype
-        if layout.channels_last:  # in memory channels come first, as models want them: engines copy into it once
+        if layout.channels_last:  # channels first in memory, as models need them: engines copy once
             height, width, channels = shape
             memory = torch.empty((count, channels, height, width), dtype=kind, pin_memory=pinned)
             self.out = memory.permute(0, 2, 3, 1)
@@ -66,50 +75,52 @@ class PendingBatch:
         if layout.targets is None:
             self.targets = np.empty((count, *layout.target_shape), layout.target_dtype)
         array = self.out.numpy()
-        self.pieces = []
-        for begin in range(0, count, most_rows):
-            part = slice(begin, begin + most_rows)
+        self.jobs = []
+        for begin in range(0, count, max_rows):
+            part = slice(begin, begin + max_rows)
             targets = None if self.targets is None else self.targets[part]
-            self.pieces.append(DecodeJob(rows.pick(part), array[part], targets))
+            self.jobs.append(DecodeJob(rows.pick(part), array[part], targets))
 
 
 class Drawer(Protocol):
-    """Draws what belongs to the rows of several batches at once."""
+    """Draws random numbers for the rows of several batches at once."""
 
     def draw(self, rows: SampleIndex) -> SampleIndex:
-        """The rows with what was drawn."""
+        """Return the rows with their random words."""
         ...
 
 
 class SampleKeys:
-    """Keys of a Dataset's random numbers: a client's sample has that of its place in the run, any other its own."""
+    """Keys of a Dataset's random numbers: of the place in the run for a client's sample, else of the sample."""
 
     def __init__(self, seed: int) -> None:
         self._key = seed & philox.MASK32, seed >> 32 & philox.MASK32
 
     def draw(self, rows: SampleIndex) -> SampleIndex:
-        """The rows with the four words of each one's key."""
-        own = rows.clients == NOBODY
+        """Return the rows with the four words of each key."""
+        own = rows.clients == NO_CLIENT
         places = np.where(own, rows.ids, rows.positions), rows.clients, np.where(own, 0, rows.steps)
         first, client, step = map(torch.from_numpy, places)
         counter = first, client, step, torch.tensor(int(philox.Purpose.DATASET))
         return replace(rows, words=torch.stack(philox.philox4x32(counter, self._key), dim=-1).numpy())
 
 
-def rows_of(wanted: Sequence[BatchRequest], drawer: Drawer) -> list[SampleIndex]:
-    """The rows of each batch. drawer: draws what belongs to them, for all batches at once."""
+def make_rows(requests: Sequence[BatchRequest], drawer: Drawer) -> list[SampleIndex]:
+    """Return the rows of each batch; `drawer` draws their random numbers for all batches at once."""
     found: list[SampleIndex] = []
-    for shape, alike in itertools.groupby(wanted, lambda one: one.sample_ids.shape):
-        group, size = list(alike), shape.numel()
-        drawn = drawer.draw(_rows(group, shape[:-1], shape[-1]))
-        found += [drawn.pick(slice(index * size, (index + 1) * size)) for index in range(len(group))]
+    for shape, same_shape in itertools.groupby(requests, lambda one: one.sample_ids.shape):
+        group, size = list(same_shape), shape.numel()
+        rows = drawer.draw(_rows(group, shape[:-1], shape[-1]))
+        found += [rows.pick(slice(index * size, (index + 1) * size)) for index in range(len(group))]
     return found
 
 
-def _rows(wanted: Sequence[BatchRequest], places: torch.Size, batch: int) -> SampleIndex:
-    ids = torch.stack([one.sample_ids.cpu() for one in wanted])
-    nobody = torch.full(places, NOBODY, dtype=torch.int64)
-    clients = torch.stack([nobody if one.clients is None else one.clients.cpu() for one in wanted]).reshape(-1).numpy()
-    steps = torch.stack([torch.as_tensor(one.step, dtype=torch.int64).cpu().expand(places) for one in wanted])
+def _rows(requests: Sequence[BatchRequest], places: torch.Size, batch: int) -> SampleIndex:
+    ids = torch.stack([one.sample_ids.cpu() for one in requests])
+    no_client = torch.full(places, NO_CLIENT, dtype=torch.int64)
+    clients = (
+        torch.stack([no_client if one.clients is None else one.clients.cpu() for one in requests]).reshape(-1).numpy()
+    )
+    steps = torch.stack([torch.as_tensor(one.step, dtype=torch.int64).cpu().expand(places) for one in requests])
     positions = np.tile(np.arange(batch), len(clients))
     return SampleIndex(ids.view(-1).numpy(), clients.repeat(batch), steps.reshape(-1).numpy().repeat(batch), positions)

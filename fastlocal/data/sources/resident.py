@@ -1,4 +1,4 @@
-"""Batches from a data set that stays decoded in the device's memory."""
+"""Batches from a data set that is decoded in the device's memory."""
 
 from __future__ import annotations
 
@@ -13,21 +13,27 @@ from fastlocal.kernels.gather_augment.cpu import gather_boxes
 from fastlocal.kernels.gather_augment.reference import crop_boxes
 
 from ..decode import decode_all
-from ..transforms import DRAWN_AT_ONCE, PADDING
+from ..transforms import PADDING, ROWS_PER_DRAW
 from ..types import Split, StoredSplit
 from .base import Batch, BatchRequest
 
 FEED_BYTES = 8 * 2**20
-"""Inputs that a feed gathers at a time: calls for few images cost more than the images do."""
+"""Bytes of inputs that a feed gathers at a time: a call for few images costs more than the images."""
 CACHED_BYTES = 2**20
-"""The same on a CPU: more of them would no longer lie in a core's cache when they are used."""
+"""The same on a CPU, where a group should stay in a core's cache until its use."""
 
 
 class ResidentSource:
-    """A split on the device, gathered, augmented and normalised there.
+    """A split on the device; gathers, augments and normalizes there.
 
-    mean, std: per channel in units of 1, for uint8 images; None where inputs reach the model as they are, floating
-    ones in `dtype`
+    Args:
+        split: The split.
+        mean: Per channel in units of 1, for uint8 images; None: no normalization, floating inputs are cast to `dtype`.
+        std: As `mean`.
+        augment: Augment training samples.
+        seed: Seed of the augmentation.
+        device: Device of the batches.
+        dtype: dtype of the inputs.
     """
 
     resident = True
@@ -62,33 +68,30 @@ class ResidentSource:
         return self.inputs.shape[0]
 
     def batch_bytes(self, batch: int) -> int:
-        """Size of the inputs of one batch of this many samples."""
+        """Return the size of the inputs of a batch."""
         images = self.mean is not None
         item = self.dtype.itemsize if images else self.inputs.element_size()
         return batch * math.prod(self.inputs.shape[1:]) * item
 
     def batch(self, sample_ids: Tensor, clients: Tensor, step: Tensor | int) -> Batch:
-        """The training samples `sample_ids` [clients, batch] of the clients [clients] at a global local step.
-
-        step: one for all, or int64 [clients]
-        """
+        """Return training samples, see Source.batch."""
         return Batch(self._inputs(sample_ids, clients if self.augment else None, step), self.targets[sample_ids])
 
     def read_range(self, begin: int, end: int) -> Batch:
-        """Samples [begin, end) in their stored order, not augmented, without a client axis."""
+        """Return samples [begin, end) in stored order, without augmentation and client axis."""
         ids = torch.arange(begin, min(end, len(self)), device=self.device)
         return Batch(self._inputs(ids, None, 0), self.targets[ids])
 
-    def feed(self, wanted: Iterable[BatchRequest]) -> Iterator[Batch]:
-        """These batches one after the other, small ones gathered a few at a time."""
+    def feed(self, requests: Iterable[BatchRequest]) -> Iterator[Batch]:
+        """Yield the batches in order, small ones gathered in groups."""
         group: list[BatchRequest] = []
-        for one in wanted:
+        for one in requests:
             if group and (self._is_full(group) or one.sample_ids.shape != group[0].sample_ids.shape):
-                yield from self._at_once(group)
+                yield from self._gather_group(group)
                 group = []
             group.append(one)
         if group:
-            yield from self._at_once(group)
+            yield from self._gather_group(group)
 
     @property
     def _draws_first(self) -> bool:
@@ -97,14 +100,14 @@ class ResidentSource:
 
     def _is_full(self, group: Sequence[BatchRequest]) -> bool:
         rows = len(group) * group[0].sample_ids.numel()
-        return rows >= DRAWN_AT_ONCE if self._draws_first else self.batch_bytes(rows) >= FEED_BYTES
+        return rows >= ROWS_PER_DRAW if self._draws_first else self.batch_bytes(rows) >= FEED_BYTES
 
-    def _at_once(self, wanted: Sequence[BatchRequest]) -> Iterator[Batch]:
-        """Batches of one shape."""
-        clients = [one.clients for one in wanted if one.clients is not None]
-        assert len(clients) == len(wanted), "rows() is for samples as evaluation sees them"
-        steps = [torch.as_tensor(one.step, device=self.device).expand(clients[0].shape) for one in wanted]
-        ids = torch.stack([one.sample_ids for one in wanted])
+    def _gather_group(self, requests: Sequence[BatchRequest]) -> Iterator[Batch]:
+        """Yield batches of one shape."""
+        clients = [one.clients for one in requests if one.clients is not None]
+        assert len(clients) == len(requests), "read_range is for samples without augmentation"
+        steps = [torch.as_tensor(one.step, device=self.device).expand(clients[0].shape) for one in requests]
+        ids = torch.stack([one.sample_ids for one in requests])
         if not self._draws_first:
             batch = self.batch(ids, torch.stack(clients), torch.stack(steps))
             yield from map(Batch, batch.inputs, batch.targets)
@@ -112,9 +115,9 @@ class ResidentSource:
         assert self.mean is not None and self.std is not None
         boxes = crop_boxes(self.seed, torch.stack(clients), torch.stack(steps), ids.shape[-1], PADDING)
         targets = self.targets[ids]
-        together = max(1, CACHED_BYTES // max(1, self.batch_bytes(ids[0].numel())))
-        for begin in range(0, len(ids), together):
-            part = slice(begin, begin + together)
+        group_size = max(1, CACHED_BYTES // max(1, self.batch_bytes(ids[0].numel())))
+        for begin in range(0, len(ids), group_size):
+            part = slice(begin, begin + group_size)
             inputs = gather_boxes(
                 self.inputs, ids[part], tuple(values[part] for values in boxes), padding=PADDING,
                 mean=self.mean, std=self.std, dtype=self.dtype,
@@ -128,7 +131,7 @@ class ResidentSource:
         return []
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """Do nothing."""
 
     def _inputs(self, sample_ids: Tensor, clients: Tensor | None, step: Tensor | int) -> Tensor:
         if self.mean is None or self.std is None:

@@ -1,4 +1,4 @@
-"""The settings of a run's data source, and the choice of the source."""
+"""Settings of a run's data source, and the choice of its kind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..types import DataSet
 
 FIT = 0.5
-"""Share of the free memory that decoded images may take for `auto` to keep them there."""
+"""Share of the free memory up to which `auto` keeps decoded images there."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class SourceConfig:
 
     Attributes:
         kind: resident, torch, ffcv or dali.
-        workers: The number of processes or threads that decode.
-        prefetch: The number of batches that are decoded ahead.
+        workers: Processes or threads that decode.
+        prefetch: Batches decoded ahead.
         on_bad_sample: End the run at a sample that cannot be decoded, or take the next one.
-        mean: One value per channel, in units of 1.
-        std: One value per channel, in units of 1.
-        seed: The seed of the run.
-        device: The device of the batches.
-        dtype: The dtype of the inputs.
+        mean: Per channel in units of 1, or None.
+        std: Per channel in units of 1, or None.
+        seed: Seed of the run.
+        device: Device of the batches.
+        dtype: dtype of the inputs.
     """
 
     kind: str
@@ -46,8 +46,8 @@ class SourceConfig:
     dtype: torch.dtype
 
 
-def choose(kind: str, data: DataSet, device: torch.device) -> str:
-    """The source that `kind`, one of --source, means for these data. Raises UsageError where it cannot read them."""
+def choose_kind(kind: str, data: DataSet, device: torch.device) -> str:
+    """Resolve --source `kind` for the data; raises UsageError if that source cannot read them."""
     from ..types import MapSplit, Split, StoredSplit
 
     train = data.train
@@ -71,15 +71,15 @@ def choose(kind: str, data: DataSet, device: torch.device) -> str:
 
 
 def _fits(data: DataSet, device: torch.device) -> bool:
-    """Return whether the decoded images of both splits take at most the share FIT of the free memory."""
+    """Whether the decoded images of both splits take at most the share FIT of the free memory."""
     import math
 
     import torch
 
-    halves = (data.train, data.test)
+    splits = (data.train, data.test)
     if device.type == "cpu":
-        needed = sum(half.resident_bytes or len(half) * math.prod(half.sample_shape) for half in halves)
-        needed -= sum(half.resident_bytes for half in halves)  # is in memory already
+        needed = sum(split.resident_bytes or len(split) * math.prod(split.sample_shape) for split in splits)
+        needed -= sum(split.resident_bytes for split in splits)  # already in memory
         return needed <= FIT * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    needed = sum(len(half) * math.prod(half.sample_shape) for half in halves)
+    needed = sum(len(split) * math.prod(split.sample_shape) for split in splits)
     return needed <= FIT * torch.cuda.mem_get_info(device)[0]

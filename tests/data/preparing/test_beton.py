@@ -25,7 +25,7 @@ from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.normalization import channel_statistics
 from fastlocal.data.preparing.beton import BetonSettings, FfcvWriter, write_beton
 from fastlocal.data.preparing.ffcv_writer import Job, Samples
-from fastlocal.data.preparing.half import SplitToWrite
+from fastlocal.data.preparing.split_to_write import SplitToWrite
 from fastlocal.data.types import BadSample, StoredImages, StoredSplit
 from tests.helpers.command_line import run, tree, write_npz
 

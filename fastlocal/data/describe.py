@@ -1,4 +1,4 @@
-"""Describe a value in a few words, for error messages."""
+"""Short descriptions of values for error messages."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-SHOWN = 4
-"""A message names at most this many keys or parts, and counts the others."""
-LONGEST = 40
+MAX_PARTS = 4
+"""Keys or parts that a message names; it counts the others."""
+MAX_CHARS = 40
 """Characters of a text that a message quotes."""
 
 
-def in_words(value: Any) -> str:
+def describe(value: Any) -> str:
     """Describe `value` by its type and content: "'cat', a str" or "a dict with the keys 'image', 'label'"."""
     if value is None:
         return "None"
     name = type(value).__name__
     if isinstance(value, str | bytes):
         text = repr(value)
-        return f"{text if len(text) <= LONGEST else text[:LONGEST] + '...'}, a {name}"
+        return f"{text if len(text) <= MAX_CHARS else text[:MAX_CHARS] + '...'}, a {name}"
     if isinstance(value, Mapping):
         return f"a {name} with the keys {_some(list(map(repr, value)))}" if value else f"an empty {name}"
     if isinstance(value, list | tuple):
@@ -32,8 +32,8 @@ def in_words(value: Any) -> str:
 
 
 def _some(parts: list[str]) -> str:
-    more = len(parts) - SHOWN
-    return ", ".join(parts) if more <= 0 else f"{', '.join(parts[:SHOWN])} and {more} more"
+    more = len(parts) - MAX_PARTS
+    return ", ".join(parts) if more <= 0 else f"{', '.join(parts[:MAX_PARTS])} and {more} more"
 
 
 def _kind(value: Any) -> str:
@@ -42,7 +42,7 @@ def _kind(value: Any) -> str:
 
 
 def is_nested(value: Any) -> bool:
-    """Return whether a list or tuple holds, at any depth, a tensor, a text, a dictionary or None."""
+    """Whether a list or tuple holds, at any depth, a tensor, a text, a dictionary or None."""
     if not isinstance(value, list | tuple):
         return False
     return any(_is_part(part) or is_nested(part) for part in value)

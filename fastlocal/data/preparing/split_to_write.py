@@ -1,4 +1,4 @@
-"""One half of a data set on its way to a file."""
+"""One split of a data set for conversion to a file."""
 
 from __future__ import annotations
 
@@ -19,16 +19,22 @@ from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.images.files import FileImages
 from fastlocal.data.images.mapped import MappedImages
 from fastlocal.data.manifest import Manifest, Stamp
-from fastlocal.data.normalization import from_counts
+from fastlocal.data.normalization import statistics_from_counts
 from fastlocal.data.types import StoredImages
 
 
 @dataclass(frozen=True)
 class SplitToWrite:
-    """What is written to one file.
+    """Content of one file.
 
-    name: train or val        images: read one by one        targets: int64 [n]
-    source, settings: what the manifest says of where it comes from and how it is written
+    Attributes:
+        name: train or val.
+        images: Images, read one by one.
+        targets: int64 [n].
+        classes: Number of labels.
+        class_names: Names of the labels, or None.
+        source: Origin of the data, for the manifest.
+        settings: Settings of the conversion, for the manifest.
     """
 
     name: str
@@ -44,7 +50,7 @@ class SplitToWrite:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of everything that decides what is written: the samples (files by name, size and time) and the settings."""
+        """Hash of the samples (files by name, size and time) and the settings."""
         digest = hashlib.sha256(json.dumps([__version__, dict(self.settings), self.class_names]).encode())
         digest.update(self.targets.numpy().tobytes())
         if isinstance(self.images, ArrayImages):
@@ -57,8 +63,8 @@ class SplitToWrite:
     def manifest(
         self, format: str, files: Mapping[str, Stamp], counts: Tensor, shape: tuple[int, int, int] | None
     ) -> Manifest:
-        """What is written beside the files, whose grey levels are `counts` [channels, 256]."""
-        mean, std = from_counts(counts)
+        """Return the manifest of the files; `counts` [channels, 256] are the images' grey levels."""
+        mean, std = statistics_from_counts(counts)
         return Manifest(
             format=format,
             files=files,
@@ -75,7 +81,7 @@ class SplitToWrite:
 
 
 def _files(images: StoredImages) -> Sequence[Path]:
-    """What lies on the disk of them."""
+    """Return the files of the images on the disk."""
     if isinstance(images, FileImages):
         return images.paths
     if isinstance(images, BetonImages):
