@@ -1,7 +1,7 @@
-"""Operations over all clients at once, each in a folder of its own with a plain-torch reference.
+"""Operations over all clients at once, each in its own folder with a plain-torch reference.
 
-`get(op)` returns the implementation of an op; its name is the folder's and the function's. What `refuse` was told does
-not work on this machine is taken by nobody.
+`get(op)` returns the implementation of an op; the op has the name of its folder and of its function. `refuse` disables
+an implementation that does not work on this machine.
 """
 
 from __future__ import annotations
@@ -28,23 +28,25 @@ TRITON_OPS = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/triton_ke
 CPU_OPS = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/cpu.py")))
 BACKENDS = ("auto", "reference", "cpu", "triton")
 DEVICES = ("cuda",)
-"""Kinds of devices on which "auto" takes Triton where it can run."""
+"""Device types on which "auto" selects Triton."""
 CAPABILITY = (8, 0)
-"""The lowest compute capability for which the Triton kernels are compiled and tested."""
-TIMED = frozenset({"conv2d_clients", "conv2d_clients_input_grad", "conv2d_clients_weight_grad"})
-"""Ops whose Triton kernels take the tile that was the fastest when it was timed, and sum in the order of that tile."""
+"""Lowest compute capability for which the Triton kernels are compiled and tested."""
+AUTOTUNED = frozenset({"conv2d_clients", "conv2d_clients_input_grad", "conv2d_clients_weight_grad"})
+"""Ops whose Triton kernels use the tile that was timed as the fastest, and sum in its order."""
 
 
 def get(op: str, backend: str = "auto", device: torch.device | str | None = None) -> Callable[..., Any]:
-    """The function that computes `op`, imported only now.
+    """Import and return the function that computes `op`.
 
-    op: a folder of this package, such as "client_sgd"
-    backend: "reference" (plain torch, any device), "cpu" (plain torch, written for a CPU's speed), "triton", or "auto"
-        (Triton on a CUDA device of capability 8.0 or newer for the ops that have such a kernel, on a CPU "cpu" for
-        those that have it, the reference otherwise, and nothing that is refused; the choice is logged once)
-    device: where the op's tensors live; by default the current CUDA device, or the CPU where there is none
-    Raises ValueError for an unknown op or backend, and for "cpu" and "triton" where they cannot run or are refused,
-    with the reason.
+    Args:
+        op: A folder of this package, such as "client_sgd".
+        backend: "reference" (plain torch, any device), "cpu" (plain torch, tuned for CPUs), "triton", or "auto": the
+            first of Triton (on a CUDA device of capability 8.0 or newer), "cpu" (on a CPU) and the reference that
+            exists and is not refused. "auto" logs its choice once.
+        device: Device of the op's tensors; None: the current CUDA device, else the CPU.
+
+    Raises:
+        ValueError: The op or backend is unknown, or an explicit backend cannot run or is refused.
     """
     if op not in OPS:
         raise ValueError(f"unknown op {op!r}; known: {', '.join(OPS)}")
@@ -70,48 +72,48 @@ def get(op: str, backend: str = "auto", device: torch.device | str | None = None
 
 
 def deterministic(op: str, backend: str = "triton") -> bool:
-    """Whether an op gives the same bits at every run on one kind of device.
+    """Whether an op gives the same bits in every run on one kind of device.
 
-    No Triton kernel uses atomics, and sums that are split between programs are added in a fixed order, so that the
-    choice of a tile alone may differ, see `TIMED`: under torch.use_deterministic_algorithms it is the first that fits.
-    That switch also decides on what the references call in torch.
+    No Triton kernel uses atomics, and programs' partial sums are added in a fixed order. Only the choice of a tile may
+    differ, see `AUTOTUNED`; under torch.use_deterministic_algorithms it is the first that fits. That flag also controls
+    torch's operations in the references.
     """
     if torch.are_deterministic_algorithms_enabled():
         return True
-    return backend == "triton" and op not in TIMED
+    return backend == "triton" and op not in AUTOTUNED
 
 
 def runs_triton(device: torch.device, *ops: str) -> bool:
-    """Whether "auto" is Triton there for all of these ops together: the one rule for whoever chooses."""
+    """Whether "auto" selects Triton on `device` for all of these ops."""
     if device.type not in DEVICES or any((op, "triton") in refusals() for op in ops):
         return False
     return _obstacle(device, interpreted=_interpreted()) is None
 
 
-# What torch.compiler.assume_constant_result does, which would import triton for it.
+# torch.compiler.assume_constant_result sets this flag, but imports triton
 runs_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def load(op: str, backend: str) -> Callable[..., Any]:
-    """The function of a backend, "reference", "cpu" or "triton", whether or not it can run here."""
+    """Return the function of a backend, "reference", "cpu" or "triton", whether or not it can run here."""
     file = "triton_kernel" if backend == "triton" else backend
     function: Callable[..., Any] = getattr(importlib.import_module(f"{__name__}.{op}.{file}"), op)
     return function
 
 
 def _interpreted() -> bool:
-    """Whether Triton's own interpreter, which runs kernels on a CPU's tensors, is asked for."""
+    """Whether Triton's interpreter, which runs kernels on CPU tensors, is enabled."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 @functools.cache
 def _has_triton() -> bool:
-    # asked for at each call of an op, and looking through the path takes 0.2 ms
+    # cached: every call of an op needs it, and a search of the path takes 0.2 ms
     return importlib.util.find_spec("triton") is not None
 
 
 def _obstacle(device: torch.device, *, interpreted: bool) -> str | None:
-    """Why Triton kernels cannot run on this device, or None where they can."""
+    """Return the reason why Triton kernels cannot run on this device, or None."""
     if not _has_triton():
         return "triton is not installed"
     if device.type == "cpu" and interpreted:

@@ -1,7 +1,7 @@
-"""Cases: the inputs on which an op is tested, compiled ahead of time and timed.
+"""Cases: inputs for the tests, the ahead-of-time compilation and the benchmarks of an op.
 
-Each op's `cases.py` holds `CASES`, a tuple of `Case`. The tests walk those that are not `large` with every backend, and
-benches and the ahead-of-time compilation walk all of them, by calling the op with the very same arguments.
+Each op's `cases.py` holds `CASES`, a tuple of `Case`. Tests run those that are not `large` with every backend;
+benchmarks and the ahead-of-time compilation run all of them. All call the op with the same arguments.
 """
 
 from __future__ import annotations
@@ -15,24 +15,25 @@ import torch
 from torch import Tensor
 
 Inputs = dict[str, Any]
-"""The op's arguments by name."""
+"""Arguments of an op by name."""
 
 
 @dataclass(frozen=True)
 class Case:
     """One set of arguments of an op.
 
-    name: unique in its op; says shapes and dtypes where they matter, such as "3x127 bf16"
-    make_inputs: device -> the arguments by name, the same values at each call; on the device "meta" tensors without
-        values, so that nothing is drawn and no memory is taken
-    tolerance: the row of the tests' table of tolerances
-    bytes_moved: the fewest bytes that must cross device memory, each input read and each output written once
-    flops: floating-point operations, a multiplication with an addition counted as two
-    changed: arguments that the op changes in place
-    scratch: arguments that the op may overwrite with anything
-    differentiated: arguments whose gradients are compared too, for the ops that autograd knows
-    large: of the size that matters on a GPU, too large for the interpreter
-    deterministic: the same bits at each run
+    Attributes:
+        name: Unique in its op; shapes and dtypes, such as "3x127 bf16".
+        make_inputs: Makes the arguments on a device, the same values at each call; on the device "meta", tensors
+            without values and memory.
+        tolerance: Row of the tests' tolerance table.
+        bytes_moved: Minimum bytes that cross device memory: each input read and each output written once.
+        flops: Floating-point operations; a multiply-add counts as two.
+        changed: Arguments that the op changes in place.
+        scratch: Arguments that the op may overwrite.
+        differentiated: Arguments whose gradients are compared, for differentiable ops.
+        large: Too large for the interpreter; of the size that matters on a GPU.
+        deterministic: Whether every run gives the same bits.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Case:
 
 
 class Draws:
-    """Random tensors for `make_inputs`: the same ones at each run, and without values on the device "meta"."""
+    """Random tensors for `make_inputs`: the same in each run; without values on the device "meta"."""
 
     def __init__(self, device: torch.device | str, seed: int = 0) -> None:
         self.device = torch.device(device)
@@ -56,25 +57,22 @@ class Draws:
         self._generator = None if self.meta else torch.Generator(self.device).manual_seed(seed)
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
-        """Normally distributed with standard deviation `scale`."""
+        """Draw from a normal distribution with standard deviation `scale`."""
         out = torch.empty(shape, device=self.device, dtype=dtype)
         return out if self.meta else out.normal_(generator=self._generator).mul_(scale)
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Uniform in [low, high)."""
+        """Draw uniformly from [low, high)."""
         out = torch.empty(shape, device=self.device, dtype=dtype)
         return out if self.meta else out.uniform_(low, high, generator=self._generator)
 
     def integers(self, *shape: int, below: int, dtype: torch.dtype = torch.int64) -> Tensor:
-        """Integers in [0, below)."""
+        """Draw integers from [0, below)."""
         out = torch.empty(shape, device=self.device, dtype=dtype)
         return out if self.meta else out.random_(0, below, generator=self._generator)
 
     def padded(self, tensor: Tensor, multiple: int = 1, extra: int = 0) -> Tensor:
-        """The same values in rows that lie further apart: the next multiple of `multiple` elements, and `extra` more.
-
-        tensor: [..., n]        Returns the same shape, strided as if its last dimension were longer.
-        """
+        """Copy [..., n] into rows with a stride of the next multiple of `multiple` elements, plus `extra`."""
         n = tensor.shape[-1]
         width = -(-n // multiple) * multiple + extra
         out = torch.empty((*tensor.shape[:-1], width), device=self.device, dtype=tensor.dtype)[..., :n]
@@ -82,7 +80,7 @@ class Draws:
 
 
 def cases(op: str) -> tuple[Case, ...]:
-    """The cases of an op; none where its folder has no cases.py."""
+    """Return the cases of an op; () if its folder has no cases.py."""
     name = f"{__package__}.{op}.cases"
     try:
         return tuple(importlib.import_module(name).CASES)
@@ -93,7 +91,7 @@ def cases(op: str) -> tuple[Case, ...]:
 
 
 def bytes_of(tensors: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> int:
-    """Bytes of tensors that are given as (shape, dtype)."""
+    """Return the bytes of tensors described by (shape, dtype)."""
     total = 0
     for shape, dtype in tensors:
         elements = 1

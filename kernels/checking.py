@@ -1,8 +1,8 @@
-"""What it takes for a kernel to pass.
+"""Check of a kernel against its reference.
 
-The reference runs in float64. A kernel's error is at most twice that of the reference in the kernel's own dtype, plus
-the stated tolerance; whole numbers are equal. Memory that nobody wrote is NaN, and every tensor lies between guard
-bands that stay as they were; so do the arguments that the op does not change.
+The reference runs in float64. A kernel's error may be at most twice that of the reference in the kernel's dtype, plus
+the stated tolerance; integers must be equal. Unwritten memory is NaN, and every tensor lies between guard bands, which
+must stay unchanged, as must the arguments that the op does not change.
 """
 
 from __future__ import annotations
@@ -29,37 +29,45 @@ TOLERANCES = {
     "bf16 sum": 2e-2,
     "tf32": 2e-3,
 }
-"""What is added to twice the error of plain torch, as a fraction of the largest magnitude in the exact result."""
+"""Added to twice the error of plain torch, as a fraction of the largest magnitude of the exact result."""
 
 GUARD_BYTES = 512
 
 
 class Mismatch(AssertionError):
-    """A kernel does not pass. `error`: the largest difference from the exact result, where that is what is wrong."""
+    """A kernel fails the check.
+
+    Attributes:
+        error: Largest difference from the exact result, if that is the fault.
+    """
 
     def __init__(self, text: str, error: float | None = None) -> None:
         super().__init__(text)
         self.error = error
 
 
-_full = torch.full  # the name in torch is taken over while an op runs
+_full = torch.full  # fence_allocations replaces torch.full
 
 
 class Fences:
-    """Tensors between guard bands of NaN (whole numbers: of the largest value)."""
+    """Tensors between guard bands of NaN (integers: of the largest value)."""
 
     def __init__(self) -> None:
         self._fenced: list[tuple[str, Tensor, Tensor, Tensor, bool]] = []
 
     def build(self, name: str, like: Tensor, *, values: bool, frozen: bool = False) -> Tensor:
-        """A tensor of the same shape, strides and dtype amid a larger buffer, with the same values or poisoned.
+        """Copy a tensor, with its shape, strides and dtype, into a larger buffer; poison it unless `values`.
 
-        frozen: the values must not change either
+        Args:
+            name: Name for messages.
+            like: The tensor.
+            values: Copy the values.
+            frozen: The values must not change.
         """
         if like.numel() == 0:
             return like.clone()
         sizes = [1 if stride == 0 else size for size, stride in zip(like.shape, like.stride(), strict=True)]
-        if sizes != list(like.shape):  # elements that share memory cannot be written one by one
+        if sizes != list(like.shape):  # expanded dimensions share memory
             own = self.build(name, like.as_strided(sizes, like.stride()), values=values, frozen=frozen)
             return own.expand(like.shape)
         span = 1 + sum((size - 1) * stride for size, stride in zip(like.shape, like.stride(), strict=True))
@@ -95,31 +103,31 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def fenced_allocations(fences: Fences) -> Iterator[None]:
-    """Fences around what an op allocates in Python, poisoned where it asks for memory as it is."""
+def fence_allocations(fences: Fences) -> Iterator[None]:
+    """Fence what an op allocates in Python; uninitialized memory is poisoned."""
 
-    def fenced(make: Callable[..., Tensor], values: bool) -> Callable[..., Tensor]:
-        def made(*args: Any, **kwargs: Any) -> Tensor:
+    def with_fence(make: Callable[..., Tensor], values: bool) -> Callable[..., Tensor]:
+        def allocate(*args: Any, **kwargs: Any) -> Tensor:
             like = make(*args, **kwargs)
             if like.requires_grad or like.device.type == "meta":
                 return like
             return fences.build(f"a tensor {tuple(like.shape)} of its own", like, values=values)
 
-        return made
+        return allocate
 
     with ExitStack() as stack:
         for kind, values in (("empty", False), ("zeros", True), ("full", True)):
             for owner, name in ((torch, kind), (torch, f"{kind}_like"), (Tensor, f"new_{kind}")):
-                stack.enter_context(patch.object(owner, name, fenced(getattr(owner, name), values)))
-        stack.enter_context(patch.object(torch, "empty_strided", fenced(torch.empty_strided, False)))
+                stack.enter_context(patch.object(owner, name, with_fence(getattr(owner, name), values)))
+        stack.enter_context(patch.object(torch, "empty_strided", with_fence(torch.empty_strided, False)))
         yield
 
 
 @contextmanager
-def poisoned_memory() -> Iterator[None]:
-    """torch.empty gives NaN, also where it is called from C++."""
+def poison_memory() -> Iterator[None]:
+    """Fill memory of torch.empty with NaN, also in calls from C++."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    # what torch.use_deterministic_algorithms calls, which imports torch._inductor first: 3 s of a process's start
+    # torch.use_deterministic_algorithms calls this, but imports torch._inductor first: 3 s
     torch._C._set_deterministic_algorithms(True, warn_only=True)
     try:
         yield
@@ -137,17 +145,17 @@ def check(
     twice: bool = False,
     within: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
-    """Raise Mismatch, with the output and the size of its error, where the kernel does not pass.
+    """Compare a kernel with its reference; raises Mismatch with the output and the size of its error.
 
     Args:
-        case: Its inputs and tolerance.
-        kernel: What is checked.
-        reference: The same in plain torch.
-        device: Where both run.
-        guarded: Poison memory and guard what lies beside it; this makes torch's algorithms deterministic meanwhile, so
-            that a kernel which is timed takes its first tile. Else the kernel runs as in training.
+        case: Inputs and tolerance.
+        kernel: The function to check.
+        reference: The same function in plain torch.
+        device: Device of both.
+        guarded: Poison memory and use guard bands. This makes torch's algorithms deterministic, so that an autotuned
+            kernel takes its first tile. Otherwise the kernel runs as in training.
         twice: Also compare the bits of two runs, if the case is deterministic.
-        within: What the guarded kernel runs in.
+        within: Context in which the guarded kernel runs.
     """
     inputs = case.make_inputs(torch.device(device))
     exact = results(case, reference, {name: in_float64(value) for name, value in inputs.items()})
@@ -173,7 +181,7 @@ def check(
 def guarded_results(
     case: Case, kernel: Op, inputs: Inputs, within: Callable[[], AbstractContextManager[None]] = nullcontext
 ) -> dict[str, Tensor]:
-    """What `results` gives amid poisoned memory and guard bands, which are checked."""
+    """Return `results` with poisoned memory and guard bands, which are checked."""
     fences = Fences()
     fenced = {
         name: fences.build(name, value, values=True, frozen=name not in case.changed + case.scratch)
@@ -181,14 +189,14 @@ def guarded_results(
         else value
         for name, value in inputs.items()
     }
-    with poisoned_memory(), within(), fenced_allocations(fences):
+    with poison_memory(), within(), fence_allocations(fences):
         out = results(case, kernel, fenced)
     fences.check()
     return out
 
 
 def results(case: Case, op: Op, inputs: Inputs) -> dict[str, Tensor]:
-    """Everything that the op returns or changes, and the gradients of one fixed weighting of what it returns."""
+    """Return all outputs and changed arguments, and the gradients of a fixed weighting of the outputs."""
     leaves = {name: inputs[name].detach().requires_grad_() for name in case.differentiated}
     returned = op(**{**inputs, **leaves})
     parts = returned if isinstance(returned, tuple | list) else () if returned is None else (returned,)
@@ -202,13 +210,13 @@ def results(case: Case, op: Op, inputs: Inputs) -> dict[str, Tensor]:
 
 
 def cotangent(output: Tensor) -> Tensor:
-    """Weights in (0, 1) that differ from element to element, exact in every dtype."""
+    """Return weights in (0, 1) that differ between elements, exact in every dtype."""
     numbers = torch.arange(output.numel(), device=output.device)
     return ((numbers * 37 % 61 + 1) / 64).to(output.dtype).view(output.shape)
 
 
 def compare(name: str, got: Tensor, plain: Tensor, exact: Tensor, tolerance: float) -> None:
-    """Raise Mismatch where a result is of another kind than plain torch's, or too far from the exact one."""
+    """Raise Mismatch if a result has another kind than plain torch's, or is too far from the exact one."""
     if got.shape != plain.shape:
         raise Mismatch(f"{name} has shape {tuple(got.shape)} instead of {tuple(plain.shape)}")
     if got.dtype != plain.dtype:
@@ -224,7 +232,7 @@ def compare(name: str, got: Tensor, plain: Tensor, exact: Tensor, tolerance: flo
         raise Mismatch(f"{name}: the reference is not finite")
     error, own = float((got.double() - exact).abs().max()), float((plain.double() - exact).abs().max())
     bound = 2 * own + tolerance * float(exact.abs().max())
-    if not error <= bound:  # NaN is not at most anything
+    if not error <= bound:  # also fails for NaN
         raise Mismatch(f"{name}: error {error:.3g}, of plain torch {own:.3g}, allowed {bound:.3g}", error)
 
 
@@ -235,7 +243,7 @@ def in_float64(value: Any) -> Any:
 
 
 def clone(value: Any) -> Any:
-    """A copy of a tensor in the same memory layout, rows that lie apart and elements that share memory included."""
+    """Copy a tensor in its memory layout, including row padding and shared elements."""
     if not isinstance(value, Tensor):
         return value
     if value.is_contiguous() or value.numel() == 0:

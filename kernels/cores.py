@@ -1,6 +1,6 @@
-"""How many cores there are for a process: fewer than the machine has, where it is bound or has a quota.
+"""Number of cores available to a process: affinity and control group quotas may limit it.
 
-It is here rather than in fastlocal, which counts by it too, as compiling the operations in C++ takes as many processes.
+It lies in this package, because the compilation of the C++ operations needs it too.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ PROC = Path("/proc/self")
 
 
 def machine_cores() -> int:
-    """Cores that this process and its children may use together: by affinity and by the quota of its control groups."""
+    """Return the cores that this process and its children may use together: by affinity and control group quota."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cgroup_quota()
     return bound if quota is None else max(1, min(bound, math.ceil(quota)))
 
 
 def cores(processes: int = 1) -> int:
-    """Threads for each of some processes that share the machine: no more than OMP_NUM_THREADS, which is of each."""
+    """Return the threads for each of several processes that share the machine, at most OMP_NUM_THREADS."""
     share = max(1, machine_cores() // processes)
-    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # the others are of nested regions
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # further numbers are for nested regions
     return min(share, int(first)) if first.isdecimal() and int(first) > 0 else share
 
 
 def cgroup_quota(proc: Path = PROC) -> float | None:
-    """Cores' worth of time that the control groups of a process grant it, those around them included; None: no limit.
+    """Return the quota of the process's control groups and their parents in cores, or None without a limit.
 
-    Version 2 says "50000 100000" or "max 100000" in cpu.max, version 1 a quota and a period in two files.
+    Version 2 has "50000 100000" or "max 100000" in cpu.max, version 1 a quota and a period in two files.
 
     Args:
-        proc: The folder of the process in /proc.
+        proc: Folder of the process in /proc.
     """
     quotas = []
     for version, mount, root, group in _groups(proc):
@@ -47,19 +47,19 @@ def cgroup_quota(proc: Path = PROC) -> float | None:
                     period = (place / "cpu.cfs_period_us").read_text()
                 if quota != "max" and int(quota) > 0 and int(period) > 0:
                     quotas.append(int(quota) / int(period))
-            except (OSError, ValueError):  # the root has none, and what is outside a container is not to be seen
+            except (OSError, ValueError):  # the root has no quota, and a container hides its parents
                 continue
     return min(quotas, default=None)
 
 
 def _below(group: str, root: str) -> PurePosixPath:
-    """A group's folder below a mount that shows the tree from `root` on."""
+    """Return a group's folder below a mount that shows the tree from `root` on."""
     path = PurePosixPath("/", *(part for part in PurePosixPath(group).parts if part not in ("/", "..")))
     return path.relative_to(root if path.is_relative_to(root) else "/")
 
 
 def _groups(proc: Path) -> list[tuple[int, Path, str, str]]:
-    """Version, mount point, the group that is mounted there, and the process's group, of each tree that limits CPUs."""
+    """Return (version, mount point, mounted group, group of the process) of each tree that limits CPUs."""
     try:
         own = [line.split(":", 2) for line in (proc / "cgroup").read_text().splitlines()]
         mounts = [line.split() for line in (proc / "mountinfo").read_text().splitlines()]

@@ -1,19 +1,18 @@
 """Convolution, linear maps, GroupNorm and BatchNorm that stay one stacked operation under vmap.
 
 `conv2d`, `linear`, `group_norm` and `batch_norm` take the arguments of their namesakes in torch.nn.functional. Under
-torch.vmap over stacked parameters they reach conv2d_clients, one batched product and norm_act, all clients at once;
-without vmap there is one client.
-`StackedOps` redirects torch's functions to them in whatever a module calls:
+torch.vmap over stacked parameters they call conv2d_clients, one batched product and norm_act for all clients at once;
+without vmap there is one client. `StackedOps` redirects torch's functions to them in any module:
 
     with StackedOps():
         losses = torch.vmap(forward_one)(params, images, targets)
 
-Autograd goes around vmap, as above: torch.func.grad inside it does not know torch.library's operators.
-torch.compile(fullgraph=True) accepts the whole. What torch refuses is left to torch, which says what is wrong.
+Autograd must be outside vmap, as above: torch.func.grad inside does not support torch.library's operators.
+torch.compile(fullgraph=True) accepts all of it. Arguments that torch rejects go to torch, for its error message.
 
-`linear` is (weight @ input.T).T on a CPU, and torch's own elsewhere: under vmap either is one batched product. Turned
-around like that, its weight's gradient comes in the weight's own layout, and 16 samples of 3072 values to 128 take 0.4
-of the time on one core (float32, MKL 2024.2). On a GPU this is not measured.
+`linear` is (weight @ input.T).T on a CPU, and torch's own elsewhere: under vmap either is one batched product. In this
+form the gradient of the weight has the weight's layout, and 16 samples of 3072 values to 128 take 0.4 of the time on
+one core (float32, MKL 2024.2). On a GPU this is not measured.
 """
 
 from __future__ import annotations
@@ -45,10 +44,13 @@ def conv2d(
     *,
     strategy: str = "auto",
 ) -> Tensor:
-    """torch.nn.functional.conv2d of one client. Under autocast it computes in autocast's dtype, as torch's does.
+    """torch.nn.functional.conv2d of one client; under autocast it computes in autocast's dtype, as torch.
 
-    input: [batch, in, h, w]        weight: [out, in / groups, kh, kw]        bias: [out] or None
-    strategy: of `conv2d_stacked`; the grouped one is left to torch, whose vmap makes it
+    Args:
+        input: [batch, in, h, w].
+        weight: [out, in / groups, kh, kw].
+        bias: [out] or None.
+        strategy: Of `conv2d_stacked`; "grouped" calls torch's convolution, and vmap groups it.
     """
     window = _window(input, weight, bias, stride, padding, dilation, groups)
     if window is None:
@@ -56,23 +58,20 @@ def conv2d(
     input, weight, bias = _autocast(input, weight, bias)
     if padding == "same":
         spans = [step * (size - 1) for step, size in zip(window.dilation, weight.shape[2:], strict=True)]
-        if any(span % 2 for span in spans):  # torch pads one side more
+        if any(span % 2 for span in spans):  # torch pads one side more than the other
             input = F.pad(input, (0, spans[1] % 2, 0, spans[0] % 2))
     stride, padding, dilation = window.stride, window.padding, window.dilation
     images, filters = input.unsqueeze(0), weight.unsqueeze(0)
     if strategy == "auto":
         strategy = choose(images, filters, window)
-    if strategy == "grouped":  # by aten's name, which no StackedOps around this one redirects
+    if strategy == "grouped":  # aten's name, which an outer StackedOps does not redirect
         return torch.ops.aten.conv2d(input, weight, bias, stride, padding, dilation, groups)
     biases = None if bias is None else bias.unsqueeze(0)
     return conv2d_stacked(images, filters, biases, stride, padding, dilation, groups, strategy).squeeze(0)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """torch.nn.functional.linear of one client.
-
-    input: [..., in]        weight: [out, in]        bias: [out] or None
-    """
+    """torch.nn.functional.linear of one client: input [..., in], weight [out, in], bias [out] or None."""
     fits = weight.dim() == 2 and input.dim() > 1 and input.shape[-1] == weight.shape[1]
     if bias is not None:
         fits = fits and bias.shape == weight.shape[:1] and bias.dtype == weight.dtype
@@ -94,8 +93,11 @@ def group_norm(
 ) -> Tensor:
     """torch.nn.functional.group_norm of one client, with statistics in fp32 and a result in the input's dtype.
 
-    input: [batch, channels, ...]        weight, bias: [channels] or None
-    backend: of `norm_act_stacked`; "auto" leaves it to torch where that is faster
+    Args:
+        input: [batch, channels, ...].
+        weight: [channels] or None.
+        bias: [channels] or None.
+        backend: Of `norm_act_stacked`; "auto" calls torch where that is faster.
     """
     ours = backend != "auto" or worthwhile(input)
     if not ours or num_groups < 1 or not _has_statistics(input, weight, bias, num_groups):
@@ -115,13 +117,16 @@ def batch_norm(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """torch.nn.functional.batch_norm of one client; with running statistics, to use or to update, torch's own.
+    """torch.nn.functional.batch_norm of one client; with running statistics it is torch's own.
 
-    input: [batch, channels, ...]        weight, bias: [channels] or None
-    backend: of `norm_act_stacked`; "auto" leaves it to torch where that is faster
+    Args:
+        input: [batch, channels, ...].
+        weight: [channels] or None.
+        bias: [channels] or None.
+        backend: Of `norm_act_stacked`; "auto" calls torch where that is faster.
     """
-    given = running_mean is not None or running_var is not None
-    ours = training and not given and (backend != "auto" or worthwhile(input))
+    has_running = running_mean is not None or running_var is not None
+    ours = training and not has_running and (backend != "auto" or worthwhile(input))
     if not ours or not _has_statistics(input, weight, bias, 0):
         wide = _wide(input)
         return F.batch_norm(wide, running_mean, running_var, weight, bias, training, momentum, eps).to(input.dtype)
@@ -129,7 +134,7 @@ def batch_norm(
 
 
 def _wide(input: Tensor) -> Tensor:
-    """In fp32 where it is less: under vmap, torch would keep a bf16 input's statistics in bf16 and return fp32."""
+    """Cast 16-bit inputs to fp32: under vmap, torch keeps a bf16 input's statistics in bf16 and returns fp32."""
     return input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
 
 
@@ -144,24 +149,21 @@ def norm_act(
     activation: str = "none",
     backend: str = "auto",
 ) -> Tensor:
-    """activation(norm(input) * weight + bias + residual) of one client, in one operation.
-
-    input, residual: [batch, channels, ...]        weight, bias: [channels] or None
-    groups: of GroupNorm; 0 is BatchNorm with the batch's statistics        activation: "none", "relu" or "silu"
-    backend: of `norm_act_stacked`
-    """
-    stacked = (None if given is None else given.unsqueeze(0) for given in (weight, bias, residual))
+    """Compute activation(norm(input) * weight + bias + residual) of one client, see `norm_act_stacked`."""
+    stacked = (None if tensor is None else tensor.unsqueeze(0) for tensor in (weight, bias, residual))
     y, _, _ = norm_act_stacked(input.unsqueeze(0), *stacked, groups, eps, activation, backend)
     return y.squeeze(0)
 
 
 class StackedOps(TorchFunctionMode):
-    """Within, torch.nn.functional's conv2d, linear and norms are those of this module, other norms in fp32.
+    """Redirects torch.nn.functional's conv2d, linear and norms to this module; other norms compute in fp32.
 
-    Functions whose rule under vmap would take an index out of range for a row of another client refuse it.
+    Functions whose vmap rule would read another client's row for an index out of range reject that index. "auto" leaves
+    to torch what torch computes faster, for example small convolutions on a CPU.
 
-    strategy: of the convolutions        norms: backend of the norms
-    Of both, "auto" leaves to torch what it computes faster, and so does nothing to small convolutions on a CPU.
+    Args:
+        strategy: Of the convolutions.
+        norms: Backend of the norms.
     """
 
     def __init__(self, strategy: str = "auto", norms: str = "auto") -> None:
@@ -186,7 +188,7 @@ class StackedOps(TorchFunctionMode):
         if func is F.one_hot:
             return one_hot(*args, **kwargs)
         if func in _INDEX_FILLS:
-            return func(*_with_places(*args, **kwargs))
+            return func(*_with_positive_indices(*args, **kwargs))
         if func in (F.layer_norm, F.instance_norm):
             input, *rest = args
             return func(_wide(input), *rest, **kwargs).to(input.dtype)
@@ -204,8 +206,8 @@ def embedding(
 ) -> Tensor:
     """torch.nn.functional.embedding of one client.
 
-    torch's rule takes an index beyond the table for a row of the next client, and looks for the padding index in the
-    tables of all clients laid end to end, so that it finds the first client's alone.
+    torch's vmap rule reads the next client's row for an index beyond the table, and applies the padding index to the
+    first client's table alone, because it concatenates the tables.
     """
     ids = indices_within(input, 0, weight.shape[0], "the table of an embedding")
     if max_norm is not None or scale_grad_by_freq or sparse:
@@ -218,7 +220,7 @@ def embedding(
 
 
 def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
-    """torch.nn.functional.one_hot of one client, which refuses under vmap too what has no class."""
+    """torch.nn.functional.one_hot of one client; also under vmap it rejects an index without a class."""
     if num_classes > 0:
         tensor = indices_within(tensor, 0, num_classes, "the classes of one_hot")
     return F.one_hot(tensor, num_classes)
@@ -227,8 +229,8 @@ def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
 _INDEX_FILLS = (torch.index_fill, Tensor.index_fill, Tensor.index_fill_)
 
 
-def _with_places(input: Tensor, dim: int, index: Tensor, value: Any) -> tuple[Tensor, int, Tensor, Any]:
-    """Arguments of an index_fill, whose negative indices count from the end."""
+def _with_positive_indices(input: Tensor, dim: int, index: Tensor, value: Any) -> tuple[Tensor, int, Tensor, Any]:
+    """Return the arguments of an index_fill with negative indices counted from the end."""
     size = input.shape[dim]
     checked = indices_within(index, -size, size, f"dimension {dim}")
     return input, dim, torch.where(checked < 0, checked + size, checked), value
@@ -247,7 +249,7 @@ def _window(
     dilation: Size,
     groups: int,
 ) -> Geometry | None:
-    """How the filters move over the images, "same" without what it pads on one side only; None where torch refuses."""
+    """Return the geometry of the filters, without the one-sided padding of "same"; None if torch rejects them."""
     stride, dilation = _pair(stride), _pair(dilation)
     if not input.dim() == weight.dim() == 4 or not input.is_floating_point() or weight.numel() == 0:
         return None
@@ -270,13 +272,13 @@ def _window(
             return None
     if input.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
         return None
-    window = Geometry.of(stride, padding, dilation, groups)
+    window = Geometry.from_sequences(stride, padding, dilation, groups)
     image, kernel = (input.shape[2], input.shape[3]), (weight.shape[2], weight.shape[3])
     return window if min(window.output_size(image, kernel)) > 0 else None
 
 
 def _has_statistics(input: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int) -> bool:
-    """Whether torch normalises this, in so many groups or, for 0, over the batch; else it says why not."""
+    """Whether torch accepts the arguments of a norm in `groups` groups, or for 0 over the batch."""
     if input.dim() < 2 or input.shape[1] == 0 or not input.is_floating_point():
         return False
     channels = input.shape[1]

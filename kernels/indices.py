@@ -1,4 +1,4 @@
-"""Indices under vmap: torch's rules for some functions take one that is out of range for a row of another client."""
+"""Index checks under vmap: torch's rules for some functions read another client's row for an index out of range."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from .light_ops import define
 
 
 def indices_within(indices: Tensor, low: int, high: int, what: str) -> Tensor:
-    """A copy of integer indices that are all in [low, high).
+    """Return a copy of integer indices after a check that all are in [low, high).
 
     Args:
         indices: [...] of any integer type.
-        low: The lowest allowed.
-        high: One more than the highest allowed.
-        what: Whose they are, for the message.
+        low: Lowest allowed index.
+        high: One more than the highest allowed index.
+        what: Object of the indices, for the message.
 
     Raises:
-        IndexError: On a CPU, where one is not. A GPU fails later, at the next time that the host waits for it, as it
-            does for torch's own functions.
+        IndexError: On a CPU, if an index is out of range. A GPU reports it later, at the next synchronization, as for
+            torch's own functions.
     """
-    checked: Tensor = _OP(indices, low, high, what)
-    return checked
+    out: Tensor = _OP(indices, low, high, what)
+    return out
 
 
 def _within(indices: Tensor, low: int, high: int, what: str) -> Tensor:
@@ -36,9 +36,9 @@ def _check(indices: Tensor, low: int, high: int, what: str) -> None:
     if indices.device.type != "cpu":
         torch._assert_async(((indices >= low) & (indices < high)).all())
     elif indices.numel():
-        least, most = (int(value) for value in indices.aminmax())
-        if least < low or most >= high:
-            wrong = least if least < low else most
+        smallest, largest = (int(value) for value in indices.aminmax())
+        if smallest < low or largest >= high:
+            wrong = smallest if smallest < low else largest
             raise IndexError(f"index {wrong} is out of bounds for {what} with size {high}")
 
 

@@ -1,7 +1,6 @@
-"""Operators of torch for fake tensors and vmap that have no gradient.
+"""torch operators with rules for fake tensors and vmap, and without a gradient.
 
-torch.library.custom_op defines them in one step, and imports torch's compiler as it is first called, which takes 1.9 s
-of a core.
+torch.library.custom_op defines such operators in one step, but its first call imports torch's compiler: 1.9 s.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {}
-"""What each operator computes, by its name with the namespace."""
+"""Function of each operator, by its name with namespace."""
 _LIBRARY = torch.library.Library("fastlocal", "FRAGMENT")
 
 
@@ -23,10 +22,10 @@ def define(
     """Define an operator on every device.
 
     Args:
-        schema: As torch.library takes it, without a namespace.
-        function: What it computes; its result shares no memory with what it is given.
-        fake: The same of tensors without values.
-        vmap: (info, in_dims, *arguments) -> (result, its dimension of clients), as torch.library.register_vmap says.
+        schema: Schema of torch.library, without a namespace.
+        function: Computes the result, which must not share memory with the arguments.
+        fake: The same for fake tensors.
+        vmap: (info, in_dims, *arguments) -> (result, its batch dimension), as for torch.library.register_vmap.
 
     Returns:
         The operator.

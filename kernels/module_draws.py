@@ -1,4 +1,4 @@
-"""Random words for what a module draws itself, as an operator that vmap knows: each client has its own."""
+"""Random words for a module's own draws, as an operator with a vmap rule: each client has its own."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from .light_ops import define
 from .philox import Purpose, draw
 
 MAX_CALLS = 2**24
-"""Draws of one local step, as the counter has room for no more."""
+"""Maximum number of draws in a local step, a limit of the counter."""
 
 
 def module_words(clients: Tensor, step: Tensor, size: int, call: int, seed: int) -> Tensor:
-    """Words that depend on (seed, client, step, call, element) alone.
+    """Return words that depend only on (seed, client, step, call, element).
 
     Args:
-        clients: int64 [...], the numbers of the clients.
-        step: int64 [], the global number of the local step.
-        size: Elements of a client.
-        call: Which draw of the step it is, from 0 on.
-        seed: Of the run.
+        clients: int64 [...], indices of the clients.
+        step: int64 [], global local step.
+        size: Elements per client.
+        call: Number of the draw in the step, from 0 on.
+        seed: Seed of the run.
 
     Returns:
-        int64 [..., size] of words in [0, 2^32).
+        int64 [..., size], words in [0, 2^32).
     """
     words: Tensor = _OP(clients, step, size, call, seed)
     return words

@@ -1,4 +1,4 @@
-"""Implementations that do not work on this machine, which "auto" does without, and how a kernel fails."""
+"""Disabled implementations of this process, and the classification of kernel errors."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _FOLDER = Path(__file__).parent
 _reasons: dict[tuple[str, str], str] = {}
 
 STICKY = ("CUDA error", "Triton Error [CUDA]", "CUDNN_STATUS_EXECUTION_FAILED", "CUBLAS_STATUS_EXECUTION_FAILED")
-"""Texts of the errors after which a CUDA context is of no more use, among harmless ones."""
+"""Texts of errors after which a CUDA context is unusable; HARMLESS lists exceptions."""
 HARMLESS = ("captur", "out of memory", "out of resource")
-"""Texts of those among them that leave the context as it was."""
+"""Texts of such errors that leave the context usable."""
 
 
 def refuse(op: str, backend: str, reason: str) -> None:
-    """Keep "auto" in this process from a backend of an op, and have `get` raise where it is asked for by name.
+    """Disable a backend of an op in this process: "auto" skips it, and `get` raises if it is named.
 
     Args:
         op: A folder of this package, or a function of kernels/native.
         backend: "triton", "cpu", or "native" for a function of kernels/native.
-        reason: Why, in one line, such as "wrong by 0.3 on 2x3x16".
+        reason: One line, such as "wrong by 0.3 on 2x3x16".
     """
     _reasons[op, backend] = reason
 
@@ -36,16 +36,15 @@ def accept(op: str, backend: str) -> None:
 
 
 def refusals() -> Mapping[tuple[str, str], str]:
-    """What is refused: {(op, backend): reason}."""
+    """Return {(op, backend): reason} of the disabled backends."""
     return MappingProxyType(_reasons)
 
 
 def failures() -> tuple[type[BaseException], ...]:
-    """The exceptions that a kernel may raise as it is compiled or launched.
+    """Return the exceptions that a kernel may raise during compilation or launch.
 
-    Triton's own derive from Exception alone; without a C compiler or Python's headers its launcher ends in the
-    RuntimeError, OSError or SubprocessError of whoever looks for them. An out-of-memory error is a RuntimeError, and
-    so are CUDA errors: see `is_device_fault`.
+    Triton's own derive from Exception alone. Without a C compiler or Python's headers its launcher raises RuntimeError,
+    OSError or SubprocessError. Out-of-memory errors and CUDA errors are RuntimeErrors: see `is_device_fault`.
     """
     known: tuple[type[BaseException], ...] = (
         MemoryError,
@@ -56,14 +55,14 @@ def failures() -> tuple[type[BaseException], ...]:
         AssertionError,
         subprocess.SubprocessError,
     )
-    triton = sys.modules.get("triton.errors")  # where it is not imported, none of its errors can be raised
+    triton = sys.modules.get("triton.errors")  # before its import, none of its errors can be raised
     return known if triton is None else (*known, triton.TritonError)
 
 
 def is_device_fault(error: BaseException) -> bool:
-    """Whether an error, or what it came from, left the CUDA device unusable for the process: it must not be swallowed.
+    """Whether an error or its cause left the CUDA device unusable for this process, so that it must be raised.
 
-    An operation that a capture does not allow, and a launch that asks for too much, are none.
+    Operations that a capture does not allow, and launches that need too many resources, are no device faults.
     """
     for one in _chain(error):
         text = str(one)
@@ -75,9 +74,9 @@ def is_device_fault(error: BaseException) -> bool:
 
 
 def failing_op(error: BaseException) -> str | None:
-    """The op whose Triton kernel raised an error, by its traceback; None where it came from elsewhere.
+    """Return the op whose Triton kernel raised an error, from the traceback; None for other errors.
 
-    None too for what a capture does not allow, which is no fault of the kernel's.
+    Also None for an operation that a capture does not allow.
     """
     found = None
     for one in _chain(error):
@@ -93,10 +92,10 @@ def failing_op(error: BaseException) -> str | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it came from."""
-    seen: set[int] = set()
+    """Yield an error and its causes."""
+    visited: set[int] = set()
     one: BaseException | None = error
-    while one is not None and id(one) not in seen:
-        seen.add(id(one))
+    while one is not None and id(one) not in visited:
+        visited.add(id(one))
         yield one
         one = one.__cause__ or one.__context__

@@ -1,4 +1,4 @@
-"""Moving the axis that vmap adds into the axes of a stacked operation."""
+"""Moves vmap's axis into the axes of a stacked operation."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ from torch import Tensor
 
 
 def fold(tensor: Tensor, dim: int | None, size: int, into: int = 0) -> Tensor:
-    """The same elements with vmap's axis as the outer part of axis `into`.
+    """Merge vmap's axis into axis `into`, as its outer part.
 
-    dim: where vmap's axis is, or None where the tensor has none and is repeated        size: of vmap's axis
+    Args:
+        tensor: The tensor.
+        dim: vmap's axis; None repeats the tensor.
+        size: Size of vmap's axis.
+        into: The axis.
     """
     if dim is None:
-        moved = tensor.unsqueeze(into).expand(*tensor.shape[:into], size, *tensor.shape[into:])
+        stacked = tensor.unsqueeze(into).expand(*tensor.shape[:into], size, *tensor.shape[into:])
     else:
-        moved = tensor.movedim(dim, into)
-    return moved.flatten(into, into + 1)
+        stacked = tensor.movedim(dim, into)
+    return stacked.flatten(into, into + 1)
 
 
 def unfold(tensor: Tensor, size: int, at: int = 0) -> Tensor:
-    """The reverse for a result: vmap's axis is then `at`."""
+    """Reverse `fold` for a result; vmap's axis is then `at`."""
     return tensor.unflatten(at, (size, tensor.shape[at] // size))

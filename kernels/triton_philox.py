@@ -1,4 +1,4 @@
-"""The draws of `philox.py` inside Triton kernels: the same words for the same arguments."""
+"""Draws of `philox.py` inside Triton kernels: the same words for the same arguments."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from .philox import MASK32
 
 @triton.jit
 def draw(seed_low, seed_high, PURPOSE: tl.constexpr, client, step, position):
-    """Four random words.
+    """Draw four random words.
 
-    seed_low, seed_high: uint32, as `seed_words` gives them
-    client, step, position: whole numbers, of which the lower 32 bits count; any of them may be a block
+    Args:
+        seed_low: uint32, from `seed_words`.
+        seed_high: uint32, from `seed_words`.
+        PURPOSE: A Purpose.
+        client: Integer or block; the lower 32 bits count.
+        step: Integer or block; the lower 32 bits count.
+        position: Integer or block; the lower 32 bits count.
     """
     zero = position.to(tl.uint32) * 0
     return tl.philox_impl(
@@ -28,10 +33,10 @@ def draw(seed_low, seed_high, PURPOSE: tl.constexpr, client, step, position):
 
 @triton.jit
 def below(word, bound):
-    """A word as an integer in [0, bound), bound at most 2^31."""
+    """Map a word to an integer in [0, bound), bound at most 2^31."""
     return tl.umulhi(word, (word * 0 + bound).to(tl.uint32)).to(tl.int32)
 
 
 def seed_words(seed: int) -> tuple[int, int]:
-    """The two words of the key, low and high."""
+    """Return the two words of the key, low and high."""
     return seed & MASK32, (seed >> 32) & MASK32

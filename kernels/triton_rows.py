@@ -1,7 +1,7 @@
 """Blocks of rows for Triton kernels, placed so that loads and stores are 16 bytes wide.
 
-Rows of n_params elements that lie one after the other start anywhere, as n_params is any number. So a block starts
-`lead` elements before the row does, at a multiple of 16, and the first and the last block of a row are masked.
+Consecutive rows of n_params elements start anywhere, because n_params is any number. So a block starts `lead` elements
+before its row, at a multiple of 16, and the first and the last block of a row are masked.
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ import triton.language as tl
 from torch import Tensor
 
 LEAD = tl.constexpr(16)
-"""Blocks start at multiples of so many elements: 16 bytes of the narrowest dtype, and what Triton looks for."""
+"""Blocks start at multiples of this element count: 16 bytes of the narrowest dtype, as Triton's vectorization needs."""
 
 
 @triton.jit
 def row_block(row, stride, first, CONGRUENT: tl.constexpr):
-    """Offset of column `first` of a row; a multiple of 16 where the row's own start minus `first` is one.
+    """Return the offset of column `first` of a row; a multiple of 16 if CONGRUENT.
 
-    row, stride: int64, or promoted to it by `row`        first: the block's first column, negative before the row
+    Args:
+        row: int64.
+        stride: int64, or promoted by `row`.
+        first: First column of the block, negative before the row.
+        CONGRUENT: Whether the row's start minus `first` is a multiple of 16.
     """
     offset = row * stride + first
     if CONGRUENT:
@@ -28,8 +32,10 @@ def row_block(row, stride, first, CONGRUENT: tl.constexpr):
 
 @triton.jit
 def load(pointers, inside):
-    """The elements, zero where not inside; `inside` None where all are. A mask that Triton cannot see through makes
-    loads one element wide."""
+    """Load elements, zero outside `inside`; None means all are inside.
+
+    A mask that Triton cannot analyze makes loads one element wide.
+    """
     if inside is None:
         return tl.load(pointers)
     else:
@@ -38,16 +44,13 @@ def load(pointers, inside):
 
 @triton.jit
 def row_starts(rows, stride, ALIGNMENT: tl.constexpr):
-    """Offsets of the first columns of some rows, which are known to be multiples of ALIGNMENT.
-
-    rows: int64 [n]
-    """
+    """Return the offsets of the rows [n] int64, known to be multiples of ALIGNMENT."""
     return tl.multiple_of(rows * stride, [ALIGNMENT])
 
 
 @triton.jit
 def both(rows, columns):
-    """The mask [rows, columns] of a tile; columns None where all are inside."""
+    """Return the mask [rows, columns] of a tile; columns None means all are inside."""
     if columns is None:
         return rows[:, None]
     else:
@@ -55,22 +58,22 @@ def both(rows, columns):
 
 
 def congruent(*buffers: Tensor | None) -> bool:
-    """Whether in all of these [rows, columns] the same columns of a row start at the same place modulo 16 elements."""
+    """Whether the rows of all buffers [rows, columns] have the same stride modulo 16 elements."""
     strides = {buffer.stride(0) % LEAD.value for buffer in buffers if buffer is not None}
     return len(strides) <= 1
 
 
 def blocks_per_row(columns: int, block: int) -> int:
-    """How many blocks cover a row wherever it starts."""
+    """Return the number of blocks that cover a row, wherever it starts."""
     return triton.cdiv(columns + LEAD.value - 1, block)
 
 
 def alignment(*buffers: Tensor | None) -> int:
-    """The largest power of two up to 16 that divides the stride of every row, in elements."""
+    """Return the largest power of two up to 16 that divides all row strides, in elements."""
     strides = [buffer.stride(0) for buffer in buffers if buffer is not None and buffer.shape[0] > 1]
     return next(power for power in (16, 8, 4, 2, 1) if all(stride % power == 0 for stride in strides))
 
 
 def tile(columns: int) -> tuple[int, int]:
-    """Rows and columns of the tile in which one program goes down all rows: narrow where there are few columns."""
+    """Return rows and columns of the tile in which a program walks down all rows; narrow for few columns."""
     return (2, 512) if columns >= 2**16 else (8, 128)

@@ -1,4 +1,4 @@
-"""Sizes around a tile, weights, the mean handed back to every row; and the buffers of ResNet-20 and ResNet-56."""
+"""Sizes around a tile, weights, the mean written back to every row; and the buffers of ResNet-20 and ResNet-56."""
 
 from __future__ import annotations
 

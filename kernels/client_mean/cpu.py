@@ -1,4 +1,4 @@
-"""The mean over the client axis on a CPU, added row by row."""
+"""Mean over the client axis on a CPU, added row by row."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from . import reference
 def client_mean(params: Tensor, total: Tensor, weight: float | Tensor, *, broadcast: bool = False) -> None:
     """As the reference. One weight for all clients gives the same bits in one chunk or in several.
 
-    64 rows of 394,634 numbers take 9 ms on one core, 12 where `native` is not loaded, which changes no bit, and as the
-    reference does it 120: torch.sum of floats in float64 is that slow.
+    64 rows of 394,634 numbers take 9 ms on one core, 12 ms without `native` (same bits), and 120 ms by the reference,
+    because torch.sum of floats in float64 is slow.
     """
     rows, running = params.dtype == torch.float32, total.dtype == torch.float64
     if isinstance(weight, Tensor):

@@ -1,4 +1,4 @@
-"""The mean over the client axis, in plain torch; also the CPU path."""
+"""Mean over the client axis in plain torch; also the CPU implementation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ def client_mean(params: Tensor, total: Tensor, weight: float | Tensor, *, broadc
 
         total <- total + sum over clients of weight * params
 
-    params: [clients, n_params]        total: [n_params], float64 for a mean that does not depend on the chunks
-    weight: one over the number of all clients, so that after the last chunk `total` is their mean; or [clients], one
-        weight for each
-    broadcast: every row becomes the new total
+    Args:
+        params: [clients, n_params].
+        total: [n_params], float64 for a mean that does not depend on the chunks.
+        weight: 1 / number of all clients, so that `total` is their mean after the last chunk; or [clients].
+        broadcast: Write the new total to every row.
     """
     if isinstance(weight, Tensor):
         total.add_(weight.to(total.dtype) @ params.to(total.dtype))

@@ -1,4 +1,4 @@
-"""The mean over the client axis: every row is read once, and written once where the mean is handed back."""
+"""Mean over the client axis: every row is read once, and written once with `broadcast`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _mean_of_columns(
     BLOCK: tl.constexpr,
 ):
     compute: tl.constexpr = tl.float64 if params_ptr.dtype.scalar.element_ty == tl.float64 else tl.float32
-    # in total's dtype where it is wider: 1/clients rounded to float32 would scale the mean anew in every round
+    # in total's wider dtype: 1/clients rounded to float32 would scale the mean in every round
     accumulator: tl.constexpr = tl.float64 if total_ptr.dtype.scalar.element_ty == tl.float64 else compute
     partial = tl.zeros((ROWS, BLOCK), accumulator)
     for begin in range(0, clients, ROWS):
@@ -96,12 +96,11 @@ def _client_mean(
 def client_mean(params: Tensor, total: Tensor, weight: float | Tensor, *, broadcast: bool = False) -> None:
     """Add the weighted sum of a chunk's rows to a running mean, in place; as the reference.
 
-    The rows are weighted and added in float64 where they or `total` are, else in float32. Loads are 16 bytes wide where
-    the rows' stride is a multiple of 16 bytes. Raises ValueError for a tensor of another shape, kind or memory
-    layout.
+    Computes in float64 if the rows or `total` are, else in float32. Loads are 16 bytes wide if the rows' stride is a
+    multiple of 16 bytes. Raises ValueError for a tensor of another shape, dtype or memory layout.
     """
     clients, n_params = matrix("params", params)
-    expect("params", params, params.shape, params.device, written=broadcast)
+    expect("params", params, params.shape, params.device, disjoint_rows=broadcast)
     expect("total", total, (n_params,), params.device)
     if isinstance(weight, Tensor):
         expect("weight", weight, (clients,), params.device, dense=False)

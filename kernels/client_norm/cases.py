@@ -1,4 +1,4 @@
-"""Sizes around a block, several parts of a row, rows that lie apart; and the gradients of ResNet-56."""
+"""Sizes around a block, several parts of a row, strided rows; and the gradients of ResNet-56."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The length of every client's row, in plain torch; also the CPU path."""
+"""Norm of every client's row in plain torch; also the CPU implementation."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from torch import Tensor
 
 @torch.no_grad()
 def client_norm(rows: Tensor) -> Tensor:
-    """The Euclidean norm of every row.
+    """Return the Euclidean norm of every row.
 
-    rows: [clients, n_params]
-    Returns [clients] in float32, or in float64 where rows are.
+    Args:
+        rows: [clients, n_params].
+
+    Returns:
+        [clients], float32, or float64 for float64 rows.
     """
     return torch.linalg.vector_norm(rows, dim=-1, dtype=torch.promote_types(rows.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""The length of every client's row, read once; the order of the additions is fixed."""
+"""Norm of every client's row, read once; the order of the additions is fixed."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def _squares(
 
 @torch.no_grad()
 def client_norm(rows: Tensor) -> Tensor:
-    """The Euclidean norm of every row; as the reference.
+    """Return the Euclidean norm of every row; as the reference.
 
-    rows: [clients, n_params]; raises ValueError where the elements of a row do not lie side by side
+    Raises ValueError if the elements of a row [clients, n_params] are not contiguous.
     """
     clients, n_params = matrix("rows", rows)
     expect("rows", rows, rows.shape, rows.device)

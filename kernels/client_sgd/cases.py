@@ -1,4 +1,4 @@
-"""Sizes around a block, every option, rows that lie apart; and the buffers of ResNet-20 and ResNet-56."""
+"""Sizes around a block, every option, strided rows; and the buffers of ResNet-20 and ResNet-56."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sgd_inputs(
     pad: int,
     pad_grads: int,
 ) -> Inputs:
-    """Arguments of client_sgd; `pad` and `pad_grads` lengthen the rows without use."""
+    """Return arguments of client_sgd; `pad` and `pad_grads` add unused elements to the rows."""
     draw = Draws(device, seed=n_params)
     params, grads = (draw.normal(clients, n_params, dtype=dtype) for _ in range(2))
     inputs: Inputs = {

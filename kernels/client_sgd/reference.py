@@ -1,4 +1,4 @@
-"""The fused local update of every client, in plain torch; also the CPU path."""
+"""Fused local update of every client in plain torch; also the CPU implementation."""
 
 from __future__ import annotations
 
@@ -21,21 +21,30 @@ def client_sgd(
     active: Tensor | None = None,
     shadow: Tensor | None = None,
 ) -> None:
-    """One SGD step of every client, in place.
+    """Take one SGD step for every client, in place.
 
         g <- grad_scale * g + weight_decay * decay_mask * p
         m <- mu * m + g
         p <- p - learning_rate * (g + mu * m  if nesterov else  m)
 
-    params, momentum, grads: [clients, n_params], rows contiguous; momentum None where mu is 0; grads may be overwritten
-    learning_rate, grad_scale: [clients]        decay_mask: [n_params], 1 where decay applies
-    active: bool [clients]; the rows of the others keep every bit
-    shadow: [clients, n_params] of a narrower dtype, becomes a copy of params
-    As torch.optim.SGD(dampening=0): the rate stays outside the buffer, unlike Sutskever et al. 2013.
+    The rate stays outside the buffer, as in torch.optim.SGD(dampening=0) and unlike Sutskever et al. 2013.
+
+    Args:
+        params: [clients, n_params], rows contiguous.
+        momentum: [clients, n_params], or None if mu is 0.
+        grads: [clients, n_params]; may be overwritten.
+        learning_rate: [clients].
+        decay_mask: [n_params], 1 where weight decay applies.
+        mu: Momentum factor.
+        weight_decay: Factor of the decay.
+        nesterov: Nesterov momentum.
+        grad_scale: [clients], or None for 1.
+        active: bool [clients], or None; rows of inactive clients keep every bit.
+        shadow: [clients, n_params] of a narrower dtype that becomes a copy of params, or None.
     """
     if active is not None:
         frozen = ~active
-        kept = [None if buffer is None else buffer[frozen] for buffer in (params, momentum, shadow)]
+        before = [None if buffer is None else buffer[frozen] for buffer in (params, momentum, shadow)]
     if grad_scale is not None:
         grads.mul_(grad_scale.to(grads.dtype).unsqueeze(-1))
     if weight_decay:
@@ -48,6 +57,6 @@ def client_sgd(
     if shadow is not None:
         shadow.copy_(params)
     if active is not None:
-        for buffer, rows in zip((params, momentum, shadow), kept, strict=True):
+        for buffer, rows in zip((params, momentum, shadow), before, strict=True):
             if buffer is not None and rows is not None:
                 buffer[frozen] = rows

@@ -1,4 +1,4 @@
-"""The fused local update of every client: each buffer is read once and written once."""
+"""Fused local update of every client: each buffer is read once and written once."""
 
 from __future__ import annotations
 
@@ -25,10 +25,14 @@ def sgd_block(
     MU: tl.constexpr,
     NESTEROV: tl.constexpr,
 ):
-    """Step the elements under these pointers; returns what the parameters are then, in the dtype of `rate`.
+    """Step a block of elements, and return the new parameters in the dtype of `rate`.
 
-    rate, scale, decay, active: broadcastable to the pointers; all but rate, and momentum_ptr and shadow_ptr, or None
-    active: where false, elements stay as they are        inside: a mask, or None where all are inside
+    All pointers address the block. momentum_ptr, shadow_ptr, scale, decay and active may be None; rate, scale, decay
+    and active are broadcastable to the pointers.
+
+    Args:
+        active: False leaves elements unchanged.
+        inside: Mask, or None if all elements are inside.
     """
     param = load(params_ptr, inside).to(rate.dtype)
     grad = load(grads_ptr, inside).to(rate.dtype)
@@ -40,10 +44,10 @@ def sgd_block(
     if momentum_ptr is not None:
         before = load(momentum_ptr, inside).to(rate.dtype)
         velocity = MU * before + grad
-        kept = velocity
+        momentum = velocity
         if active is not None:
-            kept = tl.where(active, velocity, before)
-        tl.store(momentum_ptr, kept, mask=inside)
+            momentum = tl.where(active, velocity, before)
+        tl.store(momentum_ptr, momentum, mask=inside)
         if NESTEROV:
             update = grad + MU * velocity
         else:
@@ -166,11 +170,11 @@ def check_step(
     grad_scale: Tensor | None,
     active: Tensor | None,
 ) -> tuple[int, int]:
-    """Clients and parameters of each; raises ValueError where the arguments of a step do not fit each other."""
+    """Return (clients, n_params); raises ValueError if the arguments of a step do not fit each other."""
     clients, n_params = rows = matrix("params", params)
     device, dtype = params.device, params.dtype
-    expect("params", params, rows, device, written=True)
-    expect("momentum", momentum, rows, device, dtype, written=True)
+    expect("params", params, rows, device, disjoint_rows=True)
+    expect("momentum", momentum, rows, device, dtype, disjoint_rows=True)
     expect("grads", grads, rows, device)
     expect("learning_rate", learning_rate, (clients,), device, dense=False)
     expect("decay_mask", decay_mask, (n_params,), device)
@@ -194,13 +198,13 @@ def client_sgd(
     active: Tensor | None = None,
     shadow: Tensor | None = None,
 ) -> None:
-    """One SGD step of every client, in place; as the reference, with grads left as they are.
+    """Take one SGD step for every client, in place; as the reference, but grads are not changed.
 
-    Rows may lie apart by any stride, their elements lie side by side. `mu` and `weight_decay` are constants of the
-    compiled program: a run has one of each. Raises ValueError for a tensor of another shape, kind or memory layout.
+    Rows may have any stride; their elements are contiguous. `mu` and `weight_decay` are constants of the compiled
+    kernel, one pair per run. Raises ValueError for a tensor of another shape, dtype or memory layout.
     """
     clients, n_params = check_step(params, momentum, grads, learning_rate, decay_mask, grad_scale, active)
-    expect("shadow", shadow, params.shape, params.device, written=True)
+    expect("shadow", shadow, params.shape, params.device, disjoint_rows=True)
     if params.numel() == 0:
         return
     block, num_warps = (1024, 4) if n_params > 1024 else (256, 2) if n_params > 128 else (128, 1)

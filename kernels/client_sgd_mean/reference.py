@@ -1,4 +1,4 @@
-"""The last local step of every client with the sum of where it led, in plain torch; also the CPU path."""
+"""Last local step of every client and the sum of the new parameters, in plain torch; also the CPU implementation."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ def client_sgd_mean(
     grad_scale: Tensor | None = None,
     active: Tensor | None = None,
 ) -> None:
-    """One SGD step of every client, then their weighted sum added to a running mean, in place.
+    """Take one SGD step for every client, and add the weighted sum of the new params to a running mean, in place.
 
     As client_sgd, then client_mean of the new params, inactive clients included:
 
         total <- total + sum over clients of weight * params
 
-    total: [n_params]        weight: a number, or [clients]
+    Args:
+        total: [n_params].
+        weight: A number, or [clients].
     """
     client_sgd(
         params,

@@ -1,4 +1,4 @@
-"""The last local step of every client with the sum of where it led, so that the mean reads no buffer again."""
+"""Last local step of every client and the sum of the new parameters, so that the mean reads no buffer again."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _step_of_columns(
     decay = None
     if WEIGHT_DECAY != 0:
         decay = WEIGHT_DECAY * load(decay_mask_ptr, inside).to(compute)[None, :]
-    # in total's dtype where it is wider: 1/clients rounded to float32 would scale the mean anew in every round
+    # in total's wider dtype: 1/clients rounded to float32 would scale the mean in every round
     accumulator: tl.constexpr = tl.float64 if total_ptr.dtype.scalar.element_ty == tl.float64 else compute
     partial = tl.zeros((ROWS, BLOCK), accumulator)
     for begin in range(0, clients, ROWS):
@@ -191,10 +191,10 @@ def client_sgd_mean(
     grad_scale: Tensor | None = None,
     active: Tensor | None = None,
 ) -> None:
-    """One SGD step of every client, then their weighted sum added to a running mean, in place; as the reference.
+    """Take one SGD step for every client, and add the weighted sum to a running mean, in place; as the reference.
 
-    The sum is formed in float64 where params or `total` are, else in float32. Loads are 16 bytes wide where the rows'
-    strides are multiples of 16 bytes. Raises ValueError for a tensor of another shape, kind or memory layout.
+    Sums in float64 if params or `total` are, else in float32. Loads are 16 bytes wide if the rows' strides are
+    multiples of 16 bytes. Raises ValueError for a tensor of another shape, dtype or memory layout.
     """
     clients, n_params = check_step(params, momentum, grads, learning_rate, decay_mask, grad_scale, active)
     expect("total", total, (n_params,), params.device)

@@ -1,1 +1,1 @@
-"""The stacked convolution: every client's images with that client's own filters."""
+"""Stacked convolution: every client's images with that client's own filters."""

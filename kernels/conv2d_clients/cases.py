@@ -16,9 +16,14 @@ ROWS = {torch.float32: "tf32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 @dataclass(frozen=True)
 class Layer:
-    """Images [clients, batch, channels, *image] and filters [clients, out, channels / groups, *kernel].
+    """A layer with images [clients, batch, channels, *image] and filters [clients, out, channels / groups, *kernel].
 
-    last: channels-last images        apart: memory that other clients use between the images' samples
+    Attributes:
+        last: Channels-last images.
+        apart: Other clients' memory lies between the images of a client.
+        bias: Add a bias.
+        sums: Also return the sums for BatchNorm.
+        large: As Case.large.
     """
 
     clients: int
@@ -37,7 +42,7 @@ class Layer:
 
     @property
     def name(self) -> str:
-        """Unique to the layer."""
+        """Unique name of the layer."""
         window = self.geometry
         words = [
             f"{self.clients}x{self.batch} {self.channels}->{self.out}",
@@ -64,17 +69,17 @@ class Layer:
 
     @property
     def flops(self) -> int:
-        """Of the forward pass, and of either gradient."""
+        """Operations of the forward pass, and of each gradient."""
         clients, batch, out, height, width = self.y_shape
         return 2 * clients * batch * out * height * width * self.weight_shape[2] * self.kernel[0] * self.kernel[1]
 
     @property
     def bytes_moved(self) -> int:
-        """Of images, filters and results, each once: the same forward and for either gradient."""
+        """Bytes of images, filters and results: the same for the forward pass and each gradient."""
         return bytes_of([(shape, self.dtype) for shape in (self.x_shape, self.weight_shape, self.y_shape)])
 
     def images(self, draw: Draws, shape: tuple[int, ...]) -> Tensor:
-        """Random images in the layer's memory layout."""
+        """Draw images in the layer's memory layout."""
         clients, batch, channels, height, width = shape
         if self.last:
             return draw.normal(clients, batch, height, width, channels, dtype=self.dtype).permute(0, 1, 4, 2, 3)
@@ -83,7 +88,7 @@ class Layer:
         return draw.normal(*shape, dtype=self.dtype)
 
     def filters(self, draw: Draws) -> Tensor:
-        """Random filters, with which results have about the magnitude of the images."""
+        """Draw filters that preserve the magnitude of the images."""
         scale = (self.weight_shape[2] * self.kernel[0] * self.kernel[1]) ** -0.5
         return draw.normal(*self.weight_shape, dtype=self.dtype, scale=scale)
 
@@ -126,7 +131,7 @@ RESNET = tuple(
         (64, 8, 64, SAME),
     )
 )
-"""Every layer of ResNet-20 and ResNet-56, whose shortcuts have no convolution."""
+"""All convolutions of ResNet-20 and ResNet-56, whose shortcuts have none."""
 
 LARGE = (
     *RESNET,

@@ -1,4 +1,4 @@
-"""Sizes and memory layouts of a stacked convolution, the same for every way to compute it."""
+"""Sizes and memory layouts of a stacked convolution, common to all strategies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Geometry:
-    """How windows move over the image, as in torch.nn.functional.conv2d; pairs are (height, width), in pixels."""
+    """Movement of the filters, as in torch.nn.functional.conv2d; pairs are (height, width), in pixels."""
 
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
@@ -19,12 +19,14 @@ class Geometry:
     groups: int = 1
 
     @classmethod
-    def of(cls, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int) -> Geometry:
-        """From any sequences of two."""
+    def from_sequences(
+        cls, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+    ) -> Geometry:
+        """Convert sequences of two numbers."""
         return cls(_pair(stride), _pair(padding), _pair(dilation), groups)
 
     def output_size(self, image: tuple[int, int], kernel: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the output for `image` and `kernel`, also (height, width)."""
+        """Return (height, width) of the output for an image and a kernel of (height, width)."""
         height, width = (
             (image[i] + 2 * self.padding[i] - self.dilation[i] * (kernel[i] - 1) - 1) // self.stride[i] + 1
             for i in range(2)
@@ -32,22 +34,26 @@ class Geometry:
         return height, width
 
     def check(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int, int]:
-        """Shape [clients, batch, out, out_h, out_w] of the output.
+        """Return the shape [clients, batch, out, out_h, out_w] of the output.
 
-        x: [clients, batch, in, h, w]        weight: [clients, out, in / groups, kh, kw]
-        Raises ValueError where the shapes do not fit each other, with both in the message.
+        Args:
+            x: [clients, batch, in, h, w].
+            weight: [clients, out, in / groups, kh, kw].
+
+        Raises:
+            ValueError: The shapes do not fit each other.
         """
-        said = f"images {list(x.shape)} and filters {list(weight.shape)} of {self.groups} groups"
+        shapes = f"images {list(x.shape)} and filters {list(weight.shape)} of {self.groups} groups"
         if x.dim() != 5 or weight.dim() != 5:
-            raise ValueError(f"a stacked convolution takes five axes each: {said}")
+            raise ValueError(f"a stacked convolution takes five axes each: {shapes}")
         clients, batch, channels, height, width = x.shape
         if clients != weight.shape[0]:
-            raise ValueError(f"not the same number of clients: {said}")
+            raise ValueError(f"not the same number of clients: {shapes}")
         if not channels or channels != weight.shape[2] * self.groups or weight.shape[1] % self.groups:
-            raise ValueError(f"channels do not fit: {said}")
+            raise ValueError(f"channels do not fit: {shapes}")
         out_height, out_width = self.output_size((height, width), (weight.shape[3], weight.shape[4]))
         if out_height < 1 or out_width < 1:
-            raise ValueError(f"filters larger than the padded images: {said}")
+            raise ValueError(f"filters larger than the padded images: {shapes}")
         return clients, batch, weight.shape[1], out_height, out_width
 
 
@@ -57,12 +63,12 @@ def _pair(values: Sequence[int]) -> tuple[int, int]:
 
 
 def channels_last(x: Tensor) -> bool:
-    """Whether the channels of x [clients, batch, channels, h, w] are neighbours in memory and its pixels are not."""
+    """Whether the channels of x [clients, batch, channels, h, w] are contiguous and its pixels are not."""
     return x.stride(2) == 1 and x.stride(4) != 1
 
 
 def empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Dense uninitialised [clients, batch, channels, h, w], channels-last exactly where `like` is."""
+    """Return dense uninitialized memory [clients, batch, channels, h, w], channels-last if `like` is."""
     clients, batch, channels, height, width = shape
     if not channels_last(like):
         return like.new_empty((clients, batch, channels, height, width), dtype=dtype)

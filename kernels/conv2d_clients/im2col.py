@@ -1,4 +1,4 @@
-"""The stacked convolution as batched matrix products over unfolded images (im2col), kh * kw times their memory."""
+"""Stacked convolution as batched matrix products over unfolded images (im2col), with kh * kw times their memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stacked convolution as one convolution of torch per client: on CPUs faster than the grouped one."""
+"""Stacked convolution as one torch convolution per client; on CPUs faster than the grouped one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stacked convolution as operators of torch: fake tensors, autograd and vmap."""
+"""Stacked convolution as torch operators with rules for fake tensors, autograd and vmap."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import TIMED, get, runs_triton
+from .. import AUTOTUNED, get, runs_triton
 from ..stacking import fold, unfold
 from . import im2col, loop, reference
 from .geometry import Geometry, empty
 
 STRATEGIES = ("auto", "grouped", "loop", "im2col", "triton")
-CONVOLUTIONS = tuple(sorted(TIMED))
-"""The forward pass and the gradients, which are Triton together or not at all."""
+CONVOLUTIONS = tuple(sorted(AUTOTUNED))
+"""Forward pass and gradients; they use Triton together or not at all."""
 _IN_TORCH = {"grouped": reference, "loop": loop, "im2col": im2col}
 _WINDOW = "int[] stride, int[] padding, int[] dilation, int groups, str strategy"
 
@@ -23,15 +23,17 @@ _WINDOW = "int[] stride, int[] padding, int[] dilation, int groups, str strategy
 # Floating-point operations of one client's forward pass: below, the calls of the loop cost more than they save; above,
 # the grouped convolution has 0.5 to 0.9 times the loop's speed (bench/results/cpu/stacked_cpu.csv).
 LOOP_FROM = 5e6
+"""FLOPs of one client's forward pass from which the loop is faster: there, the grouped convolution has 0.5 to 0.9 times
+its speed (bench/stacked_cpu.py)."""
 
 
 def takes_triton(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether "auto" may be Triton, forward and backward."""
+    """Whether "auto" selects Triton, forward and backward."""
     return dtype != torch.float64 and runs_triton(device, *CONVOLUTIONS)
 
 
 def choose(x: Tensor, weight: Tensor, geometry: Geometry) -> str:
-    """The strategy that "auto" takes for these images and filters on this device: the one place where it is decided."""
+    """Return the strategy of "auto" for these images and filters on their device."""
     if takes_triton(x.device, x.dtype):
         return "triton"
     _, batch, out, height, width = geometry.check(x, weight)
@@ -52,15 +54,17 @@ def conv2d_stacked(
     groups: int,
     strategy: str,
 ) -> Tensor:
-    """`conv2d_clients` of reference.py, which autograd, vmap and torch.compile know.
+    """`conv2d_clients` of reference.py with rules for autograd, vmap and torch.compile; pairs are (height, width).
 
-    stride, padding, dilation: (height, width)
-    strategy: "grouped", "loop", "im2col" (plain torch, in the files of these names; "grouped" is the reference),
-        "triton", or "auto" (as `choose` decides). "triton" sums without atomics and is deterministic for a given tile.
-    Raises ValueError for an unknown strategy, shapes that do not fit, and "triton" where it cannot run.
+    Args:
+        strategy: "grouped" (reference.py), "loop", "im2col" (plain torch), "triton", or "auto" (see `choose`). "triton"
+            sums without atomics, and is deterministic for a given tile.
+
+    Raises:
+        ValueError: The strategy is unknown, the shapes do not fit, or "triton" cannot run.
     """
-    geometry = Geometry.of(stride, padding, dilation, groups)
-    strategy = _resolved(strategy, x, weight, geometry)
+    geometry = Geometry.from_sequences(stride, padding, dilation, groups)
+    strategy = _resolve(strategy, x, weight, geometry)
     if strategy == "triton":
         forward = get("conv2d_clients", "triton", x.device)
         return forward(x, weight, bias, geometry=geometry, tf32=allows_tf32())
@@ -84,9 +88,9 @@ def conv2d_stacked_backward(
     need_x: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of `conv2d_stacked` with respect to x and weight; an empty tensor for one that is not needed."""
-    geometry = Geometry.of(stride, padding, dilation, groups)
-    strategy = _resolved(strategy, x, weight, geometry)
+    """Return the gradients of `conv2d_stacked` with respect to x and weight; an empty tensor if not needed."""
+    geometry = Geometry.from_sequences(stride, padding, dilation, groups)
+    strategy = _resolve(strategy, x, weight, geometry)
     if strategy == "triton":
         tf32 = allows_tf32()
         dx, dweight = (
@@ -101,15 +105,15 @@ def conv2d_stacked_backward(
 
 
 def allows_tf32() -> bool:
-    """Whether torch may round the float32 operands of convolutions to TF32.
+    """Whether torch may round float32 operands of convolutions to TF32.
 
-    `cudnn.allow_tf32` raises RuntimeError once a script has set the newer switch that is read here.
+    `cudnn.allow_tf32` raises RuntimeError if a script has set the newer switch, which is read here.
     """
     convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     return bool(convolutions.fp32_precision == "tf32")
 
 
-def _resolved(strategy: str, x: Tensor, weight: Tensor, geometry: Geometry) -> str:
+def _resolve(strategy: str, x: Tensor, weight: Tensor, geometry: Geometry) -> str:
     if strategy not in STRATEGIES:
         raise ValueError(f"unknown strategy {strategy!r}; known: {', '.join(STRATEGIES)}")
     return choose(x, weight, geometry) if strategy == "auto" else strategy
@@ -126,7 +130,7 @@ def _(
     groups: int,
     strategy: str,
 ) -> Tensor:
-    return empty(Geometry.of(stride, padding, dilation, groups).check(x, weight), x)
+    return empty(Geometry.from_sequences(stride, padding, dilation, groups).check(x, weight), x)
 
 
 @conv2d_stacked_backward.register_fake

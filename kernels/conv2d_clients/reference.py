@@ -1,4 +1,4 @@
-"""The stacked convolution as one grouped convolution of torch."""
+"""Stacked convolution as one grouped torch convolution."""
 
 from __future__ import annotations
 
@@ -16,11 +16,19 @@ def conv2d_clients(
 
         y[c, b, o] = bias[c, o] + sum over i of cross-correlation(x[c, b, i], weight[c, o, i])
 
-    x: [clients, batch, in, h, w]        weight: [clients, out, in / groups, kh, kw]        bias: [clients, out] or None
-    sums: also return [clients, 2, out], every channel's sum of y and of its squares over batch, height and width, in
-        fp32 (fp64 for fp64 inputs): what BatchNorm needs to know of y
-    Returns y [clients, batch, out, out_h, out_w] in the memory layout of x (channels-first or channels-last).
-    Raises ValueError where the shapes do not fit each other.
+    Args:
+        x: [clients, batch, in, h, w].
+        weight: [clients, out, in / groups, kh, kw].
+        bias: [clients, out] or None.
+        geometry: Movement of the filters.
+        sums: Also return [clients, 2, out] for BatchNorm: each channel's sum of y and of its squares over batch, height
+            and width, in fp32 (fp64 for fp64 inputs).
+
+    Returns:
+        y [clients, batch, out, out_h, out_w] in the memory layout of x (channels-first or channels-last).
+
+    Raises:
+        ValueError: The shapes do not fit each other.
     """
     out = empty(geometry.check(x, weight), x)
     if out.numel():
@@ -41,10 +49,13 @@ def conv2d_clients(
 def conv2d_clients_backward(
     grad: Tensor, x: Tensor, weight: Tensor, *, geometry: Geometry, need_x: bool = True, need_weight: bool = True
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of `conv2d_clients` with respect to x and weight, from that of its output.
+    """Return the gradients of `conv2d_clients` with respect to x and weight.
 
-    grad: [clients, batch, out, out_h, out_w]        x, weight: as in the forward
-    Returns (like x, in the memory layout of x; like weight, contiguous), each None where it is not needed.
+    Args:
+        grad: [clients, batch, out, out_h, out_w], gradient of the output.
+
+    Returns:
+        The gradient of x in its memory layout, and that of weight, contiguous; None if not needed.
     """
     geometry.check(x, weight)
     dx = empty(x.shape, x) if need_x else None

@@ -1,4 +1,4 @@
-"""The stacked convolution as an implicit matrix product on tensor cores: the forward pass."""
+"""Stacked convolution as an implicit matrix product on tensor cores: the forward pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .triton_tiles import PIXELS_BY_CHANNELS, WINDOW, check_operands, launch, pr
 
 
 def _clear_sums(arguments: dict[str, Any], reset_only: bool = False) -> None:
-    """Before a tile is timed and after the last one: another tile has other parts of the sums."""
+    """Clear the sums before and after the timing of a tile: each tile has other parts of the sums."""
     if arguments["sums_ptr"] is not None:
         arguments["sums_ptr"].zero_()
 
@@ -96,7 +96,7 @@ def _forward_kernel(
         if IN % DEPTH == 0:  # one tap: only rows can leave the image
             tap_h = start // IN // KW * DILATION_H
             tap_w = start // IN % KW * DILATION_W
-            # start % IN, as a multiple of DEPTH: Triton 3.8 does not see that it is one, and loads an element at a time
+            # start % IN as an explicit multiple of DEPTH; else Triton 3.8 loads an element at a time
             channel = (start // DEPTH % (IN // DEPTH) * DEPTH + tl.arange(0, DEPTH)).to(tl.int64)
             h = top + tap_h
             w = left + tap_w
@@ -125,11 +125,11 @@ def _forward_kernel(
     tl.store(
         y_rows[:, None] + (out_channel * y_stride_channel)[None, :], y, mask=in_rows[:, None] & in_columns[None, :]
     )
-    if HAS_SUMS:  # of what was stored, not of what it was rounded from
-        kept = tl.where(in_rows[:, None], y.to(tl.float32), 0.0)
+    if HAS_SUMS:  # sums of the rounded values
+        rounded = tl.where(in_rows[:, None], y.to(tl.float32), 0.0)
         sums = sums_ptr + (client * sums_tiles + row_tile) * (2 * GROUPS * OUT) + out_channel
-        tl.store(sums, tl.sum(kept, axis=0), mask=in_columns)
-        tl.store(sums + GROUPS * OUT, tl.sum(kept * kept, axis=0), mask=in_columns)
+        tl.store(sums, tl.sum(rounded, axis=0), mask=in_columns)
+        tl.store(sums + GROUPS * OUT, tl.sum(rounded * rounded, axis=0), mask=in_columns)
 
 
 def conv2d_clients(
@@ -142,13 +142,16 @@ def conv2d_clients(
     tf32: bool = True,
     tile: triton.Config | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """As in reference.py, in fp32, bf16 or fp16 with sums in fp32.
+    """As in reference.py, in fp32, bf16 or fp16 with sums in fp32. Deterministic for a given tile.
 
-    sums: also return fp32 [clients, 2, out], every channel's sum of y and of its squares over batch, height and width
-    tf32: whether fp32 inputs may be rounded to TF32; else each product is three of TF32, about as exact as fp32
-    tile: a given one; by default the fastest, timed once. Always deterministic for a given tile.
-    Raises ValueError also for other dtypes.
-    The filters are repacked to [clients, out, kh, kw, in] first, which is little beside the images.
+    The filters are first repacked to [clients, out, kh, kw, in], a small cost beside the images.
+
+    Args:
+        tf32: Whether fp32 inputs may be rounded to TF32; else each product is three of TF32, about as exact as fp32.
+        tile: The tile; None: the fastest, timed once.
+
+    Raises:
+        ValueError: As in reference.py, and for other dtypes.
     """
     shape = geometry.check(x, weight)
     clients, batch, out_channels, out_h, out_w = shape

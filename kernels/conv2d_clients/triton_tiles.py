@@ -1,7 +1,7 @@
-"""The tiles into which the Triton kernels cut their matrix products, for Triton's autotuner to choose from.
+"""Tiles of the Triton convolutions' matrix products, for Triton's autotuner.
 
-A program keeps ROWS x COLUMNS of a product [rows, depth] x [depth, columns] in registers and takes DEPTH of the sum at
-each turn of its loop, with num_stages turns' loads under way at once.
+A program holds ROWS x COLUMNS of a product [rows, depth] x [depth, columns] in registers and adds DEPTH terms per loop
+iteration, with the loads of num_stages iterations in flight.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from triton import knobs
 from ..arguments import expect
 
 WINDOW = ["GROUPS", "IN", "OUT", "KH", "KW", "OUT_H", "OUT_W", "STRIDE_H", "STRIDE_W", "DILATION_H", "DILATION_W"]
-"""Of the keys by which a choice is remembered, what all kernels have in common; Triton adds the dtypes.
+"""Autotuning keys common to all kernels; Triton adds the dtypes.
 
-The number of clients is not among them: the last chunk of a round, which has fewer, takes the tile of the others, and
-with it their order of summation.
+The number of clients is not a key: the last, smaller chunk of a round uses the tile of the others, and with it their
+order of summation.
 """
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# Registers that a thread can have. Where nothing is said the assembler may stop at 80, 96, 128 or 168, so that more
-# blocks are resident, and spill 8 bytes on sm_80, with fp32 operands in many shapes.
 ALL_REGISTERS = 255
+"""Maximum registers of a thread. By default the assembler may stop at 80, 96, 128 or 168 for more resident blocks, and
+spill 8 bytes on sm_80 with fp32 operands in many shapes."""
 
 
 def _tile(rows: int, columns: int, depth: int, warps: int, stages: int, registers: int | None = None) -> triton.Config:
@@ -36,9 +36,9 @@ def _tile(rows: int, columns: int, depth: int, warps: int, stages: int, register
     return triton.Config(sizes, num_warps=warps, num_stages=stages, maxnreg=registers)
 
 
-# Rows are pixels and columns channels. A program takes all channels where it can, so that the images are read once.
-# Four warps do not take 64 x 64 and 64 deep, nor, with Triton 3.6, 128 x 64 and 32 deep: on sm_80 those spill in one
-# shape or another whatever their registers.
+# Rows are pixels and columns channels. A program covers all channels if possible, so that images are read once.
+# Four warps cannot hold 64 x 64 with depth 64 nor, with Triton 3.6, 128 x 64 with depth 32: on sm_80 these spill in
+# some shapes with any register count.
 PIXELS_BY_CHANNELS = [
     _tile(128, 16, 16, 4, 4),
     _tile(128, 16, 32, 4, 3),
@@ -77,21 +77,21 @@ TERMS_BY_CHANNELS = [
     _tile(64, 64, 16, 4, 3),
 ]
 
-# Elements of the result and of the images at a turn that a warp holds without spilling registers, compiled for sm_80,
-# sm_90 and sm_100: of 2 bytes and loaded one by one, and of 4 bytes.
 PER_WARP = 1536
 PER_WARP_FP32 = 1280
+"""Elements of result and images per iteration that a warp holds without spills, compiled for sm_80, sm_90 and sm_100:
+for elements of 2 bytes with element-wise loads, and for elements of 4 bytes."""
 
-# The same of fp32 images alone where they are loaded one by one, each with an address and a mask of its own, or where
-# each product is three of TF32, whose operands are held twice.
 PER_WARP_IMAGES = 512
+"""The same for fp32 images alone, with element-wise loads (an address and a mask each) or products of three in TF32
+(operands held twice)."""
 
-# The same of images that are loaded one by one where there is more to hold: operands twice, or the taps that the pixels
-# of a phase meet. Elsewhere tiles so small are for 4 bytes alone.
 PER_WARP_SCATTERED = 256
+"""The same for element-wise loads with operands held twice, or with taps that differ between pixels. Other tiles this
+small are for 4-byte elements only."""
 
 
-def fitting(
+def fitting_tiles(
     tiles: list[triton.Config],
     columns: int,
     depth: int,
@@ -101,16 +101,22 @@ def fitting(
     split: bool,
     phases: bool = False,
 ) -> list[triton.Config]:
-    """Those that pad little and spill nothing: as wide as `columns`, between 16 and 128, and not far beyond `depth`.
+    """Return the tiles with little padding and no spills: as wide as `columns` (16 to 128), and not much deeper than
+    `depth`.
 
-    columns: channels of the product        depth: the length of its sum
-    itemsize: bytes of an operand's element        narrow: whether loads of the images are an element wide
-    split: whether fp32 products are made of three in TF32        phases: whether pixels differ in the taps they meet
+    Args:
+        tiles: All tiles.
+        columns: Channels of the product.
+        depth: Length of its sum.
+        itemsize: Bytes of an operand's element.
+        narrow: Whether image loads are one element wide.
+        split: Whether fp32 products are made of three in TF32.
+        phases: Whether pixels differ in their taps.
     """
     wide, deep = (max(16, triton.next_power_of_2(size)) for size in (columns, depth))
     widths = {64, 128} if wide >= 128 else {min(wide, 64)}
     scattered = narrow and (split or phases)
-    most = PER_WARP_FP32 if itemsize > 2 else PER_WARP if narrow else math.inf
+    limit = PER_WARP_FP32 if itemsize > 2 else PER_WARP if narrow else math.inf
 
     def per_warp(tile: triton.Config, *others: str) -> float:
         return tile.kwargs["ROWS"] * sum(tile.kwargs[name] for name in others) / tile.num_warps
@@ -119,7 +125,7 @@ def fitting(
         small = per_warp(tile, "DEPTH") <= PER_WARP_SCATTERED
         return (
             (small if scattered else itemsize > 2 or not small)
-            and per_warp(tile, "COLUMNS", "DEPTH") <= most
+            and per_warp(tile, "COLUMNS", "DEPTH") <= limit
             and (itemsize == 2 or not (narrow or split) or per_warp(tile, "DEPTH") <= PER_WARP_IMAGES)
         )
 
@@ -136,16 +142,19 @@ def _with_all_registers(tile: triton.Config) -> triton.Config:
 def prune(
     columns: str, depth: tuple[str, ...], *, images: str, channels: str
 ) -> dict[str, Callable[..., list[triton.Config]]]:
-    """For the autotuner: `fitting`, told what the arguments and constants with these names are.
+    """Return `fitting_tiles` for the autotuner, by the names of a kernel's arguments and constants.
 
-    columns, depth: constants, those of depth to be multiplied        channels: a constant, of the images per group
-    images: the argument {images}_ptr
+    Args:
+        columns: Constant with the columns.
+        depth: Constants whose product is the depth.
+        images: Argument {images}_ptr.
+        channels: Constant with the image channels per group.
     """
 
-    def kept(tiles: list[triton.Config], named: dict[str, Any], **constants: Any) -> list[triton.Config]:
-        known = {**named, **constants}
+    def select(tiles: list[triton.Config], arguments: dict[str, Any], **constants: Any) -> list[triton.Config]:
+        known = {**arguments, **constants}
         itemsize = known[f"{images}_ptr"].element_size()
-        return fitting(
+        return fitting_tiles(
             tiles,
             known[columns],
             math.prod(known[name] for name in depth),
@@ -155,14 +164,11 @@ def prune(
             phases="STEP_H" in known and known["STRIDE_H"] * known["STRIDE_W"] > 1,
         )
 
-    return {"early_config_prune": kept}
+    return {"early_config_prune": select}
 
 
 def check_operands(x: Tensor, **others: tuple[Tensor | None, Sequence[int]]) -> None:
-    """Raises ValueError for images that tensor cores do not multiply, and for others of another shape, kind or device.
-
-    others: {name: (tensor, shape)}
-    """
+    """Raise ValueError for an unsupported dtype of the images, or others {name: (tensor, shape)} that do not fit."""
     if x.dtype not in DTYPES:
         raise ValueError(f"the Triton convolutions take fp32, bf16 or fp16, not {x.dtype}; other strategies take that")
     for name, (tensor, shape) in others.items():
@@ -172,10 +178,11 @@ def check_operands(x: Tensor, **others: tuple[Tensor | None, Sequence[int]]) -> 
 def launch(
     kernel: Any, grid: Callable[[dict[str, int]], tuple[int]], tile: triton.Config | None, **arguments: Any
 ) -> None:
-    """Launch an autotuned kernel with a given tile, or with that of its tiles which was the fastest when first timed.
+    """Launch an autotuned kernel with a given tile, else with the fastest one, timed once.
 
-    The choice is kept on disk beside what Triton compiled, so that later runs make the same one. It is the first that
-    fits under torch.use_deterministic_algorithms, as another may sum in another order, and in Triton's interpreter.
+    The choice is stored beside Triton's compiled kernels, so that later runs repeat it. Under
+    torch.use_deterministic_algorithms and in Triton's interpreter it is the first tile that fits, because another tile
+    may sum in another order.
     """
     if tile is None and (torch.are_deterministic_algorithms_enabled() or knobs.runtime.interpret):
         tile = kernel.early_config_prune(kernel.configs, {}, **arguments)[0]

@@ -1,1 +1,1 @@
-"""The gradient of the stacked convolution with respect to its images."""
+"""Gradient of the stacked convolution with respect to its images."""

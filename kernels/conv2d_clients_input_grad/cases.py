@@ -1,4 +1,4 @@
-"""The layers of the forward pass, with the gradient of their results."""
+"""Layers of the forward pass, with the gradient of their results."""
 
 from __future__ import annotations
 

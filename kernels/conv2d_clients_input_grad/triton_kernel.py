@@ -1,4 +1,4 @@
-"""The gradient of the stacked convolution's images as an implicit matrix product on tensor cores."""
+"""Gradient of the stacked convolution's images as an implicit matrix product on tensor cores."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _input_grad_kernel(
     client = unit // GROUPS
     group = unit % GROUPS
 
-    # Pixels with one remainder by the stride, a phase, all meet the same taps: every STEP-th of the filter.
+    # pixels with the same remainder by the stride, a phase, use the same taps: every STEP-th of the filter
     phase_h = phase // STEP_W
     phase_w = phase % STEP_W
     first_h = (phase_h + PAD_H) % STEP_H
@@ -121,12 +121,16 @@ def _input_grad_kernel(
 def conv2d_clients_input_grad(
     grad: Tensor, x: Tensor, weight: Tensor, *, geometry: Geometry, tf32: bool = True, tile: triton.Config | None = None
 ) -> Tensor:
-    """As in reference.py, in fp32, bf16 or fp16 with sums in fp32.
+    """As in reference.py, in fp32, bf16 or fp16 with sums in fp32. Deterministic for a given tile.
 
-    tf32: whether fp32 inputs may be rounded to TF32; else each product is three of TF32, about as exact as fp32
-    tile: a given one; by default the fastest, timed once. Always deterministic for a given tile.
-    Raises ValueError also for other dtypes.
-    The filters are repacked to [clients, in, kh, kw, out] first, which is little beside the images.
+    The filters are first repacked to [clients, in, kh, kw, out], a small cost beside the images.
+
+    Args:
+        tf32: Whether fp32 inputs may be rounded to TF32; else each product is three of TF32, about as exact as fp32.
+        tile: The tile; None: the fastest, timed once.
+
+    Raises:
+        ValueError: As in reference.py, and for other dtypes.
     """
     shape = geometry.check(x, weight)
     _, batch, out_channels, out_h, out_w = shape
@@ -138,7 +142,7 @@ def conv2d_clients_input_grad(
     if grad.numel() == 0:
         return dx.zero_()
     clients, groups, (height, width) = x.shape[0], geometry.groups, x.shape[3:]
-    # A dilated filter with a stride meets no fixed set of taps per phase: all pixels together then, most taps masked.
+    # a dilated filter with a stride has no fixed taps per phase: then one phase, with most taps masked
     step_h, step_w = geometry.stride if geometry.dilation == (1, 1) else (1, 1)
     phase_h, phase_w = triton.cdiv(height, step_h), triton.cdiv(width, step_w)
     pixels = batch * phase_h * phase_w

@@ -1,1 +1,1 @@
-"""The gradient of the stacked convolution with respect to its filters."""
+"""Gradient of the stacked convolution with respect to its filters."""

@@ -1,4 +1,4 @@
-"""The gradient of the stacked convolution's filters as an implicit matrix product on tensor cores."""
+"""Gradient of the stacked convolution's filters as an implicit matrix product on tensor cores."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch import Tensor
 from ..conv2d_clients.geometry import Geometry
 from ..conv2d_clients.triton_tiles import TERMS_BY_CHANNELS, WINDOW, check_operands, launch, prune
 
-# The sum over pixels is split until there are about so many programs of 64 x 64 elements: four for each multiprocessor
-# of a large GPU. No property of the device, nor the tile, enters, so that the order of the sum depends on neither.
 PROGRAMS = 512
-FEWEST_PIXELS = 512
+"""Target number of programs of 64 x 64 elements for the split of the sum over pixels: four per multiprocessor of a
+large GPU. The order of the sum depends neither on the device nor on the tile."""
+MIN_PIXELS = 512
+"""Minimum pixels per split."""
 
 
 @triton.autotune(
@@ -111,12 +112,16 @@ def _weight_grad_kernel(
 def conv2d_clients_weight_grad(
     grad: Tensor, x: Tensor, weight: Tensor, *, geometry: Geometry, tf32: bool = True, tile: triton.Config | None = None
 ) -> Tensor:
-    """As in reference.py, in fp32, bf16 or fp16 with sums in fp32.
+    """As in reference.py, in fp32, bf16 or fp16 with sums in fp32. Deterministic for a given tile.
 
-    tf32: whether fp32 inputs may be rounded to TF32; else each product is three of TF32, about as exact as fp32
-    tile: a given one; by default the fastest, timed once. Always deterministic for a given tile.
-    Raises ValueError also for other dtypes.
-    The sum over pixels is split between programs, whose fp32 parts are then added in a fixed order: no atomics.
+    The sum over pixels is split between programs, whose fp32 parts are added in a fixed order, without atomics.
+
+    Args:
+        tf32: Whether fp32 inputs may be rounded to TF32; else each product is three of TF32, about as exact as fp32.
+        tile: The tile; None: the fastest, timed once.
+
+    Raises:
+        ValueError: As in reference.py, and for other dtypes.
     """
     shape = geometry.check(x, weight)
     _, batch, out_channels, out_h, out_w = shape
@@ -132,7 +137,7 @@ def conv2d_clients_weight_grad(
     assert pixels < 2**30, "pixels are counted in int32, and the last split's end lies beyond them"
 
     products = units * triton.cdiv(terms, 64) * triton.cdiv(per_group, 64)
-    per_split = triton.cdiv(pixels, max(1, min(triton.cdiv(PROGRAMS, products), pixels // FEWEST_PIXELS)))
+    per_split = triton.cdiv(pixels, max(1, min(triton.cdiv(PROGRAMS, products), pixels // MIN_PIXELS)))
     per_split = triton.cdiv(per_split, 128) * 128
     splits = triton.cdiv(pixels, per_split)
     partial = x.new_empty((splits, units, per_group, terms), dtype=torch.float32)
@@ -178,5 +183,5 @@ def conv2d_clients_weight_grad(
         DILATION_W=geometry.dilation[1],
         PRECISION="tf32" if tf32 else "tf32x3",
     )
-    summed = partial.sum(dim=0).view(clients, out_channels, *weight.shape[3:], weight.shape[2])
-    return weight.new_empty(weight.shape).copy_(summed.permute(0, 1, 4, 2, 3))
+    total = partial.sum(dim=0).view(clients, out_channels, *weight.shape[3:], weight.shape[2])
+    return weight.new_empty(weight.shape).copy_(total.permute(0, 1, 4, 2, 3))

@@ -1,4 +1,4 @@
-"""Gather, crop, flip and normalise the batches of every client, in plain torch; also the CPU path."""
+"""Gather, crop, flip and normalize the batches of every client in plain torch; also the CPU implementation."""
 
 from __future__ import annotations
 
@@ -13,10 +13,17 @@ from ..philox import Purpose, below, draw
 
 
 def crop_boxes(seed: int, clients: Tensor, step: Tensor | int, batch: int, padding: int) -> tuple[Tensor, ...]:
-    """Top and left of each crop in the padded image, in [0, 2 * padding], and whether it is mirrored.
+    """Draw the top and left of each crop in the padded image, in [0, 2 * padding], and whether it is mirrored.
 
-    clients: [...] int64        step: a number or int64 [...]
-    Returns top, left (int64) and flip (bool), each [..., batch].
+    Args:
+        seed: Seed of the run.
+        clients: int64 [...].
+        step: Global local step, a number or int64 [...].
+        batch: Samples per client.
+        padding: Pixels on each side.
+
+    Returns:
+        top and left (int64) and flip (bool), each [..., batch].
     """
     words = draw(seed, Purpose.CROP, clients, step, batch)
     span = 2 * padding + 1
@@ -36,16 +43,24 @@ def gather_augment(
     dtype: torch.dtype,
     channels_last: bool = False,
 ) -> Tensor:
-    """The normalised batches of every client.
+    """Return the normalized batches of every client.
 
         out = (crop(flip?(pad(images[sample_ids], padding with 0))) / 255 - mean) / std
 
-    images: uint8 [n, channels, height, width]        sample_ids: int64 [..., batch]
-    clients: int64 [...], whose crops at `step`, a number or int64 [...], are those of crop_boxes; None for the images
-        as they are
-    mean, std: one value per channel, in units of 1
-    channels_last: the values of a pixel lie side by side
-    Returns dtype [..., batch, channels, height, width]; the crop has the image's own size.
+    Args:
+        images: uint8 [n, channels, height, width].
+        sample_ids: int64 [..., batch].
+        clients: int64 [...], whose crops at `step` are those of crop_boxes; None: no augmentation.
+        step: Global local step, a number or int64 [...].
+        seed: Seed of the run.
+        padding: Pixels on each side.
+        mean: Per channel, in units of 1.
+        std: Per channel, in units of 1.
+        dtype: dtype of the result.
+        channels_last: Channels-last memory layout of the result.
+
+    Returns:
+        [..., batch, channels, height, width]; crops have the size of the images.
     """
     boxes = None
     if clients is not None:
@@ -64,7 +79,7 @@ def gather_boxes(
     std: Sequence[float],
     dtype: torch.dtype,
 ) -> Tensor:
-    """As gather_augment, with the boxes that crop_boxes returns, each of sample_ids' shape [...], or None."""
+    """As gather_augment with the boxes of crop_boxes, each of sample_ids' shape [...], or None."""
     if boxes is None:
         batch = images[sample_ids]
     else:
@@ -77,7 +92,7 @@ def gather_boxes(
 def _by_channel(
     mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """mean and std, each [channels, 1, 1]; kept, as a copy from the host cannot be captured in a CUDA graph."""
+    """Return mean and std, each [channels, 1, 1]; cached, because a CUDA graph cannot capture a copy from the host."""
     both = torch.tensor([mean, std], dtype=dtype, device=device).unsqueeze(-1).unsqueeze(-1)
     return both[0], both[1]
 
@@ -85,9 +100,9 @@ def _by_channel(
 def _crop(images: Tensor, sample_ids: Tensor, boxes: tuple[Tensor, ...], padding: int) -> Tensor:
     top, left, flip = (values.reshape(-1) for values in boxes)
     height, width = images.shape[-2:]
-    # every crop is one of (2 * padding + 1)^2 windows: half the time of an index for each pixel
+    # each crop is one of (2 * padding + 1)^2 windows: half the time of an index per pixel
     padded = F.pad(images[sample_ids.reshape(-1)], (padding,) * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-    picked = windows[torch.arange(len(top), device=images.device), :, top, left]
-    mirrored = torch.where(flip[:, None, None, None], picked.flip(-1), picked)
-    return mirrored.view(*sample_ids.shape, *images.shape[1:])
+    crops = windows[torch.arange(len(top), device=images.device), :, top, left]
+    crops = torch.where(flip[:, None, None, None], crops.flip(-1), crops)
+    return crops.view(*sample_ids.shape, *images.shape[1:])

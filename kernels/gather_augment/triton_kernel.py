@@ -1,4 +1,4 @@
-"""Gather, crop, flip and normalise the batches of every client: every byte is read once, the crops are drawn here."""
+"""Gather, crop, flip and normalize the batches of every client: reads each byte once, and draws the crops."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _gather_augment(
     compute: tl.constexpr = tl.float64 if out_ptr.dtype.element_ty == tl.float64 else tl.float32
     source = tl.load(sample_ids_ptr + image) * (CHANNELS * HEIGHT * WIDTH)
     byte = tl.load(images_ptr + source + (channel * HEIGHT + row) * WIDTH + column, mask=inside, other=0)
-    # constants, as loads of two values for every byte would cost more than the byte
+    # constants: loads of two values per byte would cost more than the byte
     scale = tl.full((BLOCK,), SCALE[0], compute)
     offset = tl.full((BLOCK,), OFFSET[0], compute)
     for other in tl.static_range(1, CHANNELS):
@@ -84,10 +84,10 @@ def gather_augment(
     dtype: torch.dtype,
     channels_last: bool = False,
 ) -> Tensor:
-    """The normalised batches of every client; as the reference, computed in float32 (float64 for float64 out).
+    """Return the normalized batches of every client; as the reference, in float32 (float64 for a float64 result).
 
-    images: contiguous. Shape, mean, std and padding are constants of the compiled program: a data set has one of each.
-    Raises ValueError for a tensor of another shape, kind or memory layout, and for mean and std of other lengths.
+    Images must be contiguous. Shape, mean, std and padding are constants of the compiled kernel, one set per data set.
+    Raises ValueError for a tensor of another shape, dtype or memory layout, and for mean and std of other lengths.
     """
     device = images.device
     if images.dim() != 4 or not images.is_contiguous():

@@ -1,4 +1,4 @@
-"""The loss under label noise: one pass over the logits gives the losses, the right answers and the gradient."""
+"""Loss under label noise: one pass over the logits gives losses, correct predictions and gradients."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def _label_noise_loss(
         sample = begin + tl.arange(0, ROWS).to(tl.int64)
         exists = sample < batch
         clean = tl.load(targets_ptr + slot * targets_stride_client + sample, mask=exists, other=0)
-        drawn = clean
+        noisy = clean
         if THRESHOLD > 0:
             client = tl.load(clients_ptr + slot * clients_stride)
             step = tl.load(step_ptr + slot * step_stride)
             happens, which, _, _ = draw(seed_low, seed_high, PURPOSE, client, step, sample)
             other = (clean + 1 + below(which, CLASSES - 1)) % CLASSES
-            drawn = tl.where(happens.to(tl.int64) < THRESHOLD, other, clean)
+            noisy = tl.where(happens.to(tl.int64) < THRESHOLD, other, clean)
         place = slot * logits_stride_client + sample[:, None] * logits_stride_sample + classes
         inside = exists[:, None] & (classes < CLASSES)
         logits = tl.load(logits_ptr + place, mask=inside, other=float("-inf")).to(compute)
@@ -64,22 +64,22 @@ def _label_noise_loss(
         shifted = logits - largest[:, None]
         powers = tl.exp(shifted)
         total = tl.sum(powers, axis=1)
-        of_drawn = classes == drawn[:, None]
-        loss = tl.log(total) - tl.sum(tl.where(of_drawn, shifted, 0.0), axis=1)
+        is_noisy = classes == noisy[:, None]
+        loss = tl.log(total) - tl.sum(tl.where(is_noisy, shifted, 0.0), axis=1)
         losses += tl.where(exists, loss, 0.0)
         correct += (exists & (guess == clean)).to(tl.int64)
         if grad_ptr is not None:
-            grad = (powers / total[:, None] - tl.where(of_drawn, 1.0, 0.0)) / batch
+            grad = (powers / total[:, None] - tl.where(is_noisy, 1.0, 0.0)) / batch
             tl.store(grad_ptr + (slot * batch + sample[:, None]) * CLASSES + classes, grad, mask=inside)
     tl.store(losses_ptr + slot, tl.sum(losses, axis=0) / batch)
     tl.store(correct_ptr + slot, tl.sum(correct, axis=0))
 
 
 class _LabelNoiseLoss(torch.autograd.Function):
-    """The gradient is written with the loss; backward only scales it by each client's.
+    """The forward pass writes the gradient with the loss; the backward pass scales it by each client's.
 
-    For fp16 logits it is kept in fp32: the scale that a loss is given to keep small gradients, as autocast's scaler
-    does, comes after small ones would have been lost, and may itself lie beyond fp16.
+    For fp16 logits the gradient is stored in fp32: the factor of a loss scaler comes too late for small fp16 gradients,
+    and may itself exceed fp16.
     """
 
     @staticmethod
@@ -92,8 +92,8 @@ class _LabelNoiseLoss(torch.autograd.Function):
         correct = torch.empty(count, dtype=torch.int64, device=logits.device)
         grad = None
         if ctx.needs_input_grad[0]:
-            kept = torch.float32 if logits.dtype == torch.float16 else logits.dtype
-            grad = torch.empty(logits.shape, dtype=kept, device=logits.device)
+            grad_dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
+            grad = torch.empty(logits.shape, dtype=grad_dtype, device=logits.device)
         ctx.dtype = logits.dtype
         ctx.mark_non_differentiable(correct)
         ctx.save_for_backward(grad)
@@ -129,7 +129,7 @@ class _LabelNoiseLoss(torch.autograd.Function):
             THRESHOLD=threshold,
             PURPOSE=int(Purpose.LABEL_NOISE),
             CLASSES=classes,
-            ROWS=max(1, 512 // block),  # of twice as many, Triton 3.6 spills 8 bytes with 129 classes
+            ROWS=max(1, 512 // block),  # with twice as many, Triton 3.6 spills 8 bytes for 129 classes
             BLOCK=block,
             num_warps=4 if block <= 2048 else 16,
         )
@@ -145,10 +145,10 @@ class _LabelNoiseLoss(torch.autograd.Function):
 def label_noise_loss(
     logits: Tensor, targets: Tensor, clients: Tensor | None, step: Tensor | int, *, p: float, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Losses [clients] and right answers [clients]; as the reference. `p` is a constant of the compiled program.
+    """Return losses [clients] and correct predictions [clients]; as the reference.
 
-    Raises ValueError for more than 8192 classes, whose logits do not fit the registers of one program, and for a tensor
-    of another shape or kind. Differentiable once.
+    `p` is a constant of the compiled kernel. Differentiable once. Raises ValueError for more than 8192 classes, whose
+    logits do not fit the registers of one program, and for a tensor of another shape or dtype.
     """
     if logits.dim() != 3 or not 0 < logits.shape[-1] <= MAX_CLASSES:
         raise ValueError(

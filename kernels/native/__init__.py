@@ -1,6 +1,6 @@
-"""Operations in C++ for CPU steps that leave Python alone: compiled when they are first asked for, and kept.
+"""C++ operations for CPU steps without Python: compiled on first use, and cached.
 
-They are torch's own kind of operators, of its stable ABI, which TorchScript calls without the interpreter lock.
+They use torch's stable ABI, and TorchScript calls them without the interpreter lock.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from ..refusals import refusals
 
 FOLDER = Path(__file__).parent
 ACTIVATIONS = {"none": 0, "relu": 1, "silu": 2}
-"""What group_norm_act applies, by its number."""
+"""Numbers of the activations of group_norm_act."""
 SECONDS = 180.0
 ABI = "0x020b000000000000"
-"""Torch 2.11, the oldest that setup.py takes."""
+"""Torch 2.11, the oldest version that setup.py allows."""
 FLAGS = ["-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
 
 _loaded = threading.Event()
@@ -37,18 +37,19 @@ _loaded = threading.Event()
 
 @functools.cache
 def load(folder: Path) -> str | None:
-    """Make torch.ops.fastlocal_native, from a library in `folder` that is compiled where it is not there yet.
+    """Load torch.ops.fastlocal_native from a library in `folder`, and compile it on first use: 5 to 20 s.
 
-    The first time takes 5 to 20 s. Returns why it cannot be had, in one line, or None.
+    Returns:
+        The reason in one line if it is not available, else None.
     """
-    path, missing = compiled(folder)
+    path, missing = build_library(folder)
     if path is None:
         return missing
     try:
         torch.ops.load_library(str(path))
-    except OSError:  # what was kept is damaged
+    except OSError:  # the cached library is damaged
         path.unlink(missing_ok=True)
-        path, missing = compiled(folder)
+        path, missing = build_library(folder)
         if path is None:
             return missing
         try:
@@ -59,8 +60,12 @@ def load(folder: Path) -> str | None:
     return None
 
 
-def compiled(folder: Path) -> tuple[Path | None, str | None]:
-    """The library in `folder`, compiled where it is not there yet and not loaded; else why it cannot be had."""
+def build_library(folder: Path) -> tuple[Path | None, str | None]:
+    """Compile the library in `folder` unless it exists, without loading it.
+
+    Returns:
+        (path, None), or (None, the reason why it is not available).
+    """
     if sys.platform != "linux":
         return None, f"it is made for Linux, not for {sys.platform}"
     compiler = next(filter(None, map(shutil.which, [os.environ.get("CXX") or "c++", "g++", "clang++"])), None)
@@ -80,17 +85,17 @@ def compiled(folder: Path) -> tuple[Path | None, str | None]:
 
 
 def is_loaded() -> bool:
-    """Whether `load` has made them, for whatever else could use them."""
+    """Whether `load` has succeeded."""
     return _loaded.is_set()
 
 
 def has(op: str) -> bool:
-    """Whether `load` has made them, and this one is not refused."""
+    """Whether `load` has succeeded, and `op` is not disabled."""
     return is_loaded() and (op, "native") not in refusals()
 
 
 def _key(compiler: str) -> str:
-    """Of all that the library depends on, the processor among it, as it is compiled for this one."""
+    """Hash everything the library depends on, including the processor, for which it is compiled."""
     digest = hashlib.sha256()
     for path in sorted([*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h"), FOLDER / "__init__.py"]):
         digest.update(path.read_bytes())
@@ -98,13 +103,13 @@ def _key(compiler: str) -> str:
         cpu = re.findall(r"^(?:flags|Features)\s*:.*$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
         cpu = []
-    about = [compiler, torch.__version__, platform.machine(), *cpu[:1]]
-    digest.update("\n".join(about).encode())
+    versions = [compiler, torch.__version__, platform.machine(), *cpu[:1]]
+    digest.update("\n".join(versions).encode())
     return digest.hexdigest()[:16]
 
 
 def _compile(compiler: str, path: Path) -> None:
-    """Several processes may do so at once: each writes a file of its own, and the last one stays."""
+    """Compile the library. Several processes may do so at once: each writes its own file, and the last one stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     torch_folder = Path(torch.__file__).parent
     flags = [*FLAGS, *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else [])]
@@ -116,8 +121,8 @@ def _compile(compiler: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, ThreadPoolExecutor(machine_cores()) as pool:
         logging.getLogger(__name__).info("operations in C++ are compiled, once for this machine: up to 20 s")
         sources = {Path(folder) / f"{source.stem}.o": source for source in sorted(FOLDER.glob("*.cpp"))}
-        for made in [pool.submit(run, *flags, "-c", source, "-o", made) for made, source in sources.items()]:
-            made.result()
+        for task in [pool.submit(run, *flags, "-c", source, "-o", object_) for object_, source in sources.items()]:
+            task.result()
         library = Path(folder) / path.name
         run("-shared", *sources, "-o", library, f"-L{torch_folder / 'lib'}", "-ltorch_cpu")
         library.replace(path)

@@ -1,4 +1,4 @@
-"""Small inputs of every function in C++: sizes around a vector of 16, rows that begin anywhere, every option."""
+"""Small inputs of every C++ function: sizes around a vector of 16, unaligned rows, every option."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def _norm(shape: tuple[int, ...], groups: int, kind: str, residual: bool, dtype:
         sums = {"dweight": torch.full((shape[1],), NAN), "dbias": torch.full((shape[1],), NAN)}
         more = torch.full_like(x, NAN) if residual else None
         results = {"dx": torch.full_like(x, NAN), **sums, "dresidual": more}
-        given = {"grad": _images(draw, shape, dtype), "x": x}
-        return {**given, **affine, "residual": added, "mean": mean, "rstd": rstd, **results, **options}
+        inputs = {"grad": _images(draw, shape, dtype), "x": x}
+        return {**inputs, **affine, "residual": added, "mean": mean, "rstd": rstd, **results, **options}
 
     size = "x".join(map(str, shape))
     words = [size, f"{groups} groups", kind, "residual" if residual else "", str(dtype).removeprefix("torch.")]
@@ -163,4 +163,4 @@ CASES: dict[str, tuple[Case, ...]] = {
     ),
     "sgd_update": (_sgd_update(3), _sgd_update(37), _sgd_update(6, 5, 3, 2, last=True)),
 }
-"""By function, the smallest first."""
+"""Cases by function, the smallest first."""

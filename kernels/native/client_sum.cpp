@@ -1,8 +1,9 @@
-// Sums over clients, in their order.
+// Sum over clients, in order.
 //
 //     total = total + weight * params[0] + weight * params[1] + ..., in float64
 //
-// params: float [clients, n_params], of rows that may lie apart      total: double [n_params]
+// params: float [clients, n_params], rows with any stride
+// total: double [n_params]
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -17,13 +18,13 @@ namespace {
 using torch::stable::Tensor;
 using ScalarType = torch::headeronly::ScalarType;
 
-constexpr int64_t COLUMNS = 2048;  // that are summed at a time: their sums stay in a core's first cache
+constexpr int64_t COLUMNS = 2048;  // per block: its sums stay in a core's L1 cache
 
 void client_sum(Tensor params, Tensor total, double weight) {
   STD_TORCH_CHECK(params.dim() == 2 && params.scalar_type() == ScalarType::Float &&
                       (params.stride(1) == 1 || params.size(1) <= 1),
                   "params have to be rows of floats");
-  const int64_t clients = params.size(0), count = params.size(1), apart = params.stride(0);
+  const int64_t clients = params.size(0), count = params.size(1), stride = params.stride(0);
   STD_TORCH_CHECK(total.dim() == 1 && total.scalar_type() == ScalarType::Double && total.is_contiguous() &&
                       total.size(0) == count,
                   "the total has to be a row of doubles that fits the parameters");
@@ -35,7 +36,7 @@ void client_sum(Tensor params, Tensor total, double weight) {
       const int64_t some = std::min(COLUMNS, end - begin);
       std::copy_n(sums + begin, some, own);
       const float* row = first + begin;
-      for (int64_t client = 0; client < clients; ++client, row += apart)
+      for (int64_t client = 0; client < clients; ++client, row += stride)
         for (int64_t column = 0; column < some; ++column) own[column] += weight * row[column];
       std::copy_n(own, some, sums + begin);
     }

@@ -1,10 +1,12 @@
-// The mean cross-entropy of a batch, and its gradient.
+// Mean cross-entropy of a batch, and its gradient.
 //
 //     loss = mean over samples of (log of the sum of e^outputs - outputs[target])
 //     grad = (softmax of outputs - 1 at the target) / samples
 //
-// outputs, grad: float [samples, classes]      targets: int64 [samples], of which those that are `ignored` do not count
-// loss: float, one number
+// outputs: float [samples, classes]
+// grad: float [samples, classes]
+// targets: int64 [samples]; targets equal to `ignored` do not count
+// loss: float []
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
@@ -20,7 +22,7 @@ namespace {
 using torch::stable::Tensor;
 using ScalarType = torch::headeronly::ScalarType;
 
-// Leaves e^(output - largest) in `powers`; returns log of the sum of e^outputs and, in `sum`, that of the powers.
+// Returns the log of the sum of e^outputs; stores e^(output - largest) in `powers`, and their sum in `sum`.
 double log_sum(const float* outputs, int64_t classes, float* powers, float& sum) {
   float largest = outputs[0];
   for (int64_t i = 1; i < classes; ++i) largest = outputs[i] <= largest ? largest : outputs[i];
@@ -39,7 +41,7 @@ void cross_entropy(Tensor outputs, Tensor targets, Tensor loss, Tensor grad, int
                       targets.size(0) == samples && targets.scalar_type() == ScalarType::Long &&
                       targets.is_contiguous() && loss.numel() == 1 && loss.scalar_type() == ScalarType::Float,
                   "targets, loss and gradient have to fit the outputs");
-  const float* given = static_cast<const float*>(outputs.const_data_ptr());
+  const float* logits = static_cast<const float*>(outputs.const_data_ptr());
   const int64_t* target = static_cast<const int64_t*>(targets.const_data_ptr());
   float* out = static_cast<float*>(grad.mutable_data_ptr());
   int64_t count = 0;
@@ -49,13 +51,13 @@ void cross_entropy(Tensor outputs, Tensor targets, Tensor loss, Tensor grad, int
     ++count;
   }
   double total = 0;
-  for (int64_t sample = 0; sample < samples; ++sample, given += classes, out += classes) {
+  for (int64_t sample = 0; sample < samples; ++sample, logits += classes, out += classes) {
     if (target[sample] == ignored) {
       std::fill_n(out, classes, 0.0f);
       continue;
     }
     float sum;
-    total += log_sum(given, classes, out, sum) - given[target[sample]];
+    total += log_sum(logits, classes, out, sum) - logits[target[sample]];
     const float scale = 1.0f / (sum * float(count));
     for (int64_t i = 0; i < classes; ++i) out[i] *= scale;
     out[target[sample]] -= 1.0f / float(count);

@@ -1,10 +1,14 @@
-// Images picked, cropped, mirrored and normalised in one pass.
+// Gather, crop, mirror and normalize images in one pass.
 //
 //     out[i, channel, y, x] = images[ids[i], channel, y', x'] * scale[channel] + offset[channel], rounded twice
 //
-// images: bytes [n, channels, height, width]      ids: int64 [m]      scale, offset: float [channels]
-// boxes: int64 [3, m] with the tops and lefts of crops in images that have `padding` zeros around them, and whether they
-// are mirrored; or none      out: float [m, channels, height, width]
+// images: bytes [n, channels, height, width]
+// ids: int64 [m]
+// boxes: int64 [3, m], tops and lefts of crops in images with `padding` zeros around them, and whether they are
+//     mirrored; or none
+// scale: float [channels]
+// offset: float [channels]
+// out: float [m, channels, height, width]
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -22,8 +26,10 @@ using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 using ScalarType = torch::headeronly::ScalarType;
 
-constexpr int64_t LINE = 64, AHEAD = 2, FETCHED = 8192;  // bytes of a cache line; images, and bytes of each, ahead
-constexpr int64_t GRAIN = 32768;                         // pixels that are worth a thread
+constexpr int64_t LINE = 64;              // bytes of a cache line
+constexpr int64_t AHEAD = 2;              // images of a prefetch
+constexpr int64_t PREFETCH_BYTES = 8192;  // of each image
+constexpr int64_t GRAIN = 32768;          // minimum pixels per thread
 
 struct Images {
   const uint8_t* bytes;
@@ -37,7 +43,7 @@ struct Box {
 };
 
 void fetch(const uint8_t* image, int64_t size) {
-  for (int64_t at = 0; at < std::min(size, FETCHED); at += LINE) __builtin_prefetch(image + at);
+  for (int64_t at = 0; at < std::min(size, PREFETCH_BYTES); at += LINE) __builtin_prefetch(image + at);
 }
 
 #ifdef __clang__
@@ -47,7 +53,7 @@ void fetch(const uint8_t* image, int64_t size) {
 __attribute__((optimize("fp-contract=off")))
 #endif
 void normalise(const uint8_t* bytes, int64_t count, bool mirrored, float scale, float offset, float* out) {
-  TWO_ROUNDINGS  // as torch's own operations do it one after the other
+  TWO_ROUNDINGS  // as two separate operations of torch
   if (mirrored)
     for (int64_t i = 0; i < count; ++i) out[i] = bytes[count - 1 - i] * scale + offset;
   else

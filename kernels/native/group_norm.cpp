@@ -1,10 +1,14 @@
-// GroupNorm of channels-last images with residual and activation, forward and backward, an image at a time on one core:
-// what torch does in up to four passes over all images happens while one of them is in the cache.
+// GroupNorm of channels-last images with residual and activation, forward and backward, image by image on one core:
+// torch needs up to four passes over all images, here each image stays in the cache.
 //
 //     y = activation((x - mean) * rstd * weight + bias + residual),   rstd = 1 / sqrt(variance + eps)
 //
-// x, residual, y, their gradients: [images, channels, height, width], channels-last, float or bfloat16, and a multiple
-// of 16 channels. weight, bias: float [channels]. mean, rstd: float [images * groups]. Arithmetic is in float.
+// x, residual, y and their gradients: [images, channels, height, width], channels-last, float or bfloat16, with a
+//     multiple of 16 channels
+// weight, bias: float [channels]
+// mean, rstd: float [images * groups]
+//
+// Arithmetic is in float.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
@@ -75,15 +79,15 @@ Shape shape_of(const Tensor& x, const Tensor& weight, const Tensor& bias, const 
   return shape;
 }
 
-using Row = std::vector<float>;  // a number for each channel
+using Row = std::vector<float>;  // a number per channel
 
-// A number of every group at each of its channels.
-void spread(const float* of_groups, Row& of_channels, const Shape& shape) {
+// Repeats each group's number for its channels.
+void spread(const float* groups, Row& channels, const Shape& shape) {
   for (int64_t channel = 0; channel < shape.channels; ++channel)
-    of_channels[channel] = of_groups[channel / shape.per_group()];
+    channels[channel] = groups[channel / shape.per_group()];
 }
 
-// Mean over every group of what was summed by channel, into the first numbers of the same row.
+// Replaces sums by channel by means by group, at the begin of the row.
 void gather(Row& sums, const Shape& shape) {
   for (int64_t group = 0; group < shape.groups; ++group) {
     float sum = 0;
@@ -92,13 +96,13 @@ void gather(Row& sums, const Shape& shape) {
   }
 }
 
-// of(0) + of(1) + ..., four at a time, as one sum would wait for the one before it.
-template <typename Of>
-Vector total(int64_t count, const Of& of) {
+// term(0) + term(1) + ..., in four sums, because additions to one sum wait for each other.
+template <typename Term>
+Vector total(int64_t count, const Term& term) {
   Vector sums[4] = {};
   int64_t i = 0;
-  for (; i + 4 <= count; i += 4) UNROLLED for (int64_t part = 0; part < 4; ++part) sums[part] += of(i + part);
-  for (; i < count; ++i) sums[0] += of(i);
+  for (; i + 4 <= count; i += 4) UNROLLED for (int64_t part = 0; part < 4; ++part) sums[part] += term(i + part);
+  for (; i < count; ++i) sums[0] += term(i);
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
@@ -112,8 +116,8 @@ void statistics(const T* x, float* mean, float* rstd, Row& centers, Row& scratch
   for (int64_t first = 0; first < shape.channels; first += LANES) {
     const Vector center = read(&centers[first]);
     write(&scratch[first], total(shape.pixels, [&](int64_t pixel) {
-            const Vector far = read(x + pixel * shape.channels + first) - center;
-            return far * far;
+            const Vector deviation = read(x + pixel * shape.channels + first) - center;
+            return deviation * deviation;
           }));
   }
   gather(scratch, shape);
@@ -194,7 +198,7 @@ void backward(const T* grad, const T* x, const float* weight, const float* bias,
   std::copy(biases.begin(), biases.end(), dbias);
 }
 
-// Calls `run` with the activation as a constant.
+// Calls `run` with the activation as a compile-time constant.
 template <typename Run>
 void with_activation(int64_t activation, const Run& run) {
   STD_TORCH_CHECK(activation >= NONE && activation <= SILU, "unknown activation");

@@ -1,4 +1,4 @@
-"""Every function of torch.ops.fastlocal_native in plain torch: the same arguments, results in place."""
+"""Every function of torch.ops.fastlocal_native in plain torch, with the same arguments and in-place results."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def sgd_update(weight: Tensor, momentum: Tensor, grad: Tensor, mu: float, decay:
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor, loss: Tensor, grad: Tensor, ignored: int) -> None:
-    """The mean loss of outputs [samples, classes] and its gradient with respect to them."""
+    """Compute the mean loss of outputs [samples, classes], and its gradient."""
     with torch.enable_grad():
         leaf = outputs.detach().requires_grad_()
         mean = F.cross_entropy(leaf, targets, ignore_index=ignored)
-        (found,) = torch.autograd.grad(mean, leaf)
+        (gradient,) = torch.autograd.grad(mean, leaf)
     loss.copy_(mean.detach())
-    grad.copy_(found)
+    grad.copy_(gradient)
 
 
 def group_norm_act(
@@ -62,13 +62,13 @@ def group_norm_act(
     eps: float,
     activation: int,
 ) -> None:
-    """y <- activation(group_norm(x) * weight + bias + residual); mean, rstd: [samples * groups]"""
+    """y <- activation(group_norm(x) * weight + bias + residual), with mean and rstd [samples * groups]."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     units = wide.unflatten(1, (groups, -1)).flatten(2).flatten(0, 1)
     mean.copy_(units.mean(dim=1))
     rstd.copy_((units.var(dim=1, correction=0) + eps).rsqrt())
-    affine = _affine(_normalised(wide, mean, rstd, groups), weight, bias)
-    y.copy_(_activated(affine if residual is None else affine + residual, activation))
+    affine = _affine(_normalise(wide, mean, rstd, groups), weight, bias)
+    y.copy_(_activate(affine if residual is None else affine + residual, activation))
 
 
 def group_norm_act_backward(
@@ -86,16 +86,16 @@ def group_norm_act_backward(
     groups: int,
     activation: int,
 ) -> None:
-    """The gradients of `group_norm_act` from the statistics that it left."""
+    """Compute the gradients of `group_norm_act` from its statistics."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    z, given = (value.to(wide) for value in (x, grad))
+    z, dy = (value.to(wide) for value in (x, grad))
     with torch.enable_grad():
         scale, shift = weight.detach().requires_grad_(), bias.detach().requires_grad_()
-        normal = _normalised(z, mean, rstd, groups).requires_grad_()
+        normal = _normalise(z, mean, rstd, groups).requires_grad_()
         affine = _affine(normal, scale, shift)
         before = affine if residual is None else affine + residual.to(wide)
-        y = _activated(before, activation)
-        dnormal, dscale, dshift, dbefore = torch.autograd.grad(y, (normal, scale, shift, before), given)
+        y = _activate(before, activation)
+        dnormal, dscale, dshift, dbefore = torch.autograd.grad(y, (normal, scale, shift, before), dy)
     units, slopes = (value.unflatten(1, (groups, -1)) for value in (normal.detach(), dnormal))
     axes = tuple(range(2, units.dim()))
     inner = slopes - slopes.mean(dim=axes, keepdim=True) - units * (slopes * units).mean(dim=axes, keepdim=True)
@@ -107,33 +107,43 @@ def group_norm_act_backward(
 
 
 def client_sum(params: Tensor, total: Tensor, weight: float) -> None:
-    """total <- total + weight * the sum of the rows"""
+    """total <- total + weight * sum of the rows."""
     total.add_(params.double().sum(dim=0), alpha=weight)
 
 
 def gather_images(
     images: Tensor, ids: Tensor, boxes: Tensor | None, scale: Tensor, offset: Tensor, out: Tensor, padding: int
 ) -> None:
-    """out <- crop(images[ids]) * scale + offset; boxes: int64 [3, n], top, left and whether mirrored, or None"""
-    picked = images[ids]
+    """out <- crop(images[ids]) * scale + offset.
+
+    Args:
+        images: uint8 [n, channels, height, width].
+        ids: int64 [m].
+        boxes: int64 [3, m], top, left and whether mirrored, or None.
+        scale: [channels].
+        offset: [channels].
+        out: [m, channels, height, width].
+        padding: Pixels on each side.
+    """
+    batch = images[ids]
     if boxes is not None:
         height, width = images.shape[2:]
-        wide = F.pad(picked, (padding, padding, padding, padding))
+        wide = F.pad(batch, (padding, padding, padding, padding))
         crops = [
             one[:, top : top + height, left : left + width].flip(-1) if mirrored else
             one[:, top : top + height, left : left + width]
             for one, (top, left, mirrored) in zip(wide, boxes.t().tolist(), strict=True)
         ]  # fmt: skip
-        picked = torch.stack(crops) if crops else picked
-    out.copy_(picked.to(out.dtype) * scale.view(-1, 1, 1) + offset.view(-1, 1, 1))
+        batch = torch.stack(crops) if crops else batch
+    out.copy_(batch.to(out.dtype) * scale.view(-1, 1, 1) + offset.view(-1, 1, 1))
 
 
 def _by_group(statistic: Tensor, x: Tensor, groups: int) -> Tensor:
-    """Shape [samples * groups] as [samples, groups, 1, 1, 1], for x [samples, channels, h, w] cut into groups."""
+    """View a statistic [samples * groups] as [samples, groups, 1, 1, 1], for x [samples, channels, h, w]."""
     return statistic.view(len(x), groups, *(1 for _ in x.shape[1:]))
 
 
-def _normalised(x: Tensor, mean: Tensor, rstd: Tensor, groups: int) -> Tensor:
+def _normalise(x: Tensor, mean: Tensor, rstd: Tensor, groups: int) -> Tensor:
     units = x.unflatten(1, (groups, -1))
     return ((units - _by_group(mean, x, groups)) * _by_group(rstd, x, groups)).flatten(1, 2)
 
@@ -142,6 +152,6 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return x * weight.view(1, -1, 1, 1) + bias.view(1, -1, 1, 1)
 
 
-def _activated(x: Tensor, activation: int) -> Tensor:
+def _activate(x: Tensor, activation: int) -> Tensor:
     name = Activations[activation]
     return F.relu(x) if name == "relu" else F.silu(x) if name == "silu" else x

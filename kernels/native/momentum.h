@@ -9,13 +9,13 @@ struct Constants {
   float mu, decay, rate;
 };
 
-struct Moved {
+struct Step {
   Vector weight, momentum;
 };
 
-inline Moved move(const Vector& weight, const Vector& momentum, const Vector& gradient, const Constants& constants) {
-  const Vector moving = constants.mu * momentum + gradient + constants.decay * weight;
-  return {weight - constants.rate * moving, moving};
+inline Step sgd_step(const Vector& weight, const Vector& momentum, const Vector& gradient, const Constants& constants) {
+  const Vector velocity = constants.mu * momentum + gradient + constants.decay * weight;
+  return {weight - constants.rate * velocity, velocity};
 }
 
 }  // namespace fastlocal

@@ -1,8 +1,10 @@
-// The product of a linear map and few samples.
+// Linear map of few samples.
 //
 //     y = x @ weight.T + bias
 //
-// x: float [samples, columns]      weight: float [rows, columns]      bias: float [rows], or none
+// x: float [samples, columns]
+// weight: float [rows, columns]
+// bias: float [rows], or none
 // y: float [samples, rows]
 
 #include <torch/csrc/stable/library.h>
@@ -18,22 +20,22 @@ namespace {
 using torch::stable::Tensor;
 using ScalarType = torch::headeronly::ScalarType;
 
-constexpr int64_t HEIGHT = 8;  // rows that are computed at a time: as many sums as hide how long one takes
+constexpr int64_t HEIGHT = 8;  // rows per tile: independent sums that hide the latency of one
 
-// x [count <= LANES, columns] as [columns, LANES], with zeros for the samples that are missing
-void turn(const float* x, int64_t count, int64_t columns, Vector* turned) {
-  for (int64_t column = 0; column < columns; column += LANES, turned += LANES) {
+// Transposes x [count <= LANES, columns] to [columns, LANES], with zeros for missing samples.
+void transpose_samples(const float* x, int64_t count, int64_t columns, Vector* out) {
+  for (int64_t column = 0; column < columns; column += LANES, out += LANES) {
     if (count == LANES && column + LANES <= columns) {
-      UNROLLED for (int64_t i = 0; i < LANES; ++i) turned[i] = read(x + i * columns + column);
+      UNROLLED for (int64_t i = 0; i < LANES; ++i) out[i] = read(x + i * columns + column);
     } else {
       for (int64_t i = 0; i < LANES; ++i)
-        turned[i] = i < count ? read_some(x + i * columns + column, columns - column) : Vector{};
+        out[i] = i < count ? read_some(x + i * columns + column, columns - column) : Vector{};
     }
-    transpose(turned);
+    transpose(out);
   }
 }
 
-// sums[row] = weight[row] @ x, of LANES samples
+// sums[row] = weight[row] @ x, for LANES samples
 template <int64_t ROWS>
 void tile(const float* weight, const Vector* x, int64_t columns, Vector* sums) {
   Vector own[ROWS];
@@ -43,8 +45,8 @@ void tile(const float* weight, const Vector* x, int64_t columns, Vector* sums) {
   UNROLLED for (int64_t row = 0; row < ROWS; ++row) sums[row] = own[row];
 }
 
-// sums [rows, LANES] as y [count <= LANES, rows]
-void turn_back(Vector* sums, const float* bias, int64_t count, int64_t rows, float* y) {
+// Transposes sums [rows, LANES] to y [count <= LANES, rows], and adds the bias.
+void store_rows(Vector* sums, const float* bias, int64_t count, int64_t rows, float* y) {
   for (int64_t row = 0; row < rows; row += LANES, sums += LANES) {
     transpose(sums);
     const Vector added = bias ? read_some(bias + row, rows - row) : Vector{};
@@ -67,16 +69,16 @@ void product(Tensor x, Tensor weight, std::optional<Tensor> bias, Tensor y) {
   const float* own = static_cast<const float*>(weight.const_data_ptr());
   const float* added = bias ? static_cast<const float*>(bias->const_data_ptr()) : nullptr;
   float* out = static_cast<float*>(y.mutable_data_ptr());
-  Scratch turned(round_up(columns)), sums(round_up(rows));
+  Scratch transposed(round_up(columns)), sums(round_up(rows));
   for (int64_t sample = 0; sample < samples; sample += LANES) {
     const int64_t count = std::min(LANES, samples - sample);
-    turn(values + sample * columns, count, columns, turned.vectors);
+    transpose_samples(values + sample * columns, count, columns, transposed.vectors);
     const int64_t whole = rows / HEIGHT * HEIGHT;
     for (int64_t row = 0; row < whole; row += HEIGHT)
-      tile<HEIGHT>(own + row * columns, turned.vectors, columns, sums.vectors + row);
+      tile<HEIGHT>(own + row * columns, transposed.vectors, columns, sums.vectors + row);
     for (int64_t row = whole; row < rows; ++row)
-      tile<1>(own + row * columns, turned.vectors, columns, sums.vectors + row);
-    turn_back(sums.vectors, added, count, rows, out + sample * rows);
+      tile<1>(own + row * columns, transposed.vectors, columns, sums.vectors + row);
+    store_rows(sums.vectors, added, count, rows, out + sample * rows);
   }
 }
 

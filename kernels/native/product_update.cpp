@@ -1,11 +1,13 @@
-// SGD of a weight whose gradient is a product, without the gradient: every tile of the weight and of its momentum is
-// read and written once, and the product of the tile stays in registers meanwhile.
+// SGD of a weight whose gradient is a product, without storing the gradient: every tile of the weight and of its
+// momentum is read and written once, and the tile's product stays in registers.
 //
 //     momentum = mu * momentum + a.T @ b + decay * weight,   weight = weight - rate * momentum
 //
-// and of the bias beside it, whose gradient is the sum of a over samples.
+// Also of the bias, whose gradient is the sum of a over samples.
 //
-// weight, momentum: float [rows, columns]        a: float [samples, rows]        b: float [samples, columns]
+// weight, momentum: float [rows, columns]
+// a: float [samples, rows]
+// b: float [samples, columns]
 // bias, bias_momentum: float [rows], or none
 
 #include <torch/csrc/stable/library.h>
@@ -22,10 +24,10 @@ using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 using ScalarType = torch::headeronly::ScalarType;
 
-constexpr int64_t HEIGHT = 8, WIDTH = 2;  // of a tile, in rows and vectors: its sums fit into the registers of AVX-512
-constexpr int64_t CACHED = 512;           // vectors of b that stay in a core's first cache
+constexpr int64_t HEIGHT = 8, WIDTH = 2;  // rows and vectors of a tile: its sums fit into the registers of AVX-512
+constexpr int64_t CACHED = 512;           // vectors of b that stay in a core's L1 cache
 
-// Of `PARTS` vectors of some rows; a: [samples, of rows]        b: [samples, PARTS]
+// Updates ROWS rows of PARTS vectors; a: [samples, rows], b: [samples, PARTS].
 template <int64_t ROWS, int64_t PARTS>
 void tile(float* weight, float* momentum, int64_t columns, const float* a, int64_t rows, const Vector* b,
           int64_t samples, const Constants constants) {
@@ -38,20 +40,20 @@ void tile(float* weight, float* momentum, int64_t columns, const float* a, int64
   UNROLLED for (int64_t row = 0; row < ROWS; ++row)
     UNROLLED for (int64_t part = 0; part < PARTS; ++part) {
       const int64_t place = row * columns + part * LANES;
-      const Moved moved = move(read(weight + place), read(momentum + place), sums[row][part], constants);
-      write(momentum + place, moved.momentum);
-      write(weight + place, moved.weight);
+      const Step step = sgd_step(read(weight + place), read(momentum + place), sums[row][part], constants);
+      write(momentum + place, step.momentum);
+      write(weight + place, step.weight);
     }
 }
 
-// Of one row, and of less than a vector; b: [samples]
+// Updates less than a vector of one row; b: [samples].
 void edge(float* weight, float* momentum, int64_t count, const float* a, int64_t rows, const Vector* b,
           int64_t samples, const Constants& constants) {
   Vector sum = {};
   for (int64_t sample = 0; sample < samples; ++sample) sum += a[sample * rows] * b[sample];
-  const Moved moved = move(read_some(weight, count), read_some(momentum, count), sum, constants);
-  write_some(momentum, moved.momentum, count);
-  write_some(weight, moved.weight, count);
+  const Step step = sgd_step(read_some(weight, count), read_some(momentum, count), sum, constants);
+  write_some(momentum, step.momentum, count);
+  write_some(weight, step.weight, count);
 }
 
 void update_bias(float* bias, float* momentum, const float* a, int64_t rows, int64_t samples,
@@ -59,10 +61,10 @@ void update_bias(float* bias, float* momentum, const float* a, int64_t rows, int
   for (int64_t row = 0; row < rows; row += LANES) {
     Vector sum = {};
     for (int64_t sample = 0; sample < samples; ++sample) sum += read_some(a + sample * rows + row, rows - row);
-    const Moved moved =
-        move(read_some(bias + row, rows - row), read_some(momentum + row, rows - row), sum, constants);
-    write_some(momentum + row, moved.momentum, rows - row);
-    write_some(bias + row, moved.weight, rows - row);
+    const Step step =
+        sgd_step(read_some(bias + row, rows - row), read_some(momentum + row, rows - row), sum, constants);
+    write_some(momentum + row, step.momentum, rows - row);
+    write_some(bias + row, step.weight, rows - row);
   }
 }
 
@@ -73,7 +75,7 @@ struct Update {
   Constants constants;
   Vector* packed;
 
-  // b [samples, columns from `begin` to `end`] as [columns / (parts * LANES), samples, parts], with zeros at the end
+  // Packs b [samples, columns from `begin` to `end`] as [columns / (parts * LANES), samples, parts], padded with zeros.
   void pack(int64_t begin, int64_t end, int64_t parts) {
     Vector* place = packed;
     for (int64_t column = begin; column < end; column += parts * LANES)
@@ -111,7 +113,7 @@ struct Update {
   }
 };
 
-// How many floats lie before the first that begins a line of the caches.
+// Number of floats before the next cache line.
 int64_t to_aligned(const float* place) { return -(reinterpret_cast<uintptr_t>(place) / sizeof(float)) % LANES; }
 
 void product_update(Tensor weight, Tensor momentum, Tensor a, Tensor b, Optional bias, Optional bias_momentum,
@@ -137,7 +139,7 @@ void product_update(Tensor weight, Tensor momentum, Tensor a, Tensor b, Optional
                 samples,
                 {float(mu), float(decay), float(rate)},
                 scratch.vectors};
-  const int64_t head = std::min(columns, to_aligned(update.weight));  // vectors across two lines take longer
+  const int64_t head = std::min(columns, to_aligned(update.weight));  // vectors across two cache lines are slower
   const int64_t wide = head + (columns - head) / (WIDTH * LANES) * (WIDTH * LANES);
   const int64_t narrow = wide + (columns - wide) / LANES * LANES;
   update.part(0, head);

@@ -2,8 +2,9 @@
 //
 //     momentum = mu * momentum + grad + decay * weight,   weight = weight - rate * momentum
 //
-// weight, momentum: float, contiguous      grad: float of the same shape, contiguous or of four axes in any layout, as
-// filters' gradients are where images are channels-last
+// weight, momentum: float, contiguous
+// grad: float of the same shape, contiguous, or of four axes in any layout, as the gradients of filters for
+//     channels-last images
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
@@ -16,22 +17,22 @@ namespace {
 using torch::stable::Tensor;
 using ScalarType = torch::headeronly::ScalarType;
 
-void step(float* weight, float* momentum, const float* grad, int64_t count, const Constants& constants) {
+void update(float* weight, float* momentum, const float* grad, int64_t count, const Constants& constants) {
   const int64_t whole = count / LANES * LANES;
   for (int64_t i = 0; i < whole; i += LANES) {
-    const Moved moved = move(read(weight + i), read(momentum + i), read(grad + i), constants);
-    write(momentum + i, moved.momentum);
-    write(weight + i, moved.weight);
+    const Step step = sgd_step(read(weight + i), read(momentum + i), read(grad + i), constants);
+    write(momentum + i, step.momentum);
+    write(weight + i, step.weight);
   }
   const int64_t rest = count - whole;
-  const Moved moved =
-      move(read_some(weight + whole, rest), read_some(momentum + whole, rest), read_some(grad + whole, rest), constants);
-  write_some(momentum + whole, moved.momentum, rest);
-  write_some(weight + whole, moved.weight, rest);
+  const Step step = sgd_step(read_some(weight + whole, rest), read_some(momentum + whole, rest),
+                             read_some(grad + whole, rest), constants);
+  write_some(momentum + whole, step.momentum, rest);
+  write_some(weight + whole, step.weight, rest);
 }
 
-// One filter [channels, height, width] of any layout as contiguous floats.
-void straighten(const float* filter, const Tensor& grad, float* out) {
+// Copies a filter [channels, height, width] of any layout to contiguous floats.
+void to_contiguous(const float* filter, const Tensor& grad, float* out) {
   const int64_t channels = grad.size(1), height = grad.size(2), width = grad.size(3);
   const int64_t by_channel = grad.stride(1), by_row = grad.stride(2), by_column = grad.stride(3);
   for (int64_t y = 0; y < height; ++y)
@@ -50,16 +51,16 @@ void sgd_update(Tensor weight, Tensor momentum, Tensor grad, double mu, double d
   STD_TORCH_CHECK(weight.is_contiguous() && momentum.is_contiguous() && (grad.is_contiguous() || grad.dim() == 4),
                   "weight and momentum have to be contiguous, and a gradient that has not four axes");
   float* own = static_cast<float*>(weight.mutable_data_ptr());
-  float* moving = static_cast<float*>(momentum.mutable_data_ptr());
-  const float* given = static_cast<const float*>(grad.const_data_ptr());
+  float* velocity = static_cast<float*>(momentum.mutable_data_ptr());
+  const float* gradient = static_cast<const float*>(grad.const_data_ptr());
   const Constants constants{float(mu), float(decay), float(rate)};
-  if (grad.is_contiguous()) return step(own, moving, given, weight.numel(), constants);
+  if (grad.is_contiguous()) return update(own, velocity, gradient, weight.numel(), constants);
   const int64_t filters = grad.size(0), size = weight.numel() / std::max<int64_t>(filters, 1);
   Scratch scratch((size + LANES - 1) / LANES);
   float* filter = reinterpret_cast<float*>(scratch.vectors);
   for (int64_t i = 0; i < filters; ++i) {
-    straighten(given + i * grad.stride(0), grad, filter);
-    step(own + i * size, moving + i * size, filter, size, constants);
+    to_contiguous(gradient + i * grad.stride(0), grad, filter);
+    update(own + i * size, velocity + i * size, filter, size, constants);
   }
 }
 

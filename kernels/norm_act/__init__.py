@@ -1,1 +1,1 @@
-"""Normalisation of stacked clients with what commonly follows it: a residual sum and an activation."""
+"""Normalization of stacked clients, with an optional residual sum and activation."""

@@ -15,10 +15,13 @@ ROWS = {torch.float32: "fp32 sum", torch.bfloat16: "bf16", torch.float16: "fp16"
 
 @dataclass(frozen=True)
 class Activations:
-    """Stacked activations [clients, batch, channels, *image] and what is done with them.
+    """Stacked activations [clients, batch, channels, *image] and the options of norm_act.
 
-    last: channels-last        apart: memory of other clients between the samples, rows longer than the image
-    affine: weight and bias, which lie in rows of more parameters
+    Attributes:
+        last: Channels-last.
+        apart: Other clients' memory lies between the samples, and rows are longer than the image.
+        affine: Weight and bias, which are parts of longer rows.
+        large: As Case.large.
     """
 
     clients: int
@@ -36,7 +39,7 @@ class Activations:
 
     @property
     def name(self) -> str:
-        """Unique to the case."""
+        """Unique name of the case."""
         words = [
             f"{self.groups} groups" if self.groups else "batch",
             "x".join(map(str, self.shape)),
@@ -52,11 +55,11 @@ class Activations:
         return self.clients, self.batch, self.channels, *self.image
 
     def bytes_moved(self, passes: int) -> int:
-        """Of `passes` tensors of this shape."""
+        """Bytes of `passes` tensors of this shape."""
         return bytes_of([(self.shape, self.dtype)] * passes)
 
     def draw(self, draw: Draws, mean: float = 0.0) -> Tensor:
-        """Random activations in their memory layout."""
+        """Draw activations in their memory layout."""
         clients, batch, channels, *image = self.shape
         if self.last:
             values = draw.normal(clients, batch, *image, channels, dtype=self.dtype).movedim(-1, 2)
@@ -68,7 +71,7 @@ class Activations:
         return values.add_(mean) if mean else values
 
     def inputs(self, draw: Draws) -> Inputs:
-        """Those that norm_act and its gradients share."""
+        """Return the arguments that norm_act and its gradients share."""
         weight, bias = (draw.padded(draw.normal(self.clients, self.channels), extra=5) for _ in range(2))
         return {
             "x": self.draw(draw, mean=3.0),
@@ -102,7 +105,7 @@ SMALL = (
 
 
 def _resnet(groups: int, activation: str, **options: bool) -> tuple[Activations, ...]:
-    """The three stages of a ResNet for 32 x 32 images, with 32 clients of 32 images."""
+    """Return the three stages of a ResNet for 32 x 32 images, with 32 clients of 32 images."""
     first = Activations(
         32, 32, 16, (32, 32), groups, activation, dtype=torch.bfloat16, large=True, last=options.get("last", True)
     )

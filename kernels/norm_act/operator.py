@@ -1,4 +1,4 @@
-"""norm_act as operators of torch: fake tensors, autograd and vmap."""
+"""norm_act as torch operators with rules for fake tensors, autograd and vmap."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _OPTIONS = "int groups, float eps, str activation, str backend"
 
 
 def worthwhile(x: Tensor) -> bool:
-    """Whether norm_act is faster here than what torch makes of its own norms under vmap.
+    """Whether norm_act is faster on this device than torch's own norms under vmap.
 
-    On CPUs the reference takes 1.8 to 3.3 times as long as they do.
+    On CPUs the reference takes 1.8 to 3.3 times as long.
     """
     return x.dtype != torch.float64 and runs_triton(x.device, "norm_act", "norm_act_backward")
 
@@ -37,12 +37,12 @@ def norm_act_stacked(
     activation: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`norm_act` of reference.py, which autograd, vmap and torch.compile know; y alone is differentiable.
+    """`norm_act` of reference.py with rules for autograd, vmap and torch.compile; only y is differentiable.
 
-    backend: as for `kernels.get`; "auto" takes the reference for float64
-    Raises ValueError for shapes that do not fit and for a backend that cannot run.
+    `backend` is that of `kernels.get`, but "auto" selects the reference for float64. Raises ValueError for shapes that
+    do not fit and for a backend that cannot run.
     """
-    function = get("norm_act", _resolved(backend, x), x.device)
+    function = get("norm_act", _resolve(backend, x), x.device)
     return function(x, weight, bias, residual, groups=groups, eps=eps, activation=activation)
 
 
@@ -65,14 +65,14 @@ def norm_act_stacked_backward(
     activation: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `norm_act_stacked`; an empty dresidual where there is no residual."""
-    function = get("norm_act_backward", _resolved(backend, x), x.device)
+    """Return the gradients of `norm_act_stacked`; without a residual, dresidual is empty."""
+    function = get("norm_act_backward", _resolve(backend, x), x.device)
     saved = (x, weight, bias, residual, mean, rstd)
     dx, dweight, dbias, dresidual = function(grad, *saved, groups=groups, activation=activation)
     return dx, dweight, dbias, x.new_empty(0) if dresidual is None else dresidual
 
 
-def _resolved(backend: str, x: Tensor) -> str:
+def _resolve(backend: str, x: Tensor) -> str:
     return "reference" if backend == "auto" and x.dtype == torch.float64 else backend
 
 
@@ -137,7 +137,7 @@ norm_act_stacked.register_autograd(_backward, setup_context=_save)
 def _(
     info: Any, in_dims: tuple[int | None, ...], *inputs: Any
 ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int, int, int]]:
-    results = norm_act_stacked(*_folded(info.batch_size, in_dims, inputs))
+    results = norm_act_stacked(*_fold(info.batch_size, in_dims, inputs))
     y, mean, rstd = (unfold(result, info.batch_size) for result in results)
     return (y, mean, rstd), (0, 0, 0)
 
@@ -147,14 +147,14 @@ def _(
     info: Any, in_dims: tuple[int | None, ...], *inputs: Any
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], tuple[int, int, int, int]]:
     size = info.batch_size
-    *results, dresidual = norm_act_stacked_backward(*_folded(size, in_dims, inputs))
+    *results, dresidual = norm_act_stacked_backward(*_fold(size, in_dims, inputs))
     dx, dweight, dbias = (unfold(result, size) for result in results)
     has_residual = inputs[4] is not None
     dresidual = unfold(dresidual, size) if has_residual else dresidual.new_empty(size, 0)
     return (dx, dweight, dbias, dresidual), (0, 0, 0, 0)
 
 
-def _folded(size: int, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]) -> list[Any]:
+def _fold(size: int, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]) -> list[Any]:
     return [
         fold(value, dim, size) if isinstance(value, Tensor) else value
         for value, dim in zip(inputs, in_dims, strict=True)

@@ -1,4 +1,4 @@
-"""GroupNorm and training-mode BatchNorm of stacked clients, residual and activation included, in plain torch."""
+"""GroupNorm and training-mode BatchNorm of stacked clients with residual and activation, in plain torch."""
 
 from __future__ import annotations
 
@@ -22,17 +22,28 @@ def norm_act(
     eps: float = 1e-5,
     activation: Activation = "none",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise, scale and shift, add, activate.
+    """Normalize, scale and shift, add, activate.
 
         y = activation((x - mean) * rstd * weight + bias + residual),   rstd = 1 / sqrt(variance + eps)
 
-    x, residual: [clients, batch, channels, *spatial], any spatial axes        weight, bias: [clients, channels] or None
-    groups: of channels, normalised sample by sample (GroupNorm, Wu & He 2018); 0: every channel over batch and
-        spatial axes (BatchNorm in training, Ioffe & Szegedy 2015). The variance is the biased one.
-    Statistics and arithmetic in fp32 (fp64 for fp64 inputs); y has the dtype and memory layout of x.
-    Returns y, mean and rstd, the latter two [clients, batch, groups], or [clients, 1, channels] where groups is 0; mean
-    and variance of no elements are 0.
-    Raises ValueError where the shapes do not fit, for BatchNorm of one value per channel, or an unknown activation.
+    The variance is the biased one. Statistics and arithmetic are in fp32 (fp64 for fp64 inputs).
+
+    Args:
+        x: [clients, batch, channels, *spatial], any spatial axes.
+        weight: [clients, channels] or None.
+        bias: [clients, channels] or None.
+        residual: As x, or None.
+        groups: Groups of channels, normalized per sample (GroupNorm, Wu & He 2018); 0: every channel over batch and
+            spatial axes (BatchNorm in training, Ioffe & Szegedy 2015).
+        eps: Added to the variance.
+        activation: "none", "relu" or "silu".
+
+    Returns:
+        y in the dtype and memory layout of x; mean and rstd, [clients, batch, groups], or [clients, 1, channels] if
+        groups is 0. Mean and variance of no elements are 0.
+
+    Raises:
+        ValueError: The shapes do not fit, BatchNorm has one value per channel, or the activation is unknown.
     """
     check(x, weight, bias, residual, groups, activation)
     if x.numel() == 0:
@@ -48,7 +59,7 @@ def norm_act(
 def check(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, groups: int, activation: str
 ) -> None:
-    """Raises ValueError where the arguments of `norm_act` do not fit each other."""
+    """Raise ValueError if the arguments of `norm_act` do not fit each other."""
     if activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
     if x.dim() < 3:
@@ -65,37 +76,37 @@ def check(
 
 
 def statistics_shape(x: Tensor, groups: int) -> tuple[int, int, int]:
-    """Shape of mean and rstd."""
+    """Return the shape of mean and rstd."""
     clients, batch, channels = x.shape[:3]
     return (clients, batch, groups) if groups else (clients, 1, channels)
 
 
 def wide(x: Tensor) -> Tensor:
-    """In the statistics' dtype."""
+    """Cast to the dtype of the statistics."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def units(x: Tensor, groups: int) -> Tensor:
-    """[clients, batch, groups, elements], or [clients, 1, channels, elements] where groups is 0."""
+    """View as [clients, batch, groups, elements], or [clients, 1, channels, elements] if groups is 0."""
     if groups:
         return x.unflatten(2, (groups, x.shape[2] // groups)).flatten(3)
     return x.transpose(1, 2).flatten(2).unsqueeze(1)
 
 
 def spread(statistic: Tensor, x: Tensor, groups: int) -> Tensor:
-    """[clients, batch or 1, channels, 1, ...]: a unit's statistic at each of its channels."""
+    """Repeat a unit's statistic for each of its channels: [clients, batch or 1, channels, 1, ...]."""
     if groups:
         statistic = statistic.repeat_interleave(x.shape[2] // groups, dim=2)
     return statistic.reshape(*statistic.shape, *(1 for _ in x.shape[3:]))
 
 
 def per_channel(affine: Tensor, x: Tensor) -> Tensor:
-    """[clients, 1, channels, 1, ...]"""
+    """View an affine parameter as [clients, 1, channels, 1, ...]."""
     return wide(affine).reshape(affine.shape[0], 1, affine.shape[1], *(1 for _ in x.shape[3:]))
 
 
-def normalised(x: Tensor, mean: Tensor, rstd: Tensor, groups: int) -> Tensor:
-    """(x - mean) * rstd"""
+def normalise(x: Tensor, mean: Tensor, rstd: Tensor, groups: int) -> Tensor:
+    """Return (x - mean) * rstd."""
     return (wide(x) - spread(mean, x, groups)) * spread(rstd, x, groups)
 
 
@@ -108,8 +119,8 @@ def before_activation(
     rstd: Tensor,
     groups: int,
 ) -> Tensor:
-    """What the activation is applied to."""
-    y = normalised(x, mean, rstd, groups)
+    """Return the argument of the activation."""
+    y = normalise(x, mean, rstd, groups)
     if weight is not None:
         y = y * per_channel(weight, x)
     if bias is not None:

@@ -1,4 +1,4 @@
-"""norm_act in Triton: one pass where a unit fits into a program, else one for its statistics and one to apply them."""
+"""norm_act in Triton: one pass if a unit fits into a program, else one for its statistics and one to apply them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .triton_statistics import statistics
 from .triton_tile import channels, check_tensors, collapses, flat, moments, offsets, per_channel, plan, strides
 
 ELEMENTS = 16384
-"""That a program may hold."""
+"""Maximum elements per program."""
 
 
 @triton.jit
@@ -52,7 +52,7 @@ def _apply_kernel(
     PADDED: tl.constexpr,
     TILE_POSITIONS: tl.constexpr,
 ):
-    """Normalise a tile, with its own statistics where it is resident, else with those at mean_ptr and rstd_ptr."""
+    """Normalize a tile: with its own statistics if RESIDENT, else with those at mean_ptr and rstd_ptr."""
     GROUP_TILES: tl.constexpr = (GROUPS + TILE_GROUPS - 1) // TILE_GROUPS
     pid = tl.program_id(0).to(tl.int64)
     first_group = pid % GROUP_TILES * TILE_GROUPS
@@ -78,7 +78,7 @@ def _apply_kernel(
     x = tl.load(x_ptr + x_offset, mask=inside, other=0.0).to(tl.float32)
     place = unit * GROUPS + group
     if RESIDENT:
-        count = PER_GROUP * positions * 1.0  # one position is a constant of the compiler, which has no .to
+        count = PER_GROUP * positions * 1.0  # not .to: positions == 1 is a compile-time constant without it
         mean, squares = moments(x, inside, count, TILE_GROUPS, PADDED)
         rstd = 1 / tl.sqrt(squares / count + eps)
         first_of_group = in_rows & (channel % PER_GROUP == 0)
@@ -147,30 +147,30 @@ def norm_act(
         )
         return y.copy_(packed), mean, rstd
     images, out = flat(x), flat(y)
-    added = None if residual is None else flat(residual if collapses(residual) else residual.contiguous())
+    flat_residual = None if residual is None else flat(residual if collapses(residual) else residual.contiguous())
     weight, bias = (row if row is None or row.stride(1) == 1 else row.contiguous() for row in (weight, bias))
-    cut = plan(images, groups, elements=ELEMENTS)
-    if not cut.resident:
-        statistics(images, mean, rstd, eps, cut)
-    _apply_kernel[(x.shape[0] * cut.samples * cut.splits * cut.group_tiles,)](
+    tiling = plan(images, groups, elements=ELEMENTS)
+    if not tiling.resident:
+        statistics(images, mean, rstd, eps, tiling)
+    _apply_kernel[(x.shape[0] * tiling.samples * tiling.splits * tiling.group_tiles,)](
         x_ptr=images,
         weight_ptr=weight,
         bias_ptr=bias,
-        residual_ptr=added,
+        residual_ptr=flat_residual,
         y_ptr=out,
         mean_ptr=mean,
         rstd_ptr=rstd,
         eps=eps,
-        samples=cut.samples,
-        positions=cut.positions,
-        splits=cut.splits,
+        samples=tiling.samples,
+        positions=tiling.positions,
+        splits=tiling.splits,
         **strides("x", images),
-        **strides("residual", added),
+        **strides("residual", flat_residual),
         **strides("y", out),
         weight_stride_client=0 if weight is None else weight.stride(0),
         bias_stride_client=0 if bias is None else bias.stride(0),
-        RESIDENT=cut.resident,
+        RESIDENT=tiling.resident,
         ACTIVATION=activation,
-        **cut.constants,
+        **tiling.constants,
     )
     return y, mean, rstd

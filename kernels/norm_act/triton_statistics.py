@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs
-"""Mean and deviation of units that are too large for one program: of tiles first, then of the units."""
+"""Mean and deviation of units too large for one program: of tiles first, then of the units."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _statistics_kernel(
     PADDED: tl.constexpr,
     TILE_POSITIONS: tl.constexpr,
 ):
-    """Mean and sum of squares of every tile, as [clients, samples, splits, groups]."""
+    """Compute mean and sum of squared deviations of every tile, [clients, samples, splits, groups]."""
     GROUP_TILES: tl.constexpr = (GROUPS + TILE_GROUPS - 1) // TILE_GROUPS
     pid = tl.program_id(0).to(tl.int64)
     first_group = pid % GROUP_TILES * TILE_GROUPS
@@ -77,7 +77,7 @@ def _combine_kernel(
     BLOCK_SPLITS: tl.constexpr,
     BLOCK_GROUPS: tl.constexpr,
 ):
-    """The tiles' statistics to those of whole units (Chan, Golub & LeVeque 1979)."""
+    """Combine the tiles' statistics to those of whole units (Chan, Golub & LeVeque 1979)."""
     BLOCKS: tl.constexpr = (GROUPS + BLOCK_GROUPS - 1) // BLOCK_GROUPS
     pid = tl.program_id(0).to(tl.int64)
     unit = pid // BLOCKS
@@ -90,47 +90,47 @@ def _combine_kernel(
         place = (unit * splits + split)[:, None] * GROUPS + group[None, :]
         total += tl.sum(count * tl.load(means_ptr + place, mask=inside, other=0.0), axis=0)
     mean = total / positions
-    apart = tl.zeros((BLOCK_GROUPS,), tl.float32)
+    squares = tl.zeros((BLOCK_GROUPS,), tl.float32)
     for start in range(0, splits, BLOCK_SPLITS):
         split = start + tl.arange(0, BLOCK_SPLITS)
         inside = (split < splits)[:, None] & (group < GROUPS)[None, :]
         count = tl.minimum(positions - split * TILE_POSITIONS, TILE_POSITIONS).to(tl.float32)[:, None] * PER_GROUP
         place = (unit * splits + split)[:, None] * GROUPS + group[None, :]
-        differs = tl.where(inside, tl.load(means_ptr + place, mask=inside, other=0.0) - mean[None, :], 0.0)
-        apart += tl.sum(count * differs * differs + tl.load(squares_ptr + place, mask=inside, other=0.0), axis=0)
+        deviation = tl.where(inside, tl.load(means_ptr + place, mask=inside, other=0.0) - mean[None, :], 0.0)
+        squares += tl.sum(count * deviation * deviation + tl.load(squares_ptr + place, mask=inside, other=0.0), axis=0)
     tl.store(mean_ptr + unit * GROUPS + group, mean, mask=group < GROUPS)
-    rstd = 1 / tl.sqrt(apart / (PER_GROUP * positions) + eps)
+    rstd = 1 / tl.sqrt(squares / (PER_GROUP * positions) + eps)
     tl.store(rstd_ptr + unit * GROUPS + group, rstd, mask=group < GROUPS)
 
 
-def statistics(x: Tensor, mean: Tensor, rstd: Tensor, eps: float, cut: Plan) -> None:
-    """Fill mean and rstd [clients, samples, groups] from x [clients, batch, channels, pixels]."""
-    units = x.shape[0] * cut.samples
-    means = x.new_empty((units, cut.splits, cut.groups), dtype=torch.float32)
+def statistics(x: Tensor, mean: Tensor, rstd: Tensor, eps: float, tiling: Plan) -> None:
+    """Compute mean and rstd [clients, samples, groups] of x [clients, batch, channels, pixels], in place."""
+    units = x.shape[0] * tiling.samples
+    means = x.new_empty((units, tiling.splits, tiling.groups), dtype=torch.float32)
     squares = torch.empty_like(means)
-    _statistics_kernel[(units * cut.splits * cut.group_tiles,)](
+    _statistics_kernel[(units * tiling.splits * tiling.group_tiles,)](
         x_ptr=x,
         means_ptr=means,
         squares_ptr=squares,
-        samples=cut.samples,
-        positions=cut.positions,
-        splits=cut.splits,
+        samples=tiling.samples,
+        positions=tiling.positions,
+        splits=tiling.splits,
         **strides("x", x),
-        **cut.constants,
+        **tiling.constants,
     )
-    block_groups = min(64, triton.next_power_of_2(cut.groups))
-    _combine_kernel[(units * triton.cdiv(cut.groups, block_groups),)](
+    block_groups = min(64, triton.next_power_of_2(tiling.groups))
+    _combine_kernel[(units * triton.cdiv(tiling.groups, block_groups),)](
         means_ptr=means,
         squares_ptr=squares,
         mean_ptr=mean,
         rstd_ptr=rstd,
         eps=eps,
-        positions=cut.positions,
-        splits=cut.splits,
-        GROUPS=cut.groups,
-        PER_GROUP=cut.per_group,
-        TILE_POSITIONS=cut.tile_positions,
-        BLOCK_SPLITS=min(32, triton.next_power_of_2(cut.splits)),
+        positions=tiling.positions,
+        splits=tiling.splits,
+        GROUPS=tiling.groups,
+        PER_GROUP=tiling.per_group,
+        TILE_POSITIONS=tiling.tile_positions,
+        BLOCK_SPLITS=min(32, triton.next_power_of_2(tiling.splits)),
         BLOCK_GROUPS=block_groups,
         num_warps=2,
     )

@@ -1,7 +1,7 @@
-"""How the Triton kernels of norm_act cut stacked activations into tiles [channels, positions].
+"""Tiles [channels, positions] of stacked activations for the Triton kernels of norm_act.
 
-A unit is what one mean is taken over: a group of channels of one sample, or for BatchNorm a channel of one client over
-its whole batch. The positions of a unit are its pixels, for BatchNorm those of all samples. A tile holds whole groups,
+A unit is the set of elements of one mean: a group of channels of one sample, or for BatchNorm a channel of one client
+over its batch. The positions of a unit are its pixels, for BatchNorm those of all samples. A tile holds whole groups,
 each padded to a power of two of channels.
 """
 
@@ -21,7 +21,7 @@ from ..arguments import expect
 def channels(
     first_group, GROUPS: tl.constexpr, PER_GROUP: tl.constexpr, TILE_GROUPS: tl.constexpr, PADDED: tl.constexpr
 ):
-    """Of each row of a tile: its group, its channel, and whether there is such a channel."""
+    """Return group, channel, and whether the channel exists, for each row of a tile."""
     row = tl.arange(0, TILE_GROUPS * PADDED)
     group = first_group + row // PADDED
     if PER_GROUP == PADDED:
@@ -46,7 +46,7 @@ def offsets(
     PIXELS: tl.constexpr,
     OVER_BATCH: tl.constexpr,
 ):
-    """Of a tile's elements from the start of the tensor, [channels, positions]; client, sample, channel are int64."""
+    """Return the offsets of a tile's elements, [channels, positions]; client, sample and channel are int64."""
     if OVER_BATCH:
         along = (position // PIXELS).to(tl.int64) * stride_batch + (position % PIXELS).to(tl.int64) * stride_pixel
     else:
@@ -56,26 +56,26 @@ def offsets(
 
 @triton.jit
 def group_sum(value, TILE_GROUPS: tl.constexpr, PADDED: tl.constexpr):
-    """[channels] -> [channels]: the sum over each one's group."""
+    """Sum [channels] over each channel's group, as [channels]."""
     if PADDED == 1:
         total = value
     else:
-        summed = tl.sum(tl.reshape(value, (TILE_GROUPS, PADDED)), axis=1)
-        total = tl.reshape(tl.broadcast_to(summed[:, None], (TILE_GROUPS, PADDED)), (TILE_GROUPS * PADDED,))
+        sums = tl.sum(tl.reshape(value, (TILE_GROUPS, PADDED)), axis=1)
+        total = tl.reshape(tl.broadcast_to(sums[:, None], (TILE_GROUPS, PADDED)), (TILE_GROUPS * PADDED,))
     return total
 
 
 @triton.jit
 def moments(x, inside, count, TILE_GROUPS: tl.constexpr, PADDED: tl.constexpr):
-    """Mean of each row's group over its `count` elements, and the sum of the squares of what differs from it."""
+    """Return each row's group mean over its `count` elements, and the sum of squared deviations."""
     mean = group_sum(tl.sum(x, axis=1), TILE_GROUPS, PADDED) / count
-    apart = tl.where(inside, x - mean[:, None], 0.0)
-    return mean, group_sum(tl.sum(apart * apart, axis=1), TILE_GROUPS, PADDED)
+    deviation = tl.where(inside, x - mean[:, None], 0.0)
+    return mean, group_sum(tl.sum(deviation * deviation, axis=1), TILE_GROUPS, PADDED)
 
 
 @triton.jit
 def per_channel(pointer, client, stride_client, channel, inside, default: tl.constexpr):
-    """fp32 [channels] of an affine parameter [clients, channels], `default` where there is none."""
+    """Load an affine parameter [clients, channels] as fp32 [channels]; `default` without one."""
     if pointer is None:
         value = tl.full(channel.shape, default, tl.float32)
     else:
@@ -85,9 +85,18 @@ def per_channel(pointer, client, stride_client, channel, inside, default: tl.con
 
 @dataclass(frozen=True)
 class Plan:
-    """groups, per_group: of channels, for BatchNorm every channel its own        samples: whose statistics differ
-    positions: of a unit, `pixels` of each sample        resident: whether a unit fits into one program
-    tile_groups, padded, tile_positions: sizes of a tile        splits, group_tiles: how many of them along each axis
+    """Tiling of stacked activations.
+
+    Attributes:
+        groups: Number of groups; for BatchNorm every channel is one.
+        per_group: Channels per group.
+        samples: Samples with separate statistics.
+        pixels: Pixels of a sample.
+        positions: Positions of a unit.
+        over_batch: Whether a unit covers the batch.
+        resident: Whether a unit fits into one program.
+        tile_groups: Groups of a tile.
+        tile_positions: Positions of a tile.
     """
 
     groups: int
@@ -114,7 +123,7 @@ class Plan:
 
     @property
     def constants(self) -> dict[str, int | bool]:
-        """The kernels' constants, and how many warps take a tile."""
+        """Constants of the kernels, and the number of warps per tile."""
         elements = self.tile_groups * self.padded * self.tile_positions
         return {
             "GROUPS": self.groups,
@@ -130,33 +139,37 @@ class Plan:
 
 ELEMENTS_PER_WARP = 1024
 SPLIT_CHANNELS = 64
-"""Neighbours in channels-last memory that a tile takes where a unit is too large for one program."""
+"""Contiguous channels of a channels-last tile if a unit is too large for one program."""
 
 FP32_ELEMENTS = 8192
-"""Of 4 bytes in a part of a unit: twice as many take 16 warps, whose threads have 128 registers each and spill."""
+"""Limit for parts of a unit with 4-byte elements: twice as many need 16 warps, whose threads spill 128 registers."""
 
 
 def plan(x: Tensor, groups: int, *, elements: int) -> Plan:
-    """How to cut x [clients, batch, channels, pixels].
+    """Plan the tiles of x [clients, batch, channels, pixels].
 
-    groups: as in `norm_act`        elements: that a program may hold
-    Where channels are neighbours in memory a tile takes as many as it can, else one unit if it is not too small.
+    If channels are contiguous, a tile takes as many as possible; else one unit, if it is not too small.
+
+    Args:
+        x: The activations.
+        groups: As in `norm_act`.
+        elements: Maximum elements per program.
     """
     batch, count, pixels = x.shape[1:]
     per_group = count // groups if groups else 1
     positions = pixels if groups else batch * pixels
     assert per_group * positions < 2**31 - 2**15, "a unit's elements are counted in int32, whole tiles of them"
     padded, whole = triton.next_power_of_2(per_group), triton.next_power_of_2(positions)
-    most = triton.next_power_of_2(count // per_group)
+    max_groups = triton.next_power_of_2(count // per_group)
     last = x.stride(2) == 1 and count > 1
     fits = (elements if last else min(elements, 4096)) // (padded * whole)
     resident = padded * whole <= elements and (not last or padded * fits >= min(8, count))
     if resident:
-        tile_groups, tile_positions = max(1, min(most, fits)), whole
+        tile_groups, tile_positions = max(1, min(max_groups, fits)), whole
     else:
-        held = elements if x.element_size() < 4 else min(elements, FP32_ELEMENTS)
-        tile_groups = max(1, min(most, SPLIT_CHANNELS // padded)) if last else 1
-        tile_positions = max(1, min(whole, held // (tile_groups * padded)))
+        limit = elements if x.element_size() < 4 else min(elements, FP32_ELEMENTS)
+        tile_groups = max(1, min(max_groups, SPLIT_CHANNELS // padded)) if last else 1
+        tile_positions = max(1, min(whole, limit // (tile_groups * padded)))
     return Plan(
         groups=count // per_group,
         per_group=per_group,
@@ -171,15 +184,15 @@ def plan(x: Tensor, groups: int, *, elements: int) -> Plan:
 
 
 def flat(x: Tensor) -> Tensor:
-    """[clients, batch, channels, *spatial] -> [clients, batch, channels, pixels] over the same memory.
+    """View [clients, batch, channels, *spatial] as [clients, batch, channels, pixels].
 
-    Raises RuntimeError where the spatial axes do not lie as one in memory.
+    Raises RuntimeError if the spatial axes cannot be merged.
     """
     return x.view(*x.shape[:3], -1) if x.numel() else x.new_empty((*x.shape[:3], 0))
 
 
 def strides(name: str, x: Tensor | None) -> dict[str, int]:
-    """Keyword arguments NAME_stride_AXIS of a kernel for `flat(x)`; zeros where there is no tensor."""
+    """Return a kernel's keyword arguments NAME_stride_AXIS for `flat(x)`; zeros without a tensor."""
     steps = (0, 0, 0, 0) if x is None else x.stride()
     return {
         f"{name}_stride_{axis}": step for axis, step in zip(("client", "batch", "channel", "pixel"), steps, strict=True)
@@ -187,16 +200,13 @@ def strides(name: str, x: Tensor | None) -> dict[str, int]:
 
 
 def collapses(x: Tensor) -> bool:
-    """Whether `flat` can take x."""
+    """Whether `flat` can view x."""
     axes = [axis for axis in range(3, x.dim()) if x.shape[axis] != 1]
     return all(x.stride(i) == x.shape[j] * x.stride(j) for i, j in zip(axes[:-1], axes[1:], strict=True))
 
 
 def check_tensors(x: Tensor, **others: Tensor | None) -> None:
-    """Raises ValueError for float64 inputs, as the kernels compute in fp32, and for tensors of another kind or device.
-
-    others: {name: tensor}, of right shapes
-    """
+    """Raise ValueError for float64 inputs, and for others {name: tensor} of another dtype or device."""
     if x.dtype == torch.float64:
         raise ValueError("the Triton kernels of norm_act compute in fp32; use the reference for float64")
     for name, tensor in {"x": x, **others}.items():

@@ -1,1 +1,1 @@
-"""The gradients of norm_act."""
+"""Gradients of norm_act."""

@@ -1,4 +1,4 @@
-"""The activations of the forward pass, with the gradient of its result."""
+"""Activations of the forward pass, with the gradient of its result."""
 
 from __future__ import annotations
 

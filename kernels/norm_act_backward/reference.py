@@ -1,11 +1,11 @@
-"""The gradients of norm_act in plain torch."""
+"""Gradients of norm_act in plain torch."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ..norm_act.reference import Activation, before_activation, check, normalised, per_channel, spread, units, wide
+from ..norm_act.reference import Activation, before_activation, check, normalise, per_channel, spread, units, wide
 
 
 def norm_act_backward(
@@ -20,21 +20,25 @@ def norm_act_backward(
     groups: int,
     activation: Activation = "none",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of `norm_act` from that of y; mean and rstd are those that it returned.
+    """Return the gradients of `norm_act`; mean and rstd are its results.
 
     With g the gradient before the activation, h = weight * g, n = (x - mean) * rstd, and means over a unit's elements:
 
         dx = rstd * (h - mean(h) - n * mean(h * n)),   dweight = sum(g * n),   dbias = sum(g),   dresidual = g
 
-    Returns dx and dresidual (None without a residual) like x, dweight and dbias [clients, channels] in the statistics'
-    dtype. Raises ValueError as `norm_act`.
+    Returns:
+        dx like x; dweight and dbias [clients, channels] in the dtype of the statistics; dresidual like x, or None
+        without a residual.
+
+    Raises:
+        ValueError: As `norm_act`.
     """
     check(x, weight, bias, residual, groups, activation)
     g = wide(grad)
     if activation != "none":
         before = before_activation(x, weight, bias, residual, mean, rstd, groups)
         g = g * (before > 0) if activation == "relu" else g * _silu_slope(before)
-    normal = normalised(x, mean, rstd, groups)
+    normal = normalise(x, mean, rstd, groups)
     h = g if weight is None else g * per_channel(weight, x)
     first = units(h, groups).mean(dim=-1)
     second = (units(h, groups) * units(normal, groups)).mean(dim=-1)

@@ -1,4 +1,4 @@
-"""The gradients of norm_act in Triton: one pass where a unit fits into a program, else one for sums and one more."""
+"""Gradients of norm_act in Triton: one pass if a unit fits into a program, else one for sums and one more."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..norm_act.triton_tile import (
 )
 
 ELEMENTS = 8192
-"""That a program may hold of each tensor."""
+"""Maximum elements per program, of each tensor."""
 
 
 @triton.jit
@@ -70,10 +70,11 @@ def _backward_kernel(
     PADDED: tl.constexpr,
     TILE_POSITIONS: tl.constexpr,
 ):
-    """Of a tile: every channel's sums of g and of g * n, the gradients that follow from the unit's sums, or both.
+    """Compute a tile's sums of g and of g * n per channel, the gradients from the unit's sums, or both.
 
-    SUM: store the sums, as [2, units, splits, channels]        APPLY: store dx and dresidual
-    APPLY without SUM takes the sums from there, as [2, units, channels].
+    Args:
+        SUM: Store the sums, [2, units, splits, channels].
+        APPLY: Store dx and dresidual; without SUM, from the sums [2, units, channels].
     """
     GROUP_TILES: tl.constexpr = (GROUPS + TILE_GROUPS - 1) // TILE_GROUPS
     CHANNELS: tl.constexpr = GROUPS * PER_GROUP
@@ -115,7 +116,7 @@ def _backward_kernel(
     mean = tl.load(mean_ptr + unit * GROUPS + group, mask=in_rows, other=0.0)
     rstd = tl.load(rstd_ptr + unit * GROUPS + group, mask=in_rows, other=0.0)
     weight = per_channel(weight_ptr, client, weight_stride_client, channel, in_rows, 1.0)
-    normal = (x - mean[:, None]) * rstd[:, None]  # multiplied by zeros where not inside
+    normal = (x - mean[:, None]) * rstd[:, None]  # outside, later factors are zero
     if ACTIVATION != "none":
         bias = per_channel(bias_ptr, client, bias_stride_client, channel, in_rows, 0.0)
         before = normal * weight[:, None] + bias[:, None]
@@ -139,19 +140,19 @@ def _backward_kernel(
             gate = tl.sigmoid(before)
             g = g * gate * (1 + before * (1 - gate))
     if SUM:
-        of_g = tl.sum(g, axis=1)
-        of_g_n = tl.sum(g * normal, axis=1)
+        sum_g = tl.sum(g, axis=1)
+        sum_gn = tl.sum(g * normal, axis=1)
         sums = sums_ptr + (unit * splits + split) * CHANNELS + channel
-        tl.store(sums, of_g, mask=in_rows)
-        tl.store(sums + units * splits * CHANNELS, of_g_n, mask=in_rows)
+        tl.store(sums, sum_g, mask=in_rows)
+        tl.store(sums + units * splits * CHANNELS, sum_gn, mask=in_rows)
     else:
         sums = sums_ptr + unit * CHANNELS + channel
-        of_g = tl.load(sums, mask=in_rows, other=0.0)
-        of_g_n = tl.load(sums + units * CHANNELS, mask=in_rows, other=0.0)
+        sum_g = tl.load(sums, mask=in_rows, other=0.0)
+        sum_gn = tl.load(sums + units * CHANNELS, mask=in_rows, other=0.0)
     if APPLY:
-        count = PER_GROUP * positions * 1.0  # one position is a constant of the compiler, which has no .to
-        first = group_sum(weight * of_g, TILE_GROUPS, PADDED) / count
-        second = group_sum(weight * of_g_n, TILE_GROUPS, PADDED) / count
+        count = PER_GROUP * positions * 1.0  # not .to: positions == 1 is a compile-time constant without it
+        first = group_sum(weight * sum_g, TILE_GROUPS, PADDED) / count
+        second = group_sum(weight * sum_gn, TILE_GROUPS, PADDED) / count
         dx = rstd[:, None] * (g * weight[:, None] - first[:, None] - normal * second[:, None])
         dx_offset = offsets(
             client,
@@ -202,43 +203,43 @@ def norm_act_backward(
         return dx.copy_(packed), dweight, dbias, None if dresidual is None or added is None else dresidual.copy_(added)
     images = flat(x)
     grad = flat(grad if collapses(grad) else grad.contiguous())
-    added = None if residual is None else flat(residual if collapses(residual) else residual.contiguous())
+    flat_residual = None if residual is None else flat(residual if collapses(residual) else residual.contiguous())
     weight, bias = (row if row is None or row.stride(1) == 1 else row.contiguous() for row in (weight, bias))
-    cut = plan(images, groups, elements=ELEMENTS)
-    units = x.shape[0] * cut.samples
-    sums = mean.new_empty((2, units, cut.splits, x.shape[2]))
+    tiling = plan(images, groups, elements=ELEMENTS)
+    units = x.shape[0] * tiling.samples
+    sums = mean.new_empty((2, units, tiling.splits, x.shape[2]))
 
     def launch(sums: Tensor, *, store_sums: bool, apply: bool) -> None:
-        _backward_kernel[(units * cut.splits * cut.group_tiles,)](
+        _backward_kernel[(units * tiling.splits * tiling.group_tiles,)](
             grad_ptr=grad,
             x_ptr=images,
             weight_ptr=weight,
             bias_ptr=bias,
-            residual_ptr=added,
+            residual_ptr=flat_residual,
             mean_ptr=mean,
             rstd_ptr=rstd,
             sums_ptr=sums,
             dx_ptr=flat(dx),
             dresidual_ptr=None if dresidual is None else flat(dresidual),
             units=units,
-            samples=cut.samples,
-            positions=cut.positions,
-            splits=cut.splits,
+            samples=tiling.samples,
+            positions=tiling.positions,
+            splits=tiling.splits,
             **strides("grad", grad),
             **strides("x", images),
-            **strides("residual", added),
+            **strides("residual", flat_residual),
             **strides("dx", flat(dx)),
             weight_stride_client=0 if weight is None else weight.stride(0),
             bias_stride_client=0 if bias is None else bias.stride(0),
             SUM=store_sums,
             APPLY=apply,
             ACTIVATION=activation,
-            **cut.constants,
+            **tiling.constants,
         )
 
-    launch(sums, store_sums=True, apply=cut.resident)
+    launch(sums, store_sums=True, apply=tiling.resident)
     sums = sums.sum(dim=2)
-    if not cut.resident:
+    if not tiling.resident:
         launch(sums, store_sums=False, apply=True)
-    dbias, dweight = (of.view(x.shape[0], cut.samples, -1).sum(dim=1) for of in sums)
+    dbias, dweight = (part.view(x.shape[0], tiling.samples, -1).sum(dim=1) for part in sums)
     return dx, dweight, dbias, dresidual

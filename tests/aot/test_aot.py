@@ -115,7 +115,7 @@ def test_every_tile_that_can_be_chosen_is_in_the_table(op: str, name: str, table
     choosable = {
         tuple(tile.kwargs.values())
         for columns, depth, narrow, apart in product((16, 32, 64, 128), (16, 32, 64, 4096), (False, True), phases)
-        for tile in triton_tiles.fitting(tiles, columns, depth, narrow=narrow, phases=apart, **options)
+        for tile in triton_tiles.fitting_tiles(tiles, columns, depth, narrow=narrow, phases=apart, **options)
     }
     for target in ("sm_80", "sm_90", "sm_100"):
         compiled = set()

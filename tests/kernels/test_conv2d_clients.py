@@ -76,7 +76,7 @@ def test_there_is_a_tile_for_every_layer(
 ) -> None:
     options = {"itemsize": itemsize, "narrow": narrow, "split": split and itemsize == 4, "phases": phases}
     for tiles in TILES.values():
-        kept = triton_tiles.fitting(tiles, columns, depth, **options)
+        kept = triton_tiles.fitting_tiles(tiles, columns, depth, **options)
         assert kept
         assert all(min(columns, 64) <= tile.kwargs["COLUMNS"] < 2 * max(columns, 16) for tile in kept)
 

@@ -61,7 +61,7 @@ def run(op: str, clients: int = 2, stride: tuple[int, int] = (1, 1), dilation: i
     return found
 
 
-@pytest.mark.parametrize("op", sorted(kernels.TIMED))
+@pytest.mark.parametrize("op", sorted(kernels.AUTOTUNED))
 def test_a_tile_is_chosen_once_for_what_it_depends_on(op: str, timed: list[str]) -> None:
     def choices(**options: Any) -> int:
         run(op, **options)
@@ -79,7 +79,7 @@ def test_a_tile_is_chosen_once_for_what_it_depends_on(op: str, timed: list[str])
     assert len(timed) == before
 
 
-@pytest.mark.parametrize("op", sorted(kernels.TIMED))
+@pytest.mark.parametrize("op", sorted(kernels.AUTOTUNED))
 def test_deterministic_runs_time_nothing_and_repeat_every_bit(op: str, timed: list[str]) -> None:
     torch.use_deterministic_algorithms(True)
     assert kernels.deterministic(op)

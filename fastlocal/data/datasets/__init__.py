@@ -41,15 +41,15 @@ class DatasetSpec:
 
     Attributes:
         name: Name of the data set.
-        data_pth: Folder or file of the whole data set.
-        train_pth: Folder or file of the training split.
-        val_pth: Folder or file of the test split.
-        seed: Seed of synthetic data.
+        data_pth: Folder or file of the whole data set; None: its default place.
+        train_pth: Training folder or file, instead of that in data_pth (STORABLE only).
+        val_pth: Test folder or file, instead of that in data_pth (STORABLE only).
+        seed: Seed of synthetic images.
         workers: Processes that decode image files.
-        image_size: Height and width in pixels that image files are brought to, or None.
+        image_size: Resize the shorter side to this many pixels and crop the centre square (image_folder only), or None.
         message: Called with log lines.
-        lazy: Leave images on the disk.
-        crop_size: Size of the crops of stored images, or None.
+        lazy: Leave images on the disk (STORABLE only), as those of a .beton always are.
+        crop_size: Height and width in pixels of crops of stored images (STORABLE only), or None.
         verify_checksums: Compare the checksums of prepared files, whatever their times.
         skip_bad: Skip images that cannot be decoded when all are read beforehand.
     """
@@ -87,21 +87,8 @@ def load(
 ) -> DataSet:
     """Load a data set: images uint8 [n, channels, height, width], labels int64 [n], contiguous tensors on the CPU.
 
-    Args:
-        name: Name of the data set.
-        data_pth: Folder or file of the data set; None: its default place.
-        train_pth: Training folder or file (STORABLE only), instead of that in data_pth.
-        val_pth: Test folder or file (STORABLE only), instead of that in data_pth.
-        mean: Per channel in units of 1; None: published values, else those of the training images.
-        std: Per channel in units of 1; None as for `mean`.
-        seed: Seed of synthetic images.
-        workers: Processes that decode (image_folder only).
-        image_size: Resize the shorter side to this many pixels and crop the centre square (image_folder only).
-        message: Called with log lines.
-        lazy: Leave images on the disk (STORABLE only), as those of a .beton always are.
-        crop_size: Height and width in pixels of crops of stored images (STORABLE only), normalized as ImageNet.
-        verify_checksums: Compare the checksums of prepared files, whatever their times (STORABLE only).
-        skip_bad: Skip images that cannot be decoded in the computation of mean and std (STORABLE only).
+    The arguments are fields of DatasetSpec, except mean and std: per channel in units of 1; None: published values,
+    else those of the training images. With a crop size, images stay on the disk and are normalized as ImageNet.
 
     Raises:
         UsageError: The name is unknown, files are missing or malformed, or mean and std do not fit.

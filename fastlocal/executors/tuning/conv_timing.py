@@ -211,7 +211,7 @@ def _by_size(layer: Layer, device: torch.device, dtype: torch.dtype) -> str:
         same = [step * (size - 1) // 2 for step, size in zip(layer.dilation, layer.weight[2:], strict=True)]
         padding = tuple(same) if padding == "same" else (0, 0)
     one = torch.empty(1, device=device, dtype=dtype)
-    geometry = Geometry.of(layer.stride, padding, layer.dilation, layer.groups)
+    geometry = Geometry.from_sequences(layer.stride, padding, layer.dilation, layer.groups)
     return choose(one.expand(1, *layer.x), one.expand(1, *layer.weight), geometry)
 
 
