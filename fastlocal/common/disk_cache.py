@@ -91,7 +91,7 @@ def put(path: Path, key: str, value: Any) -> bool:
 
 
 def once(path: Path) -> str:
-    """ ", once for this machine" where what is found out can be kept in `path`, else an empty string."""
+    """Return ", once for this machine" if `path` can be written, else ""."""
     place = next(folder for folder in path.parents if folder.exists())
     return ", once for this machine" if place.is_dir() and os.access(place, os.W_OK | os.X_OK) else ""
 

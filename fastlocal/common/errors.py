@@ -38,7 +38,7 @@ def one_line(error: BaseException, max_length: int = 300) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'x'?" for the known name closest to `name`, or an empty string where none is close."""
+    """Return "; did you mean 'x'?" for the known name closest to `name`, or "" if none is close."""
     found = difflib.get_close_matches(name, list(known), n=8, cutoff=0.5)
     if not found:
         return ""

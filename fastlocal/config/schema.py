@@ -177,8 +177,8 @@ class MachineConfig:
     """stacked: all resident clients at once; looped: one after the other; threaded: one in each worker thread of a CPU;
     auto: the fastest of them, by timing if the run is long enough"""
     tune_seconds: float = 5.0
-    """seconds that --executor auto may time for, from 30 on compiled steps too, and then --conv-strategy auto; 0: by
-    rule, threaded for convolutions of several clients on a CPU and else stacked"""
+    """seconds that --executor auto may time for, from 30 on compiled steps too, and then --conv-strategy auto; 0: a
+    fixed rule, threaded for convolutions of several clients on a CPU and else stacked"""
     workers: int | None = None
     """threads of --executor threaded; None: one per core that this process may use, at most OMP_NUM_THREADS"""
     channels_last: bool | None = None

@@ -22,7 +22,7 @@ from ..executors.looped import LoopedExecutor
 from ..models.functional import local_module
 from ..models.modes import cast
 from ..models.python_state import kept
-from ..params.losses import placed
+from ..params.losses import move_loss
 from ..params.precision import Numerics, without_tf32
 from .plain_steps import FAILURES, PlainModule, Trace
 from .probe import CLIENTS, STEPS, Batches, Probe
@@ -50,7 +50,7 @@ def compare(plain: PlainModule, problem: LocalProblem, batches: Batches, probe: 
     with kept(problem.loss), preserve_random_states(), without_tf32():
         no_vmap, reached = _fault_of_vmap(plain, problem, batches, probe)
     probe = dataclasses.replace(probe, reached=probe.reached or reached)
-    with kept(problem.loss), random_kept(), without_tf32():
+    with kept(problem.loss), preserve_random_states(), without_tf32():
         _check_looped(problem, batches, probe, plain.flag)
     return dataclasses.replace(probe, no_vmap=no_vmap)
 

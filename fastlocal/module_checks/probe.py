@@ -83,7 +83,7 @@ def probe_module(plain: PlainModule, batches: Batches, names: Sequence[str]) -> 
     if plain.user_module is not None:
         refuse_aliases("model", theirs.tensors, plain.user_module)
     memory = PythonState(plain.loss, own=plain.module, without=theirs.reached)
-    with random_kept(), without_tf32():
+    with preserve_random_states(), without_tf32():
         probe = _probe(plain, batches, names)
     _refuse_side_effects(theirs.changes(), plain.user_module)
     changes = memory.changes()
@@ -258,7 +258,7 @@ def try_evaluation(plain: PlainModule, inputs: Tensor, targets: Tensor, numerics
     """
     loss, flag, trial = plain.loss, plain.flag, copy.deepcopy(plain.module).eval()
     try:
-        with random_kept(), numerics.autocast():
+        with preserve_random_states(), numerics.autocast():
             outputs = numerics.to_param_dtype(trial(inputs.clone()))
     except FAILURES as error:
         raise UsageError(f"{flag}: {_not_evaluated(trial, inputs, numerics)}: {one_line(error)}") from error
@@ -280,7 +280,7 @@ def try_evaluation(plain: PlainModule, inputs: Tensor, targets: Tensor, numerics
 def _not_evaluated(trial: nn.Module, inputs: Tensor, numerics: Numerics) -> str:
     """What keeps it from being evaluated: that nothing has a gradient there, or the samples."""
     try:
-        with random_kept(), numerics.autocast():
+        with preserve_random_states(), numerics.autocast():
             trial(inputs.clone())
     except FAILURES:
         return f"cannot be evaluated on test samples of shape {tuple(inputs.shape)}"

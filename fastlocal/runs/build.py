@@ -35,7 +35,7 @@ from ..module_checks.first_steps import compare
 from ..module_checks.plain_steps import PlainModule
 from ..module_checks.probe import Probe, probe_module, try_evaluation
 from ..module_checks.structure import refuse_aliases
-from ..params.losses import Loss, placed
+from ..params.losses import Loss, move_loss
 from ..params.param_layout import ParamLayout, param_layout
 from ..params.precision import Numerics, numerics
 from ..schedule.rounds import Progress
@@ -115,7 +115,7 @@ def build_run(
     modes = training_modes(module)
     if given is not None:
         refuse_aliases("loss", PythonState(loss, without=[id(part) for part in given.modules()]).tensors, given)
-    loss = placed(loss, device, numbers.dtype, given)
+    loss = move_loss(loss, device, numbers.dtype, given)
     config = _resolve_batchnorm(config, module)
     layout = param_layout(module, group_weight=config.sgd.group_weight)
     if layout.n_params == 0:

@@ -16,7 +16,7 @@ from ..executors.stacked import StackedExecutor
 from ..executors.tuning.conv_strategy import format_strategies, parse_strategies
 from ..executors.tuning.conv_timing import conv_choices
 from ..kernel_trial import verdicts
-from ..kernel_trial.kernels_tried import do_without
+from ..kernel_trial.kernels_tried import disable_failing_op
 
 FEW = 2
 """Clients of a first capture: torch does not give back what a capture that fails has allocated."""

@@ -83,11 +83,11 @@ def check_own(case: ModuleCase, exact: Tensor) -> Iterator[Check]:
     def graphed() -> Executor:
         return GraphedExecutor(case.stacked(), CudaGraphs())
 
-    if trained.no_vmap is None:
-        yield _compared(trained, "stacked, looped", plain, allowed, trained.stacked)
-        yield _compared(trained, "chunks of 2 + 1, looped", plain, allowed, trained.stacked, chunks=(2, 1))
+    if case.no_vmap is None:
+        yield _compare(case, "stacked, looped", plain, allowed, case.stacked)
+        yield _compare(case, "chunks of 2 + 1, looped", plain, allowed, case.stacked, chunks=(2, 1))
         if problem.numerics.device.type == "cuda" and problem.source.resident:
-            yield _compared(trained, "CUDA graph, looped", plain, allowed, graphed)
+            yield _compare(case, "CUDA graph, looped", plain, allowed, graphed)
     if problem.numerics.device.type == "cpu":
         yield _compare(case, "threaded, looped", plain, allowed, lambda: ThreadedExecutor(problem, workers=2))
 

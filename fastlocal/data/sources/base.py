@@ -44,12 +44,13 @@ class Source(Protocol):
     """Provides batches on its device. Thread-safe.
 
     Attributes:
-        resident: Whether all samples are on the device, where a step can gather them by itself.
-        index_device: Where sample numbers are wanted.
+        resident: Whether all samples are on the device, so that a step can gather them itself.
+        device: Device of the batches.
+        dtype: dtype of the inputs.
+        index_device: Device of the sample ids that callers pass.
     """
 
     resident: bool
-
     device: torch.device
     dtype: torch.dtype
     index_device: torch.device

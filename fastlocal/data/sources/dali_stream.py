@@ -86,9 +86,9 @@ class DaliStream:
             else:
                 images = fn.external_source(name="stored", batch=True, dtype=types.UINT8, ndim=3, layout="HWC")
                 images = images.gpu() if place == "gpu" else images
-            # cut first: a region of interest would be resized together with the pixels around it
+            # cut first: the resize of a region of interest would use pixels around it
             images = fn.slice(images, start=starts, end=ends, axes=[0, 1], out_of_bounds_policy="pad", fill_values=0)
-            if self._cutter.augmentation.crop_size is not None:
+            if self._cropper.augmentation.crop_size is not None:
                 images = fn.resize(images, size=[height, width], interp_type=types.INTERP_LINEAR, antialias=True)
             pipeline.set_outputs(fn.flip(images, horizontal=mirrored))
         pipeline.build()
