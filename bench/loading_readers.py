@@ -28,7 +28,7 @@ from fastlocal.data.images.arrays import ArrayImages
 from fastlocal.data.images.beton import BetonImages
 from fastlocal.data.images.files import FileImages
 from fastlocal.data.preparing.beton import BetonSettings, FfcvWriter, WriteMode, write_beton
-from fastlocal.data.preparing.half import SplitToWrite
+from fastlocal.data.preparing.split_to_write import SplitToWrite
 from fastlocal.data.sample_streams import Streams, StreamSpec
 from fastlocal.data.sources.base import BatchRequest
 from fastlocal.data.sources.build import make_source

@@ -20,11 +20,9 @@ _IN_TORCH = {"grouped": reference, "loop": loop, "im2col": im2col}
 _WINDOW = "int[] stride, int[] padding, int[] dilation, int groups, str strategy"
 
 
-# Floating-point operations of one client's forward pass: below, the calls of the loop cost more than they save; above,
-# the grouped convolution has 0.5 to 0.9 times the loop's speed (bench/results/cpu/stacked_cpu.csv).
 LOOP_FROM = 5e6
 """FLOPs of one client's forward pass from which the loop is faster: there, the grouped convolution has 0.5 to 0.9 times
-its speed (bench/stacked_cpu.py)."""
+its speed (bench/results/cpu/stacked_cpu.csv)."""
 
 
 def takes_triton(device: torch.device, dtype: torch.dtype) -> bool:

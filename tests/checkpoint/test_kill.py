@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastlocal.checkpoint.state_file import read_numbers
+from fastlocal.checkpoint.state_file import read_metadata
 from tests.crash.crashes import Outcome, crash_runs
 from tests.helpers.command_line import run, train_words
 from tests.helpers.fork_server import ForkedRun, ForkServer, wait_until

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastlocal.checkpoint.resharding import read_saved
 from fastlocal.checkpoint.run_directory import LAUNCH_NAME
-from fastlocal.checkpoint.state_file import State, read_numbers
+from fastlocal.checkpoint.state_file import State, read_metadata
 
 
 def run_files(directory: Path) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def run_files(directory: Path) -> dict[str, Any]:
     contents: dict[str, Any] = {}
     for path in sorted(directory.iterdir()):
         if path.name == "resume.pt":
-            ranks = len(read_numbers(path).get("parts", [0]))
+            ranks = len(read_metadata(path).get("parts", [0]))
             contents[path.name] = [_state_bits(read_saved(path, rank, ranks)) for rank in range(ranks)]
         elif path.suffix == ".part":
             continue
