@@ -22,7 +22,7 @@ from .config.validation import check
 from .data.from_python import check_normalisation, make_split
 from .data.types import DataSet, MapSplit, Split
 from .distributed.ranks import LaunchInfo
-from .distributed.world import connected
+from .distributed.world import connect
 from .module_checks.structure import check_model, own_copy
 from .params.losses import Loss, cross_entropy
 from .params.precision import preserve_torch_flags
@@ -143,7 +143,7 @@ def train(
     ranks, machine = LaunchInfo.from_environment(), config.machine
     with (
         preserve_torch_flags(),
-        connected(
+        connect(
             ranks, url=machine.dist_url, timeout=machine.timeout, device=resolve_device(machine.device, ranks)
         ) as world,
     ):
@@ -237,4 +237,4 @@ def _config(settings: dict[str, Any], **values: Any) -> RunConfig:
             checked[name] = convert(typing.get_type_hints(AREAS[AREA_OF[name]])[name], value, ARGUMENTS.get(name, name))
         except ValueError as error:
             raise UsageError(str(error)) from error
-    return RunConfig().renamed("python").with_values(**checked)
+    return RunConfig().with_name("python").with_values(**checked)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from .common.errors import AgreedError, RankMissing, UsageError, nearest
+from .common.errors import PropagatedError, RankMissing, UsageError, nearest
 from .common.interrupts import defer_signals, interrupted, interruptible
 from .common.standard_streams import is_open, occupy_descriptors
 from .common.version import __version__
@@ -79,7 +79,7 @@ def _is_said_elsewhere(error: UsageError) -> bool:
     """Whether another process of the run prints the same: the first one, or the first of this node."""
     with contextlib.suppress(UsageError):
         ranks = LaunchInfo.from_environment()
-        return ranks.rank > 0 if isinstance(error, AgreedError) else not ranks.is_local_rank0
+        return ranks.rank > 0 if isinstance(error, PropagatedError) else not ranks.is_local_rank0
     return False
 
 

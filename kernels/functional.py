@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from .conv2d_clients.geometry import Geometry
 from .conv2d_clients.operator import choose, conv2d_stacked
 from .indices import indices_within
-from .norm_act.operator import norm_act_stacked, worthwhile
+from .norm_act.operator import faster_than_torch, norm_act_stacked
 
 Size = int | Sequence[int]
 
@@ -99,7 +99,7 @@ def group_norm(
         bias: [channels] or None.
         backend: Of `norm_act_stacked`; "auto" calls torch where that is faster.
     """
-    ours = backend != "auto" or worthwhile(input)
+    ours = backend != "auto" or faster_than_torch(input)
     if not ours or num_groups < 1 or not _has_statistics(input, weight, bias, num_groups):
         return F.group_norm(_wide(input), num_groups, weight, bias, eps).to(input.dtype)
     return norm_act(input, weight, bias, groups=num_groups, eps=eps, backend=backend)
@@ -126,7 +126,7 @@ def batch_norm(
         backend: Of `norm_act_stacked`; "auto" calls torch where that is faster.
     """
     has_running = running_mean is not None or running_var is not None
-    ours = training and not has_running and (backend != "auto" or worthwhile(input))
+    ours = training and not has_running and (backend != "auto" or faster_than_torch(input))
     if not ours or not _has_statistics(input, weight, bias, 0):
         wide = _wide(input)
         return F.batch_norm(wide, running_mean, running_var, weight, bias, training, momentum, eps).to(input.dtype)

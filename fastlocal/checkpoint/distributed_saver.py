@@ -25,8 +25,8 @@ class DistributedSaver(Saver):
 
     Saves are numbered; every rank begins each of them, within the same round. After rounds and evaluations each rank
     computes by itself whether a save is due. By the clock rank 0 decides, at the end of a chunk or at the exchange
-    before averaging; there `requested` and `catch_up` start the save on ranks that missed it after their chunks. A save
-    that is due during the previous one waits for its end; otherwise the ranks would disagree.
+    before averaging; there `requested_save` and `catch_up` start the save on ranks that missed it after their chunks. A
+    save that is due during the previous one waits for its end; otherwise the ranks would disagree.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class DistributedSaver(Saver):
 
     def after_chunk(self, snapshot: Callable[[], State]) -> None:
         self._raise_error()
-        self.catch_up(self.requested(), snapshot)
+        self.catch_up(self.requested_save(), snapshot)
 
-    def requested(self) -> int:
+    def requested_save(self) -> int:
         self._requested = max(self._requested, self._number)
         if self._requested == self._number and self.enabled and self._minutes is not None:
             key = f"save {self._number + 1}/requested"

@@ -55,7 +55,7 @@ class Saver:
         if self.enabled and self._due and not self._writing():
             self._start(snapshot())
 
-    def requested(self) -> int:
+    def requested_save(self) -> int:
         """Return the number of the last save that all ranks must begin; 0 for a single rank."""
         return 0
 

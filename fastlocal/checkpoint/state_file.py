@@ -58,17 +58,17 @@ def _parts(state: State) -> Iterator[memoryview]:
     index, at = [], 0
     for name, tensor in state.tensors.items():
         index.append([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape), at])
-        at += _padded(tensor.numel() * tensor.element_size())
+        at += _align(tensor.numel() * tensor.element_size())
     text = json.dumps({"numbers": state.metadata, "tensors": index}).encode()
     head = MAGIC + len(text).to_bytes(8, "little") + text
-    yield memoryview(head + bytes(_padded(len(head)) - len(head)))
+    yield memoryview(head + bytes(_align(len(head)) - len(head)))
     for tensor in state.tensors.values():
         flat = tensor.contiguous().reshape(-1).view(torch.uint8)
         yield flat.numpy().data
-        yield memoryview(bytes(_padded(len(flat)) - len(flat)))
+        yield memoryview(bytes(_align(len(flat)) - len(flat)))
 
 
-def _padded(size: int) -> int:
+def _align(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
@@ -101,7 +101,7 @@ def read_state_file(path: Path, digest: str | None = None) -> State:
     tensors = {}
     for name, dtype, shape, at in index["tensors"]:
         count, kind = math.prod(shape), getattr(torch, dtype)
-        flat = torch.frombuffer(mapped, dtype=kind, count=count, offset=_padded(end) + at) if count else torch.empty(0)
+        flat = torch.frombuffer(mapped, dtype=kind, count=count, offset=_align(end) + at) if count else torch.empty(0)
         tensors[name] = flat.to(kind).reshape(shape)
     return State(index["numbers"], tensors)
 

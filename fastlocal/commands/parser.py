@@ -80,7 +80,7 @@ def box_to_line(box: str) -> str:
         usage = next((line for line in lines[end:] if line.startswith(f"{flag} ")), flag)
         word = re.search(r"from \[([^\[]*)\]$|'([^']*)'", reason)
         value = "" if word is None else " " + (word[1] or word[2] or "").replace("', '", " ").strip("'")
-        expected = _expected(usage.removeprefix(flag).strip())
+        expected = _describe_type(usage.removeprefix(flag).strip())
         return f"{flag}{value}: {f'must be {expected}' if expected else reason}"
     if found := re.fullmatch(r"invalid choice '(.*)' for argument '(\S+)'\. Expected one of \((.*)\)", message):
         value, flag, choices = found.groups()
@@ -90,7 +90,7 @@ def box_to_line(box: str) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _expected(metavar: str) -> str:
+def _describe_type(metavar: str) -> str:
     """Describe the values of tyro's "{None}|INT" or "{None,0,1}"; "" for other notations."""
     if metavar == "{0,1}" or metavar == "{None,0,1}":
         return "0, 1, true or false"

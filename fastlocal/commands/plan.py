@@ -22,13 +22,13 @@ def run(argv: Sequence[str]) -> int:
     check(flags.run)
 
     with defer_signals():
-        from ..distributed.world import connected
+        from ..distributed.world import connect
         from ..runs.from_config import run_from_config
         from ..runs.resolve import resolve_device
 
     machine = flags.run.machine
     device = resolve_device(machine.device, ranks)
-    with connected(ranks, url=machine.dist_url, timeout=machine.timeout, device=device) as world:
+    with connect(ranks, url=machine.dist_url, timeout=machine.timeout, device=device) as world:
         prepared = run_from_config(flags.run, lambda text: print(text, file=sys.stderr), dry_run=True, world=world)
         with closing(prepared):
             if world.is_rank0:

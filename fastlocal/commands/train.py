@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from ..common.errors import NonFiniteLoss, StoppedAlone, UsageError
+from ..common.errors import NonFiniteLoss, StoppedUnsaved, UsageError
 from ..common.interrupts import deadline, defer_signals
 from ..config.schema import RunConfig
 from ..config.validation import check
@@ -47,12 +47,12 @@ def start(flags: TrainFlags, finish: Callable[[PreparedRun, Loop], None], *, eva
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read by the import of torch; silences it on stderr
 
     with defer_signals():
-        from ..distributed.world import connected
+        from ..distributed.world import connect
         from ..runs.resolve import resolve_device
 
     machine = config.machine
     device = resolve_device(machine.device, ranks)
-    with connected(ranks, url=machine.dist_url, timeout=machine.timeout, device=device) as world:
+    with connect(ranks, url=machine.dist_url, timeout=machine.timeout, device=device) as world:
         with ExitStack() as stack:
             return _start(flags, world, finish, eval_every, stack)
 
@@ -108,7 +108,7 @@ def _start(
                 resume=again,
                 eval_every=eval_every,
             )
-    except StoppedAlone as alone:
+    except StoppedUnsaved as alone:
         _leave(directory, f": {alone}")
     except torch.OutOfMemoryError:
         remedy = "lower --batch-size, --chunk or --memory-limit"
@@ -130,9 +130,11 @@ def _start(
     return 0
 
 
-def _leave(directory: Path, why: str = " in time") -> NoReturn:
+def _leave(directory: Path, detail: str = " in time") -> NoReturn:
     """End the process at once; the files on the disk are intact at every moment."""
-    print(f"fastlocal: stopped by a signal, without saving{why}; {_last_files(directory)}", file=sys.stderr, flush=True)
+    print(
+        f"fastlocal: stopped by a signal, without saving{detail}; {_last_files(directory)}", file=sys.stderr, flush=True
+    )
     os._exit(STOPPED)
 
 

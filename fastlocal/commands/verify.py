@@ -22,7 +22,7 @@ verify takes the flags of train, and:
 
 def run(argv: Sequence[str]) -> int:
     """Print one line per check; the exit status is 0 if all hold, else 1."""
-    own, rest = _own(argv)
+    own, rest = _split_flags(argv)
     try:
         flags = parse(rest, "fastlocal verify")
     except SystemExit as parser:
@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
     return 0 if verification.passed else WRONG
 
 
-def _own(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def _split_flags(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Split the words into the values of this command's own flags, and the other words."""
     own: dict[str, str] = {}
     rest: list[str] = []

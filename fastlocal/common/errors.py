@@ -14,7 +14,7 @@ class UsageError(ValueError):
     """
 
 
-class AgreedError(UsageError):
+class PropagatedError(UsageError):
     """A UsageError that every rank raises, so that one rank alone prints it."""
 
 
@@ -22,7 +22,7 @@ class RankMissing(Exception):
     """Ranks did not reach an exchange. The message is one line that names them."""
 
 
-class StoppedAlone(KeyboardInterrupt):
+class StoppedUnsaved(KeyboardInterrupt):
     """A signal stopped the run without a save, because a rank is missing. The message names that rank."""
 
 

@@ -38,9 +38,9 @@ def interruptible(*, to_the_end: bool) -> Iterator[None]:
     Args:
         to_the_end: Whether the process ends with the block; signals after it are then ignored.
     """
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     try:
-        numbers = [number for number, handler in usual.items() if signal.getsignal(number) == handler]
+        numbers = [number for number, handler in defaults.items() if signal.getsignal(number) == handler]
         with _handlers(numbers, _interrupt, signal.SIG_IGN if to_the_end else None):
             yield
     finally:

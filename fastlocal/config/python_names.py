@@ -14,7 +14,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from ..common.errors import NonFiniteLoss, RankMissing, StoppedAlone, UsageError
+from ..common.errors import NonFiniteLoss, RankMissing, StoppedUnsaved, UsageError
 from .schema import AREA_OF, AREAS
 
 UNSUPPORTED = (
@@ -66,7 +66,7 @@ def python_names() -> Iterator[None]:
     """Translate the flags in every user error that leaves the block into arguments."""
     try:
         yield
-    except (UsageError, NonFiniteLoss, RankMissing, StoppedAlone) as error:
+    except (UsageError, NonFiniteLoss, RankMissing, StoppedUnsaved) as error:
         error.args = tuple(to_python_names(part) if isinstance(part, str) else part for part in error.args)
         raise
 

@@ -87,7 +87,7 @@ def cifar10_post_local() -> RunConfig:
 
 def cifar10_diffusion() -> RunConfig:
     """Figure 3a: as cifar10-post-local, from diffusion_common.pt."""
-    return cifar10_post_local().renamed("cifar10-diffusion")
+    return cifar10_post_local().with_name("cifar10-diffusion")
 
 
 def cifar10_resnet_label_noise() -> RunConfig:
@@ -121,7 +121,7 @@ def imagenet_post_local() -> RunConfig:
     """ResNet-50 from epoch 100 to 150: 256 clients x 32, rate 0.005 per 256 samples, H=26."""
     return (
         default("epochs")
-        .renamed("imagenet-post-local")
+        .with_name("imagenet-post-local")
         .with_values(
             dataset="beton",
             image_size=224,

@@ -277,7 +277,7 @@ class RunConfig:
         """Return the value of the field `name`, of any area."""
         return getattr(getattr(self, AREA_OF[name]), name)
 
-    def renamed(self, name: str) -> RunConfig:
+    def with_name(self, name: str) -> RunConfig:
         """Return a copy with another name."""
         return dataclasses.replace(self, name=name)
 

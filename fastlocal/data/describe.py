@@ -23,15 +23,15 @@ def describe(value: Any) -> str:
         text = repr(value)
         return f"{text if len(text) <= MAX_CHARS else text[:MAX_CHARS] + '...'}, a {name}"
     if isinstance(value, Mapping):
-        return f"a {name} with the keys {_some(list(map(repr, value)))}" if value else f"an empty {name}"
+        return f"a {name} with the keys {_join(list(map(repr, value)))}" if value else f"an empty {name}"
     if isinstance(value, list | tuple):
-        return f"a {name} of {len(value)} ({_some([_kind(part) for part in value])})" if value else f"an empty {name}"
+        return f"a {name} of {len(value)} ({_join([_kind(part) for part in value])})" if value else f"an empty {name}"
     if isinstance(value, Tensor | np.ndarray):
         return f"{_kind(value)} of {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
-def _some(parts: list[str]) -> str:
+def _join(parts: list[str]) -> str:
     more = len(parts) - MAX_PARTS
     return ", ".join(parts) if more <= 0 else f"{', '.join(parts[:MAX_PARTS])} and {more} more"
 

@@ -58,7 +58,7 @@ class StoredImages(Protocol):
         """Decode an image, [height, width, channels]; raises BadSample."""
         ...
 
-    def encoded(self, index: int) -> bytes | None:
+    def read_encoded(self, index: int) -> bytes | None:
         """Return the compressed file of an image, or None if pixels are stored; raises BadSample."""
         ...
 

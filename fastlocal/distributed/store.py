@@ -116,8 +116,10 @@ class StoreClient:
         try:
             return operation()
         except DistError as error:
-            why = str(error).splitlines()[0][:120]
-            raise RankMissing(f"the store that ranks meet at is gone, with rank 0 or its launcher ({why})") from error
+            reason = str(error).splitlines()[0][:120]
+            raise RankMissing(
+                f"the store that ranks meet at is gone, with rank 0 or its launcher ({reason})"
+            ) from error
 
 
 def _read(path: str) -> str:

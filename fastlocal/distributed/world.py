@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 
-from ..common.errors import AgreedError, RankMissing, UsageError
+from ..common.errors import PropagatedError, RankMissing, UsageError
 from ..common.interrupts import defer_signals
 from .ranks import LaunchInfo, split_contiguous
 from .rendezvous import rendezvous
@@ -67,7 +67,7 @@ class World:
         self._next_look = 0.0
 
     @classmethod
-    def alone(cls, ranks: LaunchInfo | None = None) -> World:
+    def single(cls, ranks: LaunchInfo | None = None) -> World:
         """Return the world of a single process."""
         ranks = ranks or LaunchInfo()
         return cls(ranks, None, [], [0], [ranks.launch_id], ranks.restart > 0)
@@ -134,7 +134,7 @@ class World:
         errors = {rank: text for rank, (_, text, _) in enumerate(entries) if text}
         if errors:
             who = "" if 0 in errors else f"rank {', '.join(map(str, errors))}: "
-            raise AgreedError(who + next(iter(errors.values())))
+            raise PropagatedError(who + next(iter(errors.values())))
         if any(stop for stop, _, _ in entries):
             self.stopped = True
             raise KeyboardInterrupt
@@ -145,7 +145,7 @@ class World:
         """Propagate a UsageError or signal on any rank to all ranks at their next exchange."""
         try:
             yield
-        except AgreedError:
+        except PropagatedError:
             raise
         except KeyboardInterrupt:
             self.ask_to_stop()
@@ -221,7 +221,7 @@ class World:
 
 
 @contextlib.contextmanager
-def connected(ranks: LaunchInfo, *, url: str, timeout: float, device: torch.device) -> Iterator[World]:
+def connect(ranks: LaunchInfo, *, url: str, timeout: float, device: torch.device) -> Iterator[World]:
     """Connect this process to the other ranks and set up the process group, for the length of the block.
 
     Args:
@@ -234,7 +234,7 @@ def connected(ranks: LaunchInfo, *, url: str, timeout: float, device: torch.devi
         RankMissing: Not all ranks arrive.
     """
     if ranks.size == 1:
-        yield World.alone(ranks)
+        yield World.single(ranks)
         return
     limit = datetime.timedelta(seconds=timeout)
     store, token, members = rendezvous(ranks, url, timeout)

@@ -114,8 +114,8 @@ def small_cases(op: str, backend: str) -> Sequence[Case]:
         found: Sequence[Case] = importlib.import_module(f"{native.__name__}.cases").CASES[op]
         return found
     small = [case for case in cases(op) if not case.large]
-    usual = [case for case in small if case.bytes_moved and case.tolerance.startswith(("fp32", "tf32", "exact"))]
-    first = min(usual or small, key=lambda case: (not case.flops, case.bytes_moved))
+    single = [case for case in small if case.bytes_moved and case.tolerance.startswith(("fp32", "tf32", "exact"))]
+    first = min(single or small, key=lambda case: (not case.flops, case.bytes_moved))
     return [first, *(case for case in small if case is not first)]
 
 

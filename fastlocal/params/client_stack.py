@@ -53,21 +53,21 @@ class ClientStore:
             device: Device of the training.
         """
         self.clients = clients
-        self.away = device.type != "cpu" and chunk < len(clients)
-        place = torch.device("cpu") if self.away else device
+        self.on_host = device.type != "cpu" and chunk < len(clients)
+        place = torch.device("cpu") if self.on_host else device
         self.all = {
             name: value.detach().to(place).repeat(len(clients), *(1 for _ in value.shape))
             for name, value in start.items()
         }
         self.resident: dict[str, Tensor] = {}
-        if self.away:
+        if self.on_host:
             self.all = {name: rows.pin_memory() for name, rows in self.all.items()}
             self.resident = {name: rows[:chunk].to(device) for name, rows in self.all.items()}
 
     def fetch(self, clients: range) -> dict[str, Tensor]:
         """Return the rows {name: [clients, ...]} of these clients on the device, to be changed in place."""
         rows = self._rows(clients)
-        if not self.away:
+        if not self.on_host:
             return rows
         return {
             name: self.resident[name][: len(clients)].copy_(values, non_blocking=True) for name, values in rows.items()

@@ -71,7 +71,7 @@ class Combination:
         """Return the weight of a batch, float64 []."""
         if not self.takes_labels(targets):
             return torch.full((), len(targets), dtype=torch.float64, device=targets.device)
-        counted = self._counted(targets)
+        counted = self._not_ignored(targets)
         if self.weight is None:
             return counted.sum(dtype=torch.float64)
         return (self.weight.double()[torch.where(counted, targets, 0).long()] * counted).sum()
@@ -80,9 +80,9 @@ class Combination:
         """Mask targets that are neither a class of outputs [batch, classes, ...] nor ignored; None without labels."""
         if not self.takes_labels(targets) or outputs.dim() < 2:
             return None
-        return ((targets < 0) | (targets >= outputs.shape[1])) & self._counted(targets)
+        return ((targets < 0) | (targets >= outputs.shape[1])) & self._not_ignored(targets)
 
-    def _counted(self, labels: Tensor) -> Tensor:
+    def _not_ignored(self, labels: Tensor) -> Tensor:
         assert self.ignored is not None, "every loss of labels may ignore one"
         return labels != self.ignored
 

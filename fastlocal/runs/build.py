@@ -101,7 +101,7 @@ def build_run(
     given: the user's own module, which the loss or a hook may reach
     Raises UsageError for what cannot work. Writes nothing but timings of this machine, to the user's cache.
     """
-    world = world or World.alone()
+    world = world or World.single()
     device = resolve_device(config.machine.device, world.ranks)
     refuse_shared_gpu(device, world)
     if device.type == "cuda" and device.index is not None:

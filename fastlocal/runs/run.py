@@ -21,7 +21,7 @@ from ..checkpoint.model_file import save_model
 from ..checkpoint.restore import check_state, find_state, is_complete
 from ..checkpoint.run_directory import check_directory, create_directory, make_directory, reopen_directory
 from ..checkpoint.state_file import State
-from ..common.errors import RankMissing, StoppedAlone, UsageError
+from ..common.errors import RankMissing, StoppedUnsaved, UsageError
 from ..common.interrupts import defer_signals, requested_for
 from ..data.sample_streams import Streams, StreamSpec
 from ..distributed.world import World
@@ -156,7 +156,7 @@ def train(
     resume: go on from the last state that was saved there; start over where there is none
     eval_every: rounds between evaluations that a profile reckons with, where they are not those of the run
     words: how messages are said, which name flags
-    Returns the finished loop. On KeyboardInterrupt what was reached is saved, unless it is a StoppedAlone.
+    Returns the finished loop. On KeyboardInterrupt what was reached is saved, unless it is a StoppedUnsaved.
     """
     config, world = prepared.config, prepared.world
     assert config.log.log_pth is not None
@@ -221,7 +221,7 @@ def train(
             if not requested_for(0):
                 raise
             world.stopped = True  # and has nobody left to ask
-            raise StoppedAlone(str(missing)) from missing
+            raise StoppedUnsaved(str(missing)) from missing
         return loop
 
 

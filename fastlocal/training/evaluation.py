@@ -57,7 +57,7 @@ def evaluate(
     world: ranks that take a batch in turn, and add up all batches' sums in the order in which one process would
     Raises UsageError where a label is no output's number, or where the loss counts none of the targets.
     """
-    world = world or World.alone()
+    world = world or World.single()
     was_training = module.training
     module.eval()
     way = combination(loss)

@@ -113,7 +113,9 @@ class Loop:
         except KeyboardInterrupt:
             with interrupts.grace_period(self.grace, start_now=True):
                 self.world.ask_to_stop()
-                told = self.world.all_gather_object([self._whole, self.saver.requested()], "the save before the end")
+                told = self.world.all_gather_object(
+                    [self._whole, self.saver.requested_save()], "the save before the end"
+                )
                 if all(whole for whole, _ in told):
                     last = before_leftover or self.snapshot()
                     self.saver.catch_up(max(save for _, save in told), lambda: last)
@@ -192,7 +194,7 @@ class Loop:
         for line in self.source.pop_messages():
             self.logger.message(line)
         what = f"the end of round {planned.number}"
-        met = sync_round(self.world, what, so_far, self.saver.requested(), losses=self.log_steps)
+        met = sync_round(self.world, what, so_far, self.saver.requested_save(), losses=self.log_steps)
         self._waiting.met(time.perf_counter() - ended)
         if planned.averaged:
             self.saver.catch_up(met.save, self.snapshot)  # before this round's steps are logged and counted

@@ -38,7 +38,7 @@ def test_all_ranks_save_in_the_same_round(every: int | None, tmp_path: Path) -> 
             for chunk in range(1, 3 + world.rank):
                 time.sleep(0.002)
                 saver.after_chunk(partial(marked, world, comm_round, chunk))
-            asked = max(world.all_gather_object(saver.requested(), "the end of a round"))
+            asked = max(world.all_gather_object(saver.requested_save(), "the end of a round"))
             saver.catch_up(asked, partial(marked, world, comm_round, 9))
             saver.after_round(comm_round, True, partial(marked, world, comm_round, 10))
         saver.finish(marked(world, comm_round, 11))

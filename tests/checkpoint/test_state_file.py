@@ -50,11 +50,11 @@ def test_every_torn_or_damaged_file_is_named(tmp_path: Path) -> None:
     path, draw = tmp_path / RESUME_NAME, random.Random(0)
     write(path, State(NUMBERS, TENSORS))
     whole = path.read_bytes()
-    assert 14_000 < len(whole) < 18_000 and find_state(tmp_path, pytest.fail, World.alone()) is not None
+    assert 14_000 < len(whole) < 18_000 and find_state(tmp_path, pytest.fail, World.single()) is not None
 
     def refused() -> None:
         with pytest.raises(UsageError) as caught:
-            find_state(tmp_path, pytest.fail, World.alone())
+            find_state(tmp_path, pytest.fail, World.single())
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
     for size in reversed(range(len(whole))):
@@ -70,7 +70,7 @@ def test_every_torn_or_damaged_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(whole + b"\0")
     refused()
     path.write_bytes(whole)
-    assert find_state(tmp_path, pytest.fail, World.alone()) is not None
+    assert find_state(tmp_path, pytest.fail, World.single()) is not None
 
 
 def test_the_state_before_takes_the_place_of_a_damaged_one(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_the_state_before_takes_the_place_of_a_damaged_one(tmp_path: Path) -> No
     assert [read_state_file(tmp_path / name).metadata["number"] for name in names] == [4, 3, 2]
     os.truncate(tmp_path / "resume.pt", 5000)
     said: list[str] = []
-    state = find_state(tmp_path, said.append, World.alone())
+    state = find_state(tmp_path, said.append, World.single())
     assert state is not None and state.metadata == {"number": 3}
     assert len(said) == 1 and str(tmp_path / "resume.pt") in said[0] and "resume.1.pt" in said[0]
     saver.finish(State({"number": 5}, TENSORS))

@@ -174,8 +174,8 @@ def test_what_dali_cannot_decode_is_named_skipped_or_read_by_pillow(files: list[
 @pytest.mark.needs("ffcv")
 def test_damaged_jpegs_in_a_beton_are_named_or_skipped(files: list[Path], mixed: Path, tmp_path: Path) -> None:
     images = BetonImages(mixed)
-    jpeg = images.encoded(5)
-    assert jpeg is not None and images.encoded(6) is None, "the writer's choice of JPEGs"
+    jpeg = images.read_encoded(5)
+    assert jpeg is not None and images.read_encoded(6) is None, "the writer's choice of JPEGs"
     path = tmp_path / "train.beton"
     path.write_bytes(mixed.read_bytes().replace(jpeg, jpeg[:300] + bytes(len(jpeg) - 300)))
     split = dataclasses.replace(sources.stored(files), images=BetonImages(path))

@@ -40,7 +40,7 @@ def test_files_have_the_pixels_that_were_written_and_travel_to_other_processes(f
     digits = load("digits", data_pth=None).train.inputs
     assert len(images) == 20 and images.size(7) == (8, 8)
     assert np.array_equal(images.read(7), digits[7].permute(1, 2, 0).numpy())
-    assert images.encoded(7) == files[7].read_bytes()
+    assert images.read_encoded(7) == files[7].read_bytes()
     assert np.array_equal(FileImages(files, 3).read(7), images.read(7).repeat(3, axis=2))
 
 
@@ -51,7 +51,7 @@ def test_a_square_is_cut_as_resident_folders_cut_it(tmp_path: Path) -> None:
         Image.fromarray(wide).save(tmp_path / half / "only" / "a.png")
     resident = load("image_folder", data_pth=str(tmp_path), image_size=20, workers=1).train.inputs[0]
     images = FileImages([tmp_path / "train" / "only" / "a.png"], 3, square=20)
-    assert images.size(0) == (20, 20) and images.encoded(0) is None
+    assert images.size(0) == (20, 20) and images.read_encoded(0) is None
     assert np.array_equal(images.read(0), resident.permute(1, 2, 0).numpy())
 
 

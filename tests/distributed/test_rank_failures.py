@@ -56,9 +56,9 @@ def test_one_rank_s_mistake_ends_them_all(tmp_path: Path) -> None:
 STARTING = """
 import sys, torch
 from fastlocal.distributed.ranks import LaunchInfo
-from fastlocal.distributed.world import connected
+from fastlocal.distributed.world import connect
 try:
-    with connected(LaunchInfo.from_environment(), url="env://", timeout=120, device=torch.device("cpu")) as world:
+    with connect(LaunchInfo.from_environment(), url="env://", timeout=120, device=torch.device("cpu")) as world:
         if world.rank == 1:
             raise KeyboardInterrupt
         world.all_gather_object(None, "the next meeting")
@@ -77,7 +77,7 @@ LEAVING = """
 import os, signal, sys, threading, torch
 from fastlocal.common.interrupts import interruptible
 from fastlocal.distributed.ranks import LaunchInfo
-from fastlocal.distributed.world import connected
+from fastlocal.distributed.world import connect
 ranks = LaunchInfo.from_environment()
 
 def leave():
@@ -88,7 +88,7 @@ try:
     with interruptible(to_the_end=True):
         if ranks.rank == 0:
             threading.Thread(target=leave, daemon=True).start()
-        with connected(ranks, url="env://", timeout=120, device=torch.device("cpu")):
+        with connect(ranks, url="env://", timeout=120, device=torch.device("cpu")):
             pass
 except KeyboardInterrupt:
     sys.exit(75)
@@ -107,7 +107,7 @@ from pathlib import Path
 from fastlocal.common import interrupts
 from fastlocal.distributed.ranks import LaunchInfo
 from fastlocal.checkpoint.distributed_saver import make_saver
-from fastlocal.distributed.world import connected
+from fastlocal.distributed.world import connect
 from tests.checkpoint.test_resharding import state_of
 
 def last_save(world):
@@ -124,7 +124,7 @@ def last_save(world):
 try:
     with (
         interrupts.interruptible(to_the_end=True),
-        connected(LaunchInfo.from_environment(), url="env://", timeout=120, device=torch.device("cpu")) as world,
+        connect(LaunchInfo.from_environment(), url="env://", timeout=120, device=torch.device("cpu")) as world,
     ):
         last_save(world)
 except KeyboardInterrupt:
@@ -142,8 +142,8 @@ def test_a_second_signal_to_one_rank_in_the_last_save_stops_all(tmp_path: Path) 
 STUCK = """
 import time, torch
 from fastlocal.distributed.ranks import LaunchInfo
-from fastlocal.distributed.world import connected
-with connected(LaunchInfo.from_environment(), url="env://", timeout=120, device=torch.device("cpu")) as world:
+from fastlocal.distributed.world import connect
+with connect(LaunchInfo.from_environment(), url="env://", timeout=120, device=torch.device("cpu")) as world:
     if world.rank == 1:
         time.sleep(600)
     world.timeout = 1

@@ -18,7 +18,7 @@ T = TypeVar("T")
 def worlds(size: int) -> list[World]:
     """The world as each of so many ranks has it."""
     if size == 1:
-        return [World.alone()]
+        return [World.single()]
     store = PrefixStore("ranks", HashStore())
     found = [World(LaunchInfo(rank=rank, size=size), store, [Peer.this()] * size, [0] * size) for rank in range(size)]
     for world in found:

@@ -25,7 +25,7 @@ from fastlocal.kernel_trial.kernels_tried import disable_failing_op, try_triton,
 from fastlocal.kernel_trial.processes import Outcome
 from fastlocal.kernels.conv2d_clients.geometry import Geometry
 from fastlocal.kernels.conv2d_clients.operator import CONVOLUTIONS, choose
-from fastlocal.kernels.norm_act.operator import worthwhile
+from fastlocal.kernels.norm_act.operator import faster_than_torch
 from fastlocal.runs import executor_trial
 from tests.executors.test_executors import problem_of
 from tests.helpers.command_line import run, train_words
@@ -172,9 +172,11 @@ def test_without_a_cpp_compiler_threads_take_plain_steps(
 @no_gpu
 def test_one_refusal_governs_all_who_choose(triton_on_cpus: None) -> None:
     x, weight = torch.zeros(2, 8, 4, 9, 9), torch.zeros(2, 5, 4, 3, 3)
-    assert choose(x, weight, Geometry()) == "triton" and worthwhile(x) and kernels.runs_triton(CPU, *CONVOLUTIONS)
+    assert (
+        choose(x, weight, Geometry()) == "triton" and faster_than_torch(x) and kernels.runs_triton(CPU, *CONVOLUTIONS)
+    )
     kernels.refuse("norm_act_backward", "triton", "wrong")
-    assert not worthwhile(x) and kernels.get("norm_act_backward", device=CPU).__module__.endswith("reference")
+    assert not faster_than_torch(x) and kernels.get("norm_act_backward", device=CPU).__module__.endswith("reference")
     assert kernels.get("norm_act", device=CPU).__module__.endswith("triton_kernel")
     for op in CONVOLUTIONS:
         kernels.refuse(op, "triton", "wrong by 0.3 on 2x3x16")

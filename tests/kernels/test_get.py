@@ -14,7 +14,7 @@ from fastlocal import kernels
 from fastlocal.kernels.conv2d_clients.geometry import Geometry
 from fastlocal.kernels.conv2d_clients.operator import choose
 from fastlocal.kernels.noisy_targets.reference import noisy_targets
-from fastlocal.kernels.norm_act.operator import worthwhile
+from fastlocal.kernels.norm_act.operator import faster_than_torch
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 
@@ -91,7 +91,7 @@ def test_convolutions_and_norms_take_triton_where_it_runs(installed: bool, monke
         x, weight = torch.empty(2, 8, 4, 9, 9, device="cuda:0"), torch.empty(2, 5, 4, 3, 3, device="cuda:0")
         assert choose(x, weight, Geometry()) == ("triton" if installed else "grouped")
         assert choose(x.double(), weight.double(), Geometry()) == "grouped"
-        assert worthwhile(x) == installed and not worthwhile(x.double())
+        assert faster_than_torch(x) == installed and not faster_than_torch(x.double())
 
 
 def test_the_choice_is_a_constant_of_compiled_code() -> None:

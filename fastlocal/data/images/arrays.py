@@ -31,6 +31,6 @@ class ArrayImages:
         """Return an image, [height, width, channels]."""
         return np.ascontiguousarray(self.images[index].permute(1, 2, 0).numpy())
 
-    def encoded(self, index: int) -> bytes | None:
+    def read_encoded(self, index: int) -> bytes | None:
         """Return None: pixels are not compressed."""
         return None

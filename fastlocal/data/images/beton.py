@@ -159,7 +159,7 @@ class BetonImages:
             raise BadSample(self._name(index), f"it is {decoded.shape[1]}x{decoded.shape[0]}, not {width}x{height}")
         return decoded
 
-    def encoded(self, index: int) -> bytes | None:
+    def read_encoded(self, index: int) -> bytes | None:
         """Return the JPEG of an image, or None if it is stored raw."""
         return self._bytes(index).tobytes() if self._records[index]["mode"] == JPEG else None
 

@@ -69,7 +69,7 @@ class FileImages:
         self._check_size(index, (image.height, image.width))
         return np.array(image, dtype=np.uint8).reshape(image.height, image.width, self.channels)
 
-    def encoded(self, index: int) -> bytes | None:
+    def read_encoded(self, index: int) -> bytes | None:
         """Return the content of the file, or None if `read` changes the image's size."""
         if self.square is not None:
             return None

@@ -43,6 +43,6 @@ class MappedImages:
         """Return an image, [height, width, channels]."""
         return np.ascontiguousarray(self.array[index].transpose(1, 2, 0))
 
-    def encoded(self, index: int) -> bytes | None:
+    def read_encoded(self, index: int) -> bytes | None:
         """Return None: pixels are not compressed."""
         return None

@@ -144,8 +144,8 @@ def _worker_ended(number: int, frame: FrameType | None) -> None:
                 return
             if status:
                 code = os.waitstatus_to_exitcode(status)
-                how = f"signal {-code}" if code < 0 else f"status {code}"
-                say(failed=f"a process of FFCV's writer ended ({how}); fewer --workers need less memory")
+                end = f"signal {-code}" if code < 0 else f"status {code}"
+                say(failed=f"a process of FFCV's writer ended ({end}); fewer --workers need less memory")
                 os._exit(1)
     except ChildProcessError:
         return

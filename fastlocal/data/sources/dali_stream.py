@@ -59,7 +59,7 @@ class DaliStream:
         images = self._cropper.images
         for index in range(len(images)):
             with contextlib.suppress(BadSample):
-                return images.encoded(index) is not None
+                return images.read_encoded(index) is not None
         return False
 
     def _build(self) -> Any:
@@ -110,7 +110,7 @@ class DaliStream:
         for row, index in enumerate(job.rows.ids):
             if row not in bad_rows:
                 try:
-                    stored[row] = self._stored(int(index))
+                    stored[row] = self._encode(int(index))
                 except BadSample as bad:
                     job.bad.append((row, bad))
         rows = np.array(list(stored), dtype=np.int64)
@@ -128,14 +128,14 @@ class DaliStream:
         else:
             job.out[rows] = images.cpu().numpy()
 
-    def _stored(self, index: int) -> Any:
+    def _encode(self, index: int) -> Any:
         """Return DALI's input for an image: its file, or its pixels, with a PNM header if others are compressed."""
         images = self._cropper.images
         if self._cropper.augmentation.crop_size is None and images.size(index) != self._shape[:2]:
             raise size_mismatch(index, images.size(index), self._shape)
         if not self._compressed:
             return images.read(index)
-        content = images.encoded(index)
+        content = images.read_encoded(index)
         if content is None or content.startswith(TIFF):
             pixels = images.read(index)
             height, width, channels = pixels.shape

@@ -88,7 +88,7 @@ def test_stored_halves_are_read_image_by_image_by_any_process(prepared: Path) ->
     assert isinstance(data.train, Split) and isinstance(stored.train, StoredSplit)
     images = pickle.loads(pickle.dumps(stored.train.images))
     assert np.array_equal(images.read(5), data.train.inputs[5].permute(1, 2, 0).numpy())
-    assert stored.train.sample_shape == (1, 8, 8) and images.encoded(5) is None
+    assert stored.train.sample_shape == (1, 8, 8) and images.read_encoded(5) is None
 
 
 def test_image_files_are_brought_to_squares_and_keep_their_class_names(

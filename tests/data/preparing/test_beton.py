@@ -87,7 +87,7 @@ def test_raw_images_have_their_pixels_labels_and_statistics(raw: Path) -> None:
     assert (data.mean, data.std) == channel_statistics(decoded.inputs)
     assert data.classes == 3 and data.class_names == ("a", "b", "c")
     images = pickle.loads(pickle.dumps(data.train.images))
-    assert np.array_equal(images.read(7), data.train.images.read(7)) and images.encoded(7) is None
+    assert np.array_equal(images.read(7), data.train.images.read(7)) and images.read_encoded(7) is None
     assert json.loads((raw / "train.beton.json").read_text())["shape"] == [3, 32, 32]
 
 
@@ -106,10 +106,10 @@ def test_jpegs_are_near_and_a_share_is_drawn_from_the_numbers_alone(tmp_path: Pa
     writer.workers = 1
     one = write(tmp_path / "one", cifar(200), settings, writer)
     writer.workers = 2
-    compressed = [i for i in range(200) if two.encoded(i) is not None]
+    compressed = [i for i in range(200) if two.read_encoded(i) is not None]
     assert 25 <= len(compressed) <= 75
-    assert compressed == [i for i in range(200) if one.encoded(i) is not None]
-    assert (two.encoded(compressed[0]) or b"")[:2] == b"\xff\xd8"
+    assert compressed == [i for i in range(200) if one.read_encoded(i) is not None]
+    assert (two.read_encoded(compressed[0]) or b"")[:2] == b"\xff\xd8"
     for index in range(200):
         error = np.abs(two.read(index).astype(int) - cifar(200).read(index))
         assert error.mean() < 6 if index in compressed else not error.any()
@@ -128,7 +128,7 @@ def test_smart_stores_large_images_as_jpegs(tmp_path: Path, capsys: pytest.Captu
     assert outcome.status == 0, outcome.err
     for name, compressed in (("train", {33, 2000}), ("val", {40, 60})):
         images = BetonImages(tmp_path / "out" / f"{name}.beton")
-        found = {images.size(index)[0] for index in range(len(images)) if images.encoded(index) is not None}
+        found = {images.size(index)[0] for index in range(len(images)) if images.read_encoded(index) is not None}
         assert found == compressed
     settings = json.loads((tmp_path / "out" / "train.beton.json").read_text())["settings"]
     assert (settings["write_mode"], settings["smart_threshold"]) == ("smart", 3072)
@@ -188,7 +188,7 @@ def test_an_image_of_which_scaling_leaves_nothing_is_named() -> None:
 def test_a_damaged_jpeg_is_named_by_its_place(tmp_path: Path, writer: FfcvWriter) -> None:
     path = write(tmp_path, cifar(5), BetonSettings("jpg", None, 90, 0.5), writer).path
     images = BetonImages(path)
-    jpeg = images.encoded(3)
+    jpeg = images.read_encoded(3)
     assert jpeg is not None
     path.write_bytes(path.read_bytes().replace(jpeg, bytes(len(jpeg))))
     with pytest.raises(BadSample, match=r"sample 3 of .*train\.beton cannot be decoded"):
