@@ -37,6 +37,7 @@ from ..training.evaluation import Drawing, Evaluation, evaluate
 from ..training.evaluator import Reports
 from ..training.loop import Loop
 from ..training.planner import Planner
+from ..training.snapshot import restore_snapshot
 from .build import PreparedRun
 from .profile import profiler
 from .resolve import sample_pages
@@ -242,7 +243,7 @@ def _save_start(prepared: PreparedRun, directory: Path) -> None:
 
 
 def _restore(loop: Loop, state: State) -> None:
-    loop.restore(state)
+    restore_snapshot(loop, state)
     owed = state.tensors.get(f"feedback {FEEDBACK}")
     if owed is not None:  # by as many processes as it was saved from, or by this one for them
         loop.averager.load_residual(owed)

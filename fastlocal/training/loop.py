@@ -13,7 +13,6 @@ from torch import Tensor
 from ..aggregation.averager import Aggregator
 from ..aggregation.buffer_mean import BufferMean
 from ..aggregation.global_model import GlobalModel
-from ..checkpoint.resharding import row_name
 from ..checkpoint.saver import Saver
 from ..checkpoint.state_file import State
 from ..common import interrupts
@@ -33,6 +32,7 @@ from .evaluator import Reports
 from .failing_batch import blame
 from .planner import Planner
 from .round_sync import RoundSync, sync_round
+from .snapshot import take_snapshot
 from .timers import Waiting
 
 
@@ -40,13 +40,18 @@ from .timers import Waiting
 class Loop:
     """A run whose parts are built. `run` trains it to its end.
 
-    world: the processes of the run        planner: with the clients of this one
-    problem: what the executor solves        kept: what stays with each client from round to round
-    steps: where every local step is written, or None        log_steps: whether some rank writes them
-    mean_state: the averaged model's buffers, of those that a forward pass changes; None where it changes none
-    saver: keeps what `restore` goes on from        config: the resolved RunConfig as nested plain dictionaries
-    grace: seconds that a chunk may still take after a signal
-    at: how far the run is
+    Attributes:
+        world: The processes of the run.
+        planner: Of the rounds, with the clients of this process.
+        problem: The local step that the executor takes.
+        kept: Momenta and buffers that stay with each client from round to round.
+        steps: Log of every local step, or None.
+        log_steps: Whether some rank writes that log.
+        mean_state: Of the buffers that a forward pass changes; None if it changes none.
+        saver: Writes the snapshots.
+        config: The resolved RunConfig as nested plain dictionaries.
+        grace: Seconds that a chunk may still take after a signal.
+        cursor: How far the run is.
     """
 
     world: World
@@ -123,43 +128,8 @@ class Loop:
             raise
 
     def snapshot(self) -> State:
-        """A copy of all that `restore` needs; of a run of several processes, this one's clients' and what all share."""
-        device = self.averaged.flat_params.device
-        tensors = self.averaged.tensors() | {"torch random state": torch.get_rng_state()}
-        if device.type == "cuda":
-            tensors["cuda random state"] = torch.cuda.get_rng_state(device)
-        tensors |= {row_name(name): rows for name, rows in self.kept.all.items()}
-        if self.cursor.so_far.done:
-            tensors |= {f"sum {name}": value for name, value in self.averager.partial_sums().items()}
-            tensors |= {f"losses {index}": losses for index, losses in enumerate(self.cursor.so_far.losses)}
-        tensors |= {f"feedback {name}": value for name, value in self.averager.error_feedback().items()}
-        clients = self.planner.clients
-        numbers = {
-            "config": self.config,
-            "position": self.cursor.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "clients": [clients.start, clients.stop],
-            "ranks": self.world.size,
-            "logged": self.logger.state() | ({} if self.steps is None else self.steps.state()),
-            "ended": None,
-        }
-        return State(numbers, {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()})
-
-    def restore(self, state: State) -> None:
-        """Go on from where `state` was copied; the loggers have been told."""
-        numbers, tensors = state.metadata, state.tensors
-        losses = [value.clone() for name, value in tensors.items() if name.startswith("losses ")]
-        self.cursor = TrainingCursor.from_state_dict(numbers["position"], losses)
-        self.averaged.restore(numbers["averaged"], tensors)
-        for name, rows in self.kept.all.items():
-            rows.copy_(tensors[row_name(name)])
-        for kind, held in (("sum", self.averager.partial_sums()), ("feedback", self.averager.error_feedback())):
-            for name, value in held.items():
-                if f"{kind} {name}" in tensors:
-                    value.copy_(tensors[f"{kind} {name}"])
-        torch.set_rng_state(tensors["torch random state"].clone())
-        if "cuda random state" in tensors and self.averaged.flat_params.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["cuda random state"].clone(), self.averaged.flat_params.device)
+        """Copy all that a later process needs to go on from here."""
+        return take_snapshot(self)
 
     def _round(self, planned: RoundSchedule) -> None:
         at = self.cursor

@@ -18,7 +18,8 @@ from fastlocal.executors.base import LocalProblem
 from fastlocal.params.losses import cross_entropy
 from fastlocal.params.param_layout import param_layout
 from fastlocal.params.precision import numerics
-from fastlocal.runs.memory_plan import Activations, Needs, activations
+from fastlocal.runs.activations import Activations, activations
+from fastlocal.runs.memory_plan import Needs
 from tests.helpers.command_line import run, train_words, write_npz
 
 CPU = torch.device("cpu")
