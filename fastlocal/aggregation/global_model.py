@@ -27,7 +27,13 @@ class GlobalModel:
     """
 
     def __init__(
-        self, module: nn.Module, layout: ParamLayout, numerics: Numerics, modes: Modes, changing: Iterable[str] = ()
+        self,
+        module: nn.Module,
+        layout: ParamLayout,
+        numerics: Numerics,
+        modes: Modes,
+        changing: Iterable[str] = (),
+        gradients: bool = False,
     ) -> None:
         """Take over a module.
 
@@ -37,6 +43,7 @@ class GlobalModel:
             numerics: Number formats of the run.
             modes: Training modes of its parts.
             changing: Names of other tensors that a forward pass changes.
+            gradients: Whether its forward pass takes derivatives.
         """
         self.module = module
         self.layout = layout
@@ -47,6 +54,7 @@ class GlobalModel:
         self.has_batchnorm = has_batchnorm(module)
         self.loaded = False
         self._changing = tuple(changing)
+        self._gradients = gradients
         self.shared = tuple(name for name, _ in module.named_parameters() if name in self._changing)
         self._steps_since_estimate = 0
 
@@ -92,7 +100,7 @@ class GlobalModel:
         if self.has_batchnorm:
             set_modes(self.module, self.modes)
             with self.preserve_tensors(), self.numerics.autocast():
-                re_estimate(self.module, batches, self._steps_since_estimate)
+                re_estimate(self.module, batches, self._steps_since_estimate, gradients=self._gradients)
                 estimated = {name: value.clone() for name, value in batchnorm_buffers(self.module).items()}
             # copied at the end: a signal between batches must not leave half an estimate in a saved state
             for name, value in batchnorm_buffers(self.module).items():

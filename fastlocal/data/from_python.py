@@ -34,7 +34,8 @@ def make_split(name: str, value: Any, loss: Loss) -> Split | MapSplit:
         UsageError: The value is neither, its lengths differ, or it holds NaN or infinity.
     """
     labels = _takes_classes(loss)
-    is_data = isinstance(value, tuple | list | str | bytes | dict | Tensor | np.ndarray)
+    pairs = isinstance(value, list) and len(value) > 2 and all(isinstance(s, tuple) and len(s) == 2 for s in value)
+    is_data = not pairs and isinstance(value, tuple | list | str | bytes | dict | Tensor | np.ndarray)
     if not is_data and hasattr(value, "__getitem__") and hasattr(value, "__len__"):
         if len(value) == 0:
             raise UsageError(f"{name}: is empty")
@@ -66,6 +67,10 @@ def _takes_classes(loss: Loss) -> bool:
 
 
 def _tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, np.ndarray) and value.dtype.isnative is False:
+        value = value.astype(value.dtype.newbyteorder("="))
+    if isinstance(value, np.ndarray) and any(stride < 0 for stride in value.strides):
+        value = value.copy()
     try:
         tensor = torch.as_tensor(value).detach()
     except Exception as error:  # a user's object may raise anything

@@ -43,8 +43,8 @@ class LoopedExecutor(ExecutorKind):
     def __init__(self, problem: LocalProblem) -> None:
         self.problem = problem
         self._update = Update(problem)
-        source, layout = problem.source, problem.layout
-        self.row = torch.zeros(1, layout.n_params, device=source.device, dtype=source.dtype)
+        layout, numerics = problem.layout, problem.numerics
+        self.row = torch.zeros(1, layout.n_params, device=numerics.device, dtype=numerics.dtype)
         self._grads = torch.zeros_like(self.row)
         self._module = copy.deepcopy(problem.module)
         params, grads = layout.views(self.row[0]), layout.views(self._grads[0])

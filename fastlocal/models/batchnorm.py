@@ -33,13 +33,14 @@ def batchnorm_buffers(module: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def re_estimate(module: nn.Module, batches: Iterable[Tensor], local_steps: int) -> None:
+def re_estimate(module: nn.Module, batches: Iterable[Tensor], local_steps: int, *, gradients: bool = False) -> None:
     """Set the running statistics of `module`, in its training modes, to their mean over `batches`.
 
     Args:
         module: Its parts that are in evaluation mode keep their statistics.
         batches: Inputs [batch, ...], with BatchNorm momentum 1 / (i + 1).
         local_steps: Steps of client 0 since the last call, which num_batches_tracked counts beside the batches.
+        gradients: Whether the module takes derivatives in forward.
     """
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and re_estimated(part)]
     momenta = [norm.momentum for norm in norms]
@@ -50,7 +51,8 @@ def re_estimate(module: nn.Module, batches: Iterable[Tensor], local_steps: int) 
         for index, inputs in enumerate(batches):
             for norm in norms:
                 norm.momentum = 1 / (index + 1)
-            module(inputs)
+            with torch.set_grad_enabled(gradients):
+                module(inputs)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
@@ -20,13 +21,31 @@ def training_modes(module: nn.Module) -> Modes:
     kept = {name for name, part in module.named_modules() if module.training and not part.training}
     module.train()
     set_modes(module, {name: part.training and name not in kept for name, part in module.named_modules()})
-    return {name: part.training for name, part in module.named_modules()}
+    return modes_of(module)
 
 
 def set_modes(module: nn.Module, modes: Modes) -> None:
     """Put every part of a module into its mode; parts that have no mode stay as they are."""
     for name, part in module.named_modules():
         part.training = modes.get(name, part.training)
+
+
+@contextlib.contextmanager
+def in_modes(module: nn.Module | None, modes: Modes) -> Iterator[None]:
+    """Put every part of a module into its mode, and back at the end; None: do nothing."""
+    before = {} if module is None else modes_of(module)
+    if module is not None:
+        set_modes(module, modes)
+    try:
+        yield
+    finally:
+        if module is not None:
+            set_modes(module, before)
+
+
+def modes_of(module: nn.Module) -> Modes:
+    """Return the modes of all parts."""
+    return {name: part.training for name, part in module.named_modules()}
 
 
 def cast(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:

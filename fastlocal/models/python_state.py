@@ -29,6 +29,10 @@ _SHARED = (torch.default_generator, np.random.mtrand._rand, random._inst)  # typ
 _OF_VALUES = (numbers.Values, numbers.Version, numbers.Elements, numbers.Generator)
 
 
+_COMPILERS = ("torch._dynamo", "torch._inductor", "torch._functorch")
+"""What a compiled function keeps is no state of the model."""
+
+
 class Change(NamedTuple):
     """An entry that is no longer as it was.
 
@@ -111,6 +115,8 @@ class PythonState:
 
     def _walk(self, path: str, value: Any, depth: int) -> None:
         if isinstance(value, PLAIN) or isinstance(value, type | types.ModuleType) or depth > DEPTH:
+            return
+        if type(value).__module__.startswith(_COMPILERS):
             return
         if id(value) in self._seen:
             self.met |= id(value) in self._without

@@ -49,9 +49,11 @@ def compare(plain: PlainModule, problem: LocalProblem, batches: Batches, probe: 
     problem = dataclasses.replace(problem, momentum=0.0, weight_decay=0.0, clip_norm=None, noise=None, topk=())
     with kept(problem.loss), preserve_random_states(), without_tf32():
         no_vmap, reached = _fault_of_vmap(plain, problem, batches, probe)
+        plain.user_state.check()
     probe = dataclasses.replace(probe, reached=probe.reached or reached)
     with kept(problem.loss), preserve_random_states(), without_tf32():
-        _check_looped(problem, batches, probe, plain.flag)
+        _check_looped(plain, problem, batches, probe)
+        plain.user_state.check()
     return dataclasses.replace(probe, no_vmap=no_vmap)
 
 
@@ -89,54 +91,66 @@ def _only_rounded(plain: PlainModule, problem: LocalProblem, batches: Batches, p
     plain module's own steps in float32 are off from those in float64. Example: the last norms of a ResNet-50 see eight
     values each in a batch of eight 32 x 32 images, and rounding sets its first steps apart by 0.7 of their size.
     """
-    device, wide, steps = plain.numerics.device, torch.float64, len(probe.traces[0].losses)
     try:
-        numerics = dataclasses.replace(plain.numerics, dtype=wide)
-        loss, module = move_loss(plain.loss, device, wide), cast(copy.deepcopy(plain.module), device, wide)
-        plain = dataclasses.replace(plain, module=module, loss=loss, numerics=numerics)
-        state = {name: _widened(value) for name, value in problem.state.items()}
-        problem = dataclasses.replace(
-            problem, module=local_module(module, plain.modes), loss=loss, numerics=numerics, state=state
-        )
-        batches = [[(_widened(inputs), _widened(targets)) for inputs, targets in each] for each in batches]
-        wanted = []
-        for number in range(CLIENTS):
-            client, trace = plain.client(number), Trace()
-            client.take(batches[number], range(steps), probe.rate, problem.layout.names, trace)
-            trace.state = {name: value for name, value in client.module.state_dict().items() if name in state}
-            wanted.append(trace)
-        traces, _ = _stacked(problem, numerics, batches, probe, steps)
+        wide = _InFloat64(plain, problem, batches, probe)
+        traces, _ = _stacked(wide.problem, wide.problem.numerics, wide.batches, probe, wide.steps)
     except FAILURES:
         return False
-    if not _distance(traces, wanted, _start(problem)) <= TOLERANCES[wide]:
+    if not _distance(traces, wide.wanted, _start(wide.problem)) <= TOLERANCES[torch.float64]:
         return False
-    return off <= 3 * _distance(probe.traces, wanted, _start(problem))
+    return off <= 3 * _distance(probe.traces, wide.wanted, _start(wide.problem))
+
+
+class _InFloat64:
+    """The module, its batches and the plain module's steps in float64."""
+
+    def __init__(self, plain: PlainModule, problem: LocalProblem, batches: Batches, probe: Probe) -> None:
+        device, dtype = plain.numerics.device, torch.float64
+        numerics = dataclasses.replace(plain.numerics, dtype=dtype)
+        loss, module = move_loss(plain.loss, device, dtype), cast(copy.deepcopy(plain.module), device, dtype)
+        plain = dataclasses.replace(plain, module=module, loss=loss, numerics=numerics)
+        state = {name: _widened(value) for name, value in problem.state.items()}
+        self.steps = len(probe.traces[0].losses)
+        self.problem = dataclasses.replace(
+            problem, module=local_module(module, plain.modes), loss=loss, numerics=numerics, state=state
+        )
+        self.batches = [[(_widened(inputs), _widened(targets)) for inputs, targets in each] for each in batches]
+        self.wanted = []
+        for number in range(CLIENTS):
+            client, trace = plain.client(number), Trace()
+            client.take(self.batches[number], range(self.steps), probe.rate, problem.layout.names, trace)
+            trace.state = {name: value for name, value in client.module.state_dict().items() if name in state}
+            self.wanted.append(trace)
 
 
 def _widened(value: Tensor) -> Tensor:
     return value.double() if value.is_floating_point() else value
 
 
-def _check_looped(problem: LocalProblem, batches: Batches, probe: Probe, flag: str) -> None:
-    full = dataclasses.replace(problem, numerics=dataclasses.replace(problem.numerics, autocast_dtype=None))
+def _check_looped(plain: PlainModule, problem: LocalProblem, batches: Batches, probe: Probe) -> None:
+    problem = dataclasses.replace(problem, numerics=dataclasses.replace(problem.numerics, autocast_dtype=None))
     steps = len(probe.traces[0].losses)
     if steps < STEPS and (probe.uses_rng or probe.remembers):
         return  # the first client took more, so that what is drawn or remembered afterwards is something else
     try:
-        taken = _looped(full, batches, probe, steps)
+        distance = _distance(_looped(problem, batches, probe, steps), probe.traces, _start(problem))
+        if not distance <= TOLERANCES[problem.numerics.dtype] and problem.numerics.dtype == torch.float32:
+            wide = _InFloat64(plain, problem, batches, probe)  # as rounding alone may set them apart
+            distance = _distance(_looped(wide.problem, wide.batches, probe, steps), wide.wanted, _start(wide.problem))
+            problem = wide.problem
     except UsageError:
         raise
     except FAILURES as error:
         raise UsageError(
-            f"{flag}: fails as one module for all clients ({one_line(error)}): local steps keep no running statistics "
-            "of a norm in training mode; read none of them in forward"
+            f"{plain.flag}: fails as one module for all clients ({one_line(error)}): local steps keep no running "
+            "statistics of a norm in training mode; read none of them in forward"
         ) from error
-    distance = _distance(taken, probe.traces, _start(problem))
     if not distance <= TOLERANCES[problem.numerics.dtype]:
         raise UsageError(
-            f"{flag}: one module for all clients does not take the steps that each client's own would (they differ by "
-            f"{distance:.1g}): it keeps something from call to call that is no buffer, reads the running statistics of "
-            "a norm in training mode, or computes anew each time; make what it keeps buffers (register_buffer)"
+            f"{plain.flag}: one module for all clients does not take the steps that each client's own would (they "
+            f"differ by {distance:.1g}): it keeps something from call to call that is no buffer, reads the running "
+            "statistics of a norm in training mode, or computes anew each time; make what it keeps buffers "
+            "(register_buffer)"
         )
 
 

@@ -19,6 +19,8 @@ from ..models.modes import Modes, set_modes
 from ..models.own_tensors import OwnTensors, tensors_of
 from ..params.losses import Loss
 from ..params.precision import Numerics
+from .seeding import SeedingWatch
+from .side_effects import UserModuleState
 
 FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
 """What a module or a loss raises on samples that it does not take."""
@@ -41,6 +43,7 @@ class PlainModule:
     """The module as the user gave it, on the run's device and in its dtype.
 
     user_module: the module that the user gave, which a closure may hold, or None
+    user_state: its state before the first steps
     given: {id: name} of its tensors
     labels: lowest and highest label that must be an output's number, or None
     """
@@ -50,6 +53,7 @@ class PlainModule:
     loss: Loss
     numerics: Numerics
     user_module: nn.Module | None
+    user_state: UserModuleState
     given: Mapping[int, str]
     labels: tuple[int, int] | None
     seed: int
@@ -71,6 +75,7 @@ class PlainClient:
         reached: Names of tensors of the user's own module that a step has computed with.
         hooked: Whether gradients pass through hooks, of parts or of tensors.
         made: Tensors that the last step has made itself to take derivatives by.
+        seeds: Name of a function by which a step sets the state of torch's random numbers, or None.
     """
 
     def __init__(self, plain: PlainModule, module: nn.Module, number: int) -> None:
@@ -78,6 +83,7 @@ class PlainClient:
         self.drawn = False
         self.reached: set[str] = set()
         self.made: list[Tensor] = []
+        self.seeds: str | None = None
         self._mirror = Mirror(module, plain.user_module, None)
         self.hooked = any(part._backward_hooks or part._backward_pre_hooks for part in module.modules())
 
@@ -88,9 +94,10 @@ class PlainClient:
             self._plain.seed, torch.tensor(self._number, device=device), torch.tensor(step, device=device)
         )
         own = OwnTensors(self._plain.given, tensors_of(self.module))
-        with _Leaves() as made, draws, own:
+        with _Leaves() as made, draws, own, SeedingWatch() as watch:
             yield
         self.made = made.found
+        self.seeds = self.seeds or watch.setter
         self.drawn |= draws.drawn
         self.reached |= own.used
         self.hooked |= own.hooked

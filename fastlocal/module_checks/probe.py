@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
@@ -11,17 +10,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..common.errors import UsageError, one_line
+from ..common.errors import UsageError
 from ..common.random_states import preserve_random_states, random_states
-from ..data.labels import unknown_label
 from ..models.batchnorm import batchnorm_buffers
-from ..models.mirror import Mirror
 from ..models.python_state import Change, PythonState
 from ..models.state_holders import GENERATORS, PLAIN
-from ..params.losses import combination
-from ..params.precision import Numerics, without_tf32
-from .plain_steps import FAILURES, PlainClient, PlainModule, Trace, foreign_leaves
-from .structure import refuse_aliases
+from ..params.precision import without_tf32
+from .plain_steps import PlainClient, PlainModule, Trace, foreign_leaves
+from .side_effects import of_tensors
 
 CLIENTS, STEPS = 2, 2
 QUICK = 0.1
@@ -79,13 +75,10 @@ def probe_module(plain: PlainModule, batches: Batches, names: Sequence[str]) -> 
     Raises:
         UsageError: Where the module or the loss does not take a batch, or would not be trained as it is by itself.
     """
-    theirs = PythonState(plain.user_module)
-    if plain.user_module is not None:
-        refuse_aliases("model", theirs.tensors, plain.user_module)
-    memory = PythonState(plain.loss, own=plain.module, without=theirs.reached)
+    memory = PythonState(plain.loss, own=plain.module, without=plain.user_state.reached)
     with preserve_random_states(), without_tf32():
         probe = _probe(plain, batches, names)
-    _refuse_side_effects(theirs.changes(), plain.user_module)
+    plain.user_state.check()
     changes = memory.changes()
     for change in changes:
         if change.lasting:
@@ -129,6 +122,11 @@ def _probe(plain: PlainModule, batches: Batches, names: Sequence[str]) -> Probe:
         traces[0].state = {name: value for name, value in _state(first).items() if name in changed}
     for trace in traces:
         del trace.losses[steps:], trace.rows[steps:]
+    if first.seeds is not None and (first.drawn or drawn):
+        raise UsageError(
+            f"{plain.flag}: its forward calls {first.seeds} and draws random numbers, which here depend on the run's "
+            "seed, the client and the step alone; draw what must repeat once, in __init__, and keep it in a buffer"
+        )
     return Probe(
         classes=None if targets.is_floating_point() else classes,
         uses_rng=drawn,
@@ -183,7 +181,7 @@ def _recomputed(changes: Sequence[Change], flag: str) -> frozenset[str]:
     """Return paths of attributes that hold tensors which each step computes anew; raise UsageError for all others."""
     found = set()
     for path, before, now, in_place, new, _ in changes:
-        if not in_place and not new and _of_tensors(before) and _of_tensors(now):
+        if not in_place and not new and of_tensors(before) and of_tensors(now):
             found.add(path)
             continue
         if isinstance(now, tuple) and now and isinstance(now[0], GENERATORS):
@@ -200,29 +198,6 @@ def _recomputed(changes: Sequence[Change], flag: str) -> frozenset[str]:
             "every client keeps for itself"
         )
     return frozenset(found)
-
-
-def _of_tensors(value: object) -> bool:
-    """Whether it is a tensor, or a container of tensors and plain values."""
-    if isinstance(value, list | tuple):
-        return all(isinstance(inner, PLAIN) or _of_tensors(inner) for inner in value)
-    if isinstance(value, dict):
-        return all(isinstance(inner, PLAIN) or _of_tensors(inner) for inner in value.values())
-    return isinstance(value, Tensor)
-
-
-def _refuse_side_effects(changes: Sequence[Change], module: nn.Module | None) -> None:
-    """Raise UsageError where a step with a copy has changed attributes or numbers of the user's own module."""
-    parts = set() if module is None else {name for name, _ in module.named_modules()}
-    for change in changes:
-        part, _, key = change.path.rpartition(".")
-        part = part.removesuffix("_buffers").removesuffix("_parameters").rstrip(".")
-        if part in parts or not _of_tensors(change.now):
-            where = f"{part}.{key}".lstrip(".")
-            raise UsageError(
-                f"loss: or a hook changes {where} of the model that it holds, while clients train copies; change it in "
-                "forward, as a buffer of the model"
-            )
 
 
 def _refuse_foreign(outputs: Tensor, value: Tensor, client: PlainClient, plain: PlainModule) -> None:
@@ -244,44 +219,3 @@ def _refuse_foreign(outputs: Tensor, value: Tensor, client: PlainClient, plain: 
             f"loss: depends on a tensor of shape {tuple(leaf.shape)} that requires a gradient and that nothing would "
             "train; make it part of the model, or detach it"
         )
-
-
-@torch.no_grad()
-def try_evaluation(plain: PlainModule, inputs: Tensor, targets: Tensor, numerics: Numerics) -> None:
-    """Raise UsageError where an evaluation would fail on test samples that are not like the training samples.
-
-    Args:
-        plain: The module.
-        inputs: Of a few test samples.
-        targets: Theirs.
-        numerics: Of the run.
-    """
-    loss, flag, trial = plain.loss, plain.flag, copy.deepcopy(plain.module).eval()
-    try:
-        with preserve_random_states(), numerics.autocast():
-            outputs = numerics.to_param_dtype(trial(inputs.clone()))
-    except FAILURES as error:
-        raise UsageError(f"{flag}: {_not_evaluated(trial, inputs, numerics)}: {one_line(error)}") from error
-    try:
-        unknown = combination(loss).unknown(outputs, targets)
-        if unknown is not None and bool(unknown.any()):
-            sample, *rest = unknown.nonzero()[0].tolist()
-            raise UsageError(unknown_label(sample, int(targets[(sample, *rest)]), outputs.shape[1]))
-        with Mirror(trial, plain.user_module, None).shown():
-            loss(outputs, targets)
-    except UsageError:
-        raise
-    except FAILURES as error:
-        about = f"test outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}"
-        raise UsageError(f"loss: fails on {about}: {one_line(error)}") from error
-
-
-@torch.enable_grad()
-def _not_evaluated(trial: nn.Module, inputs: Tensor, numerics: Numerics) -> str:
-    """What keeps it from being evaluated: that nothing has a gradient there, or the samples."""
-    try:
-        with preserve_random_states(), numerics.autocast():
-            trial(inputs.clone())
-    except FAILURES:
-        return f"cannot be evaluated on test samples of shape {tuple(inputs.shape)}"
-    return "cannot be evaluated within torch.no_grad(); use torch.enable_grad() in forward where it needs gradients"

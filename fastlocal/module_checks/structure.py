@@ -30,6 +30,9 @@ def own_copy(module: Any) -> nn.Module:
         except Exception as error:
             raise UsageError(_uncopied(module, error)) from error
     check_model(copied)
+    shared = {id(value) for value in module.parameters()} & {id(value) for value in copied.parameters()}
+    if copied is module or shared:
+        raise UsageError("model: its __deepcopy__ gives the same parameters again; every client needs its own")
     _refuse_views(module, [value for value in memo.get(id(memo), ()) if isinstance(value, Tensor)])
     return copied
 
@@ -48,7 +51,14 @@ def check_model(module: Any) -> None:
             raise UsageError(f"model: {where} is of torch.jit, which takes no other parameters; give the plain module")
         if isinstance(part, WRAPPERS):
             raise UsageError(f"model: {where} is {type(part).__name__}; give its .module in its place")
-    for name, value in tensors_of(module).items():
+    tensors = tensors_of(module)
+    named = {id(value) for _, value in module.named_parameters()} & {id(value) for value in module.parameters()}
+    for name, value in tensors.items():
+        if isinstance(value, nn.Parameter) and value.requires_grad and id(value) not in named:
+            raise UsageError(
+                f"model: its parameters() and named_parameters() leave out {name}; give all parameters, and set "
+                "requires_grad to False for those that are not trained"
+            )
         _check_tensor(name, value)
     _refuse_overlaps(module)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
@@ -27,14 +28,16 @@ from ..kernel_trial import verdicts
 from ..kernel_trial.kernels_tried import try_kernels, used_ops
 from ..models.batchnorm import has_batchnorm
 from ..models.functional import local_module
-from ..models.modes import Modes, cast, training_modes
+from ..models.modes import Modes, cast, in_modes, training_modes
 from ..models.own_tensors import tensors_of
 from ..models.python_state import PythonState, kept
 from ..module_checks.first_batches import first_batches
 from ..module_checks.first_steps import compare
 from ..module_checks.plain_steps import PlainModule
-from ..module_checks.probe import Probe, probe_module, try_evaluation
+from ..module_checks.probe import Probe, probe_module
+from ..module_checks.side_effects import UserModuleState
 from ..module_checks.structure import refuse_aliases
+from ..module_checks.trial_evaluation import try_evaluation
 from ..params.losses import Loss, move_loss
 from ..params.param_layout import ParamLayout, param_layout
 from ..params.precision import Numerics, numerics
@@ -57,6 +60,7 @@ class PreparedRun:
 
     config: fully resolved        modes: of the module's parts in training
     remembers: whether the loss keeps something from call to call
+    needs_gradients: whether evaluations are not within torch.no_grad()
     user_module: the module that the user gave, which a hook or the loss may hold, or None
     notes: lines that a person should see before the first round
     """
@@ -75,13 +79,14 @@ class PreparedRun:
     uses_rng: bool
     no_vmap: str | None
     remembers: bool
+    needs_gradients: bool
     user_module: nn.Module | None
     notes: tuple[str, ...]
+    resources: ExitStack
 
     def close(self) -> None:
-        """End the threads and processes that read samples; nothing can be trained afterwards."""
-        self.problem.source.close()
-        self.test.close()
+        """End the threads and processes that read samples, and give the user's module its modes back."""
+        self.resources.close()
 
 
 def build_run(
@@ -121,7 +126,7 @@ def build_run(
     if layout.n_params == 0:
         raise UsageError(f"{model_flag}: has no parameter that requires a gradient")
     said = _try_kernels(module, device, world)
-    with ExitStack() as opened, kept(loss):
+    with ExitStack() as opened, _trained_as(given, modes, opened), kept(loss):
         source, test = _sources(config, data, numbers, opened)
         held = {} if given is None else {id(value): name for name, value in tensors_of(given).items()}
         plain = PlainModule(
@@ -130,6 +135,7 @@ def build_run(
             loss=loss,
             numerics=dataclasses.replace(numbers, autocast_dtype=None),
             user_module=given,
+            user_state=UserModuleState(given),
             given=held,
             labels=label_range(data, loss),
             seed=config.machine.seed,
@@ -137,11 +143,11 @@ def build_run(
         )
         batches = first_batches(source, data.train, min(PROBE_BATCH, config.client.batch_size))
         held_out = test.read_range(0, HELD_OUT)
+        ignored = ignored_label(data, loss, noise=config.client.label_noise)
         with kept(loss):
             probe = probe_module(plain, batches, layout.names)
-            try_evaluation(plain, held_out.inputs, held_out.targets, numbers)
+            needs_gradients = try_evaluation(plain, held_out.inputs, held_out.targets, numbers)
         local = local_module(module, modes)
-        ignored = ignored_label(data, loss, noise=config.client.label_noise)
         problem = build_problem(config, local, layout, source, loss, numbers, probe, held, ignored, given)
         probe = compare(plain, problem, batches, probe)
         if probe.no_vmap is None:  # else one step may use what another does not, and each client is stepped by itself
@@ -188,11 +194,19 @@ def build_run(
             uses_rng=probe.uses_rng,
             no_vmap=probe.no_vmap,
             remembers=probe.remembers,
+            needs_gradients=needs_gradients,
             user_module=given,
             notes=tuple(notes),
+            resources=opened.pop_all(),
         )
-        opened.pop_all()  # they are the run's from here on
     return prepared
+
+
+@contextlib.contextmanager
+def _trained_as(module: nn.Module | None, modes: Modes, opened: ExitStack) -> Iterator[None]:
+    """Show the user's module in training modes until `opened` closes: a hook or the loss may read them."""
+    opened.enter_context(in_modes(module, modes))
+    yield
 
 
 def _try_kernels(module: nn.Module, device: torch.device, world: World) -> list[str]:

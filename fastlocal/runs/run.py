@@ -26,6 +26,7 @@ from ..common.interrupts import defer_signals, requested_for
 from ..data.sample_streams import Streams, StreamSpec
 from ..distributed.world import World
 from ..models.mirror import Mirror
+from ..models.modes import in_modes, modes_of
 from ..models.own_functions import own_functions
 from ..models.own_tensors import OwnTensors, tensors_of
 from ..models.python_state import kept
@@ -115,9 +116,11 @@ def _build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) ->
 
 def _averaged(prepared: PreparedRun) -> GlobalModel:
     problem = prepared.problem
-    if problem.held and prepared.user_module is not None:
+    if prepared.user_module is not None:
         own_functions(prepared.module, prepared.user_module)
-    return GlobalModel(prepared.module, prepared.layout, problem.numerics, prepared.modes, problem.state)
+    return GlobalModel(
+        prepared.module, prepared.layout, problem.numerics, prepared.modes, problem.state, prepared.needs_gradients
+    )
 
 
 def _evaluate(prepared: PreparedRun, module: nn.Module, drawing: Drawing) -> Evaluation:
@@ -129,13 +132,16 @@ def _evaluate(prepared: PreparedRun, module: nn.Module, drawing: Drawing) -> Eva
         with mirror.shown():
             return problem.loss(outputs, targets)
 
-    with kept(problem.loss) if prepared.remembers else nullcontext(), own:
+    module.eval()
+    shown = in_modes(prepared.user_module, modes_of(module))
+    with kept(problem.loss) if prepared.remembers else nullcontext(), own, shown:
         return evaluate(
             module,
             prepared.test,
             loss=loss if problem.user_module is not None else problem.loss,
             topk=problem.topk,
             numerics=problem.numerics,
+            gradients=prepared.needs_gradients,
             world=prepared.world,
             drawing=drawing,
         )
@@ -268,4 +274,6 @@ def _summary(prepared: PreparedRun, directory: Path, steps_done: int) -> RunSumm
 def final_model(loop: Loop) -> nn.Module:
     """The plain module with the averaged weights, in evaluation mode."""
     loop.reports.load_averaged(loop.cursor.steps_done)
-    return loop.averaged.module.eval()
+    module = loop.averaged.module
+    module.eval()
+    return module

@@ -48,14 +48,24 @@ def evaluate(
     loss: Loss,
     topk: tuple[int, ...],
     numerics: Numerics,
+    gradients: bool = False,
     world: World | None = None,
     drawing: Drawing = nullcontext,
 ) -> Evaluation:
-    """`module` in evaluation mode on every sample of `source`; sums stay on the device until the end.
+    """Evaluate a module in evaluation mode on every sample of a source; sums stay on the device until the end.
 
-    drawing: makes of a batch's number what the module draws random numbers within
-    world: ranks that take a batch in turn, and add up all batches' sums in the order in which one process would
-    Raises UsageError where a label is no output's number, or where the loss counts none of the targets.
+    Args:
+        module: The model.
+        source: The samples.
+        loss: (outputs of one batch, targets) -> scalar.
+        topk: The k of the counted right predictions, or none.
+        numerics: Of the run.
+        gradients: Whether the module or the loss takes derivatives.
+        world: Ranks, which take a batch in turn and add up all batches' sums in the order of a single process.
+        drawing: Makes the context of a batch's random numbers from its number.
+
+    Raises:
+        UsageError: A label is no output's number, or the loss counts none of the targets.
     """
     world = world or World.single()
     was_training = module.training
@@ -67,9 +77,10 @@ def evaluate(
     for begin in range(world.rank * size, len(source), world.size * size):
         interrupts.check_signals()
         batch = source.read_range(begin, begin + size)
-        with drawing(begin // size), numerics.autocast():
+        with torch.set_grad_enabled(gradients), drawing(begin // size), numerics.autocast():
             outputs = numerics.to_param_dtype(module(batch.inputs.clone()))  # which it may change
-        sums.append(_sums(outputs, batch.targets, loss, way, topk, begin))
+        with torch.set_grad_enabled(gradients):
+            sums.append(_sums(outputs, batch.targets, loss, way, topk, begin).detach())
     module.train(was_training)
     told = world.all_gather_object(torch.stack(sums).tolist() if sums else [], "the evaluation")
     totals = [0.0] * (2 + (len(topk) + 1 if topk else 0))

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import fastlocal
 from fastlocal.executors.stacked import StackedExecutor
-from fastlocal.module_checks import first_steps
 from fastlocal.telemetry.base import Logger, RoundReport
 from tests.helpers import command_line, small_models
 from tests.rehearsal.conftest import Rehearsal
@@ -222,10 +221,9 @@ class Habits(nn.Module):
 
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_draws_and_buffers_of_clients_are_those_of_a_cpu(
-    chunk: int | None, tmp_path: Path, rehearsed: Rehearsal, monkeypatch: pytest.MonkeyPatch
+    chunk: int | None, tmp_path: Path, rehearsed: Rehearsal
 ) -> None:
     """In captured steps, and where a chunk's buffers wait on the host."""
-    monkeypatch.setattr(first_steps, "_check_looped", lambda *given: None)  # looped steps are not rehearsed
     data = torch.arange(240).reshape(60, 4) % 9, torch.arange(60) % 3
     torch.manual_seed(0)
     module, states = Habits(), []

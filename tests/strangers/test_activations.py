@@ -159,3 +159,37 @@ def test_an_evaluation_leaves_the_test_samples_alone(make: Any, tmp_path: Path) 
     )  # fmt: skip
     losses = [row["val_loss"] for row in run.history]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-9)
+
+
+class SlopeWithoutCare(Net):
+    """Takes a derivative in forward, also where an evaluation would be within no_grad()."""
+
+    def between(self, hidden: Tensor) -> Tensor:
+        (slope,) = torch.autograd.grad(hidden.square().sum(), self.a.weight, create_graph=True)
+        return hidden + 0.1 * slope.sum(1)
+
+
+class NormedSlope(SlopeWithoutCare):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(COLUMNS)
+
+    def between(self, hidden: Tensor) -> Tensor:
+        return self.norm(super().between(hidden))
+
+
+def on_gradients(model: nn.Module) -> Loss:
+    def loss(out: Tensor, y: Tensor) -> Tensor:
+        slopes = torch.autograd.grad(out.sum(), list(model.parameters()), create_graph=True)
+        return F.cross_entropy(out, y) + 0.01 * sum(slope.square().sum() for slope in slopes)
+
+    return loss
+
+
+@pytest.mark.parametrize("make", [SlopeWithoutCare, NormedSlope])
+def test_derivatives_in_an_evaluation(make: Any) -> None:
+    assert_trains_as_plain(seeded(make), table(), executors=EXECUTORS, may_refuse=("stacked",))
+
+
+def test_a_loss_with_derivatives() -> None:
+    assert_trains_as_plain(seeded(Net), table(), LossOf(on_gradients), executors=EXECUTORS, may_refuse=("stacked",))

@@ -156,6 +156,53 @@ def test_a_loss_that_changes_the_model_late_is_refused() -> None:
     assert_trains_as_plain(seeded(WithCount), table(), LossOf(assigning_late), EXECUTORS, may_refuse=EXECUTORS)
 
 
+def scaling_in_place() -> nn.Module:
+    module: Any = Net()
+    module.register_buffer("scale", torch.ones(COLUMNS))
+
+    def hook(part: nn.Module, inputs: Any, out: Tensor) -> Tensor:
+        module.scale.mul_(0.9)
+        return out + module.scale
+
+    module.a.register_forward_hook(hook)
+    return module
+
+
+def clamping() -> nn.Module:
+    module: Any = Net()
+
+    def hook(part: nn.Module, inputs: Any) -> None:
+        with torch.no_grad():
+            module.b.weight.clamp_(-0.1, 0.1)
+
+    module.a.register_forward_pre_hook(hook)
+    return module
+
+
+@pytest.mark.parametrize("make", [scaling_in_place, clamping])
+def test_a_hook_that_changes_tensors_in_place_leaves_the_users_alone(make: Any) -> None:
+    assert_trains_as_plain(seeded(make), table(), executors=EXECUTORS, may_refuse=("stacked", "threaded"))
+
+
+class Normed(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(COLUMNS)
+
+    def between(self, hidden: Tensor) -> Tensor:
+        return self.norm(hidden)
+
+
+def consistent(model: nn.Module) -> Loss:
+    noise = torch.linspace(-1, 1, 4 * COLUMNS, dtype=torch.float64).view(4, COLUMNS)
+    return lambda out, y: F.cross_entropy(out, y) + 0.1 * model(noise.to(out.dtype)).square().mean()
+
+
+def test_a_loss_that_calls_a_model_with_norms_again() -> None:
+    """Its statistics would be the user's: refused before the first round, with the cause."""
+    assert_refused(seeded(Normed), table(), LossOf(consistent), ("looped", "auto"), says="by calling it")
+
+
 def by_a_hook() -> nn.Module:
     module = nn.Sequential(nn.Linear(COLUMNS, CLASSES), nn.Identity())
     layer: Any = module[0]

@@ -128,3 +128,16 @@ class Recomputes(Net):
 def test_what_each_call_makes_anew_is_no_state() -> None:
     refused = assert_trains_as_plain(seeded(Recomputes), table(), executors=EXECUTORS, may_refuse=("stacked",))
     assert not refused.keys() - {"stacked"}
+
+
+class KeepsCompiled(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.function = torch.compile(lambda hidden: 2 * torch.tanh(hidden), backend="eager")
+
+    def between(self, hidden: Tensor) -> Tensor:
+        return self.function(hidden)
+
+
+def test_what_a_compiled_function_keeps_is_no_state() -> None:
+    assert_trains_as_plain(seeded(KeepsCompiled), table(), executors=("auto",))
