@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 import fastlocal
 from fastlocal.common.errors import UsageError
+from fastlocal.module_checks import first_steps
 
 
 class Block(nn.Module):
@@ -47,6 +49,26 @@ def test_a_network_whose_steps_are_rounding_is_stacked(tmp_path: Path) -> None:
         executor="stacked", directory=tmp_path / "run", device="cpu", tune_seconds=0.0,
     )  # fmt: skip
     assert len(result.history) == 1
+
+
+def test_looped_steps_that_rounding_sets_apart_are_compared_in_float64(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where two passes of the same operations round differently."""
+    monkeypatch.setitem(first_steps.TOLERANCES, torch.float32, -1.0)
+    data = torch.randn(24, 4), torch.arange(24) % 3
+    run = {"clients": 2, "batch_size": 4, "rounds": 1, "device": "cpu", "executor": "looped"}
+    assert fastlocal.train(nn.Linear(4, 3), data, data, directory=tmp_path / "run", **run).history  # type: ignore[arg-type]
+
+    class Remembers(nn.Linear):
+        calls = threading.local()  # in which nothing is looked for
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls.count = getattr(self.calls, "count", 0) + 1
+            return super().forward(x) / self.calls.count
+
+    with pytest.raises(ValueError, match="does not take the steps|changes"):
+        fastlocal.train(Remembers(4, 3), data, data, directory=tmp_path / "other", **run)  # type: ignore[arg-type]
 
 
 class Doubled(torch.autograd.Function):
