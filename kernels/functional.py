@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from .conv2d_clients.geometry import Geometry
 from .conv2d_clients.operator import choose, conv2d_stacked
-from .indices import indices_within
+from .indexed import INDEX_FILLS, cross_entropy, embedding, one_hot, takes_labels, with_positive_indices
 from .norm_act.operator import faster_than_torch, norm_act_stacked
 
 Size = int | Sequence[int]
@@ -187,53 +187,14 @@ class StackedOps(TorchFunctionMode):
             return embedding(*args, **kwargs)
         if func is F.one_hot:
             return one_hot(*args, **kwargs)
-        if func in _INDEX_FILLS:
-            return func(*_with_positive_indices(*args, **kwargs))
+        if func is F.cross_entropy and takes_labels(*args, **kwargs):
+            return cross_entropy(*args, **kwargs)
+        if func in INDEX_FILLS:
+            return func(*with_positive_indices(*args, **kwargs))
         if func in (F.layer_norm, F.instance_norm):
             input, *rest = args
             return func(_wide(input), *rest, **kwargs).to(input.dtype)
         return func(*args, **kwargs)
-
-
-def embedding(
-    input: Tensor,
-    weight: Tensor,
-    padding_idx: int | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
-) -> Tensor:
-    """torch.nn.functional.embedding of one client.
-
-    torch's vmap rule reads the next client's row for an index beyond the table, and applies the padding index to the
-    first client's table alone, because it concatenates the tables.
-    """
-    ids = indices_within(input, 0, weight.shape[0], "the table of an embedding")
-    if max_norm is not None or scale_grad_by_freq or sparse:
-        return F.embedding(ids, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
-    rows = F.embedding(ids, weight)
-    if padding_idx is None:
-        return rows
-    padding = padding_idx % weight.shape[0]
-    return torch.where((ids == padding).unsqueeze(-1), rows.detach(), rows)
-
-
-def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
-    """torch.nn.functional.one_hot of one client; also under vmap it rejects an index without a class."""
-    if num_classes > 0:
-        tensor = indices_within(tensor, 0, num_classes, "the classes of one_hot")
-    return F.one_hot(tensor, num_classes)
-
-
-_INDEX_FILLS = (torch.index_fill, Tensor.index_fill, Tensor.index_fill_)
-
-
-def _with_positive_indices(input: Tensor, dim: int, index: Tensor, value: Any) -> tuple[Tensor, int, Tensor, Any]:
-    """Return the arguments of an index_fill with negative indices counted from the end."""
-    size = input.shape[dim]
-    checked = indices_within(index, -size, size, f"dimension {dim}")
-    return input, dim, torch.where(checked < 0, checked + size, checked), value
 
 
 def _pair(size: Size) -> Sequence[int]:

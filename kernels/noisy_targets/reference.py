@@ -8,9 +8,7 @@ from torch import Tensor
 from ..philox import Purpose, below, draw, happens
 
 
-def noisy_targets(
-    targets: Tensor, *, p: float, classes: int, seed: int, clients: Tensor, step: Tensor | int
-) -> Tensor:
+def noisy_targets(targets: Tensor, *, p: float, classes: int, seed: int, clients: Tensor, step: Tensor | int) -> Tensor:
     """Replace each label, with probability p, by a uniform draw from the other classes.
 
     Source: Damian, Ma, Lee, "Label noise SGD provably prefers flat global minimizers", NeurIPS 2021.
