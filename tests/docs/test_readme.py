@@ -33,4 +33,4 @@ def test_it_names_the_versions_of_the_package() -> None:
 
 
 def test_it_has_no_figure_of_a_gpu() -> None:
-    assert "No line of it has run on one" in section("Status")
+    assert "It has never run on a GPU" in section("Status")
