@@ -94,7 +94,7 @@ def run_fastlocal(case: TrainingCase, folder: Path, pipe: TextIO, settings: dict
     resolved = {name: getattr(machine, name) for name in vars(machine) if name not in ("seed", "memory_limit")}
     first_round = prepare_run(case, folder / "first_round", **(settings | resolved | {"rounds": 1, "eval_freq1": 1}))
     loop = train(first_round, overwrite=False, sinks=lambda directory: [])
-    torch.save(loop.averaged.flat_params.cpu(), folder / "params.pt")
+    torch.save(loop.global_model.flat_params.cpu(), folder / "params.pt")
     backend = f"{machine.executor}, chunk {machine.chunk}"
     if machine.executor == "stacked" and machine.conv_strategy != "auto":
         backend += f", {machine.conv_strategy}"

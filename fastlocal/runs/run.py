@@ -1,4 +1,4 @@
-"""A prepared run in its directory: its loop put together, trained to the end, or gone on with."""
+"""Train a prepared run in its directory, or resume it there."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from ..params.client_stack import MOMENTUM, ClientStore
 from ..telemetry.base import Logger, Loggers, RunSummary
 from ..telemetry.jsonl import JsonlLogger, StepLog, read_rows
 from ..telemetry.rank_messages import RankMessages
-from ..training.evaluation import Drawing, Evaluation, evaluate
-from ..training.evaluator import Reports
+from ..training.evaluation import Evaluation, RandomContext, evaluate
+from ..training.evaluator import Evaluator
 from ..training.loop import Loop
 from ..training.planner import Planner
 from ..training.snapshot import restore_snapshot
@@ -50,7 +50,7 @@ def _build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) ->
     directory = Path(config.log.log_pth)
     mine = world.local_clients(config.clients)
     chunk = min(config.machine.chunk, len(mine))
-    averaged = _averaged(prepared)
+    global_model = _global_model(prepared)
     dtype, device = problem.numerics.dtype, problem.numerics.device
     spec = StreamSpec(
         samples=len(problem.source),
@@ -61,7 +61,7 @@ def _build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) ->
         seed=config.machine.seed,
     )
     streams = Streams(spec, sample_pages(config, prepared.data))
-    make = functools.partial(
+    make_aggregator = functools.partial(
         make_averager,
         clients=config.clients,
         nodes=world.nodes,
@@ -72,7 +72,7 @@ def _build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) ->
     )
     start = dict(problem.state)
     if config.sgd.momentum:
-        start = {MOMENTUM: torch.zeros_like(averaged.flat_params), **start}
+        start = {MOMENTUM: torch.zeros_like(global_model.flat_params), **start}
     return Loop(
         world=world,
         progress=prepared.progress,
@@ -80,15 +80,15 @@ def _build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) ->
         source=problem.source,
         problem=problem,
         executor=prepared.executor,
-        averaged=averaged,
-        averager=make(averaged.flat_params, wire_format=config.machine.wire_format),
-        kept=ClientStore(mine, start, chunk, device),
-        mean_state=BufferMean(problem.state, dtype, world, make) if problem.state else None,
-        reports=Reports(
-            averaged=averaged,
+        global_model=global_model,
+        aggregator=make_aggregator(global_model.flat_params, wire_format=config.machine.wire_format),
+        client_store=ClientStore(mine, start, chunk, device),
+        mean_state=BufferMean(problem.state, dtype, world, make_aggregator) if problem.state else None,
+        evaluator=Evaluator(
+            global_model=global_model,
             source=problem.source,
             streams=streams,
-            evaluate=lambda drawing: _evaluate(prepared, averaged.module, drawing),
+            evaluate=lambda random_context: _evaluate(prepared, global_model.module, random_context),
             logger=logger,
             directory=directory,
             bn_batches=config.model.bn_batches,
@@ -114,7 +114,7 @@ def _build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) ->
     )
 
 
-def _averaged(prepared: PreparedRun) -> GlobalModel:
+def _global_model(prepared: PreparedRun) -> GlobalModel:
     problem = prepared.problem
     if prepared.user_module is not None:
         own_functions(prepared.module, prepared.user_module)
@@ -123,7 +123,7 @@ def _averaged(prepared: PreparedRun) -> GlobalModel:
     )
 
 
-def _evaluate(prepared: PreparedRun, module: nn.Module, drawing: Drawing) -> Evaluation:
+def _evaluate(prepared: PreparedRun, module: nn.Module, random_context: RandomContext) -> Evaluation:
     problem = prepared.problem
     own = OwnTensors(problem.held, tensors_of(module)) if problem.held else nullcontext()
     mirror = Mirror(module, problem.user_module, problem.recomputed)
@@ -143,7 +143,7 @@ def _evaluate(prepared: PreparedRun, module: nn.Module, drawing: Drawing) -> Eva
             numerics=problem.numerics,
             gradients=prepared.needs_gradients,
             world=prepared.world,
-            drawing=drawing,
+            random_context=random_context,
         )
 
 
@@ -157,13 +157,21 @@ def train(
     eval_every: int | None = None,
     words: Callable[[str], str] = str,
 ) -> Loop:
-    """Train to the end, in a new run directory or going on in one.
+    """Train to the end, in a new or an existing run directory.
 
-    sinks: makes the loggers beside metrics.jsonl, given the run directory
-    resume: go on from the last state that was saved there; start over where there is none
-    eval_every: rounds between evaluations that a profile reckons with, where they are not those of the run
-    words: how messages are said, which name flags
-    Returns the finished loop. On KeyboardInterrupt what was reached is saved, unless it is a StoppedUnsaved.
+    Args:
+        prepared: The run.
+        overwrite: Whether to start afresh in a directory that holds a run.
+        sinks: Makes the loggers other than metrics.jsonl, from the run directory.
+        resume: Whether to continue from the state saved in the directory; without a saved state the run starts over.
+        eval_every: Rounds between evaluations that a profile assumes; None for those of the run.
+        words: Rewrites flag names in messages.
+
+    Returns:
+        The finished loop.
+
+    Raises:
+        KeyboardInterrupt: A signal came; the state is saved unless it is a StoppedUnsaved.
     """
     config, world = prepared.config, prepared.world
     assert config.log.log_pth is not None
@@ -182,7 +190,7 @@ def train(
             if world.is_rank0:
                 create_directory(directory, config, world.launch_ids)
         else:
-            shapes = {name: value.shape for name, value in _averaged(prepared).tensors().items()}
+            shapes = {name: value.shape for name, value in _global_model(prepared).tensors().items()}
             check_state(state, config, prepared.progress, shapes)
             if is_complete(state, prepared.progress):
                 loop = _build_loop(prepared, others, None)
@@ -222,18 +230,19 @@ def train(
             loop.run(config.schedule.eval_on_start)
         except KeyboardInterrupt:
             if world.is_rank0 and not (loop.history and loop.saver.enabled):
-                loop.reports.save_latest(loop.cursor.steps_done)  # a model to look at, where no evaluation has left one
+                # leave the user a model if no evaluation wrote one, or if no state is saved
+                loop.evaluator.save_latest(loop.cursor.steps_done)
             raise
         except RankMissing as missing:
             if not requested_for(0):
                 raise
-            world.stopped = True  # and has nobody left to ask
+            world.stopped = True  # the other ranks have ended, so that none can be asked to stop
             raise StoppedUnsaved(str(missing)) from missing
         return loop
 
 
 def _see_directory(directory: Path, world: World) -> None:
-    """Wait until the run directory is there; raises UsageError on a node that does not share it with the first."""
+    """Wait for the run directory; raise UsageError on a node that does not share it with the first node."""
     world.all_gather_object(None, "the run directory")
     if not (directory / "config.json").exists():
         raise UsageError(f"--log-pth {directory}: is not the first node's; give a folder that all nodes share")
@@ -241,7 +250,7 @@ def _see_directory(directory: Path, world: World) -> None:
 
 
 def _save_start(prepared: PreparedRun, directory: Path) -> None:
-    """Write the start weights, where they were drawn from the seed."""
+    """Write the start weights if they were drawn from the seed."""
     if prepared.config.model.resume_pth is None:
         schedule = prepared.config.schedule
         name = f"H={schedule.step1}-{schedule.step2}-{schedule.step3}_init.pt"
@@ -250,12 +259,12 @@ def _save_start(prepared: PreparedRun, directory: Path) -> None:
 
 def _restore(loop: Loop, state: State) -> None:
     restore_snapshot(loop, state)
-    owed = state.tensors.get(f"feedback {FEEDBACK}")
-    if owed is not None:  # by as many processes as it was saved from, or by this one for them
-        loop.averager.load_residual(owed)
+    residual = state.tensors.get(f"feedback {FEEDBACK}")
+    if residual is not None:  # resharding adds it up if the number of processes has changed
+        loop.aggregator.load_residual(residual)
     loop.history.extend(read_rows(loop.directory / "metrics.jsonl", state.metadata["logged"]["metrics.jsonl"]))
-    if not loop.history and loop.reports.writes:
-        (loop.directory / "latest.pt").unlink(missing_ok=True)  # written as the run stopped, or later than `state`
+    if not loop.history and loop.evaluator.writes:
+        (loop.directory / "latest.pt").unlink(missing_ok=True)  # written at an interruption, or after `state`
 
 
 def _summary(prepared: PreparedRun, directory: Path, steps_done: int) -> RunSummary:
@@ -272,8 +281,8 @@ def _summary(prepared: PreparedRun, directory: Path, steps_done: int) -> RunSumm
 
 
 def final_model(loop: Loop) -> nn.Module:
-    """The plain module with the averaged weights, in evaluation mode."""
-    loop.reports.load_averaged(loop.cursor.steps_done)
-    module = loop.averaged.module
+    """Return the plain module with the averaged weights, in evaluation mode."""
+    loop.evaluator.load_global_model(loop.cursor.steps_done)
+    module = loop.global_model.module
     module.eval()
     return module

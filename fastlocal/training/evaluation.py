@@ -19,21 +19,24 @@ from ..params.losses import Combination, Loss, combination, count_correct
 from ..params.precision import Numerics
 
 # on two CPU cores ResNet-56 takes 3.3 s per 1,000 images in batches of 200 and 4.8 s in batches of 500, whose
-# activations leave the cache; a GPU wants them large
+# activations exceed the cache; a GPU is faster with large batches
 BATCH = {"cpu": 200, "cuda": 1000}
 BATCH_BYTES = {"cpu": 32 * 2**20, "cuda": 256 * 2**20}
-"""Of a batch's inputs, which larger images reach first."""
+"""Limit on the inputs of a batch; large images reach it before BATCH."""
 
 
-Drawing = Callable[[int], AbstractContextManager[Any]]
+RandomContext = Callable[[int], AbstractContextManager[Any]]
+"""Maps the number of a batch to the context in which the module draws random numbers for it."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model does on a split.
+    """Loss and accuracies of a model on a split.
 
-    loss: of all samples in one call, for torch's own losses; of any other the mean of batches, weighted by their sizes
-    accuracies: one fraction per k of the samples whose targets count, empty where targets are not labels
+    Attributes:
+        loss: Loss of all samples in one call for torch's own losses; for any other loss the mean of the batches,
+            weighted by their sizes.
+        accuracies: Fraction of the counted targets, one per k of top-k; empty if the targets are not labels.
     """
 
     loss: float
@@ -50,72 +53,77 @@ def evaluate(
     numerics: Numerics,
     gradients: bool = False,
     world: World | None = None,
-    drawing: Drawing = nullcontext,
+    random_context: RandomContext = nullcontext,
 ) -> Evaluation:
-    """Evaluate a module in evaluation mode on every sample of a source; sums stay on the device until the end.
+    """Evaluate `module` in evaluation mode on every sample of `source`.
+
+    Sums stay on the device until the last batch, so that a GPU is not synchronized in between.
 
     Args:
-        module: The model.
+        module: The model; it returns to its training mode afterwards.
         source: The samples.
-        loss: (outputs of one batch, targets) -> scalar.
-        topk: The k of the counted right predictions, or none.
-        numerics: Of the run.
+        loss: The loss.
+        topk: The k of the accuracies; empty if the targets are not labels.
+        numerics: Number formats of the run.
         gradients: Whether the module or the loss takes derivatives.
-        world: Ranks, which take a batch in turn and add up all batches' sums in the order of a single process.
-        drawing: Makes the context of a batch's random numbers from its number.
+        world: Ranks that share the batches. They add the sums of all batches in the order of a single process.
+        random_context: Random numbers of the module, by batch.
 
     Raises:
-        UsageError: A label is no output's number, or the loss counts none of the targets.
+        UsageError: A label is not the number of an output, or the loss counts none of the targets.
     """
     world = world or World.single()
     was_training = module.training
     module.eval()
-    way = combination(loss)
+    rule = combination(loss)
     sums: list[Tensor] = []
     kind = source.device.type
     size = max(1, min(BATCH[kind], BATCH_BYTES[kind] // source.batch_bytes(1)))
     for begin in range(world.rank * size, len(source), world.size * size):
         interrupts.check_signals()
         batch = source.read_range(begin, begin + size)
-        with torch.set_grad_enabled(gradients), drawing(begin // size), numerics.autocast():
-            outputs = numerics.to_param_dtype(module(batch.inputs.clone()))  # which it may change
+        with torch.set_grad_enabled(gradients), random_context(begin // size), numerics.autocast():
+            outputs = numerics.to_param_dtype(module(batch.inputs.clone()))  # a module may write to its inputs
         with torch.set_grad_enabled(gradients):
-            sums.append(_sums(outputs, batch.targets, loss, way, topk, begin).detach())
+            sums.append(_sums(outputs, batch.targets, loss, rule, topk, begin).detach())
     module.train(was_training)
-    told = world.all_gather_object(torch.stack(sums).tolist() if sums else [], "the evaluation")
+    rank_sums = world.all_gather_object(torch.stack(sums).tolist() if sums else [], "the evaluation")
     totals = [0.0] * (2 + (len(topk) + 1 if topk else 0))
     for place in range(-(-len(source) // size)):
-        classes, sample, label, *batch_sums = told[place % world.size][place // world.size]
+        classes, sample, label, *batch_sums = rank_sums[place % world.size][place // world.size]
         if classes:
             raise UsageError(unknown_label(int(sample), int(label), int(classes)))
         totals = [total + value for total, value in zip(totals, batch_sums, strict=True)]
-    if not (way.summed or totals[1]):
+    if not (rule.summed or totals[1]):
         raise UsageError(f"test: the loss counts none of the {len(source)} targets, so that it has no mean")
     counted = len(source) - (totals[-1] if topk else 0)
     accuracies = tuple(hits / counted if counted else 0.0 for hits in totals[2:-1])
-    return Evaluation(totals[0] if way.summed else totals[0] / totals[1], accuracies)
+    return Evaluation(totals[0] if rule.summed else totals[0] / totals[1], accuracies)
 
 
-def _sums(outputs: Tensor, targets: Tensor, loss: Loss, way: Combination, topk: tuple[int, ...], begin: int) -> Tensor:
-    """What one batch adds, on its device, float64.
+def _sums(outputs: Tensor, targets: Tensor, loss: Loss, rule: Combination, topk: tuple[int, ...], begin: int) -> Tensor:
+    """Return the sums of one batch as one float64 vector on its device.
 
-    First (classes, sample, label) of a label that is no output's number, zeros where there is none; then the loss, and
-    what it is to be divided by; with `topk` the right predictions for each k, and how many targets do not count.
+    The vector is (classes, sample, label) of the first unknown label or zeros, the loss, its divisor, and with `topk`
+    the correct predictions for each k and the number of ignored targets.
+
+    Args:
+        begin: Number of the batch's first sample.
     """
     fault = torch.zeros(3, dtype=torch.float64, device=outputs.device)
-    unknown = way.unknown(outputs, targets)
-    if unknown is not None:  # looked at afterwards, as a GPU would have to be waited for
+    unknown = rule.unknown(outputs, targets)
+    if unknown is not None:  # checked after the last batch: reading it here would synchronize a GPU
         place = unknown.flatten().int().argmax()
         label = targets.flatten().gather(0, place.reshape(1))[0].long()
-        found = torch.full_like(place, outputs.shape[1]), begin + place // unknown[0].numel(), label
-        fault = torch.stack(found) * unknown.any()
+        first = torch.full_like(place, outputs.shape[1]), begin + place // unknown[0].numel(), label
+        fault = torch.stack(first) * unknown.any()
         targets = targets.masked_fill(unknown, 0)
-    weight = way.weight_of(targets)
+    weight = rule.weight_of(targets)
     value = loss(outputs, targets).double()
-    if not way.summed:
+    if not rule.summed:
         value = torch.where(weight > 0, value * weight, 0)  # the mean of no targets is NaN
     sums = [fault.double(), value.reshape(1), weight.reshape(1)]
     if topk:
-        hits = count_correct(outputs, targets, topk, way.ignored)
-        sums += [hits] if way.ignored is not None else [hits, hits.new_zeros(1)]
+        hits = count_correct(outputs, targets, topk, rule.ignored)
+        sums += [hits] if rule.ignored is not None else [hits, hits.new_zeros(1)]
     return torch.cat(sums)

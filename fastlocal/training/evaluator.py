@@ -1,4 +1,4 @@
-"""The averaged model as a run shows it: evaluated, written and logged."""
+"""Evaluation, checkpoints and log lines of the global model."""
 
 from __future__ import annotations
 
@@ -25,25 +25,29 @@ from ..models.client_random.mode import ClientRandom
 from ..schedule.cursor import TrainingCursor, TrainStats
 from ..schedule.rounds import RoundSchedule
 from ..telemetry.base import Logger
-from .evaluation import Drawing, Evaluation
+from .evaluation import Evaluation, RandomContext
 
 
 @dataclass
-class Reports:
-    """What becomes of the averaged model after a round.
+class Evaluator:
+    """Evaluate, save and log the global model after a round.
 
-    evaluate: the model on the test set        topk: the k of accuracies, empty where targets are not labels
-    stop_on_nan: whether a non-finite loss ends the run
-    module_seed: of a module that draws random numbers which nothing else fixes, or None
-    draws_seed: the seed of the draws that client_random covers, or None if the model makes none
-    writes: whether this process writes files        history: the lines of metrics.jsonl
-    Every rank of a run does the same, so that all hold the same model; one of them writes.
+    Every rank calls the same methods, so that all hold the same model; only rank 0 writes.
+
+    Attributes:
+        evaluate: Evaluates the model on the test set.
+        topk: The k of the accuracies; empty if the targets are not labels.
+        stop_on_nan: Whether a non-finite loss ends the run.
+        module_seed: Seed for a module that draws random numbers outside client_random, or None.
+        draws_seed: Seed of the draws that client_random covers, or None if the model makes none.
+        writes: Whether this process writes files.
+        history: The lines of metrics.jsonl.
     """
 
-    averaged: GlobalModel
+    global_model: GlobalModel
     source: Source
     streams: Streams
-    evaluate: Callable[[Drawing], Evaluation]
+    evaluate: Callable[[RandomContext], Evaluation]
     logger: Logger
     directory: Path
     bn_batches: int
@@ -55,75 +59,76 @@ class Reports:
     history: list[dict[str, Any]] = field(default_factory=list)
     _warned: bool = False
 
-    def load_averaged(self, trained: int) -> None:
-        """Bring the plain module up to the averaged row, BatchNorm re-estimated, unless it is there already.
+    def load_global_model(self, steps_done: int) -> None:
+        """Load the global parameters into the plain module and re-estimate BatchNorm, unless this is done already.
 
-        trained: local steps that every client has taken
+        Args:
+            steps_done: Local steps of every client so far.
         """
-        if not self.averaged.loaded:
+        if not self.global_model.loaded:
             spec = self.streams.spec
-            self.seed_module(trained, spec.clients)
-            with self._drawing(trained, 0):
-                self.averaged.load(self._batchnorm_inputs(max(trained - 1, 0) // spec.steps_per_epoch))
+            self.seed_module(steps_done, spec.clients)
+            with self._random_context(steps_done, 0):
+                self.global_model.load(self._batchnorm_inputs(max(steps_done - 1, 0) // spec.steps_per_epoch))
 
-    def save_latest(self, trained: int) -> None:
-        """Write the averaged model to latest.pt, unless it is not finite and an earlier one is worth more."""
-        self.load_averaged(trained)
-        if self.averaged.is_finite() or not self.stop_on_nan:
-            self.save("latest.pt", trained)
+    def save_latest(self, steps_done: int) -> None:
+        """Write the global model to latest.pt; with --on-nan stop, a non-finite model does not replace it."""
+        self.load_global_model(steps_done)
+        if self.global_model.is_finite() or not self.stop_on_nan:
+            self.save("latest.pt", steps_done)
 
-    def save(self, name: str, trained: int) -> None:
-        """Write the averaged model to the file `name`."""
-        self.load_averaged(trained)
+    def save(self, name: str, steps_done: int) -> None:
+        """Write the global model to the file `name`."""
+        self.load_global_model(steps_done)
         if self.writes:
             path = self.directory / name
-            save_model(path, self.averaged.module.state_dict())
+            save_model(path, self.global_model.module.state_dict())
             self.logger.checkpoint(path)
 
-    def report(self, planned: RoundSchedule, at: TrainingCursor) -> None:
-        """Evaluate the averaged model, save it and log the line."""
-        self.load_averaged(at.steps_done)
-        self.seed_module(at.steps_done, self.streams.spec.clients + 1)
-        with self.averaged.preserve_tensors():
-            result = self.evaluate(functools.partial(self._drawing, at.steps_done + 1))
-        if not (math.isfinite(result.loss) and self.averaged.is_finite()):
-            self.stop_or_warn(planned, "averaged model", f"the test loss is {result.loss}")
-        loss, accuracies = at.stats.mean(len(self.topk))
-        at.stats = TrainStats()
-        row: dict[str, Any] = {"epoch": planned.epoch, "comm_round": planned.comm_round}
+    def report(self, schedule: RoundSchedule, cursor: TrainingCursor) -> None:
+        """Evaluate and save the global model, and add a line to the history."""
+        self.load_global_model(cursor.steps_done)
+        self.seed_module(cursor.steps_done, self.streams.spec.clients + 1)
+        with self.global_model.preserve_tensors():
+            result = self.evaluate(functools.partial(self._random_context, cursor.steps_done + 1))
+        if not (math.isfinite(result.loss) and self.global_model.is_finite()):
+            self.stop_or_warn(schedule, "averaged model", f"the test loss is {result.loss}")
+        loss, accuracies = cursor.stats.mean(len(self.topk))
+        cursor.stats = TrainStats()
+        row: dict[str, Any] = {"epoch": schedule.epoch, "comm_round": schedule.comm_round}
         if self.topk:
-            at.best_acc = max(at.best_acc, result.accuracies[0])
+            cursor.best_acc = max(cursor.best_acc, result.accuracies[0])
         row |= self._accuracies("train", accuracies) | {"train_loss": loss}
         row |= self._accuracies("val", result.accuracies) | {"val_loss": result.loss}
-        row |= {"best_acc": at.best_acc if self.topk else None}
-        row |= {"iter": planned.iteration, "lr": planned.learning_rate}
-        self.save_latest(at.steps_done)
-        if planned.save_as is not None:
-            self.save(planned.save_as, at.steps_done)
+        row |= {"best_acc": cursor.best_acc if self.topk else None}
+        row |= {"iter": schedule.iteration, "lr": schedule.learning_rate}
+        self.save_latest(cursor.steps_done)
+        if schedule.save_as is not None:
+            self.save(schedule.save_as, cursor.steps_done)
         self.history.append(row)
 
-    def stop_or_warn(self, planned: RoundSchedule, who: str, what: str) -> None:
-        """Something is no longer finite: raise NonFiniteLoss, or say so once where the run is to go on."""
-        where = f"round {planned.number}, {who}: {what}"
+    def stop_or_warn(self, schedule: RoundSchedule, who: str, what: str) -> None:
+        """Raise NonFiniteLoss, or warn once with --on-nan continue."""
+        where = f"round {schedule.number}, {who}: {what}"
         if self.stop_on_nan:
             raise NonFiniteLoss(where)
         if self.writes and not self._warned:
             self.logger.message(f"{where}; going on (--on-nan continue), said once")
             self._warned = True
 
-    def seed_module(self, step: int, what: int) -> None:
-        """Make what the module draws itself depend on nothing that an interruption changes."""
+    def seed_module(self, step: int, stream: int) -> None:
+        """Seed torch, random and NumPy from (module_seed, step, stream), so that a resumed run draws the same."""
         if self.module_seed is not None:
-            mixed = (self.module_seed * 1_000_003 + step) * 1_000_003 + what
+            mixed = (self.module_seed * 1_000_003 + step) * 1_000_003 + stream
             torch.manual_seed(mixed % 2**63)
             random.seed(mixed)
             np.random.seed(mixed % 2**32)
 
-    def _drawing(self, step: int, batch: int) -> AbstractContextManager[Any]:
-        """Random numbers of a forward pass that is no client's: those of numbers that no client has."""
+    def _random_context(self, step: int, batch: int) -> AbstractContextManager[Any]:
+        """Return the random numbers of a forward pass outside training, under client numbers that no client has."""
         if self.draws_seed is None:
             return nullcontext()
-        device = self.averaged.flat_params.device
+        device = self.global_model.flat_params.device
         client = torch.tensor(self.streams.spec.clients + batch, device=device)
         return ClientRandom(self.draws_seed, client, torch.tensor(step, device=device))
 
@@ -136,7 +141,7 @@ class Reports:
             interrupts.check_signals()
             yield batch.inputs[0]
 
-    def _accuracies(self, half: str, values: list[float] | tuple[float, ...]) -> dict[str, float | None]:
+    def _accuracies(self, split: str, values: list[float] | tuple[float, ...]) -> dict[str, float | None]:
         if not self.topk:
-            return {f"{half}_acc1": None}
-        return {f"{half}_acc{k}": value for k, value in zip(self.topk, values, strict=True)}
+            return {f"{split}_acc1": None}
+        return {f"{split}_acc{k}": value for k, value in zip(self.topk, values, strict=True)}

@@ -16,7 +16,7 @@ from ..module_checks.plain_steps import FAILURES
 
 
 @torch.no_grad()
-def blame(problem: LocalProblem, plan: RoundPlan, error: BaseException) -> UsageError | None:
+def find_failing_batch(problem: LocalProblem, plan: RoundPlan, error: BaseException) -> UsageError | None:
     """Find the first batch of a chunk's round that the model or the loss cannot take.
 
     Each batch goes through the plain module with its start weights. This finds a number without a row in an embedding
@@ -35,8 +35,8 @@ def blame(problem: LocalProblem, plan: RoundPlan, error: BaseException) -> Usage
     module = copy.deepcopy(problem.module)
     for client, number in enumerate(plan.client_ids.tolist()):
         for step, (batch, targets) in enumerate(problem.batches_of(plan, client)):
-            found = _fault(problem, module, batch.inputs, targets)
-            if found is None:
+            fault = _fault(problem, module, batch.inputs, targets)
+            if fault is None:
                 continue
             where = f"step {plan.first_step + step}, client {number}"
             wrong = [place for place in range(len(targets)) if _fails(problem, module, batch.inputs, targets, place)]
@@ -44,17 +44,17 @@ def blame(problem: LocalProblem, plan: RoundPlan, error: BaseException) -> Usage
                 where += f", sample {int(plan.sample_ids[step, client, wrong[0]])}"
                 target = targets[wrong[0]]
                 where += f" (target {target.item()})" if target.numel() == 1 else ""
-            return UsageError(f"{where}: {found}")
+            return UsageError(f"{where}: {fault}")
     return None
 
 
 def _fails(problem: LocalProblem, module: nn.Module, inputs: Tensor, targets: Tensor, place: int) -> bool:
-    some = slice(place, place + 1)
-    return _fault(problem, module, inputs[some], targets[some]) is not None
+    sample = slice(place, place + 1)
+    return _fault(problem, module, inputs[sample], targets[sample]) is not None
 
 
 def _fault(problem: LocalProblem, module: nn.Module, inputs: Tensor, targets: Tensor) -> str | None:
-    """Say in one line how the model or the loss fails on a batch; None if neither does."""
+    """Return the error of the model or the loss on a batch in one line, or None."""
     try:
         with problem.numerics.autocast():
             outputs = problem.numerics.to_param_dtype(module(inputs))

@@ -28,30 +28,30 @@ from ..schedule.rounds import Progress, RoundSchedule
 from ..telemetry.base import Logger, RoundReport
 from ..telemetry.jsonl import StepLog
 from ..telemetry.trace import span
-from .evaluator import Reports
-from .failing_batch import blame
+from .evaluator import Evaluator
+from .failing_batch import find_failing_batch
 from .planner import Planner
 from .round_sync import RoundSync, sync_round
 from .snapshot import take_snapshot
-from .timers import Waiting
+from .timers import Timers
 
 
 @dataclass
 class Loop:
-    """A run whose parts are built. `run` trains it to its end.
+    """The training loop of one process; `run` trains to the end.
 
     Attributes:
         world: The processes of the run.
-        planner: Of the rounds, with the clients of this process.
+        planner: Plans the rounds of this process's clients.
         problem: The local step that the executor takes.
-        kept: Momenta and buffers that stay with each client from round to round.
+        client_store: Momenta and buffers that stay with each client between rounds.
         steps: Log of every local step, or None.
         log_steps: Whether some rank writes that log.
-        mean_state: Of the buffers that a forward pass changes; None if it changes none.
+        mean_state: Averages the buffers that a forward pass changes; None if it changes none.
         saver: Writes the snapshots.
         config: The resolved RunConfig as nested plain dictionaries.
         grace: Seconds that a chunk may still take after a signal.
-        cursor: How far the run is.
+        cursor: Progress of the run.
     """
 
     world: World
@@ -60,10 +60,10 @@ class Loop:
     source: Source
     problem: LocalProblem
     executor: Executor
-    averaged: GlobalModel
-    averager: Aggregator
-    kept: ClientStore
-    reports: Reports
+    global_model: GlobalModel
+    aggregator: Aggregator
+    client_store: ClientStore
+    evaluator: Evaluator
     logger: Logger
     steps: StepLog | None
     log_steps: bool
@@ -74,43 +74,41 @@ class Loop:
     cursor: TrainingCursor = field(default_factory=TrainingCursor)
 
     def __post_init__(self) -> None:
-        row = self.averaged.flat_params
+        row = self.global_model.flat_params
         self._params = torch.empty(self.planner.chunk, row.numel(), dtype=row.dtype, device=row.device)
-        self._waiting = Waiting()
-        self._whole = True
+        self._timers = Timers()
+        self._chunk_done = True
 
     @property
     def comm_round(self) -> int:
-        """Averages so far."""
+        """Number of averages so far."""
         return self.cursor.comm_round
 
     @property
     def directory(self) -> Path:
-        """Of the run."""
-        return self.reports.directory
+        """The run directory."""
+        return self.evaluator.directory
 
     @property
     def history(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl so far."""
-        return self.reports.history
+        return self.evaluator.history
 
     def run(self, eval_on_start: bool) -> None:
-        """Every round of the plan that is still to come.
-
-        On KeyboardInterrupt what was reached is saved, within `grace` seconds of the signal.
-        """
-        at, before_leftover = self.cursor, None
+        """Train the remaining rounds; on KeyboardInterrupt, save within `grace` seconds of the signal."""
+        cursor, before_leftover = self.cursor, None
         try:
-            if at.stage == "start":
+            if cursor.stage == "start":
                 if eval_on_start:
                     self._report(self.progress.start())
-                at.stage = "train"
-            for planned in self.planner.rounds(at):
-                if not planned.averaged:
-                    before_leftover = self.snapshot()  # a longer run would not have stopped to train these alone
-                self._round(planned)
-                if planned.averaged:
-                    self.saver.after_round(planned.comm_round, planned.evaluate, self.snapshot)
+                cursor.stage = "train"
+            for schedule in self.planner.rounds(cursor):
+                if not schedule.averaged:
+                    # steps left over are not averaged; a run extended later trains them as part of a whole round
+                    before_leftover = self.snapshot()
+                self._round(schedule)
+                if schedule.averaged:
+                    self.saver.after_round(schedule.comm_round, schedule.evaluate, self.snapshot)
             last = before_leftover or self.snapshot()
             last.metadata["ended"] = self.progress.total_steps
             with interrupts.grace_period(self.grace):
@@ -118,88 +116,95 @@ class Loop:
         except KeyboardInterrupt:
             with interrupts.grace_period(self.grace, start_now=True):
                 self.world.ask_to_stop()
-                told = self.world.all_gather_object(
-                    [self._whole, self.saver.requested_save()], "the save before the end"
+                ranks = self.world.all_gather_object(
+                    [self._chunk_done, self.saver.requested_save()], "the save before the end"
                 )
-                if all(whole for whole, _ in told):
+                if all(chunk_done for chunk_done, _ in ranks):
                     last = before_leftover or self.snapshot()
-                    self.saver.catch_up(max(save for _, save in told), lambda: last)
+                    self.saver.catch_up(max(save for _, save in ranks), lambda: last)
                     self.saver.finish(last)
             raise
 
     def snapshot(self) -> State:
-        """Copy all that a later process needs to go on from here."""
+        """Copy the state from which a later process resumes."""
         return take_snapshot(self)
 
-    def _round(self, planned: RoundSchedule) -> None:
-        at = self.cursor
-        at.round_end = planned.first_step + planned.local_steps
-        if at.stage == "train":
-            if not at.so_far.done:
-                for name in planned.phase_files[0]:
-                    self.reports.save(name, at.steps_done)
-            self._train(planned)
-        if at.stage == "report":
-            if planned.evaluate:
-                self._report(planned)
-            at.stage = "files"
-        for name in planned.phase_files[1]:
-            self.reports.save(name, at.steps_done)
-        at.stage, at.first_step, at.rounds_before = "train", at.round_end, at.comm_round
+    def _round(self, schedule: RoundSchedule) -> None:
+        cursor = self.cursor
+        cursor.round_end = schedule.first_step + schedule.local_steps
+        if cursor.stage == "train":
+            if not cursor.so_far.done:
+                for name in schedule.phase_files[0]:
+                    self.evaluator.save(name, cursor.steps_done)
+            self._train(schedule)
+        if cursor.stage == "report":
+            if schedule.evaluate:
+                self._report(schedule)
+            cursor.stage = "files"
+        for name in schedule.phase_files[1]:
+            self.evaluator.save(name, cursor.steps_done)
+        cursor.stage, cursor.first_step, cursor.rounds_before = "train", cursor.round_end, cursor.comm_round
 
-    def _train(self, planned: RoundSchedule) -> None:
-        at, so_far = self.cursor, self.cursor.so_far
-        rates = self.planner.rates(planned)
-        self.source.pop_wait_seconds()  # what BatchNorm's batches took
+    def _train(self, schedule: RoundSchedule) -> None:
+        cursor, so_far = self.cursor, self.cursor.so_far
+        rates = self.planner.rates(schedule)
+        self.source.pop_wait_seconds()  # drop the waits of BatchNorm's re-estimation
         began = time.perf_counter()
         chunks = self.planner.chunks(so_far.done)
         for place, clients in enumerate(chunks):
             interrupts.check_signals()
             self.world.check_stop()
-            self._train_chunk(planned, clients, chunks[place + 1 :], rates)
-            if planned.averaged and place + 1 < len(chunks):
+            self._train_chunk(schedule, clients, chunks[place + 1 :], rates)
+            if schedule.averaged and place + 1 < len(chunks):
                 self.saver.after_chunk(self.snapshot)
         ended = time.perf_counter()
-        self._waiting.trained(ended - began, self.source.pop_wait_seconds())
+        self._timers.add_steps(ended - began, self.source.pop_wait_seconds())
         for line in self.source.pop_messages():
             self.logger.message(line)
-        what = f"the end of round {planned.number}"
-        met = sync_round(self.world, what, so_far, self.saver.requested_save(), losses=self.log_steps)
-        self._waiting.met(time.perf_counter() - ended)
-        if planned.averaged:
-            self.saver.catch_up(met.save, self.snapshot)  # before this round's steps are logged and counted
+        what = f"the end of round {schedule.number}"
+        round_sync = sync_round(self.world, what, so_far, self.saver.requested_save(), losses=self.log_steps)
+        self._timers.add_rank_wait(time.perf_counter() - ended)
+        if schedule.averaged:
+            self.saver.catch_up(round_sync.save, self.snapshot)  # before this round's steps are logged and counted
         if self.steps is not None:
-            self._write_steps(planned, rates, met)
-        if met.bad:
-            step, client, what = min(met.bad)
-            self.reports.stop_or_warn(planned, f"step {step}, client {client}", what)
-        self.averaged.count_steps(planned.local_steps)
-        if planned.averaged:
-            self._average(planned)
-        at.stats.add(met.stats)
-        at.steps_done, at.stage, at.so_far = at.round_end, "report", PartialRound()
-        loss, correct = met.stats.mean(len(self.reports.topk))
-        accuracy = correct[0] if self.reports.topk else None
-        counters = planned.number, planned.epoch, planned.local_steps
-        self.logger.round(RoundReport(*counters, rates[-1], loss, accuracy, met.stats.samples))
+            self._write_steps(schedule, rates, round_sync)
+        if round_sync.bad:
+            step, client, what = min(round_sync.bad)
+            self.evaluator.stop_or_warn(schedule, f"step {step}, client {client}", what)
+        self.global_model.count_steps(schedule.local_steps)
+        if schedule.averaged:
+            self._average(schedule)
+        cursor.stats.add(round_sync.stats)
+        cursor.steps_done, cursor.stage, cursor.so_far = cursor.round_end, "report", PartialRound()
+        loss, correct = round_sync.stats.mean(len(self.evaluator.topk))
+        accuracy = correct[0] if self.evaluator.topk else None
+        counters = schedule.number, schedule.epoch, schedule.local_steps
+        self.logger.round(RoundReport(*counters, rates[-1], loss, accuracy, round_sync.stats.samples))
 
-    def _train_chunk(self, planned: RoundSchedule, clients: range, rest: list[range], rates: list[float]) -> None:
-        """The whole round of one chunk of clients; `rest` are those after it."""
+    def _train_chunk(self, schedule: RoundSchedule, clients: range, rest: list[range], rates: list[float]) -> None:
+        """Train one chunk of clients for the round.
+
+        Args:
+            schedule: The round.
+            clients: The clients of the chunk.
+            rest: The chunks of this round after this one.
+            rates: The learning rate of each local step.
+        """
         so_far, params = self.cursor.so_far, self._params[: len(clients)]
-        self._whole = False
+        self._chunk_done = False
         with interrupts.grace_period(self.grace):
             with span("plan"):
                 stack = self._stack(clients, params)
-                plan = self.planner.plan(planned, clients, rates, rest)
-            self.reports.seed_module(planned.first_step, clients.start)
+                plan = self.planner.plan(schedule, clients, rates, rest)
+            self.evaluator.seed_module(schedule.first_step, clients.start)
             try:
                 result = self.executor.run_round(stack, plan)
             except FAILURES as error:
-                told = blame(self.problem, plan, error)
-                if told is None:
+                usage_error = find_failing_batch(self.problem, plan, error)
+                if usage_error is None:
                     raise
-                raise told from error
-            self.kept.store(clients)
+                raise usage_error from error
+            self.client_store.store(clients)
             losses = result.losses.cpu()
         for note in result.notes:
             self.logger.message(note)
@@ -209,51 +214,51 @@ class Loop:
         correct, ignored = counts[: len(self.problem.topk)], int(sum(counts[len(self.problem.topk) :]))
         loss = losses.double().sum().item() * batch
         so_far.stats.add(TrainStats(loss, correct, losses.numel() * batch, ignored, empty))
-        so_far.bad += find_nonfinite(losses, params, planned.first_step, clients.start)
+        so_far.bad += find_nonfinite(losses, params, schedule.first_step, clients.start)
         if self.log_steps:
             so_far.losses.append(losses)
-        if planned.averaged:
+        if schedule.averaged:
             with span("average"):
-                self.averager.accumulate(params, last=not rest)
+                self.aggregator.accumulate(params, last=not rest)
         so_far.done.append((clients.start, clients.stop))
-        self._whole = True
+        self._chunk_done = True
 
-    def _average(self, planned: RoundSchedule) -> None:
-        device = self.averaged.flat_params.device
-        with self.world.averaging(f"the average of round {planned.number}"), span("average"):
-            with self._waiting.averaging(device):
-                self.averager.start(self.averaged.flat_params)
-                mean = self.averager.finish()
+    def _average(self, schedule: RoundSchedule) -> None:
+        device = self.global_model.flat_params.device
+        with self.world.averaging(f"the average of round {schedule.number}"), span("average"):
+            with self._timers.time_average(device):
+                self.aggregator.start(self.global_model.flat_params)
+                mean = self.aggregator.finish()
             self.world.await_device(device)
         buffers: dict[str, Tensor] = {}
         if self.mean_state is not None:
-            what = f"the average of the buffers of round {planned.number}"
-            buffers = self.mean_state(self.kept, self.world.averaging(what))
-            for name in self.averaged.shared:  # parameters are averaged whether they are trained or not
-                self.kept.all[name].copy_(buffers[name].to(self.kept.all[name].device))
+            what = f"the average of the buffers of round {schedule.number}"
+            buffers = self.mean_state(self.client_store, self.world.averaging(what))
+            for name in self.global_model.shared:  # untrained parameters too start every round from their average
+                self.client_store.all[name].copy_(buffers[name].to(self.client_store.all[name].device))
         with span("server"):
-            self.averaged.replace(mean, buffers)
-        self.cursor.comm_round = planned.comm_round
+            self.global_model.replace(mean, buffers)
+        self.cursor.comm_round = schedule.comm_round
 
     def _stack(self, clients: range, params: Tensor) -> ClientStack:
-        """What a chunk starts its round from, in the buffer `params`."""
-        params.copy_(self.averaged.flat_params.expand_as(params))
-        rows = self.kept.fetch(clients)
+        """Return the state in which a chunk starts its round; its parameters are written to `params`."""
+        params.copy_(self.global_model.flat_params.expand_as(params))
+        rows = self.client_store.fetch(clients)
         return ClientStack(params, rows.pop(MOMENTUM, None), rows)
 
-    def _report(self, planned: RoundSchedule) -> None:
-        """Afterwards the run is past its evaluation."""
+    def _report(self, schedule: RoundSchedule) -> None:
+        """Evaluate and log the global model, and advance the cursor past the evaluation."""
         with span("evaluate"):
-            self.reports.report(planned, self.cursor)
+            self.evaluator.report(schedule, self.cursor)
         self.cursor.stage = "train" if self.cursor.stage == "start" else "files"
         self.logger.evaluation(self.history[-1])
-        for line in self._waiting.take(self.world):
+        for line in self._timers.pop_messages(self.world):
             self.logger.message(line)
 
-    def _write_steps(self, planned: RoundSchedule, rates: list[float], met: RoundSync) -> None:
+    def _write_steps(self, schedule: RoundSchedule, rates: list[float], round_sync: RoundSync) -> None:
         assert self.steps is not None
         self.steps.write(
-            (planned.first_step + step, client, rates[step], loss)
-            for step in range(planned.local_steps)
-            for client, loss in enumerate(losses[step] for losses in met.losses)
+            (schedule.first_step + step, client, rates[step], loss)
+            for step in range(schedule.local_steps)
+            for client, loss in enumerate(losses[step] for losses in round_sync.losses)
         )

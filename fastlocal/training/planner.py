@@ -39,9 +39,9 @@ class Planner:
     device: torch.device
     index_device: torch.device
 
-    def rounds(self, at: TrainingCursor) -> Iterator[RoundSchedule]:
-        """Iterate over the rounds from `at` on. `plan` looks ahead in the same iterator."""
-        self._rounds = _Lookahead(self.progress.rounds(at.first_step, at.rounds_before))
+    def rounds(self, cursor: TrainingCursor) -> Iterator[RoundSchedule]:
+        """Iterate over the rounds from `cursor` on. `plan` looks ahead in the same iterator."""
+        self._rounds = _Lookahead(self.progress.rounds(cursor.first_step, cursor.rounds_before))
         return self._rounds
 
     def chunks(self, done: Sequence[tuple[int, int]] = ()) -> list[range]:
@@ -53,66 +53,66 @@ class Planner:
             for first in range(begin, end, self.chunk)
         ]
 
-    def rates(self, planned: RoundSchedule) -> list[float]:
+    def rates(self, schedule: RoundSchedule) -> list[float]:
         """Return the learning rate of each local step of a round."""
-        return [self.progress.learning_rate(planned.first_step + step) for step in range(planned.local_steps)]
+        return [self.progress.learning_rate(schedule.first_step + step) for step in range(schedule.local_steps)]
 
-    def plan(self, planned: RoundSchedule, clients: range, rates: list[float], rest: Sequence[range]) -> RoundPlan:
+    def plan(self, schedule: RoundSchedule, clients: range, rates: list[float], rest: Sequence[range]) -> RoundPlan:
         """Plan the round of one chunk.
 
         Args:
-            planned: The round.
+            schedule: The round.
             clients: The clients of the chunk.
             rates: The learning rate of each local step.
             rest: The chunks of this round after this one.
         """
-        sample_ids = self.streams.sample_ids(planned.first_step, planned.local_steps, clients)
+        sample_ids = self.streams.sample_ids(schedule.first_step, schedule.local_steps, clients)
         return RoundPlan(
             client_ids=torch.arange(clients.start, clients.stop, device=self.device),
-            first_step=planned.first_step,
+            first_step=schedule.first_step,
             learning_rates=torch.tensor(rates, dtype=self.dtype, device=self.device)[:, None].expand(-1, len(clients)),
             sample_ids=sample_ids.to(self.index_device),
             first_client=clients.start,
-            following=lambda: self._following(planned, rest, rates),
+            following=lambda: self._following(schedule, rest, rates),
         )
 
-    def _following(self, planned: RoundSchedule, rest: Sequence[range], rates: list[float]) -> Iterator[RoundPlan]:
+    def _following(self, schedule: RoundSchedule, rest: Sequence[range], rates: list[float]) -> Iterator[RoundPlan]:
         """Iterate over the plans of the round's remaining chunks and of the rounds after it."""
         later = self._rounds.later()
-        yield from self._plans(planned, rest, rates)
+        yield from self._plans(schedule, rest, rates)
         for upcoming in later:
             yield from self._plans(upcoming, self.chunks(), self.rates(upcoming))
 
-    def _plans(self, planned: RoundSchedule, chunks: Sequence[range], rates: list[float]) -> Iterator[RoundPlan]:
+    def _plans(self, schedule: RoundSchedule, chunks: Sequence[range], rates: list[float]) -> Iterator[RoundPlan]:
         for place, clients in enumerate(chunks):
-            yield self.plan(planned, clients, rates, chunks[place + 1 :])
+            yield self.plan(schedule, clients, rates, chunks[place + 1 :])
 
 
 class _Lookahead(Generic[T]):
-    """An iterator whose next items can be seen before they are taken."""
+    """An iterator that can be read ahead."""
 
     def __init__(self, items: Iterable[T]) -> None:
         self._items = iter(items)
-        self._seen: deque[T] = deque()
-        self._taken = 0
+        self._upcoming: deque[T] = deque()
+        self._count = 0
 
     def __iter__(self) -> _Lookahead[T]:
         return self
 
     def __next__(self) -> T:
-        item = self._seen.popleft() if self._seen else next(self._items)
-        self._taken += 1
+        item = self._upcoming.popleft() if self._upcoming else next(self._items)
+        self._count += 1
         return item
 
     def later(self) -> Iterator[T]:
-        """Iterate over the items that are not taken yet. Items that are taken meanwhile are skipped."""
-        place = self._taken
+        """Iterate over the remaining items without consuming them, skipping items consumed meanwhile."""
+        place = self._count
         while True:
-            place = max(place, self._taken)
-            while len(self._seen) <= place - self._taken:
+            place = max(place, self._count)
+            while len(self._upcoming) <= place - self._count:
                 item = next(self._items, None)
                 if item is None:
                     return
-                self._seen.append(item)
-            yield self._seen[place - self._taken]
+                self._upcoming.append(item)
+            yield self._upcoming[place - self._count]
             place += 1

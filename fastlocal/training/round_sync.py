@@ -1,4 +1,4 @@
-"""What the ranks of a run tell each other when their clients have ended a round."""
+"""Exchange of the ranks at the end of a round's local steps."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from ..schedule.cursor import PartialRound, TrainStats
 
 @dataclass(frozen=True)
 class RoundSync:
-    """A round of all clients.
+    """The local steps of a round, over the clients of all ranks.
 
-    stats: sums over them        bad: (step, client, what) that is no longer finite
-    save: number of the last save that a rank began or was asked for
-    losses: [clients][local_steps] where every step is logged, else empty
+    Attributes:
+        stats: Sums over the clients.
+        bad: (step, client, description) of every first non-finite value.
+        save: Highest number of a save that a rank began or was asked for.
+        losses: [clients][local_steps] if every step is logged, else empty.
     """
 
     stats: TrainStats
@@ -24,9 +26,14 @@ class RoundSync:
 
 
 def sync_round(world: World, what: str, so_far: PartialRound, save: int, *, losses: bool) -> RoundSync:
-    """Wait for every rank to end its clients' round.
+    """Wait until every rank has trained its clients for a round.
 
-    what: for a person, which round        so_far: this rank's part        losses: whether they are wanted
+    Args:
+        world: The ranks.
+        what: Name of the round, for error messages.
+        so_far: The round of this rank's clients.
+        save: Number of this rank's last requested save.
+        losses: Whether to gather the loss of every step.
     """
     own = {
         "stats": asdict(so_far.stats),
@@ -40,13 +47,13 @@ def sync_round(world: World, what: str, so_far: PartialRound, save: int, *, loss
         if losses
         else [],
     }
-    told = world.all_gather_object(own, what)
+    ranks = world.all_gather_object(own, what)
     stats = TrainStats()
-    for one in told:
-        stats.add(TrainStats(**one["stats"]))
+    for rank in ranks:
+        stats.add(TrainStats(**rank["stats"]))
     return RoundSync(
         stats=stats,
-        bad=[(step, client, text) for one in told for step, client, text in one["bad"]],
-        save=max(one["save"] for one in told),
-        losses=[column for _, column in sorted(pair for one in told for pair in one["losses"])],
+        bad=[(step, client, text) for rank in ranks for step, client, text in rank["bad"]],
+        save=max(rank["save"] for rank in ranks),
+        losses=[column for _, column in sorted(pair for rank in ranks for pair in rank["losses"])],
     )

@@ -1,4 +1,4 @@
-"""The state of a loop, as one copy that a later process goes on from."""
+"""Snapshots of a training loop."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 
 def take_snapshot(loop: Loop) -> State:
-    """Copy what `restore_snapshot` needs: this process's clients, and what all processes share."""
-    device = loop.averaged.flat_params.device
-    tensors = loop.averaged.tensors() | {"torch random state": torch.get_rng_state()}
+    """Copy the state of this process's clients and the state that all processes share to the CPU."""
+    device = loop.global_model.flat_params.device
+    tensors = loop.global_model.tensors() | {"torch random state": torch.get_rng_state()}
     if device.type == "cuda":
         tensors["cuda random state"] = torch.cuda.get_rng_state(device)
-    tensors |= {row_name(name): rows for name, rows in loop.kept.all.items()}
+    tensors |= {row_name(name): rows for name, rows in loop.client_store.all.items()}
     if loop.cursor.so_far.done:
-        tensors |= {f"sum {name}": value for name, value in loop.averager.partial_sums().items()}
+        tensors |= {f"sum {name}": value for name, value in loop.aggregator.partial_sums().items()}
         tensors |= {f"losses {index}": losses for index, losses in enumerate(loop.cursor.so_far.losses)}
-    tensors |= {f"feedback {name}": value for name, value in loop.averager.error_feedback().items()}
+    tensors |= {f"feedback {name}": value for name, value in loop.aggregator.error_feedback().items()}
     clients = loop.planner.clients
     metadata = {
         "config": loop.config,
         "position": loop.cursor.state_dict(),
-        "averaged": loop.averaged.state_dict(),
+        "averaged": loop.global_model.state_dict(),
         "clients": [clients.start, clients.stop],
         "ranks": loop.world.size,
         "logged": loop.logger.state() | ({} if loop.steps is None else loop.steps.state()),
@@ -39,17 +39,17 @@ def take_snapshot(loop: Loop) -> State:
 
 
 def restore_snapshot(loop: Loop, state: State) -> None:
-    """Bring a fresh loop to where `state` was taken; its loggers are restored by their own state."""
+    """Restore a fresh loop from `state`, except for its loggers."""
     metadata, tensors = state.metadata, state.tensors
     losses = [value.clone() for name, value in tensors.items() if name.startswith("losses ")]
     loop.cursor = TrainingCursor.from_state_dict(metadata["position"], losses)
-    loop.averaged.restore(metadata["averaged"], tensors)
-    for name, rows in loop.kept.all.items():
+    loop.global_model.restore(metadata["averaged"], tensors)
+    for name, rows in loop.client_store.all.items():
         rows.copy_(tensors[row_name(name)])
-    for kind, values in (("sum", loop.averager.partial_sums()), ("feedback", loop.averager.error_feedback())):
+    for kind, values in (("sum", loop.aggregator.partial_sums()), ("feedback", loop.aggregator.error_feedback())):
         for name, value in values.items():
             if f"{kind} {name}" in tensors:
                 value.copy_(tensors[f"{kind} {name}"])
     torch.set_rng_state(tensors["torch random state"].clone())
-    if "cuda random state" in tensors and loop.averaged.flat_params.device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["cuda random state"].clone(), loop.averaged.flat_params.device)
+    if "cuda random state" in tensors and loop.global_model.flat_params.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["cuda random state"].clone(), loop.global_model.flat_params.device)

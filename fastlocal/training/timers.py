@@ -1,4 +1,4 @@
-"""How much of the time local steps wait for their data, and ranks for each other."""
+"""Shares of the time spent waiting for data, waiting for other ranks, and averaging."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ import torch
 from ..distributed.world import World
 
 INPUT_BOUND = 0.1
+"""Share of data waits from which a log line reports them."""
 EVENTS = 64
-"""Pairs of events that are kept at most before their times are read."""
+"""Maximum number of event pairs whose times are not read yet."""
 
 
 @dataclass
-class Waiting:
+class Timers:
     """Seconds since the last evaluation.
 
-    steps: that local steps took        data: that went by without a batch there
-    ranks: between this rank's last step of a round and that of the slowest        average: that averaging took
+    Attributes:
+        steps: Local steps, including waits for data.
+        data: Waits for the next batch.
+        ranks: Waits for the slowest rank at the end of a round.
+        average: Averaging.
     """
 
     steps: float = 0.0
@@ -30,18 +34,18 @@ class Waiting:
     average: float = 0.0
     _events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
 
-    def trained(self, steps: float, data: float) -> None:
-        """One round's local steps."""
+    def add_steps(self, steps: float, data: float) -> None:
+        """Add the local steps of one round and their waits for data."""
         self.steps += steps
         self.data += data
 
-    def met(self, seconds: float) -> None:
-        """One round's wait for the other ranks."""
+    def add_rank_wait(self, seconds: float) -> None:
+        """Add one round's wait for the other ranks."""
         self.ranks += seconds
 
     @contextlib.contextmanager
-    def averaging(self, device: torch.device) -> Iterator[None]:
-        """One round's averaging, which a GPU does later than it is told to: its own clock is asked."""
+    def time_average(self, device: torch.device) -> Iterator[None]:
+        """Time one round's averaging, on a GPU by events, because the host runs ahead of it."""
         if device.type != "cuda":
             began = time.perf_counter()
             yield
@@ -61,8 +65,8 @@ class Waiting:
             self.average += begin.elapsed_time(end) / 1e3
         self._events.clear()
 
-    def take(self, world: World) -> Iterator[str]:
-        """Lines for a person; starts afresh. The one on data where it was more than INPUT_BOUND of the time."""
+    def pop_messages(self, world: World) -> Iterator[str]:
+        """Yield log lines and reset the timers; waits for data appear only above INPUT_BOUND."""
         self._read_events()
         share = min(1.0, self.data / self.steps) if self.steps else 0.0
         if share > INPUT_BOUND:

@@ -17,7 +17,7 @@ from fastlocal.distributed.ranks import LaunchInfo
 from fastlocal.distributed.store import Peer
 from fastlocal.distributed.world import World
 from fastlocal.runs.resolve import refuse_shared_gpu, resolve_device
-from fastlocal.training.timers import EVENTS, Waiting
+from fastlocal.training.timers import EVENTS, Timers
 from tests.helpers import command_line, processes
 from tests.rehearsal import cuda_api
 from tests.rehearsal.conftest import Rehearsal
@@ -156,12 +156,12 @@ def test_a_rank_that_a_collective_waits_for_is_named(
 
 def test_the_share_of_averaging_is_the_device_s_own_time_and_keeps_no_events(rehearsed: Rehearsal) -> None:
     with rehearsed():
-        waiting = Waiting()
+        timers = Timers()
         for _ in range(3 * EVENTS):
-            with waiting.averaging(CUDA):
+            with timers.time_average(CUDA):
                 pass
-            assert len(waiting._events) < EVENTS
+            assert len(timers._events) < EVENTS
         world = World(LaunchInfo(rank=0, size=2), None, [], [0, 0])
-        waiting.trained(1.0, 0.0)
-        (line,) = waiting.take(world)
+        timers.add_steps(1.0, 0.0)
+        (line,) = timers.pop_messages(world)
     assert "16.1% averaging" in line  # a millisecond each, beside a second of steps

@@ -119,7 +119,7 @@ def test_steps_compute_in_the_precision_that_was_asked_for(
         loop = run(
             tmp_path / "cuda", small_models.make("groupnorm"), data, device="cuda", precision=precision, **values
         )
-        ours = loop.averaged.flat_params.cpu()
+        ours = loop.global_model.flat_params.cpu()
     assert device.count("graph") > 0
     products = {dtypes for name, dtypes in device.operands if name in ("_forward_kernel", "convolution")}
     dtype = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp64": torch.float64}[precision]
@@ -127,7 +127,7 @@ def test_steps_compute_in_the_precision_that_was_asked_for(
     wide = {name for name, dtypes in device.operands if torch.float64 in dtypes}
     assert precision == "fp64" or wide <= {"_to_copy", "add", "sum"}, "counts of right predictions alone are wide"
     plain = run(tmp_path / "cpu", small_models.make("groupnorm"), data, precision="fp64", **values)
-    theirs = plain.averaged.flat_params
+    theirs = plain.global_model.flat_params
     assert (ours.double() - theirs.double()).norm() < {"bf16": 0.02, "tf32": 1e-5, "fp64": 1e-12}[
         precision
     ] * theirs.norm()
@@ -169,14 +169,14 @@ def test_every_round_launches_the_same_and_no_step_waits(
     with rehearsed() as active:
         rounds = Rounds(active)
         loop = run(tmp_path / "cuda", small_models.make(name), data, rounds, device="cuda", **values)
-        ours = loop.averaged.flat_params.cpu()
+        ours = loop.global_model.flat_params.cpu()
     assert len(rounds.counts) >= 5
     for counts in rounds.counts[3:]:
         assert counts == rounds.counts[2]
     assert (rounds.counts[2]["launch graph"] == 2 * 2) == graph  # H = 2 in chunks of 3 and 2 clients
     assert within == []
     theirs = run(tmp_path / "cpu", small_models.make(name), data, **{**values, "cuda_graph": None})
-    torch.testing.assert_close(ours, theirs.averaged.flat_params, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours, theirs.global_model.flat_params, rtol=1e-4, atol=1e-5)
 
 
 def test_samples_from_the_host_reach_the_device(tmp_path: Path, rehearsed: Rehearsal) -> None:
@@ -185,9 +185,9 @@ def test_samples_from_the_host_reach_the_device(tmp_path: Path, rehearsed: Rehea
     data = small_models.images()
     with rehearsed():
         loop = run(tmp_path / "cuda", small_models.make("groupnorm"), data, device="cuda", **values)
-        ours = loop.averaged.flat_params.cpu()
+        ours = loop.global_model.flat_params.cpu()
     theirs = run(tmp_path / "cpu", small_models.make("groupnorm"), data, **values)
-    torch.testing.assert_close(ours, theirs.averaged.flat_params, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours, theirs.global_model.flat_params, rtol=1e-4, atol=1e-5)
 
 
 def test_the_python_api_times_what_there_is(tmp_path: Path, rehearsed: Rehearsal) -> None:
