@@ -39,9 +39,10 @@ from .verification.run import verify_run
 class Run:
     """A finished run.
 
-    history: one dictionary per evaluation, the lines of metrics.jsonl
-    model: the plain module with the averaged weights, in evaluation mode; the module that was given is unchanged
-    directory: where config.json, metrics.jsonl and the checkpoints are
+    Attributes:
+        history: One dictionary per evaluation, the lines of metrics.jsonl.
+        model: A plain module with the averaged weights, in evaluation mode; the user's module is unchanged.
+        directory: The run directory with config.json, metrics.jsonl and the checkpoints.
     """
 
     history: list[dict[str, Any]]
@@ -76,29 +77,46 @@ def train(
     progress: bool = True,
     **settings: Any,
 ) -> Run:
-    """Train `clients` copies of `model`, averaged after every `local_steps` steps, for `rounds` rounds.
+    """Train `clients` copies of `model` for `rounds` rounds, averaging them after every `local_steps` steps.
 
-    docs/python.md says what modules, losses and Datasets may do.
+    docs/python.md lists the requirements on modules, losses and Datasets.
 
-    model: any module; its parameters that require a gradient are trained, in float32 unless `precision` says otherwise
-    train, test: (inputs [n, ...], targets [n, ...]), tensors or arrays. Inputs reach the model as they are; uint8
-        images [n, channels, height, width] are normalised where the settings `mean` and `std` are given; integer labels
-        of any type become int64. Or map-style Datasets of such pairs, read by `nw` worker processes, which seed torch,
-        NumPy and random before each sample
-    batch_size: samples per client and step        lr: the rate that every client applies
-    loss: (outputs of one batch, targets) -> mean loss as a scalar tensor; default cross-entropy. The test loss is that
-        of all samples in one call for torch's own losses (modules, functions, functools.partial of these), and of any
-        other callable the mean of the batches' losses, weighted by their sizes. Targets equal to a loss's
-        `ignore_index` count in no accuracy
-    eval_every, save_every: rounds between evaluations, and between named checkpoints
-    directory: the run directory, a fresh one below runs/ by default        progress: show a progress bar
-    overwrite, resume: start afresh in a `directory` that holds a run, or go on with it from its resume.pt (without one,
-        start over), to more `rounds` if you like; other arguments must be what they were
-    settings: any other field of RunConfig by its name, such as replacement=True, precision="bf16", executor="looped",
-        chunk=50, warm_up=True, group_weight=True, wandb="offline"
+    Args:
+        model: Any module. Its parameters that require a gradient are trained, in float32 unless `precision` is set.
+        train: (inputs [n, ...], targets [n, ...]) as tensors or arrays, or a map-style Dataset of such pairs. Inputs
+            reach the model unchanged; uint8 images [n, channels, height, width] are normalised if the settings `mean`
+            and `std` are given; integer labels of any type become int64. Datasets are read by `nw` worker processes,
+            which seed torch, NumPy and random before each sample.
+        test: The test samples, in the format of `train`.
+        clients: Number of clients.
+        local_steps: Local steps per round.
+        batch_size: Samples per client and step.
+        lr: Learning rate of every client.
+        rounds: Number of communication rounds.
+        loss: (outputs of one batch, targets) -> mean loss as a scalar tensor; default cross-entropy. The test loss is
+            the loss of all samples in one call for torch's own losses (modules, functions, functools.partial of these);
+            for any other callable it is the mean of the batch losses, weighted by their sizes. Targets equal to the
+            `ignore_index` of a loss are left out of accuracies.
+        momentum: Momentum of the clients' SGD.
+        nesterov: Whether to use Nesterov momentum.
+        weight_decay: Weight decay of the clients' SGD.
+        eval_every: Rounds between evaluations.
+        save_every: Rounds between named checkpoints.
+        seed: Seed of the run.
+        directory: The run directory; by default a new one below runs/.
+        overwrite: Start afresh in a `directory` that holds a run.
+        resume: Continue the run in `directory` from its resume.pt, or start over without one. `rounds` may grow; other
+            arguments must stay the same.
+        progress: Show a progress bar.
+        settings: Any other field of RunConfig by its name, such as replacement=True, precision="bf16",
+            executor="looped", chunk=50, warm_up=True, group_weight=True, wandb="offline".
 
-    Raises ValueError for what cannot work, before anything is written; NonFiniteLoss (an ArithmeticError) where a loss
-    is no longer finite.
+    Returns:
+        The history, the averaged model and the run directory.
+
+    Raises:
+        ValueError: The arguments cannot work; nothing is written.
+        NonFiniteLoss: A loss is not finite (an ArithmeticError).
     """
     check_model(model)
     if not isinstance(clients, int) or clients < 1:
@@ -148,13 +166,19 @@ def train(
         ) as world,
     ):
         prepared = build_run(
-            config, data, lambda: own_copy(model), loss or cross_entropy, model_flag=flag, world=world, given=model
+            config,
+            data,
+            lambda: own_copy(model),
+            loss or cross_entropy,
+            model_flag=flag,
+            world=world,
+            user_module=model,
         )
         if resume and prepared.remembers:
             raise UsageError("resume: the loss keeps something from call to call, which no saved state holds")
         with closing(prepared):
-            others = partial(make_loggers, prepared.config.log, prepared.config.name, console=progress)
-            loop = train_prepared(prepared, overwrite=overwrite, sinks=others, resume=resume, words=to_python_names)
+            sinks = partial(make_loggers, prepared.config.log, prepared.config.name, console=progress)
+            loop = train_prepared(prepared, overwrite=overwrite, sinks=sinks, resume=resume, words=to_python_names)
             return Run(history=list(loop.history), model=final_model(loop), directory=loop.directory)
 
 
@@ -178,36 +202,52 @@ def verify(
     progress: bool = True,
     **settings: Any,
 ) -> Verification:
-    """Prove on this machine what a run of `train` with the same arguments is about to trust.
+    """Check on this machine the kernels and executors that `train` with the same arguments may use.
 
-    Its kernels are checked against plain torch, each in a process of its own, and a few steps of three clients are
-    taken in every way that a run may take. What is wrong is not used by later runs on this machine.
+    Each kernel is compared with plain torch in its own process, and every executor takes a few steps of three clients.
+    Later runs on this machine do not use what fails.
 
-    data: (inputs [n, ...], targets [n, ...]) as `train` takes them
-    seconds: within which each case of an operation must be through, compilation included
-    ops: the operations to check; None: all that the device has
-    progress: print each line as it comes
+    Args:
+        model: As in `train`.
+        data: (inputs [n, ...], targets [n, ...]), in the format of `train`.
+        clients: As in `train`.
+        batch_size: As in `train`.
+        lr: As in `train`.
+        loss: As in `train`.
+        momentum: As in `train`.
+        nesterov: As in `train`.
+        weight_decay: As in `train`.
+        seconds: Limit for each case of an operation, including compilation.
+        ops: The operations to check; None for all operations of the device.
+        progress: Print each result at once.
+        settings: As in `train`.
 
-    Returns what was found: `passed`, `checks`, and as text a table. Raises ValueError for what cannot work.
+    Returns:
+        The results: `passed`, `checks`, and a table as text.
+
+    Raises:
+        ValueError: The arguments cannot work.
     """
     check_model(model)
     if not seconds > 0:
         raise UsageError(f"seconds {seconds:g}: must be more than 0")
     if isinstance(ops, str):
         ops = [ops]
-    far = 2**31 - 1
+    never = 2**31 - 1
     values = {"dataset": "python", "model": type(model).__name__, "batch_size": batch_size, "start_lr": None}
     values |= {"total_batch_size": clients * batch_size, "client_lr": lr, "momentum": momentum, "nesterov": nesterov}
-    settings = {"replacement": True, **settings}  # a few samples are enough here
-    config = _config(settings, **values, wd=weight_decay, rounds=1, eval_freq1=far, save_freq1=far)
+    settings = {"replacement": True, **settings}  # fewer samples than clients * batch_size are enough
+    config = _config(settings, **values, wd=weight_decay, rounds=1, eval_freq1=never, save_freq1=never)
     check(config)
     split = _split("data", data, loss)
-    whole = DataSet("python", split, split, classes=None, mean=config.data.mean, std=config.data.std)
-    check_normalisation(whole)
+    data_set = DataSet("python", split, split, classes=None, mean=config.data.mean, std=config.data.std)
+    check_normalisation(data_set)
 
-    def prepared(config: RunConfig) -> PreparedRun:
+    def build(config: RunConfig) -> PreparedRun:
         flag = f"model {type(model).__name__}"
-        return build_run(config, whole, lambda: own_copy(model), loss or cross_entropy, model_flag=flag, given=model)
+        return build_run(
+            config, data_set, lambda: own_copy(model), loss or cross_entropy, model_flag=flag, user_module=model
+        )
 
     device = resolve_device(config.machine.device)
 
@@ -215,26 +255,29 @@ def verify(
         if progress:
             print(to_python_names(line))
 
-    return verify_run(config, device, prepared, ops=ops, seconds=seconds, say=say)
+    return verify_run(config, device, build, ops=ops, seconds=seconds, say=say)
 
 
-def _split(name: str, given: Any, loss: Loss | None = None) -> Split | MapSplit:
-    return make_split(name, given, loss or cross_entropy)
+def _split(name: str, samples: Any, loss: Loss | None = None) -> Split | MapSplit:
+    return make_split(name, samples, loss or cross_entropy)
 
 
 def _config(settings: dict[str, Any], **values: Any) -> RunConfig:
-    far = 2**31 - 1  # no decay unless a setting asks for one
+    """Return a RunConfig of `values` and the user's `settings`; raise UsageError for unknown or wrong settings."""
+    never = 2**31 - 1  # no learning-rate decay without a setting
     for name in settings:
         if name not in AREA_OF or name in UNSUPPORTED:
             known = set(AREA_OF) - set(UNSUPPORTED)
             raise UsageError(f"{name}: is no setting of fastlocal.train{nearest(name, known)}")
         if name in values:
             raise UsageError(f"{name}: is set by another argument of fastlocal.train")
-    wanted = {"decay1": far, "decay2": far, "decay3": far, **values, **settings}
-    checked = {}
-    for name, value in wanted.items():
+    fields = {"decay1": never, "decay2": never, "decay3": never, **values, **settings}
+    converted = {}
+    for name, value in fields.items():
         try:
-            checked[name] = convert(typing.get_type_hints(AREAS[AREA_OF[name]])[name], value, ARGUMENTS.get(name, name))
+            converted[name] = convert(
+                typing.get_type_hints(AREAS[AREA_OF[name]])[name], value, ARGUMENTS.get(name, name)
+            )
         except ValueError as error:
             raise UsageError(str(error)) from error
-    return RunConfig().with_name("python").with_values(**checked)
+    return RunConfig().with_name("python").with_values(**converted)

@@ -1,1 +1,1 @@
-"""Runs: built from settings and data, trained in their directory."""
+"""Runs: resolve the settings, build the parts, and train in a run directory."""

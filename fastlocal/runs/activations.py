@@ -1,4 +1,4 @@
-"""Bytes that a forward pass keeps for the backward pass, counted in small passes."""
+"""Measure the bytes that a forward pass saves for the backward pass, in small passes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ from ..module_checks.plain_steps import FAILURES
 
 _log = logging.getLogger(__name__)
 FEW, MORE = 2, 4
-"""Samples of the passes in which activations are counted."""
+"""Samples of the two measured passes."""
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes that one client's forward pass keeps for the backward pass: fixed + per_sample * batch.
+    """Bytes that one client's forward pass saves for the backward pass: fixed + per_sample * batch.
 
-    largest: bytes per sample of the largest of them
+    Attributes:
+        fixed: Bytes that do not depend on the batch.
+        per_sample: Bytes per sample.
+        largest: Bytes per sample of the largest saved tensor.
     """
 
     fixed: int
@@ -35,26 +38,33 @@ class Activations:
 
 
 def activations(problem: LocalProblem, *, stacked: bool, strategies: Strategies) -> Activations:
-    """Counted in forward passes of one client with few samples; random states are left as they were."""
+    """Measure activations in two forward passes of one client; random states are restored.
+
+    Args:
+        problem: The local step.
+        stacked: Whether clients step as one stack.
+        strategies: Strategies of the convolutions of a stack.
+    """
     columns = _columns(problem, strategies) if stacked else 0
     stacking = Stacking(problem.module, strategies)
-    one = Forward(problem, stacking.module)
-    nobody = torch.zeros((), dtype=torch.int64, device=problem.numerics.device)
+    forward_pass = Forward(problem, stacking.module)
+    zero = torch.zeros((), dtype=torch.int64, device=problem.numerics.device)
     row = problem.layout.flatten(dict(problem.module.named_parameters())).unsqueeze(0).requires_grad_()
 
     def forward(row: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         values = problem.layout.views(row) | {name: value.clone() for name, value in problem.state.items()}
-        return one(values, inputs, targets, nobody, nobody)[0]
+        return forward_pass(values, inputs, targets, zero, zero)[0]
 
-    def kept(samples: int) -> tuple[int, int]:
+    def saved_bytes(samples: int) -> tuple[int, int]:
+        """Return the bytes of all saved tensors and of the largest."""
         batch = problem.source.read_range(0, samples)
         inputs, targets = (_repeated(part, samples).unsqueeze(0) for part in (batch.inputs, batch.targets))
-        found: dict[int, int] = {}
+        sizes: dict[int, int] = {}
 
         def note(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
             if storage.data_ptr() != row.untyped_storage().data_ptr():
-                found[storage.data_ptr()] = storage.nbytes()
+                sizes[storage.data_ptr()] = storage.nbytes()
             return tensor
 
         with saved_tensors_hooks(note, lambda tensor: tensor):
@@ -64,14 +74,14 @@ def activations(problem: LocalProblem, *, stacked: bool, strategies: Strategies)
             else:
                 losses = forward(row[0], inputs[0], targets[0])
         del losses
-        return sum(found.values()), max(found.values(), default=0)
+        return sum(sizes.values()), max(sizes.values(), default=0)
 
     device = problem.numerics.device
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            few, _ = kept(FEW)
-            more, largest = kept(MORE)
-    except FAILURES as error:  # as of transforms of torch.func within, which no hook on saved tensors goes with
+            few, _ = saved_bytes(FEW)
+            more, largest = saved_bytes(MORE)
+    except FAILURES as error:  # for example, torch.func transforms in the module do not allow hooks on saved tensors
         _log.info("activations are not predicted: %s", one_line(error))
         return Activations(0, 0, columns)
     per_sample = max(more - few, 0) // (MORE - FEW)
@@ -79,7 +89,7 @@ def activations(problem: LocalProblem, *, stacked: bool, strategies: Strategies)
 
 
 def _columns(problem: LocalProblem, strategies: Strategies) -> int:
-    """Bytes per sample of the largest matrix that a convolution by im2col makes, which no saved tensor shows."""
+    """Return the bytes per sample of the largest im2col matrix, which is not among the saved tensors."""
     by_layer = dict.fromkeys(convolutions(problem.module), strategies) if isinstance(strategies, str) else strategies
     if "im2col" not in by_layer.values():
         return 0
@@ -89,5 +99,5 @@ def _columns(problem: LocalProblem, strategies: Strategies) -> int:
 
 
 def _repeated(rows: Tensor, samples: int) -> Tensor:
-    """The rows, over again where there are fewer than `samples`."""
+    """Return `samples` rows, repeating them if there are fewer."""
     return rows[torch.arange(samples, device=rows.device) % len(rows)]

@@ -1,4 +1,4 @@
-"""A run that can start: a RunConfig resolved, and the parts that train built from it."""
+"""Resolve a RunConfig and build the parts of a run from it."""
 
 from __future__ import annotations
 
@@ -51,18 +51,25 @@ from .resolve import refuse_shared_gpu, resolve_device, resolve_for_data, resolv
 
 PROBE_BATCH = 4
 HELD_OUT = 5
-"""Test samples: not as many as those of a training batch, whose outputs a loss may remember."""
+"""Test samples of the probe; unlike PROBE_BATCH, so that a loss that keeps a training batch fails here."""
 
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run that can start: everything is checked and nothing is written yet.
+    """A run that is checked and has written nothing yet.
 
-    config: fully resolved        modes: of the module's parts in training
-    remembers: whether the loss keeps something from call to call
-    needs_gradients: whether evaluations are not within torch.no_grad()
-    user_module: the module that the user gave, which a hook or the loss may hold, or None
-    notes: lines that a person should see before the first round
+    Attributes:
+        config: The resolved settings.
+        modes: Training modes of the module's parts.
+        test: The test samples.
+        memory: Predicted memory of this process.
+        uses_rng: Whether the module draws random numbers that no client's seed fixes.
+        no_vmap: Why vmap cannot take the module, or None.
+        remembers: Whether the loss keeps state between calls.
+        needs_gradients: Whether an evaluation takes derivatives.
+        user_module: The user's own module, which a hook or the loss may refer to, or None.
+        notes: Log lines for the start of the run.
+        resources: Closes the sources and restores the modes of the user's module.
     """
 
     config: RunConfig
@@ -85,7 +92,7 @@ class PreparedRun:
     resources: ExitStack
 
     def close(self) -> None:
-        """End the threads and processes that read samples, and give the user's module its modes back."""
+        """End the threads and processes that read samples, and restore the modes of the user's module."""
         self.resources.close()
 
 
@@ -97,14 +104,23 @@ def build_run(
     *,
     model_flag: str,
     world: World | None = None,
-    given: nn.Module | None = None,
+    user_module: nn.Module | None = None,
 ) -> PreparedRun:
-    """Resolve `config` against the data, the model and the machine, and build what trains.
+    """Resolve `config` against the data, the model and the machine, and build the run.
 
-    config: checked by checks.check        make_module: the plain module, its start weights loaded
-    world: the processes of the run, of which the first chooses the executor for all; None: one
-    given: the user's own module, which the loss or a hook may reach
-    Raises UsageError for what cannot work. Writes nothing but timings of this machine, to the user's cache.
+    Writes only timings of this machine, to the user's cache.
+
+    Args:
+        config: Settings, checked by config.validation.check.
+        data: The data set.
+        make_module: Makes the plain module with its start weights.
+        loss: The loss.
+        model_flag: Flag or argument that names the model, for messages.
+        world: The processes of the run, whose rank 0 chooses the executor for all; None for one process.
+        user_module: The user's own module, which the loss or a hook may refer to.
+
+    Raises:
+        UsageError: The run cannot work.
     """
     world = world or World.single()
     device = resolve_device(config.machine.device, world.ranks)
@@ -118,24 +134,26 @@ def build_run(
     numbers = numerics(config.machine.precision, device, repeatable=config.machine.deterministic)
     module = cast(make_module(), device, numbers.dtype)
     modes = training_modes(module)
-    if given is not None:
-        refuse_aliases("loss", PythonState(loss, without=[id(part) for part in given.modules()]).tensors, given)
-    loss = move_loss(loss, device, numbers.dtype, given)
+    if user_module is not None:
+        refuse_aliases(
+            "loss", PythonState(loss, without=[id(part) for part in user_module.modules()]).tensors, user_module
+        )
+    loss = move_loss(loss, device, numbers.dtype, user_module)
     config = _resolve_batchnorm(config, module)
     layout = param_layout(module, group_weight=config.sgd.group_weight)
     if layout.n_params == 0:
         raise UsageError(f"{model_flag}: has no parameter that requires a gradient")
-    said = _try_kernels(module, device, world)
-    with ExitStack() as opened, _trained_as(given, modes, opened), kept(loss):
+    kernel_notes = _try_kernels(module, device, world)
+    with ExitStack() as opened, _training_modes(user_module, modes, opened), kept(loss):
         source, test = _sources(config, data, numbers, opened)
-        held = {} if given is None else {id(value): name for name, value in tensors_of(given).items()}
+        held = {} if user_module is None else {id(value): name for name, value in tensors_of(user_module).items()}
         plain = PlainModule(
             module=module,
             modes=modes,
             loss=loss,
             numerics=dataclasses.replace(numbers, autocast_dtype=None),
-            user_module=given,
-            user_state=UserModuleState(given),
+            user_module=user_module,
+            user_state=UserModuleState(user_module),
             given=held,
             labels=label_range(data, loss),
             seed=config.machine.seed,
@@ -148,33 +166,33 @@ def build_run(
             probe = probe_module(plain, batches, layout.names)
             needs_gradients = try_evaluation(plain, held_out.inputs, held_out.targets, numbers)
         local = local_module(module, modes)
-        problem = build_problem(config, local, layout, source, loss, numbers, probe, held, ignored, given)
+        problem = build_problem(config, local, layout, source, loss, numbers, probe, held, ignored, user_module)
         probe = compare(plain, problem, batches, probe)
-        if probe.no_vmap is None:  # else one step may use what another does not, and each client is stepped by itself
+        if probe.no_vmap is None:  # without vmap, clients step one by one, and each step may use other parameters
             layout = without_decay(layout, probe.unused)
         problem = dataclasses.replace(problem, layout=layout, held=held if probe.reached else {})
         problem = dataclasses.replace(problem, no_vmap=probe.no_vmap)
-        config = _with_memory(config, probe, world)
+        config = _for_stateful_loss(config, probe, world)
         part = localize_config(config, world, device)
-        executor, notes = None, said
+        executor, notes = None, kernel_notes
         if world.is_rank0:
             requested = part.machine
             if requested.executor == "auto":
-                name, chosen = default_executor(part, problem)
+                name, default_notes = default_executor(part, problem)
             else:
-                name, chosen = requested.executor, []
+                name, default_notes = requested.executor, []
                 refusal = EXECUTORS[name].refusal(problem)
                 if refusal is not None:
                     raise UsageError(f"--executor {name}: {refusal}")
-            notes += chosen + _notes(probe)
+            notes += default_notes + _notes(probe)
             part = resolve_for_machine(part, name, problem)
             part = resolve_chunk(part, problem, data, requested.chunk)
-            part, timed = choose_executor(part, requested, problem)
-            if timed:
-                notes += timed
+            part, choice_notes = choose_executor(part, requested, problem)
+            if choice_notes:
+                notes += choice_notes
                 part = resolve_chunk(part, problem, data, requested.chunk)
-            executor, part, tried = try_executor(part, problem)
-            notes += tried
+            executor, part, trial_notes = try_executor(part, problem)
+            notes += trial_notes
         config = merge_rank_config(config, part, world)
         if executor is None:
             part = localize_config(config, world, device)
@@ -195,7 +213,7 @@ def build_run(
             no_vmap=probe.no_vmap,
             remembers=probe.remembers,
             needs_gradients=needs_gradients,
-            user_module=given,
+            user_module=user_module,
             notes=tuple(notes),
             resources=opened.pop_all(),
         )
@@ -203,26 +221,26 @@ def build_run(
 
 
 @contextlib.contextmanager
-def _trained_as(module: nn.Module | None, modes: Modes, opened: ExitStack) -> Iterator[None]:
-    """Show the user's module in training modes until `opened` closes: a hook or the loss may read them."""
+def _training_modes(module: nn.Module | None, modes: Modes, opened: ExitStack) -> Iterator[None]:
+    """Set the user's module to the training modes until `opened` closes, because a hook or the loss may read them."""
     opened.enter_context(in_modes(module, modes))
     yield
 
 
 def _try_kernels(module: nn.Module, device: torch.device, world: World) -> list[str]:
-    """Lines for a person about the kernels that no rank uses, as they do not work for one of them."""
+    """Try the module's kernels, disable on all ranks those that fail on one, and return log lines about them."""
     ops = used_ops(module)
-    mine = try_kernels(device, ops)
+    failures = try_kernels(device, ops)
     if device.type == "cuda":
-        for reasons in world.all_gather_object(mine, "the trial of the kernels"):
+        for reasons in world.all_gather_object(failures, "the trial of the kernels"):
             for op, reason in reasons.items():
                 kernels.refuse(op, "triton", reason)
     return verdicts.lines_for(device, ops)
 
 
 def _sources(config: RunConfig, data: DataSet, numbers: Numerics, opened: ExitStack) -> tuple[Source, Source]:
-    """Those of the training and of the test samples. opened: closes them"""
-    reading = SourceConfig(
+    """Return the sources of the training and the test samples; `opened` closes them."""
+    source_config = SourceConfig(
         kind=config.data.source,
         workers=config.data.nw,
         prefetch=config.data.prefetch,
@@ -234,27 +252,28 @@ def _sources(config: RunConfig, data: DataSet, numbers: Numerics, opened: ExitSt
         dtype=numbers.dtype,
     )
     augment = bool(config.data.aug)
-    source = opened.enter_context(closing(make_source(data.train, reading, augment=augment)))
-    return source, opened.enter_context(closing(make_source(data.test, reading, augment=False)))
+    source = opened.enter_context(closing(make_source(data.train, source_config, augment=augment)))
+    return source, opened.enter_context(closing(make_source(data.test, source_config, augment=False)))
 
 
 def _resolve_batchnorm(config: RunConfig, module: nn.Module) -> RunConfig:
-    there = has_batchnorm(module)
-    if config.model.bn and not there:
+    present = has_batchnorm(module)
+    if config.model.bn and not present:
         raise UsageError(f"--bn 1: {config.model.model} has no BatchNorm; use --bn 0")
-    if config.model.bn is False and there:
+    if config.model.bn is False and present:
         raise UsageError(
             f"--bn 0: {config.model.model} has BatchNorm, whose running statistics local steps do not keep; use --bn 1"
         )
-    if there and config.model.bn_batches < 1:
+    if present and config.model.bn_batches < 1:
         raise UsageError(f"--bn-batches {config.model.bn_batches}: {config.model.model} has BatchNorm; give at least 1")
-    return config.with_values(bn=there)
+    return config.with_values(bn=present)
 
 
-def _with_memory(config: RunConfig, probe: Probe, world: World) -> RunConfig:
-    """The settings, and where the loss keeps something from call to call, those that call it in a stated order.
+def _for_stateful_loss(config: RunConfig, probe: Probe, world: World) -> RunConfig:
+    """Choose the looped executor for a loss with state, which needs a fixed order of its calls.
 
-    Raises UsageError where others were given.
+    Raises:
+        UsageError: The loss has state, and the run has several processes or an executor without a fixed order.
     """
     if not probe.remembers:
         return config
@@ -270,7 +289,7 @@ def _with_memory(config: RunConfig, probe: Probe, world: World) -> RunConfig:
 
 
 def _notes(probe: Probe) -> list[str]:
-    """Return log lines about what the first steps have shown."""
+    """Return log lines about the result of the probe."""
     notes = []
     if probe.uses_rng:
         notes.append(

@@ -22,95 +22,98 @@ from ..models.functional import has_convolution
 from ..schedule.rounds import Progress
 from .resolve import default_chunk
 
-STARTING = 4.0
-"""Seconds of a run below which the start of threaded steps, a second or two, is not made good."""
+MIN_THREADED_S = 4.0
+"""Shortest run for which threaded steps save the second or two that they take to start."""
 
 
 def choose_executor(config: RunConfig, requested: MachineConfig, problem: LocalProblem) -> tuple[RunConfig, list[str]]:
-    """Choose the fastest executor and its options by timing, or the likely fastest where the run is short.
+    """Choose the fastest executor and its options by timing, or the likely fastest if the run is short.
 
-    Nothing is timed with --compile 1 and --cuda-graph 1, which are for one executor alone, with --tune-seconds 0, and
-    under deterministic algorithms, as executors round differently.
+    Nothing is timed with --compile 1 or --cuda-graph 1, which belong to one executor; with --tune-seconds 0; and under
+    deterministic algorithms, because executors round differently.
 
     Args:
-        config: Resolved, with the default executor.
-        requested: What the user gave, which stays.
-        problem: Of the run.
+        config: Resolved settings with the default executor.
+        requested: Settings of the user, which stay.
+        problem: The local step.
 
     Returns:
-        `config` with the choice, and log lines that say how it was found.
+        `config` with the chosen executor, and log lines.
     """
     machine = config.machine
-    given = requested.executor != "auto" or requested.compile or requested.cuda_graph
-    if given or torch.are_deterministic_algorithms_enabled():
+    fixed = requested.executor != "auto" or requested.compile or requested.cuda_graph
+    if fixed or torch.are_deterministic_algorithms_enabled():
         return config, []
     assert machine.chunk is not None, "resolved before"
     total = Progress(config).total_steps * config.clients
     workers = machine.workers if problem.numerics.device.type == "cpu" else None
-    work = TuningBudget(machine.chunk, config.client.batch_size, config.schedule.step1, total, workers or 1)
+    budget = TuningBudget(machine.chunk, config.client.batch_size, config.schedule.step1, total, workers or 1)
     options = candidates(config, requested, problem)
     if len(options) == 1:
         return config, []
     if not machine.tune_seconds:
-        return _likely(config, requested, problem, options, work), []
+        return _choose_untimed(config, requested, problem, options, budget), []
     path, key = cache_file("tuning.json"), _key(config, requested, problem, options)
-    known = disk_cache.get(path, key)
-    if isinstance(known, dict) and known.get("fastest") in options and isinstance(known.get("by_rule"), float):
-        if not worthwhile(work, known["by_rule"], machine.tune_seconds):
-            return _likely(config, requested, problem, options, work, known["by_rule"]), []
-        fastest = known["fastest"]
-        note = f"{_words(fastest)}: the fastest when it was timed, says {path}"
-        return _taking(config, requested, problem, fastest), [note]
+    cached = disk_cache.get(path, key)
+    if isinstance(cached, dict) and cached.get("fastest") in options and isinstance(cached.get("by_rule"), float):
+        if not worthwhile(budget, cached["by_rule"], machine.tune_seconds):
+            return _choose_untimed(config, requested, problem, options, budget, cached["by_rule"]), []
+        fastest = cached["fastest"]
+        note = f"{_flags(fastest)}: the fastest when it was timed, says {path}"
+        return _with_executor(config, requested, problem, fastest), [note]
     timings, seconds = tune(
         problem,
-        work,
+        budget,
         options,
         lambda local, values: EXECUTORS[values["executor"]].from_config(config.with_values(**values).machine, local),
         machine.tune_seconds,
         lambda: [EXECUTORS[name].prepare(problem) for name in {option["executor"] for option in options}],
     )
     if not timings:
-        return _likely(config, requested, problem, options, work, seconds), []
+        return _choose_untimed(config, requested, problem, options, budget, seconds), []
     default = next(timing.seconds for timing in timings if timing.values == options[0])
-    kept = disk_cache.put(path, key, {"fastest": dict(timings[0].values), "by_rule": default})
-    return _taking(config, requested, problem, timings[0].values), _table(timings, path if kept else None)
+    stored = disk_cache.put(path, key, {"fastest": dict(timings[0].values), "by_rule": default})
+    return _with_executor(config, requested, problem, timings[0].values), _table(timings, path if stored else None)
 
 
-def _likely(
+def _choose_untimed(
     config: RunConfig,
     requested: MachineConfig,
     problem: LocalProblem,
     options: list[Values],
-    work: TuningBudget,
+    budget: TuningBudget,
     seconds: float | None = math.inf,
 ) -> RunConfig:
-    """Take the likely fastest without timing: threads for convolutions on a CPU, else the default.
+    """Choose the likely fastest executor without timing: threads for convolutions on a CPU, else the default.
 
     On two cores threaded steps of `cnn` and ResNet-20 with GroupNorm were 1.2 to 2.6 times as fast as looped ones with
     8 clients or more, and as fast with one client (bench/results/cpu/throughput.csv).
 
     Args:
-        seconds: Per client and local step, as measured; None if the default fails; inf if nothing was measured.
+        seconds: Measured time per client and local step; None if the default fails; inf if nothing was measured.
     """
     threaded = next((option for option in options if option["executor"] == ThreadedExecutor.name), None)
-    several = min(work.workers, config.clients) > 1
+    several = min(budget.workers, config.clients) > 1
     if threaded is None or not several or not has_convolution(problem.module) or seconds is None:
         return config
-    return _taking(config, requested, problem, threaded) if seconds * work.total >= STARTING else config
+    return _with_executor(config, requested, problem, threaded) if seconds * budget.total >= MIN_THREADED_S else config
 
 
-def _taking(config: RunConfig, requested: MachineConfig, problem: LocalProblem, values: Values) -> RunConfig:
-    """`config` with `values`, and a chunk of the size that is usual for that executor where nothing says another."""
+def _with_executor(config: RunConfig, requested: MachineConfig, problem: LocalProblem, values: Values) -> RunConfig:
+    """Return `config` with `values`, and with that executor's default chunk if the user set none."""
     if requested.chunk is None and "chunk" not in values:
         values = {**values, "chunk": default_chunk(config, problem.layout.n_params, values["executor"])}
     return config.with_values(**values)
 
 
 def default_executor(config: RunConfig, problem: LocalProblem) -> tuple[str, list[str]]:
-    """Return the executor of --executor auto that starts at once, and log lines: looped for convolutions on a CPU."""
-    wanted = config.machine.compile or config.machine.conv_strategy != "auto"  # which others do not have
+    """Return the executor of --executor auto before timing, and log lines.
+
+    It is looped for convolutions on a CPU and for models that vmap cannot take, else stacked.
+    """
+    stacked_only = config.machine.compile or config.machine.conv_strategy != "auto"
     on_gpu = problem.numerics.device.type != "cpu"
-    if not (wanted or on_gpu or not has_convolution(problem.module)):
+    if not (stacked_only or on_gpu or not has_convolution(problem.module)):
         return LoopedExecutor.name, []
     if problem.no_vmap is not None:
         note = f"vmap cannot take this model ({problem.no_vmap}); training with --executor looped"
@@ -119,20 +122,20 @@ def default_executor(config: RunConfig, problem: LocalProblem) -> tuple[str, lis
 
 
 def candidates(config: RunConfig, requested: MachineConfig, problem: LocalProblem) -> list[Values]:
-    """Return what is worth timing, the default first."""
-    found: list[Values] = [{"executor": config.machine.executor}]
+    """Return the executors and options to time, the default first."""
+    options: list[Values] = [{"executor": config.machine.executor}]
     for kind in KINDS:
-        meant = requested.conv_strategy == "auto" or "conv_strategy" in kind.flags
-        if meant and kind.refusal(problem) is None:
-            found += kind.options(config, requested, problem)
-    return [values for place, values in enumerate(found) if values not in found[:place]]
+        has_flag = requested.conv_strategy == "auto" or "conv_strategy" in kind.flags
+        if has_flag and kind.refusal(problem) is None:
+            options += kind.options(config, requested, problem)
+    return [values for place, values in enumerate(options) if values not in options[:place]]
 
 
 def _key(config: RunConfig, requested: MachineConfig, problem: LocalProblem, options: list[Values]) -> str:
-    """Of all that the times depend on."""
+    """Return the cache key, from everything that affects the times."""
     device = problem.numerics.device
     sample = problem.source.read_range(0, 1)
-    about = {
+    factors = {
         "machine": [*machine_name(device), config.machine.workers, torch.get_num_threads()],
         "model": [repr(problem.module), [list(shape) for shape in problem.layout.shapes]],
         "inputs": [list(sample.inputs.shape), str(sample.inputs.dtype), type(problem.source).__name__],
@@ -141,17 +144,17 @@ def _key(config: RunConfig, requested: MachineConfig, problem: LocalProblem, opt
         "options": options,
         "kept": [requested.chunk, requested.conv_strategy, requested.channels_last],
     }
-    return key_of(about)
+    return key_of(factors)
 
 
-def _words(values: Mapping[str, Any]) -> str:
-    """As flags, without those that are off."""
+def _flags(values: Mapping[str, Any]) -> str:
+    """Write values as flags, without those that are off."""
     names = [(name, value) for name, value in values.items() if value is not False]
     return " ".join(f"--{name.replace('_', '-')} {1 if value is True else value}" for name, value in names)
 
 
-def _table(timings: list[Timing], kept: Path | None) -> list[str]:
-    """For a person. kept: where the fastest is remembered, if it is"""
-    lines = [f"{_words(timing.values):<48} {1e3 * timing.seconds:>10.3f} ms" for timing in timings]
-    where = "" if kept is None else f"; remembered in {kept}"
+def _table(timings: list[Timing], cache: Path | None) -> list[str]:
+    """Return log lines with the times and the cache file that stores the choice."""
+    lines = [f"{_flags(timing.values):<48} {1e3 * timing.seconds:>10.3f} ms" for timing in timings]
+    where = "" if cache is None else f"; remembered in {cache}"
     return ["timed, per client and local step:", *lines, f"taking the first{where}"]

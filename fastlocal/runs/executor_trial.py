@@ -1,4 +1,4 @@
-"""The executor that a run's settings name, tried out before the run begins."""
+"""Build the executor of a run and try one step before the run begins."""
 
 from __future__ import annotations
 
@@ -19,15 +19,23 @@ from ..kernel_trial import verdicts
 from ..kernel_trial.kernels_tried import disable_failing_op
 
 FEW = 2
-"""Clients of a first capture: torch does not give back what a capture that fails has allocated."""
+"""Clients of a first capture; torch does not free the memory of a capture that fails, so that this one is small."""
 
 
 def try_executor(config: RunConfig, problem: LocalProblem) -> tuple[Executor, RunConfig, list[str]]:
-    """The executor, the settings with what was left open filled in, and lines for a person.
+    """Build the executor of a run and try one step with it.
 
-    config: with executor and chunk resolved
-    Where a Triton kernel fails that was not asked for by name, plain torch takes its place.
-    Raises UsageError where a setting that was given cannot be had.
+    If a Triton kernel fails that no flag demands, plain torch replaces it.
+
+    Args:
+        config: Settings with executor and chunk resolved.
+        problem: The local step.
+
+    Returns:
+        The executor, the settings with the executor's options resolved, and log lines.
+
+    Raises:
+        UsageError: A setting of the user cannot be met.
     """
     notes: list[str] = []
     while True:
@@ -46,7 +54,7 @@ def try_executor(config: RunConfig, problem: LocalProblem) -> tuple[Executor, Ru
 def _try_executor(config: RunConfig, problem: LocalProblem) -> tuple[Executor, RunConfig, list[str]]:
     machine, device = config.machine, problem.numerics.device
     kind = EXECUTORS[machine.executor]
-    given = parse_strategies(machine.conv_strategy, problem.module, device)
+    requested = parse_strategies(machine.conv_strategy, problem.module, device)
     flags = {
         "conv_strategy": machine.conv_strategy != "auto" and f"--conv-strategy {machine.conv_strategy}",
         "compile": machine.compile and "--compile 1",
@@ -59,9 +67,9 @@ def _try_executor(config: RunConfig, problem: LocalProblem) -> tuple[Executor, R
     if kind is not StackedExecutor:
         return kind.from_config(machine, problem), config.with_values(compile=False, cuda_graph=False), missing
     assert machine.chunk is not None
-    choices = conv_choices(problem, config.client.batch_size, machine.chunk, given, machine.tune_seconds)
+    choices = conv_choices(problem, config.client.batch_size, machine.chunk, requested, machine.tune_seconds)
     notes = choices.table().splitlines()
-    strategies = choices.by_layer or given
+    strategies = choices.by_layer or requested
     stacked = StackedExecutor(problem, conv_strategy=strategies, compile=bool(machine.compile))
     config = config.with_values(conv_strategy=format_strategies(strategies), compile=bool(machine.compile))
     if machine.compile:
@@ -73,7 +81,7 @@ def _try_executor(config: RunConfig, problem: LocalProblem) -> tuple[Executor, R
             reason = f"torch.compile cannot take this model ({one_line(error, 200)})"
             raise UsageError(f"--compile 1: {reason}; use --compile 0") from error
     if device.type == "cuda":
-        try_step(stacked, config)  # compiles and tunes with as many clients as there will be
+        try_step(stacked, config)  # compile and tune kernels for the chunk of the run
     graphed, why = _graphed(stacked, config)
     if why is not None and machine.cuda_graph:
         raise UsageError(f"--cuda-graph 1: {why}; use --cuda-graph 0")
@@ -83,7 +91,7 @@ def _try_executor(config: RunConfig, problem: LocalProblem) -> tuple[Executor, R
 
 
 def _graphed(stacked: StackedExecutor, config: RunConfig) -> tuple[GraphedExecutor | None, str | None]:
-    """An executor that replays steps, or why there is none."""
+    """Return an executor that replays steps, or None with the reason; (None, None) with --cuda-graph 0."""
     machine, problem = config.machine, stacked.problem
     if machine.cuda_graph is False:
         return None, None
@@ -106,7 +114,7 @@ def _graphed(stacked: StackedExecutor, config: RunConfig) -> tuple[GraphedExecut
 
 
 def try_step(executor: StackedExecutor, config: RunConfig) -> None:
-    """A step of a chunk of clients that are thrown away; UsageError where one client's does not fit into memory."""
+    """Take a step of a chunk of throw-away clients; raise UsageError if it does not fit into memory."""
     assert config.machine.chunk is not None
     batch = config.client.batch_size
     try:
@@ -120,7 +128,7 @@ def try_step(executor: StackedExecutor, config: RunConfig) -> None:
 
 
 def _one_step(executor: StackedExecutor | GraphedExecutor, clients: int, batch: int) -> None:
-    """A step of clients that are thrown away: what can fail, fails, and what is compiled stays."""
+    """Take one step of throw-away clients at rate 0, which compiles its kernels; random states are restored."""
     problem = executor.problem
     device = problem.numerics.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -132,5 +140,5 @@ def _one_step(executor: StackedExecutor | GraphedExecutor, clients: int, batch: 
             executor.run_round(stack, RoundPlan(ids, 0, rates, sample_ids))
         else:
             number = torch.zeros_like(ids[0])
-            drawn, targets = problem.batch_at(sample_ids[0], ids, number)
-            executor.local_step(stack, LocalStep(drawn, targets, rates[0], ids, number))
+            samples, targets = problem.batch_at(sample_ids[0], ids, number)
+            executor.local_step(stack, LocalStep(samples, targets, rates[0], ids, number))

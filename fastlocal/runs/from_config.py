@@ -1,4 +1,4 @@
-"""Runs whose data set and model are named, as on the command line."""
+"""Runs from the command line: load the named data set, make the named model, build the run."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ PUBLISHED = {
     "cifar100": (50_000, 10_000, (3, 32, 32), 100),
     "fashion_mnist": (60_000, 10_000, (1, 28, 28), 10),
 }
-"""Data sets whose sizes are known without reading them: training images, test images, shape, classes."""
+"""Sizes of published data sets: (training images, test images, shape, classes)."""
 IMAGENET_SIDE = 224
 MAX_CLASSES = 1_000_000
 
 
 def load_data(config: RunConfig, message: Callable[[str], None]) -> DataSet:
-    """The data set that the flags name; raises UsageError where it cannot be read."""
+    """Load the data set of --dataset; raise UsageError if it cannot be read."""
     data = config.data
     storable = data.dataset in datasets.STORABLE
     crops = storable and config.schedule.schedule == "epochs"
@@ -56,14 +56,19 @@ def load_data(config: RunConfig, message: Callable[[str], None]) -> DataSet:
             crop_size=(data.image_size or IMAGENET_SIDE) if crops else None,
         )
     except OSError as error:
-        given = f"--data-pth {data.data_pth}: {data.dataset}" if data.data_pth else f"--dataset {data.dataset}:"
-        raise UsageError(f"{given} cannot be read ({error})") from error
+        flag = f"--data-pth {data.data_pth}: {data.dataset}" if data.data_pth else f"--dataset {data.dataset}:"
+        raise UsageError(f"{flag} cannot be read ({error})") from error
 
 
 def make_model(config: RunConfig, data: DataSet, state: dict[str, Tensor] | None, flag: str, path: Path) -> nn.Module:
-    """The model that the flags name, for the images and classes of `data`, with the weights `state` if given.
+    """Make the model of --model for the images and classes of `data`.
 
-    flag, path: where `state` comes from, for messages
+    Args:
+        config: The settings.
+        data: The data set.
+        state: Start weights, or None.
+        flag: Flag that names the file of `state`, for messages.
+        path: File of `state`, for messages.
     """
     assert data.classes is not None
     channels, height, width = data.train.sample_shape
@@ -85,7 +90,7 @@ def make_model(config: RunConfig, data: DataSet, state: dict[str, Tensor] | None
     )
     if state is not None:
         if any(value.dtype == torch.float64 for value in state.values()):
-            module.double()  # so that a run in fp64 starts from every digit
+            module.double()  # a run in fp64 starts from the exact weights
         load_strictly(module, state, path, flag)
     return module
 
@@ -93,11 +98,13 @@ def make_model(config: RunConfig, data: DataSet, state: dict[str, Tensor] | None
 def run_from_config(
     config: RunConfig, message: Callable[[str], None], *, dry_run: bool = False, world: World | None = None
 ) -> PreparedRun:
-    """A run of a named model on a named data set, ready to start.
+    """Build the run of a named model on a named data set.
 
-    message: takes one line for a person while data are read        world: the processes of the run; None: one
-    dry_run: neither read nor download a data set whose sizes are known, nor time anything; what comes back can be
-        looked at, not trained
+    Args:
+        config: The settings.
+        message: Takes one log line while data are read.
+        dry_run: Whether to skip reading published data sets and timing executors; the run cannot train then.
+        world: The processes of the run; None for one.
     """
     resolve_device(config.machine.device, world.ranks if world else LaunchInfo())
     refuse_unknown(config.model.model)
@@ -108,10 +115,10 @@ def run_from_config(
     else:
         data = load_data(config, message)
         refuse_empty_classes(data, data_pth=config.data.data_pth, train_pth=config.data.train_pth)
-    by_rule = config.with_values(tune_seconds=0.0) if dry_run else config
+    untimed = config.with_values(tune_seconds=0.0) if dry_run else config
     with defer_signals():
         prepared = build_run(
-            by_rule,
+            untimed,
             data,
             lambda: make_model(config, data, state, "--resume-pth", path),
             cross_entropy,
@@ -125,11 +132,11 @@ def run_from_config(
 
 
 def _outline(config: RunConfig) -> DataSet:
-    """A published data set's sizes, without memory behind them."""
+    """Return a published data set with its sizes and without its memory: expanded single samples."""
     n_train, n_test, shape, classes = PUBLISHED[config.data.dataset]
-    for flag, given in (("--mean", config.data.mean), ("--std", config.data.std)):
-        if given is not None and len(given) != shape[0]:
-            raise UsageError(f"{flag} takes {shape[0]} value(s), one per channel; got {len(given)}")
+    for flag, values in (("--mean", config.data.mean), ("--std", config.data.std)):
+        if values is not None and len(values) != shape[0]:
+            raise UsageError(f"{flag} takes {shape[0]} value(s), one per channel; got {len(values)}")
     image, label = torch.zeros(1, *shape, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
     train, test = (Split(image.expand(n, *shape), label.expand(n)) for n in (n_train, n_test))
     half = (0.5,) * shape[0]
@@ -137,6 +144,6 @@ def _outline(config: RunConfig) -> DataSet:
 
 
 def _classes(state: dict[str, Tensor]) -> int:
-    """Outputs of the last matrix in a state_dict: the classes of the model that it was saved from."""
+    """Return the rows of the last matrix in a state_dict, which are the classes of its model."""
     matrices = [value for value in state.values() if value.dim() == 2]
     return matrices[-1].shape[0] if matrices else 0

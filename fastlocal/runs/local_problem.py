@@ -1,4 +1,4 @@
-"""The local step of a run, from its settings and from what the first steps of its module have shown."""
+"""Build the local step of a run from its settings and the probe of its module."""
 
 from __future__ import annotations
 
@@ -21,19 +21,25 @@ from ..params.precision import Numerics
 
 
 def label_range(data: DataSet, loss: Loss) -> tuple[int, int] | None:
-    """Lowest and highest label, where the loss takes them as numbers of outputs and they are known."""
+    """Return the lowest and the highest counted label, or None if targets are unknown or not class labels."""
     targets = [split.targets for split in (data.train, data.test) if split.targets is not None]
-    way = combination(loss)
-    if len(targets) < 2 or any(target.dim() != 1 or not way.takes_labels(target) for target in targets):
+    rule = combination(loss)
+    if len(targets) < 2 or any(target.dim() != 1 or not rule.takes_labels(target) for target in targets):
         return None
-    targets = [counted for target in targets if len(counted := target[target != way.ignored])]
+    targets = [counted for target in targets if len(counted := target[target != rule.ignored])]
     if not targets:
         return None
     return min(int(target.min()) for target in targets), max(int(target.max()) for target in targets)
 
 
 def ignored_label(data: DataSet, loss: Loss, *, noise: bool) -> int | None:
-    """The label of training targets that do not count, where there may be one. noise: labels may become others"""
+    """Return the loss's ignore_index if training targets may hold it, else None.
+
+    Args:
+        data: The data set.
+        loss: The loss.
+        noise: Whether --label-noise may change labels.
+    """
     targets, ignored = data.train.targets, combination(loss).ignored
     if targets is None or ignored is None or (noise and ignored >= 0) or bool((targets == ignored).any()):
         return ignored
@@ -41,7 +47,7 @@ def ignored_label(data: DataSet, loss: Loss, *, noise: bool) -> int | None:
 
 
 def without_decay(layout: ParamLayout, unused: Sequence[str]) -> ParamLayout:
-    """As torch.optim.SGD leaves parameters without a gradient alone, no weight decay reaches unused ones."""
+    """Exempt unused parameters from weight decay, as torch.optim.SGD skips parameters without a gradient."""
     if not unused:
         return layout
     mask = layout.decay_mask.clone()
@@ -61,8 +67,22 @@ def build_problem(
     probe: Probe,
     held: Held,
     ignored: int | None,
-    given: nn.Module | None,
+    user_module: nn.Module | None,
 ) -> LocalProblem:
+    """Return the local step; raise UsageError if --label-noise does not apply to the targets.
+
+    Args:
+        config: The resolved settings.
+        local: The module for torch.func.functional_call.
+        layout: Layout of the trained parameters.
+        source: The training samples.
+        loss: The loss.
+        numbers: Number formats of the run.
+        probe: Result of the module's first steps.
+        held: Names of the user's tensors, by id.
+        ignored: Label that does not count, or None.
+        user_module: The user's own module, or None.
+    """
     noise = None
     if config.client.label_noise:
         if probe.classes is None:
@@ -90,7 +110,7 @@ def build_problem(
         draws=probe.draws,
         seed=config.machine.seed,
         ignored=ignored,
-        user_module=given if probe.shared else None,
+        user_module=user_module if probe.shared else None,
         shared=probe.shared,
         uses_rng=probe.uses_rng,
         ahead=reading_ahead(source),

@@ -1,4 +1,4 @@
-"""How much memory a run is going to take, and how many clients fit at once."""
+"""Predicted peak memory of a run, and the largest chunk that fits."""
 
 from __future__ import annotations
 
@@ -19,27 +19,36 @@ from .activations import Activations, activations
 
 GIB = 2**30
 IN_FLIGHT = {"cpu": 2, "cuda": 4}
-"""Tensors of an activation's size that a backward pass holds at once: a gradient read and one written, and on a GPU the
-same of a residual or of a layout that a convolution wants."""
+"""Tensors of an activation's size that a backward pass holds at once: the gradient of an output and of an input, and on
+a GPU two more for a residual or for a convolution that copies to another memory layout."""
 SLACK = {"cpu": 0.4, "cuda": 0.0}
-"""Of the activations: blocks that malloc keeps although nobody uses them, as measured by bench.memory."""
-GATHERING = {"cpu": 4, "cuda": 2}
-"""Copies of the gradients while a backward pass gathers them into rows; malloc keeps some of them, as measured by
-bench.memory."""
-EVALUATING = 3
+"""Memory that malloc holds without use, as a fraction of the activations; measured by bench.memory."""
+GRAD_COPIES = {"cpu": 4, "cuda": 2}
+"""Copies of the gradients while a backward pass gathers them into rows, including those that malloc still holds;
+measured by bench.memory."""
+EVALUATION_TENSORS = 3
 """Activations that an evaluation holds at once: a layer's input and output, and a residual."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a run needs, in bytes, apart from how many clients are resident.
+    """Memory that a run needs, in bytes, for any chunk.
 
-    torch: of the process before training, data excepted        data: the data set where the steps read it
-    row: one client's parameters        item: one number        state: one client's buffers that a forward pass changes
-    in_place: whether all resident clients step at once in their rows
-    workers: clients that step at once if they do not        device: "cpu" or "cuda"
-    copies: of the gradients at the end of a backward pass, beside themselves
-    replayed: whether steps are replayed as a CUDA graph, whose memory nothing else can use
+    Attributes:
+        torch: The process before training, without the data set.
+        data: The data set on the device that trains.
+        row: Parameters of one client.
+        item: One number.
+        activations: Activations of one client.
+        clients: Number of clients of this process.
+        batch: Samples per client and step.
+        momentum: Whether clients have momenta.
+        state: Buffers of one client that a forward pass changes.
+        in_place: Whether all resident clients step at once in their rows.
+        workers: Number of clients that step at once if not in_place.
+        device: "cpu" or "cuda".
+        copies: Number of copies of the gradients at the end of a backward pass.
+        replayed: Whether steps are replayed as a CUDA graph, whose memory nothing else can use.
     """
 
     torch: int
@@ -58,42 +67,42 @@ class Needs:
     replayed: bool
 
     def parts(self, chunk: int) -> dict[str, int]:
-        """{what: bytes} at the peak with `chunk` clients resident, on the device where the steps are taken."""
-        kept, at_once = self.activations, chunk if self.in_place else min(self.workers, chunk)
+        """Return {part: bytes} at the peak with `chunk` resident clients, on the device that trains."""
+        per_client, at_once = self.activations, chunk if self.in_place else min(self.workers, chunk)
         resident = self.clients if self.device == "cpu" or chunk == self.clients else chunk
-        # threads keep what they freed to themselves, and the first of all steps is the main thread's
+        # malloc reuses freed memory only within a thread, and the main thread takes the first step
         threads = at_once + (self.workers > 1 and not self.in_place)
-        activations = threads * (kept.fixed + kept.per_sample * self.batch)
+        activations = threads * (per_client.fixed + per_client.per_sample * self.batch)
         grads = at_once * self.row
-        # the backward pass holds gradients of activations first; at its end, when the activations are gone, it may make
-        # those of the parameters contiguous and gather them; an evaluation has neither, and takes their place unless
-        # they are a graph's
+        # A backward pass first holds gradients of activations. At its end the activations are freed, and the
+        # parameters' gradients may be copied to be contiguous. An evaluation reuses this memory, unless a CUDA graph
+        # owns it.
         workspace = max(
-            IN_FLIGHT[self.device] * at_once * kept.largest * self.batch + int(SLACK[self.device] * activations),
+            IN_FLIGHT[self.device] * at_once * per_client.largest * self.batch + int(SLACK[self.device] * activations),
             self.copies * grads - activations,
         )
-        evaluation = EVALUATING * kept.largest * BATCH[self.device]
+        evaluation = EVALUATION_TENSORS * per_client.largest * BATCH[self.device]
         workspace = workspace + evaluation if self.replayed else max(workspace, evaluation - activations - grads)
-        # the averaged row, the module, the decay mask and the start; the running mean in float64
+        # flat parameters, module, decay mask and start values; running mean in float64
         own = 4 * self.row + 8 * (self.row // self.item)
-        kept_buffers = {"client buffers": resident * self.state} if self.state else {}
+        client_buffers = {"client buffers": resident * self.state} if self.state else {}
         return {
             "torch itself": self.torch,
             "data set": self.data,
             "parameters": (chunk if self.in_place else chunk + at_once) * self.row + own,
             "gradients": grads,
             "momentum": resident * self.row if self.momentum else 0,
-            **kept_buffers,
+            **client_buffers,
             "activations": activations,
             "workspace": workspace,
         }
 
     def total(self, chunk: int) -> int:
-        """Bytes at the peak."""
+        """Return the bytes at the peak."""
         return sum(self.parts(chunk).values())
 
     def largest_chunk(self, limit: int) -> int:
-        """The largest number of resident clients that fits into `limit` bytes; 0 where one does not."""
+        """Return the largest number of resident clients that fits into `limit` bytes; 0 if one does not fit."""
         low, high = 0, self.clients
         while low < high:
             middle = (low + high + 1) // 2
@@ -103,22 +112,28 @@ class Needs:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """limit: bytes that the run may take        given: whether --memory-limit says so, else it is what is free
-    fits: the largest chunk that fits
+    """The chunk of a run against its memory limit.
+
+    Attributes:
+        needs: Memory that the run needs.
+        chunk: Number of resident clients.
+        limit: Bytes that the run may use.
+        limit_is_set: Whether `limit` comes from --memory-limit; else it is the free memory.
+        fits: The largest chunk that fits.
     """
 
     needs: Needs
     chunk: int
     limit: int
-    given: bool
+    limit_is_set: bool
     fits: int
 
     def table(self) -> str:
-        """Lines for a person: bytes of each part, and the largest chunk."""
+        """Return log lines with the size of each part and the largest chunk."""
         parts = self.needs.parts(self.chunk)
         lines = [f"{name:<16}{size / 2**20:>12,.1f} MiB" for name, size in parts.items()]
         lines.append(f"{'peak':<16}{sum(parts.values()) / 2**20:>12,.1f} MiB with --chunk {self.chunk}")
-        where = "allowed" if self.given else "free"
+        where = "allowed" if self.limit_is_set else "free"
         lines.append(
             f"{'limit':<16}{self.limit / 2**20:>12,.1f} MiB {where}; at most --chunk {self.fits} of "
             f"{self.needs.clients} clients fits"
@@ -127,14 +142,20 @@ class MemoryPlan:
 
 
 def resolve_chunk(config: RunConfig, problem: LocalProblem, data: DataSet, requested: int | None) -> RunConfig:
-    """`config` with a chunk that fits: on a GPU all that does, on a CPU no more than is comfortable.
+    """Return `config` with a chunk that fits: on a GPU the largest, on a CPU at most the default.
 
-    asked: what the user wants, or None
-    Raises UsageError where what was asked for cannot fit.
+    Args:
+        config: Settings with the default chunk.
+        problem: The local step.
+        data: The data set.
+        requested: Chunk that the user set, or None.
+
+    Raises:
+        UsageError: The requested chunk, or one client, does not fit.
     """
-    wanted = config.with_values(chunk=None if requested is None else min(requested, config.clients))
-    plan = plan_memory(wanted, problem, data)
-    refuse_too_large(wanted, plan)
+    unlimited = config.with_values(chunk=None if requested is None else min(requested, config.clients))
+    plan = plan_memory(unlimited, problem, data)
+    refuse_too_large(unlimited, plan)
     if requested is not None:
         return config
     assert config.machine.chunk is not None, "resolved before"
@@ -143,7 +164,7 @@ def resolve_chunk(config: RunConfig, problem: LocalProblem, data: DataSet, reque
 
 
 def plan_memory(config: RunConfig, problem: LocalProblem, data: DataSet) -> MemoryPlan:
-    """What the resolved run of `config` takes; its chunk may still be open, and is then the largest that fits."""
+    """Predict the memory of a run; if its chunk is None, for the largest chunk that fits."""
     machine = config.machine
     limit = available(problem.numerics.device)
     if machine.memory_limit is not None:
@@ -155,11 +176,11 @@ def plan_memory(config: RunConfig, problem: LocalProblem, data: DataSet) -> Memo
 
 
 def refuse_too_large(config: RunConfig, plan: MemoryPlan) -> None:
-    """Raise UsageError where what the user asked for cannot fit."""
+    """Raise UsageError if the chunk does not fit, and name the setting that needs most memory."""
     needs = plan.needs
     if plan.fits and (config.machine.chunk is None or config.machine.chunk <= plan.fits):
         return
-    have = f"--memory-limit allows {_gib(plan.limit)}" if plan.given else f"{_gib(plan.limit)} are free"
+    have = f"--memory-limit allows {_gib(plan.limit)}" if plan.limit_is_set else f"{_gib(plan.limit)} are free"
     if plan.fits:
         raise UsageError(
             f"--chunk {config.machine.chunk}: needs {_gib(needs.total(plan.chunk))}, {have}; --chunk {plan.fits} fits"
@@ -180,14 +201,16 @@ def refuse_too_large(config: RunConfig, plan: MemoryPlan) -> None:
 
 def _needs(config: RunConfig, problem: LocalProblem, data: DataSet, strategies: Strategies) -> Needs:
     numbers, kind = problem.numerics, EXECUTORS[config.machine.executor]
-    halves = [half for half in (data.train, data.test) if isinstance(half, Split)]
-    torch_itself, images = 0, sum(half.resident_bytes for half in halves)
+    splits = [split for split in (data.train, data.test) if isinstance(split, Split)]
+    torch_itself, images = 0, sum(split.resident_bytes for split in splits)
     if numbers.device.type == "cpu":
-        # a data set that is only outlined has no storage behind its sizes
-        held = [half.resident_bytes for half in halves if half.inputs.untyped_storage().nbytes() >= half.resident_bytes]
-        torch_itself = max(resident_bytes() - sum(held), 0)
+        # the data set of a dry run has sizes without storage
+        loaded = [
+            split.resident_bytes for split in splits if split.inputs.untyped_storage().nbytes() >= split.resident_bytes
+        ]
+        torch_itself = max(resident_bytes() - sum(loaded), 0)
     else:
-        images = torch.cuda.memory_allocated(numbers.device)  # what is read from is there already
+        images = torch.cuda.memory_allocated(numbers.device)  # the sources are already on the GPU
     return Needs(
         torch=torch_itself,
         data=images,
@@ -201,7 +224,7 @@ def _needs(config: RunConfig, problem: LocalProblem, data: DataSet, strategies: 
         in_place=kind.in_place,
         workers=kind.workers(config.machine),
         device=numbers.device.type,
-        copies=_copies(config, problem) if kind.in_place else GATHERING[numbers.device.type],
+        copies=_copies(config, problem) if kind.in_place else GRAD_COPIES[numbers.device.type],
         replayed="cuda_graph" in kind.flags and config.machine.cuda_graph is not False and can_replay(problem),
     )
 
@@ -212,10 +235,10 @@ def can_replay(problem: LocalProblem) -> bool:
 
 
 def _copies(config: RunConfig, problem: LocalProblem) -> int:
-    """Of the gradients of clients that step as one stack, at the end of their backward pass."""
+    """Return the number of copies of the gradients at the end of a stacked backward pass."""
     device = problem.numerics.device
     by_parameter = best_by_parameter(device, compile=bool(config.machine.compile))
-    return 0 if by_parameter else GATHERING[device.type]
+    return 0 if by_parameter else GRAD_COPIES[device.type]
 
 
 def _gib(size: int) -> str:

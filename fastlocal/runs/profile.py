@@ -1,4 +1,4 @@
-"""What a profile has to know of a run, and the logger that takes it."""
+"""The profile of a resolved run."""
 
 from __future__ import annotations
 
@@ -19,21 +19,26 @@ SAMPLES = 8
 def profiler(
     config: RunConfig, problem: LocalProblem, directory: Path, message: Callable[[str], None], eval_every: int | None
 ) -> ProfileLogger:
-    """The logger that profiles a resolved run.
+    """Return the logger that profiles a resolved run.
 
-    message: takes one line for a person        eval_every: rounds between evaluations, where not those of `config`
+    Args:
+        config: The resolved settings.
+        problem: The local step, whose floating-point operations are counted here.
+        directory: The run directory.
+        message: Takes one log line.
+        eval_every: Rounds between evaluations; None for those of `config`.
     """
     numbers = problem.numerics
-    few = problem.source.read_range(0, min(SAMPLES, config.client.batch_size))
-    module = copy.deepcopy(problem.module)  # what a forward pass leaves behind in it stays here
+    batch = problem.source.read_range(0, min(SAMPLES, config.client.batch_size))
+    module = copy.deepcopy(problem.module)  # a forward pass may change the module's own state
 
     def step() -> Tensor:
         with numbers.autocast():
-            outputs = module(few.inputs)
-        return problem.loss(numbers.to_param_dtype(outputs), few.targets)
+            outputs = module(batch.inputs)
+        return problem.loss(numbers.to_param_dtype(outputs), batch.targets)
 
     with torch.random.fork_rng(devices=[numbers.device] if numbers.device.type == "cuda" else []):
-        flops = flops_of(step) // len(few.inputs)
+        flops = flops_of(step) // len(batch.inputs)
     subject = Subject(
         device=numbers.device,
         dtype=numbers.dtype,

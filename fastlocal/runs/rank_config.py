@@ -1,4 +1,4 @@
-"""A run's settings as one of its processes sees them: with its clients alone, and its part of the machine."""
+"""The settings of one rank: its own clients, and its share of the node's threads and memory."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from .memory_plan import GIB
 
 
 def localize_config(config: RunConfig, world: World, device: torch.device) -> RunConfig:
-    """`config` with the clients of this rank, and with threads and memory that leave the others of its node theirs.
+    """Return `config` with this rank's clients and its share of the node's threads and memory.
 
-    Raises UsageError where there are more ranks than clients.
+    Raises:
+        UsageError: There are fewer clients than ranks.
     """
     if world.size == 1:
         return config
@@ -40,12 +41,12 @@ def localize_config(config: RunConfig, world: World, device: torch.device) -> Ru
 
 
 def merge_rank_config(config: RunConfig, part: RunConfig, world: World) -> RunConfig:
-    """The settings that the first rank's `part`, settled, comes to for all, of which each has an unsettled `config`."""
+    """Broadcast rank 0's resolved `part`, with the clients and the memory limit of all ranks from `config`."""
     if world.size == 1:
         return part
-    told = config_from_json(world.all_gather_object(dataclasses.asdict(part), "the choice of an executor")[0])
-    device = told.machine.device or ""
-    return told.with_values(
+    first = config_from_json(world.all_gather_object(dataclasses.asdict(part), "the choice of an executor")[0])
+    device = first.machine.device or ""
+    return first.with_values(
         total_batch_size=config.client.total_batch_size,
         memory_limit=config.machine.memory_limit,
         device=device if world.local_size == 1 else device.partition(":")[0],

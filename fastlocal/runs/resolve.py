@@ -1,4 +1,4 @@
-"""What a RunConfig leaves open, settled by the data, the model and the machine."""
+"""Resolve the open settings of a RunConfig from the data, the model and the machine."""
 
 from __future__ import annotations
 
@@ -24,14 +24,19 @@ from ..executors.registry import EXECUTORS
 from ..executors.threaded import ThreadedExecutor
 
 CHUNK_BYTES = 256 * 2**20
-"""Of the rows that are made anew for each chunk, where nothing else asks for less or more of them."""
+"""Size of the rows that each chunk fills anew, if no setting and no memory limit says otherwise."""
 ONE = LaunchInfo()
 
 
 def resolve_device(name: str | None, ranks: LaunchInfo = ONE) -> torch.device:
-    """The device that --device means; cuda where present, else cpu, where it is None.
+    """Return the device of --device; without one, cuda if present, else cpu.
 
-    ranks: where there are several, each takes a GPU of its own
+    Args:
+        name: Value of --device, or None.
+        ranks: Launch of the processes; each of several takes its own GPU.
+
+    Raises:
+        UsageError: The device is unknown or missing, or there are too few GPUs.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -56,7 +61,7 @@ def _gpu_of(device: torch.device, ranks: LaunchInfo) -> torch.device:
     if device.index is not None and ranks.local_size > 1:
         raise UsageError(f"--device {device}: every process takes a GPU of its own; give --device cuda")
     if gpus == 1:
-        return torch.device("cuda", 0)  # of this task alone, where a scheduler shows each its own; else refused later
+        return torch.device("cuda", 0)  # a scheduler may show each task its own GPU; refuse_shared_gpu checks it
     if ranks.local_size > gpus:
         raise UsageError(
             f"--nproc-per-node {ranks.local_size}: every process takes a GPU of its own, and there are {gpus}; start "
@@ -66,27 +71,27 @@ def _gpu_of(device: torch.device, ranks: LaunchInfo) -> torch.device:
 
 
 def refuse_shared_gpu(device: torch.device, world: World) -> None:
-    """Raise UsageError, on every rank, where two ranks took the same GPU or not all took one.
+    """Raise UsageError on every rank if two ranks share a GPU, or only some ranks use one.
 
-    A scheduler may show every task of a node a GPU of its own as cuda:0; that they differ is known by their UUIDs.
+    GPUs are compared by UUID, because a scheduler may show each task of a node its own GPU as cuda:0.
     """
     if world.size == 1:
         return
     own = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
-    taken = world.all_gather_object(own, "the choice of devices")
-    if None in taken and any(taken):
-        places = ", ".join(f"rank {rank}: {'cpu' if uuid is None else 'cuda'}" for rank, uuid in enumerate(taken))
+    uuids = world.all_gather_object(own, "the choice of devices")
+    if None in uuids and any(uuids):
+        places = ", ".join(f"rank {rank}: {'cpu' if uuid is None else 'cuda'}" for rank, uuid in enumerate(uuids))
         raise UsageError(f"--device {device.type}: all processes take GPUs or none ({places}); name one --device")
-    for rank, uuid in enumerate(taken):
-        if uuid is not None and uuid in taken[:rank]:
+    for rank, uuid in enumerate(uuids):
+        if uuid is not None and uuid in uuids[:rank]:
             raise UsageError(
-                f"--device {device.type}: ranks {taken.index(uuid)} and {rank} would share a GPU, and every process "
+                f"--device {device.type}: ranks {uuids.index(uuid)} and {rank} would share a GPU, and every process "
                 "takes one of its own; show each its own (CUDA_VISIBLE_DEVICES), start fewer, or give --device cpu"
             )
 
 
 def resolve_for_data(config: RunConfig, data: DataSet, device: torch.device) -> tuple[RunConfig, DataSet]:
-    """Normalisation, augmentation, precision and steps per epoch."""
+    """Resolve normalisation, augmentation, data source, precision, device and steps per epoch."""
     _check_samples(data)
     sample_pages(config, data)
     if config.schedule.schedule == "epochs" and data.is_rgb:
@@ -114,7 +119,11 @@ def resolve_for_data(config: RunConfig, data: DataSet, device: torch.device) -> 
 
 
 def sample_pages(config: RunConfig, data: DataSet) -> Pages | None:
-    """What a quasi-random order goes by, else None; raises UsageError where the training samples are in no .beton."""
+    """Return the pages of a quasi-random order, or None for --sampling shuffle.
+
+    Raises:
+        UsageError: The order is quasi-random and the training set is not a .beton file.
+    """
     if config.client.sampling == "shuffle":
         return None
     from ..data.images.beton import BetonImages
@@ -153,7 +162,7 @@ def _steps_per_epoch(config: RunConfig, samples: int) -> int:
 
 
 def resolve_for_machine(config: RunConfig, executor: str, problem: LocalProblem) -> RunConfig:
-    """Fill in what depends on the executor and on this machine: workers, layout, chunk and absolute paths."""
+    """Resolve the settings that depend on the executor and the machine: workers, layout, chunk and absolute paths."""
     config = config.with_values(executor=executor)
     layout = config.machine.channels_last
     return config.with_values(
@@ -169,7 +178,7 @@ def resolve_for_machine(config: RunConfig, executor: str, problem: LocalProblem)
 
 
 def default_chunk(config: RunConfig, n_params: int, executor: str) -> int:
-    """Return how many clients a chunk has without --chunk, if memory is no limit."""
+    """Return the clients of a chunk without --chunk, before the memory limit is applied."""
     row_bytes = n_params * (8 if config.machine.precision == "fp64" else 4)
     rows = 2 if EXECUTORS[executor].in_place else 1  # parameters, gradients
     return min(config.clients, max(1, CHUNK_BYTES // (row_bytes * rows)))
