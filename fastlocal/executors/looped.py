@@ -116,7 +116,7 @@ class LoopedExecutor(ExecutorKind):
         stack.params[client] = self.row[0]
         self._keep(stack, client)
 
-    def first_step(self, params: Tensor, momentum: Tensor | None, inputs: Tensor, targets: Tensor) -> Tensor:
+    def check_step(self, params: Tensor, momentum: Tensor | None, inputs: Tensor, targets: Tensor) -> Tensor:
         """One step at rate 1 of a client with these rows [n_params], which change; returns its loss."""
         self.row.copy_(params)
         rate = torch.ones(1, device=params.device, dtype=params.dtype)

@@ -180,7 +180,7 @@ class ThreadedExecutor(ExecutorKind):
             results = []
             for taken in (steps, plain):
                 params, momentum = row.clone(), moving.clone() if problem.momentum else None
-                loss = taken.first_step(params, momentum, inputs, targets)
+                loss = taken.check_step(params, momentum, inputs, targets)
                 results.append((loss, params - row))
             for name, got, wanted in zip(("loss", "step"), *results, strict=True):
                 size = wanted.norm()

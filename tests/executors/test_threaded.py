@@ -142,7 +142,7 @@ def test_channels_last_steps_stay_in_that_layout() -> None:
     steps = script(problem, batch.inputs, batch.targets, channels_last=True)
     row = problem.layout.flatten(dict(problem.module.named_parameters()))
     with Layouts() as layouts:
-        steps.first_step(row.clone(), torch.zeros_like(row), batch.inputs, batch.targets)
+        steps.check_step(row.clone(), torch.zeros_like(row), batch.inputs, batch.targets)
     assert layouts.mixed == []
     assert_same_in_channels_last(problem)
 

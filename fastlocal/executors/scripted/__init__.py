@@ -1,1 +1,1 @@
-"""One client's local step as a TorchScript function."""
+"""Compile one client's local step to a TorchScript function."""

@@ -1,4 +1,4 @@
-"""A local step written out as TorchScript: traced operations, then the update of every parameter in place."""
+"""Write a local step as TorchScript: the traced operations, then the in-place update of every parameter."""
 
 from __future__ import annotations
 
@@ -19,12 +19,21 @@ from .nodes import ALIASES, memory, name, text
 
 
 class ScriptText:
-    """The text of `steps`: of every step the traced operations, then the update of every parameter in place.
+    """TorchScript of a function `steps` that takes several local steps.
 
-    native: says whether torch.ops.fastlocal_native is there, and is asked where that could be used
+    Attributes:
+        constants: Tensors that the trace refers to, an argument of `steps`.
+        needs_channels_last: Nodes whose results are converted to channels-last.
     """
 
     def __init__(self, problem: LocalProblem, traced: fx.GraphModule, native: Callable[[], bool]) -> None:
+        """Plan the text of a traced step.
+
+        Args:
+            problem: The local step.
+            traced: Its graph; the outputs are the loss, the model's outputs and the gradients.
+            native: Loads torch.ops.fastlocal_native and returns whether it is available; called only if it is useful.
+        """
         self._problem = problem
         nodes = list(traced.graph.nodes)
         attributes = [node for node in nodes if node.op == "get_attr"]
@@ -38,10 +47,10 @@ class ScriptText:
         in_place = problem.clip_norm is None and not problem.nesterov
         gradients = (problem, self._grads if in_place else [], lambda node: memory(node) in self._inputs[:-2])
         merged = list(fuse_linear.find_products(*gradients))
-        maps = [found for found in map(fuse_linear.find_map, self._calls) if found is not None]
+        maps = [linear for linear in map(fuse_linear.find_map, self._calls) if linear is not None]
         norms, losses = fuse_norms.find(self._calls), fuse_losses.find(self._calls)
-        wanted = norms or any(one.is_native for one in maps) or any(one.is_native for one in merged)
-        self._native = bool(wanted) and native()
+        useful = norms or any(linear.is_native for linear in maps) or any(update.is_native for update in merged)
+        self._native = bool(useful) and native()
         if self._has("product_update"):
             merged = list(fuse_linear.with_biases(merged, problem, self._grads))
         else:
@@ -54,27 +63,29 @@ class ScriptText:
         self._done = {*self._merged, *(update.bias.index for update in merged if update.bias is not None)}
         self.needs_channels_last = needs_channels_last(self._calls)
         product = self._has("product")
-        self._replaced = {found.node: lines for found in maps if (lines := found.lines(product)) is not None}
-        self._replaced.update(part for norm in norms for part in norm.lines(name))
-        self._replaced.update((loss.node, loss.lines()) for loss in losses)
-        self._gone = {node for update in merged for node in update.fused_nodes}
-        self._gone.update(node for norm in norms for node in norm.fused_nodes)
-        self._gone.update(node for loss in losses for node in loss.fused_nodes)
+        self._replacements = {linear.node: lines for linear in maps if (lines := linear.lines(product)) is not None}
+        self._replacements.update(part for norm in norms for part in norm.lines(name))
+        self._replacements.update((loss.node, loss.lines()) for loss in losses)
+        self._fused_nodes = {node for update in merged for node in update.fused_nodes}
+        self._fused_nodes.update(node for norm in norms for node in norm.fused_nodes)
+        self._fused_nodes.update(node for loss in losses for node in loss.fused_nodes)
 
     def _has(self, *ops: str) -> bool:
-        """Return True if the library in C++ is loaded and provides all of these operations."""
+        """Return True if the C++ library is loaded and provides all `ops`."""
         return self._native and all(map(kernels_native.has, ops))
 
     def source(self) -> str:
-        """def steps(row, momentum, constants, inputs, targets, labels, rates) -> (losses [steps], right predictions)
+        """Return the text of this function:
 
-        row: [n_params], the parameters        momentum: the same, or None
-        inputs, targets, labels: [steps, batch, ...]
+            def steps(row, momentum, constants, inputs, targets, labels, rates) -> (losses [steps], correct)
+
+        `row` and `momentum` (or None) are [n_params] and are updated in place; `inputs`, `targets` and `labels` are
+        [steps, batch, ...]; `correct` holds the counts of losses.count_correct, in float64.
         """
         names = ["row: Tensor", "momentum: Optional[Tensor]", "constants: List[Tensor]"]
         names += ["inputs: Tensor", "targets: Tensor", "labels: Tensor", "rates: List[float]"]
         *parameters, inputs, targets = self._inputs
-        views = [node for node in self._calls if self._is_in_row(node)]  # of the same memory in every step
+        views = [node for node in self._calls if self._is_in_row(node)]  # made once: the same memory in every step
         body = ["rate = rates[step]", f"{name(inputs)} = inputs[step]", f"{name(targets)} = targets[step]"]
         body += [line for node in self._calls if node not in views for line in self._lines(node)]
         body += [f"losses.append({name(self._loss)})", f"outputs.append({name(self._outputs)}.clone())"]
@@ -91,30 +102,30 @@ class ScriptText:
         return f"def steps({', '.join(names)}):\n" + "".join(f"    {line}\n" for line in lines)
 
     def _parts(self, parts: str, row: str) -> list[str]:
-        """Views of each parameter's place in a row."""
+        """Return the lines that split a row into a view of each parameter."""
         layout = self._problem.layout
         views = (f"places[{index}].view({list(shape)})" for index, shape in enumerate(layout.shapes))
         split = f"places = {row}.split_with_sizes({list(layout.sizes)})"
         return [split, f"{parts}: List[Tensor] = [{', '.join(views)}]"]
 
     def _lines(self, node: fx.Node) -> list[str]:
-        if node in self._replaced:
-            return self._replaced[node]
-        return [] if node in self._gone or node.target in ALIASES else [self._line(node)]
+        if node in self._replacements:
+            return self._replacements[node]
+        return [] if node in self._fused_nodes or node.target in ALIASES else [self._line(node)]
 
     def _line(self, node: fx.Node) -> str:
         target: Any = node.target
         if target.__module__ == "_operator":
             return f"{name(node)} = {text(node.args[0])}[{node.args[1]}]"
         arguments = [text(value) for value in node.args]
-        arguments += [f"{word}={text(value)}" for word, value in node.kwargs.items()]
-        # what was a view of one layout may be none of another
+        arguments += [f"{keyword}={text(value)}" for keyword, value in node.kwargs.items()]
+        # a fused operation may return another memory layout, of which the traced view is impossible
         operation = "reshape" if target in (VIEW, UNSAFE_VIEW) else target._opname
         back = ".contiguous(memory_format=torch.channels_last)" if node in self.needs_channels_last else ""
         return f"{name(node)} = torch.ops.{target.namespace}.{operation}({', '.join(arguments)}){back}"
 
     def _counts(self) -> Iterator[str]:
-        """As losses.count_correct does, of all steps at once."""
+        """Yield the lines that count correct predictions of all steps at once, as losses.count_correct does."""
         topk, ignored = self._problem.topk, self._problem.ignored
         yield f"correct = torch.zeros([{self._problem.counts}], dtype=torch.float64)"
         if topk:
@@ -129,30 +140,30 @@ class ScriptText:
                 yield f"correct[{place}] += hits.narrow(-1, 0, min({k}, most)).sum(dtype=torch.float64)"
 
     def _is_in_row(self, node: Any) -> bool:
-        """Whether this is a view of a parameter in any memory layout."""
+        """Return True if a node is a view of a parameter."""
         while node.op == "call_function" and node.target in VIEWS:
             node = node.args[0]
         return node in self._inputs[:-2]
 
     def _updates(self) -> Iterator[str]:
         problem = self._problem
-        own = [index for index in range(len(self._grads)) if index not in self._done]
-        for index in own:
+        rest = [index for index in range(len(self._grads)) if index not in self._done]
+        for index in rest:
             yield f"g{index} = {name(self._grads[index])}"
         if problem.clip_norm is not None:
-            yield f"norms = torch.stack([{', '.join(f'torch.linalg.vector_norm(g{index})' for index in own)}])"
+            yield f"norms = torch.stack([{', '.join(f'torch.linalg.vector_norm(g{index})' for index in rest)}])"
             yield f"scale = ({problem.clip_norm!r} / (torch.linalg.vector_norm(norms) + {EPSILON!r})).clamp(max=1.0)"
-            for index in own:
+            for index in rest:
                 yield f"g{index} = g{index} * scale"
         for update in self._merged.values():
             yield from update.lines()
-        for index in own:
+        for index in rest:
             yield from self._update(index)
 
     def _update(self, index: int) -> Iterator[str]:
         mu, decay, p, g, m = self._problem.momentum, self._decays[index], f"params[{index}]", f"g{index}", ""
-        usual = mu and not self._problem.nesterov and self._problem.numerics.dtype == torch.float32
-        if usual and self._has("sgd_update"):
+        fusible = mu and not self._problem.nesterov and self._problem.numerics.dtype == torch.float32
+        if fusible and self._has("sgd_update"):
             layout = "" if len(self._problem.layout.shapes[index]) == 4 else ".contiguous()"
             yield f"torch.ops.fastlocal_native.sgd_update({p}, momenta[{index}], {g}{layout}, {mu!r}, {decay!r}, rate)"
             return
@@ -179,27 +190,27 @@ def _attribute(module: Any, path: Any) -> Tensor:
 
 
 def needs_channels_last(calls: Iterable[fx.Node]) -> set[fx.Node]:
-    """Images that an operation on channels-last ones leaves in another layout, as the backward pass of a slice does.
+    """Find images in another layout that an operation computes from channels-last images.
 
-    So does what follows the expanded gradient of a mean. Whatever meets them later would read two layouts at once,
-    which takes up to six times as long.
+    Examples are the backward pass of a slice, and operations on the expanded gradient of a mean. A later operation on
+    both layouts would take up to six times as long.
     """
-    found: set[fx.Node] = set()
+    nodes: set[fx.Node] = set()
 
-    def is_good(node: fx.Node) -> bool:
-        return node in found or node.target is EXPAND or _layout(node) is torch.channels_last
+    def is_channels_last(node: fx.Node) -> bool:
+        return node in nodes or node.target is EXPAND or _layout(node) is torch.channels_last
 
     for node in calls:
         target: Any = node.target
         if target.__module__ == "_operator" or not _is_image(node) or _layout(node) is not torch.contiguous_format:
             continue
-        if "memory_format" in node.kwargs:  # it asks for that layout, to become rows say
+        if "memory_format" in node.kwargs:  # the layout is intended, for example before a view as rows
             continue
         shares_memory = any(value.alias_info is not None for value in target._schema.returns)
         images = [value for value in node.args if isinstance(value, fx.Node) and _is_image(value)]
-        if images and not shares_memory and all(map(is_good, images)):
-            found.add(node)
-    return found
+        if images and not shares_memory and all(map(is_channels_last, images)):
+            nodes.add(node)
+    return nodes
 
 
 def _layout(node: fx.Node) -> torch.memory_format | None:
@@ -208,6 +219,6 @@ def _layout(node: fx.Node) -> torch.memory_format | None:
 
 
 def _is_image(node: fx.Node) -> bool:
-    """Whether these are images with several channels and pixels."""
+    """Return True if a node's value is images with several channels and pixels, whose layout matters."""
     shape: tuple[int, ...] = getattr(node.meta.get("tensor_meta"), "shape", ())
     return len(shape) == 4 and shape[1] > 1 and math.prod(shape[2:]) > 1

@@ -1,4 +1,4 @@
-"""Linear maps of a traced step, and updates of their weights, written as the TorchScript that takes least time."""
+"""Write linear maps of a traced step, and updates of their weights, as the fastest TorchScript."""
 
 from __future__ import annotations
 
@@ -18,29 +18,31 @@ aten = torch.ops.aten
 
 NATIVE_SAMPLES, LANES = range(8, 129), 16
 MISSING, LARGE, MISSING_OF_LARGE = 4, 2**18, 8
-"""torch.ops.fastlocal_native computes x @ W.T for so many samples, in vectors of LANES of them, where no more than so
-many are missing from the last one, which depends on the size of W.
+"""Compute x @ W.T in torch.ops.fastlocal_native for NATIVE_SAMPLES samples, in vectors of LANES samples, if the last
+vector lacks at most MISSING samples, or MISSING_OF_LARGE for a W of LARGE numbers.
 
-It takes 0.61 of the time of the faster of MKL's two ways for 16 samples and a W of 128 x 3072, 0.73 of 100 x 784, 0.82
-of 10 x 128; 0.7 to 0.93 for 32, 0.81 to 0.96 for 64; for 8, 0.81 of 128 x 3072 and 1.09 of 100 x 784 (one Zen 4 core).
+Its time relative to the faster of MKL's x @ W.T and (W @ x.T).T on one Zen 4 core: 0.61 for 16 samples and W of
+128 x 3072, 0.73 for 100 x 784, 0.82 for 10 x 128; 0.7 to 0.93 for 32 samples, 0.81 to 0.96 for 64; for 8 samples 0.81
+for 128 x 3072 and 1.09 for 100 x 784.
 """
 
-TURNED_WEIGHT, TURNED_VALUES, TURNED_SAMPLES = 2**16, 512, range(16, 49, 8)
-LARGE_TURNED_WEIGHT, FEW_SAMPLES = 3 * 2**18, range(8, 16)
-"""Without those, x @ W.T is computed as (W @ x.T).T for these numbers of samples, of at least so many values, and sizes
-of W.
+TRANSPOSED_WEIGHT, TRANSPOSED_VALUES, TRANSPOSED_SAMPLES = 2**16, 512, range(16, 49, 8)
+LARGE_TRANSPOSED_WEIGHT, FEW_SAMPLES = 3 * 2**18, range(8, 16)
+"""Otherwise compute x @ W.T as (W @ x.T).T for TRANSPOSED_SAMPLES samples, from TRANSPOSED_VALUES values per sample and
+TRANSPOSED_WEIGHT numbers of W on; for FEW_SAMPLES samples from LARGE_TRANSPOSED_WEIGHT numbers of W on.
 
-With 784 values and 100 outputs that takes 0.78 of the time for 16 samples and 0.79 for 32; with 3072 and 128 it takes
-0.4 and 0.54, and 1.4 times as long for 8 (float32 on one core, MKL 2024.2).
+Its time relative to x @ W.T in float32 on one core (MKL 2024.2), with 784 values and 100 outputs: 0.78 for 16 samples,
+0.79 for 32; with 3072 values and 128 outputs: 0.4 for 16, 0.54 for 32, 1.4 for 8.
 """
 
 MERGED_WEIGHT, MERGED_SAMPLES = 2**10, 128
-"""torch.ops.fastlocal_native updates weights of at least so many numbers, for at most so many samples: 128 x 3072 by 16
-samples in 0.75 of the time that blocks take, by 128 in 0.87; 10 x 128 by 16 in a quarter."""
+"""torch.ops.fastlocal_native updates weights of at least MERGED_WEIGHT numbers, for at most MERGED_SAMPLES samples. Its
+time relative to updates by blocks: 0.75 for 128 x 3072 and 16 samples, 0.87 for 128 samples; 0.25 for 10 x 128 and 16
+samples."""
 
 BLOCK, BLOCK_ROWS = 3 * 2**16, 32
-"""Numbers of a weight that are else updated at a time, so that they and their momenta stay in a core's cache meanwhile;
-and what their rows are a multiple of, as products take longer in tiles that are not whole."""
+"""Size of the blocks in which a weight is otherwise updated, so that a block and its momenta stay in a core's cache. The
+rows of a block are a multiple of BLOCK_ROWS, because products are slower with partial tiles."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class LinearMap:
 
     @property
     def is_native(self) -> bool:
-        """Whether torch.ops.fastlocal_native computes it in less time."""
+        """Whether torch.ops.fastlocal_native is faster."""
         x, weight = (node.meta["tensor_meta"] for node in (self.x, self.weight))
         if {x.dtype, weight.dtype} != {torch.float32} or weight.stride != (weight.shape[1], 1):
             return False
@@ -62,38 +64,37 @@ class LinearMap:
         return x.shape[0] in NATIVE_SAMPLES and -x.shape[0] % LANES <= missing
 
     @property
-    def is_turned(self) -> bool:
-        """Whether the transposed product takes less time in torch."""
+    def is_transposed(self) -> bool:
+        """Whether torch is faster with the transposed product."""
         samples, values = self.x.meta["tensor_meta"].shape
         size = self.weight.meta["tensor_meta"].shape.numel()
         if samples in FEW_SAMPLES:
-            return bool(size >= LARGE_TURNED_WEIGHT)
-        return samples in TURNED_SAMPLES and values >= TURNED_VALUES and size >= TURNED_WEIGHT
+            return bool(size >= LARGE_TRANSPOSED_WEIGHT)
+        return samples in TRANSPOSED_SAMPLES and values >= TRANSPOSED_VALUES and size >= TRANSPOSED_WEIGHT
 
     def lines(self, native: bool) -> list[str] | None:
-        """The TorchScript of it, or None where it is best as it was traced."""
+        """Return its TorchScript, or None if the traced operation is the fastest."""
         x, weight, own = name(self.x), name(self.weight), name(self.node)
         if native and self.is_native:
             shape = list(self.node.meta["tensor_meta"].shape)
             bias = "None" if self.bias is None else f"{name(self.bias)}.contiguous()"
-            given = f"{x}.contiguous(), {weight}.contiguous(), {bias}, {own}"
-            return [f"{own} = {x}.new_empty({shape})", f"torch.ops.fastlocal_native.product({given})"]
-        if not self.is_turned:
+            arguments = f"{x}.contiguous(), {weight}.contiguous(), {bias}, {own}"
+            return [f"{own} = {x}.new_empty({shape})", f"torch.ops.fastlocal_native.product({arguments})"]
+        if not self.is_transposed:
             return None
         product = f"torch.mm({weight}, {x}.t()).t().contiguous()"
         return [f"{own} = {product}" + ("" if self.bias is None else f" + {name(self.bias)}")]
 
 
 def find_map(node: fx.Node) -> LinearMap | None:
-    """What a node could compute in another way than it was traced, or None."""
+    """Return the linear map that a node computes, or None."""
     if node.target not in (aten.addmm.default, aten.mm.default) or node.kwargs:
         return None
     operands: list[Any] = list(node.args)
-    *biases, x, turned = operands
-    weight = _transposed(turned)
-    if weight is None or any(
-        "tensor_meta" not in part.meta for part in (*biases, x, weight)
-    ):  # given with the module, not computed
+    *biases, x, weight_t = operands
+    weight = _transposed(weight_t)
+    # constants of the module have no metadata
+    if weight is None or any("tensor_meta" not in operand.meta for operand in (*biases, x, weight)):
         return None
     rows = weight.meta["tensor_meta"].shape[0]
     if any(bias.meta["tensor_meta"].shape != (rows,) for bias in biases):
@@ -103,7 +104,7 @@ def find_map(node: fx.Node) -> LinearMap | None:
 
 @dataclass(frozen=True)
 class Bias:
-    """A parameter whose gradient is the sum over samples of what a weight's gradient is a product of."""
+    """A bias of a linear map: its gradient is the sum over samples of the factor `left` of the weight's gradient."""
 
     index: int
     decay: float
@@ -112,11 +113,16 @@ class Bias:
 
 @dataclass(frozen=True)
 class ProductUpdate:
-    """The update of parameter `index` by a gradient a.T @ b that nothing else needs, added up where it goes.
+    """Update of a weight by a gradient a.T @ b without storing the gradient, which no other node needs.
 
-    a, b: TorchScript of [samples, rows] and [samples, columns]        left: the node of a, if there is one
-    chain: the gradient and what leads from the product to it
-    is_native: whether torch.ops.fastlocal_native does it, in one pass, and with it that of a bias
+    Attributes:
+        index: Number of the parameter.
+        left: Node of `a`, or None if `a` is a transpose.
+        a: TorchScript of [samples, rows].
+        b: TorchScript of [samples, columns].
+        chain: Nodes from the gradient back to the product.
+        is_native: Whether torch.ops.fastlocal_native updates the weight, and a bias with it, in one pass.
+        bias: The bias that is updated with the weight, or None.
     """
 
     index: int
@@ -132,26 +138,27 @@ class ProductUpdate:
 
     @property
     def fused_nodes(self) -> tuple[fx.Node, ...]:
-        """The nodes that go with the gradients."""
+        """Nodes that this update replaces."""
         return self.chain if self.bias is None else self.chain + self.bias.chain
 
     def before(self) -> Iterator[str]:
-        """The blocks that are updated at a time, of the parameter and of its momentum."""
+        """Yield the lines before the steps: the blocks of the parameter and of its momentum."""
         if self.momentum and not self.is_native:
             for part, values in (("p", "params"), ("m", "momenta")):
                 yield f"{part}{self.index} = {values}[{self.index}].split({self._rows})"
 
     def lines(self) -> Iterator[str]:
+        """Yield the TorchScript of the update."""
         index, mu, decay = self.index, self.momentum, self.decay
         if self.is_native:
-            given, bias_decay = f"params[{index}], momenta[{index}], {self.a}.contiguous(), {self.b}.contiguous()", 0.0
-            bias = "None, None"
+            weight, bias, bias_decay = f"params[{index}], momenta[{index}]", "None, None", 0.0
+            factors = f"{self.a}.contiguous(), {self.b}.contiguous()"
             if self.bias is not None:
                 bias, bias_decay = f"params[{self.bias.index}], momenta[{self.bias.index}]", self.bias.decay
             constants = f"{mu!r}, {decay!r}, {bias_decay!r}, rate"
-            yield f"torch.ops.fastlocal_native.product_update({given}, {bias}, {constants})"
+            yield f"torch.ops.fastlocal_native.product_update({weight}, {factors}, {bias}, {constants})"
             return
-        # small beside the product, which takes up to a quarter less time then
+        # a contiguous copy is small, and makes the product up to a quarter faster
         a = f"{self.a}.t().contiguous()"
         if not mu:
             yield f"params[{index}].addmm_({a}, {self.b}, beta=1.0 - rate * {decay!r}, alpha=-rate)"
@@ -166,7 +173,7 @@ class ProductUpdate:
 
     @property
     def _rows(self) -> int:
-        """Of the weight, that are updated at a time."""
+        """Rows of a block."""
         rows, columns = self.shape
         blocks = max(1, math.ceil(rows * columns / BLOCK))
         return max(1, math.ceil(rows / blocks / BLOCK_ROWS) * BLOCK_ROWS)
@@ -175,7 +182,15 @@ class ProductUpdate:
 def find_products(
     problem: LocalProblem, grads: list[Any], is_parameter: Callable[[Any], bool]
 ) -> Iterator[ProductUpdate]:
-    """Of the weights whose gradients are products: a third of the passes over memory that own gradients take."""
+    """Find the weights whose gradients are products.
+
+    A fused update needs a third of the passes over memory of a gradient followed by its update.
+
+    Args:
+        problem: The local step.
+        grads: Nodes of the gradients, by parameter.
+        is_parameter: Whether a node is a parameter.
+    """
     numerics, layout = problem.numerics, problem.layout
     for index, node in enumerate(grads):
         chain = [node]
@@ -197,13 +212,13 @@ def find_products(
 
 
 def with_biases(updates: Iterable[ProductUpdate], problem: LocalProblem, grads: list[Any]) -> Iterator[ProductUpdate]:
-    """The same, and with each the bias that belongs to it, where there is one."""
-    taken: set[int] = set()
+    """Add to each native update the bias of its linear map, if it has one."""
+    used: set[int] = set()
     for update in updates:
         for index, node in enumerate(grads):
             chain = (node, node.args[0]) if node.target is aten.view.default else (node,)
-            if update.is_native and index not in taken and _is_sum(chain, update.left) and grads.count(node) == 1:
-                taken.add(index)
+            if update.is_native and index not in used and _is_sum(chain, update.left) and grads.count(node) == 1:
+                used.add(index)
                 update = dataclasses.replace(
                     update, bias=Bias(index, problem.weight_decay * problem.layout.decays[index], chain)
                 )
@@ -211,15 +226,17 @@ def with_biases(updates: Iterable[ProductUpdate], problem: LocalProblem, grads: 
         yield update
 
 
-def _is_sum(chain: tuple[Any, ...], of: fx.Node | None) -> bool:
-    """Whether the last node is the sum over samples of another one, and nothing else needs it."""
+def _is_sum(chain: tuple[Any, ...], summand: fx.Node | None) -> bool:
+    """Return True if the last node is the sum of `summand` over samples and no node outside the chain uses it."""
     total = chain[-1]
-    if of is None or total.target is not aten.sum.dim_IntList or total.kwargs:
+    if summand is None or total.target is not aten.sum.dim_IntList or total.kwargs:
         return False
-    return origin(total.args[0]) is origin(of) and total.args[1] == [0] and all(len(node.users) == 1 for node in chain)
+    if origin(total.args[0]) is not origin(summand) or total.args[1] != [0]:
+        return False
+    return all(len(node.users) == 1 for node in chain)
 
 
 def _transposed(node: fx.Node) -> fx.Node | None:
-    """What a node is the transpose of, or None."""
+    """Return the node that `node` transposes, or None."""
     inner = node.args[0] if node.target is aten.t.default else None
     return inner if isinstance(inner, fx.Node) else None

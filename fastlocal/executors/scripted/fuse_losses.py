@@ -1,4 +1,4 @@
-"""The cross-entropy of a traced step and its gradient, as one operation."""
+"""Fuse the cross-entropy of a traced step and its gradient into one operation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ MEAN = 1
 class FusedLoss:
     """log_softmax(outputs) -> nll_loss_forward -> loss, and back to the gradient of the outputs.
 
-    node: in whose place both are computed        gone: what becomes one with it
+    Attributes:
+        node: The node in whose place the fused operation runs.
+        fused_nodes: The other nodes that it replaces.
     """
 
     node: fx.Node
@@ -32,20 +34,20 @@ class FusedLoss:
     fused_nodes: frozenset[fx.Node]
 
     def lines(self) -> list[str]:
-        """The TorchScript that takes the place of `node`."""
+        """Return the TorchScript that replaces `node`."""
         outputs, loss, grad = f"{name(self.outputs)}.contiguous()", name(self.loss), name(self.grad)
-        given = f"{outputs}, {name(self.targets)}.contiguous(), {loss}, {grad}, {self.ignored}"
+        arguments = f"{outputs}, {name(self.targets)}.contiguous(), {loss}, {grad}, {self.ignored}"
         return [
             f"{loss} = {name(self.outputs)}.new_empty([])",
             f"{grad} = torch.empty_like({outputs})",
-            f"torch.ops.fastlocal_native.cross_entropy({given})",
+            f"torch.ops.fastlocal_native.cross_entropy({arguments})",
         ]
 
 
 def find(calls: Iterable[fx.Node]) -> list[FusedLoss]:
-    """The mean losses of float32 outputs [samples, classes] that torch.ops.fastlocal_native can compute."""
+    """Find the mean losses of float32 outputs [samples, classes] that torch.ops.fastlocal_native computes."""
     ends = (node for node in calls if node.target is aten._log_softmax_backward_data.default)
-    return [found for end in ends if (found := _loss(end)) is not None]
+    return [loss for end in ends if (loss := _loss(end)) is not None]
 
 
 def _loss(grad: Any) -> FusedLoss | None:
@@ -55,10 +57,10 @@ def _loss(grad: Any) -> FusedLoss | None:
     outputs, axis, _ = log_softmax.args
     ones, _, targets, weight, reduction, ignored, total = back.args
     ones, total = origin(ones), origin(total)
-    meta, given = (origin(node).meta.get("tensor_meta") for node in (outputs, targets))
+    meta, target_meta = (origin(node).meta.get("tensor_meta") for node in (outputs, targets))
     if meta is None or meta.dtype != torch.float32 or len(meta.shape) != 2 or axis not in (1, -1):
         return None
-    if given is None or given.dtype != torch.int64:
+    if target_meta is None or target_meta.dtype != torch.int64:
         return None
     if weight is not None or reduction != MEAN or ones.target is not aten.ones_like.default:
         return None
@@ -69,8 +71,8 @@ def _loss(grad: Any) -> FusedLoss | None:
     same = forward.target is aten.nll_loss_forward.default and forward is total.args[0]
     if not same or [*map(origin, forward.args[:2])] != [log_softmax, origin(targets)]:
         return None
-    # the loss itself may be used, and is an output of the step
+    # the loss is no inner node: it is an output of the step, and other nodes may use it
     inner = {log_softmax: {forward, back, grad}, forward: {loss, total}, total: {back}, ones: {back}, back: {grad}}
-    if any(not takers.issuperset(users(node)) for node, takers in inner.items()):
+    if any(not consumers.issuperset(users(node)) for node, consumers in inner.items()):
         return None
     return FusedLoss(forward, outputs, targets, ignored, loss, grad, frozenset({*inner, loss, grad} - {forward}))

@@ -1,4 +1,4 @@
-"""GroupNorms of a traced step, each with the residual and the activation that follow it, as one operation."""
+"""Fuse GroupNorms of a traced step with the residual and the activation that follow them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .nodes import memory, origin, users
 aten = torch.ops.aten
 SUMS, RELUS = (aten.add.Tensor, aten.add_.Tensor), (aten.relu.default, aten.relu_.default)
 LANES = 16
-"""Of which the channels are a multiple, see kernels/native/group_norm.cpp."""
+"""Vector width of kernels/native/group_norm.cpp; the channels must be a multiple of it."""
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -27,8 +27,16 @@ DTYPES = (torch.float32, torch.bfloat16)
 class FusedNorm:
     """x -> native_group_norm -> [+ residual] -> [activation], and back.
 
-    output, given: what comes out, and the gradient of it
-    grad: the gradient before the activation, which with a residual is its own too        gone: what becomes one
+    Attributes:
+        norm: Node of native_group_norm.
+        back: Node of native_group_norm_backward.
+        residual: Node of the residual, or None.
+        activation: Name of the activation, "none" without one.
+        output: Node of the result.
+        grad: Node of the gradient before the activation, which is also the gradient of the residual; None without an
+            activation and a residual.
+        grad_output: Node of the gradient of `output`.
+        fused_nodes: All nodes that the two fused operations replace.
     """
 
     norm: fx.Node
@@ -37,12 +45,12 @@ class FusedNorm:
     activation: str
     output: fx.Node
     grad: fx.Node | None
-    given: fx.Node
+    grad_output: fx.Node
     fused_nodes: frozenset[fx.Node]
 
     def lines(self, name: Callable[[Any], str]) -> Iterator[tuple[fx.Node, list[str]]]:
-        """(node, TorchScript that takes its place) of the way forward and the way back."""
-        x, weight, bias, images, channels, _, groups, eps = self.norm.args  # as aten::native_group_norm
+        """Yield (node, TorchScript that replaces it) of the forward and of the backward pass."""
+        x, weight, bias, images, channels, _, groups, eps = self.norm.args  # arguments of aten::native_group_norm
         own = name(self.norm)
         mean, rstd, options = f"{own}_mean", f"{own}_rstd", f"{groups}, {ACTIVATIONS[self.activation]}"
         layout = ".contiguous(memory_format=torch.channels_last)"
@@ -55,21 +63,21 @@ class FusedNorm:
             f"torch.ops.fastlocal_native.group_norm_act({arguments}, {groups}, {eps!r}, {ACTIVATIONS[self.activation]})"
         )
         yield self.output, forward
-        found = {node.args[1]: name(node) for node in self.back.users}
-        dx, dweight, dbias = (found.get(index, f"{own}_d{index}") for index in range(3))
+        results = {node.args[1]: name(node) for node in self.back.users}
+        dx, dweight, dbias = (results.get(index, f"{own}_d{index}") for index in range(3))
         before = "None" if self.residual is None or self.grad is None else name(self.grad)
         back = [f"{dx} = torch.empty_like({own}_x)"]
         back += [f"{sums} = torch.empty([{channels}])" for sums in (dweight, dbias)]
         if before != "None":
             back.append(f"{before} = torch.empty_like({own}_x)")
-        arguments = f"{name(self.given)}{layout}, {own}_x, {affine}, {residual}, {mean}, {rstd}"
-        results = f"{dx}, {dweight}, {dbias}, {before}"
-        back.append(f"torch.ops.fastlocal_native.group_norm_act_backward({arguments}, {results}, {options})")
+        arguments = f"{name(self.grad_output)}{layout}, {own}_x, {affine}, {residual}, {mean}, {rstd}"
+        arguments += f", {dx}, {dweight}, {dbias}, {before}, {options}"
+        back.append(f"torch.ops.fastlocal_native.group_norm_act_backward({arguments})")
         yield self.back if self.grad is None else self.grad, back
 
 
 def norms_in_native(module: nn.Module) -> bool:
-    """Whether a module has norms that can be fused where it computes in channels-last; compiles what does so."""
+    """Return True if a module has norms that can be fused in channels-last; compiles the C++ library if so."""
     norms = [part for part in module.modules() if isinstance(part, nn.GroupNorm)]
     if not any(norm.num_channels % LANES == 0 for norm in norms) or load_native() is not None:
         return False
@@ -77,42 +85,42 @@ def norms_in_native(module: nn.Module) -> bool:
 
 
 def find(calls: Iterable[fx.Node]) -> list[FusedNorm]:
-    """What torch.ops.fastlocal_native can compute of a step's calls."""
+    """Find the norms of a step that torch.ops.fastlocal_native computes."""
     calls = list(calls)
     places = {node: place for place, node in enumerate(calls)}
-    written = {memory(value): places[node] for node in calls for value in _written(node)}  # the last time
-    found: list[FusedNorm] = []
-    taken: set[fx.Node] = set()
+    last_writes = {memory(value): places[node] for node in calls for value in _mutated(node)}
+    norms: list[FusedNorm] = []
+    used: set[fx.Node] = set()
     for back in calls:
         if back.target is not aten.native_group_norm_backward.default:
             continue
-        for fused in _ways(back):
-            if _is_kept(fused, places, written) and not taken & fused.fused_nodes and fused.residual not in taken:
-                found.append(fused)
-                taken |= fused.fused_nodes
+        for fused in _fusions(back):
+            if _is_constant(fused, places, last_writes) and not used & fused.fused_nodes and fused.residual not in used:
+                norms.append(fused)
+                used |= fused.fused_nodes
                 break
-    return found
+    return norms
 
 
-def _is_kept(fused: FusedNorm, places: dict[fx.Node, int], written: dict[Any, int]) -> bool:
-    """Whether nothing changes the residual after it was added, as it is read again on the way back."""
+def _is_constant(fused: FusedNorm, places: dict[fx.Node, int], last_writes: dict[Any, int]) -> bool:
+    """Return True if no node writes to the residual after the addition; the backward pass reads it again."""
     if fused.residual is None:
         return True
     added = min(places[node] for node in users(fused.residual) if node in fused.fused_nodes)
-    return written.get(memory(fused.residual), 0) < added
+    return last_writes.get(memory(fused.residual), 0) < added
 
 
-def _written(node: fx.Node) -> Iterator[Any]:
-    """What an operation changes in place."""
+def _mutated(node: fx.Node) -> Iterator[Any]:
+    """Yield the arguments that an operation changes in place."""
     target: Any = node.target
     if target is not operator.getitem and target._schema.is_mutable:
-        for value, about in zip(node.args, target._schema.arguments, strict=False):
-            if about.alias_info is not None and about.alias_info.is_write:
+        for value, argument in zip(node.args, target._schema.arguments, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
                 yield value
 
 
-def _ways(back: Any) -> Iterator[FusedNorm]:
-    """How a norm can be fused, first with most of what follows it."""
+def _fusions(back: Any) -> Iterator[FusedNorm]:
+    """Yield the possible fusions of a norm, the one with most operations first."""
     incoming, x, mean, _, _, *_, mask = back.args
     norm = origin(mean).args[0] if origin(mean).target is operator.getitem else None
     if norm is None or norm.target is not aten.native_group_norm.default or not _fits(norm) or not all(mask):
@@ -121,61 +129,64 @@ def _ways(back: Any) -> Iterator[FusedNorm]:
     if any(set(users(parts[index])) - {back} for index in (1, 2) if index in parts):
         return
     value, grad = parts[0], origin(incoming)
-    gone, taker = {norm, back, *parts.values(), *back.users}, back
-    if grad.target is aten.clone.default and set(users(grad)) == {back}:  # torch 2.13 lays a gradient out anew
-        gone, taker, grad = gone | {grad}, grad, origin(grad.args[0])
+    fused, consumer = {norm, back, *parts.values(), *back.users}, back
+    if grad.target is aten.clone.default and set(users(grad)) == {back}:  # torch 2.13 copies a gradient to its layout
+        fused, consumer, grad = fused | {grad}, grad, origin(grad.args[0])
     for plus, residual in _sums(value, x):
-        for output, kind, given in _activations(plus, grad, x):
-            yield FusedNorm(norm, back, residual, kind, output, grad, given, frozenset(gone | {plus, output, grad}))
-    for output, kind, given in _activations(value, grad, x):
-        if set(users(grad)) == {taker}:
-            yield FusedNorm(norm, back, None, kind, output, None, given, frozenset(gone | {output, grad}))
+        for output, kind, grad_output in _activations(plus, grad, x):
+            nodes = frozenset(fused | {plus, output, grad})
+            yield FusedNorm(norm, back, residual, kind, output, grad, grad_output, nodes)
+    for output, kind, grad_output in _activations(value, grad, x):
+        if set(users(grad)) == {consumer}:
+            yield FusedNorm(norm, back, None, kind, output, None, grad_output, frozenset(fused | {output, grad}))
     if _like(grad, x):
-        yield FusedNorm(norm, back, None, "none", value, None, grad, frozenset(gone))
+        yield FusedNorm(norm, back, None, "none", value, None, grad, frozenset(fused))
 
 
 def _sums(value: Any, x: Any) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """(the sum, the other summand) where `value` goes into nothing but a sum of two alike, or is added to in place."""
-    takers = list(users(value))
-    if len(takers) == 1 and takers[0].target in SUMS and not takers[0].kwargs:
-        if takers[0].target is aten.add_.Tensor and origin(takers[0].args[0]) is not value:
+    """Yield (sum, residual) if the only consumer of `value` adds one other tensor of its shape to it."""
+    consumers = list(users(value))
+    if len(consumers) == 1 and consumers[0].target in SUMS and not consumers[0].kwargs:
+        total = consumers[0]
+        if total.target is aten.add_.Tensor and origin(total.args[0]) is not value:
             return
-        others = [origin(node) for node in takers[0].args if isinstance(node, fx.Node) and origin(node) is not value]
-        if len(others) == 1 and _like(others[0], x) and _like(takers[0], x):
-            yield takers[0], others[0]
+        others = [origin(node) for node in total.args if isinstance(node, fx.Node) and origin(node) is not value]
+        if len(others) == 1 and _like(others[0], x) and _like(total, x):
+            yield total, others[0]
 
 
 def _activations(before: Any, grad: Any, x: Any) -> Iterator[tuple[fx.Node, str, fx.Node]]:
-    """(output, kind, gradient that comes in) of the activation that is all that `before` goes into."""
-    takers = set(users(before))
+    """Yield (output, kind, gradient of the output) of an activation that is the only consumer of `before`."""
+    consumers = set(users(before))
     if grad.target is aten.silu_backward.default and origin(grad.args[1]) is before:
-        after, kind = [node for node in takers if node.target is aten.silu.default], "silu"
-        takers.discard(grad)
+        after, kind = [node for node in consumers if node.target is aten.silu.default], "silu"
+        consumers.discard(grad)
     elif grad.target is aten.threshold_backward.default and grad.args[2] == 0:
-        after, kind = [node for node in takers if node.target in RELUS], "relu"
+        after, kind = [node for node in consumers if node.target in RELUS], "relu"
         after = [node for node in after if origin(grad.args[1]) is node]
     else:
         return
-    given = origin(grad.args[0])
-    if len(after) == 1 and takers == set(after) and _like(given, x):
-        yield after[0], kind, given
+    grad_output = origin(grad.args[0])
+    if len(after) == 1 and consumers == set(after) and _like(grad_output, x):
+        yield after[0], kind, grad_output
 
 
 def _fits(norm: Any) -> bool:
-    """Whether the operation takes these images."""
+    """Return True if the fused operation supports the norm's images and parameters."""
     x, weight, bias, _, channels, _, groups, _ = norm.args
-    about = _about(x)
-    if about is None or weight is None or bias is None or channels % LANES or channels % groups:
+    meta = _meta(x)
+    if meta is None or weight is None or bias is None or channels % LANES or channels % groups:
         return False
-    last = len(about.shape) == 4 and about.memory_format is torch.channels_last
-    affine = [_about(node) for node in (weight, bias)]
-    return last and about.dtype in DTYPES and all(one is not None and one.dtype is torch.float32 for one in affine)
+    last = len(meta.shape) == 4 and meta.memory_format is torch.channels_last
+    affine = [_meta(node) for node in (weight, bias)]
+    return last and meta.dtype in DTYPES and all(one is not None and one.dtype is torch.float32 for one in affine)
 
 
 def _like(node: fx.Node, x: Any) -> bool:
-    one, other = _about(node), _about(x)
+    """Return True if the shapes and dtypes of two nodes are known and equal."""
+    one, other = _meta(node), _meta(x)
     return one is not None and other is not None and (one.shape, one.dtype) == (other.shape, other.dtype)
 
 
-def _about(node: Any) -> Any:
+def _meta(node: Any) -> Any:
     return origin(node).meta.get("tensor_meta")

@@ -1,4 +1,4 @@
-"""Values of a traced step as TorchScript names and writes them."""
+"""Names and literals of a traced step's values in TorchScript."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 from torch import fx
 
 ALIASES = (torch.ops.aten.alias.default, torch.ops.aten.detach.default)
-"""A trace holds one of these for `detach`: the first since torch 2.14, the second before."""
+"""Operations of `detach` in a trace: the first since torch 2.14, the second before."""
 
 
 def origin(node: Any) -> Any:
-    """What an alias is one of."""
+    """Return the node behind a chain of aliases."""
     while isinstance(node, fx.Node) and node.target in ALIASES:
         node = node.args[0]
     return node
 
 
 def memory(node: Any) -> Any:
-    """What a view, or a value that was changed in place, has its memory from."""
+    """Return the node that owns the memory of a view or of the result of an in-place operation."""
     while isinstance(node, fx.Node) and node.op == "call_function":
         target: Any = node.target
         if target is not operator.getitem and all(one.alias_info is None for one in target._schema.returns):
@@ -32,7 +32,7 @@ def memory(node: Any) -> Any:
 
 
 def users(node: fx.Node) -> Iterator[fx.Node]:
-    """What takes a value, by whatever alias."""
+    """Yield the nodes that use a value directly or through an alias."""
     for user in node.users:
         if user.target in ALIASES:
             yield from users(user)
@@ -41,11 +41,12 @@ def users(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def name(node: Any) -> str:
-    return f"v_{origin(node).name}"  # whatever TorchScript's own words are
+    """Return the variable of a node; the prefix avoids TorchScript's keywords."""
+    return f"v_{origin(node).name}"
 
 
 def text(value: Any) -> str:
-    """An argument as TorchScript writes it."""
+    """Return an argument as a TorchScript expression."""
     if isinstance(value, fx.Node):
         return name(value)
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""What a trace of a step would keep as it was, though it changes from step to step: it would train another model."""
+"""Reject modules whose trace would freeze values that change between steps."""
 
 from __future__ import annotations
 
@@ -11,32 +11,38 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 READERS = (Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
-"""What make_fx does not see and gives values to Python."""
-MOVED = 0.1
-"""How far other weights are from those at hand, relative to their root mean square."""
+"""Methods that pass values to Python unnoticed by make_fx."""
+PERTURBATION = 0.1
+"""Standard deviation of `perturbed` noise, relative to the root mean square of the parameters."""
 _OWN = ("_parameters", "_buffers", "_modules")
 
 
 def perturbed(row: Tensor) -> Tensor:
-    """Other parameters [n_params], the same at every call."""
+    """Return parameters [n_params] with noise that is the same at every call."""
     noise = torch.randn(row.shape, generator=torch.Generator().manual_seed(0), dtype=row.dtype)
-    return row + MOVED * row.square().mean().sqrt() * noise
+    return row + PERTURBATION * row.square().mean().sqrt() * noise
 
 
 def check_forward(
     module: nn.Module, forward: Callable[[Sequence[Tensor], Tensor, Tensor], object], *steps: tuple[Any, ...]
 ) -> None:
-    """Raise RuntimeError where `forward` of several steps (parameters, inputs, targets) is not the same operations.
+    """Check that `forward` is the same sequence of operations in every step.
 
-    Also where Python reads values of tensors, and where the module's own attributes change from call to call.
+    Args:
+        module: The module.
+        forward: Forward pass from (parameters, inputs, targets).
+        steps: Arguments of several forward passes.
+
+    Raises:
+        RuntimeError: The operations differ, Python reads values of tensors, or attributes of the module change.
     """
     calls: list[list[str]] = []
     before: dict[tuple[str, str], tuple[Any, Any]] = {}
     for step in steps:
-        before = _attributes(module)  # the last of them, as the first step may leave what others need
-        with _Reading(), _Noted() as noted, torch.no_grad():
+        before = _attributes(module)  # compare the last step only: the first one may initialize attributes
+        with _RefuseReaders(), _Recorder() as recorder, torch.no_grad():
             forward(*step)
-        calls.append(noted.calls)
+        calls.append(recorder.calls)
     if any(other != calls[0] for other in calls[1:]):
         raise RuntimeError("what it computes depends on values")
     after = _attributes(module)
@@ -47,7 +53,7 @@ def check_forward(
 
 
 def check_shapes(calls: Iterable[fx.Node]) -> None:
-    """Raise RuntimeError where values decide how large something is."""
+    """Raise RuntimeError if the shape of a result depends on values."""
     for node in calls:
         target: Any = node.target
         if torch.Tag.dynamic_output_shape not in getattr(target, "tags", ()):
@@ -57,37 +63,37 @@ def check_shapes(calls: Iterable[fx.Node]) -> None:
         raise RuntimeError(f"values decide how large the result of {target} is")
 
 
-class _Reading(TorchFunctionMode):
+class _RefuseReaders(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in READERS:
             raise RuntimeError(f"it reads values by Tensor.{func.__name__}")
         return func(*args, **(kwargs or {}))
 
 
-class _Noted(TorchDispatchMode):
-    """The operations, and all that they are given but the values of tensors."""
+class _Recorder(TorchDispatchMode):
+    """Record operations with their arguments, without the values of tensors."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls.append(f"{func} {_about(args)} {_about(kwargs)}")
+        self.calls.append(f"{func} {_describe(args)} {_describe(kwargs)}")
         return func(*args, **(kwargs or {}))
 
 
-def _about(value: Any) -> str:
+def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{value.dtype} {list(value.shape)}"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_about, value))}]"
+        return f"[{', '.join(map(_describe, value))}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_about(inner)}' for key, inner in value.items())}}}"
+        return f"{{{', '.join(f'{key}: {_describe(inner)}' for key, inner in value.items())}}}"
     return repr(value)
 
 
 def _attributes(module: nn.Module) -> dict[tuple[str, str], tuple[Any, Any]]:
-    """(object, how often it was written to) by where it is."""
+    """Return {(path of the part, attribute): (object, version of a tensor)}."""
     return {
         (path, key): (value, value._version if isinstance(value, Tensor) else None)
         for path, part in module.named_modules()
