@@ -138,9 +138,9 @@ def test_strategies_are_timed_once_per_layer_shape_and_machine(own_cache: Path) 
 
 def test_what_is_settled_is_not_timed() -> None:
     problem = problem_of("groupnorm", torch.float32)
-    choices = conv_choices(problem, batch=5, clients=4, given={"conv1": "im2col", "conv2": "auto"})
+    choices = conv_choices(problem, batch=5, clients=4, requested={"conv1": "im2col", "conv2": "auto"})
     assert choices.by_layer["conv1"] == "im2col" and [timing.layers for timing in choices.timings] == [("conv2",)]
-    assert conv_choices(problem, batch=5, clients=4, given="loop").timings == ()
+    assert conv_choices(problem, batch=5, clients=4, requested="loop").timings == ()
     late = conv_choices(problem, batch=3, clients=4, seconds=0.0)
     assert late.by_layer == {"conv1": "grouped", "conv2": "grouped"} and "not timed" in late.table()
     larger = conv_choices(problem, batch=4000, clients=4, seconds=0.0)

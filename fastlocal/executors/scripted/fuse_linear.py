@@ -41,8 +41,8 @@ time relative to updates by blocks: 0.75 for 128 x 3072 and 16 samples, 0.87 for
 samples."""
 
 BLOCK, BLOCK_ROWS = 3 * 2**16, 32
-"""Size of the blocks in which a weight is otherwise updated, so that a block and its momenta stay in a core's cache. The
-rows of a block are a multiple of BLOCK_ROWS, because products are slower with partial tiles."""
+"""Size of the blocks in which a weight is otherwise updated, so that a block and its momenta stay in a core's cache.
+The rows of a block are a multiple of BLOCK_ROWS, because products are slower with partial tiles."""
 
 
 @dataclass(frozen=True)

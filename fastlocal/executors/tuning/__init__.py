@@ -1,1 +1,1 @@
-"""Timing: which executor and which convolution is the fastest on the shapes at hand."""
+"""Choose the fastest executor and the fastest convolutions by timing them on the shapes of a run."""

@@ -1,4 +1,4 @@
-"""Which of several ways each convolution of a stacked module takes, as it is said."""
+"""Strategies of the convolutions of a stacked module, and their text in --conv-strategy."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from fastlocal.kernels.conv2d_clients.operator import CONVOLUTIONS, STRATEGIES
 from ...common.errors import UsageError, nearest
 
 Strategies = str | Mapping[str, str]
-"""One strategy for all convolutions, or {name of a layer: strategy}, "auto" for the others."""
+"""One strategy for all convolutions, or {layer: strategy} with "auto" for layers that are missing."""
 
 
 def convolutions(module: nn.Module) -> dict[str, nn.Conv2d]:
-    """The layers that have a strategy, by name."""
+    """Return the layers that have a strategy, by name."""
     return {name: part for name, part in module.named_modules() if isinstance(part, nn.Conv2d)}
 
 
 def parse_strategies(text: str, module: nn.Module, device: torch.device) -> Strategies:
-    """What --conv-strategy says: one strategy, or `layer=strategy` pairs with commas between, and one for the rest.
+    """Parse --conv-strategy: comma-separated `layer=strategy` pairs, and one strategy for all other layers.
 
-    Raises UsageError for a strategy or a layer that does not exist, and for "triton" where it cannot run or is
-    known not to work.
+    Raises:
+        UsageError: A strategy or a layer does not exist, or "triton" does not work on `device`.
     """
     default, by_layer = "auto", {}
     known = convolutions(module)
@@ -56,17 +56,18 @@ def parse_strategies(text: str, module: nn.Module, device: torch.device) -> Stra
 
 
 def format_strategies(strategies: Strategies) -> str:
-    """Write what `parse_strategies` reads: the most frequent strategy, then the layers that take another one."""
+    """Write strategies for `parse_strategies`: the most frequent one, then the layers with another one."""
     if isinstance(strategies, str):
         return strategies
     if not strategies:
         return "auto"
-    usual = Counter(strategies.values()).most_common(1)[0][0]
-    return ",".join([usual, *(f"{name}={way}" for name, way in strategies.items() if way != usual)])
+    default = Counter(strategies.values()).most_common(1)[0][0]
+    others = [f"{layer}={strategy}" for layer, strategy in strategies.items() if strategy != default]
+    return ",".join([default, *others])
 
 
 class Stacking:
-    """A copy of a module under vmap: within `mode`, its convolutions and norms are one operation of all clients."""
+    """A copy of a module for vmap; within `mode`, each convolution and norm is one operation for all clients."""
 
     def __init__(self, module: nn.Module, strategies: Strategies) -> None:
         self.module = copy.deepcopy(module)
@@ -78,7 +79,7 @@ class Stacking:
                     part.forward = functools.partial(_within, strategy, part.forward)  # type: ignore[method-assign]
 
     def mode(self) -> functional.StackedOps:
-        """The region in which the module runs under vmap."""
+        """Return the context in which the module runs under vmap."""
         return functional.StackedOps(self._default)
 
 

@@ -1,4 +1,4 @@
-"""The fastest way of each convolution of a stacked module: by timing them on the shapes at hand."""
+"""Choose the fastest strategy of each convolution of a stacked module by timing."""
 
 from __future__ import annotations
 
@@ -24,19 +24,23 @@ from ..base import LocalProblem
 from .conv_strategy import Strategies, convolutions
 
 FLOPS = {"cpu": 5e8, "cuda": 1e12}
-"""Of one forward pass beyond which fewer clients than the chunk's are timed."""
-ROWS = 8
-HOPELESS, CHECKED_ONCE = 8.0, 1.5
-"""A strategy is not timed again where its warm-up, or its first time, is this many times the best's."""
+"""Limit on the floating-point operations of a timed forward pass; larger layers are timed with fewer clients."""
+SAMPLES = 8
+"""Samples of the forward pass that records the layers' shapes."""
+MAX_WARMUP_RATIO, MAX_TIME_RATIO = 8.0, 1.5
+"""A strategy is not timed again if its warm-up, or its time, exceeds the best time by this factor."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One client's convolution as it is called: what its speed depends on.
+    """Shapes and options of one client's convolution, which determine its speed.
 
-    x: shape [batch, in, h, w] of the images        weight: [out, in / groups, kh, kw]
-    padding: (height, width) or a word        leads: whether nothing before it is trained, so that its images need no
-    gradient
+    Attributes:
+        x: Shape of the images, [batch, in, height, width].
+        weight: Shape of the weight, [out, in / groups, kernel height, kernel width].
+        padding: (height, width), "same" or "valid".
+        channels_last: Whether the images are channels-last in memory.
+        leads: Whether no layer before it is trained, so that its images need no gradient.
     """
 
     x: torch.Size
@@ -51,7 +55,7 @@ class Layer:
 
     @property
     def columns(self) -> int:
-        """Numbers that its windows hold together."""
+        """Size of the im2col matrix: the numbers in all windows together."""
         x, weight = torch.empty(self.x, device="meta"), torch.empty(self.weight, device="meta")
         y = F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)  # type: ignore[arg-type]
         return y[:, 0].numel() * self.weight[1:].numel() * self.groups
@@ -62,7 +66,15 @@ TINY = Layer(torch.Size((1, 1, 3, 3)), torch.Size((1, 1, 3, 3)), (1, 1), (1, 1),
 
 @dataclass(frozen=True)
 class ConvTiming:
-    """milliseconds: of one forward and backward pass of `clients` clients by each strategy; empty where not timed"""
+    """Times of the strategies on one layer shape.
+
+    Attributes:
+        layers: Names of the layers with this shape.
+        shape: The shape.
+        clients: Number of clients that were timed.
+        milliseconds: {strategy: time of a forward and backward pass}; empty if nothing was timed.
+        chosen: The chosen strategy.
+    """
 
     layers: tuple[str, ...]
     shape: Layer
@@ -73,13 +85,13 @@ class ConvTiming:
 
 @dataclass(frozen=True)
 class ConvChoices:
-    """by_layer: the strategy of every convolution        timings: how it was found, one entry per layer shape"""
+    """The strategy of every convolution, and the timings of each layer shape."""
 
     by_layer: dict[str, str]
     timings: tuple[ConvTiming, ...]
 
     def table(self) -> str:
-        """The measured times, one line per layer shape."""
+        """Return the measured times, one line per layer shape."""
         lines = []
         for timing in self.timings:
             shape = timing.shape
@@ -92,16 +104,21 @@ class ConvChoices:
 
 
 def conv_choices(
-    problem: LocalProblem, batch: int, clients: int, given: Strategies = "auto", seconds: float = 5.0
+    problem: LocalProblem, batch: int, clients: int, requested: Strategies = "auto", seconds: float = 5.0
 ) -> ConvChoices:
-    """The fastest strategy of every convolution for chunks of this size, timed once per layer shape and machine.
+    """Choose the fastest strategy of every convolution; each layer shape is timed once per machine.
 
-    given: what is settled already; "auto" is what is timed
-    seconds: after which no further shape is timed; those go by their size
-    Under torch.use_deterministic_algorithms nothing is timed, as another strategy rounds in another way.
+    Under torch.use_deterministic_algorithms nothing is timed, because strategies round differently.
+
+    Args:
+        problem: The local step.
+        batch: Samples per client and step.
+        clients: Clients of a chunk.
+        requested: Strategies of the user; only layers with "auto" are timed.
+        seconds: Time after which no further shape is timed; the remaining strategies depend on the size.
     """
     layers = convolutions(problem.module)
-    by_layer = {name: given if isinstance(given, str) else given.get(name, "auto") for name in layers}
+    by_layer = {name: requested if isinstance(requested, str) else requested.get(name, "auto") for name in layers}
     open_layers = {name for name, strategy in by_layer.items() if strategy == "auto"}
     if not open_layers:
         return ConvChoices(by_layer, ())
@@ -118,16 +135,16 @@ def conv_choices(
 
 
 def called_layers(problem: LocalProblem, batch: int) -> dict[str, Layer]:
-    """How each convolution is called in one client's step, by one forward pass of a few samples."""
+    """Record the first call of each convolution in a forward pass of a few samples, scaled to `batch` samples."""
     module = copy.deepcopy(problem.module)
-    inputs = problem.source.read_range(0, ROWS).inputs
-    found: dict[str, Layer] = {}
+    inputs = problem.source.read_range(0, SAMPLES).inputs
+    recorded: dict[str, Layer] = {}
 
-    def note(name: str) -> Callable[[nn.Conv2d, tuple[Tensor, ...]], None]:
-        def hook(part: nn.Conv2d, given: tuple[Tensor, ...]) -> None:
-            x = given[0]
-            if name not in found and x.dim() == 4:
-                found[name] = Layer(
+    def record(name: str) -> Callable[[nn.Conv2d, tuple[Tensor, ...]], None]:
+        def hook(part: nn.Conv2d, args: tuple[Tensor, ...]) -> None:
+            x = args[0]
+            if name not in recorded and x.dim() == 4:
+                recorded[name] = Layer(
                     x=torch.Size((max(1, x.shape[0] * batch // len(inputs)), *x.shape[1:])),
                     weight=part.weight.shape,
                     stride=part.stride,
@@ -142,15 +159,15 @@ def called_layers(problem: LocalProblem, batch: int) -> dict[str, Layer]:
         return hook
 
     for name, part in convolutions(module).items():
-        part.register_forward_pre_hook(note(name))
+        part.register_forward_pre_hook(record(name))
     devices = [problem.numerics.device] if problem.numerics.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), problem.numerics.autocast():
         module(inputs)
-    return found
+    return recorded
 
 
 class _Bench:
-    """Times layer shapes for chunks of `clients` for about so many seconds, apart from those that are known."""
+    """Time layer shapes that are not cached, for chunks of `clients` clients and about `seconds` seconds."""
 
     def __init__(self, clients: int, device: torch.device, dtype: torch.dtype, seconds: float) -> None:
         self.clients, self.device, self.dtype, self.seconds = clients, device, dtype, seconds
@@ -158,29 +175,29 @@ class _Bench:
         self._deadline: float | None = None
 
     def result(self, layer: Layer) -> tuple[int, dict[str, float], str]:
-        """Clients timed, milliseconds by strategy, and the fastest; by size where there is no time left."""
-        here = min(self.clients, max(2, int(FLOPS[self.device.type] / _flops(layer))))
-        by_size: tuple[int, dict[str, float], str] = here, {}, _by_size(layer, self.device, self.dtype)
+        """Return the timed clients, {strategy: milliseconds} and the fastest; chosen by size if no time is left."""
+        clients = min(self.clients, max(2, int(FLOPS[self.device.type] / _flops(layer))))
+        by_size: tuple[int, dict[str, float], str] = clients, {}, _by_size(layer, self.device, self.dtype)
         if not self.seconds > 0 or torch.are_deterministic_algorithms_enabled():
             return by_size
         key = key_of(
             machine_name(self.device),
-            [repr(layer), here, str(self.dtype), torch.get_num_threads(), allows_tf32()],
+            [repr(layer), clients, str(self.dtype), torch.get_num_threads(), allows_tf32()],
         )
-        known = disk_cache.get(self._path, key)
-        if isinstance(known, dict) and known and set(known) <= set(_candidates(self.device, self.dtype)):
-            if all(isinstance(value, float) for value in known.values()):
-                return here, known, _fastest(known)
+        cached = disk_cache.get(self._path, key)
+        if isinstance(cached, dict) and cached and set(cached) <= set(_candidates(self.device, self.dtype)):
+            if all(isinstance(value, float) for value in cached.values()):
+                return clients, cached, _fastest(cached)
         if self._deadline is None:
-            self._times(TINY, 1)  # what torch loads at a first call is no shape's fault
+            self._times(TINY, 1)  # load torch's libraries before the first shape is timed
             self._deadline = time.perf_counter() + self.seconds
         if time.perf_counter() > self._deadline:
             return by_size
-        times = self._times(layer, here)
+        times = self._times(layer, clients)
         if not times:
             return by_size
         disk_cache.put(self._path, key, times)
-        return here, times, _fastest(times)
+        return clients, times, _fastest(times)
 
     def _times(self, layer: Layer, clients: int) -> dict[str, float]:
         draw = functools.partial(torch.randn, device=self.device, dtype=self.dtype)
@@ -194,7 +211,7 @@ class _Bench:
         for strategy in _candidates(self.device, self.dtype):
             try:
                 times[strategy] = _milliseconds(strategy, layer, x, weight, bias, times)
-            except kernels.failures() as error:  # too little memory, or shapes that it does not take
+            except kernels.failures() as error:  # out of memory, or an unsupported shape
                 if kernels.is_device_fault(error):
                     raise
         return times
@@ -205,7 +222,7 @@ def _fastest(times: Mapping[str, float]) -> str:
 
 
 def _by_size(layer: Layer, device: torch.device, dtype: torch.dtype) -> str:
-    """What "auto" comes to where nothing is timed."""
+    """Return the strategy that the operator chooses for "auto" without timing."""
     padding = layer.padding
     if isinstance(padding, str):
         same = [step * (size - 1) // 2 for step, size in zip(layer.dilation, layer.weight[2:], strict=True)]
@@ -216,7 +233,7 @@ def _by_size(layer: Layer, device: torch.device, dtype: torch.dtype) -> str:
 
 
 def _flops(layer: Layer) -> int:
-    """Floating-point operations of one client's forward pass."""
+    """Return the floating-point operations of one client's forward pass."""
     return 2 * layer.columns // layer.groups * layer.weight[0]
 
 
@@ -228,30 +245,30 @@ def _candidates(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
 def _milliseconds(
     strategy: str, layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, others: Mapping[str, float]
 ) -> float:
-    """The shortest of a few passes, forward and backward; one where the first is far from the best of the others."""
+    """Return the shortest of several forward and backward passes; fewer if the strategy is far behind the `others`."""
 
-    def one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         window = (layer.stride, layer.padding, layer.dilation, layer.groups)
         return functional.conv2d(x, weight, bias, *window, strategy=strategy)
 
-    stacked = vmap(one, (0, 0, None if bias is None else 0))
-    wanted = [value for value in (x, weight, bias) if value is not None and value.requires_grad]
+    stacked = vmap(conv, (0, 0, None if bias is None else 0))
+    leaves = [value for value in (x, weight, bias) if value is not None and value.requires_grad]
 
     def step() -> float:
         _wait(x.device)
         start = time.perf_counter()
         y = stacked(x, weight, bias)
-        torch.autograd.grad(y, wanted, torch.ones_like(y))
+        torch.autograd.grad(y, leaves, torch.ones_like(y))
         _wait(x.device)
         return 1e3 * (time.perf_counter() - start)
 
-    first = step()  # compiles, tunes and allocates
-    if first > HOPELESS * min(others.values(), default=first):
-        return first
+    warm_up = step()  # compiles, tunes and allocates
+    if warm_up > MAX_WARMUP_RATIO * min(others.values(), default=warm_up):
+        return warm_up
     best, spent = step(), 0.0
-    while best <= CHECKED_ONCE * min(others.values(), default=best) and spent < 20.0:
-        took = step()
-        best, spent = min(best, took), spent + took
+    while best <= MAX_TIME_RATIO * min(others.values(), default=best) and spent < 20.0:
+        elapsed = step()
+        best, spent = min(best, elapsed), spent + elapsed
     return best
 
 

@@ -1,4 +1,4 @@
-"""Which way of taking local steps is the fastest here: by timing them on the shapes at hand."""
+"""Choose the fastest executor by timing local steps on the shapes of a run."""
 
 from __future__ import annotations
 
@@ -19,32 +19,38 @@ from ...data.types import Split
 from ..base import Executor, LocalProblem, Values
 from ..round_plan import RoundPlan
 
-WORTHWHILE, SHARE = 4.0, 0.1
-"""Nothing is timed where the whole run is expected to take less than the first many times the timing, and then the
-timing takes at most this share of it; what a candidate takes to start comes on top."""
+MIN_RUN_RATIO, MAX_SHARE = 4.0, 0.1
+"""Executors are timed only if the expected run takes MIN_RUN_RATIO times the timing; the timing then takes at most
+MAX_SHARE of the run, without the start of the candidates."""
 FEW, SMALL = 4, 8
 """Clients and samples of a first, rough timing."""
-HOPELESS, CLOSE = 3.0, 1.3
-"""A candidate that is this many times slower than the best is not timed on, after one timing and after several."""
-TURNS, LEAST_TURNS = 5, 3
-"""How many timings of every candidate the time is meant for, and how many there are however long they take."""
-ALWAYS = 2
-"""Candidates that are begun however long the ones before took."""
+MAX_ROUGH_RATIO, MAX_RATIO = 3.0, 1.3
+"""A candidate that exceeds the best time by this factor is dropped, after the rough timing and after MIN_REPEATS."""
+REPEATS, MIN_REPEATS = 5, 3
+"""Timings of every candidate: the number that the time is divided for, and the minimum."""
+MIN_CANDIDATES = 2
+"""Candidates that are started even after the deadline."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """values: what was timed        seconds: per client and local step, the median of several times"""
+    """Median time of one candidate.
+
+    Attributes:
+        values: Settings of the candidate.
+        seconds: Time per client and local step.
+    """
 
     values: Values
     seconds: float
 
 
 class Tuning(NamedTuple):
-    """What a tuning has found.
+    """Result of `tune`.
 
-    timings: of the candidates, the fastest first; none if the run is too short to be worth it
-    default_seconds: per client and local step of the first candidate, roughly; None if it fails
+    Attributes:
+        timings: Times of the candidates, the fastest first; empty if the run is too short for timing.
+        default_seconds: Rough time of the first candidate per client and local step; None if it fails.
     """
 
     timings: list[Timing]
@@ -53,9 +59,14 @@ class Tuning(NamedTuple):
 
 @dataclass(frozen=True)
 class TuningBudget:
-    """What is to be done: clients at most per timing, samples of a batch, steps of a round, client-steps of the run.
+    """Sizes of a run.
 
-    workers: clients that threads step at once, so that fewer would leave some without work
+    Attributes:
+        clients: Clients of a chunk, the maximum of a timing.
+        batch: Samples per client and step.
+        local_steps: Local steps per round.
+        total: Local steps of all clients in the whole run.
+        workers: Number of clients that threads step at once.
     """
 
     clients: int
@@ -76,122 +87,129 @@ class _Candidate:
         return statistics.median(self.times)
 
 
-def worthwhile(work: TuningBudget, each: float, seconds: float) -> bool:
-    """Whether a run at `each` seconds per client-step is long enough to time executors for `seconds` first."""
-    return each * work.total >= WORTHWHILE * seconds
+def worthwhile(budget: TuningBudget, step_s: float, seconds: float) -> bool:
+    """Return True if a run at `step_s` seconds per client-step is long enough to time executors for `seconds`."""
+    return step_s * budget.total >= MIN_RUN_RATIO * seconds
 
 
 def tune(
     problem: LocalProblem,
-    work: TuningBudget,
+    budget: TuningBudget,
     candidates: Sequence[Values],
     make: Callable[[LocalProblem, Values], Executor],
     seconds: float,
     prepare: Callable[[], object] = lambda: None,
 ) -> Tuning:
-    """Time the candidates in turns and compare medians, so that other load of the machine falls on all of them alike.
+    """Time the candidates interleaved and compare medians, so that other load on the machine affects all alike.
 
-    Random states are left as they were. A candidate that fails is left out.
+    Random states are restored. A candidate that fails is left out.
 
     Args:
-        problem: Of the run.
-        work: Sizes of the run.
-        candidates: The default comes first.
+        problem: The local step.
+        budget: Sizes of the run.
+        candidates: Settings of the candidates, the default first.
         make: Makes the executor of a candidate.
-        seconds: Of timing, about; a candidate that is begun is finished. If a step of a whole batch takes too long, all
-            are timed on smaller batches.
-        prepare: Called before the candidates are timed, for what starts once on a machine and is no part of a step.
+        seconds: Approximate time limit. All candidates are timed on smaller batches if a step of a whole batch is too
+            slow for it.
+        prepare: Called before the candidates are timed, for work that a machine does once, such as compiling.
     """
     device = problem.numerics.device
     problem = _in_memory(problem)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
-            by_rule = make(problem, candidates[0])
-            slice_s = seconds / (TURNS * len(candidates))
-            timed, each = _measure(by_rule, problem, work, slice_s)
+            default = make(problem, candidates[0])
+            slice_s = seconds / (REPEATS * len(candidates))
+            rough, step_s = _measure(default, problem, budget, slice_s)
         except kernels.failures() as error:
             if kernels.is_device_fault(error):
                 raise
-            return Tuning([], None)  # a default that fails is for the run itself to report
-        if not worthwhile(work, each, seconds):
-            return Tuning([], each)
+            return Tuning([], None)  # the run itself reports a default that fails
+        if not worthwhile(budget, step_s, seconds):
+            return Tuning([], step_s)
         prepare()
-        seconds = min(seconds, SHARE * each * work.total)
+        seconds = min(seconds, MAX_SHARE * step_s * budget.total)
         deadline = time.perf_counter() + seconds
-        found: list[_Candidate] = []
+        started: list[_Candidate] = []
         for values in candidates:
-            if len(found) >= ALWAYS and time.perf_counter() > deadline:
+            if len(started) >= MIN_CANDIDATES and time.perf_counter() > deadline:
                 break
             try:
-                executor = by_rule if values is candidates[0] else make(problem, values)
-                clients = _clients(values, timed, max(FEW, work.workers))
-                if found:
-                    with _one_thread(device):  # what starts up is slow to share between threads on a busy machine
-                        _once(executor, problem, clients, 1, timed.batch)
-                took = _once(executor, problem, clients, 1, timed.batch)
-                if found and took > HOPELESS * min(one.seconds for one in found):  # or it was held up
-                    took = min(took, _once(executor, problem, clients, 1, timed.batch))
-                found.append(_Candidate(values, executor, [took]))
+                executor = default if values is candidates[0] else make(problem, values)
+                clients = _clients(values, rough, max(FEW, budget.workers))
+                if started:
+                    with _one_thread(device):  # warm-up; with several threads it is slow on a busy machine
+                        _time_round(executor, problem, clients, 1, rough.batch)
+                elapsed = _time_round(executor, problem, clients, 1, rough.batch)
+                # repeat a slow time once, which may be due to other load
+                if started and elapsed > MAX_ROUGH_RATIO * min(candidate.seconds for candidate in started):
+                    elapsed = min(elapsed, _time_round(executor, problem, clients, 1, rough.batch))
+                started.append(_Candidate(values, executor, [elapsed]))
             except kernels.failures() as error:
                 if kernels.is_device_fault(error):
                     raise
-        _take_turns(problem, timed, found, deadline, slice_s)
-    whole = work.batch / timed.batch
-    timings = [Timing(one.values, whole * one.seconds) for one in found]
-    return Tuning(sorted(timings, key=lambda timing: timing.seconds), each)
+        _interleave(problem, rough, started, deadline, slice_s)
+    scale = budget.batch / rough.batch
+    timings = [Timing(candidate.values, scale * candidate.seconds) for candidate in started]
+    return Tuning(sorted(timings, key=lambda timing: timing.seconds), step_s)
 
 
 def _measure(
-    executor: Executor, problem: LocalProblem, work: TuningBudget, slice_s: float
+    executor: Executor, problem: LocalProblem, budget: TuningBudget, slice_s: float
 ) -> tuple[TuningBudget, float]:
-    """The work with a batch of which a step of each worker fits into a slice, and seconds per client-step of the run.
+    """Measure the default executor roughly.
 
-    On a CPU those of one core by the processor's clock, which others on the machine do not move.
+    Returns:
+        The budget with a batch for which one step of every worker fits into `slice_s`, and the seconds per client-step
+        of the run. On a CPU they are processor time of one core, which other load does not affect.
     """
-    clients, batch = min(FEW, work.clients), min(SMALL, work.batch)
+    clients, batch = min(FEW, budget.clients), min(SMALL, budget.batch)
     device = problem.numerics.device
     with _one_thread(device):
-        _once(executor, problem, clients, 1, batch)
-        each = min(_once(executor, problem, clients, 1, batch, by_processor=True) for _ in range(2))
-        fits = min(work.batch, int(batch * slice_s / (each * max(1, min(work.workers, work.clients)))))
+        _time_round(executor, problem, clients, 1, batch)
+        step_s = min(_time_round(executor, problem, clients, 1, batch, process_time=True) for _ in range(2))
+        fits = min(budget.batch, int(batch * slice_s / (step_s * max(1, min(budget.workers, budget.clients)))))
         if fits > batch:
             batch = fits
-            each = min(_once(executor, problem, clients, 1, batch, by_processor=True) for _ in range(2))
-    return dataclasses.replace(work, batch=batch), each * work.batch / batch
+            step_s = min(_time_round(executor, problem, clients, 1, batch, process_time=True) for _ in range(2))
+    return dataclasses.replace(budget, batch=batch), step_s * budget.batch / batch
 
 
-def _take_turns(
-    problem: LocalProblem, work: TuningBudget, found: list[_Candidate], deadline: float, slice_s: float
+def _interleave(
+    problem: LocalProblem, budget: TuningBudget, candidates: list[_Candidate], deadline: float, slice_s: float
 ) -> None:
-    """Time with as many clients and steps as a slice allows those that may turn out the fastest."""
-    fastest = min((one.seconds for one in found), default=0.0)
-    close = [one for one in found if one.seconds < HOPELESS * fastest]
-    turn = 0
-    while len(close) > 1 and (turn < LEAST_TURNS or time.perf_counter() < deadline):
-        for one in close:
-            count = max(1, int(slice_s / one.seconds))
-            steps = max(1, min(work.local_steps, count // max(FEW, work.workers)))
-            clients = _clients(one.values, work, max(1, count // steps))
-            took = _once(one.executor, problem, clients, steps, work.batch)
-            one.times = [took] if turn == 0 else [*one.times, took]  # the rough one was of another size
-        turn += 1
-        if turn >= LEAST_TURNS:
-            fastest = min(one.seconds for one in close)
-            close = [one for one in close if one.seconds < CLOSE * fastest]
+    """Time the candidates that may be the fastest in turn, with as many clients and steps as fit into a slice."""
+    fastest = min((candidate.seconds for candidate in candidates), default=0.0)
+    close = [candidate for candidate in candidates if candidate.seconds < MAX_ROUGH_RATIO * fastest]
+    repeat = 0
+    while len(close) > 1 and (repeat < MIN_REPEATS or time.perf_counter() < deadline):
+        for candidate in close:
+            count = max(1, int(slice_s / candidate.seconds))
+            steps = max(1, min(budget.local_steps, count // max(FEW, budget.workers)))
+            clients = _clients(candidate.values, budget, max(1, count // steps))
+            elapsed = _time_round(candidate.executor, problem, clients, steps, budget.batch)
+            # the rough time was of another size
+            candidate.times = [elapsed] if repeat == 0 else [*candidate.times, elapsed]
+        repeat += 1
+        if repeat >= MIN_REPEATS:
+            fastest = min(candidate.seconds for candidate in close)
+            close = [candidate for candidate in close if candidate.seconds < MAX_RATIO * fastest]
 
 
-def _clients(values: Values, work: TuningBudget, most: int) -> int:
-    """How many clients to time at once: a multiple of the workers, as a run has few rounds in which one waits; a whole
-    chunk of compiled steps, as they are compiled for it alone."""
-    chunk = min(work.clients, values.get("chunk") or work.clients)
+def _clients(values: Values, budget: TuningBudget, most: int) -> int:
+    """Return the number of clients to time at once, about `most`.
+
+    It is a multiple of the workers, because workers seldom idle in a run, or the whole chunk for compiled steps, which
+    are compiled for one number of clients.
+    """
+    chunk = min(budget.clients, values.get("chunk") or budget.clients)
     if values.get("compile"):
         return chunk
-    return min(chunk, max(1, most // work.workers) * work.workers)
+    return min(chunk, max(1, most // budget.workers) * budget.workers)
 
 
 @contextlib.contextmanager
 def _one_thread(device: torch.device) -> Iterator[None]:
-    """On a CPU without intra-op threads, which take 25 times as long while something else has one of their cores."""
+    """Disable intra-op threads on a CPU; they are 25 times slower while another process uses one of their cores."""
     threads = torch.get_num_threads()
     try:
         if device.type == "cpu":
@@ -201,10 +219,10 @@ def _one_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _once(
-    executor: Executor, problem: LocalProblem, clients: int, steps: int, batch: int, *, by_processor: bool = False
+def _time_round(
+    executor: Executor, problem: LocalProblem, clients: int, steps: int, batch: int, *, process_time: bool = False
 ) -> float:
-    """Seconds per client and local step of one round at rate 0; on a CPU, if wanted, of the processor's time."""
+    """Return the seconds per client and local step of one round at rate 0, on a CPU optionally as processor time."""
     device, dtype = problem.numerics.device, problem.numerics.dtype
     stack = problem.stack(clients)
     ids = torch.arange(steps * clients * batch, device=problem.source.index_device) % len(problem.source)
@@ -215,7 +233,7 @@ def _once(
         sample_ids=ids.view(steps, clients, batch),
     )
     _wait(device)
-    clock = time.process_time if by_processor and device.type == "cpu" else time.perf_counter
+    clock = time.process_time if process_time and device.type == "cpu" else time.perf_counter
     start = clock()
     executor.run_round(stack, plan)
     _wait(device)
@@ -228,13 +246,13 @@ def _wait(device: torch.device) -> None:
 
 
 def _in_memory(problem: LocalProblem) -> LocalProblem:
-    """The problem on samples that need not be read, so that no reading ahead is begun."""
+    """Return the problem on 256 resident samples, so that timing does not start to read ahead."""
     source = problem.source
     if source.resident:
         return problem
-    rows = source.read_range(0, 256)
+    batch = source.read_range(0, 256)
     resident = ResidentSource(
-        Split(rows.inputs, rows.targets),
+        Split(batch.inputs, batch.targets),
         mean=None,
         std=None,
         augment=False,
