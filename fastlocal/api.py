@@ -174,7 +174,7 @@ def train(
             world=world,
             user_module=model,
         )
-        if resume and prepared.remembers:
+        if resume and prepared.stateful_loss:
             raise UsageError("resume: the loss keeps something from call to call, which no saved state holds")
         with closing(prepared):
             sinks = partial(make_loggers, prepared.config.log, prepared.config.name, console=progress)

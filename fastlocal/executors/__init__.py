@@ -1,1 +1,1 @@
-"""Ways to take H local steps of a chunk of clients; all give the same result to rounding."""
+"""Executors of the local steps of a chunk of clients; their results are equal up to rounding."""

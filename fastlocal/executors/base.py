@@ -1,4 +1,4 @@
-"""What every executor is given and gives back."""
+"""The local step as a value, and the interface of the executors."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from .read_ahead import ReadAhead
 from .round_plan import RoundPlan, RoundResult
 
 BLOCK_BYTES = 4 * 2**20
-"""Inputs that one client's steps are gathered in at a time."""
+"""Inputs of one client that are gathered at a time, for several local steps."""
 
 
 @dataclass(frozen=True)
 class LabelNoise:
-    """Labels replaced with probability p by one of the other classes, anew at each step."""
+    """Replacement of labels by another class with probability p, drawn anew at each step."""
 
     p: float
     classes: int
@@ -40,22 +40,29 @@ class LabelNoise:
 
 @dataclass(frozen=True)
 class LocalProblem:
-    """What a local step is, apart from how it is computed.
+    """A local step, independent of the executor.
 
-    module: in training mode, its BatchNorms without running statistics; executors copy what they change
-    loss: (outputs of one batch, targets) -> scalar        topk: the k of the counted right predictions, or none
-    clip_norm: the largest norm of a client's gradient; longer ones are scaled to it before weight decay is added
-    state: what the buffers that a forward pass changes start from, by name
-    held: tensors of the user's module that are reached in another way than by their names; empty where none is
-    draws: whether the forward pass or the loss draws numbers that client_random covers        seed: of these draws
-    ignored: the label of targets that neither the loss nor right predictions count, or None
-    recomputed: paths of attributes that each forward pass computes anew
-    shared: the path of one that copies of the module share, or that the loss may read from the user's module, or None
-    user_module: the module that the loss may read these attributes from, or None
-    remembers: whether the loss keeps something from call to call
-    no_vmap: what keeps vmap from taking the module, which may then branch on values; or None
-    uses_rng: whether random numbers are drawn that nothing fixes
-    ahead: reads batches of a streaming source before they are asked for; None: of a resident one
+    Attributes:
+        module: The module in training mode; its BatchNorms have no running statistics. Executors copy it.
+        layout: Layout of its trained parameters.
+        source: The training samples.
+        loss: (outputs of one batch, targets) -> scalar.
+        topk: The k of the counted correct predictions; empty if the targets are not labels.
+        noise: Label noise, or None.
+        clip_norm: Maximum norm of a client's gradient, applied before weight decay is added; or None.
+        state: {name: start value} of the buffers that a forward pass changes.
+        held: Names by id of the user's tensors, if the loss or a hook refers to them directly; else empty.
+        draws: Whether the forward pass or the loss draws random numbers that client_random covers.
+        seed: Seed of these draws.
+        ignored: Label of targets that neither the loss nor the accuracy counts, or None.
+        recomputed: Paths of the attributes that each forward pass recomputes.
+        shared: Path of a recomputed attribute that copies of the module share, or that the loss may read from the
+            user's module; or None.
+        user_module: The module from which the loss may read recomputed attributes, or None.
+        stateful_loss: Whether the loss keeps state between calls.
+        no_vmap: Why vmap cannot take the module, or None. Such a module may branch on values.
+        uses_rng: Whether the module draws random numbers that no client's seed fixes.
+        ahead: Reads batches of a streaming source ahead; None for a resident source.
     """
 
     module: nn.Module
@@ -77,24 +84,24 @@ class LocalProblem:
     recomputed: frozenset[str] = frozenset()
     shared: str | None = None
     user_module: nn.Module | None = None
-    remembers: bool = False
+    stateful_loss: bool = False
     no_vmap: str | None = None
     uses_rng: bool = False
     ahead: ReadAhead | None = None
 
     def stack(self, clients: int) -> ClientStack:
-        """Rows of clients that begin with the module's start weights and with no momentum."""
+        """Return rows of `clients` clients with the module's start weights and zero momentum."""
         params = self.layout.flatten(dict(self.module.named_parameters())).repeat(clients, 1)
         state = {name: value.repeat(clients, *(1 for _ in value.shape)) for name, value in self.state.items()}
         return ClientStack(params, torch.zeros_like(params) if self.momentum else None, state)
 
     @property
     def counts(self) -> int:
-        """What is counted of predictions: right ones for each k, then targets that are ignored where they may be."""
+        """Number of counts of predictions: correct ones for each k, and ignored targets if there may be any."""
         return len(self.topk) + (self.ignored is not None and bool(self.topk))
 
     def batch(self, plan: RoundPlan, step: int, clients: slice) -> tuple[Batch, Tensor]:
-        """Local step `step` of these clients of the plan: the batch, and the targets that the loss sees."""
+        """Return the batch of a local step of some clients, and the targets of the loss."""
         interrupts.check_signals()
         if self.ahead is not None:
             with span("data"):
@@ -103,16 +110,19 @@ class LocalProblem:
         return self._batch(plan.sample_ids[step, clients], plan.client_ids[clients], plan.first_step + step)
 
     def batch_at(self, sample_ids: Tensor, clients: Tensor, step: Tensor) -> tuple[Batch, Tensor]:
-        """The same of a resident source, for a step that the device alone knows.
+        """Return the batch of a resident source for a step whose number is known on the device only.
 
-        sample_ids: int64 [clients, batch]        clients: int64 [clients]        step: int64 [], the global number
+        Args:
+            sample_ids: int64 [clients, batch].
+            clients: int64 [clients].
+            step: int64 [], the global number.
         """
         return self._batch(sample_ids, clients, step)
 
     def batches_of(self, plan: RoundPlan, client: int) -> Iterator[tuple[Batch, Tensor]]:
-        """The same of one client, step after step and without a client axis.
+        """Yield batch and targets of one client, step after step, without a client axis.
 
-        Drawn for many steps at once: on a CPU a draw of one small batch takes 0.6 ms, as long as its forward pass.
+        They are gathered for many steps at once: on a CPU one small batch takes 0.6 ms, as long as its forward pass.
         """
         if self.ahead is not None:
             with closing(self.ahead.batches_of(plan, client)) as batches:
@@ -129,7 +139,7 @@ class LocalProblem:
                 yield Batch(batch.inputs[step], batch.targets[step]), targets[step]
 
     def blocks_of(self, plan: RoundPlan, client: int) -> Iterator[tuple[Batch, Tensor]]:
-        """The same of several steps at a time: [steps, batch, ...]."""
+        """Yield batch and targets of one client for several steps at a time, [steps, batch, ...]."""
         if self.ahead is not None:
             for batch, targets in self.batches_of(plan, client):
                 yield Batch(batch.inputs.unsqueeze(0), batch.targets.unsqueeze(0)), targets.unsqueeze(0)
@@ -160,10 +170,10 @@ class LocalProblem:
 
 
 class Executor(Protocol):
-    """Takes local steps."""
+    """Anything that takes local steps."""
 
     def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
-        """All local steps of the plan on the clients of the stack, whose buffers change in place."""
+        """Take all local steps of a plan on the rows of a stack, in place."""
         ...
 
 
@@ -172,14 +182,14 @@ Values = Mapping[str, Any]
 
 
 class ExecutorKind:
-    """What is known of an executor before there is one; those of executors/registry.py begin with this class.
+    """Base class of the executors in executors/registry.py, with defaults for what they declare.
 
     Attributes:
-        name: As --executor says it.
-        in_place: Whether all resident clients step at once in the rows of the stack; else each worker has a row of its
-            own for the client whose turn it is.
-        in_order: Whether the loss is called client after client, each step after step.
-        flags: Fields of MachineConfig that are for this executor alone.
+        name: Value of --executor.
+        in_place: Whether all resident clients step at once in the rows of the stack; else each worker copies one client
+            to its own row.
+        in_order: Whether the loss is called in a fixed order: client after client, step after step.
+        flags: Fields of MachineConfig that only this executor supports.
     """
 
     name: ClassVar[str]
@@ -188,39 +198,39 @@ class ExecutorKind:
     flags: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, problem: LocalProblem) -> None:
-        """Begin."""
+        """Prepare the local steps of a problem."""
 
     def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
-        """As Executor.run_round."""
+        """See Executor.run_round."""
         raise NotImplementedError
 
     @classmethod
     def from_config(cls, machine: MachineConfig, problem: LocalProblem) -> Executor:
-        """Make one with the settings that concern it."""
+        """Make an executor from the settings of a run."""
         return cls(problem)
 
     @classmethod
     def refusal(cls, problem: LocalProblem) -> str | None:
-        """Return why it cannot train this, as the rest of a line that begins with --executor NAME; or None."""
+        """Return why the executor cannot train the problem, or None; the text follows "--executor NAME: "."""
         return None
 
     @classmethod
     def workers(cls, machine: MachineConfig) -> int:
-        """Return how many clients step at once in rows of their own."""
+        """Return the number of clients that step at once if not in_place."""
         return 1
 
     @classmethod
     def prepare(cls, problem: LocalProblem) -> list[str]:
-        """Compile what its steps use, and return log lines about what is missing."""
+        """Compile the libraries of the steps, and return log lines about missing ones."""
         return []
 
     @classmethod
     def options(cls, config: RunConfig, requested: MachineConfig, problem: LocalProblem) -> list[Values]:
-        """Return the settings that are worth timing.
+        """Return the settings to time with --executor auto.
 
         Args:
-            config: Resolved.
-            requested: What the user gave, which stays.
-            problem: Of the run.
+            config: Resolved settings.
+            requested: Settings of the user, which stay.
+            problem: The local step.
         """
         return [{"executor": cls.name}]

@@ -1,4 +1,4 @@
-"""Batches in which no target counts: torch's mean loss of them is NaN, and their gradient zero."""
+"""Batches without a counted target: torch's mean loss is NaN, and their gradient is zero."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from .round_plan import RoundPlan
 
 
 def clear_empty(losses: Tensor, plan: RoundPlan, problem: LocalProblem) -> int:
-    """Set the loss of every batch without a target that counts to 0, where it is NaN.
+    """Replace the NaN loss of every batch without a counted target by 0.
 
-    Only batches whose loss is NaN are looked up again, as what else is NaN ends the run.
+    Only batches with a NaN loss are read again; the search ends at a NaN of another cause, which ends the run.
 
     Args:
         losses: [local_steps, clients] on the CPU, changed in place.
-        plan: The round that they are of.
-        problem: Says which targets do not count.
+        plan: The round of the losses.
+        problem: The local step, with the label that does not count.
 
     Returns:
-        How many there are.
+        The number of such batches.
     """
-    found = 0
+    count = 0
     if problem.ignored is None:
-        return found
+        return count
     for step, client in losses.isnan().nonzero().tolist():
         one = slice(client, client + 1)
         number = torch.tensor(plan.first_step + step, device=plan.sample_ids.device)
-        _, seen = problem.batch_at(plan.sample_ids[step, one], plan.client_ids[one], number)
-        if bool((seen != problem.ignored).any()):
+        _, targets = problem.batch_at(plan.sample_ids[step, one], plan.client_ids[one], number)
+        if bool((targets != problem.ignored).any()):
             break
         losses[step, client] = 0
-        found += 1
-    return found
+        count += 1
+    return count

@@ -1,4 +1,4 @@
-"""One client's forward pass as a function of its tensors, for vmap and whatever else cannot run a live module."""
+"""One client's forward pass as a function of its tensors, for vmap and torch.func."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ if TYPE_CHECKING:
 class Forward:
     """The forward pass and the loss of one client.
 
-    The tensors that a call is given are what the module has while it lasts; a buffer that it replaces is replaced among
-    them.
+    During a call the module has the tensors of `values`; a buffer that the module replaces is replaced in `values`.
 
     Attributes:
-        constants: What no call may change.
-        reached: Names of tensors that a call has reached in another way than by their names.
+        constants: State of the module that no call may change.
+        reached: Names of the user's tensors that the loss or a hook used directly.
     """
 
     def __init__(self, problem: LocalProblem, module: nn.Module) -> None:
-        """Begin with a module that belongs to this object."""
+        """Take over a copy of the problem's module; it belongs to this object."""
         self._problem, self._module = problem, module
         self._mirror = Mirror(module, problem.user_module, problem.recomputed)
         self.reached: set[str] = set()
@@ -42,30 +41,30 @@ class Forward:
     def __call__(
         self, values: dict[str, Tensor], inputs: Tensor, targets: Tensor, client: Tensor, step: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Loss and outputs of one batch.
+        """Return the loss and the outputs of one batch.
 
         Args:
-            values: Parameters and buffers by name, without a client axis; what becomes of the buffers is left there.
+            values: Parameters and buffers by name, without a client axis; changed buffers are written back.
             inputs: [batch, ...].
             targets: [batch, ...].
-            client: int64 [], its number.
-            step: int64 [], the global number of the local step.
+            client: int64 [], number of the client.
+            step: int64 [], global number of the local step.
         """
         if self._held:
             with OwnTensors(self._held, values) as own:
-                result = self._drawing(values, inputs, targets, client, step)
+                result = self._seeded_loss(values, inputs, targets, client, step)
             self.reached |= own.used
             return result
-        return self._drawing(values, inputs, targets, client, step)
+        return self._seeded_loss(values, inputs, targets, client, step)
 
     def outputs(self, values: dict[str, Tensor], inputs: Tensor, client: Tensor, step: Tensor) -> Tensor:
-        """The outputs alone, of a loss that reaches nothing else."""
+        """Return the outputs alone; for losses that use nothing but outputs and targets."""
         if self._problem.draws:
             with ClientRandom(self._problem.seed, client, step):
                 return self._outputs(values, inputs)
         return self._outputs(values, inputs)
 
-    def _drawing(
+    def _seeded_loss(
         self, values: dict[str, Tensor], inputs: Tensor, targets: Tensor, client: Tensor, step: Tensor
     ) -> tuple[Tensor, Tensor]:
         if self._problem.draws:

@@ -1,4 +1,4 @@
-"""Programs that torch.compile makes, counted."""
+"""Compile functions with Inductor, and count the compiled graphs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ T = TypeVar("T")
 
 
 class Compiler:
-    """Compiles functions with Inductor, without graph breaks and with fixed shapes; other shapes make other graphs.
+    """Compile functions with Inductor, without graph breaks and for fixed shapes.
 
-    graphs: how many were compiled so far
-    What Inductor generates is kept in the user's cache folder, so that the next run starts warm.
+    Inductor's files are stored in the user's cache folder, so that the next run starts warm.
+
+    Attributes:
+        graphs: Number of graphs compiled so far, one per function and shape.
     """
 
     def __init__(self) -> None:
@@ -29,13 +31,13 @@ class Compiler:
         os.environ.setdefault(CACHE, str(cache_file("inductor")))
 
     def compile(self, method: Callable[P, T]) -> Callable[P, T]:
-        """The bound method `method`, compiled when it is first called."""
+        """Return a bound method that is compiled at its first call."""
         assert isinstance(method, types.MethodType)
-        given = method.__func__
-        # torch keeps graphs, of which it allows few, with the code object: one of its own for every compilation
-        code, closure = given.__code__.replace(), given.__closure__
-        fresh = types.FunctionType(code, given.__globals__, given.__name__, given.__defaults__, closure)
-        bound = types.MethodType(fresh, method.__self__)
+        function = method.__func__
+        # torch limits the number of graphs per code object, so that every compilation gets its own copy
+        code, closure = function.__code__.replace(), function.__closure__
+        copied = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
+        bound = types.MethodType(copied, method.__self__)
         compiled: Callable[P, T] = torch.compile(bound, backend=self._inductor, fullgraph=True, dynamic=False)
         return compiled
 

@@ -1,4 +1,4 @@
-"""One client after the other through the plain module: the oracle for every other executor."""
+"""Train one client after the other with the plain module: the reference for every other executor."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .sgd_update import Update
 
 
 class LoopedExecutor(ExecutorKind):
-    """A copy of the module whose parameters and gradients are views of two flat rows takes each client's steps.
+    """Take each client's steps with a copy of the module whose parameters are views of one flat row.
 
     Attributes:
-        row: [1, n_params], the parameters of the client whose turn it is.
-        without_gradient: Places of the parameters to which the last step gave no gradient.
+        row: [1, n_params], parameters of the current client.
+        without_gradient: Places of the parameters without a gradient in the last step.
     """
 
     name = "looped"
@@ -36,7 +36,7 @@ class LoopedExecutor(ExecutorKind):
 
     @classmethod
     def options(cls, config: RunConfig, requested: MachineConfig, problem: LocalProblem) -> list[Values]:
-        """As ExecutorKind.options: not where a GPU replays stacked steps, which would be timed launched one by one."""
+        """See ExecutorKind.options; none if a GPU may replay stacked steps, because they are not timed as graphs."""
         replayed = problem.numerics.device.type != "cpu" and requested.cuda_graph is not False
         return [] if replayed and problem.source.resident and problem.no_vmap is None else [{"executor": "looped"}]
 
@@ -63,6 +63,7 @@ class LoopedExecutor(ExecutorKind):
         self._state = {name: [place for place in places if place.value is start[name]] for name in problem.state}
 
     def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
+        """See Executor.run_round."""
         losses = torch.zeros(plan.sample_ids.shape[:2], device=self.row.device, dtype=self.row.dtype)
         correct = torch.zeros(self.problem.counts, device=self.row.device, dtype=torch.float64)
         for client in range(stack.params.shape[0]):
@@ -71,21 +72,28 @@ class LoopedExecutor(ExecutorKind):
         return RoundResult(losses, correct if self.problem.topk else None)
 
     def run_client(self, stack: ClientStack, plan: RoundPlan, client: int, losses: Tensor) -> Tensor:
-        """All local steps of one client of the stack; fills `losses` [local_steps].
+        """Take all local steps of one client.
 
-        Returns right predictions, float64 [problem.counts].
+        Args:
+            stack: Rows of the chunk's clients, updated in place.
+            plan: Round of the chunk.
+            client: Row of the client.
+            losses: [local_steps], overwritten.
+
+        Returns:
+            Counts of losses.count_correct, float64 [problem.counts].
         """
         correct = torch.zeros(self.problem.counts, device=self.row.device, dtype=torch.float64)
         batches, rates = self.problem.batches_of(plan, client), plan.learning_rates[:, client : client + 1]
-        taken = self.steps(stack, client, batches, rates, plan.client_ids[client], plan.steps)
-        for step, (loss, outputs, batch) in enumerate(taken):
+        steps = self.steps(stack, client, batches, rates, plan.client_ids[client], plan.steps)
+        for step, (loss, outputs, batch) in enumerate(steps):
             losses[step] = loss
             if self.problem.topk:
                 correct += count_correct(outputs, batch.targets, self.problem.topk, self.problem.ignored)
         return correct
 
     def check(self) -> None:
-        """Raise UsageError where steps have changed what clients share and the first steps left alone."""
+        """Raise UsageError if the steps changed state that clients share and that the first steps did not change."""
         if self._shape in self._unchanged:
             self._unchanged[self._shape].check()
 
@@ -98,45 +106,45 @@ class LoopedExecutor(ExecutorKind):
         number: Tensor,
         steps: Iterable[Tensor],
     ) -> Iterator[tuple[Tensor, Tensor, Batch]]:
-        """Local steps of one client of the stack, as they are asked for: loss, outputs and batch of each.
+        """Take local steps of one client, and yield loss, outputs and batch of each.
 
         Args:
-            stack: Whose rows change when all steps are taken.
-            client: Its place in the stack.
-            batches: Without a client axis, and the targets that the loss sees, step by step.
-            rates: [1] each.
-            number: int64 [], of the client.
-            steps: int64 [] each, the global numbers of the steps.
+            stack: Rows of the clients, updated after the last step.
+            client: Row of the client.
+            batches: Batch and targets of the loss for each step, without a client axis.
+            rates: Learning rate of each step, [1].
+            number: int64 [], number of the client.
+            steps: Global number of each step, int64 [].
         """
         momentum = None if stack.momentum is None else stack.momentum[client : client + 1]
         self.row.copy_(stack.params[client])
-        self._load(stack, client)
+        self._load_buffers(stack, client)
         for (batch, targets), rate, step in zip(batches, rates, steps, strict=True):
             yield *self._local_step(batch.inputs, targets, momentum, rate, number, step), batch
         stack.params[client] = self.row[0]
-        self._keep(stack, client)
+        self._store_buffers(stack, client)
 
     def check_step(self, params: Tensor, momentum: Tensor | None, inputs: Tensor, targets: Tensor) -> Tensor:
-        """One step at rate 1 of a client with these rows [n_params], which change; returns its loss."""
+        """Take one step at rate 1 on rows [n_params] in place, and return its loss."""
         self.row.copy_(params)
         rate = torch.ones(1, device=params.device, dtype=params.dtype)
-        nobody = torch.zeros((), dtype=torch.int64, device=params.device)
+        zero = torch.zeros((), dtype=torch.int64, device=params.device)
         momenta = None if momentum is None else momentum.unsqueeze(0)
-        loss, _ = self._local_step(inputs, targets, momenta, rate, nobody, nobody)
+        loss, _ = self._local_step(inputs, targets, momenta, rate, zero, zero)
         params.copy_(self.row[0])
         return loss
 
     @torch.no_grad()
-    def _load(self, stack: ClientStack, client: int) -> None:
-        """Give the module the buffers of a client, each under all its names."""
+    def _load_buffers(self, stack: ClientStack, client: int) -> None:
+        """Copy the buffers of a client into the module, each under all its names."""
         for name, places in self._state.items():
             value = stack.state[name][client].clone()
             for place in places:
                 place.kept[place.key] = value
 
     @torch.no_grad()
-    def _keep(self, stack: ClientStack, client: int) -> None:
-        """Write what became of them to the client's rows."""
+    def _store_buffers(self, stack: ClientStack, client: int) -> None:
+        """Copy the module's buffers back to the client's rows."""
         for name, (place, *_) in self._state.items():
             stack.state[name][client] = place.kept[place.key].detach()
 
@@ -149,7 +157,7 @@ class LoopedExecutor(ExecutorKind):
         client: Tensor,
         number: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """One step of the client whose parameters are in the row; returns its loss and outputs."""
+        """Take one step of the client whose parameters are in the row; return its loss and outputs."""
         problem = self.problem
         with span("forward"), contextlib.ExitStack() as modes:
             if problem.draws:
@@ -168,25 +176,25 @@ class LoopedExecutor(ExecutorKind):
             self._watch(inputs.shape)
         elif problem.no_vmap is not None:
             self._unchanged[self._shape].check(values=False)
-        with self._left_alone(momentum):
+        with self._gather_grads(momentum):
             self._update(self.row, momentum, self._grads, rate)
         return loss.detach(), outputs.detach()
 
     def _watch(self, shape: torch.Size) -> None:
-        """Note what the module keeps after a step with inputs of this shape, as modules keep masks for each shape."""
+        """Record the module's state after a step with a new input shape, since modules cache masks by shape."""
         self._shape = shape
         if shape not in self._unchanged:
             problem = self.problem
             changing = {*problem.state, *problem.layout.names}
-            loss = None if problem.remembers else problem.loss
+            loss = None if problem.stateful_loss else problem.loss
             self._unchanged[shape] = Unchanged(self._module, changing, loss, problem.recomputed)
 
     @contextlib.contextmanager
-    def _left_alone(self, momentum: Tensor | None) -> Iterator[None]:
-        """Gather the gradients; parameters that a step gives none stay as they are, as torch.optim.SGD leaves them."""
+    def _gather_grads(self, momentum: Tensor | None) -> Iterator[None]:
+        """Gather the gradients; afterwards restore parameters without one, which torch.optim.SGD skips too."""
         self.without_gradient = [place for parameter, _, _, place in self._trained if parameter.grad is None]
         for parameter, value, gradient, _ in self._trained:
-            if parameter.data_ptr() != value.data_ptr():  # forward has given it other data
+            if parameter.data_ptr() != value.data_ptr():  # the forward pass replaced its data
                 value.copy_(parameter.detach())
                 parameter.data = value
             if parameter.grad is None:
@@ -194,7 +202,7 @@ class LoopedExecutor(ExecutorKind):
             else:
                 gradient.copy_(parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad)
         rows = [self.row] if momentum is None else [self.row, momentum]
-        kept = [(row[:, place], row[:, place].clone()) for row in rows for place in self.without_gradient]
+        copies = [(row[:, place], row[:, place].clone()) for row in rows for place in self.without_gradient]
         yield
-        for values, before in kept:
+        for values, before in copies:
             values.copy_(before)

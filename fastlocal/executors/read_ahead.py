@@ -1,4 +1,4 @@
-"""The order in which an executor takes batches, told to a source that decodes them meanwhile."""
+"""Announce the batches of an executor to a streaming source, which decodes them ahead."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .round_plan import RoundPlan
 
 
 class ReadAhead:
-    """Batches of plans, of all clients step by step or of one client after the other.
+    """Batches of plans, for all clients step by step or for one client after the other.
 
-    What follows is guessed from what was asked for last and from `RoundPlan.following`; a wrong guess costs time alone.
+    The next requests are guessed from the last request and from `RoundPlan.following`. A wrong guess costs only time.
     """
 
     def __init__(self, source: StreamingSource) -> None:
@@ -25,11 +25,11 @@ class ReadAhead:
         self._lock = threading.Lock()
         self._steps: Feed | None = None
         self._plan: tuple[int, int] | None = None
-        self._opened: set[int] = set()
-        self._guessed: dict[tuple[int, int, int], Feed] = {}
+        self._started_clients: set[int] = set()
+        self._guesses: dict[tuple[int, int, int], Feed] = {}
 
     def batch(self, plan: RoundPlan, step: int, clients: slice) -> Batch:
-        """Local step `step` of these clients; the same clients' next steps are read meanwhile, the next plans' too."""
+        """Return the batch of a local step of some clients, while their next steps and plans are read."""
         with self._lock:
             feed = self._steps
             if feed is None or not _is_next(feed, plan, step, clients):
@@ -39,33 +39,33 @@ class ReadAhead:
         return next(feed)
 
     def batches_of(self, plan: RoundPlan, client: int) -> Generator[Batch, None, None]:
-        """All steps of one client, without a client axis; those of the client after it are begun meanwhile."""
+        """Yield the batches of one client, without a client axis, while those of the next client are read."""
         with self._lock:
-            self._turn_to(plan)
-            feed = self._guessed.pop((plan.first_step, plan.first_client, client), None)
+            self._drop_other_plans(plan)
+            feed = self._guesses.pop((plan.first_step, plan.first_client, client), None)
             if feed is not None and not _is_next(feed, plan, 0, client):
                 feed.close()
                 feed = None
             if feed is None:
                 feed = self._source.feed(_steps(plan, 0, client))
-            self._opened.add(client)
+            self._started_clients.add(client)
             self._guess(plan, client)
         try:
             yield from feed
         finally:
             feed.close()
 
-    def _turn_to(self, plan: RoundPlan) -> None:
-        """Forget guesses about another plan."""
+    def _drop_other_plans(self, plan: RoundPlan) -> None:
+        """Close the guessed feeds of other plans."""
         if self._plan != (plan.first_step, plan.first_client):
             self._plan = plan.first_step, plan.first_client
-            self._opened.clear()
-            for key in [key for key in self._guessed if key[:2] != self._plan]:
-                self._guessed.pop(key).close()
+            self._started_clients.clear()
+            for key in [key for key in self._guesses if key[:2] != self._plan]:
+                self._guesses.pop(key).close()
 
     def _guess(self, plan: RoundPlan, client: int) -> None:
-        """Open the feed of the client that comes next, if there is one that nobody has opened."""
-        later = (other for other in range(client + 1, plan.sample_ids.shape[1]) if other not in self._opened)
+        """Open the feed of the next client without a feed, if there is one."""
+        later = (other for other in range(client + 1, plan.sample_ids.shape[1]) if other not in self._started_clients)
         following: int | None = next(later, None)
         if following is None:
             upcoming = next(plan.following(), None)
@@ -73,8 +73,8 @@ class ReadAhead:
                 return
             plan, following = upcoming, 0
         key = plan.first_step, plan.first_client, following
-        if key not in self._guessed:
-            self._guessed[key] = self._source.feed(_steps(plan, 0, following))
+        if key not in self._guesses:
+            self._guesses[key] = self._source.feed(_steps(plan, 0, following))
 
 
 Key = tuple[int, int, int, slice | int]
@@ -85,14 +85,14 @@ def _key(plan: RoundPlan, step: int, clients: slice | int) -> Key:
 
 
 def _is_next(feed: Feed, plan: RoundPlan, step: int, clients: slice | int) -> bool:
-    wanted = feed.peek()
-    if wanted is None or wanted.key != _key(plan, step, clients):
+    request = feed.peek()
+    if request is None or request.key != _key(plan, step, clients):
         return False
-    return torch.equal(wanted.sample_ids, plan.sample_ids[step, clients])
+    return torch.equal(request.sample_ids, plan.sample_ids[step, clients])
 
 
-def reading_ahead(source: Source) -> ReadAhead | None:
-    """Return what reads ahead of the steps, if the source streams."""
+def make_read_ahead(source: Source) -> ReadAhead | None:
+    """Return a ReadAhead of a streaming source, or None."""
     return ReadAhead(source) if isinstance(source, StreamingSource) else None
 
 

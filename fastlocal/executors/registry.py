@@ -1,4 +1,4 @@
-"""The executors by name. A new one is a class in a file of its own, a line here, and its name in config/schema.py."""
+"""The executors by name. A new executor is a class in its own file, a line here, and its name in config/schema.py."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from .stacked import StackedExecutor
 from .threaded import ThreadedExecutor
 
 KINDS: tuple[type[ExecutorKind], ...] = (ThreadedExecutor, LoopedExecutor, StackedExecutor)
-"""In the order in which they are timed."""
+"""The executors in the order of timing."""
 EXECUTORS = {kind.name: kind for kind in KINDS}

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..data.sources.base import Batch
 
 
-def _nothing() -> Iterator[RoundPlan]:
+def _no_plans() -> Iterator[RoundPlan]:
     return iter(())
 
 
@@ -20,10 +20,13 @@ def _nothing() -> Iterator[RoundPlan]:
 class RoundPlan:
     """One communication round of one chunk, on the device.
 
-    client_ids: int64 [clients]        first_step: global number of the first local step
-    learning_rates: [local_steps, clients]
-    sample_ids: int64 [local_steps, clients, batch], where the source wants them
-    first_client: number of the first client        following: makes the plans that are to come after this one
+    Attributes:
+        client_ids: int64 [clients].
+        first_step: Global number of the first local step.
+        learning_rates: [local_steps, clients].
+        sample_ids: int64 [local_steps, clients, batch], on the source's index_device.
+        first_client: Number of the first client.
+        following: Makes an iterator over the plans after this one.
     """
 
     client_ids: Tensor
@@ -31,15 +34,16 @@ class RoundPlan:
     learning_rates: Tensor
     sample_ids: Tensor
     first_client: int = 0
-    following: Callable[[], Iterator[RoundPlan]] = _nothing
+    following: Callable[[], Iterator[RoundPlan]] = _no_plans
 
     @property
     def local_steps(self) -> int:
+        """Number of local steps."""
         return self.sample_ids.shape[0]
 
     @functools.cached_property
     def steps(self) -> Tensor:
-        """int64 [local_steps]: the global number of each local step."""
+        """Global number of each local step, int64 [local_steps]."""
         return self.first_step + torch.arange(self.local_steps, device=self.sample_ids.device)
 
 
@@ -49,7 +53,7 @@ class LocalStep:
 
     Attributes:
         batch: Inputs and targets, [clients, batch, ...].
-        targets: The targets that the loss sees: the batch's own or others of their shape.
+        targets: Targets of the loss: the batch's own, or noisy ones of the same shape.
         learning_rates: [clients].
         client_ids: int64 [clients].
         number: int64 [], the global number of the step.
@@ -74,7 +78,7 @@ class RoundResult:
 
     Attributes:
         losses: [local_steps, clients], the mean loss of each batch.
-        correct: float64 [LocalProblem.counts], right predictions in all batches, or None if targets are not labels.
+        correct: Correct predictions in all batches, float64 [LocalProblem.counts]; None if targets are not labels.
         notes: Log lines.
     """
 

@@ -1,4 +1,4 @@
-"""The end of a local step: gradients of some clients, clipped where that is asked for, into their parameters."""
+"""SGD with gradient clipping on the flat parameters of several clients."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .base import LocalProblem
 EPSILON = 1e-6
 """Added to norms, as torch.nn.utils.clip_grad_norm_ does."""
 LARGE = 2**15
-"""Values of a parameter from which one pass over them, client by client, takes less time than several over all."""
+"""Minimum parameter size for which a per-client fused SGD is faster."""
 
 
 class Update:
-    """SGD on rows of parameters, in place, as a problem says."""
+    """SGD steps of a problem, in place on rows of parameters."""
 
     def __init__(self, problem: LocalProblem) -> None:
         source = problem.source
@@ -37,7 +37,14 @@ class Update:
         self._decays = [problem.weight_decay * decays for decays in problem.layout.decays]
 
     def __call__(self, params: Tensor, momentum: Tensor | None, grads: Tensor, learning_rates: Tensor) -> None:
-        """params, momentum, grads: [clients, n_params], grads may be overwritten        learning_rates: [clients]"""
+        """Clip the gradients and take one SGD step for every client.
+
+        Args:
+            params: [clients, n_params].
+            momentum: [clients, n_params], or None.
+            grads: [clients, n_params]; may be overwritten.
+            learning_rates: [clients].
+        """
         with span("client_sgd"):
             scale = None if self._problem.clip_norm is None else self._scale(self._norm(grads))
             self.step(params, momentum, grads, learning_rates, scale)
@@ -45,9 +52,9 @@ class Update:
     def by_parameter(
         self, params: Tensor, momentum: Tensor | None, grads: Sequence[Tensor], learning_rates: Tensor
     ) -> None:
-        """The same on a CPU from the gradients of every parameter, [clients, *shape].
+        """Clip the gradients and take one SGD step on a CPU, from a gradient [clients, *shape] for each parameter.
 
-        No row of them is put together, which would take two more passes over memory, and none is written to, as two
+        Gathering the gradients in rows would take two more passes over memory. They are not overwritten, because two
         parameters may share a gradient.
         """
         problem = self._problem
@@ -59,22 +66,22 @@ class Update:
                 ]
                 scale = self._scale(torch.linalg.vector_norm(torch.stack(norms), dim=0))
             for grad, place, decay in zip(grads, self._places, self._decays, strict=True):
-                some = params[:, place]
+                values = params[:, place]
                 momenta = None if momentum is None else momentum[:, place]
-                if some.shape[1] < LARGE:
+                if values.shape[1] < LARGE:
                     rows, mask = grad.reshape(len(params), -1).clone(), self._decay_mask[place]
-                    self._sgd(some, momenta, rows, learning_rates, mask, **self._constants, grad_scale=scale)
+                    self._sgd(values, momenta, rows, learning_rates, mask, **self._constants, grad_scale=scale)
                     continue
                 for client, rate in enumerate(rates):
                     row = grad[client].reshape(-1).contiguous()
                     row = row if scale is None else row * scale[client]
                     own = [] if momenta is None else [momenta[client]]
-                    _sgd_in_one_pass(some[client], own, row, rate, decay, problem)
+                    _fused_sgd(values[client], own, row, rate, decay, problem)
 
     def step(
         self, params: Tensor, momentum: Tensor | None, grads: Tensor, learning_rates: Tensor, scale: Tensor | None
     ) -> None:
-        """The same with gradients scaled by `scale` [clients], as torch.compile takes it."""
+        """Take one SGD step with gradients scaled by `scale` [clients] or None; torch.compile supports this part."""
         self._sgd(params, momentum, grads, learning_rates, self._decay_mask, **self._constants, grad_scale=scale)
 
     def _scale(self, norms: Tensor) -> Tensor:
@@ -82,10 +89,10 @@ class Update:
         return (self._problem.clip_norm / (norms + EPSILON)).clamp_(max=1.0)
 
 
-def _sgd_in_one_pass(
+def _fused_sgd(
     params: Tensor, momenta: list[Tensor], grads: Tensor, rate: float, decay: float, problem: LocalProblem
 ) -> None:
-    """torch.optim.SGD(fused=True) of one parameter of one client; all contiguous."""
+    """Apply torch.optim.SGD(fused=True) to one parameter of one client; all tensors are contiguous."""
     torch._fused_sgd_(
         [params],
         [grads],

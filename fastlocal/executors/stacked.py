@@ -1,4 +1,4 @@
-"""All clients of a chunk in one vmapped forward and one backward pass."""
+"""Train all clients of a chunk in one vmapped forward pass and one backward pass."""
 
 from __future__ import annotations
 
@@ -23,30 +23,25 @@ from .tuning.conv_strategy import Stacking, Strategies, parse_strategies
 Params = Tensor | dict[str, Tensor]
 """Rows [clients, n_params], or the parameters by name, [clients, *shape]."""
 CACHE_BYTES = 2 * 2**20
-"""Of a core's own cache: stacked rows that fit in it are a chunk worth timing."""
+"""Size of a core's own cache; a chunk whose rows fit into it is timed too."""
 COMPILE_SECONDS = 30.0
-"""Compiled steps are timed only where --tune-seconds is at least this: compiling them takes about as long."""
+"""Minimum of --tune-seconds for timing compiled steps, about the time that compiling takes."""
 FUSED_CLASSES = 8192
-"""At most, as the kernel of the loss holds a sample's logits in registers."""
+"""Maximum number of classes for the kernel of the loss, which holds a sample's logits in registers."""
 
 
 def best_by_parameter(device: torch.device, *, compile: bool) -> bool:
-    """Whether gradients are best left by parameter: on a CPU, where a row of all takes two more passes over memory.
+    """Return True if a gradient for each parameter is faster than a row of all gradients.
 
-    A compiled program is left to gather them itself.
+    On a CPU the row takes two more passes over memory. A compiled program gathers the gradients itself.
     """
     return device.type == "cpu" and not compile
 
 
 class StackedExecutor(ExecutorKind):
-    """One local step of every resident client is one program over their flat buffers.
+    """Take one local step of all resident clients as one program on their flat buffers.
 
-    compile: whether torch.compile makes that program, one for each number of clients and batch size
-    fused_loss: whether cross-entropy is one operation of all clients, which also counts right predictions and makes the
-        gradient; None: on a GPU, where nothing else fuses it
-    by_parameter: whether every parameter has a gradient of its own, instead of each client a row of them all; None: as
-        best_by_parameter says
-    Where memory runs out, fewer clients are stepped at once from then on, with the same result.
+    If memory runs out, fewer clients step at once from then on, with the same result.
     """
 
     name = "stacked"
@@ -55,33 +50,33 @@ class StackedExecutor(ExecutorKind):
 
     @classmethod
     def from_config(cls, machine: MachineConfig, problem: LocalProblem) -> StackedExecutor:
-        """As ExecutorKind.from_config; its steps are not replayed as a CUDA graph."""
+        """See ExecutorKind.from_config; the steps are not replayed as a CUDA graph."""
         strategies = parse_strategies(machine.conv_strategy, problem.module, problem.numerics.device)
         return StackedExecutor(problem, conv_strategy=strategies, compile=bool(machine.compile))
 
     @classmethod
     def refusal(cls, problem: LocalProblem) -> str | None:
-        """As ExecutorKind.refusal."""
+        """See ExecutorKind.refusal."""
         if problem.no_vmap is None:
             return None
         return f"vmap cannot take this model ({problem.no_vmap}); --executor looped trains it"
 
     @classmethod
     def options(cls, config: RunConfig, requested: MachineConfig, problem: LocalProblem) -> list[Values]:
-        """As ExecutorKind.options."""
+        """See ExecutorKind.options."""
         if requested.conv_strategy != "auto":
             return [{"executor": "stacked"}]
         on_cpu, convolutions = problem.numerics.device.type == "cpu", has_convolution(problem.module)
-        found: list[Values] = [{"executor": "stacked"}]
+        options: list[Values] = [{"executor": "stacked"}]
         if on_cpu and convolutions:
-            found = [{"executor": "stacked", "conv_strategy": strategy} for strategy in ("loop", "im2col")]
+            options = [{"executor": "stacked", "conv_strategy": strategy} for strategy in ("loop", "im2col")]
         elif on_cpu and requested.chunk is None:
             rows = 3 if problem.momentum else 2
             cached = max(1, CACHE_BYTES // (rows * problem.layout.n_params * problem.numerics.dtype.itemsize))
-            found += [{"executor": "stacked", "chunk": chunk} for chunk in {cached, 8} if chunk < config.clients]
+            options += [{"executor": "stacked", "chunk": chunk} for chunk in {cached, 8} if chunk < config.clients]
         if requested.compile is None and config.machine.tune_seconds >= COMPILE_SECONDS:
-            found.append({"executor": "stacked", "compile": True})
-        return found
+            options.append({"executor": "stacked", "compile": True})
+        return options
 
     def __init__(
         self,
@@ -92,76 +87,87 @@ class StackedExecutor(ExecutorKind):
         fused_loss: bool | None = None,
         by_parameter: bool | None = None,
     ) -> None:
+        """Prepare the program of a local step.
+
+        Args:
+            problem: The local step.
+            conv_strategy: Strategies of the convolutions.
+            compile: Whether torch.compile makes the program, once per number of clients and batch size.
+            fused_loss: Whether one kernel computes cross-entropy, its gradient and the correct predictions of all
+                clients; None for on a GPU without `compile`.
+            by_parameter: Whether every parameter has its own gradient, instead of one row for each client; None for
+                best_by_parameter.
+        """
         self.problem = problem
         self._stacking = Stacking(problem.module, conv_strategy)
-        self._one = Forward(problem, self._stacking.module)
+        self._client_forward = Forward(problem, self._stacking.module)
         self._stacked = vmap(self._forward_one, (0, 0, 0, 0, 0, None), randomness="different")
         self._outputs = vmap(self._outputs_one, (0, 0, 0, 0, None), randomness="different")
         can_fuse = problem.loss is cross_entropy and bool(problem.topk) and problem.ignored is None
         can_fuse = can_fuse and not problem.held
-        wanted = problem.source.device.type == "cuda" and not compile if fused_loss is None else fused_loss
-        self._loss = kernels.get("label_noise_loss", device=problem.source.device) if can_fuse and wanted else None
+        fuse = problem.source.device.type == "cuda" and not compile if fused_loss is None else fused_loss
+        self._loss = kernels.get("label_noise_loss", device=problem.source.device) if can_fuse and fuse else None
         self._update = Update(problem)
         self.compiler = Compiler() if compile else None
         self._program = self._forward if self.compiler is None else self.compiler.compile(self._forward)
-        if self.compiler is not None and problem.source.device.type == "cpu":  # elsewhere it is one kernel already
+        if self.compiler is not None and problem.source.device.type == "cpu":  # on a GPU the update is one kernel
             self._update.step = self.compiler.compile(self._update.step)  # type: ignore[method-assign]
-        best = best_by_parameter(problem.source.device, compile=compile)
-        self._by_parameter = best if by_parameter is None else by_parameter
-        self._most: int | None = None
+        default = best_by_parameter(problem.source.device, compile=compile)
+        self._by_parameter = default if by_parameter is None else by_parameter
+        self._max_clients: int | None = None
         self._notes: list[str] = []
 
     def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
-        """As Executor.run_round."""
+        """See Executor.run_round."""
         losses, correct = [], []
         for step in range(plan.local_steps):
             batch, targets = self.problem.batch(plan, step, slice(None))
-            taken = LocalStep(batch, targets, plan.learning_rates[step], plan.client_ids, plan.steps[step])
-            step_losses, hits = self.local_step(stack, taken)
+            local_step = LocalStep(batch, targets, plan.learning_rates[step], plan.client_ids, plan.steps[step])
+            step_losses, hits = self.local_step(stack, local_step)
             losses.append(step_losses)
             correct.append(hits)
-        self._one.constants.check()
+        self._client_forward.constants.check()
         return RoundResult(torch.stack(losses), _sum(correct), self.take_notes())
 
     def local_step(self, stack: ClientStack, step: LocalStep) -> tuple[Tensor, Tensor | None]:
-        """Take one local step of the clients of the stack, whose buffers change in place.
+        """Take one local step of all clients of a stack, in place.
 
-        Returns losses [clients] and right predictions, float64 [problem.counts] or None.
+        Returns:
+            Losses [clients], and counts of correct predictions, float64 [problem.counts] or None.
         """
         clients = len(stack.params)
         losses, correct = [], []
         begin = 0
         while begin < clients:
-            part = slice(begin, min(begin + (self._most or clients), clients))
+            part = slice(begin, min(begin + (self._max_clients or clients), clients))
             try:
-                some, hits = self._step(stack.part(part), step.part(part))
+                part_losses, hits = self._step(stack.part(part), step.part(part))
             except torch.OutOfMemoryError:
-                # a captured step cannot be begun again: what it has launched stays in the graph
+                # a step under capture cannot be repeated: its kernels stay in the graph
                 captured = stack.params.is_cuda and torch.cuda.is_current_stream_capturing()
                 if part.stop - part.start == 1 or captured:
                     raise
             else:
-                losses.append(some)
+                losses.append(part_losses)
                 correct.append(hits)
                 begin = part.stop
                 continue
-            # only here, past the exception, is what the step had allocated free
-            self.step_fewer(clients)
+            self.step_fewer(clients)  # outside `except`: the exception holds the memory of the step
         return (losses[0] if len(losses) == 1 else torch.cat(losses)), _sum(correct)
 
     def step_fewer(self, clients: int) -> None:
-        """Step half as many of these clients at once from now on, for a step has run out of memory."""
-        self._most = (min(self._most or clients, clients) + 1) // 2
-        self._notes.append(f"out of memory: {self._most} of {clients} resident clients are stepped at once now")
+        """Halve the number of clients that step at once, because a step ran out of memory."""
+        self._max_clients = (min(self._max_clients or clients, clients) + 1) // 2
+        self._notes.append(f"out of memory: {self._max_clients} of {clients} resident clients are stepped at once now")
         if self.problem.numerics.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def can_step_fewer(self, clients: int) -> bool:
-        """Return True if more than one client is stepped at once, so that their number can be halved."""
-        return min(self._most or clients, clients) > 1
+        """Return True if more than one client steps at once, so that the number can be halved."""
+        return min(self._max_clients or clients, clients) > 1
 
     def take_notes(self) -> tuple[str, ...]:
-        """Lines for a person since the last call."""
+        """Return the log lines since the last call."""
         notes = tuple(self._notes)
         self._notes.clear()
         return notes
@@ -200,12 +206,20 @@ class StackedExecutor(ExecutorKind):
         state: dict[str, Tensor],
         inputs: Tensor,
         targets: Tensor,
-        clean: Tensor,
+        labels: Tensor,
         client_ids: Tensor,
         number: Tensor,
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """Losses [clients] of the targets that the loss sees, how often the outputs are right about clean ones, and
-        what became of the buffers.
+        """Return losses [clients], counts of correct predictions or None, and the changed buffers.
+
+        Args:
+            params: Parameters of the clients.
+            state: Buffers of the clients by name.
+            inputs: [clients, batch, ...].
+            targets: Targets of the loss, possibly noisy.
+            labels: Targets of the correct predictions, without noise.
+            client_ids: int64 [clients].
+            number: int64 [], global number of the step.
         """
         topk = self.problem.topk
         with self._stacking.mode():
@@ -215,11 +229,11 @@ class StackedExecutor(ExecutorKind):
                 outputs, state = self._outputs(params, state, inputs, client_ids, number)
         if self._loss is not None and outputs.shape[-1] <= FUSED_CLASSES:
             losses, hits = self._loss(outputs, targets, None, 0, p=0.0, seed=0)
-            if topk == (1,) and targets is clean:
+            if topk == (1,) and targets is labels:
                 return losses, hits.sum().to(torch.float64).unsqueeze(0), state
         elif self._loss is not None:
             losses = vmap(self.problem.loss)(self.problem.numerics.to_param_dtype(outputs), targets)
-        return losses, count_correct(outputs, clean, topk, self.problem.ignored) if topk else None, state
+        return losses, count_correct(outputs, labels, topk, self.problem.ignored) if topk else None, state
 
     def _forward_one(
         self,
@@ -231,22 +245,22 @@ class StackedExecutor(ExecutorKind):
         number: Tensor,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         values = self._values(params, state)
-        loss, outputs = self._one(values, inputs, targets, client, number)
+        loss, outputs = self._client_forward(values, inputs, targets, client, number)
         return loss, outputs, {name: values[name] for name in state}
 
     def _outputs_one(
         self, params: Params, state: dict[str, Tensor], inputs: Tensor, client: Tensor, number: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         values = self._values(params, state)
-        outputs = self._one.outputs(values, inputs, client, number)
+        outputs = self._client_forward.outputs(values, inputs, client, number)
         return outputs, {name: values[name] for name in state}
 
     def _values(self, params: Params, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the module has while it runs; a step begun again for want of memory finds its state as it was."""
+        """Return the tensors of the module during a call; buffers are copies, so that a failed step can be repeated."""
         named = self.problem.layout.views(params) if isinstance(params, Tensor) else params
         return {**named, **{name: value.clone() for name, value in state.items()}}
 
 
 def _sum(counts: list[Tensor | None]) -> Tensor | None:
-    there = [count for count in counts if count is not None]
-    return torch.stack(there).sum(dim=0) if len(there) > 1 else there[0] if there else None
+    present = [count for count in counts if count is not None]
+    return torch.stack(present).sum(dim=0) if len(present) > 1 else present[0] if present else None

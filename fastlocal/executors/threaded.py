@@ -1,4 +1,4 @@
-"""Worker threads on a CPU, each taking the local steps of whole clients on one core."""
+"""Train clients in worker threads on a CPU, one client per core at a time."""
 
 from __future__ import annotations
 
@@ -25,25 +25,23 @@ Steps = LoopedExecutor | ScriptedSteps
 
 
 class ThreadedExecutor(ExecutorKind):
-    """Hands out clients one by one, so that no worker waits for another; which worker takes a client decides nothing.
+    """Assign clients to workers one by one, so that no worker waits for another; the result does not depend on it.
 
-    workers: threads, each without intra-op threads of its own
-    channels_last: compute convolutions in that memory layout
-    Steps run as one TorchScript function where the module can be traced, which keeps workers out of each other's way:
-    no interpreter lock is held within a step. Else they run as in the looped executor.
+    If the module can be traced, a step is one TorchScript function, which does not hold the interpreter lock. Otherwise
+    steps run as in the looped executor.
     """
 
     name = "threaded"
 
     @classmethod
     def from_config(cls, machine: MachineConfig, problem: LocalProblem) -> ThreadedExecutor:
-        """As ExecutorKind.from_config."""
+        """See ExecutorKind.from_config."""
         workers = ThreadedExecutor.workers(machine)
         return ThreadedExecutor(problem, workers=workers, channels_last=bool(machine.channels_last))
 
     @classmethod
     def refusal(cls, problem: LocalProblem) -> str | None:
-        """As ExecutorKind.refusal."""
+        """See ExecutorKind.refusal."""
         device = problem.numerics.device
         if device.type != "cpu":
             return f"its threads are for --device cpu, not {device}; use --executor stacked"
@@ -61,30 +59,35 @@ class ThreadedExecutor(ExecutorKind):
 
     @classmethod
     def workers(cls, machine: MachineConfig) -> int:
-        """As ExecutorKind.workers."""
+        """See ExecutorKind.workers."""
         return machine.workers or 1
 
     @classmethod
     def prepare(cls, problem: LocalProblem) -> list[str]:
-        """As ExecutorKind.prepare."""
+        """See ExecutorKind.prepare."""
         return compile_ahead(problem.module)
 
     @classmethod
     def options(cls, config: RunConfig, requested: MachineConfig, problem: LocalProblem) -> list[Values]:
-        """As ExecutorKind.options: the usual layout first, as not all may be timed."""
-        usual = bool(config.machine.channels_last)
+        """See ExecutorKind.options; the default layout comes first, as timing may end before the other."""
+        default = bool(config.machine.channels_last)
         if requested.channels_last is None and has_convolution(problem.module):
-            return [{"executor": "threaded", "channels_last": last} for last in (usual, not usual)]
+            return [{"executor": "threaded", "channels_last": last} for last in (default, not default)]
         return [{"executor": "threaded", "channels_last": bool(requested.channels_last)}]
 
     @classmethod
     def default_layout(cls, config: RunConfig, problem: LocalProblem) -> bool:
-        """Return whether convolutions are computed channels-last by rule.
+        """Return True if convolutions are channels-last by default.
 
-        In bf16 that depends on the norms in C++, which a threaded run compiles for it.
+        In bf16 this depends on the norms in C++, which are compiled here for a threaded run. Time of a client-step on
+        one core, in ms:
 
-        Milliseconds of a client-step on one core, channels-last and else: `cnn` 2.7 and 4.0, resnet20_gn 146 and 180,
-        in bf16 94 and 122; without the norms in C++ 180 and 180, in bf16 236 and 122.
+            model                              channels-last    contiguous
+            cnn                                          2.7           4.0
+            resnet20_gn                                  146           180
+            resnet20_gn, bf16                             94           122
+            resnet20_gn without C++ norms                180           180
+            the same, bf16                               236           122
         """
         if not has_convolution(problem.module):
             return False
@@ -94,6 +97,13 @@ class ThreadedExecutor(ExecutorKind):
         return machine.precision == "fp32"
 
     def __init__(self, problem: LocalProblem, *, workers: int, channels_last: bool = False) -> None:
+        """Set up the workers.
+
+        Args:
+            problem: The local step.
+            workers: Number of threads; each has one core and no intra-op threads.
+            channels_last: Whether convolutions are channels-last in memory.
+        """
         self.problem = problem
         self._workers = workers
         self._channels_last = channels_last
@@ -102,13 +112,14 @@ class ThreadedExecutor(ExecutorKind):
 
     @defer_signals()
     def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
+        """See Executor.run_round."""
         steps = self._steps_for(plan)
         losses = torch.zeros(plan.sample_ids.shape[:2], dtype=stack.params.dtype)
         correct = torch.zeros(self.problem.counts, dtype=torch.float64)
         clients = iter(range(stack.params.shape[0]))
         stop, lock = threading.Event(), threading.Lock()
 
-        def left() -> Iterator[int]:
+        def remaining() -> Iterator[int]:
             while not stop.is_set():
                 with lock:
                     client = next(clients, None)
@@ -117,8 +128,8 @@ class ThreadedExecutor(ExecutorKind):
                 yield client
 
         def work(own: Steps) -> None:
-            torch.set_num_threads(1)  # of this thread alone, except that threads begun later start from it
-            for client in left():
+            torch.set_num_threads(1)  # applies to this thread, and to threads that start later
+            for client in remaining():
                 hits = own.run_client(stack, plan, client, losses[:, client])
                 with lock:
                     correct.add_(hits)
@@ -141,7 +152,7 @@ class ThreadedExecutor(ExecutorKind):
         return RoundResult(losses, correct if self.problem.topk else None, notes)
 
     def _steps_for(self, plan: RoundPlan) -> Sequence[Steps]:
-        """What each worker takes steps with, made once per batch size."""
+        """Return the steps of each worker, made once per batch size."""
         size = plan.sample_ids.shape[-1]
         if size not in self._steps:
             scripted = self._scripted(size)
@@ -152,38 +163,38 @@ class ThreadedExecutor(ExecutorKind):
         return self._steps[size]
 
     def _scripted(self, batch_size: int) -> ScriptedSteps | None:
-        """The traced step, if there is one and it does what the plain module does."""
-        rows = self.problem.source.read_range(0, batch_size)
-        some = torch.arange(batch_size) % len(rows.inputs)
-        inputs, targets = rows.inputs[some], rows.targets[some]
+        """Return the traced step, or None if the module cannot be traced or the step differs from the plain one."""
+        batch = self.problem.source.read_range(0, batch_size)
+        indices = torch.arange(batch_size) % len(batch.inputs)
+        inputs, targets = batch.inputs[indices], batch.targets[indices]
         try:
             steps = script(self.problem, inputs, targets, channels_last=self._channels_last)
-            wrong = self._difference(steps, inputs, targets)
-        except Exception as error:  # whatever keeps a module from being traced, its plain steps work
-            wrong = one_line(error)
-        if wrong is None:
+            reason = self._difference(steps, inputs, targets)
+        except Exception as error:  # any failure of the trace: plain steps still work
+            reason = one_line(error)
+        if reason is None:
             return steps
-        self._notes.append(f"threads take steps of the plain module, as it cannot be traced ({wrong})")
+        self._notes.append(f"threads take steps of the plain module, as it cannot be traced ({reason})")
         return None
 
     def _difference(self, steps: ScriptedSteps, inputs: Tensor, targets: Tensor) -> str | None:
-        """What a step from the start weights, or from others, has otherwise than the plain module's, or None."""
+        """Compare traced and plain steps from two sets of weights; return the difference in words, or None."""
         problem = self.problem
         start = problem.layout.flatten(dict(problem.module.named_parameters()))
-        other = perturbed(start)  # what is zero at the start hides no difference there
+        other = perturbed(start)  # weights that are zero at the start may hide a difference
         numerics = problem.numerics
         tolerance = 1e-6 if numerics.dtype == torch.float64 else 1e-2 if numerics.autocast_dtype is None else 1e-1
         plain = LoopedExecutor(problem)
-        for row, moving in ((start, torch.zeros_like(start)), (other, other - start)):
-            for place in plain.without_gradient:  # whose momentum stays zero
-                moving[place] = 0.0
+        for row, start_momentum in ((start, torch.zeros_like(start)), (other, other - start)):
+            for place in plain.without_gradient:  # the momentum of these parameters stays zero
+                start_momentum[place] = 0.0
             results = []
-            for taken in (steps, plain):
-                params, momentum = row.clone(), moving.clone() if problem.momentum else None
-                loss = taken.check_step(params, momentum, inputs, targets)
+            for executor in (steps, plain):
+                params, momentum = row.clone(), start_momentum.clone() if problem.momentum else None
+                loss = executor.check_step(params, momentum, inputs, targets)
                 results.append((loss, params - row))
-            for name, got, wanted in zip(("loss", "step"), *results, strict=True):
-                size = wanted.norm()
-                if bool(size.isfinite()) and not bool((got - wanted).norm() <= tolerance * size):
+            for name, actual, expected in zip(("loss", "step"), *results, strict=True):
+                size = expected.norm()
+                if bool(size.isfinite()) and not bool((actual - expected).norm() <= tolerance * size):
                     return f"its traced {name} is another"
         return None

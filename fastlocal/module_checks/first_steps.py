@@ -71,7 +71,7 @@ def _fault_of_vmap(
             low, _ = _stacked(problem, problem.numerics, batches, probe, 1)
     except FAILURES as error:
         return one_line(error), False
-    if probe.uses_rng or probe.remembers:
+    if probe.uses_rng or probe.stateful_loss:
         return None, reached
     off = _distance(traces, probe.traces, _start(problem))
     agree = off <= TOLERANCES[problem.numerics.dtype]
@@ -130,7 +130,7 @@ def _widened(value: Tensor) -> Tensor:
 def _check_looped(plain: PlainModule, problem: LocalProblem, batches: Batches, probe: Probe) -> None:
     problem = dataclasses.replace(problem, numerics=dataclasses.replace(problem.numerics, autocast_dtype=None))
     steps = len(probe.traces[0].losses)
-    if steps < STEPS and (probe.uses_rng or probe.remembers):
+    if steps < STEPS and (probe.uses_rng or probe.stateful_loss):
         return  # the first client took more, so that what is drawn or remembered afterwards is something else
     try:
         distance = _distance(_looped(problem, batches, probe, steps), probe.traces, _start(problem))

@@ -41,7 +41,7 @@ class Probe:
     unused: names of parameters that the loss does not depend on
     state: what the buffers that a forward pass changes start from, by name
     reached: whether a forward pass or the loss reaches tensors of the user's module in another way than by their names
-    remembers: whether the loss keeps something from call to call
+    stateful_loss: whether the loss keeps something from call to call
     recomputed: paths of attributes that each forward pass computes anew
     shared: the path of one that copies of the module share, or that the loss may read from the user's module, or None
     hooked: whether gradients pass through hooks
@@ -55,7 +55,7 @@ class Probe:
     unused: tuple[str, ...]
     state: Mapping[str, Tensor]
     reached: bool
-    remembers: bool
+    stateful_loss: bool
     recomputed: frozenset[str]
     shared: str | None
     hooked: bool
@@ -88,7 +88,7 @@ def probe_module(plain: PlainModule, batches: Batches, names: Sequence[str]) -> 
             )
     parts = {name for name, _ in plain.module.named_modules()}
     shared = [path for path in sorted(probe.recomputed) if memory.met or path.rpartition(".")[0] not in parts]
-    return dataclasses.replace(probe, remembers=bool(changes), shared=shared[0] if shared else None)
+    return dataclasses.replace(probe, stateful_loss=bool(changes), shared=shared[0] if shared else None)
 
 
 def _probe(plain: PlainModule, batches: Batches, names: Sequence[str]) -> Probe:
@@ -134,7 +134,7 @@ def _probe(plain: PlainModule, batches: Batches, names: Sequence[str]) -> Probe:
         unused=tuple(name for name, gradient in gradients.items() if gradient is None),
         state={name: start[name] for name in start if name in changed},
         reached=bool(first.reached),
-        remembers=False,
+        stateful_loss=False,
         recomputed=recomputed,
         shared=None,
         hooked=first.hooked,

@@ -65,7 +65,7 @@ class PreparedRun:
         memory: Predicted memory of this process.
         uses_rng: Whether the module draws random numbers that no client's seed fixes.
         no_vmap: Why vmap cannot take the module, or None.
-        remembers: Whether the loss keeps state between calls.
+        stateful_loss: Whether the loss keeps state between calls.
         needs_gradients: Whether an evaluation takes derivatives.
         user_module: The user's own module, which a hook or the loss may refer to, or None.
         notes: Log lines for the start of the run.
@@ -85,7 +85,7 @@ class PreparedRun:
     memory: MemoryPlan
     uses_rng: bool
     no_vmap: str | None
-    remembers: bool
+    stateful_loss: bool
     needs_gradients: bool
     user_module: nn.Module | None
     notes: tuple[str, ...]
@@ -135,9 +135,8 @@ def build_run(
     module = cast(make_module(), device, numbers.dtype)
     modes = training_modes(module)
     if user_module is not None:
-        refuse_aliases(
-            "loss", PythonState(loss, without=[id(part) for part in user_module.modules()]).tensors, user_module
-        )
+        own_parts = [id(part) for part in user_module.modules()]
+        refuse_aliases("loss", PythonState(loss, without=own_parts).tensors, user_module)
     loss = move_loss(loss, device, numbers.dtype, user_module)
     config = _resolve_batchnorm(config, module)
     layout = param_layout(module, group_weight=config.sgd.group_weight)
@@ -170,8 +169,8 @@ def build_run(
         probe = compare(plain, problem, batches, probe)
         if probe.no_vmap is None:  # without vmap, clients step one by one, and each step may use other parameters
             layout = without_decay(layout, probe.unused)
-        problem = dataclasses.replace(problem, layout=layout, held=held if probe.reached else {})
-        problem = dataclasses.replace(problem, no_vmap=probe.no_vmap)
+        held = held if probe.reached else {}
+        problem = dataclasses.replace(problem, layout=layout, held=held, no_vmap=probe.no_vmap)
         config = _for_stateful_loss(config, probe, world)
         part = localize_config(config, world, device)
         executor, notes = None, kernel_notes
@@ -211,7 +210,7 @@ def build_run(
             memory=plan_memory(part, problem, data),
             uses_rng=probe.uses_rng,
             no_vmap=probe.no_vmap,
-            remembers=probe.remembers,
+            stateful_loss=probe.stateful_loss,
             needs_gradients=needs_gradients,
             user_module=user_module,
             notes=tuple(notes),
@@ -270,12 +269,8 @@ def _resolve_batchnorm(config: RunConfig, module: nn.Module) -> RunConfig:
 
 
 def _for_stateful_loss(config: RunConfig, probe: Probe, world: World) -> RunConfig:
-    """Choose the looped executor for a loss with state, which needs a fixed order of its calls.
-
-    Raises:
-        UsageError: The loss has state, and the run has several processes or an executor without a fixed order.
-    """
-    if not probe.remembers:
+    """Choose the looped executor for a loss with state, which needs a fixed order of its calls; else UsageError."""
+    if not probe.stateful_loss:
         return config
     if world.size > 1:
         raise UsageError("loss: keeps something from call to call, which processes would not share; run one process")

@@ -12,7 +12,7 @@ from ..config.schema import RunConfig
 from ..data.sources.base import Source
 from ..data.types import DataSet
 from ..executors.base import LabelNoise, LocalProblem
-from ..executors.read_ahead import reading_ahead
+from ..executors.read_ahead import make_read_ahead
 from ..models.own_tensors import Held
 from ..module_checks.probe import Probe
 from ..params.losses import Loss, combination
@@ -113,7 +113,7 @@ def build_problem(
         user_module=user_module if probe.shared else None,
         shared=probe.shared,
         uses_rng=probe.uses_rng,
-        ahead=reading_ahead(source),
+        ahead=make_read_ahead(source),
         recomputed=probe.recomputed,
-        remembers=probe.remembers,
+        stateful_loss=probe.stateful_loss,
     )

@@ -134,7 +134,7 @@ def _evaluate(prepared: PreparedRun, module: nn.Module, random_context: RandomCo
 
     module.eval()
     shown = in_modes(prepared.user_module, modes_of(module))
-    with kept(problem.loss) if prepared.remembers else nullcontext(), own, shown:
+    with kept(problem.loss) if prepared.stateful_loss else nullcontext(), own, shown:
         return evaluate(
             module,
             prepared.test,

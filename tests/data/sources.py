@@ -24,7 +24,7 @@ from fastlocal.data.sources.build import make_source
 from fastlocal.data.sources.source_config import SourceConfig
 from fastlocal.data.types import AnySplit, Split, StoredImages, StoredSplit
 from fastlocal.executors.base import LabelNoise, LocalProblem
-from fastlocal.executors.read_ahead import reading_ahead
+from fastlocal.executors.read_ahead import make_read_ahead
 from fastlocal.executors.round_plan import RoundPlan
 from fastlocal.params.losses import cross_entropy
 from fastlocal.params.param_layout import param_layout
@@ -104,7 +104,7 @@ def problem(source: Source, noise: LabelNoise | None = None) -> LocalProblem:
         momentum=0.0,
         nesterov=False,
         weight_decay=0.0,
-        ahead=reading_ahead(source),
+        ahead=make_read_ahead(source),
         numerics=Numerics(CPU, torch.float32, None),
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastlocal.common.errors import UsageError
 from fastlocal.config.schema import RunConfig
 from fastlocal.executors.base import LabelNoise
-from fastlocal.executors.cuda_graphs import GraphedExecutor, put_back
+from fastlocal.executors.cuda_graphs import GraphedExecutor, preserve_buffers
 from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.params.losses import cross_entropy
@@ -89,7 +89,7 @@ def test_what_a_capture_tries_out_is_undone() -> None:
     stack, _ = start(problem_of("perceptron"))
     assert stack.momentum is not None
     params, momentum = stack.params.clone(), stack.momentum.clone()
-    with put_back(stack):
+    with preserve_buffers(stack):
         stack.params.add_(1)
         stack.momentum.zero_()
     assert torch.equal(stack.params, params) and torch.equal(stack.momentum, momentum)
