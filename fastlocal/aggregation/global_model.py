@@ -118,7 +118,7 @@ class GlobalModel:
         finally:
             with torch.no_grad():
                 for place, old in zip(places, before, strict=True):
-                    place.kept[place.key] = place.value
+                    place.tensors[place.key] = place.value
                     place.value.copy_(old)
                 self._load_parameters()
 

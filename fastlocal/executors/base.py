@@ -16,7 +16,7 @@ from fastlocal import kernels
 from ..common import interrupts
 from ..config.schema import MachineConfig, RunConfig
 from ..data.sources.base import Batch, Source
-from ..models.own_tensors import Held
+from ..models.own_tensors import TensorNames
 from ..params.client_stack import ClientStack
 from ..params.losses import Loss
 from ..params.param_layout import ParamLayout
@@ -51,7 +51,7 @@ class LocalProblem:
         noise: Label noise, or None.
         clip_norm: Maximum norm of a client's gradient, applied before weight decay is added; or None.
         state: {name: start value} of the buffers that a forward pass changes.
-        held: Names by id of the user's tensors, if the loss or a hook refers to them directly; else empty.
+        tensor_names: Names by id of the user's tensors, if the loss or a hook refers to them directly; else empty.
         draws: Whether the forward pass or the loss draws random numbers that client_random covers.
         seed: Seed of these draws.
         ignored: Label of targets that neither the loss nor the accuracy counts, or None.
@@ -77,7 +77,7 @@ class LocalProblem:
     numerics: Numerics
     clip_norm: float | None = None
     state: Mapping[str, Tensor] = field(default_factory=dict)
-    held: Held = field(default_factory=dict)
+    tensor_names: TensorNames = field(default_factory=dict)
     draws: bool = False
     seed: int = 0
     ignored: int | None = None

@@ -31,11 +31,11 @@ class Forward:
         self._problem, self._module = problem, module
         self._mirror = Mirror(module, problem.user_module, problem.recomputed)
         self.reached: set[str] = set()
-        self._held: dict[int, str] = {}
-        if problem.held:
+        self._tensor_names: dict[int, str] = {}
+        if problem.tensor_names:
             own = tensors_of(module)
             names = *problem.layout.names, *problem.state
-            self._held = {**problem.held, **{id(own[name]): name for name in names}}
+            self._tensor_names = {**problem.tensor_names, **{id(own[name]): name for name in names}}
         self.constants = Constants(module, {*problem.state, *problem.layout.names})
 
     def __call__(
@@ -50,8 +50,8 @@ class Forward:
             client: int64 [], number of the client.
             step: int64 [], global number of the local step.
         """
-        if self._held:
-            with OwnTensors(self._held, values) as own:
+        if self._tensor_names:
+            with OwnTensors(self._tensor_names, values) as own:
                 result = self._seeded_loss(values, inputs, targets, client, step)
             self.reached |= own.used
             return result
@@ -74,7 +74,7 @@ class Forward:
 
     def _loss(self, values: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         outputs = self._outputs(values, inputs)
-        with self._mirror.shown():
+        with self._mirror.expose():
             return self._problem.loss(self._problem.numerics.to_param_dtype(outputs), targets), outputs
 
     def _outputs(self, values: dict[str, Tensor], inputs: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from ..data.sources.base import Batch
 from ..models.client_random.mode import ClientRandom
 from ..models.mirror import Mirror
 from ..models.own_tensors import OwnTensors, places_of, tensors_of
-from ..models.unchanged import Unchanged
+from ..models.unchanged import StateGuard
 from ..params.client_stack import ClientStack
 from ..params.losses import count_correct
 from ..telemetry.trace import span
@@ -56,7 +56,7 @@ class LoopedExecutor(ExecutorKind):
                 place = layout.places[layout.names.index(name)]
                 self._trained.append((parameter, parameter.data, grads[name], place))
         self._mirror = Mirror(self._module, problem.user_module, problem.recomputed)
-        self._unchanged: dict[torch.Size, Unchanged] = {}
+        self._guards: dict[torch.Size, StateGuard] = {}
         self._shape = torch.Size()
         places = list(places_of(self._module))
         start = {place.name: place.value for place in places}
@@ -94,8 +94,8 @@ class LoopedExecutor(ExecutorKind):
 
     def check(self) -> None:
         """Raise UsageError if the steps changed state that clients share and that the first steps did not change."""
-        if self._shape in self._unchanged:
-            self._unchanged[self._shape].check()
+        if self._shape in self._guards:
+            self._guards[self._shape].check()
 
     def steps(
         self,
@@ -140,13 +140,13 @@ class LoopedExecutor(ExecutorKind):
         for name, places in self._state.items():
             value = stack.state[name][client].clone()
             for place in places:
-                place.kept[place.key] = value
+                place.tensors[place.key] = value
 
     @torch.no_grad()
     def _store_buffers(self, stack: ClientStack, client: int) -> None:
         """Copy the module's buffers back to the client's rows."""
         for name, (place, *_) in self._state.items():
-            stack.state[name][client] = place.kept[place.key].detach()
+            stack.state[name][client] = place.tensors[place.key].detach()
 
     def _local_step(
         self,
@@ -162,11 +162,11 @@ class LoopedExecutor(ExecutorKind):
         with span("forward"), contextlib.ExitStack() as modes:
             if problem.draws:
                 modes.enter_context(ClientRandom(problem.seed, client, number))
-            if problem.held:
-                modes.enter_context(OwnTensors(problem.held, tensors_of(self._module)))
+            if problem.tensor_names:
+                modes.enter_context(OwnTensors(problem.tensor_names, tensors_of(self._module)))
             with problem.numerics.autocast():
                 outputs = self._module(inputs)
-            with self._mirror.shown():
+            with self._mirror.expose():
                 loss = problem.loss(problem.numerics.to_param_dtype(outputs), targets)
         with span("backward"):
             for parameter, *_ in self._trained:
@@ -175,7 +175,7 @@ class LoopedExecutor(ExecutorKind):
         if inputs.shape != self._shape:
             self._watch(inputs.shape)
         elif problem.no_vmap is not None:
-            self._unchanged[self._shape].check(values=False)
+            self._guards[self._shape].check(values=False)
         with self._gather_grads(momentum):
             self._update(self.row, momentum, self._grads, rate)
         return loss.detach(), outputs.detach()
@@ -183,11 +183,11 @@ class LoopedExecutor(ExecutorKind):
     def _watch(self, shape: torch.Size) -> None:
         """Record the module's state after a step with a new input shape, since modules cache masks by shape."""
         self._shape = shape
-        if shape not in self._unchanged:
+        if shape not in self._guards:
             problem = self.problem
             changing = {*problem.state, *problem.layout.names}
             loss = None if problem.stateful_loss else problem.loss
-            self._unchanged[shape] = Unchanged(self._module, changing, loss, problem.recomputed)
+            self._guards[shape] = StateGuard(self._module, changing, loss, problem.recomputed)
 
     @contextlib.contextmanager
     def _gather_grads(self, momentum: Tensor | None) -> Iterator[None]:

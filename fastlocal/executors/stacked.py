@@ -104,7 +104,7 @@ class StackedExecutor(ExecutorKind):
         self._stacked = vmap(self._forward_one, (0, 0, 0, 0, 0, None), randomness="different")
         self._outputs = vmap(self._outputs_one, (0, 0, 0, 0, None), randomness="different")
         can_fuse = problem.loss is cross_entropy and bool(problem.topk) and problem.ignored is None
-        can_fuse = can_fuse and not problem.held
+        can_fuse = can_fuse and not problem.tensor_names
         fuse = problem.source.device.type == "cuda" and not compile if fused_loss is None else fused_loss
         self._loss = kernels.get("label_noise_loss", device=problem.source.device) if can_fuse and fuse else None
         self._update = Update(problem)

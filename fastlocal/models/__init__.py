@@ -1,4 +1,4 @@
-"""Models by name. Importing this file imports no torch; a family's file is imported when one of its models is built."""
+"""Models by name. This file does not import torch; the file of a model is imported when it is built."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _VGGS = {f"vgg{depth}": depth for depth in VGG_DEPTHS}
 _SMALL = ("mlp", "cnn")
 
 NAMES: tuple[str, ...] = (*_SMALL, *_RESNETS, *_VGGS)
-"""Every name that `build` takes, torchvision's classification models (`torchvision.NAME`) aside."""
+"""Names for `build`, besides torchvision's classification models (`torchvision.NAME`)."""
 
 
 def build(
@@ -33,24 +33,30 @@ def build(
     n_groups: int = 8,
     seed: int = 0,
 ) -> nn.Module:
-    """The model `name` in float32 on the CPU, in training mode: images [n, in_channels, *image_size] -> [n, classes].
+    """Build a model in float32 on the CPU, in training mode: images [n, in_channels, *image_size] -> [n, classes].
 
-    image_size: (height, width) in pixels
-    n_groups: groups of each GroupNorm in the `_gn` models; other models do not look at it
-    seed: what the weights are drawn from; the caller's random generators are left as they were
-    Raises UsageError for an unknown name, for images that the model cannot take, and for groups that do not divide.
+    Args:
+        name: Name of the model.
+        in_channels: Channels of the images.
+        classes: Number of outputs.
+        image_size: (height, width) in pixels.
+        n_groups: Groups of each GroupNorm in the `_gn` models; other models ignore it.
+        seed: Seed of the weights; the caller's random states are restored.
+
+    Raises:
+        UsageError: The name is unknown, or the model does not support the images or `n_groups`.
     """
     refuse_unknown(name)
     import torch
 
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        # torch.manual_seed would seed the accelerators' generators too, which fork_rng(devices=[]) does not restore.
+        # torch.manual_seed also seeds the accelerators' generators, which fork_rng(devices=[]) does not restore
         torch.default_generator.manual_seed(seed)
         return _construct(name, in_channels, classes, image_size, n_groups)
 
 
 def refuse_unknown(name: str) -> None:
-    """Raise UsageError where `build` knows no model `name`."""
+    """Raise UsageError if there is no model `name`."""
     if name.startswith(TORCHVISION_PREFIX):
         from fastlocal.models.torchvision_models import check_name
 

@@ -1,7 +1,7 @@
 """ResNets for 32x32 images (He et al. 2016, section 4.2), with BatchNorm + ReLU or GroupNorm + SiLU.
 
-Three stages of 16, 32 and 64 channels; the shortcuts have no parameters (option A). Names and order of the state dict
-are those of the Local SGD code of Gu et al. 2023, whose GroupNorm blocks call their norms bn1 and bn2 too.
+The three stages have 16, 32 and 64 channels; the shortcuts have no parameters (option A). Keys and order of the state
+dict are those of the Local SGD code of Gu et al. (2023), which names GroupNorms bn1 and bn2 too.
 """
 
 from __future__ import annotations
@@ -17,10 +17,16 @@ STAGES = (16, 32, 64)
 
 
 def resnet(depth: int, in_channels: int, classes: int, *, n_groups: int | None) -> ResNet:
-    """ResNet of `depth` = 6 n + 2 layers, n blocks a stage.
+    """Make a ResNet of `depth` = 6 n + 2 layers with n blocks per stage.
 
-    n_groups: groups of every GroupNorm (with SiLU); None is BatchNorm (with ReLU)
-    Raises UsageError where `n_groups` does not divide the 16 channels of the first stage.
+    Args:
+        depth: Number of layers.
+        in_channels: Channels of the images.
+        classes: Number of outputs.
+        n_groups: Groups of every GroupNorm (with SiLU); None for BatchNorm (with ReLU).
+
+    Raises:
+        UsageError: n_groups does not divide the 16 channels of the first stage.
     """
     if n_groups is not None and (n_groups < 1 or STAGES[0] % n_groups):
         raise UsageError(f"--n-groups {n_groups} does not divide the {STAGES[0]} channels; 1, 2, 4, 8 or 16 would do")
@@ -30,7 +36,8 @@ def resnet(depth: int, in_channels: int, classes: int, *, n_groups: int | None) 
 class Block(nn.Module):
     """activation(norm(conv(activation(norm(conv(x))))) + shortcut(x)): [n, in_planes, h, w] -> [n, planes, h', w'].
 
-    h' = ceil(h / stride). The shortcut takes every `stride`-th pixel; new channels are zeros, half on each side.
+    h' = ceil(h / stride). The shortcut keeps every `stride`-th pixel and pads new channels with zeros, half on each
+    side.
     """
 
     conv1: nn.Conv2d
@@ -49,7 +56,7 @@ class Block(nn.Module):
             "conv2": _conv3x3(planes, planes),
             "bn2": _norm(planes, n_groups),
         }
-        # The reference's GroupNorm blocks list both norms before the second convolution.
+        # in the reference, GroupNorm blocks register both norms before the second convolution
         order = ("conv1", "bn1", "conv2", "bn2") if n_groups is None else ("conv1", "bn1", "bn2", "conv2")
         for name in order:
             self.add_module(name, parts[name])
@@ -78,7 +85,7 @@ class ResNet(nn.Module):
         self.layer2 = _stage(STAGES[0], STAGES[1], blocks, n_groups)
         self.layer3 = _stage(STAGES[1], STAGES[2], blocks, n_groups)
         self.linear = nn.Linear(STAGES[2], classes)
-        for layer in self.modules():  # norms start at weight 1 and bias 0 as torch makes them
+        for layer in self.modules():  # norms keep torch's start values, weight 1 and bias 0
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight)
         nn.init.normal_(self.linear.weight, std=0.01)

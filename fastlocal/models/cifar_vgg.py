@@ -1,7 +1,7 @@
 """VGG-11/13/16/19 (Simonyan and Zisserman 2015) for 32x32 images.
 
-No normalisation, SiLU in place of ReLU, average pooling after each stage and a single linear layer. State-dict keys are
-those of the Local SGD code of Gu et al. 2023.
+They have no normalisation, SiLU instead of ReLU, average pooling after each stage and a single linear layer. The keys
+of the state dict are those of the Local SGD code of Gu et al. (2023).
 """
 
 from __future__ import annotations
@@ -12,23 +12,24 @@ from fastlocal.common.errors import UsageError
 
 STAGES = (64, 128, 256, 512, 512)
 CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-"""3x3 convolutions in each of the five stages, by depth."""
-SHRINKING = 2 ** len(STAGES)
+"""Number of 3x3 convolutions in each stage, by depth."""
+DOWNSAMPLING = 2 ** len(STAGES)
+"""Factor by which the poolings reduce height and width."""
 
 
 def vgg(depth: int, in_channels: int, classes: int, image_size: tuple[int, int]) -> VGG:
-    """VGG of `depth` layers; UsageError for images of less than 32x32 pixels, of which five poolings leave nothing."""
+    """Make a VGG of `depth` layers; raise UsageError for images smaller than 32x32, the reduction of its poolings."""
     height, width = image_size
-    if min(image_size) < SHRINKING:
+    if min(image_size) < DOWNSAMPLING:
         raise UsageError(
-            f"--model vgg{depth} needs images of at least {SHRINKING} x {SHRINKING}, those of --dataset are "
+            f"--model vgg{depth} needs images of at least {DOWNSAMPLING} x {DOWNSAMPLING}, those of --dataset are "
             f"{height} x {width}; cnn, mlp or resnet20 would do"
         )
-    return VGG(CONVOLUTIONS[depth], in_channels, classes, (height // SHRINKING) * (width // SHRINKING))
+    return VGG(CONVOLUTIONS[depth], in_channels, classes, (height // DOWNSAMPLING) * (width // DOWNSAMPLING))
 
 
 class VGG(nn.Module):
-    """Images [n, in_channels, h, w] -> [n, classes]; `positions` = (h // 32) * (w // 32) reach the linear layer."""
+    """Images [n, in_channels, h, w] -> [n, classes]; the linear layer has `positions` = (h // 32) * (w // 32)."""
 
     def __init__(self, convolutions: tuple[int, ...], in_channels: int, classes: int, positions: int) -> None:
         super().__init__()

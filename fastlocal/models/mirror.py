@@ -1,4 +1,4 @@
-"""Attributes that a forward pass computes, shown to a loss that reads them from the user's own module."""
+"""Expose attributes of a copied module to a loss that reads them from the user's module."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ _MISSING = object()
 
 
 class Mirror:
-    """Pairs of attributes of a copy and of the module that it was copied from.
+    """Pairs of attributes of a copy and of its original.
 
-    A loss such as `lambda out, y: cross_entropy(out, y) + model.aux_loss` reads what the last forward pass has kept,
-    and that was a copy's.
+    A loss such as `lambda out, y: cross_entropy(out, y) + model.aux_loss` reads an attribute of the original, but the
+    forward pass has set it in the copy.
     """
 
     def __init__(self, module: nn.Module, original: nn.Module | None, paths: Collection[str] | None) -> None:
         """Pair attributes.
 
         Args:
-            module: The copy whose forward passes are taken.
-            original: None if nothing can hold it, and nothing is shown.
-            paths: Of the attributes, with dots; None: all.
+            module: The copy that runs forward passes.
+            original: The user's module, or None if nothing refers to it.
+            paths: Dotted paths of the attributes; None for all.
         """
         self._pairs: list[tuple[dict[str, Any], dict[str, Any], frozenset[str] | None]] = []
         parts = {} if original is None else dict(original.named_modules())
         for name, part in module.named_modules():
-            keys = None if paths is None else frozenset(key for where, key in map(_split, paths) if where == name)
+            keys = None if paths is None else frozenset(key for owner, key in map(_split, paths) if owner == name)
             if name in parts and (keys is None or keys):
                 self._pairs.append((part.__dict__, parts[name].__dict__, keys))
 
     @contextlib.contextmanager
-    def shown(self) -> Iterator[None]:
-        """Give the original the copy's attributes; at the end it has its own again."""
+    def expose(self) -> Iterator[None]:
+        """Set the original's attributes to the copy's, and restore them at the end of the block."""
         before = []
         for own, theirs, keys in self._pairs:
             for key in [key for key in own if (key not in _TORCHS_OWN if keys is None else key in keys)]:

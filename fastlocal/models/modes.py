@@ -1,4 +1,4 @@
-"""Which parts of a module train and which the user keeps in evaluation mode."""
+"""Training and evaluation modes of a module's parts."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ Modes = Mapping[str, bool]
 
 
 def training_modes(module: nn.Module) -> Modes:
-    """Return the modes of a module in training, and leave it in them.
+    """Set a module to its training modes and return them.
 
-    A part is in evaluation mode where the module's own `train` puts it there, or where it was in evaluation mode
-    while the module as a whole was in training mode.
+    A part is in evaluation mode if the module's own `train` sets it so, or if it was in evaluation mode while the whole
+    module was in training mode.
     """
-    kept = {name for name, part in module.named_modules() if module.training and not part.training}
+    frozen = {name for name, part in module.named_modules() if module.training and not part.training}
     module.train()
-    set_modes(module, {name: part.training and name not in kept for name, part in module.named_modules()})
+    set_modes(module, {name: part.training and name not in frozen for name, part in module.named_modules()})
     return modes_of(module)
 
 
 def set_modes(module: nn.Module, modes: Modes) -> None:
-    """Put every part of a module into its mode; parts that have no mode stay as they are."""
+    """Set every part of a module to its mode; parts without an entry do not change."""
     for name, part in module.named_modules():
         part.training = modes.get(name, part.training)
 
 
 @contextlib.contextmanager
 def in_modes(module: nn.Module | None, modes: Modes) -> Iterator[None]:
-    """Put every part of a module into its mode, and back at the end; None: do nothing."""
+    """Set every part of a module to its mode, and restore the modes at the end of the block; None does nothing."""
     before = {} if module is None else modes_of(module)
     if module is not None:
         set_modes(module, modes)
@@ -49,12 +49,12 @@ def modes_of(module: nn.Module) -> Modes:
 
 
 def cast(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Move a module to a device, its real numbers in `dtype` and its complex ones in the complex type as wide.
+    """Move a module to a device, and convert real tensors to `dtype` and complex ones to complex64 or complex128.
 
-    A buffer that has several names stays one.
+    A buffer with several names stays one tensor.
     """
     wide = torch.complex128 if dtype == torch.float64 else torch.complex64
-    done: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # and the tensors, as ids are used again
+    done: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # holds the old tensors too, so that no id is reused
 
     def convert(value: torch.Tensor) -> torch.Tensor:
         if id(value) not in done:

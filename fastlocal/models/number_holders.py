@@ -1,4 +1,4 @@
-"""Tensors, arrays and generators of random numbers: how their numbers are copied, and how the copy is put back."""
+"""Snapshots of tensors, arrays and random generators; each class is a state_holders.Holder."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 FEW_BYTES = 4096
-"""Arrays of at most this size are cheap to compare."""
+"""Size up to which an array is cheap to compare."""
 
 
 class Generator:
-    """A generator of random numbers and its state, as one entry."""
+    """A random generator: one entry with its state."""
 
     in_place = True
     cheap = True
@@ -24,7 +24,7 @@ class Generator:
     def __init__(self, value: Any) -> None:
         self._value = value
 
-    def take(self) -> dict[Any, Any]:
+    def snapshot(self) -> dict[Any, Any]:
         value = self._value
         state: Any
         if isinstance(value, np.random.Generator):
@@ -33,7 +33,7 @@ class Generator:
             state = value.getstate() if isinstance(value, random.Random) else value.get_state()
         return {"": (value, pickle.dumps(state))}
 
-    def put(self, before: dict[Any, Any]) -> None:
+    def restore(self, before: dict[Any, Any]) -> None:
         value, state = before[""][0], pickle.loads(before[""][1])
         if isinstance(value, np.random.Generator):
             value.bit_generator.state = state
@@ -44,7 +44,7 @@ class Generator:
 
 
 class Values:
-    """The numbers of a tensor, as one entry."""
+    """A tensor: one entry with its values."""
 
     in_place = True
     cheap = False
@@ -52,16 +52,16 @@ class Values:
     def __init__(self, value: Tensor) -> None:
         self._value = value
 
-    def take(self) -> dict[Any, Any]:
+    def snapshot(self) -> dict[Any, Any]:
         return {"": self._value.detach().clone()}
 
-    def put(self, before: dict[Any, Any]) -> None:
+    def restore(self, before: dict[Any, Any]) -> None:
         with torch.no_grad():
             self._value.copy_(before[""])
 
 
 class Version:
-    """How often a tensor was changed in place, and where it lies, as one entry."""
+    """A tensor: one entry with its version counter and its address."""
 
     in_place = True
     cheap = True
@@ -69,23 +69,23 @@ class Version:
     def __init__(self, value: Tensor) -> None:
         self._value = value
 
-    def take(self) -> dict[Any, Any]:
+    def snapshot(self) -> dict[Any, Any]:
         return {"": (self._value._version, self._value.data_ptr())}
 
-    def put(self, before: dict[Any, Any]) -> None:
-        """Nothing is to be put back, as Values puts the numbers back."""
+    def restore(self, before: dict[Any, Any]) -> None:
+        """Do nothing; Values restores the numbers."""
 
 
 class Elements:
-    """The numbers of a NumPy array, an array.array or a bytearray, as one entry."""
+    """A NumPy array, an array.array or a bytearray: one entry with its values."""
 
     in_place = True
 
     def __init__(self, value: np.ndarray | array.array[Any] | bytearray) -> None:
         self._value = value
-        self.cheap = len(self.take()[""][1]) <= FEW_BYTES
+        self.cheap = len(self.snapshot()[""][1]) <= FEW_BYTES
 
-    def take(self) -> dict[Any, Any]:
+    def snapshot(self) -> dict[Any, Any]:
         value = self._value
         return {
             "": (
@@ -94,8 +94,8 @@ class Elements:
             )
         }
 
-    def put(self, before: dict[Any, Any]) -> None:
-        if self.take() == before:
+    def restore(self, before: dict[Any, Any]) -> None:
+        if self.snapshot() == before:
             return
         value, content = self._value, before[""][1]
         if isinstance(value, np.ndarray):

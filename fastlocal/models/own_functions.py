@@ -1,4 +1,4 @@
-"""Functions that a copied module keeps, such as hooks, made to mean the copy and not the module it was copied from."""
+"""Rebind functions of a copied module, such as hooks, from the original module to the copy."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .python_state import PythonState
 from .state_holders import is_filled
 
 
-def own_functions(module: nn.Module, original: nn.Module) -> None:
-    """Replace the functions of a copy that hold the original, its parts or its tensors.
+def rebind_functions(module: nn.Module, original: nn.Module) -> None:
+    """Replace functions of a copy that refer to the original, its parts or its tensors.
 
-    copy.deepcopy copies attributes and leaves functions as they are: a lambda or a hook around the original module
-    goes on computing with the original's parameters.
+    copy.deepcopy copies attributes but not functions: a lambda or a hook in the copy would still use the original's
+    parameters.
 
     Args:
-        module: The copy; its attributes and hooks change.
+        module: The copy; its attributes and hooks are replaced.
         original: The module with the same parts and tensors.
     """
     parts = dict(module.named_modules())
@@ -37,27 +37,27 @@ def own_functions(module: nn.Module, original: nn.Module) -> None:
 
 
 class _Rebinding:
-    """Replaces objects by others wherever functions, and containers of functions, hold them."""
+    """Replace objects inside functions and containers of functions."""
 
     def __init__(self, own: dict[int, Any], shared: Collection[int]) -> None:
-        """Begin.
+        """Set the replacements.
 
         Args:
-            own: Others, by the ids of what they replace.
-            shared: ids of objects that stay as they are, though what they hold may be replaced in copies of functions.
+            own: {id of an object: its replacement}.
+            shared: ids of objects whose attributes are not changed, because the original uses them too.
         """
         self._own, self._shared = dict(own), shared
-        self._alive: list[Any] = []  # as ids of what is gone are used again
+        self._alive: list[Any] = []  # holds all objects, so that no id is reused
 
     def __call__(self, value: Any) -> Any:
         if id(value) not in self._own:
             self._alive.append(value)
-            self._own[id(value)] = value  # while it is looked through: a function may hold itself
-            self._own[id(value)] = self._rebound(value)
+            self._own[id(value)] = value  # ends the recursion for a function that refers to itself
+            self._own[id(value)] = self._rebind(value)
         return self._own[id(value)]
 
-    def _rebound(self, value: Any) -> Any:
-        """A copy that holds the others, or the value itself where it holds none."""
+    def _rebind(self, value: Any) -> Any:
+        """Return a copy with the replacements, or the value itself if it needs none."""
         if isinstance(value, types.FunctionType):
             return self._function(value)
         if isinstance(value, types.MethodType):
@@ -71,11 +71,11 @@ class _Rebinding:
         if isinstance(value, dict):
             inner = {key: self(each) for key, each in dict.items(value)}
             if any(inner[key] is not each for key, each in dict.items(value)):
-                return _filled(value, inner)
+                return _with_entries(value, inner)
         elif type(value) in (list, tuple, set):
-            several = [self(each) for each in value]
-            if any(one is not each for one, each in zip(several, value, strict=True)):
-                return type(value)(several)
+            items = [self(each) for each in value]
+            if any(one is not each for one, each in zip(items, value, strict=True)):
+                return type(value)(items)
         elif isinstance(getattr(value, "__dict__", None), dict) and not isinstance(value, type | nn.Module):
             if id(value) not in self._shared:
                 vars(value).update({name: self(each) for name, each in vars(value).items()})
@@ -89,19 +89,19 @@ class _Rebinding:
         if not changed and defaults is function.__defaults__ and keywords is function.__kwdefaults__:
             return function
         closure = tuple(types.CellType(one) for one in inner)
-        made = types.FunctionType(function.__code__, function.__globals__, function.__name__, defaults, closure)
+        copied = types.FunctionType(function.__code__, function.__globals__, function.__name__, defaults, closure)
         for cell, own in zip(cells, closure, strict=True):
             if not is_filled(cell):
                 del own.cell_contents
             elif cell.cell_contents is function:
-                own.cell_contents = made
-        made.__kwdefaults__ = keywords
-        made.__dict__.update(vars(function))
-        return made
+                own.cell_contents = copied
+        copied.__kwdefaults__ = keywords
+        copied.__dict__.update(vars(function))
+        return copied
 
 
-def _filled(value: dict[Any, Any], inner: dict[Any, Any]) -> Any:
-    """A dictionary of the same kind with other entries: torch keeps hooks in an OrderedDict."""
-    made = value.copy()
-    made.update(inner)
-    return made
+def _with_entries(value: dict[Any, Any], inner: dict[Any, Any]) -> Any:
+    """Return a dictionary of the same class with other entries; torch stores hooks in an OrderedDict."""
+    copied = value.copy()
+    copied.update(inner)
+    return copied

@@ -1,4 +1,4 @@
-"""Tensors of the user's module, wherever they are reached from, as those of the client that trains."""
+"""Replace tensors of the user's module, wherever code refers to them, by the tensors of the current client."""
 
 from __future__ import annotations
 
@@ -8,58 +8,62 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-Held = Mapping[int, str]
-"""{id of a tensor: its name in the module}. Whoever keeps it keeps the tensors alive."""
+TensorNames = Mapping[int, str]
+"""{id of a tensor: its name in the module}; the owner must keep the tensors alive."""
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters and buffers of a module by every name that they have."""
+    """Return the parameters and buffers of a module under all their names."""
     return {place.name: place.value for place in places_of(module)}
 
 
 class Place(NamedTuple):
-    """Where a module keeps a parameter or a buffer.
+    """Location of a parameter or a buffer in a module.
 
-    name: of the tensor in the whole module        part: whose tensor it is
-    kept: the part's parameters or its buffers, by key
+    Attributes:
+        name: Name of the tensor in the whole module.
+        part: The part that owns the tensor.
+        tensors: The part's dictionary of parameters or of buffers.
+        key: Key of the tensor in `tensors`.
+        value: The tensor.
     """
 
     name: str
     part: nn.Module
-    kept: dict[str, Any]
+    tensors: dict[str, Any]
     key: str
     value: Tensor
 
 
 def places_of(module: nn.Module) -> Iterator[Place]:
-    """Yield every place; a tensor that has several names is in several."""
+    """Yield all places; a tensor with several names has several."""
     for path, part in module.named_modules():
-        for kept in (part._parameters, part._buffers):
-            for key, value in kept.items():
+        for tensors in (part._parameters, part._buffers):
+            for key, value in tensors.items():
                 if value is not None:
-                    yield Place(f"{path}.{key}" if path else key, part, kept, key, value)
+                    yield Place(f"{path}.{key}" if path else key, part, tensors, key, value)
 
 
 class OwnTensors(TorchFunctionMode):
-    """Within, whatever torch is asked to compute with a tensor that is held is computed with the client's.
+    """Replace tensors of the user's module in the arguments of every torch function within the block.
 
-    A closure over the user's module, or a list of parameters that a module keeps, so means the parameters of the
-    client, whose gradients they get.
+    A closure over the user's module, or a list of parameters in a module, thus uses the client's parameters, and their
+    gradients go to the client.
 
     Attributes:
-        used: Names of the tensors that were reached in this way.
-        hooked: Whether a hook was put on the gradient of any tensor.
+        used: Names of the replaced tensors.
+        hooked: Whether a hook was registered on the gradient of a tensor.
     """
 
-    def __init__(self, held: Held, values: Mapping[str, Tensor]) -> None:
-        """Begin.
+    def __init__(self, tensor_names: TensorNames, values: Mapping[str, Tensor]) -> None:
+        """Set the replacements.
 
         Args:
-            held: The tensors to be replaced.
-            values: The client's, by name; a tensor that is not among them stays as it is.
+            tensor_names: The tensors to replace.
+            values: The client's tensors by name; tensors without an entry are not replaced.
         """
         super().__init__()
-        self._held, self._values = held, values
+        self._tensor_names, self._values = tensor_names, values
         self.used: set[str] = set()
         self.hooked = False
 
@@ -67,17 +71,17 @@ class OwnTensors(TorchFunctionMode):
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         self.hooked |= func is Tensor.register_hook
-        return func(*self._of(args), **self._of(kwargs or {}))
+        return func(*self._replace(args), **self._replace(kwargs or {}))
 
-    def _of(self, value: Any) -> Any:
+    def _replace(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            name = self._held.get(id(value))
+            name = self._tensor_names.get(id(value))
             if name is None or name not in self._values or self._values[name] is value:
                 return value
             self.used.add(name)
             return self._values[name]
         if type(value) in (tuple, list):
-            return type(value)(map(self._of, value))
+            return type(value)(map(self._replace, value))
         if type(value) is dict:
-            return {key: self._of(inner) for key, inner in value.items()}
+            return {key: self._replace(inner) for key, inner in value.items()}
         return value

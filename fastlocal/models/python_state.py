@@ -1,4 +1,4 @@
-"""What a callable keeps in Python between its calls: attributes, containers, closures and globals."""
+"""Snapshots of the Python state of a callable: attributes, containers, closures and globals."""
 
 from __future__ import annotations
 
@@ -21,25 +21,28 @@ from .state_holders import GENERATORS, LIBRARIES, PLAIN, Holder
 
 DEPTH = 8
 LARGEST = 2**20
-"""Elements of a tensor, or of a container, whose values are looked at."""
+"""Number of elements up to which the values of a tensor or a container are compared."""
 _SHARED = (torch.default_generator, np.random.mtrand._rand, random._inst)  # type: ignore[attr-defined]
-"""The generators that a process has, whose states are no state of what draws from them."""
+"""The global generators of the process, whose state belongs to no callable."""
 
 
 _OF_VALUES = (numbers.Values, numbers.Version, numbers.Elements, numbers.Generator)
 
 
 _COMPILERS = ("torch._dynamo", "torch._inductor", "torch._functorch")
-"""What a compiled function keeps is no state of the model."""
+"""Packages whose objects in a compiled function are no state of the model."""
 
 
 class Change(NamedTuple):
-    """An entry that is no longer as it was.
+    """An entry that differs from its snapshot.
 
-    path: names from the root, with dots        before, now: None where there was, or is, no such entry
-    in_place: whether the same object has other values now
-    new: whether the entry was not there before, or is gone
-    lasting: whether it cannot be put back
+    Attributes:
+        path: Dotted path from the root.
+        before: Old value, or None if the entry is new.
+        now: New value, or None if the entry is missing now.
+        in_place: Whether the same object has changed, instead of being replaced.
+        new: Whether the entry was added or removed.
+        irreversible: Whether the old value cannot be restored.
     """
 
     path: str
@@ -47,31 +50,31 @@ class Change(NamedTuple):
     now: Any
     in_place: bool
     new: bool
-    lasting: bool
+    irreversible: bool
 
 
 class PythonState:
-    """A copy of what is reachable from an object, to be compared with later or to be put back.
+    """Snapshot of everything reachable from an object.
 
     Attributes:
-        tensors: (path, tensor or array) of those that were reached.
-        met: Whether something that is passed over was reached.
+        tensors: (path, tensor or array) of all reachable ones.
+        reached_excluded: Whether an excluded object is reachable.
     """
 
     def __init__(self, root: object, *, own: nn.Module | None = None, without: Collection[int] = ()) -> None:
-        """Copy.
+        """Take the snapshot.
 
         Args:
             root: A module, a function, a bound method, a partial, a tuple of these or any other object.
-            own: A module whose parameters and buffers are passed over.
-            without: ids of objects that are passed over with all below them.
+            own: A module whose parameters and buffers are excluded.
+            without: ids of objects that are excluded with everything below them.
         """
         self._parts = set() if own is None else set(map(id, own.modules()))
-        passed = [] if own is None else [*own.parameters(), *own.buffers()]
+        excluded = [] if own is None else [*own.parameters(), *own.buffers()]
         self._without = frozenset(without)
-        self.met = False
-        self._seen = {*without, *map(id, passed), *map(id, _SHARED)}
-        self._alive = (passed, root)  # as ids of what is gone are used again
+        self.reached_excluded = False
+        self._visited = {*without, *map(id, excluded), *map(id, _SHARED)}
+        self._alive = (excluded, root)  # so that no id is reused
         self._ignored: Collection[str] = ()
         self._entries: list[tuple[str, Holder, dict[Any, Any]]] = []
         self.tensors: list[tuple[str, Tensor | np.ndarray]] = []
@@ -79,37 +82,38 @@ class PythonState:
 
     @property
     def reached(self) -> Collection[int]:
-        """ids of the objects that were reached."""
-        return self._seen
+        """The ids of all reachable objects."""
+        return self._visited
 
     def changes(self, *, values: bool = True) -> list[Change]:
-        """Return what is no longer as it was. values: whether to look at numbers of tensors and large arrays."""
-        found = []
+        """Return the differences from the snapshot; `values` includes numbers of tensors and large arrays."""
+        changes = []
         for path, holder, before in self._entries:
             if isinstance(holder, numbers.Version) if values else not holder.cheap:
                 continue
-            now = holder.take()
+            now = holder.snapshot()
             if len(now) == len(before) and all(key in before and before[key] is now[key] for key in now):
                 continue
             for key in {**before, **now}:
-                there, where = key in now and key in before, _joined(path, key)
-                if where not in self._ignored and not (there and same(now[key], before[key])):
-                    lasting = isinstance(holder, holders.Position)
-                    found.append(Change(where, before.get(key), now.get(key), holder.in_place, not there, lasting))
-        return found
+                in_both, where = key in now and key in before, _join(path, key)
+                if where not in self._ignored and not (in_both and same(now[key], before[key])):
+                    irreversible = isinstance(holder, holders.Position)
+                    old, new = before.get(key), now.get(key)
+                    changes.append(Change(where, old, new, holder.in_place, not in_both, irreversible))
+        return changes
 
     def restore(self) -> None:
-        """Put everything back."""
+        """Restore the snapshot."""
         for _, holder, before in self._entries:
-            holder.put(before)
+            holder.restore(before)
 
     def ignore(self, paths: Collection[str]) -> None:
-        """Drop the entries at these paths and below, which then may change and are kept alive no longer."""
+        """Drop the entries at and below `paths`; they may change, and their values are freed."""
         self._ignored = paths
         below = tuple(f"{path}." for path in paths)
         self._entries = [each for each in self._entries if each[0] not in paths and not each[0].startswith(below)]
         for path, _, before in self._entries:
-            for key in [key for key in before if _joined(path, key) in paths]:
+            for key in [key for key in before if _join(path, key) in paths]:
                 del before[key]
         self.tensors.clear()
 
@@ -118,22 +122,22 @@ class PythonState:
             return
         if type(value).__module__.startswith(_COMPILERS):
             return
-        if id(value) in self._seen:
-            self.met |= id(value) in self._without
+        if id(value) in self._visited:
+            self.reached_excluded |= id(value) in self._without
             return
-        self._seen.add(id(value))
+        self._visited.add(id(value))
         for name, inner in self._inside(path, value):
             self._walk(f"{path}.{name}" if path else name, inner, depth + 1)
 
     def _inside(self, path: str, value: Any) -> Iterator[tuple[str, Any]]:
-        """Copy what `value` holds itself; yields what it leads to."""
+        """Take the snapshot of one object and yield (name, object) of those that it refers to."""
         if isinstance(value, functools.partial):
             yield from (("func", value.func), ("args", list(value.args)), ("keywords", value.keywords))
         elif isinstance(value, types.MethodType):
             yield from (("", value.__self__), (value.__name__, value.__func__))
         elif isinstance(value, nn.Module):
             for name, part in value.named_modules():
-                self._seen.add(id(part))
+                self._visited.add(id(part))
                 without = ("_parameters", "_buffers") if id(part) in self._parts else ()
                 yield from self._copy(name, holders.Attributes(part, without))
                 yield from self._of_classes(name, part)
@@ -174,11 +178,11 @@ class PythonState:
             yield from self._copy(path, holders.Slots(value))
 
     def _of_classes(self, path: str, value: Any) -> Iterator[tuple[str, Any]]:
-        """Yield what the classes of an object keep for all their objects, and the functions in them."""
+        """Take snapshots of the data of an object's classes, and yield the data and the classes' functions."""
         for kind in type(value).__mro__:
-            if id(kind) in self._seen or kind.__module__.partition(".")[0] in LIBRARIES:
+            if id(kind) in self._visited or kind.__module__.partition(".")[0] in LIBRARIES:
                 continue
-            self._seen.add(id(kind))
+            self._visited.add(id(kind))
             yield from self._copy(path, holders.ClassData(kind))
             for name, entry in vars(kind).items():
                 function = entry.fget if isinstance(entry, property) else getattr(entry, "__func__", entry)
@@ -186,19 +190,19 @@ class PythonState:
                     yield name, function
 
     def _copy(self, path: str, holder: Holder) -> Iterator[tuple[str, Any]]:
-        before = holder.take()
+        before = holder.snapshot()
         self._entries.append((path, holder, before))
         if not isinstance(holder, _OF_VALUES):
             yield from ((str(key), inner) for key, inner in before.items())
 
 
-def _joined(path: str, key: object) -> str:
+def _join(path: str, key: object) -> str:
     return f"{path}.{key}".strip(".")
 
 
 @contextlib.contextmanager
-def kept(root: object) -> Iterator[None]:
-    """Undo at the end what becomes of `root`."""
+def preserve_state(root: object) -> Iterator[None]:
+    """Restore the Python state of `root` at the end of the block."""
     before = PythonState(root)
     try:
         yield
@@ -207,37 +211,38 @@ def kept(root: object) -> Iterator[None]:
 
 
 def same(one: Any, other: Any, depth: int = 0) -> bool:
-    """Return whether two values are the same object, or equal ones that keep nothing else."""
+    """Return True if two values are the same object, or equal data."""
     if one is other:
         return True
     if isinstance(one, PLAIN) and isinstance(other, PLAIN):
         return bool(one == other) or (one != one and other != other)
     if type(one) is not type(other) or depth > DEPTH:
         return False
-    alike = functools.partial(_all_same, depth=depth + 1)
+    all_same = functools.partial(_all_same, depth=depth + 1)
     if isinstance(one, Tensor):
         return _equal(one.detach(), other.detach())
     if isinstance(one, np.ndarray):
         return one.shape == other.shape and one.dtype == other.dtype and bool(np.array_equal(one, other))
     if isinstance(one, tuple | list | deque):
-        return len(one) == len(other) and alike(one, other)
+        return len(one) == len(other) and all_same(one, other)
     if isinstance(one, dict):
-        return one.keys() == other.keys() and alike(one.values(), [other[key] for key in one])
+        return one.keys() == other.keys() and all_same(one.values(), [other[key] for key in one])
     if isinstance(one, types.MethodType):
         return one.__func__ is other.__func__ and one.__self__ is other.__self__
     if isinstance(one, types.FunctionType):
-        return one.__code__ is other.__code__ and alike(_cells(one), _cells(other))
+        return one.__code__ is other.__code__ and all_same(_cells(one), _cells(other))
     if isinstance(one, set | frozenset | bytearray | array.array | slice | torch.Size | torch.dtype | torch.device):
         return bool(one == other)
     if holders.keeps_position(one):
-        return alike(holders.Position(one).take().values(), holders.Position(other).take().values())
+        return all_same(holders.Position(one).snapshot().values(), holders.Position(other).snapshot().values())
     if isinstance(getattr(one, "__dict__", None), dict) and not isinstance(one, nn.Module) and not callable(one):
-        return vars(one).keys() == vars(other).keys() and alike(vars(one).values(), [vars(other)[k] for k in vars(one)])
+        ours, theirs = vars(one), vars(other)
+        return ours.keys() == theirs.keys() and all_same(ours.values(), [theirs[key] for key in ours])
     return False
 
 
-def _all_same(some: Any, others: Any, depth: int) -> bool:
-    pairs = zip(some, others, strict=False)
+def _all_same(ones: Any, others: Any, depth: int) -> bool:
+    pairs = zip(ones, others, strict=False)
     return all(same(one, other, depth) for one, other in pairs)
 
 

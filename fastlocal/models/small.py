@@ -1,4 +1,4 @@
-"""Two small models for small images, initialised as torch does: `mlp` and `cnn`."""
+"""Two small models for small images, `mlp` and `cnn`, with torch's initialisation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastlocal.common.errors import UsageError
 
 
 def small(name: str, in_channels: int, classes: int, image_size: tuple[int, int]) -> nn.Module:
-    """`mlp` or `cnn`; UsageError where the two poolings of `cnn` leave nothing of the images."""
+    """Make `mlp` or `cnn`; raise UsageError if the images are too small for the two poolings of `cnn`."""
     height, width = image_size
     if name == "mlp":
         return MLP(in_channels * height * width, classes)
@@ -21,7 +21,7 @@ def small(name: str, in_channels: int, classes: int, image_size: tuple[int, int]
 
 
 class MLP(nn.Module):
-    """One hidden layer of 128 units: [n, ...] with `features` values a sample -> [n, classes]."""
+    """One hidden layer of 128 units: [n, ...] with `features` values per sample -> [n, classes]."""
 
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class MLP(nn.Module):
 class CNN(nn.Module):
     """Two 3x3 convolutions, each with ReLU and 2x2 max pooling: [n, in_channels, h, w] -> [n, classes].
 
-    positions: (h // 4) * (w // 4), what the poolings leave
+    The poolings leave `positions` = (h // 4) * (w // 4) pixels.
     """
 
     def __init__(self, in_channels: int, classes: int, positions: int) -> None:

@@ -1,4 +1,4 @@
-"""Kinds of objects that keep something between calls: how each is copied, and how the copy is put back."""
+"""Snapshots of Python objects that keep state between calls, one class per kind of object."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ PLAIN = (type(None), bool, int, float, complex, str, bytes)
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 DATA = (*PLAIN, list, dict, set, deque, bytearray, array.array, np.ndarray, Tensor)
 LIBRARIES = frozenset({"torch", "numpy", "fastlocal", *sys.stdlib_module_names})
-"""Packages whose classes and functions keep nothing that a forward pass changes."""
+"""Packages whose classes and functions have no state that a forward pass changes."""
 
 
 class Holder(Protocol):
-    """An object that keeps something, seen as entries by key.
+    """An object with state, as entries by key.
 
     Attributes:
-        in_place: Whether an entry that differs was changed where it lies, and not replaced.
-        cheap: Whether looking at it takes no longer than a microsecond or so.
+        in_place: Whether a changed entry is the same object, instead of a new one.
+        cheap: Whether a snapshot takes about a microsecond.
     """
 
     in_place: bool
     cheap: bool
 
-    def take(self) -> dict[Any, Any]:
-        """Copy the entries."""
+    def snapshot(self) -> dict[Any, Any]:
+        """Return a copy of the entries."""
         ...
 
-    def put(self, before: dict[Any, Any]) -> None:
-        """Make the entries those of an earlier copy."""
+    def restore(self, before: dict[Any, Any]) -> None:
+        """Restore the entries of a snapshot."""
         ...
 
 
@@ -51,12 +51,12 @@ class Attributes:
     def __init__(self, part: Any, without: Collection[str] = ()) -> None:
         self._part, self._without = part, without
 
-    def take(self) -> dict[Any, Any]:
+    def snapshot(self) -> dict[Any, Any]:
         return {key: value for key, value in vars(self._part).items() if key not in self._without}
 
-    def put(self, before: dict[Any, Any]) -> None:
+    def restore(self, before: dict[Any, Any]) -> None:
         entries = vars(self._part)
-        for key in [key for key in self.take() if key not in before]:
+        for key in [key for key in self.snapshot() if key not in before]:
             del entries[key]
         entries.update(before)
 
@@ -71,10 +71,10 @@ class Slots:
         self._value = value
         self._names = list(slots_of(type(value)))
 
-    def take(self) -> dict[Any, Any]:
+    def snapshot(self) -> dict[Any, Any]:
         return {name: getattr(self._value, name) for name in self._names if hasattr(self._value, name)}
 
-    def put(self, before: dict[Any, Any]) -> None:
+    def restore(self, before: dict[Any, Any]) -> None:
         for name in self._names:
             if name in before:
                 object.__setattr__(self._value, name, before[name])
@@ -91,7 +91,7 @@ def slots_of(kind: type) -> Iterator[str]:
 
 
 class ClassData:
-    """The data that a class holds, by name."""
+    """The data attributes of a class."""
 
     in_place = False
     cheap = True
@@ -99,12 +99,12 @@ class ClassData:
     def __init__(self, kind: type) -> None:
         self._kind = kind
 
-    def take(self) -> dict[Any, Any]:
-        held = vars(self._kind).items()
-        return {key: value for key, value in held if isinstance(value, DATA) and not key.startswith("__")}
+    def snapshot(self) -> dict[Any, Any]:
+        entries = vars(self._kind).items()
+        return {key: value for key, value in entries if isinstance(value, DATA) and not key.startswith("__")}
 
-    def put(self, before: dict[Any, Any]) -> None:
-        now = self.take()
+    def restore(self, before: dict[Any, Any]) -> None:
+        now = self.snapshot()
         for key in now.keys() - before.keys():
             delattr(self._kind, key)
         for key, value in before.items():
@@ -113,7 +113,7 @@ class ClassData:
 
 
 class Names:
-    """The variables of a function's closure, and the globals it reads that are data or can keep some."""
+    """The closure variables of a function, and the globals that it reads and that may hold data."""
 
     in_place = False
     cheap = True
@@ -125,17 +125,17 @@ class Names:
         self._names = [name for name in names if self._keeps(self._globals[name])]
 
     def _keeps(self, value: Any) -> bool:
-        """Whether it is data, or a function or an object of the same file, which may hold some."""
+        """Return True for data, and for functions and objects of the same file, which may hold data."""
         if isinstance(value, types.FunctionType):
             return value.__globals__ is self._globals
         own = type(value).__module__ == self._globals.get("__name__") and not isinstance(value, torch.nn.Module)
         return own or isinstance(value, DATA) or keeps_position(value)
 
-    def take(self) -> dict[Any, Any]:
+    def snapshot(self) -> dict[Any, Any]:
         filled = {name: cell.cell_contents for name, cell in self._cells.items() if is_filled(cell)}
         return {**{name: self._globals[name] for name in self._names}, **filled}
 
-    def put(self, before: dict[Any, Any]) -> None:
+    def restore(self, before: dict[Any, Any]) -> None:
         for name, value in before.items():
             if name in self._cells:
                 self._cells[name].cell_contents = value
@@ -144,7 +144,7 @@ class Names:
 
 
 class Container:
-    """Entries of a dictionary, by key; of a list or a deque, by place; of a set, themselves."""
+    """The entries of a dictionary by key, of a list or deque by index, of a set as keys."""
 
     in_place = False
     cheap = True
@@ -152,13 +152,13 @@ class Container:
     def __init__(self, value: Any) -> None:
         self._value = value
 
-    def take(self) -> dict[Any, Any]:
+    def snapshot(self) -> dict[Any, Any]:
         if isinstance(self._value, dict):
-            return dict(dict.items(self._value))  # as it is: a registry of classes may make an object of each it gives
+            return dict(dict.items(self._value))  # a subclass may override `items`, for example to construct objects
         return {entry: None for entry in self._value} if isinstance(self._value, set) else dict(enumerate(self._value))
 
-    def put(self, before: dict[Any, Any]) -> None:
-        now = self.take()
+    def restore(self, before: dict[Any, Any]) -> None:
+        now = self.snapshot()
         if now.keys() == before.keys() and all(now[key] is before[key] for key in before):
             return
         self._value.clear()
@@ -169,7 +169,7 @@ class Container:
 
 
 class Position:
-    """Where an iterator stands, as what it would be copied from; it cannot be put back."""
+    """The position of an iterator, as the arguments that copy.copy would use; it cannot be restored."""
 
     in_place = True
     cheap = True
@@ -177,35 +177,35 @@ class Position:
     def __init__(self, value: Any) -> None:
         self._value = value
 
-    def take(self) -> dict[Any, Any]:
-        return dict(enumerate(_reduced(self._value)))
+    def snapshot(self) -> dict[Any, Any]:
+        return dict(enumerate(_reduce(self._value)))
 
-    def put(self, before: dict[Any, Any]) -> None:
-        """Nothing can be put back."""
+    def restore(self, before: dict[Any, Any]) -> None:
+        """Do nothing: the position of an iterator cannot be set."""
 
 
 def keeps_position(value: Any) -> bool:
-    """Whether it is an iterator of Python's own that says where it stands: itertools.count, cycle, iter(list), ..."""
+    """Return True for Python's own iterators that expose their position: itertools.count, cycle, iter(list), ..."""
     return (
         hasattr(type(value), "__next__")
         and type(value).__module__ in ("builtins", "itertools")
-        and bool(_reduced(value))
+        and bool(_reduce(value))
     )
 
 
-def _reduced(value: Any) -> tuple[Any, ...]:
-    """What copy.copy would make another of, without its constructor; () where it cannot be copied."""
+def _reduce(value: Any) -> tuple[Any, ...]:
+    """Return the arguments that copy.copy would use, without the constructor; () if the object cannot be copied."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.14 copies no iterators of itertools any more
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.14 no longer copies iterators of itertools
             reduced = value.__reduce_ex__(4)
-    except Exception:  # whatever keeps it from being copied, then nothing can be said
+    except Exception:  # any failure of the copy: the position is unknown
         return ()
     return reduced[1:] if isinstance(reduced, tuple) else ()
 
 
 def is_filled(cell: types.CellType) -> bool:
-    """Whether a variable of a closure has a value."""
+    """Return True if a closure variable has a value."""
     try:
         cell.cell_contents  # noqa: B018
     except ValueError:

@@ -13,24 +13,26 @@ from fastlocal.common.errors import UsageError, nearest
 
 @cache
 def classification_names() -> tuple[str, ...]:
-    """torchvision's classification models; those for detection, segmentation, video and quantised ones are not."""
+    """Return torchvision's classification models, without detection, segmentation, video and quantised models."""
     from torchvision import models
 
     return tuple(models.list_models(module=models))
 
 
 def check_name(name: str) -> None:
-    """Raise UsageError where torchvision has no classification model `name`."""
+    """Raise UsageError if torchvision has no classification model `name`."""
     if name not in classification_names():
         hint = nearest(f"torchvision.{name}", (f"torchvision.{known}" for known in classification_names()))
         raise UsageError(f"--model 'torchvision.{name}' is no classification model of torchvision{hint}")
 
 
 def torchvision_model(name: str, in_channels: int, classes: int, image_size: tuple[int, int]) -> nn.Module:
-    """torchvision's model `name`, without auxiliary heads: images [n, in_channels, *image_size] -> [n, classes].
+    """Make a torchvision model without auxiliary heads: images [n, in_channels, *image_size] -> [n, classes].
 
-    Where `in_channels` is not 3, the first convolution is replaced by one that fits, initialised as torch does.
-    Raises UsageError for a name that is no classification model and for images that the model cannot take.
+    If `in_channels` is not 3, the first convolution is replaced by a matching one with torch's initialisation.
+
+    Raises:
+        UsageError: There is no such classification model, or it does not support the images.
     """
     from torchvision import models
 
@@ -51,7 +53,7 @@ def torchvision_model(name: str, in_channels: int, classes: int, image_size: tup
 
 
 def _options(name: str, image_size: tuple[int, int]) -> dict[str, Any]:
-    """What `name` needs to be told beside the number of classes."""
+    """Return the constructor's options of a model besides the number of classes."""
     if name in ("googlenet", "inception_v3"):
         return {"aux_logits": False, "init_weights": True}
     if name.startswith("vit_"):
@@ -78,7 +80,7 @@ def _replace_first_convolution(module: nn.Module, in_channels: int) -> None:
 
 
 def _probe(module: nn.Module, in_channels: int, image_size: tuple[int, int]) -> None:
-    """Runs shapes alone through the model (no arithmetic), so that unfit images fail now and not in the first step."""
+    """Run the model on the meta device (shapes without arithmetic), so that unsupported images fail before training."""
     state = {name: torch.empty_like(tensor, device="meta") for name, tensor in module.state_dict().items()}
     image = torch.empty(1, in_channels, *image_size, device="meta")
     module.eval()  # BatchNorm refuses one value per channel in training mode

@@ -1,4 +1,4 @@
-"""What a forward pass left alone in its first steps, and must leave alone in all others, as clients share it."""
+"""Check that later steps do not change state that clients share and that the first steps did not change."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Constants:
-    """Buffers, and parameters that are not trained, of a module whose forward left them alone in the first steps."""
+    """Buffers and untrained parameters of a module that the first steps did not change."""
 
     def __init__(self, module: nn.Module, changing: Container[str]) -> None:
-        """Begin with all but those whose names are `changing`."""
+        """Record all tensors of a module except those named in `changing`."""
         places = list(places_of(module))
-        others = {id(place.value) for place in places if place.name in changing}  # under all their names
-        self._places = [place for place in places if id(place.value) not in others]
+        changing_ids = {id(place.value) for place in places if place.name in changing}  # excludes their other names too
+        self._places = [place for place in places if id(place.value) not in changing_ids]
         self._versions, self._sums = self._identities(), self._checksums()
 
     def check(self, *, values: bool = True) -> None:
-        """Raise UsageError where one has changed. values: whether to look at their numbers, as .data hides changes."""
+        """Raise UsageError if a tensor has changed; with `values`, compare numbers too, as .data hides changes."""
         self._compare(self._identities(), self._versions)
         if values:
             self._compare(self._checksums(), self._sums)
@@ -37,30 +37,30 @@ class Constants:
                 raise UsageError(_late(place.name))
 
     def _identities(self) -> list[Any]:
-        found = []
+        identities = []
         for place in self._places:
-            strided = place.value.layout == torch.strided
-            found.append((id(place.kept[place.key]), place.value._version, place.value.data_ptr() if strided else 0))
-        return found
+            address = place.value.data_ptr() if place.value.layout == torch.strided else 0
+            identities.append((id(place.tensors[place.key]), place.value._version, address))
+        return identities
 
     def _checksums(self) -> list[Any]:
         sums = [_checksum(place.value) for place in self._places]
         return torch.stack(sums).tolist() if sums else []
 
 
-class Unchanged:
-    """The constants of a module, its Python state, and that of its loss, after a first step."""
+class StateGuard:
+    """Snapshot of the constants and the Python state of a module, and of the state of its loss."""
 
     def __init__(
         self, module: nn.Module, changing: Container[str], loss: Callable[..., Any] | None, recomputed: Collection[str]
     ) -> None:
-        """Begin.
+        """Take the snapshot.
 
         Args:
-            module: In the state that it has after a step.
-            changing: Names of its trained parameters and of what else clients keep for themselves.
-            loss: None if it may keep something from call to call.
-            recomputed: Paths of attributes that each forward pass computes anew.
+            module: The module after a step.
+            changing: Names of the trained parameters and of the buffers that each client has.
+            loss: The loss, or None if it may change its state.
+            recomputed: Paths of the attributes that each forward pass recomputes.
         """
         self._constants = Constants(module, changing)
         self._module = PythonState(module, own=module)
@@ -68,7 +68,7 @@ class Unchanged:
         self._module.ignore(recomputed)
 
     def check(self, *, values: bool = True) -> None:
-        """Raise UsageError where something has changed. values: whether to look at the numbers of tensors."""
+        """Raise UsageError if something has changed; with `values`, compare the numbers of tensors too."""
         self._constants.check(values=values)
         for change in self._module.changes(values=values):
             raise UsageError(_late(f"the attribute {change.path}"))
@@ -87,7 +87,7 @@ def _late(what: str) -> str:
 
 
 def _checksum(value: Tensor) -> Tensor:
-    """Return int64 [2]: the sums of the bits of all elements, as integers, and of every second one."""
+    """Return the sums of all elements' bits as integers, and of every second element's, int64 [2]."""
     value = value.detach()
     if value.layout != torch.strided or value.is_quantized:
         return torch.zeros(2, dtype=torch.int64, device=value.device)

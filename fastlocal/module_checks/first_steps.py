@@ -21,7 +21,7 @@ from ..executors.forward import Forward
 from ..executors.looped import LoopedExecutor
 from ..models.functional import local_module
 from ..models.modes import cast
-from ..models.python_state import kept
+from ..models.python_state import preserve_state
 from ..params.losses import move_loss
 from ..params.precision import Numerics, without_tf32
 from .plain_steps import FAILURES, PlainModule, Trace
@@ -47,11 +47,11 @@ def compare(plain: PlainModule, problem: LocalProblem, batches: Batches, probe: 
         UsageError: Where neither vmap nor one module for all clients trains what plain torch trains.
     """
     problem = dataclasses.replace(problem, momentum=0.0, weight_decay=0.0, clip_norm=None, noise=None, topk=())
-    with kept(problem.loss), preserve_random_states(), without_tf32():
+    with preserve_state(problem.loss), preserve_random_states(), without_tf32():
         no_vmap, reached = _fault_of_vmap(plain, problem, batches, probe)
         plain.user_state.check()
     probe = dataclasses.replace(probe, reached=probe.reached or reached)
-    with kept(problem.loss), preserve_random_states(), without_tf32():
+    with preserve_state(problem.loss), preserve_random_states(), without_tf32():
         _check_looped(plain, problem, batches, probe)
         plain.user_state.check()
     return dataclasses.replace(probe, no_vmap=no_vmap)

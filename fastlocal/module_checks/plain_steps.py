@@ -54,7 +54,7 @@ class PlainModule:
     numerics: Numerics
     user_module: nn.Module | None
     user_state: UserModuleState
-    given: Mapping[int, str]
+    tensor_names: Mapping[int, str]
     labels: tuple[int, int] | None
     seed: int
     flag: str
@@ -93,7 +93,7 @@ class PlainClient:
         draws = ClientRandom(
             self._plain.seed, torch.tensor(self._number, device=device), torch.tensor(step, device=device)
         )
-        own = OwnTensors(self._plain.given, tensors_of(self.module))
+        own = OwnTensors(self._plain.tensor_names, tensors_of(self.module))
         with _Leaves() as made, draws, own, SeedingWatch() as watch:
             yield
         self.made = made.found
@@ -121,7 +121,7 @@ class PlainClient:
             self._check_labels(outputs, targets)
             full = numerics.to_param_dtype(outputs)
             try:
-                with self._mirror.shown():
+                with self._mirror.expose():
                     value = self._plain.loss(full, targets)
             except FAILURES as error:
                 about = f"outputs of {_words(outputs)} and targets of {_words(targets)}{self._culprit(full, targets)}"

@@ -81,13 +81,14 @@ def probe_module(plain: PlainModule, batches: Batches, names: Sequence[str]) -> 
     plain.user_state.check()
     changes = memory.changes()
     for change in changes:
-        if change.lasting:
+        if change.irreversible:
             raise UsageError(
                 f"loss: keeps its place in an iterator, {change.path}, which nothing can put back after the first "
                 "steps; keep a number in its place"
             )
     parts = {name for name, _ in plain.module.named_modules()}
-    shared = [path for path in sorted(probe.recomputed) if memory.met or path.rpartition(".")[0] not in parts]
+    recomputed, all_shared = sorted(probe.recomputed), memory.reached_excluded
+    shared = [path for path in recomputed if all_shared or path.rpartition(".")[0] not in parts]
     return dataclasses.replace(probe, stateful_loss=bool(changes), shared=shared[0] if shared else None)
 
 

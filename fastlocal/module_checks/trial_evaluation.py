@@ -12,7 +12,7 @@ from ..common.random_states import preserve_random_states
 from ..data.labels import unknown_label
 from ..models.mirror import Mirror
 from ..models.modes import in_modes, modes_of
-from ..models.own_functions import own_functions
+from ..models.own_functions import rebind_functions
 from ..models.own_tensors import OwnTensors, tensors_of
 from ..params.losses import combination
 from ..params.precision import Numerics
@@ -48,7 +48,7 @@ def try_evaluation(plain: PlainModule, inputs: Tensor, targets: Tensor, numerics
 def _evaluate(plain: PlainModule, inputs: Tensor, targets: Tensor, numerics: Numerics, *, gradients: bool) -> None:
     loss, original = plain.loss, plain.user_module
     trial = _evaluated_copy(plain)
-    own = OwnTensors(plain.given, tensors_of(trial))
+    own = OwnTensors(plain.tensor_names, tensors_of(trial))
     with torch.set_grad_enabled(gradients), preserve_random_states(), in_modes(original, modes_of(trial)), own:
         try:
             with numerics.autocast():
@@ -61,7 +61,7 @@ def _evaluate(plain: PlainModule, inputs: Tensor, targets: Tensor, numerics: Num
             if unknown is not None and bool(unknown.any()):
                 sample, *rest = unknown.nonzero()[0].tolist()
                 raise UsageError(unknown_label(sample, int(targets[(sample, *rest)]), outputs.shape[1]))
-            with Mirror(trial, original, None).shown():
+            with Mirror(trial, original, None).expose():
                 loss(outputs, targets)
         except UsageError:
             raise
@@ -74,5 +74,5 @@ def _evaluated_copy(plain: PlainModule) -> nn.Module:
     trial = copy.deepcopy(plain.module)
     trial.eval()  # whose result is the module only if `train` was not overridden without returning it
     if plain.user_module is not None:
-        own_functions(trial, plain.user_module)
+        rebind_functions(trial, plain.user_module)
     return trial

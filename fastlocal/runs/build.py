@@ -30,7 +30,7 @@ from ..models.batchnorm import has_batchnorm
 from ..models.functional import local_module
 from ..models.modes import Modes, cast, in_modes, training_modes
 from ..models.own_tensors import tensors_of
-from ..models.python_state import PythonState, kept
+from ..models.python_state import PythonState, preserve_state
 from ..module_checks.first_batches import first_batches
 from ..module_checks.first_steps import compare
 from ..module_checks.plain_steps import PlainModule
@@ -143,9 +143,10 @@ def build_run(
     if layout.n_params == 0:
         raise UsageError(f"{model_flag}: has no parameter that requires a gradient")
     kernel_notes = _try_kernels(module, device, world)
-    with ExitStack() as opened, _training_modes(user_module, modes, opened), kept(loss):
+    with ExitStack() as opened, _training_modes(user_module, modes, opened), preserve_state(loss):
         source, test = _sources(config, data, numbers, opened)
-        held = {} if user_module is None else {id(value): name for name, value in tensors_of(user_module).items()}
+        user_tensors = {} if user_module is None else tensors_of(user_module)
+        tensor_names = {id(value): name for name, value in user_tensors.items()}
         plain = PlainModule(
             module=module,
             modes=modes,
@@ -153,7 +154,7 @@ def build_run(
             numerics=dataclasses.replace(numbers, autocast_dtype=None),
             user_module=user_module,
             user_state=UserModuleState(user_module),
-            given=held,
+            tensor_names=tensor_names,
             labels=label_range(data, loss),
             seed=config.machine.seed,
             flag=model_flag,
@@ -161,16 +162,16 @@ def build_run(
         batches = first_batches(source, data.train, min(PROBE_BATCH, config.client.batch_size))
         held_out = test.read_range(0, HELD_OUT)
         ignored = ignored_label(data, loss, noise=config.client.label_noise)
-        with kept(loss):
+        with preserve_state(loss):
             probe = probe_module(plain, batches, layout.names)
             needs_gradients = try_evaluation(plain, held_out.inputs, held_out.targets, numbers)
         local = local_module(module, modes)
-        problem = build_problem(config, local, layout, source, loss, numbers, probe, held, ignored, user_module)
+        problem = build_problem(config, local, layout, source, loss, numbers, probe, tensor_names, ignored, user_module)
         probe = compare(plain, problem, batches, probe)
         if probe.no_vmap is None:  # without vmap, clients step one by one, and each step may use other parameters
             layout = without_decay(layout, probe.unused)
-        held = held if probe.reached else {}
-        problem = dataclasses.replace(problem, layout=layout, held=held, no_vmap=probe.no_vmap)
+        tensor_names = tensor_names if probe.reached else {}
+        problem = dataclasses.replace(problem, layout=layout, tensor_names=tensor_names, no_vmap=probe.no_vmap)
         config = _for_stateful_loss(config, probe, world)
         part = localize_config(config, world, device)
         executor, notes = None, kernel_notes

@@ -13,7 +13,7 @@ from ..data.sources.base import Source
 from ..data.types import DataSet
 from ..executors.base import LabelNoise, LocalProblem
 from ..executors.read_ahead import make_read_ahead
-from ..models.own_tensors import Held
+from ..models.own_tensors import TensorNames
 from ..module_checks.probe import Probe
 from ..params.losses import Loss, combination
 from ..params.param_layout import ParamLayout
@@ -65,7 +65,7 @@ def build_problem(
     loss: Loss,
     numbers: Numerics,
     probe: Probe,
-    held: Held,
+    tensor_names: TensorNames,
     ignored: int | None,
     user_module: nn.Module | None,
 ) -> LocalProblem:
@@ -79,7 +79,7 @@ def build_problem(
         loss: The loss.
         numbers: Number formats of the run.
         probe: Result of the module's first steps.
-        held: Names of the user's tensors, by id.
+        tensor_names: Names of the user's tensors, by id.
         ignored: Label that does not count, or None.
         user_module: The user's own module, or None.
     """
@@ -106,7 +106,7 @@ def build_problem(
         numerics=numbers,
         clip_norm=config.sgd.clip_norm,
         state=probe.state,
-        held=held,
+        tensor_names=tensor_names,
         draws=probe.draws,
         seed=config.machine.seed,
         ignored=ignored,

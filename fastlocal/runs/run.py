@@ -27,9 +27,9 @@ from ..data.sample_streams import Streams, StreamSpec
 from ..distributed.world import World
 from ..models.mirror import Mirror
 from ..models.modes import in_modes, modes_of
-from ..models.own_functions import own_functions
+from ..models.own_functions import rebind_functions
 from ..models.own_tensors import OwnTensors, tensors_of
-from ..models.python_state import kept
+from ..models.python_state import preserve_state
 from ..params.client_stack import MOMENTUM, ClientStore
 from ..telemetry.base import Logger, Loggers, RunSummary
 from ..telemetry.jsonl import JsonlLogger, StepLog, read_rows
@@ -117,7 +117,7 @@ def _build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) ->
 def _global_model(prepared: PreparedRun) -> GlobalModel:
     problem = prepared.problem
     if prepared.user_module is not None:
-        own_functions(prepared.module, prepared.user_module)
+        rebind_functions(prepared.module, prepared.user_module)
     return GlobalModel(
         prepared.module, prepared.layout, problem.numerics, prepared.modes, problem.state, prepared.needs_gradients
     )
@@ -125,16 +125,16 @@ def _global_model(prepared: PreparedRun) -> GlobalModel:
 
 def _evaluate(prepared: PreparedRun, module: nn.Module, random_context: RandomContext) -> Evaluation:
     problem = prepared.problem
-    own = OwnTensors(problem.held, tensors_of(module)) if problem.held else nullcontext()
+    own = OwnTensors(problem.tensor_names, tensors_of(module)) if problem.tensor_names else nullcontext()
     mirror = Mirror(module, problem.user_module, problem.recomputed)
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        with mirror.shown():
+        with mirror.expose():
             return problem.loss(outputs, targets)
 
     module.eval()
     shown = in_modes(prepared.user_module, modes_of(module))
-    with kept(problem.loss) if prepared.stateful_loss else nullcontext(), own, shown:
+    with preserve_state(problem.loss) if prepared.stateful_loss else nullcontext(), own, shown:
         return evaluate(
             module,
             prepared.test,

@@ -81,7 +81,7 @@ def script(problem: LocalProblem, inputs: Tensor, targets: Tensor, *, channels_l
     Raises:
         RuntimeError: The module cannot be traced; its own code may raise any other of plain_steps.FAILURES.
     """
-    if problem.state or problem.held or problem.draws:
+    if problem.state or problem.tensor_names or problem.draws:
         raise RuntimeError("its buffers change, it draws random numbers, or parameters are reached past their names")
     from torch.fx.experimental.proxy_tensor import make_fx  # takes 0.5 s to import
 
