@@ -23,7 +23,7 @@ from .data.from_python import check_normalisation, make_split
 from .data.types import DataSet, MapSplit, Split
 from .distributed.ranks import LaunchInfo
 from .distributed.world import connect
-from .module_checks.structure import check_model, own_copy
+from .module_checks.structure import check_model, copy_model
 from .params.losses import Loss, cross_entropy
 from .params.precision import preserve_torch_flags
 from .runs.build import PreparedRun, build_run
@@ -168,7 +168,7 @@ def train(
         prepared = build_run(
             config,
             data,
-            lambda: own_copy(model),
+            lambda: copy_model(model),
             loss or cross_entropy,
             model_flag=flag,
             world=world,
@@ -246,7 +246,7 @@ def verify(
     def build(config: RunConfig) -> PreparedRun:
         flag = f"model {type(model).__name__}"
         return build_run(
-            config, data_set, lambda: own_copy(model), loss or cross_entropy, model_flag=flag, user_module=model
+            config, data_set, lambda: copy_model(model), loss or cross_entropy, model_flag=flag, user_module=model
         )
 
     device = resolve_device(config.machine.device)

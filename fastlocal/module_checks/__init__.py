@@ -1,1 +1,1 @@
-"""Checks of a user's module and loss: a few first steps by plain torch and by our executors must agree."""
+"""Check a user's module and loss: first steps by plain torch and by the executors must agree."""

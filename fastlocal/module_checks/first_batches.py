@@ -1,4 +1,4 @@
-"""Batches for the first steps of a trial, which hold what the data hold."""
+"""Batches for the first steps, with the extreme values of the data."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from ..data.types import AnySplit, Split
 from .probe import CLIENTS, STEPS, Batches
 
 LARGEST = 10**8
-"""Numbers in which the smallest and the largest are looked for: a tenth of a second."""
+"""Numbers up to which a tensor is searched for its extremes, which takes a tenth of a second."""
 
 
 def first_batches(source: Source, split: AnySplit, size: int) -> Batches:
-    """Inputs and targets of CLIENTS x STEPS batches of `size` samples, from different places of the data.
+    """Return CLIENTS x STEPS batches of `size` samples from different places of the data.
 
-    The first holds the samples with the smallest and the largest number among integer inputs and among targets, where
-    they are in memory: a token without a row in a table, or a label without an output, is found before the run.
+    If the data are in memory, the first batch holds the smallest and the largest number of integer inputs and targets.
+    Thus a token without a row in an embedding, or a label without an output, fails before the run.
     """
     first = _extremes(split)[:size]
     batches, begin = [], 0
     for _ in range(CLIENTS):
-        own = []
+        steps = []
         for _ in range(STEPS):
-            own.append(_rows(source, [*first, *(place % len(source) for place in range(begin, begin + size))][:size]))
+            steps.append(_rows(source, [*first, *(place % len(source) for place in range(begin, begin + size))][:size]))
             first, begin = [], begin + size
-        batches.append(own)
+        batches.append(steps)
     return batches
 
 
 def _extremes(split: AnySplit) -> list[int]:
-    """Places of the samples that hold the extremes of integer inputs, images excepted, and of integer targets."""
+    """Return the samples with the extremes of integer inputs, except images, and of integer targets."""
     if not isinstance(split, Split):
         return []
     places: list[int] = []

@@ -1,4 +1,4 @@
-"""The first steps of clients side by side, and of one live module for all, compared with those of plain torch."""
+"""Compare the first steps under vmap and in the looped executor with those of plain torch."""
 
 from __future__ import annotations
 
@@ -29,26 +29,29 @@ from .probe import CLIENTS, STEPS, Batches, Probe
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-2}
 LOW = 3e-1
-"""Of steps in bf16: there the order of operations alone changes the gradients of deep networks by 0.05 to 0.2 of their
-norm (ResNet-56, ResNet-110; 0.18 for three layers with GroupNorm), so that vmap may be off by three times the plain
-module's own error. A rule that is wrong for bf16 alone is off by 1."""
+"""Tolerance of steps in bf16, or three times the plain module's own error if that is larger. The order of operations
+changes the gradients of deep networks by 0.05 to 0.2 of their norm (ResNet-56, ResNet-110; 0.18 for three layers with
+GroupNorm); a batching rule that is wrong in bf16 changes them by 1."""
 
 
 def compare(plain: PlainModule, problem: LocalProblem, batches: Batches, probe: Probe) -> Probe:
-    """`probe` with what keeps vmap from taking the module.
+    """Compare the steps of the executors with those of plain torch.
 
     Args:
         plain: The module.
-        problem: Of the run; its source and its optimizer are not used.
-        batches: Those that `probe` was found with.
-        probe: What plain torch did with them.
+        problem: The local step of the run; its source and its optimizer are not used.
+        batches: Batches of the probe.
+        probe: Result of plain torch on these batches.
+
+    Returns:
+        The probe, with the reason if vmap cannot take the module.
 
     Raises:
-        UsageError: Where neither vmap nor one module for all clients trains what plain torch trains.
+        UsageError: The steps of the looped executor differ from those of plain torch.
     """
     problem = dataclasses.replace(problem, momentum=0.0, weight_decay=0.0, clip_norm=None, noise=None, topk=())
     with preserve_state(problem.loss), preserve_random_states(), without_tf32():
-        no_vmap, reached = _fault_of_vmap(plain, problem, batches, probe)
+        no_vmap, reached = _vmap_fault(plain, problem, batches, probe)
         plain.user_state.check()
     probe = dataclasses.replace(probe, reached=probe.reached or reached)
     with preserve_state(problem.loss), preserve_random_states(), without_tf32():
@@ -57,10 +60,8 @@ def compare(plain: PlainModule, problem: LocalProblem, batches: Batches, probe: 
     return dataclasses.replace(probe, no_vmap=no_vmap)
 
 
-def _fault_of_vmap(
-    plain: PlainModule, problem: LocalProblem, batches: Batches, probe: Probe
-) -> tuple[str | None, bool]:
-    """Why vmap cannot take the module, or None, and whether tensors are reached past their names."""
+def _vmap_fault(plain: PlainModule, problem: LocalProblem, batches: Batches, probe: Probe) -> tuple[str | None, bool]:
+    """Return why vmap cannot take the module, or None, and whether code refers to the user's tensors directly."""
     if probe.hooked:
         return "it does not call the hooks on gradients", False
     full = dataclasses.replace(problem.numerics, autocast_dtype=None)
@@ -73,57 +74,59 @@ def _fault_of_vmap(
         return one_line(error), False
     if probe.uses_rng or probe.stateful_loss:
         return None, reached
-    off = _distance(traces, probe.traces, _start(problem))
-    agree = off <= TOLERANCES[problem.numerics.dtype]
+    distance = _distance(traces, probe.traces, _start(problem))
+    agree = distance <= TOLERANCES[problem.numerics.dtype]
     if not agree and full.dtype == torch.float32 and not reached:
-        agree = _only_rounded(plain, problem, batches, probe, off)
+        agree = _differs_by_rounding(plain, problem, batches, probe, distance)
     if low is not None:
-        apart, _ = _stacked(problem, problem.numerics, batches, probe, 1, apart=True)
-        own = _distance(apart, probe.traces, _start(problem))
-        agree = agree and _distance(low, probe.traces, _start(problem)) <= max(LOW, 3 * own)
+        unstacked, _ = _stacked(problem, problem.numerics, batches, probe, 1, unstacked=True)
+        plain_error = _distance(unstacked, probe.traces, _start(problem))
+        agree = agree and _distance(low, probe.traces, _start(problem)) <= max(LOW, 3 * plain_error)
     return None if agree else "its first steps under vmap are not those of the plain module", reached
 
 
-def _only_rounded(plain: PlainModule, problem: LocalProblem, batches: Batches, probe: Probe, off: float) -> bool:
-    """Return whether rounding alone sets vmap's steps in float32 apart from the plain module's.
+def _differs_by_rounding(
+    plain: PlainModule, problem: LocalProblem, batches: Batches, probe: Probe, distance: float
+) -> bool:
+    """Return True if rounding alone explains the distance of vmap's steps in float32.
 
-    The steps of both are taken again in float64, where they must agree; and vmap may be off by three times what the
-    plain module's own steps in float32 are off from those in float64. Example: the last norms of a ResNet-50 see eight
-    values each in a batch of eight 32 x 32 images, and rounding sets its first steps apart by 0.7 of their size.
+    The steps must agree in float64, and the distance may be three times that of the plain module's own steps in float32
+    from float64. Example: the last norms of a ResNet-50 see eight values each in a batch of eight 32 x 32 images, and
+    rounding changes its first steps by 0.7 of their size.
     """
     try:
         wide = _InFloat64(plain, problem, batches, probe)
         traces, _ = _stacked(wide.problem, wide.problem.numerics, wide.batches, probe, wide.steps)
     except FAILURES:
         return False
-    if not _distance(traces, wide.wanted, _start(wide.problem)) <= TOLERANCES[torch.float64]:
+    if not _distance(traces, wide.traces, _start(wide.problem)) <= TOLERANCES[torch.float64]:
         return False
-    return off <= 3 * _distance(probe.traces, wide.wanted, _start(wide.problem))
+    return distance <= 3 * _distance(probe.traces, wide.traces, _start(wide.problem))
 
 
 class _InFloat64:
-    """The module, its batches and the plain module's steps in float64."""
+    """The local step, the batches and the plain module's steps in float64."""
 
     def __init__(self, plain: PlainModule, problem: LocalProblem, batches: Batches, probe: Probe) -> None:
         device, dtype = plain.numerics.device, torch.float64
         numerics = dataclasses.replace(plain.numerics, dtype=dtype)
         loss, module = move_loss(plain.loss, device, dtype), cast(copy.deepcopy(plain.module), device, dtype)
         plain = dataclasses.replace(plain, module=module, loss=loss, numerics=numerics)
-        state = {name: _widened(value) for name, value in problem.state.items()}
+        state = {name: _to_float64(value) for name, value in problem.state.items()}
         self.steps = len(probe.traces[0].losses)
         self.problem = dataclasses.replace(
             problem, module=local_module(module, plain.modes), loss=loss, numerics=numerics, state=state
         )
-        self.batches = [[(_widened(inputs), _widened(targets)) for inputs, targets in each] for each in batches]
-        self.wanted = []
+        self.batches = [[(_to_float64(inputs), _to_float64(targets)) for inputs, targets in each] for each in batches]
+        self.traces = []
         for number in range(CLIENTS):
             client, trace = plain.client(number), Trace()
-            client.take(self.batches[number], range(self.steps), probe.rate, problem.layout.names, trace)
+            client.train(self.batches[number], range(self.steps), probe.rate, problem.layout.names, trace)
             trace.state = {name: value for name, value in client.module.state_dict().items() if name in state}
-            self.wanted.append(trace)
+            self.traces.append(trace)
 
 
-def _widened(value: Tensor) -> Tensor:
+def _to_float64(value: Tensor) -> Tensor:
     return value.double() if value.is_floating_point() else value
 
 
@@ -131,12 +134,12 @@ def _check_looped(plain: PlainModule, problem: LocalProblem, batches: Batches, p
     problem = dataclasses.replace(problem, numerics=dataclasses.replace(problem.numerics, autocast_dtype=None))
     steps = len(probe.traces[0].losses)
     if steps < STEPS and (probe.uses_rng or probe.stateful_loss):
-        return  # the first client took more, so that what is drawn or remembered afterwards is something else
+        return  # the first client took more steps than the trace has, so that random draws and state differ
     try:
         distance = _distance(_looped(problem, batches, probe, steps), probe.traces, _start(problem))
         if not distance <= TOLERANCES[problem.numerics.dtype] and problem.numerics.dtype == torch.float32:
-            wide = _InFloat64(plain, problem, batches, probe)  # as rounding alone may set them apart
-            distance = _distance(_looped(wide.problem, wide.batches, probe, steps), wide.wanted, _start(wide.problem))
+            wide = _InFloat64(plain, problem, batches, probe)  # the distance may be due to rounding
+            distance = _distance(_looped(wide.problem, wide.batches, probe, steps), wide.traces, _start(wide.problem))
             problem = wide.problem
     except UsageError:
         raise
@@ -159,11 +162,15 @@ def _start(problem: LocalProblem) -> Tensor:
 
 
 def _stacked(
-    problem: LocalProblem, numerics: Numerics, batches: Batches, probe: Probe, steps: int, *, apart: bool = False
+    problem: LocalProblem, numerics: Numerics, batches: Batches, probe: Probe, steps: int, *, unstacked: bool = False
 ) -> tuple[list[Trace], bool]:
-    """All clients' steps under vmap, or a first one each by itself; whether tensors are reached past their names."""
-    problem = dataclasses.replace(problem, numerics=numerics)
-    one, device = Forward(problem, copy.deepcopy(problem.module)), numerics.device  # batched tensors may stay in it
+    """Take the steps of all clients under vmap, or with `unstacked` a first step of each client alone.
+
+    Returns:
+        The traces, and whether code refers to the user's tensors directly.
+    """
+    problem, device = dataclasses.replace(problem, numerics=numerics), numerics.device
+    client_forward = Forward(problem, copy.deepcopy(problem.module))  # a copy, in which batched tensors may remain
     stack = problem.stack(CLIENTS)
     rows, state = stack.params, dict(stack.state)
     clients, traces = torch.arange(CLIENTS, device=device), [Trace() for _ in range(CLIENTS)]
@@ -172,7 +179,7 @@ def _stacked(
         row: Tensor, state: dict[str, Tensor], inputs: Tensor, targets: Tensor, client: Tensor, step: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         values = {**problem.layout.views(row), **{name: value.clone() for name, value in state.items()}}
-        loss, _ = one(values, inputs, targets, client, step)
+        loss, _ = client_forward(values, inputs, targets, client, step)
         return loss, {name: values[name] for name in state}
 
     stacked = vmap(forward, (0, 0, 0, 0, 0, None), randomness="different")
@@ -180,7 +187,7 @@ def _stacked(
         leaf = rows.detach().requires_grad_()
         inputs, targets = (torch.stack([batches[client][step][part] for client in range(CLIENTS)]) for part in (0, 1))
         number = torch.tensor(step, device=device)
-        if apart:
+        if unstacked:
             each = zip(leaf, inputs, targets, clients, strict=True)
             losses = torch.stack([forward(row, {}, x, y, client, number)[0] for row, x, y, client in each])
         else:
@@ -193,12 +200,12 @@ def _stacked(
             trace.losses.append(losses[client].detach())
             trace.rows.append(rows[client])
             trace.state = {name: value[client] for name, value in state.items()}
-    one.constants.check()
-    return traces, bool(one.reached)
+    client_forward.constants.check()
+    return traces, bool(client_forward.reached)
 
 
 def _looped(problem: LocalProblem, batches: Batches, probe: Probe, steps: int) -> list[Trace]:
-    """One client after the other through one module."""
+    """Take the steps of one client after the other in the looped executor."""
     executor, device = LoopedExecutor(problem), problem.numerics.device
     stack = problem.stack(CLIENTS)
     rate = torch.full((1,), probe.rate, dtype=stack.params.dtype, device=device)
@@ -206,9 +213,9 @@ def _looped(problem: LocalProblem, batches: Batches, probe: Probe, steps: int) -
     for client in range(CLIENTS):
         trace = Trace()
         numbers = torch.arange(steps, device=device)
-        given = [(Batch(inputs.clone(), targets), targets) for inputs, targets in batches[client][:steps]]
-        taken = executor.steps(stack, client, given, [rate] * steps, torch.tensor(client, device=device), numbers)
-        for loss, _, _ in taken:
+        inputs_targets = [(Batch(inputs.clone(), targets), targets) for inputs, targets in batches[client][:steps]]
+        number = torch.tensor(client, device=device)
+        for loss, _, _ in executor.steps(stack, client, inputs_targets, [rate] * steps, number, numbers):
             trace.losses.append(loss)
             trace.rows.append(executor.row.clone())
         trace.state = {name: rows[client] for name, rows in stack.state.items()}
@@ -216,26 +223,26 @@ def _looped(problem: LocalProblem, batches: Batches, probe: Probe, steps: int) -
     return traces
 
 
-def _distance(traces: Sequence[Trace], wanted: Sequence[Trace], start: Tensor) -> float:
-    """The largest of: a loss's, a step's and a buffer's distance from what is wanted, relative to that.
+def _distance(traces: Sequence[Trace], expected: Sequence[Trace], start: Tensor) -> float:
+    """Return the largest relative distance of a loss, a step or a buffer from the expected one.
 
-    0 where what is wanted is not finite, which is no fault of ours. Buffers count where all steps were taken.
+    Expected values that are not finite are skipped. Buffers are compared only if all steps were taken.
     """
-    found = [0.0]
-    for trace, plain in zip(traces, wanted, strict=True):
-        least = torch.finfo(start.dtype).eps
-        pairs = [(got, value, least) for got, value in zip(trace.losses, plain.losses, strict=False)]
-        moved = zip(trace.rows, plain.rows, strict=False)
-        pairs += [(row - start, other - start, least * float(start.norm())) for row, other in moved]
+    distances = [0.0]
+    for trace, plain in zip(traces, expected, strict=True):
+        eps = torch.finfo(start.dtype).eps
+        pairs = [(actual, value, eps) for actual, value in zip(trace.losses, plain.losses, strict=False)]
+        rows = zip(trace.rows, plain.rows, strict=False)
+        pairs += [(row - start, other - start, eps * float(start.norm())) for row, other in rows]
         if len(trace.losses) == len(plain.losses):
-            pairs += [(trace.state[name], value, least) for name, value in plain.state.items() if name in trace.state]
-        for got, value, rounding in pairs:
-            got, value = (_real(each) for each in (got, value))
+            pairs += [(trace.state[name], value, eps) for name, value in plain.state.items() if name in trace.state]
+        for actual, value, rounding in pairs:
+            actual, value = (_real(each) for each in (actual, value))
             size = value.norm()
             if bool(size.isfinite()):
-                off = float((got - value).norm() / size.clamp(min=rounding or least))
-                found.append(off if math.isfinite(off) else math.inf)
-    return max(found)
+                distance = float((actual - value).norm() / size.clamp(min=rounding or eps))
+                distances.append(distance if math.isfinite(distance) else math.inf)
+    return max(distances)
 
 
 def _real(value: Tensor) -> Tensor:

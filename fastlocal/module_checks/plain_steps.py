@@ -1,4 +1,4 @@
-"""Local steps by plain torch: the user's own module, its optimizer step written out, one client after the other."""
+"""Local steps by plain torch: the user's module with an explicit SGD step, one client after the other."""
 
 from __future__ import annotations
 
@@ -23,14 +23,17 @@ from .seeding import SeedingWatch
 from .side_effects import UserModuleState
 
 FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
-"""What a module or a loss raises on samples that it does not take."""
+"""Exceptions of a module or a loss on unsupported samples."""
 
 
 @dataclass
 class Trace:
-    """What some steps of one client leave.
+    """Results of several steps of one client.
 
-    losses: one a step        rows: the parameters [n_params] after each        state: buffers that forward changes
+    Attributes:
+        losses: Loss of each step.
+        rows: Parameters [n_params] after each step.
+        state: Buffers that a forward pass changes, after the last step.
     """
 
     losses: list[Tensor] = field(default_factory=list)
@@ -40,12 +43,15 @@ class Trace:
 
 @dataclass(frozen=True)
 class PlainModule:
-    """The module as the user gave it, on the run's device and in its dtype.
+    """A copy of the user's module on the run's device and in its dtype, with the loss.
 
-    user_module: the module that the user gave, which a closure may hold, or None
-    user_state: its state before the first steps
-    given: {id: name} of its tensors
-    labels: lowest and highest label that must be an output's number, or None
+    Attributes:
+        user_module: The user's own module, which a closure may refer to, or None.
+        user_state: State of `user_module` before the first steps.
+        tensor_names: {id: name} of the tensors of `user_module`.
+        labels: Lowest and highest label, if labels are numbers of outputs; or None.
+        seed: Seed of the run.
+        flag: Flag or argument that names the model, for messages.
     """
 
     module: nn.Module
@@ -60,21 +66,21 @@ class PlainModule:
     flag: str
 
     def client(self, number: int) -> PlainClient:
-        """A copy of it in training."""
+        """Return client `number` with a copy of the module in training modes."""
         own = copy.deepcopy(self.module)
         set_modes(own, self.modes)
         return PlainClient(self, own, number)
 
 
 class PlainClient:
-    """A copy of the module that takes the steps of one client.
+    """The steps of one client with a copy of the module.
 
     Attributes:
         module: The copy.
-        drawn: Whether a step has drawn random numbers that client_random covers.
-        reached: Names of tensors of the user's own module that a step has computed with.
-        hooked: Whether gradients pass through hooks, of parts or of tensors.
-        made: Tensors that the last step has made itself to take derivatives by.
+        drawn: Whether a step drew random numbers that client_random covers.
+        reached: Names of the tensors of the user's own module that a step used.
+        hooked: Whether there are hooks on gradients, of parts or of tensors.
+        leaves: Tensors that require a gradient and that the last step created.
         seeds: Name of a function by which a step sets the state of torch's random numbers, or None.
     """
 
@@ -82,7 +88,7 @@ class PlainClient:
         self.module, self._plain, self._number = module, plain, number
         self.drawn = False
         self.reached: set[str] = set()
-        self.made: list[Tensor] = []
+        self.leaves: list[Tensor] = []
         self.seeds: str | None = None
         self._mirror = Mirror(module, plain.user_module, None)
         self.hooked = any(part._backward_hooks or part._backward_pre_hooks for part in module.modules())
@@ -94,27 +100,27 @@ class PlainClient:
             self._plain.seed, torch.tensor(self._number, device=device), torch.tensor(step, device=device)
         )
         own = OwnTensors(self._plain.tensor_names, tensors_of(self.module))
-        with _Leaves() as made, draws, own, SeedingWatch() as watch:
+        with _LeafRecorder() as recorder, draws, own, SeedingWatch() as watch:
             yield
-        self.made = made.found
+        self.leaves = recorder.leaves
         self.seeds = self.seeds or watch.setter
         self.drawn |= draws.drawn
         self.reached |= own.used
         self.hooked |= own.hooked
 
     def forward(self, inputs: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Loss and outputs of one batch.
+        """Return the loss and the outputs of one batch.
 
         Raises:
-            UsageError: That names what fails: the model, the loss, or what they return.
+            UsageError: The model or the loss fails, or returns a value that cannot be trained.
         """
         flag, numerics = self._plain.flag, self._plain.numerics
         with self._modes(step):
             try:
                 with numerics.autocast():
-                    outputs = self.module(inputs.clone())  # which it may change
+                    outputs = self.module(inputs.clone())  # a module may write to its inputs
             except FAILURES as error:
-                raise UsageError(f"{flag}: fails on a batch of {_words(inputs)}: {one_line(error)}") from error
+                raise UsageError(f"{flag}: fails on a batch of {_describe(inputs)}: {one_line(error)}") from error
             if not isinstance(outputs, Tensor):
                 kind = type(outputs).__name__
                 raise UsageError(f"{flag}: returns {kind}, not one tensor; wrap it in a module that returns one")
@@ -124,9 +130,10 @@ class PlainClient:
                 with self._mirror.expose():
                     value = self._plain.loss(full, targets)
             except FAILURES as error:
-                about = f"outputs of {_words(outputs)} and targets of {_words(targets)}{self._culprit(full, targets)}"
-                raise UsageError(f"loss: fails on {about}: {one_line(error)}") from error
-        return self._checked(value), outputs
+                where = f"outputs of {_describe(outputs)} and targets of {_describe(targets)}"
+                where += self._culprit(full, targets)
+                raise UsageError(f"loss: fails on {where}: {one_line(error)}") from error
+        return self._check_loss(value), outputs
 
     def _check_labels(self, outputs: Tensor, targets: Tensor) -> None:
         labels = self._plain.labels
@@ -138,20 +145,20 @@ class PlainClient:
             )
 
     def _culprit(self, outputs: Tensor, targets: Tensor) -> str:
-        """The target of the one sample that a loss does not take, where it takes others."""
-        wrong = [place for place in range(len(targets)) if not self._takes(outputs, targets, place)]
+        """Name the first target on which the loss fails, if it accepts others."""
+        wrong = [place for place in range(len(targets)) if not self._accepts(outputs, targets, place)]
         if 0 < len(wrong) < len(targets) and targets[wrong[0]].numel() == 1:
             return f", because of the target {targets[wrong[0]].item()}"
         return ""
 
-    def _takes(self, outputs: Tensor, targets: Tensor, place: int) -> bool:
+    def _accepts(self, outputs: Tensor, targets: Tensor, place: int) -> bool:
         try:
             self._plain.loss(outputs[place : place + 1], targets[place : place + 1])
         except FAILURES:
             return False
         return True
 
-    def _checked(self, value: object) -> Tensor:
+    def _check_loss(self, value: object) -> Tensor:
         if not isinstance(value, Tensor):
             raise UsageError(f"loss: returns {type(value).__name__}, not a tensor that a gradient comes from")
         if value.dim():
@@ -166,7 +173,7 @@ class PlainClient:
         return value
 
     def gradients(self, value: Tensor) -> dict[str, Tensor | None]:
-        """Of a loss, by the names of the parameters that require one; None where it does not depend on them."""
+        """Return the gradients of a loss by parameter name, or None for parameters that it does not depend on."""
         parameters = {name: each for name, each in self.module.named_parameters() if each.requires_grad}
         for each in parameters.values():
             each.grad = None
@@ -184,13 +191,13 @@ class PlainClient:
 
     @torch.no_grad()
     def descend(self, gradients: Mapping[str, Tensor | None], rate: float) -> None:
-        """One step of SGD, without momentum or weight decay."""
+        """Take one step of SGD without momentum or weight decay."""
         for name, parameter in self.module.named_parameters():
             gradient = gradients.get(name)
             if gradient is not None:
                 parameter.sub_(gradient, alpha=rate)
 
-    def take(
+    def train(
         self,
         batches: Sequence[tuple[Tensor, Tensor]],
         steps: range,
@@ -198,7 +205,7 @@ class PlainClient:
         names: Sequence[str],
         trace: Trace,
     ) -> None:
-        """Take `steps` of the batches, and add the losses and the parameters called `names` to the trace."""
+        """Take the steps `steps` on `batches`, and add the losses and the parameters `names` to a trace."""
         for step in steps:
             value, _ = self.forward(*batches[step], step)
             self.descend(self.gradients(value), rate)
@@ -206,46 +213,46 @@ class PlainClient:
             trace.rows.append(self.row(names))
 
     def row(self, names: Sequence[str]) -> Tensor:
-        """Return a copy of the parameters called `names`, as [n_params]."""
+        """Return a copy of the parameters `names`, [n_params]."""
         parameters = dict(self.module.named_parameters())
         return torch.cat([parameters[name].detach().reshape(-1) for name in names])
 
 
-class _Leaves(TorchFunctionMode):
-    """Finds the tensors that are made to require a gradient: x.clone().requires_grad_(), zeros(requires_grad=True)."""
+class _LeafRecorder(TorchFunctionMode):
+    """Record new tensors that require a gradient: x.clone().requires_grad_(), zeros(requires_grad=True)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[Tensor] = []
+        self.leaves: list[Tensor] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         before = bool(args) and isinstance(args[0], Tensor) and args[0].requires_grad
         result = func(*args, **(kwargs or {}))
-        made = args[0] if func is Tensor.requires_grad.__set__ else result  # type: ignore[attr-defined]
-        if not before and isinstance(made, Tensor) and made.requires_grad and made.is_leaf:
-            self.found.append(made)
+        leaf = args[0] if func is Tensor.requires_grad.__set__ else result  # type: ignore[attr-defined]
+        if not before and isinstance(leaf, Tensor) and leaf.requires_grad and leaf.is_leaf:
+            self.leaves.append(leaf)
         return result
 
 
-def foreign_leaves(value: Tensor, module: nn.Module, made: Sequence[Tensor] = ()) -> list[Tensor]:
-    """Tensors that a loss has a gradient for and that are neither parameters of the module nor were `made`."""
-    own = {id(parameter) for parameter in (*module.parameters(), *made)}
-    found, seen, todo = [], set(), [value.grad_fn]
+def foreign_leaves(value: Tensor, module: nn.Module, leaves: Sequence[Tensor] = ()) -> list[Tensor]:
+    """Return the leaves of autograd's graph that are neither parameters of the module nor among `leaves`."""
+    own = {id(parameter) for parameter in (*module.parameters(), *leaves)}
+    foreign, visited, todo = [], set(), [value.grad_fn]
     while todo:
         node = todo.pop()
-        if node is None or node in seen:
+        if node is None or node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         leaf = getattr(node, "variable", None)
         if isinstance(leaf, Tensor) and id(leaf) not in own:
-            found.append(leaf)
+            foreign.append(leaf)
         todo += [following for following, _ in node.next_functions]
-    return found
+    return foreign
 
 
-def _words(value: Tensor) -> str:
+def _describe(value: Tensor) -> str:
     return f"shape {tuple(value.shape)} ({_name(value.dtype)})"
 
 

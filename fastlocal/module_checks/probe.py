@@ -1,4 +1,4 @@
-"""What a module and a loss can do, found out by a few first steps of plain torch, with which ours are compared."""
+"""Probe a module and a loss by a few first steps of plain torch."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from .side_effects import of_tensors
 
 CLIENTS, STEPS = 2, 2
 QUICK = 0.1
-"""Seconds of a first step beyond which all but the first client take one step."""
-MOVED = 0.03
-"""How far a step goes, relative to the root mean square of the parameters."""
+"""Seconds of a first step beyond which all clients but the first take only one step."""
+STEP_SIZE = 0.03
+"""Size of a step, relative to the root mean square of the parameters."""
 
 Batches = Sequence[Sequence[tuple[Tensor, Tensor]]]
 """Inputs and targets of each client's steps."""
@@ -31,22 +31,25 @@ Batches = Sequence[Sequence[tuple[Tensor, Tensor]]]
 
 @dataclass(frozen=True)
 class Probe:
-    """What the first steps of the plain module have shown.
+    """Result of the first steps of the plain module.
 
-    classes: outputs per sample where they are [batch, classes] for integer targets [batch], so that accuracy means
-        something; else None
-    random: whether random numbers are drawn that nothing fixes: from torch's generators by what client_random does not
-        know, from Python's or from NumPy's
-    draws: whether such are drawn that client_random knows
-    unused: names of parameters that the loss does not depend on
-    state: what the buffers that a forward pass changes start from, by name
-    reached: whether a forward pass or the loss reaches tensors of the user's module in another way than by their names
-    stateful_loss: whether the loss keeps something from call to call
-    recomputed: paths of attributes that each forward pass computes anew
-    shared: the path of one that copies of the module share, or that the loss may read from the user's module, or None
-    hooked: whether gradients pass through hooks
-    traces: of the steps, by client        rate: of these steps
-    no_vmap: what keeps vmap from taking the module, or None
+    Attributes:
+        classes: Number of outputs, if outputs are [batch, classes] and targets are integers [batch], so that an
+            accuracy exists; else None.
+        uses_rng: Whether the module draws random numbers that no client's seed fixes: from Python, NumPy or torch
+            functions outside client_random.
+        draws: Whether the module draws random numbers that client_random covers.
+        unused: Names of the parameters that the loss does not depend on.
+        state: {name: start value} of the buffers that a forward pass changes.
+        reached: Whether a forward pass or the loss refers to tensors of the user's module directly.
+        stateful_loss: Whether the loss keeps state between calls.
+        recomputed: Paths of the attributes that each forward pass recomputes.
+        shared: Path of a recomputed attribute that copies of the module share, or that the loss may read from the
+            user's module; or None.
+        hooked: Whether there are hooks on gradients.
+        traces: Trace of each client's steps.
+        rate: Learning rate of the steps.
+        no_vmap: Why vmap cannot take the module, or None.
     """
 
     classes: int | None
@@ -65,15 +68,15 @@ class Probe:
 
 
 def probe_module(plain: PlainModule, batches: Batches, names: Sequence[str]) -> Probe:
-    """Take a few steps of the plain module; random states are left as they were, what the loss remembers is not.
+    """Take a few steps of the plain module; random states are restored, the state of the loss is not.
 
     Args:
         plain: The module.
-        batches: CLIENTS x STEPS of them.
-        names: Of the parameters that are trained.
+        batches: CLIENTS x STEPS batches.
+        names: Names of the trained parameters.
 
     Raises:
-        UsageError: Where the module or the loss does not take a batch, or would not be trained as it is by itself.
+        UsageError: The module or the loss fails on a batch, or cannot be trained by clients as by itself.
     """
     memory = PythonState(plain.loss, own=plain.module, without=plain.user_state.reached)
     with preserve_random_states(), without_tf32():
@@ -109,13 +112,13 @@ def _probe(plain: PlainModule, batches: Batches, names: Sequence[str]) -> Probe:
     before, drawn = PythonState(first.module, own=first.module), states != random_states(device)
     changed = _changed(start, first, plain.flag)
     traces = [Trace([value.detach()], [first.row(names)])]
-    first.take(batches[0], range(1, STEPS), rate, names, traces[0])
+    first.train(batches[0], range(1, STEPS), rate, names, traces[0])
     changed |= _changed(start, first, plain.flag)
     recomputed = _recomputed(before.changes(), plain.flag)
     for number in range(1, CLIENTS):
         other = plain.client(number)
         trace = Trace()
-        other.take(batches[number], range(steps), rate, names, trace)
+        other.train(batches[number], range(steps), rate, names, trace)
         traces.append(trace)
         changed |= _changed(start, other, plain.flag)
         trace.state = {name: value for name, value in _state(other).items() if name in changed}
@@ -145,15 +148,16 @@ def _probe(plain: PlainModule, batches: Batches, names: Sequence[str]) -> Probe:
 
 
 def _rate(client: PlainClient, gradients: Mapping[str, Tensor | None]) -> float:
-    there = [gradient for gradient in gradients.values() if gradient is not None]
-    steep = torch.stack([gradient.norm() for gradient in there]).norm() if there else torch.zeros(())
-    large = torch.stack([each.detach().norm() for each in client.module.parameters() if each.requires_grad]).norm()
-    rate = MOVED * float(large) / float(steep) if float(steep) else 1.0
+    """Return a rate for which a step changes the parameters by STEP_SIZE of their norm."""
+    present = [gradient for gradient in gradients.values() if gradient is not None]
+    grad_norm = torch.stack([gradient.norm() for gradient in present]).norm() if present else torch.zeros(())
+    norm = torch.stack([each.detach().norm() for each in client.module.parameters() if each.requires_grad]).norm()
+    rate = STEP_SIZE * float(norm) / float(grad_norm) if float(grad_norm) else 1.0
     return rate if 0 < rate < 1e6 else 1.0
 
 
 def _state(client: PlainClient) -> dict[str, Tensor]:
-    """Copies of all but the trained parameters and the statistics that are estimated anew, by name."""
+    """Copy all tensors by name, except trained parameters and re-estimated statistics."""
     estimated = batchnorm_buffers(client.module)
     frozen = {name: value for name, value in client.module.named_parameters() if not value.requires_grad}
     values = {**dict(client.module.named_buffers()), **frozen}
@@ -161,7 +165,7 @@ def _state(client: PlainClient) -> dict[str, Tensor]:
 
 
 def _changed(start: Mapping[str, Tensor], client: PlainClient, flag: str) -> set[str]:
-    """Names of the buffers that are not as they were at the start."""
+    """Return the names of the buffers that differ from their start values."""
     now = _state(client)
     for name in {*start} ^ {*now}:
         raise UsageError(f"{flag}: its forward adds or removes the buffer {name}; give it its first value in __init__")
@@ -179,11 +183,11 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _recomputed(changes: Sequence[Change], flag: str) -> frozenset[str]:
-    """Return paths of attributes that hold tensors which each step computes anew; raise UsageError for all others."""
-    found = set()
+    """Return the paths of attributes whose tensors each step recomputes; raise UsageError for any other change."""
+    paths = set()
     for path, before, now, in_place, new, _ in changes:
         if not in_place and not new and of_tensors(before) and of_tensors(now):
-            found.add(path)
+            paths.add(path)
             continue
         if isinstance(now, tuple) and now and isinstance(now[0], GENERATORS):
             raise UsageError(
@@ -198,11 +202,11 @@ def _recomputed(changes: Sequence[Change], flag: str) -> frozenset[str]:
             f"{flag}: its forward changes {what}, which clients would share; make it a buffer (register_buffer), which "
             "every client keeps for itself"
         )
-    return frozenset(found)
+    return frozenset(paths)
 
 
 def _refuse_foreign(outputs: Tensor, value: Tensor, client: PlainClient, plain: PlainModule) -> None:
-    for leaf in foreign_leaves(outputs, client.module, client.made):
+    for leaf in foreign_leaves(outputs, client.module, client.leaves):
         raise UsageError(
             f"{plain.flag}: its forward depends on a tensor of shape {tuple(leaf.shape)} that requires a gradient and "
             "is none of its parameters, so that nothing would train it; register it (as an nn.Parameter, or its layer "
@@ -210,7 +214,7 @@ def _refuse_foreign(outputs: Tensor, value: Tensor, client: PlainClient, plain: 
         )
     loss = plain.loss
     own = dict(loss.named_parameters()) if isinstance(loss, nn.Module) else {}
-    for leaf in foreign_leaves(value, client.module, client.made):
+    for leaf in foreign_leaves(value, client.module, client.leaves):
         name = next((name for name, parameter in own.items() if parameter is leaf), None)
         if name is not None:
             raise UsageError(

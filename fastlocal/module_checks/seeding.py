@@ -1,4 +1,4 @@
-"""Finds out whether code sets the state of torch's random numbers."""
+"""Detect code that sets the state of torch's random numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SETTERS = frozenset({"manual_seed", "set_state", "seed"})
 
 
 class SeedingWatch:
-    """Within, notes the first function of torch that seeds its default generator or sets its state.
+    """Record the first call within the block that seeds torch's default generator or sets its state.
 
     A profile function sees calls however the function was imported. torch.random.fork_rng sets the state at its end.
 
@@ -23,7 +23,7 @@ class SeedingWatch:
 
     def __init__(self) -> None:
         self.setter: str | None = None
-        self._codes = {function.__code__ for function in map(_undecorated, _FUNCTIONS)}
+        self._codes = {function.__code__ for function in map(_unwrap, _FUNCTIONS)}
 
     def __enter__(self) -> SeedingWatch:
         self._before = sys.getprofile()
@@ -43,7 +43,7 @@ class SeedingWatch:
                 self.setter = f"torch.Generator.{function.__name__}"
 
 
-def _undecorated(function: Any) -> types.FunctionType:
+def _unwrap(function: Any) -> types.FunctionType:
     while hasattr(function, "__wrapped__"):
         function = function.__wrapped__
     assert isinstance(function, types.FunctionType)

@@ -1,4 +1,4 @@
-"""What first steps with copies must not change: the module that the user gave."""
+"""Check that first steps with copies do not change the user's module."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from .structure import refuse_aliases
 
 
 class UserModuleState:
-    """The state of the user's own module before the first steps; None: nothing can hold the module.
+    """State of the user's own module before the first steps; empty if there is none.
 
     Attributes:
-        reached: ids of the objects that it consists of.
+        reached: The ids of all objects reachable from the module.
     """
 
     def __init__(self, module: nn.Module | None) -> None:
-        """Copy the state.
+        """Take a snapshot of the state.
 
         Raises:
-            UsageError: A function of the module holds the memory of a parameter in another tensor.
+            UsageError: A function of the module refers to the memory of a parameter by another tensor.
         """
         self._module, self._state = module, PythonState(module)
         self.reached: Collection[int] = self._state.reached
@@ -31,7 +31,7 @@ class UserModuleState:
             refuse_aliases("model", self._state.tensors, module)
 
     def check(self) -> None:
-        """Raise UsageError if the loss or a function of the module has changed it."""
+        """Raise UsageError if the loss or a function of the module has changed the module."""
         if self._module is None:
             return
         parts = {name for name, _ in self._module.named_modules()}
@@ -49,7 +49,7 @@ class UserModuleState:
 
 
 def of_tensors(value: object) -> bool:
-    """Return whether a value is a tensor, or a container of tensors and plain values."""
+    """Return True for a tensor, and for a container of tensors and plain values."""
     if isinstance(value, list | tuple):
         return all(isinstance(inner, PLAIN) or of_tensors(inner) for inner in value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What can be said of the user's module before anything runs: whether it can be trained at all."""
+"""Checks of the user's module without running it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..models.own_tensors import tensors_of
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
-def own_copy(module: Any) -> nn.Module:
-    """A copy of the module that is to be trained, which stays as it is.
+def copy_model(module: Any) -> nn.Module:
+    """Return a copy of the user's module for the training.
 
     Raises:
-        UsageError: Where it cannot be trained as it would be by itself, with what to change.
+        UsageError: The module cannot be copied or trained; the message names a remedy.
     """
     check_model(module)
     memo: dict[int, Any] = {}
@@ -28,7 +28,7 @@ def own_copy(module: Any) -> nn.Module:
         try:
             copied: nn.Module = copy.deepcopy(module, memo)
         except Exception as error:
-            raise UsageError(_uncopied(module, error)) from error
+            raise UsageError(_copy_fault(module, error)) from error
     check_model(copied)
     shared = {id(value) for value in module.parameters()} & {id(value) for value in copied.parameters()}
     if copied is module or shared:
@@ -38,7 +38,7 @@ def own_copy(module: Any) -> nn.Module:
 
 
 def check_model(module: Any) -> None:
-    """Raise UsageError where `module` is no module, or one that no local step can be taken with."""
+    """Raise UsageError if `module` is not an nn.Module, or one that clients cannot train."""
     if isinstance(module, type) and issubclass(module, nn.Module):
         raise UsageError(f"model: is the class {module.__name__}; give an instance, {module.__name__}(...)")
     if not isinstance(module, nn.Module):
@@ -87,7 +87,7 @@ def _check_tensor(name: str, value: Tensor) -> None:
 
 
 def _refuse_overlaps(module: nn.Module) -> None:
-    """Tied parameters are one Parameter; two that share memory are stepped twice, and are not one here."""
+    """Raise UsageError if two parameters share memory, which a step would change twice; tied ones are one Parameter."""
     spans: list[tuple[int, int, str, Tensor]] = []
     for name, value in module.named_parameters():
         if value.numel() and not value.is_meta:
@@ -100,7 +100,7 @@ def _refuse_overlaps(module: nn.Module) -> None:
 
 
 def _refuse_views(module: nn.Module, reached: list[Tensor]) -> None:
-    """Tensors beside the parameters that lie in a parameter's memory would keep the start values."""
+    """Raise UsageError if another tensor shares a parameter's memory; in the copies it would keep the start values."""
     trained = {name: value for name, value in module.named_parameters() if value.requires_grad and value.numel()}
     own = {id(value) for value in module.parameters()}
     spans = [(*_span(value), name) for name, value in trained.items()]
@@ -116,17 +116,17 @@ def _refuse_views(module: nn.Module, reached: list[Tensor]) -> None:
                 )
 
 
-def refuse_aliases(holder: str, held: Iterable[tuple[str, Tensor | np.ndarray]], module: nn.Module) -> None:
-    """Raise UsageError where something holds a parameter's memory by another tensor, which no step would change.
+def refuse_aliases(holder: str, tensors: Iterable[tuple[str, Tensor | np.ndarray]], module: nn.Module) -> None:
+    """Raise UsageError if a tensor or array shares a parameter's memory, which no step changes in the original.
 
     Args:
-        holder: Who holds them: the loss, or the model by one of its functions.
-        held: Paths, and tensors or arrays.
-        module: The user's own.
+        holder: Owner of the tensors, for messages: "loss" or "model".
+        tensors: (path, tensor or array) of each.
+        module: The user's module.
     """
     own = {id(value) for value in (*module.parameters(), *module.buffers())}
     spans = [(*_span(value), name) for name, value in module.named_parameters() if value.numel() and not value.is_meta]
-    for path, value in held:
+    for path, value in tensors:
         if id(value) in own or not _lies_in_memory(value):
             continue
         begin, end = _span(value)
@@ -145,7 +145,7 @@ def _lies_in_memory(value: Tensor | np.ndarray) -> bool:
 
 
 def _span(value: Tensor | np.ndarray) -> tuple[int, int]:
-    """First address, and the one after the last."""
+    """Return the first address of a tensor and the address after its last element."""
     if isinstance(value, Tensor):
         begin, size = value.data_ptr(), value.element_size()
         strides = [stride * size for stride in value.stride()]
@@ -155,12 +155,12 @@ def _span(value: Tensor | np.ndarray) -> tuple[int, int]:
     return begin + sum(min(each, 0) for each in reach), begin + sum(max(each, 0) for each in reach) + size
 
 
-def _name_of(module: nn.Module, wanted: Tensor) -> str:
+def _name_of(module: nn.Module, tensor: Tensor) -> str:
     for name, value in tensors_of(module).items():
-        if value is wanted:
+        if value is tensor:
             return f"the buffer {name}"
     for path, key, value in _attributes(module):
-        if value is wanted or (isinstance(value, list | tuple) and any(inner is wanted for inner in value)):
+        if value is tensor or (isinstance(value, list | tuple) and any(inner is tensor for inner in value)):
             return f"the attribute {f'{path}.{key}'.lstrip('.')}"
     return "a tensor that it keeps"
 
@@ -172,8 +172,8 @@ def _attributes(module: nn.Module) -> Iterator[tuple[str, str, Any]]:
                 yield path, key, value
 
 
-def _uncopied(module: nn.Module, error: Exception) -> str:
-    """What keeps a module from being copied, and what would help."""
+def _copy_fault(module: nn.Module, error: Exception) -> str:
+    """Return why a module cannot be copied, and a remedy."""
     for path, key, value in _attributes(module):
         try:
             copy.deepcopy(value)

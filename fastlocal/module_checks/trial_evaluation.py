@@ -1,4 +1,4 @@
-"""A first evaluation of a few test samples, before the run."""
+"""Evaluate a few test samples before the run."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def try_evaluation(plain: PlainModule, inputs: Tensor, targets: Tensor, numerics
 
     Args:
         plain: The module.
-        inputs: Of a few test samples, not as many as in a training batch.
-        targets: Theirs.
-        numerics: Of the run.
+        inputs: A few test samples, not as many as in a training batch.
+        targets: Targets of the samples.
+        numerics: Number formats of the run.
 
     Returns:
         Whether the module or the loss takes derivatives, so that an evaluation needs gradients.
@@ -47,7 +47,7 @@ def try_evaluation(plain: PlainModule, inputs: Tensor, targets: Tensor, numerics
 
 def _evaluate(plain: PlainModule, inputs: Tensor, targets: Tensor, numerics: Numerics, *, gradients: bool) -> None:
     loss, original = plain.loss, plain.user_module
-    trial = _evaluated_copy(plain)
+    trial = _evaluation_copy(plain)
     own = OwnTensors(plain.tensor_names, tensors_of(trial))
     with torch.set_grad_enabled(gradients), preserve_random_states(), in_modes(original, modes_of(trial)), own:
         try:
@@ -66,13 +66,13 @@ def _evaluate(plain: PlainModule, inputs: Tensor, targets: Tensor, numerics: Num
         except UsageError:
             raise
         except FAILURES as error:
-            about = f"test outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}"
-            raise UsageError(f"loss: fails on {about}: {one_line(error)}") from error
+            shapes = f"test outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}"
+            raise UsageError(f"loss: fails on {shapes}: {one_line(error)}") from error
 
 
-def _evaluated_copy(plain: PlainModule) -> nn.Module:
+def _evaluation_copy(plain: PlainModule) -> nn.Module:
     trial = copy.deepcopy(plain.module)
-    trial.eval()  # whose result is the module only if `train` was not overridden without returning it
+    trial.eval()  # not `trial = trial.eval()`: a `train` overridden by the user may return None
     if plain.user_module is not None:
         rebind_functions(trial, plain.user_module)
     return trial
