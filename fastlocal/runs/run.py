@@ -48,8 +48,8 @@ def _build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) ->
     config, problem, world = prepared.config, prepared.problem, prepared.world
     assert config.machine.chunk is not None and config.log.log_pth is not None
     directory = Path(config.log.log_pth)
-    mine = world.local_clients(config.clients)
-    chunk = min(config.machine.chunk, len(mine))
+    clients = world.local_clients(config.clients)
+    chunk = min(config.machine.chunk, len(clients))
     global_model = _global_model(prepared)
     dtype, device = problem.numerics.dtype, problem.numerics.device
     spec = StreamSpec(
@@ -76,13 +76,13 @@ def _build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) ->
     return Loop(
         world=world,
         progress=prepared.progress,
-        planner=Planner(prepared.progress, streams, mine, chunk, dtype, device, problem.source.index_device),
+        planner=Planner(prepared.progress, streams, clients, chunk, dtype, device, problem.source.index_device),
         source=problem.source,
         problem=problem,
         executor=prepared.executor,
         global_model=global_model,
         aggregator=make_aggregator(global_model.flat_params, wire_format=config.machine.wire_format),
-        client_store=ClientStore(mine, start, chunk, device),
+        client_store=ClientStore(clients, start, chunk, device),
         mean_state=BufferMean(problem.state, dtype, world, make_aggregator) if problem.state else None,
         evaluator=Evaluator(
             global_model=global_model,

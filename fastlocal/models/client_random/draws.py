@@ -1,4 +1,4 @@
-"""Torch's random factories and random tensor methods, drawn from a client's own random words."""
+"""Torch's random factories and random tensor methods, values from a client's own random words."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .words import ClientWords, Sizes, into
 
 def _shape(size: tuple[Any, ...], named: dict[str, Any]) -> Sizes:
     """Return the shape that a factory was called with: f(2, 3), f((2, 3)) or f(size=(2, 3))."""
-    given = named.get("size", size)
-    return tuple(given[0]) if len(given) == 1 and not isinstance(given[0], int) else tuple(given)
+    sizes = named.get("size", size)
+    return tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else tuple(sizes)
 
 
 def factory(kind: str) -> Callable[..., Tensor]:
     """Make torch.rand (`kind` "uniform") or torch.randn ("normal")."""
 
     def make(random: ClientWords, *size: Any, dtype: Any = None, device: Any = None, **named: Any) -> Tensor:
-        drawn: Tensor = getattr(random, kind)(_shape(size, named), dtype, device)
-        return drawn.requires_grad_() if named.get("requires_grad") else drawn
+        values: Tensor = getattr(random, kind)(_shape(size, named), dtype, device)
+        return values.requires_grad_() if named.get("requires_grad") else values
 
     return make
 
@@ -33,8 +33,8 @@ def like(kind: str) -> Callable[..., Tensor]:
     """Make torch.rand_like (`kind` "uniform") or torch.randn_like ("normal")."""
 
     def make(random: ClientWords, input: Tensor, *, dtype: Any = None, device: Any = None, **named: Any) -> Tensor:
-        drawn: Tensor = getattr(random, kind)(input.shape, dtype or input.dtype, device or input.device)
-        return drawn.requires_grad_() if named.get("requires_grad") else drawn
+        values: Tensor = getattr(random, kind)(input.shape, dtype or input.dtype, device or input.device)
+        return values.requires_grad_() if named.get("requires_grad") else values
 
     return make
 

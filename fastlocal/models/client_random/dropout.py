@@ -68,8 +68,8 @@ def alpha_dropout(
         return into(input, input * 0.0, inplace)
     shape = (*input.shape[:2], *(1 for _ in input.shape[2:])) if whole else input.shape
     scale = 1.0 / math.sqrt((SATURATION * SATURATION * p + 1.0) * (1.0 - p))
-    kept = torch.where(words.keeps(shape, p), input, input.new_full((), -SATURATION))
-    return into(input, kept * scale + scale * SATURATION * p, inplace)
+    values = torch.where(words.keeps(shape, p), input, input.new_full((), -SATURATION))
+    return into(input, values * scale + scale * SATURATION * p, inplace)
 
 
 def attention(
