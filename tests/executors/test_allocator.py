@@ -10,7 +10,7 @@ import pytest
 
 from fastlocal.config.recipes import default
 from fastlocal.runs.from_config import run_from_config
-from tests.executors.test_executors import start
+from tests.executors.problems import start
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries than glibc are left as they are")

@@ -17,7 +17,7 @@ from fastlocal.config.serialization import read_config
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.executors.tuning.conv_strategy import Strategies, format_strategies, parse_strategies
 from fastlocal.executors.tuning.conv_timing import conv_choices
-from tests.executors.test_executors import CPU, assert_same, problem_of, run, start
+from tests.executors.problems import CPU, assert_same, problem_of, run, start
 from tests.helpers import command_line
 
 WAYS = ["grouped", "loop", "im2col", {"conv1": "im2col", "conv2": "loop"}, {"conv2": "grouped"}]

@@ -17,7 +17,7 @@ from fastlocal.executors.round_plan import RoundPlan, RoundResult
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.kernels import indices
 from fastlocal.params.client_stack import ClientStack
-from tests.executors.test_executors import assert_same, problem_of, start
+from tests.executors.problems import assert_same, problem_of, start
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU to capture on")
 NOISE = LabelNoise(p=0.5, classes=4, seed=2)

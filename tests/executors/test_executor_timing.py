@@ -12,7 +12,7 @@ from fastlocal.executors.round_plan import RoundPlan, RoundResult
 from fastlocal.executors.threaded import ThreadedExecutor
 from fastlocal.executors.tuning.executor_timing import TuningBudget, tune
 from fastlocal.params.client_stack import ClientStack
-from tests.executors.test_executors import EXECUTORS, problem_of
+from tests.executors.problems import EXECUTORS, problem_of
 
 
 def test_random_states_and_the_model_are_left_alone() -> None:

@@ -18,7 +18,7 @@ from fastlocal.executors.scripted.trace import ScriptedSteps
 from fastlocal.executors.threaded import ThreadedExecutor
 from fastlocal.kernels import native
 from fastlocal.params.param_layout import param_layout
-from tests.executors.test_executors import assert_same, start
+from tests.executors.problems import assert_same, start
 from tests.executors.test_threaded import problem_with
 
 

@@ -20,7 +20,7 @@ from fastlocal.executors.scripted.trace import ScriptedSteps
 from fastlocal.executors.threaded import ThreadedExecutor
 from fastlocal.kernels import native
 from fastlocal.params.precision import Numerics
-from tests.executors.test_executors import CPU, assert_same, in_plain_torch, start
+from tests.executors.problems import CPU, assert_same, in_plain_torch, start
 from tests.executors.test_threaded import problem_with
 from tests.helpers import small_models
 from tests.training.test_loop_equivalences import run as train_in

@@ -17,7 +17,7 @@ from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.params.losses import cross_entropy
 from fastlocal.runs.executor_trial import try_step
-from tests.executors.test_executors import assert_same, problem_of, start
+from tests.executors.problems import assert_same, problem_of, start
 from tests.helpers import command_line
 
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.stacked import StackedExecutor
-from tests.executors.test_executors import problem_of, start
+from tests.executors.problems import problem_of, start
 
 OPERANDS = {"convolution", "convolution_backward"}
 NORMS = {"native_group_norm", "native_batch_norm"}

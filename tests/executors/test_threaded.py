@@ -20,7 +20,7 @@ from fastlocal.executors.base import LocalProblem
 from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.scripted.trace import ScriptedSteps, script
 from fastlocal.executors.threaded import ThreadedExecutor
-from tests.executors.test_executors import (
+from tests.executors.problems import (
     BATCH,
     assert_same,
     idle_layout,

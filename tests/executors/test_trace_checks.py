@@ -22,7 +22,7 @@ from fastlocal.executors.round_plan import RoundPlan
 from fastlocal.executors.scripted.trace import ScriptedSteps
 from fastlocal.executors.threaded import ThreadedExecutor
 from fastlocal.params.client_stack import ClientStack
-from tests.executors.test_executors import assert_same, start
+from tests.executors.problems import assert_same, start
 from tests.executors.test_threaded import problem_with
 
 BEYOND_ROUNDING = 1e-4

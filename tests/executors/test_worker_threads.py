@@ -10,7 +10,7 @@ import torch
 
 from fastlocal.common import interrupts
 from fastlocal.executors.threaded import ThreadedExecutor
-from tests.executors.test_executors import STEPS, start
+from tests.executors.problems import STEPS, start
 from tests.executors.test_threaded import ReadsValues, problem_with
 from tests.helpers.command_line import run
 

@@ -16,7 +16,7 @@ from fastlocal.aggregation.averager import make_averager
 from fastlocal.executors.cuda_graphs import CudaGraphs, GraphedExecutor, StepProgram
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.runs.memory_plan import can_replay
-from tests.executors.test_executors import problem_of
+from tests.executors.problems import problem_of
 from tests.rehearsal import cuda_api
 from tests.rehearsal.conftest import Rehearsal
 from tests.rehearsal.test_step_programs import on_cuda, rounds

@@ -24,7 +24,7 @@ from fastlocal.params.client_stack import ClientStack
 from fastlocal.params.losses import cross_entropy
 from fastlocal.params.param_layout import param_layout
 from fastlocal.params.precision import Numerics
-from tests.executors.test_executors import problem_of
+from tests.executors.problems import problem_of
 from tests.rehearsal.conftest import Rehearsal
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -23,7 +23,7 @@ from fastlocal.runs import resolve
 from fastlocal.runs.build import PreparedRun
 from fastlocal.runs.executor_choice import candidates
 from fastlocal.runs.from_config import run_from_config
-from tests.executors.test_executors import EXECUTORS
+from tests.executors.problems import EXECUTORS
 from tests.helpers.command_line import run, train_words
 
 LONG = ("--epochs", "10000000", "--tune-seconds", "0.2")
