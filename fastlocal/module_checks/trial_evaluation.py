@@ -14,6 +14,7 @@ from ..models.mirror import Mirror
 from ..models.modes import in_modes, modes_of
 from ..models.own_functions import rebind_functions
 from ..models.own_tensors import OwnTensors, tensors_of
+from ..models.python_state import preserve_state
 from ..params.losses import combination
 from ..params.precision import Numerics
 from .plain_steps import FAILURES, PlainModule
@@ -35,7 +36,8 @@ def try_evaluation(plain: PlainModule, inputs: Tensor, targets: Tensor, numerics
         UsageError: The evaluation fails with gradients too.
     """
     try:
-        _evaluate(plain, inputs, targets, numerics, gradients=False)
+        with preserve_state(plain.loss):  # a second attempt must not find what a first one left
+            _evaluate(plain, inputs, targets, numerics, gradients=False)
     except UsageError as refusal:
         try:
             _evaluate(plain, inputs, targets, numerics, gradients=True)
