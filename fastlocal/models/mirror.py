@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Container, Iterator
 from typing import Any
 
 from torch import nn
@@ -29,8 +29,11 @@ class Mirror:
         """
         self._pairs: list[tuple[dict[str, Any], dict[str, Any], frozenset[str] | None]] = []
         parts = {} if original is None else dict(original.named_modules())
+        places = (
+            None if paths is None else [place for path in paths if (place := attribute_of(path, parts)) is not None]
+        )
         for name, part in module.named_modules():
-            keys = None if paths is None else frozenset(key for owner, key in map(_split, paths) if owner == name)
+            keys = None if places is None else frozenset(place[1] for place in places if place and place[0] == name)
             if name in parts and (keys is None or keys):
                 self._pairs.append((part.__dict__, parts[name].__dict__, keys))
 
@@ -52,6 +55,11 @@ class Mirror:
                     theirs[key] = value
 
 
-def _split(path: str) -> tuple[str, str]:
-    part, _, key = path.rpartition(".")
-    return part, key
+def attribute_of(path: str, parts: Container[str]) -> tuple[str, str] | None:
+    """Return the part and the attribute that hold a path: ("block", "losses") of block.losses.0; None for others."""
+    words = path.split(".")
+    for length in reversed(range(len(words))):
+        part = ".".join(words[:length])
+        if part in parts:
+            return None if words[length] in _TORCHS_OWN else (part, words[length])
+    return None

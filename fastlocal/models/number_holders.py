@@ -27,6 +27,10 @@ class Generator:
     def snapshot(self) -> dict[Any, Any]:
         value = self._value
         state: Any
+        if isinstance(value, torch.Generator):
+            return {
+                "": (value, value.get_state().cpu().numpy().tobytes())
+            }  # of which pickle makes other bytes each time
         if isinstance(value, np.random.Generator):
             state = value.bit_generator.state
         else:
@@ -34,7 +38,11 @@ class Generator:
         return {"": (value, pickle.dumps(state))}
 
     def restore(self, before: dict[Any, Any]) -> None:
-        value, state = before[""][0], pickle.loads(before[""][1])
+        value, content = before[""]
+        if isinstance(value, torch.Generator):
+            value.set_state(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+            return
+        state = pickle.loads(content)
         if isinstance(value, np.random.Generator):
             value.bit_generator.state = state
         elif isinstance(value, random.Random):
@@ -87,12 +95,9 @@ class Elements:
 
     def snapshot(self) -> dict[Any, Any]:
         value = self._value
-        return {
-            "": (
-                str(getattr(value, "shape", len(value))),
-                bytes(value) if isinstance(value, bytearray) else value.tobytes(),
-            )
-        }
+        if isinstance(value, bytearray):
+            return {"": (len(value), bytes(value))}
+        return {"": (str(value.shape) if isinstance(value, np.ndarray) else len(value), value.tobytes())}
 
     def restore(self, before: dict[Any, Any]) -> None:
         if self.snapshot() == before:

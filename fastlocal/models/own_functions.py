@@ -46,7 +46,7 @@ class _Rebinding:
             own: {id of an object: its replacement}.
             shared: ids of objects whose attributes are not changed, because the original uses them too.
         """
-        self._own, self._shared = dict(own), shared
+        self._own, self._originals, self._shared = dict(own), frozenset(own), shared
         self._alive: list[Any] = []  # holds all objects, so that no id is reused
 
     def __call__(self, value: Any) -> Any:
@@ -64,6 +64,8 @@ class _Rebinding:
             function, owner = self(value.__func__), self(value.__self__)
             same = function is value.__func__ and owner is value.__self__
             return value if same else types.MethodType(function, owner)
+        if isinstance(value, types.BuiltinMethodType) and id(value.__self__) in self._originals:
+            return getattr(self(value.__self__), value.__name__)
         if isinstance(value, functools.partial):
             function, args, keywords = self(value.func), self(value.args), self(value.keywords)
             same = function is value.func and args is value.args and keywords is value.keywords
@@ -82,22 +84,41 @@ class _Rebinding:
         return value
 
     def _function(self, function: types.FunctionType) -> types.FunctionType:
-        cells = function.__closure__ or ()
-        inner = [self(cell.cell_contents) if is_filled(cell) else None for cell in cells]
-        defaults, keywords = self(function.__defaults__), self(function.__kwdefaults__)
-        changed = any(is_filled(cell) and cell.cell_contents is not one for cell, one in zip(cells, inner, strict=True))
-        if not changed and defaults is function.__defaults__ and keywords is function.__kwdefaults__:
+        if not self._refers(function, set()):
             return function
-        closure = tuple(types.CellType(one) for one in inner)
-        copied = types.FunctionType(function.__code__, function.__globals__, function.__name__, defaults, closure)
+        cells = function.__closure__ or ()
+        closure = tuple(types.CellType() for _ in cells)
+        copied = types.FunctionType(function.__code__, function.__globals__, function.__name__, None, closure)
+        self._own[id(function)] = copied  # for functions that call each other
         for cell, own in zip(cells, closure, strict=True):
-            if not is_filled(cell):
-                del own.cell_contents
-            elif cell.cell_contents is function:
-                own.cell_contents = copied
-        copied.__kwdefaults__ = keywords
-        copied.__dict__.update(vars(function))
+            if is_filled(cell):
+                own.cell_contents = self(cell.cell_contents)
+        copied.__defaults__, copied.__kwdefaults__ = self(function.__defaults__), self(function.__kwdefaults__)
+        copied.__dict__.update({name: self(each) for name, each in vars(function).items()})
         return copied
+
+    def _refers(self, value: Any, visited: set[int]) -> bool:
+        """Return True if a function refers to an object that is replaced, directly or through others."""
+        if id(value) in self._originals:
+            return True
+        if id(value) in visited:
+            return False
+        visited.add(id(value))
+        inner: list[Any] = []
+        if isinstance(value, types.FunctionType):
+            inner = [cell.cell_contents for cell in value.__closure__ or () if is_filled(cell)]
+            inner += [value.__defaults__, value.__kwdefaults__, vars(value)]
+        elif isinstance(value, types.MethodType):
+            inner = [value.__func__, value.__self__]
+        elif isinstance(value, types.BuiltinMethodType):
+            inner = [value.__self__]
+        elif isinstance(value, functools.partial):
+            inner = [value.func, value.args, value.keywords]
+        elif isinstance(value, dict):
+            inner = list(dict.values(value))
+        elif isinstance(value, list | tuple | set):
+            inner = list(value)
+        return any(self._refers(each, visited) for each in inner)
 
 
 def _with_entries(value: dict[Any, Any], inner: dict[Any, Any]) -> Any:

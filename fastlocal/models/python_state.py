@@ -139,7 +139,7 @@ class PythonState:
             for name, part in value.named_modules():
                 self._visited.add(id(part))
                 without = ("_parameters", "_buffers") if id(part) in self._parts else ()
-                yield from self._copy(name, holders.Attributes(part, without))
+                yield from self._copy(name, holders.PartAttributes(part, without))
                 yield from self._of_classes(name, part)
         elif isinstance(value, tuple):
             yield from ((str(place), inner) for place, inner in enumerate(value))

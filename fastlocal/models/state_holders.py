@@ -61,6 +61,29 @@ class Attributes:
         entries.update(before)
 
 
+class PartAttributes(Attributes):
+    """The __dict__ of a module's part; empty dictionaries of hooks are one entry, as each part has ten of them."""
+
+    def snapshot(self) -> dict[Any, Any]:
+        entries = super().snapshot()
+        empty = [key for key in _HOOKS if not entries.get(key, True)]
+        for key in empty:
+            del entries[key]
+        return {**entries, _EMPTY: len(empty)}
+
+    def restore(self, before: dict[Any, Any]) -> None:
+        entries = vars(self._part)
+        for key in _HOOKS & entries.keys() - before.keys():
+            entries[key].clear()
+        for key in super().snapshot().keys() - before.keys() - _HOOKS:
+            del entries[key]
+        entries.update({key: value for key, value in before.items() if key != _EMPTY})
+
+
+_EMPTY = "(hooks)"
+_HOOKS = frozenset(key for key in vars(torch.nn.Module()) if "hooks" in key)
+
+
 class Slots:
     """The values of an object's __slots__."""
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..common.errors import UsageError
 from ..common.random_states import preserve_random_states, random_states
 from ..models.batchnorm import batchnorm_buffers
+from ..models.mirror import attribute_of
 from ..models.python_state import Change, PythonState
 from ..models.state_holders import GENERATORS, PLAIN
 from ..params.precision import without_tf32
@@ -91,7 +92,7 @@ def probe_module(plain: PlainModule, batches: Batches, names: Sequence[str]) -> 
             )
     parts = {name for name, _ in plain.module.named_modules()}
     recomputed, all_shared = sorted(probe.recomputed), memory.reached_excluded
-    shared = [path for path in recomputed if all_shared or path.rpartition(".")[0] not in parts]
+    shared = [path for path in recomputed if all_shared or attribute_of(path, parts) is None]
     return dataclasses.replace(probe, stateful_loss=bool(changes), shared=shared[0] if shared else None)
 
 
@@ -128,8 +129,9 @@ def _probe(plain: PlainModule, batches: Batches, names: Sequence[str]) -> Probe:
         del trace.losses[steps:], trace.rows[steps:]
     if first.seeds is not None and (first.drawn or drawn):
         raise UsageError(
-            f"{plain.flag}: its forward calls {first.seeds} and draws random numbers, which here depend on the run's "
-            "seed, the client and the step alone; draw what must repeat once, in __init__, and keep it in a buffer"
+            f"{plain.flag}: its forward, or the loss, calls {first.seeds} and draws random numbers, which here depend "
+            "on the run's seed, the client and the step alone; draw what must repeat once, in __init__, and keep it in "
+            "a buffer"
         )
     return Probe(
         classes=None if targets.is_floating_point() else classes,

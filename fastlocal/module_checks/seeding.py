@@ -26,12 +26,14 @@ class SeedingWatch:
         self._codes = {function.__code__ for function in map(_unwrap, _FUNCTIONS)}
 
     def __enter__(self) -> SeedingWatch:
-        self._before = sys.getprofile()
-        sys.setprofile(self._event)
+        self._idle = sys.getprofile() is None  # a profiler of the user's, such as cProfile, cannot be put back
+        if self._idle:
+            sys.setprofile(self._event)
         return self
 
     def __exit__(self, *error: object) -> None:
-        sys.setprofile(self._before)
+        if self._idle:
+            sys.setprofile(None)
 
     def _event(self, frame: types.FrameType, event: str, function: Any) -> None:
         if self.setter is not None:

@@ -74,7 +74,32 @@ def of_a_dictionary(model: nn.Module) -> Loss:
     return lambda out, y: F.cross_entropy(out, y) + 0.1 * ACTIVATIONS["hidden"].square().mean()
 
 
-LOSS_OF = {KeepsPenalty: of_parts, BeginsWithNone: of_parts, KeepsList: of_a_list, into_a_dictionary: of_a_dictionary}
+class FillsDictionary(Net):
+    """Fills a dictionary and a list that __init__ made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.feats: dict[str, Tensor] = {}
+        self.kept: list[Tensor] = []
+
+    def between(self, hidden: Tensor) -> Tensor:
+        self.feats["hidden"] = hidden
+        self.kept.clear()
+        self.kept.append(torch.tanh(hidden))
+        return self.kept[0]
+
+
+def of_features(model: Any) -> Loss:
+    return lambda out, y: F.cross_entropy(out, y) + 0.1 * (model.feats["hidden"] * model.kept[0]).square().mean()
+
+
+LOSS_OF = {
+    FillsDictionary: of_features,
+    KeepsPenalty: of_parts,
+    BeginsWithNone: of_parts,
+    KeepsList: of_a_list,
+    into_a_dictionary: of_a_dictionary,
+}
 
 
 @pytest.mark.parametrize("make", LOSS_OF)

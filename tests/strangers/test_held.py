@@ -231,7 +231,41 @@ class InAnObject(Net):
         return self.own.functions[0](hidden)
 
 
-@pytest.mark.parametrize("make", [InAnObject, by_a_hook, by_a_method, Hooked, Lambda])
+def by_functions_that_call_each_other() -> nn.Module:
+    module: Any = Net()
+
+    def even(hidden: Tensor, left: int) -> Tensor:
+        return hidden if left == 0 else odd(hidden * module.b.bias.sum(), left - 1)
+
+    def odd(hidden: Tensor, left: int) -> Tensor:
+        return even(hidden @ module.a.weight, left - 1)
+
+    module.between = lambda hidden: even(hidden, 4)
+    return module
+
+
+def by_a_tensors_method() -> nn.Module:
+    module: Any = Net()
+    module.total = module.b.weight.sum
+    module.between = types.MethodType(lambda own, hidden: hidden * own.total(), module)
+    return module
+
+
+def by_an_attribute_of_a_function() -> nn.Module:
+    module: Any = Net()
+
+    def between(hidden: Tensor) -> Tensor:
+        return hidden * between.weight.sum()  # type: ignore[attr-defined]
+
+    between.weight = module.b.weight  # type: ignore[attr-defined]
+    module.between = between
+    return module
+
+
+REBOUND = [by_functions_that_call_each_other, by_a_tensors_method, by_an_attribute_of_a_function]
+
+
+@pytest.mark.parametrize("make", [*REBOUND, InAnObject, by_a_hook, by_a_method, Hooked, Lambda])
 def test_the_returned_model_computes_with_its_own_parameters(make: Any, tmp_path: Path) -> None:
     """Not with those of the user's module, which a hook or a function of the module holds."""
     inputs, targets = (half[:24] for half in table())

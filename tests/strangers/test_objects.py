@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import array
 import collections
+import cProfile
 import itertools
 import types
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import fastlocal
 from tests.helpers.plain_loop import LossOf
 from tests.strangers.judge import EXECUTORS, assert_refused, assert_trains_as_plain
 from tests.strangers.strange_data import Net, seeded, table
@@ -141,3 +144,30 @@ class KeepsCompiled(Net):
 
 def test_what_a_compiled_function_keeps_is_no_state() -> None:
     assert_trains_as_plain(seeded(KeepsCompiled), table(), executors=("auto",))
+
+
+class KeepsOddObjects(Net):
+    """Never uses them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.masked: Any = np.ma.masked_array([1.0, 2.0], mask=[0, 1])
+        self.number = np.array(3.0)
+        self.generator = torch.Generator()
+        self.drawn = np.random.default_rng(0)
+
+
+def test_objects_that_nothing_changes() -> None:
+    assert_trains_as_plain(seeded(KeepsOddObjects), table(), executors=("auto",))
+
+
+def test_a_run_under_a_profiler(tmp_path: Path) -> None:
+    profiler = cProfile.Profile()
+    profiler.enable()
+    try:
+        run = fastlocal.train(
+            Net().double(), table(), table(), clients=2, rounds=1, batch_size=4, directory=tmp_path / "r"
+        )
+    finally:
+        profiler.disable()
+    assert run.history and profiler.getstats()
