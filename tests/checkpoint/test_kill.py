@@ -20,9 +20,9 @@ from tests.helpers.run_files import difference, run_files
 PATIENCE_S = 120
 
 
-@pytest.mark.parametrize(("ranks", "kills"), [(1, 3), (2, 3)])
-def test_six_kills(ranks: int, kills: int, fork_server: ForkServer, tmp_path: Path) -> None:
-    """Three of one process, three of one or both of two; more as long as none of them came while a file was written."""
+@pytest.mark.parametrize(("ranks", "kills"), [(1, 3), (2, 2)])
+def test_some_kills(ranks: int, kills: int, fork_server: ForkServer, tmp_path: Path) -> None:
+    """Three of one process, two of one or both of two; more as long as none of them came while a file was written."""
     outcomes: list[Outcome] = []
     for _, outcome in crash_runs(fork_server, tmp_path, kills=60, kills_per_run=3, seed=1, ranks=ranks):
         assert outcome.failure == ""
