@@ -18,15 +18,19 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class Constants:
     """Buffers and untrained parameters of a module that the first steps did not change."""
 
-    def __init__(self, module: nn.Module, changing: Container[str]) -> None:
-        """Record all tensors of a module except those named in `changing`."""
+    def __init__(self, module: nn.Module, changing: Container[str], *, values: bool = False) -> None:
+        """Record all tensors of a module except those named in `changing`; with `values`, their numbers too."""
         places = list(places_of(module))
         changing_ids = {id(place.value) for place in places if place.name in changing}  # excludes their other names too
         self._places = [place for place in places if id(place.value) not in changing_ids]
-        self._versions, self._sums = self._identities(), self._checksums()
+        self._versions = self._identities()
+        self._sums = self._checksums() if values else []
 
-    def check(self, *, values: bool = True) -> None:
-        """Raise UsageError if a tensor has changed; with `values`, compare numbers too, as .data hides changes."""
+    def check(self, *, values: bool = False) -> None:
+        """Raise UsageError if a tensor has changed; with `values`, compare numbers too, as .data hides changes.
+
+        Comparing numbers waits for a GPU. Under vmap there is no .data.
+        """
         self._compare(self._identities(), self._versions)
         if values:
             self._compare(self._checksums(), self._sums)
@@ -62,7 +66,7 @@ class StateGuard:
             loss: The loss, or None if it may change its state.
             recomputed: Paths of the attributes that each forward pass recomputes.
         """
-        self._constants = Constants(module, changing)
+        self._constants = Constants(module, changing, values=True)
         self._module = PythonState(module, own=module)
         self._loss = PythonState(loss, without=self._module.reached)
         self._module.ignore(recomputed)

@@ -112,8 +112,8 @@ def default_executor(config: RunConfig, problem: LocalProblem) -> tuple[str, lis
     It is looped for convolutions on a CPU and for models that vmap cannot take, else stacked.
     """
     stacked_only = config.machine.compile or config.machine.conv_strategy != "auto"
-    on_gpu = problem.numerics.device.type != "cpu"
-    if not (stacked_only or on_gpu or not has_convolution(problem.module)):
+    one_by_one = problem.numerics.device.type == "cpu" and has_convolution(problem.module)
+    if one_by_one and not stacked_only:
         return LoopedExecutor.name, []
     if problem.no_vmap is not None:
         note = f"vmap cannot take this model ({problem.no_vmap}); training with --executor looped"
