@@ -1,4 +1,4 @@
-"""What all benches share: tables of rows, the commit, the machine, and statistics of times."""
+"""Shared code of the benches: tables of rows, the commit, the machine, and statistics of times."""
 
 from __future__ import annotations
 

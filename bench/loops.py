@@ -24,7 +24,7 @@ WEIGHT_DECAY = 5e-4
 
 @dataclass(frozen=True)
 class Task:
-    """What a baseline trains.
+    """Work of a baseline.
 
     Attributes:
         module: The module with the start weights, in training mode.

@@ -70,13 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(about: sys.UnraisableHookArgs) -> None:
-    """As Python, but for what a signal left half made: that it cannot be taken apart either tells nobody anything."""
+    """Report an error in a destructor as Python does, but not after a signal, which leaves half-made objects."""
     if not interrupted():
         sys.__unraisablehook__(about)
 
 
 def _is_said_elsewhere(error: UsageError) -> bool:
-    """Whether another process of the run prints the same: the first one, or the first of this node."""
+    """Return True if another process of the run prints the same: the first one, or the first of this node."""
     with contextlib.suppress(UsageError):
         ranks = LaunchInfo.from_environment()
         return ranks.rank > 0 if isinstance(error, PropagatedError) else not ranks.is_local_rank0

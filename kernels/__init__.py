@@ -72,7 +72,7 @@ def get(op: str, backend: str = "auto", device: torch.device | str | None = None
 
 
 def deterministic(op: str, backend: str = "triton") -> bool:
-    """Whether an op gives the same bits in every run on one kind of device.
+    """Return True if an op gives the same bits in every run on one kind of device.
 
     No Triton kernel uses atomics, and programs' partial sums are added in a fixed order. Only the choice of a tile may
     differ, see `AUTOTUNED`; under torch.use_deterministic_algorithms it is the first that fits. That flag also controls
@@ -102,7 +102,7 @@ def load(op: str, backend: str) -> Callable[..., Any]:
 
 
 def _interpreted() -> bool:
-    """Whether Triton's interpreter, which runs kernels on CPU tensors, is enabled."""
+    """Return True if Triton's interpreter, which runs kernels on CPU tensors, is enabled."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 

@@ -239,7 +239,7 @@ def _window(
 
 
 def _has_statistics(input: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int) -> bool:
-    """Whether torch accepts the arguments of a norm in `groups` groups, or for 0 over the batch."""
+    """Return True if torch accepts the arguments of a norm in `groups` groups, or for 0 over the batch."""
     if input.dim() < 2 or input.shape[1] == 0 or not input.is_floating_point():
         return False
     channels = input.shape[1]

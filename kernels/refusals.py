@@ -60,7 +60,7 @@ def failures() -> tuple[type[BaseException], ...]:
 
 
 def is_device_fault(error: BaseException) -> bool:
-    """Whether an error or its cause left the CUDA device unusable for this process, so that it must be raised.
+    """Return True if an error or its cause left the CUDA device unusable for this process, so that it must be raised.
 
     Operations that a capture does not allow, and launches that need too many resources, are no device faults.
     """

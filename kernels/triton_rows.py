@@ -58,7 +58,7 @@ def both(rows, columns):
 
 
 def congruent(*buffers: Tensor | None) -> bool:
-    """Whether the rows of all buffers [rows, columns] have the same stride modulo 16 elements."""
+    """Return True if the rows of all buffers [rows, columns] have the same stride modulo 16 elements."""
     strides = {buffer.stride(0) % LEAD.value for buffer in buffers if buffer is not None}
     return len(strides) <= 1
 

@@ -85,7 +85,7 @@ class GlobalModel:
         self.loaded = False
 
     def is_finite(self) -> bool:
-        """Whether the module, as last loaded, has no NaN and no infinity."""
+        """Return True if the module, as last loaded, has no NaN and no infinity."""
         values = self.module.state_dict().values()
         return all(bool(value.isfinite().all()) for value in values if isinstance(value, Tensor))
 

@@ -56,7 +56,7 @@ def ranks_by_node(nodes: Sequence[int]) -> list[list[int]]:
 
 
 def is_hierarchical(nodes: Sequence[int]) -> bool:
-    """Whether there are several nodes, and one with several ranks."""
+    """Return True if there are several nodes, and one with several ranks."""
     return 1 < len(set(nodes)) < len(nodes)
 
 

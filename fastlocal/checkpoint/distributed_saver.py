@@ -73,7 +73,7 @@ class DistributedSaver(Saver):
             self._begin(snapshot)
 
     def finish(self, state: State) -> None:
-        """As Saver.finish. If one rank abandons the save, or a late signal interrupts it, all ranks raise.
+        """See Saver.finish. If one rank abandons the save, or a late signal interrupts it, all ranks raise.
 
         All ranks call this after the same exchange, and so at the same save.
         """

@@ -138,7 +138,7 @@ def check_state(state: State, config: RunConfig, progress: Progress, shapes: dic
 
 
 def is_complete(state: State, progress: Progress) -> bool:
-    """Whether the state is that of a finished run."""
+    """Return True if the state is that of a finished run."""
     return bool(state.metadata["ended"] == progress.total_steps)
 
 

@@ -57,7 +57,7 @@ def check_directory(path: Path, overwrite: bool) -> None:
 
 
 def belongs_to_launch(launch_ids: Sequence[str], path: Path) -> bool:
-    """Whether one of these launchers began or continued the run in `path`."""
+    """Return True if one of these launchers began or continued the run in `path`."""
     file = path / LAUNCH_NAME
     return file.exists() and not set(launch_ids).isdisjoint(file.read_text().splitlines())
 

@@ -14,7 +14,7 @@ MAX_INDEX_BYTES = 100 * 2**20
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file has the suffix or the first bytes of safetensors."""
+    """Return True if a file has the suffix or the first bytes of safetensors."""
     if path.suffix.lower() == SUFFIX:
         return True
     with path.open("rb") as file:

@@ -86,7 +86,7 @@ def _gib(word: str) -> str:
 
 
 def is_number(word: str) -> bool:
-    """Whether a word is a number, including NaN and infinity."""
+    """Return True if a word is a number, including NaN and infinity."""
     try:
         float(word)
     except ValueError:
@@ -95,7 +95,7 @@ def is_number(word: str) -> bool:
 
 
 def is_flag(word: str) -> bool:
-    """Whether a word is a flag, and not a value such as -1, -1e-3 or -inf."""
+    """Return True if a word is a flag, and not a value such as -1, -1e-3 or -inf."""
     return word.startswith("-") and word not in ("-", "--") and not is_number(word)
 
 

@@ -122,12 +122,12 @@ def check_signals() -> None:
 
 
 def requested_for(seconds: float) -> bool:
-    """Whether the first signal came more than `seconds` ago, or a second one came after it."""
+    """Return True if the first signal came more than `seconds` ago, or a second one came after it."""
     return _first_at is not None and (_again_at is not None or time.monotonic() - _first_at > seconds)
 
 
 def interrupted() -> bool:
-    """Whether a signal has raised KeyboardInterrupt."""
+    """Return True if a signal has raised KeyboardInterrupt."""
     return _interrupted_at >= 0
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 
 def is_open(stream: Any) -> bool:
-    """Whether the stream exists and accepts text."""
+    """Return True if the stream exists and accepts text."""
     return stream is not None and not getattr(stream, "closed", False)
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether the stream is an open terminal."""
+    """Return True if the stream is an open terminal."""
     return is_open(stream) and hasattr(stream, "isatty") and bool(stream.isatty())
 
 

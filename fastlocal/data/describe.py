@@ -42,7 +42,7 @@ def _kind(value: Any) -> str:
 
 
 def is_nested(value: Any) -> bool:
-    """Whether a list or tuple holds, at any depth, a tensor, a text, a dictionary or None."""
+    """Return True if a list or tuple holds, at any depth, a tensor, a text, a dictionary or None."""
     if not isinstance(value, list | tuple):
         return False
     return any(_is_part(part) or is_nested(part) for part in value)

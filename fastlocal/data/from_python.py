@@ -60,7 +60,7 @@ def make_split(name: str, value: Any, loss: Loss) -> Split | MapSplit:
 
 
 def _takes_classes(loss: Loss) -> bool:
-    """Whether a loss takes integer targets as class indices."""
+    """Return True if a loss takes integer targets as class indices."""
     while isinstance(loss, functools.partial):
         loss = loss.func
     return isinstance(loss, CLASS_LOSSES) or loss in CLASS_FUNCTIONS

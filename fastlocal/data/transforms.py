@@ -43,7 +43,7 @@ class Augmentation:
 
     @property
     def is_random(self) -> bool:
-        """Whether boxes are random."""
+        """Return True if boxes are random."""
         return self.kind in ("crop", "resized_crop")
 
     def output(self, height: int, width: int) -> tuple[int, int]:

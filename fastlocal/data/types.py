@@ -272,5 +272,5 @@ class DataSet:
 
     @property
     def is_rgb(self) -> bool:
-        """Whether the inputs are three-channel uint8 images."""
+        """Return True if the inputs are three-channel uint8 images."""
         return self.mean is not None and self.train.sample_shape[0] == 3

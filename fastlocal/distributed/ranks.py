@@ -45,7 +45,7 @@ class LaunchInfo:
 
     @property
     def is_local_rank0(self) -> bool:
-        """Whether this rank reports an error that every rank finds by itself: once per node."""
+        """Return True if this rank reports an error that every rank finds by itself: once per node."""
         return self.local_rank == 0
 
     @classmethod

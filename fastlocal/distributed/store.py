@@ -44,7 +44,7 @@ class Peer:
         return cls(machine, platform.node(), os.getpid(), _state(os.getpid())[1])
 
     def has_ended(self) -> bool:
-        """Whether the process ran on this machine and has ended; False if that is unknown."""
+        """Return True if the process ran on this machine and has ended; False if that is unknown."""
         if not Path("/proc/self/stat").exists() or self.machine != Peer.this().machine:
             return False
         state, started = _state(self.pid)

@@ -74,7 +74,7 @@ class World:
 
     @property
     def is_rank0(self) -> bool:
-        """Whether this rank writes the files and messages of the whole run."""
+        """Return True if this rank writes the files and messages of the whole run."""
         return self.rank == 0
 
     @property

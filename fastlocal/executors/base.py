@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -181,7 +182,7 @@ Values = Mapping[str, Any]
 """Fields of MachineConfig by name."""
 
 
-class ExecutorKind:
+class ExecutorKind(abc.ABC):
     """Base class of the executors in executors/registry.py, with defaults for what they declare.
 
     Attributes:
@@ -197,12 +198,13 @@ class ExecutorKind:
     in_order: ClassVar[bool] = False
     flags: ClassVar[frozenset[str]] = frozenset()
 
+    @abc.abstractmethod
     def __init__(self, problem: LocalProblem) -> None:
         """Prepare the local steps of a problem."""
 
+    @abc.abstractmethod
     def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
         """See Executor.run_round."""
-        raise NotImplementedError
 
     @classmethod
     def from_config(cls, machine: MachineConfig, problem: LocalProblem) -> Executor:

@@ -52,7 +52,7 @@ def known(device: torch.device, backend: str) -> dict[str, str | None]:
 
 
 def any_fault() -> bool:
-    """Whether any verdict of any device is a fault; faster than `known`."""
+    """Return True if any verdict of any device is a fault; faster than `known`."""
     try:
         entries = json.loads(verdict_file().read_text(encoding="utf-8"))
         return any(fault is not None for verdict in entries.values() for fault in verdict.values())

@@ -107,13 +107,11 @@ def _refuse_views(module: nn.Module, reached: list[Tensor]) -> None:
     for value in reached:
         if id(value) in own or not value.numel() or value.is_meta or value.layout != torch.strided:
             continue
-        begin, end = _span(value)
-        for low, high, name in spans:
-            if begin < high and low < end:
-                raise UsageError(
-                    f"model: {_name_of(module, value)} shares the memory of the parameter {name}, whose steps it would "
-                    "not follow; compute it from the parameter in forward"
-                )
+        for name in _overlapping(value, spans):
+            raise UsageError(
+                f"model: {_name_of(module, value)} shares the memory of the parameter {name}, whose steps it would not "
+                "follow; compute it from the parameter in forward"
+            )
 
 
 def refuse_aliases(holder: str, tensors: Iterable[tuple[str, Tensor | np.ndarray]], module: nn.Module) -> None:
@@ -129,13 +127,19 @@ def refuse_aliases(holder: str, tensors: Iterable[tuple[str, Tensor | np.ndarray
     for path, value in tensors:
         if id(value) in own or not _lies_in_memory(value):
             continue
-        begin, end = _span(value)
-        for low, high, name in spans:
-            if begin < high and low < end:
-                raise UsageError(
-                    f"{holder}: what it holds in {path} shares the memory of the parameter {name}, whose steps it "
-                    "would not follow, as clients train copies; hold the parameter itself, and detach it at each call"
-                )
+        for name in _overlapping(value, spans):
+            raise UsageError(
+                f"{holder}: what it holds in {path} shares the memory of the parameter {name}, whose steps it would "
+                "not follow, as clients train copies; hold the parameter itself, and detach it at each call"
+            )
+
+
+def _overlapping(value: Tensor | np.ndarray, spans: Iterable[tuple[int, int, str]]) -> Iterator[str]:
+    """Yield the names of the spans (first address, address after the last, name) that share memory with a value."""
+    begin, end = _span(value)
+    for low, high, name in spans:
+        if begin < high and low < end:
+            yield name
 
 
 def _lies_in_memory(value: Tensor | np.ndarray) -> bool:

@@ -64,7 +64,7 @@ class Combination:
     weight: Tensor | None = None
 
     def takes_labels(self, targets: Tensor) -> bool:
-        """Whether these targets are labels rather than class probabilities."""
+        """Return True if these targets are labels rather than class probabilities."""
         return self.labels and not targets.is_floating_point()
 
     def weight_of(self, targets: Tensor) -> Tensor:

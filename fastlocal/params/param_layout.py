@@ -39,7 +39,7 @@ class ParamLayout:
 
     @property
     def decays(self) -> tuple[bool, ...]:
-        """Whether weight decay applies, for each parameter."""
+        """Return True if weight decay applies, for each parameter."""
         return tuple(bool(self.decay_mask[place].any()) for place in self.places)
 
     def views(self, row: Tensor) -> dict[str, Tensor]:

@@ -94,7 +94,7 @@ class TrainingCursor:
 
     @property
     def between_rounds(self) -> bool:
-        """Whether no round is in progress."""
+        """Return True if no round is in progress."""
         return self.stage == "start" or (self.stage == "train" and not self.so_far.done)
 
     def state_dict(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether every check holds."""
+        """Return True if every check holds."""
         return all(check.fault is None for check in self.checks)
 
     def __str__(self) -> str:

@@ -63,7 +63,7 @@ def _pair(values: Sequence[int]) -> tuple[int, int]:
 
 
 def channels_last(x: Tensor) -> bool:
-    """Whether the channels of x [clients, batch, channels, h, w] are contiguous and its pixels are not."""
+    """Return True if the channels of x [clients, batch, channels, h, w] are contiguous and its pixels are not."""
     return x.stride(2) == 1 and x.stride(4) != 1
 
 

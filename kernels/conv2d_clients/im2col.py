@@ -9,7 +9,7 @@ from .geometry import Geometry, empty
 
 
 def conv2d_clients(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, geometry: Geometry) -> Tensor:
-    """As in reference.py."""
+    """See reference.py."""
     out = empty(geometry.check(x, weight), x)
     if out.numel() == 0:
         return out
@@ -21,7 +21,7 @@ def conv2d_clients(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, geo
 def conv2d_clients_backward(
     grad: Tensor, x: Tensor, weight: Tensor, *, geometry: Geometry, need_x: bool = True, need_weight: bool = True
 ) -> tuple[Tensor | None, Tensor | None]:
-    """As in reference.py."""
+    """See reference.py."""
     geometry.check(x, weight)
     dx = empty(x.shape, x) if need_x else None
     dweight = weight.new_empty(weight.shape) if need_weight else None

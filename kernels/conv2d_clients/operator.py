@@ -103,7 +103,7 @@ def conv2d_stacked_backward(
 
 
 def allows_tf32() -> bool:
-    """Whether torch may round float32 operands of convolutions to TF32.
+    """Return True if torch may round float32 operands of convolutions to TF32.
 
     `cudnn.allow_tf32` raises RuntimeError if a script has set the newer switch, which is read here.
     """

@@ -142,7 +142,7 @@ def conv2d_clients(
     tf32: bool = True,
     tile: triton.Config | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """As in reference.py, in fp32, bf16 or fp16 with sums in fp32. Deterministic for a given tile.
+    """Compute reference.py in fp32, bf16 or fp16 with sums in fp32. Deterministic for a given tile.
 
     The filters are first repacked to [clients, out, kh, kw, in], a small cost beside the images.
 

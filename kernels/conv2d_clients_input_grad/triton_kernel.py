@@ -121,7 +121,7 @@ def _input_grad_kernel(
 def conv2d_clients_input_grad(
     grad: Tensor, x: Tensor, weight: Tensor, *, geometry: Geometry, tf32: bool = True, tile: triton.Config | None = None
 ) -> Tensor:
-    """As in reference.py, in fp32, bf16 or fp16 with sums in fp32. Deterministic for a given tile.
+    """Compute reference.py in fp32, bf16 or fp16 with sums in fp32. Deterministic for a given tile.
 
     The filters are first repacked to [clients, in, kh, kw, out], a small cost beside the images.
 

@@ -112,7 +112,7 @@ def _weight_grad_kernel(
 def conv2d_clients_weight_grad(
     grad: Tensor, x: Tensor, weight: Tensor, *, geometry: Geometry, tf32: bool = True, tile: triton.Config | None = None
 ) -> Tensor:
-    """As in reference.py, in fp32, bf16 or fp16 with sums in fp32. Deterministic for a given tile.
+    """Compute reference.py in fp32, bf16 or fp16 with sums in fp32. Deterministic for a given tile.
 
     The sum over pixels is split between programs, whose fp32 parts are added in a fixed order, without atomics.
 

@@ -50,7 +50,7 @@ def gather_boxes(
     std: Sequence[float],
     dtype: torch.dtype,
 ) -> Tensor:
-    """As gather_augment with the boxes of crop_boxes, each of sample_ids' shape [...], or None."""
+    """Compute gather_augment with the boxes of crop_boxes, each of sample_ids' shape [...], or None."""
     shape = images.shape[1:]
     out = torch.empty(*sample_ids.shape, *shape, dtype=dtype)
     if not out.numel():

@@ -79,7 +79,7 @@ def gather_boxes(
     std: Sequence[float],
     dtype: torch.dtype,
 ) -> Tensor:
-    """As gather_augment with the boxes of crop_boxes, each of sample_ids' shape [...], or None."""
+    """Compute gather_augment with the boxes of crop_boxes, each of sample_ids' shape [...], or None."""
     if boxes is None:
         batch = images[sample_ids]
     else:

@@ -85,12 +85,12 @@ def build_library(folder: Path) -> tuple[Path | None, str | None]:
 
 
 def is_loaded() -> bool:
-    """Whether `load` has succeeded."""
+    """Return True if `load` has succeeded."""
     return _loaded.is_set()
 
 
 def has(op: str) -> bool:
-    """Whether `load` has succeeded, and `op` is not disabled."""
+    """Return True if `load` has succeeded, and `op` is not disabled."""
     return is_loaded() and (op, "native") not in refusals()
 
 

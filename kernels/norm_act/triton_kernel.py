@@ -133,7 +133,7 @@ def norm_act(
     eps: float = 1e-5,
     activation: Activation = "none",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As in reference.py, in fp32, bf16 or fp16; raises ValueError also for float64. Deterministic."""
+    """Compute reference.py in fp32, bf16 or fp16; raises ValueError also for float64. Deterministic."""
     check(x, weight, bias, residual, groups, activation)
     check_tensors(x, weight=weight, bias=bias, residual=residual)
     mean = x.new_empty(statistics_shape(x, groups), dtype=torch.float32)

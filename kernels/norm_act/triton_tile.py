@@ -200,7 +200,7 @@ def strides(name: str, x: Tensor | None) -> dict[str, int]:
 
 
 def collapses(x: Tensor) -> bool:
-    """Whether `flat` can view x."""
+    """Return True if `flat` can view x."""
     axes = [axis for axis in range(3, x.dim()) if x.shape[axis] != 1]
     return all(x.stride(i) == x.shape[j] * x.stride(j) for i, j in zip(axes[:-1], axes[1:], strict=True))
 

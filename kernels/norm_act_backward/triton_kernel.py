@@ -183,7 +183,7 @@ def norm_act_backward(
     groups: int,
     activation: Activation = "none",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """As in reference.py, in fp32, bf16 or fp16; raises ValueError also for float64. Deterministic."""
+    """Compute reference.py in fp32, bf16 or fp16; raises ValueError also for float64. Deterministic."""
     check(x, weight, bias, residual, groups, activation)
     check_tensors(x, weight=weight, bias=bias, residual=residual)
     expect("grad", grad, x.shape, x.device, dense=False)

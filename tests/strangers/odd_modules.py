@@ -258,8 +258,8 @@ def page(count: int, command: str, executors: str, counts: dict[str, collections
     head = {"kinds": len(BLOCKS), "losses": len(LOSSES), "inputs": len(set(INPUTS))}
     lines = [PAGE.format(count=f"{count:,}", command=command, executors=executors, **head)]
     for kind, found in counts.items():
-        lines += [f"| {kind} | {name.replace('|', '/')} | {number} |\n" for name, number in found.most_common()]
-        lines += [] if found else [f"| {kind} | none | 0 |\n"]
+        rows = found.most_common() or [("none", 0)]
+        lines += [f"| {kind} | {name.replace('|', '/')} | {number} |\n" for name, number in rows]
     return "".join(lines)
 
 
@@ -272,9 +272,7 @@ def main() -> int:
     parser.add_argument("--page", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    counts: dict[str, collections.Counter[str]] = {
-        kind: collections.Counter() for kind in ("trained", "refused", "fails too", "wrong")
-    }
+    counts = {kind: collections.Counter[str]() for kind in ("trained", "refused", "fails too", "wrong")}
     wrong, begun = [], time.monotonic()
     for seed in range(given.first, given.first + given.count):
         for outcome in outcomes(seed, in_turn(seed) if given.in_turn else given.executors):
@@ -286,8 +284,8 @@ def main() -> int:
             print(f"up to {seed}: {time.monotonic() - begun:.0f} s", flush=True)
     executors = "auto and one other executor" if given.in_turn else ", ".join(given.executors)
     print(f"{given.count} modules by {executors} in {time.monotonic() - begun:.0f} s")
+    command = " ".join(["python -m tests.strangers.odd_modules", *sys.argv[1:]])
     if given.page is not None:
-        command = " ".join(["python -m tests.strangers.odd_modules", *sys.argv[1:]])
         given.page.write_text(page(given.count, command, executors, counts), encoding="utf-8")
     for kind, found in counts.items():
         print(f"{kind}: {sum(found.values())}")

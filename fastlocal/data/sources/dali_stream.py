@@ -55,7 +55,7 @@ class DaliStream:
         self._thread.join()
 
     def _first_is_compressed(self) -> bool:
-        """Whether the first readable image is compressed."""
+        """Return True if the first readable image is compressed."""
         images = self._cropper.images
         for index in range(len(images)):
             with contextlib.suppress(BadSample):

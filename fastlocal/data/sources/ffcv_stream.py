@@ -228,7 +228,7 @@ def _decode(requests, metadata, storage, out, decoded, narrowed):
 
 @numba.njit(nogil=True)
 def _cut(image, request, out, narrowed):
-    """As transforms.cut for one image [height, width, 3], bit-identical, with channels first in `out`.
+    """Cut one image [height, width, 3] with the bits of transforms.cut, and put its channels first in `out`.
 
     Args:
         image: [height, width, 3].

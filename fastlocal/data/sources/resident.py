@@ -20,7 +20,7 @@ from .base import Batch, BatchRequest
 FEED_BYTES = 8 * 2**20
 """Bytes of inputs that a feed gathers at a time: a call for few images costs more than the images."""
 CACHED_BYTES = 2**20
-"""The same on a CPU, where a group should stay in a core's cache until its use."""
+"""Bytes of inputs per gather on a CPU, so that a group stays in a core's cache until its use."""
 
 
 class ResidentSource:
@@ -95,7 +95,7 @@ class ResidentSource:
 
     @property
     def _draws_first(self) -> bool:
-        """Whether a feed draws the crops of more batches than it gathers at a time."""
+        """Return True if a feed draws the crops of more batches than it gathers at a time."""
         return self.device.type == "cpu" and self.augment and self.mean is not None
 
     def _is_full(self, group: Sequence[BatchRequest]) -> bool:

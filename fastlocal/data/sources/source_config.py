@@ -71,7 +71,7 @@ def choose_kind(kind: str, data: DataSet, device: torch.device) -> str:
 
 
 def _fits(data: DataSet, device: torch.device) -> bool:
-    """Whether the decoded images of both splits take at most the share FIT of the free memory."""
+    """Return True if the decoded images of both splits take at most the share FIT of the free memory."""
     import math
 
     import torch

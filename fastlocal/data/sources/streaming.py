@@ -106,7 +106,7 @@ class StreamingSource:
         self._next_rows = None
 
     def read_range(self, begin: int, end: int) -> Batch:
-        """As Source.read_range; reads the following ranges of the same size ahead."""
+        """See Source.read_range; reads the following ranges of the same size ahead."""
         size = end - begin
         with self.lock:
             expected, feed = self._next_rows or (-1, None)

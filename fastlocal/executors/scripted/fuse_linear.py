@@ -56,7 +56,7 @@ class LinearMap:
 
     @property
     def is_native(self) -> bool:
-        """Whether torch.ops.fastlocal_native is faster."""
+        """Return True if torch.ops.fastlocal_native is faster."""
         x, weight = (node.meta["tensor_meta"] for node in (self.x, self.weight))
         if {x.dtype, weight.dtype} != {torch.float32} or weight.stride != (weight.shape[1], 1):
             return False
@@ -65,7 +65,7 @@ class LinearMap:
 
     @property
     def is_transposed(self) -> bool:
-        """Whether torch is faster with the transposed product."""
+        """Return True if torch is faster with the transposed product."""
         samples, values = self.x.meta["tensor_meta"].shape
         size = self.weight.meta["tensor_meta"].shape.numel()
         if samples in FEW_SAMPLES:

@@ -40,7 +40,7 @@ class ClientRandom(TorchFunctionMode):
 
     @property
     def drawn(self) -> bool:
-        """Whether a random number was drawn within the mode."""
+        """Return True if a random number was drawn within the mode."""
         return self._words.calls > 0
 
     def __torch_function__(
