@@ -152,7 +152,7 @@ def refuse_changes(config: RunConfig, stored: dict[str, Any]) -> None:
     changed = []
     for area, kind in AREAS.items():
         for spec in dataclasses.fields(kind):
-            before, now = stored[area].get(spec.name, spec.default), config.value(spec.name)
+            before, now = stored.get(area, {}).get(spec.name, spec.default), config.value(spec.name)
             if spec.name not in CHANGEABLE and _plain(spec.name, before) != _plain(spec.name, now):
                 changed.append((now is None, "--" + spec.name.replace("_", "-"), before, now))
     if changed:

@@ -13,7 +13,8 @@ import tyro
 
 from ..common.interrupts import defer_signals
 from ..config.recipes import default
-from ..config.schema import Precision, RunConfig, Schedule
+from ..config.schema import Precision, RunConfig
+from ..config.training_settings import Schedule
 from ..config.validation import check
 from .argv import SEVERAL_VALUES, is_number, normalise, refuse_half_precision, refuse_unknown
 from .parser import parse_flags

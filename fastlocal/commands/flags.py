@@ -16,6 +16,7 @@ from ..config.field_docs import field_docs
 from ..config.recipes import RECIPES, default
 from ..config.schema import AREA_OF, AREAS, RunConfig
 from ..config.serialization import read_config
+from ..config.validation import refuse_phases
 from .argv import is_flag, normalise, refuse_half_precision, refuse_unknown, value_of
 from .parser import parse_flags
 from .short_help import short_help
@@ -85,6 +86,7 @@ def parse(argv: Sequence[str], command: str = "fastlocal train") -> TrainFlags:
     style = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
     flags = parse_flags(TrainFlags, command, words, default=TrainFlags(run=base), config=style)
     names = {word.lstrip("-").replace("-", "_") for word in words if is_flag(word)}
+    refuse_phases(names, flags.run)
     return dataclasses.replace(flags, run=_resolve(flags, names))
 
 
@@ -140,6 +142,8 @@ def _resolve(flags: TrainFlags, names: set[str]) -> RunConfig:
         raise UsageError("--epochs and --rounds: give one of them")
     if "epochs" in names:
         changes["rounds"] = None
+    if config.owned and config.sgd.client_lr is None:  # a default per client, which no cohort scales
+        changes |= {"client_lr": config.sgd.start_lr, "start_lr": None, "lr": None}
     if flags.clients is not None:
         if "total_batch_size" in names:
             raise UsageError("--clients and --total-batch-size: give one of them")

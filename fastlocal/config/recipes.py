@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .schema import RunConfig, Schedule
+from .schema import RunConfig
+from .training_settings import Schedule
 
 NEVER = 5_000_000
 

@@ -11,7 +11,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Schedule = Literal["rounds", "epochs"]
+from .training_settings import ClientConfig, ModelConfig, ScheduleConfig, ServerConfig, SgdConfig
+
 Precision = Literal["fp32", "tf32", "bf16", "fp64"]
 Executor = Literal["auto", "stacked", "looped", "threaded"]
 SourceKind = Literal["auto", "resident", "torch", "ffcv", "dali"]
@@ -53,115 +54,6 @@ class DataConfig:
     on_bad_sample: Literal["stop", "skip"] = "stop"
     """an image that cannot be decoded in training ends the run, or is replaced by the next one (by sources that decode
     on demand; resident ends the run)"""
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Model and start weights."""
-
-    model: str = "mlp"
-    """mlp, cnn, resnet20..1202, resnet20_gn..1202_gn, vgg11..19, or torchvision.NAME"""
-    n_groups: int = 8
-    """groups of each GroupNorm; -1: 8"""
-    bn: bool | None = None
-    """re-estimate BatchNorm before each evaluation; None: whether the model has BatchNorm"""
-    bn_batches: int = 100
-    """batches of --batch-size for the re-estimation of BatchNorm"""
-    resume: int = 0
-    """epochs of training behind the start weights, added to the epoch count"""
-    resume_pth: str | None = None
-    """state_dict to start from, by torch.save or as .safetensors; None: weights drawn from the seed"""
-
-
-@dataclass(frozen=True)
-class ClientConfig:
-    """Clients and their samples."""
-
-    batch_size: int = 128
-    """samples per client and local step"""
-    total_batch_size: int = 128
-    """samples of all clients per local step; divided by --batch-size it is the number of clients"""
-    replacement: bool = False
-    """draw samples with replacement"""
-    sampling: Literal["shuffle", "quasi-random"] = "shuffle"
-    """quasi-random: for a .beton on a slow disk, mix samples only among a few of its pages at a time, these drawn at
-    random, so that it is read nearly in sequence; this changes which samples a client sees"""
-    sampling_pages: int = 16
-    """pages (8 MiB each, as FFCV writes them) that --sampling quasi-random mixes at a time"""
-    label_noise: bool = False
-    """replace labels at random, anew at each step"""
-    noise_p: float = 0.1
-    """probability that a label is replaced under --label-noise"""
-
-
-@dataclass(frozen=True)
-class SgdConfig:
-    """Local SGD steps. Exactly one of --start-lr, --lr and --client-lr is set."""
-
-    start_lr: float | None = 0.01
-    """rate per client: the peak rate is this times the number of clients, the warm-up starts from this"""
-    lr: float | None = None
-    """rate per 256 samples: the peak rate is this times total batch / 256, the warm-up starts from this"""
-    client_lr: float | None = None
-    """rate that each client applies, unscaled"""
-    max_lr: float | None = None
-    """peak rate after a warm-up; None or -1: from --start-lr, --lr or --client-lr"""
-    warm_up: bool = False
-    """raise the rate linearly to its peak at the start"""
-    warmup_epochs: int = 5
-    """epochs of the warm-up"""
-    gamma: float = 0.1
-    """factor of each rate decay"""
-    momentum: float = 0.0
-    """momentum, in [0, 1); it stays with its client"""
-    nesterov: bool = False
-    """Nesterov momentum"""
-    wd: float = 5e-4
-    """weight decay, added to the gradient"""
-    group_weight: bool = False
-    """no weight decay for biases and normalisation parameters"""
-    clip_norm: float | None = None
-    """scale a client's gradient down to at most this norm; None: no clipping"""
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """Epochs, phases and the frequencies of evaluations and checkpoints. H is the number of local steps per round."""
-
-    schedule: Schedule = "rounds"
-    """rounds: the phases of the reference's CIFAR program; epochs: those of its ImageNet program"""
-    epochs: int = 300
-    """epochs to train"""
-    rounds: int | None = None
-    """communication rounds to train, instead of --epochs"""
-    steps_per_epoch: int | None = None
-    """local steps per epoch; None or -1: as many as the training set allows"""
-    decay1: int = 250
-    """epoch of the first decay, which begins phase 2"""
-    decay2: int = 500
-    """epoch of the second decay, which begins phase 3"""
-    decay3: int = 225
-    """epoch of a third decay (--schedule epochs)"""
-    step1: int = 1
-    """H in phase 1"""
-    step2: int = 1
-    """H in phase 2"""
-    step3: int = 1
-    """H in phase 3"""
-    eval_freq1: int = 1
-    """rounds between evaluations in phase 1"""
-    eval_freq2: int = 1
-    """rounds between evaluations in phase 2"""
-    eval_freq3: int = 1
-    """rounds between evaluations in phase 3"""
-    save_freq1: int = 100
-    """rounds (--schedule epochs: epochs) between named checkpoints in phase 1"""
-    save_freq2: int = 100
-    """the same in phase 2"""
-    save_freq3: int = 100
-    """the same in phase 3"""
-    eval_on_start: bool = False
-    """evaluate and save before the first round"""
 
 
 @dataclass(frozen=True)
@@ -256,14 +148,20 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     client: ClientConfig = field(default_factory=ClientConfig)
     sgd: SgdConfig = field(default_factory=SgdConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     @property
     def clients(self) -> int:
-        """Number of clients."""
+        """Number of clients of a round."""
         return self.client.total_batch_size // self.client.batch_size
+
+    @property
+    def owned(self) -> bool:
+        """Return True if clients own their samples, so that time is counted in rounds."""
+        return self.client.partition != "shared"
 
     def with_values(self, **values: Any) -> RunConfig:
         """Return a copy with new values of the named fields, of any area."""
@@ -291,6 +189,7 @@ AREAS: dict[str, type] = {
     "model": ModelConfig,
     "client": ClientConfig,
     "sgd": SgdConfig,
+    "server": ServerConfig,
     "schedule": ScheduleConfig,
     "machine": MachineConfig,
     "log": LogConfig,

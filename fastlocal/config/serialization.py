@@ -15,6 +15,9 @@ from .schema import AREAS, RunConfig
 
 T = TypeVar("T")
 
+LATER_AREAS = ("server",)
+"""Areas that version 0.1 did not write."""
+
 
 def read_config(path: Path) -> RunConfig:
     """Read a RunConfig that `to_json` wrote to `path`.
@@ -30,7 +33,7 @@ def config_from_json(stored: Any) -> RunConfig:
     """Build a RunConfig from parsed JSON; raises ValueError if it does not fit."""
     if not isinstance(stored, dict):
         raise ValueError("it is not a JSON object")
-    missing = [area for area in AREAS if area not in stored]
+    missing = [area for area in AREAS if area not in stored and area not in LATER_AREAS]
     if missing:
         raise ValueError(f"it has no field {missing[0]}")
     return _build(RunConfig, stored, "")

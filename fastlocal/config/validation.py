@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os.path
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from ..common.errors import UsageError
 from .schema import RunConfig
@@ -22,6 +22,27 @@ MAX_SECONDS = 1_000_000
 MAX_WORKERS = 1024
 """Maximum of --workers: the threads of one process."""
 
+PHASES = (
+    *("epochs", "schedule", "steps_per_epoch", "decay1", "decay2", "decay3", "step2", "step3", "eval_freq2"),
+    *(
+        "eval_freq3",
+        "save_freq2",
+        "save_freq3",
+        "warm_up",
+        "warmup_epochs",
+        "max_lr",
+        "gamma",
+        "start_lr",
+        "lr",
+        "resume",
+    ),
+    *("replacement", "sampling", "sampling_pages"),
+)
+"""Settings that count in epochs or phases, or deal shared samples."""
+
+PARTITION_PARAMETERS = ("alpha", "shards_per_client", "classes_per_client", "min_client_size", "partition_as")
+"""Parameters of drawn partitions."""
+
 
 def check(config: RunConfig) -> None:
     """Raise UsageError for the first setting of `config` that no data set and no machine can satisfy."""
@@ -34,6 +55,8 @@ def _problems(config: RunConfig) -> Iterator[str]:
     yield from _counts(config)
     yield from _rates(config)
     yield from _clients(config)
+    yield from _ownership(config)
+    yield from _server(config)
 
 
 def _flag(name: str) -> str:
@@ -154,3 +177,77 @@ def _clients(config: RunConfig) -> Iterator[str]:
         yield f"--noise-p {client.noise_p}: must be a probability in [0, 1]"
     if client.sampling == "quasi-random" and client.replacement:
         yield "--sampling quasi-random: is without replacement; leave --replacement out, or use --sampling shuffle"
+
+
+def refuse_phases(names: Collection[str], config: RunConfig) -> None:
+    """Raise UsageError if one of the settings `names` counts in epochs or phases, and clients own their samples."""
+    if not config.owned:
+        return
+    for name in PHASES:
+        if name in names:
+            raise UsageError(
+                f"{_flag(name)}: counts in epochs or phases; with --partition {config.client.partition} time is "
+                "counted in rounds: --rounds, --step1, --eval-freq1, --save-freq1, --client-lr and --lr-schedule"
+            )
+
+
+def _ownership(config: RunConfig) -> Iterator[str]:
+    client, schedule, sgd = config.client, config.schedule, config.sgd
+    if not 0 <= client.clients_drop <= 1:  # also NaN
+        yield f"--clients-drop {client.clients_drop}: must be a probability in [0, 1]"
+    if not config.owned:
+        for name in ("population", "client_epochs", *PARTITION_PARAMETERS):
+            if getattr(client, name) is not None:
+                yield f"{_flag(name)}: nobody owns samples with --partition shared; name a partition, such as iid"
+        if client.cohort_sampling != "uniform":
+            yield "--cohort-sampling: with --partition shared all clients take part; name a partition, such as iid"
+        if client.client_weights == "examples":
+            yield "--client-weights examples: with --partition shared nobody owns any; name a partition, such as iid"
+        if schedule.lr_schedule != "constant":
+            yield f"--lr-schedule {schedule.lr_schedule}: is for clients that own samples; use --warm-up and --decay1"
+        return
+    flag = f"--partition {client.partition}"
+    if schedule.rounds is None:
+        yield f"{flag}: time is counted in rounds; give --rounds"
+    if sgd.client_lr is None:
+        yield f"{flag}: the rate is that of each client; give --client-lr"
+    others = {
+        "--schedule epochs": schedule.schedule == "epochs",
+        "--warm-up 1": sgd.warm_up,
+        "--replacement 1": client.replacement,
+        "--sampling quasi-random": client.sampling == "quasi-random",
+    }
+    for name, present in others.items():
+        if present:
+            yield f"{name}: is for --partition shared, not for {flag}"
+    if client.population is not None and client.population < config.clients:
+        yield f"--clients {config.clients}: more than --population {client.population}; a round takes part of it"
+    for name, least in {"shards_per_client": 1, "classes_per_client": 1, "min_client_size": 0, "population": 1}.items():
+        value = getattr(client, name)
+        if value is not None and not least <= value <= MAX_COUNT:
+            yield f"{_flag(name)} {value}: must be at least {least} and at most {MAX_COUNT}"
+    if client.alpha is not None and not (math.isfinite(client.alpha) and client.alpha > 0):
+        yield f"--alpha {client.alpha}: must be a finite number above 0"
+    repeats = client.cohort_sampling in ("replacement", "weighted")
+    if repeats and client.client_state == "keep":
+        yield (
+            f"--client-state keep: with --cohort-sampling {client.cohort_sampling} a client may take part twice in a "
+            "round, and its state would be two; use reset or average"
+        )
+    if client.cohort_sampling == "weighted" and client.client_weights == "examples":
+        yield (
+            "--client-weights examples: --cohort-sampling weighted draws by samples already, which would count twice; "
+            "use uniform"
+        )
+
+
+def _server(config: RunConfig) -> Iterator[str]:
+    server = config.server
+    for name in ("server_lr", "server_tau", "server_accumulator"):
+        value = getattr(server, name)
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            yield f"{_flag(name)} {value}: must be a finite number, 0 or more"
+    for name in ("server_momentum", "server_beta1", "server_beta2"):
+        value = getattr(server, name)
+        if value is not None and not 0 <= value < 1:
+            yield f"{_flag(name)} {value}: must be in [0, 1)"

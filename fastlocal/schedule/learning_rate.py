@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config.schema import SgdConfig
+from ..config.training_settings import SgdConfig
 
 
 @dataclass(frozen=True)

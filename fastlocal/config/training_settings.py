@@ -1,0 +1,175 @@
+"""Settings of the model, the clients, their steps, the server and the schedule. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Schedule = Literal["rounds", "epochs"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Model and start weights."""
+
+    model: str = "mlp"
+    """mlp, cnn, resnet20..1202, resnet20_gn..1202_gn, vgg11..19, or torchvision.NAME"""
+    n_groups: int = 8
+    """groups of each GroupNorm; -1: 8"""
+    bn: bool | None = None
+    """re-estimate BatchNorm before each evaluation; None: whether the model has BatchNorm"""
+    bn_batches: int = 100
+    """batches of --batch-size for the re-estimation of BatchNorm"""
+    resume: int = 0
+    """epochs of training behind the start weights, added to the epoch count"""
+    resume_pth: str | None = None
+    """state_dict to start from, by torch.save or as .safetensors; None: weights drawn from the seed"""
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """Clients and their samples."""
+
+    batch_size: int = 128
+    """samples per client and local step"""
+    total_batch_size: int = 128
+    """samples of all clients per local step; divided by --batch-size it is the number of clients"""
+    replacement: bool = False
+    """draw samples with replacement"""
+    sampling: Literal["shuffle", "quasi-random"] = "shuffle"
+    """quasi-random: for a .beton on a slow disk, mix samples only among a few of its pages at a time, these drawn at
+    random, so that it is read nearly in sequence; this changes which samples a client sees"""
+    sampling_pages: int = 16
+    """pages (8 MiB each, as FFCV writes them) that --sampling quasi-random mixes at a time"""
+    label_noise: bool = False
+    """replace labels at random, anew at each step"""
+    noise_p: float = 0.1
+    """probability that a label is replaced under --label-noise"""
+    partition: str = "shared"
+    """who owns which training samples: shared (nobody; every epoch's order is dealt to the clients), iid, dirichlet,
+    dirichlet-client, shards, classes, quantity, natural (of the data set), or a .npz or .json file. With all but
+    shared, time is counted in --rounds"""
+    alpha: float | None = None
+    """concentration of --partition dirichlet, dirichlet-client and quantity; None: the procedure's default"""
+    shards_per_client: int | None = None
+    """shards of each client under --partition shards; None: 2"""
+    classes_per_client: int | None = None
+    """classes of each client under --partition classes; None: 2"""
+    min_client_size: int | None = None
+    """least samples of a client in a drawn partition; None: the procedure's default"""
+    partition_as: Literal["flower", "niid-bench", "pfl"] | None = None
+    """draw the partition index for index as this package does; None: as fastlocal does"""
+    population: int | None = None
+    """number of clients, of which --clients take part in a round; None: that of the partition's file or the data set,
+    else --clients"""
+    cohort_sampling: str = "uniform"
+    """who takes part in a round: uniform (without replacement), replacement (a client drawn twice counts twice),
+    weighted (by its samples, with replacement), cyclic, or a JSON file of the clients that can take part in each
+    round"""
+    clients_drop: float = 0.0
+    """probability that a chosen client does not take part in the round after all"""
+    client_epochs: Literal["restart", "continue"] | None = None
+    """in each round a client begins a new epoch of its own samples, or goes on in the one of its last round; None:
+    continue if all clients take part in every round, else restart"""
+    client_weights: str | None = None
+    """weights of the clients in the mean: examples (their samples), uniform, or a .json or .npy file of one weight per
+    client; None: examples if clients own samples, else uniform"""
+    client_state: Literal["keep", "reset", "average"] | None = None
+    """momenta, and buffers that a forward pass changes, at the start of a round: keep (a client's own), reset (momentum
+    zero, buffers of the global model) or average (over the clients of the round before); None: keep if all clients take
+    part in every round, else reset"""
+
+
+@dataclass(frozen=True)
+class SgdConfig:
+    """Local SGD steps. Exactly one of --start-lr, --lr and --client-lr is set."""
+
+    start_lr: float | None = 0.01
+    """rate per client: the peak rate is this times the number of clients, the warm-up starts from this"""
+    lr: float | None = None
+    """rate per 256 samples: the peak rate is this times total batch / 256, the warm-up starts from this"""
+    client_lr: float | None = None
+    """rate that each client applies, unscaled"""
+    max_lr: float | None = None
+    """peak rate after a warm-up; None or -1: from --start-lr, --lr or --client-lr"""
+    warm_up: bool = False
+    """raise the rate linearly to its peak at the start"""
+    warmup_epochs: int = 5
+    """epochs of the warm-up"""
+    gamma: float = 0.1
+    """factor of each rate decay"""
+    momentum: float = 0.0
+    """momentum, in [0, 1); see --client-state"""
+    nesterov: bool = False
+    """Nesterov momentum"""
+    wd: float = 5e-4
+    """weight decay, added to the gradient"""
+    group_weight: bool = False
+    """no weight decay for biases and normalisation parameters"""
+    clip_norm: float | None = None
+    """scale a client's gradient down to at most this norm; None: no clipping"""
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Step of the server from the round's start to its mean."""
+
+    server_optimizer: str = "none"
+    """none (the mean), sgd, momentum, nesterov, adam, yogi, adagrad or slowmo"""
+    server_lr: float | None = None
+    """rate of the server; None: 1, adam and adagrad 0.1, yogi 0.01"""
+    server_momentum: float | None = None
+    """momentum of the server, in [0, 1); None: 0.9, slowmo 0.5"""
+    server_beta1: float | None = None
+    """decay of the mean of differences; None: 0.9, adagrad 0"""
+    server_beta2: float | None = None
+    """decay of the mean of their squares, of adam and yogi; None: 0.99"""
+    server_tau: float | None = None
+    """added to the root of the mean of squares; None: 1e-3"""
+    server_accumulator: float | None = None
+    """start of the mean of squares; None: the square of --server-tau"""
+    server_bias_correction: bool = False
+    """divide the means of adam and yogi by 1 - beta^round"""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Epochs, phases and the frequencies of evaluations and checkpoints. H is the number of local steps per round."""
+
+    schedule: Schedule = "rounds"
+    """rounds: the phases of the reference's CIFAR program; epochs: those of its ImageNet program"""
+    epochs: int = 300
+    """epochs to train"""
+    rounds: int | None = None
+    """communication rounds to train, instead of --epochs"""
+    steps_per_epoch: int | None = None
+    """local steps per epoch; None or -1: as many as the training set allows"""
+    decay1: int = 250
+    """epoch of the first decay, which begins phase 2"""
+    decay2: int = 500
+    """epoch of the second decay, which begins phase 3"""
+    decay3: int = 225
+    """epoch of a third decay (--schedule epochs)"""
+    step1: int = 1
+    """H in phase 1"""
+    step2: int = 1
+    """H in phase 2"""
+    step3: int = 1
+    """H in phase 3"""
+    eval_freq1: int = 1
+    """rounds between evaluations in phase 1"""
+    eval_freq2: int = 1
+    """rounds between evaluations in phase 2"""
+    eval_freq3: int = 1
+    """rounds between evaluations in phase 3"""
+    save_freq1: int = 100
+    """rounds (--schedule epochs: epochs) between named checkpoints in phase 1"""
+    save_freq2: int = 100
+    """the same in phase 2"""
+    save_freq3: int = 100
+    """the same in phase 3"""
+    eval_on_start: bool = False
+    """evaluate and save before the first round"""
+    lr_schedule: str = "constant"
+    """rate as a function of the round, if clients own samples: constant, cosine or linear (both to 0 after the last
+    round), or a file of factors of --client-lr, one per round (.json, or a number per line)"""
