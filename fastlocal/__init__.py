@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .api import Run, train, verify
     from .common.errors import NonFiniteLoss, UsageError
     from .config.schema import RunConfig
+    from .data import partition
 
 _LAZY = {
     "train": ".api",
@@ -20,13 +21,16 @@ _LAZY = {
     "UsageError": ".common.errors",
     "NonFiniteLoss": ".common.errors",
 }
-__all__ = ["NonFiniteLoss", "Run", "RunConfig", "UsageError", "__version__", "train", "verify"]
+_MODULES = {"partition": ".data.partition"}
+__all__ = ["NonFiniteLoss", "Run", "RunConfig", "UsageError", "__version__", "partition", "train", "verify"]
 
 
 def __getattr__(name: str) -> Any:
     """Public names are imported when they are used: `import fastlocal` alone imports no torch."""
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name], __name__), name)
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name], __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from .describe import describe, is_nested
+from .partition.partition import Partition
 from .randomness import Randomness
 
 Array = np.ndarray[Any, Any]
@@ -260,6 +261,7 @@ class DataSet:
         mean: Per channel in units of 1: the model sees (x / 255 - mean) / std; None: inputs are not normalized.
         std: Per channel in units of 1, or None.
         class_names: Names of the labels, or None.
+        natural: Which client owns which training samples, if the data set says, or None.
     """
 
     name: str
@@ -269,6 +271,7 @@ class DataSet:
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     class_names: tuple[str, ...] | None = None
+    natural: Partition | None = None
 
     @property
     def is_rgb(self) -> bool:
