@@ -30,6 +30,10 @@ class Purpose(IntEnum):
     MODULE = 4
     """The number of the draw within the step is in the bits above the lowest eight."""
     DATASET = 5
+    CLIENT_EPOCH = 6
+    COHORT = 7
+    DROP = 8
+    ESTIMATE = 9
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:

@@ -38,27 +38,30 @@ class Aggregator:
     def __init__(self, row: Tensor, sums: Sums, buckets: Buckets | None, error_feedback: Tensor | None) -> None:
         self._arithmetic, self._buckets, self._error_feedback = sums, buckets, error_feedback
         self._sums = torch.zeros(sums.rows, row.numel(), dtype=torch.float64, device=row.device)
-        self._added = torch.zeros((), dtype=torch.int64)
+        self._added = torch.zeros((), dtype=torch.float64)
         self._stale = True  # the sums are empty or those of the previous round
         self._last: Tensor | None = None
+        self._last_weights: Tensor | None = None
         self._block: Tensor | None = None
         self._residual: Tensor | None = None
         self._mean = self._sums[0]
 
-    def accumulate(self, params: Tensor, last: bool = False) -> None:
+    def accumulate(self, params: Tensor, last: bool = False, weights: Tensor | None = None) -> None:
         """Add the clients of a chunk.
 
         Args:
             params: [clients, n_params].
+            weights: float64 [clients] on the CPU, or None for 1.
             last: Whether this is the round's last chunk and `params` stays unchanged until `finish`; it is then read
                 bucket by bucket, while other buckets are on the way.
         """
         self._flush()
-        self._added += len(params)
+        self._added += len(params) if weights is None else weights.sum()
+        weights = None if weights is None else weights.to(params.device)
         if last:
-            self._last = params
+            self._last, self._last_weights = params, weights
         else:
-            self._accumulate(params)
+            self._accumulate(params, weights)
 
     def partial_sums(self) -> dict[str, Tensor]:
         """Return the sums of the round so far, as live references.
@@ -86,29 +89,30 @@ class Aggregator:
         else:
             self._error_feedback.copy_(residual)
 
-    def start(self, row: Tensor) -> None:
+    def start(self, row: Tensor, total: float) -> None:
         """Begin to add up the ranks' sums, and return before the end.
 
         Args:
+            total: Weight of all clients of all ranks in this round: their number without weights.
             row: [n_params], start of all clients in this round, alike on every rank. Leave it alone until `finish`,
                 which may write the mean there to save a pass over memory.
         """
         if self._residual is not None:
             self.partial_sums()["sums so far"][0] += self._residual
             self._residual = None
-        added = int(self._added)
+        added = float(self._added)
         if self._buckets is None:
-            self._mean = self._local_mean(row, added)
+            self._mean = self._local_mean(row, added, total)
         else:
             in_place = self._arithmetic.rows == 1 and self._arithmetic.wire_dtype == row.dtype
             mean = row if in_place else self._sums[0]
             self._buckets.start(
                 lambda wire, columns: self._fill(wire, columns, row, added),
-                lambda wire, columns: self._arithmetic.from_wire(wire, row[columns], mean[columns]),
+                lambda wire, columns: self._arithmetic.from_wire(wire, row[columns], mean[columns], total),
             )
             self._mean = mean
         self._added.zero_()
-        self._last = None
+        self._last = self._last_weights = None
 
     def finish(self) -> Tensor:
         """Return the mean [n_params], bit-identical on every rank.
@@ -121,31 +125,35 @@ class Aggregator:
         self._stale = True
         return self._mean
 
-    def _local_mean(self, row: Tensor, added: int) -> Tensor:
+    def _local_mean(self, row: Tensor, added: float, total: float) -> Tensor:
         """Return the mean of a single rank."""
-        if added == 1 and self._stale and self._last is not None and self._arithmetic.rows == 1:
+        if self._is_one_client(added) and self._stale and self._last is not None and self._arithmetic.rows == 1:
             return row.copy_(self._last[0])  # a third of the time of the sums
         self._flush()
-        return self._arithmetic.finalize_local(self._sums)
+        return self._arithmetic.finalize_local(self._sums, total)
+
+    def _is_one_client(self, added: float) -> bool:
+        """Return True if the last chunk is a single client of weight 1, and the only one so far."""
+        return added == 1 and self._last is not None and len(self._last) == 1
 
     def _flush(self) -> None:
         """Add the last chunk if it is still unread."""
         if self._last is not None:
-            self._accumulate(self._last)
-            self._last = None
+            self._accumulate(self._last, self._last_weights)
+            self._last = self._last_weights = None
 
-    def _accumulate(self, params: Tensor) -> None:
+    def _accumulate(self, params: Tensor, weights: Tensor | None) -> None:
         for columns in self._blocks(slice(0, params.shape[1]), params):
             sums = self._sums[:, columns]
             if self._stale:
                 sums.zero_()
-            self._arithmetic.accumulate(params[:, columns], sums)
+            self._arithmetic.accumulate(params[:, columns], sums, weights)
         self._stale = False
 
-    def _fill(self, wire: Tensor, columns: slice, row: Tensor, added: int) -> None:
+    def _fill(self, wire: Tensor, columns: slice, row: Tensor, added: float) -> None:
         """Write this rank's part of a bucket."""
         last = self._last
-        if last is not None and self._stale and added == 1:
+        if last is not None and self._stale and self._is_one_client(added):
             if self._arithmetic.client_to_wire(last[0, columns], row[columns], wire):
                 return
         for block in self._blocks(columns, last):
@@ -153,7 +161,7 @@ class Aggregator:
             if self._stale:
                 sums = sums.zero_() if last is None else self._scratch(block).zero_()
             if last is not None:
-                self._arithmetic.accumulate(last[:, block], sums)
+                self._arithmetic.accumulate(last[:, block], sums, self._last_weights)
             part = wire[:, block.start - columns.start : block.stop - columns.start]
             self._arithmetic.to_wire(sums, row[block], added, part)
 
@@ -193,7 +201,7 @@ def make_averager(
 
     Args:
         row: [n_params], whose dtype and device the aggregator takes.
-        clients: Number of clients of all ranks.
+        clients: Greatest number of clients of all ranks in a round.
         nodes: Node of every rank; several ranks use torch.distributed's default group.
         rank: This rank.
         bucket_mb: MiB of a bucket on the wire.
@@ -203,7 +211,7 @@ def make_averager(
     """
     assert wire_format == "full" or reduce_order == "any"
     full = torch.float32 if wire_format != "full" else row.dtype
-    sums: Sums = FixedSums(clients) if reduce_order == "fixed" else FloatSums(clients, full, row.device)
+    sums: Sums = FixedSums(clients) if reduce_order == "fixed" else FloatSums(full, row.device)
     if len(nodes) == 1:
         return Aggregator(row, sums, None, None)
     route, error_feedback = _route(row, nodes, rank, wire_format, timeout)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..distributed.world import World
-from ..params.client_stack import ClientStore
+from ..params.client_stack import ClientRows, ClientStore
 from .averager import Aggregator
 
 AT_ONCE = 64
@@ -17,7 +17,7 @@ AT_ONCE = 64
 
 
 class BufferMean:
-    """Means over all clients of floating and complex buffers; client 0's values of others.
+    """Means over a round's clients of floating and complex buffers; the first client's values of others.
 
     Every rank must make one and call it in every round.
     """
@@ -46,22 +46,33 @@ class BufferMean:
             self._row = torch.cat([_numbers(start[name].unsqueeze(0))[0] for name in self._means]).to(dtype)
             self._averager = make_averager(self._row)
 
-    def __call__(self, store: ClientStore, averaging: AbstractContextManager[object]) -> dict[str, Tensor]:
+    def __call__(
+        self,
+        store: ClientStore,
+        clients: ClientRows,
+        weights: Tensor | None,
+        total: float,
+        averaging: AbstractContextManager[object],
+    ) -> dict[str, Tensor]:
         """Return the buffers by name.
 
         Args:
             store: Rows of this process's clients.
+            clients: Rows of this process's clients of the round.
+            weights: float64 [clients], their weights, or None for 1.
+            total: Weight of all clients of the round.
             averaging: Context of the collectives.
         """
         found: dict[str, Tensor] = {}
         if self._averager is not None:
-            clients = len(store.clients)
-            for begin in range(0, clients, AT_ONCE):
+            for begin in range(0, len(clients), AT_ONCE):
                 some = slice(begin, begin + AT_ONCE)
-                rows = torch.cat([_numbers(store.all[name][some]) for name in self._means], dim=1)
-                self._averager.accumulate(rows.to(self._row), last=begin + AT_ONCE >= clients)
+                rows_of = store.rows(clients[some])
+                rows = torch.cat([_numbers(rows_of[name]) for name in self._means], dim=1)
+                part = None if weights is None else weights[some]
+                self._averager.accumulate(rows.to(self._row), begin + AT_ONCE >= len(clients), part)
             with averaging:
-                self._averager.start(self._row)
+                self._averager.start(self._row, total)
                 mean = self._averager.finish().to(self._row.dtype)
             self._row = mean.clone()
             sizes = [_numbers(store.all[name][:1]).shape[1] for name in self._means]
@@ -70,8 +81,10 @@ class BufferMean:
                 value = torch.view_as_complex(numbers.reshape(-1, 2).contiguous()) if complex_ else numbers
                 found[name] = value.reshape(self._shapes[name])
         if self._firsts:
-            own = {name: store.all[name][0].tolist() for name in self._firsts} if self._world.is_rank0 else None
-            first = self._world.all_gather_object(own, "the buffers of client 0")[0]
+            rows_of = store.rows(clients[:1])
+            own = {name: rows_of[name][0].tolist() for name in self._firsts} if len(clients) else None
+            ranks = self._world.all_gather_object(own, "the buffers of the first client")
+            first = next(buffers for buffers in ranks if buffers is not None)
             for name in self._firsts:
                 found[name] = torch.tensor(first[name], dtype=store.all[name].dtype).reshape(self._shapes[name])
         return found

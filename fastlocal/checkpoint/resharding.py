@@ -8,6 +8,7 @@ sums (--reduce-order fixed) are exact.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def _reshard(parts: Mapping[int, State], mine: range, rank: int) -> tuple[dict[s
     done: list[list[int]] = []
     for state in states:
         for at, (start, stop) in enumerate(state.metadata["so_far"]["done"]):
-            both = _common(range(start, stop), mine)
+            both = _rows_of(state.metadata["so_far"], at, mine)
             if both:
                 losses = state.tensors.get(f"{LOSS_PREFIX}{at}")
                 if losses is not None:
@@ -156,6 +157,21 @@ def _reshard(parts: Mapping[int, State], mine: range, rank: int) -> tuple[dict[s
             done.append([mine.start, mine.start])
             tensors |= {name: losses[:, :0] for name, losses in partial[0].tensors.items() if name == f"{LOSS_PREFIX}0"}
     return {"done": done, "stats": vars(stats), "bad": bad}, tensors
+
+
+def _rows_of(so_far: Mapping[str, Any], at: int, mine: range) -> range:
+    """Return the rows of a finished chunk whose state is in the rows `mine` of the new rank's store.
+
+    Args:
+        so_far: Progress of the round.
+        at: Index of the chunk.
+        mine: Rows of the store: clients if these keep their state, else rows of the cohort.
+    """
+    start, stop = so_far["done"][at]
+    if "clients" not in so_far:
+        return _common(range(start, stop), mine)
+    ids = so_far["clients"][at]
+    return range(start + bisect_left(ids, mine.start), start + bisect_left(ids, mine.stop))
 
 
 def _client_rows(state: State, name: str, mine: range) -> Tensor:

@@ -12,11 +12,43 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fastlocal.kernels import philox
+
+from ..schedule.cohort import Cohort, CohortSampler
+
+
+class SampleStreams(Protocol):
+    """Samples of every client at every local step.
+
+    A row is a place in the cohort of a round; if all clients take part, it is the client's number.
+
+    Attributes:
+        population: Number of clients. Greater numbers are free for draws that belong to no client.
+    """
+
+    population: int
+
+    def cohort(self, first_step: int) -> Cohort:
+        """Return the clients of the round that begins with the global local step `first_step`."""
+        ...
+
+    def sample_ids(self, first_step: int, local_steps: int, rows: range) -> Tensor:
+        """Return int64 [local_steps, rows, batch] for the global local steps from `first_step` on, on the CPU."""
+        ...
+
+    def estimation_batches(self, steps_done: int, max_batches: int) -> Iterator[tuple[Tensor, int, int]]:
+        """Yield (sample ids [batch], client, global step) of the batches that re-estimate BatchNorm.
+
+        Args:
+            steps_done: Local steps of every client so far.
+            max_batches: Number of batches, if there are as many.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -56,38 +88,57 @@ class Pages:
 class Streams:
     """Sample streams of all clients, in a uniformly random order or, given `pages`, in a quasi-random one."""
 
-    def __init__(self, spec: StreamSpec, pages: Pages | None = None) -> None:
+    def __init__(self, spec: StreamSpec, pages: Pages | None = None, drop: float = 0.0) -> None:
+        """Prepare the streams.
+
+        Args:
+            spec: Their parameters.
+            pages: Pages of a quasi-random order, or None.
+            drop: Probability that a client does not take part in a round; nobody else gets its samples.
+        """
         self.spec, self.pages = spec, pages
+        self.population = spec.clients
+        self._everybody = CohortSampler(spec.seed, spec.clients, spec.clients).cohort(1)
+        self._sampler = CohortSampler(spec.seed, spec.clients, spec.clients, drop=drop) if drop else None
         self._orders: dict[int, Tensor] = {}
 
-    def sample_ids(self, first_step: int, local_steps: int, clients: range) -> Tensor:
-        """Return int64 [local_steps, clients, batch] for the global local steps from `first_step` on, on the CPU."""
+    def cohort(self, first_step: int) -> Cohort:
+        return self._everybody if self._sampler is None else self._sampler.cohort(first_step + 1)
+
+    def sample_ids(self, first_step: int, local_steps: int, rows: range) -> Tensor:
+        if self._sampler is not None:
+            everybody = self._dealt(first_step, local_steps, range(self.population))
+            return everybody[:, self.cohort(first_step).ids[rows.start : rows.stop]]
+        return self._dealt(first_step, local_steps, rows)
+
+    def _dealt(self, first_step: int, local_steps: int, rows: range) -> Tensor:
         spec = self.spec
         if spec.replacement:
-            numbers = torch.arange(clients.start, clients.stop)
+            numbers = torch.arange(rows.start, rows.stop)
             steps = torch.arange(first_step, first_step + local_steps).unsqueeze(-1)
             words = philox.draw(spec.seed, philox.Purpose.SAMPLE, numbers, steps, spec.batch_size)
             return philox.below(words[0], spec.samples)
-        rows = []
+        batches = []
         for step in range(first_step, first_step + local_steps):
             epoch, within = divmod(step, spec.steps_per_epoch)
-            begin = (within * spec.clients + clients.start) * spec.batch_size
-            size = len(clients) * spec.batch_size
-            rows.append(self._permutation(epoch)[begin : begin + size].view(len(clients), spec.batch_size))
-        return torch.stack(rows)
+            begin = (within * spec.clients + rows.start) * spec.batch_size
+            size = len(rows) * spec.batch_size
+            batches.append(self._permutation(epoch)[begin : begin + size].view(len(rows), spec.batch_size))
+        return torch.stack(batches)
 
-    def epoch_batches(self, epoch: int, max_batches: int) -> Iterator[tuple[Tensor, int, int]]:
-        """Yield up to `max_batches` first batches of an epoch's order as (sample ids [batch], client, global step).
+    def estimation_batches(self, steps_done: int, max_batches: int) -> Iterator[tuple[Tensor, int, int]]:
+        """Yield up to `max_batches` first batches of the current epoch's order.
 
         Client and step belong to the batch's place in the order, so that its augmentation is the same as in training.
         """
         spec = self.spec
+        epoch = max(steps_done - 1, 0) // spec.steps_per_epoch
         available = spec.steps_per_epoch * spec.clients if spec.replacement else spec.samples // spec.batch_size
         for index in range(min(max_batches, available)):
             within, client = divmod(index, spec.clients)
             step = epoch * spec.steps_per_epoch + within
             if spec.replacement:
-                ids = self.sample_ids(step, 1, range(client, client + 1))[0, 0]
+                ids = self._dealt(step, 1, range(client, client + 1))[0, 0]
             else:
                 ids = self._permutation(epoch)[index * spec.batch_size : (index + 1) * spec.batch_size]
             yield ids, client, step

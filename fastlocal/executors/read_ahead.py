@@ -42,7 +42,7 @@ class ReadAhead:
         """Yield the batches of one client, without a client axis, while those of the next client are read."""
         with self._lock:
             self._drop_other_plans(plan)
-            feed = self._guesses.pop((plan.first_step, plan.first_client, client), None)
+            feed = self._guesses.pop((plan.first_step, plan.first_row, client), None)
             if feed is not None and not _is_next(feed, plan, 0, client):
                 feed.close()
                 feed = None
@@ -57,8 +57,8 @@ class ReadAhead:
 
     def _drop_other_plans(self, plan: RoundPlan) -> None:
         """Close the guessed feeds of other plans."""
-        if self._plan != (plan.first_step, plan.first_client):
-            self._plan = plan.first_step, plan.first_client
+        if self._plan != (plan.first_step, plan.first_row):
+            self._plan = plan.first_step, plan.first_row
             self._started_clients.clear()
             for key in [key for key in self._guesses if key[:2] != self._plan]:
                 self._guesses.pop(key).close()
@@ -72,7 +72,7 @@ class ReadAhead:
             if upcoming is None:
                 return
             plan, following = upcoming, 0
-        key = plan.first_step, plan.first_client, following
+        key = plan.first_step, plan.first_row, following
         if key not in self._guesses:
             self._guesses[key] = self._source.feed(_steps(plan, 0, following))
 
@@ -81,7 +81,7 @@ Key = tuple[int, int, int, slice | int]
 
 
 def _key(plan: RoundPlan, step: int, clients: slice | int) -> Key:
-    return plan.first_step, plan.first_client, step, clients
+    return plan.first_step, plan.first_row, step, clients
 
 
 def _is_next(feed: Feed, plan: RoundPlan, step: int, clients: slice | int) -> bool:

@@ -25,7 +25,7 @@ class RoundPlan:
         first_step: Global number of the first local step.
         learning_rates: [local_steps, clients].
         sample_ids: int64 [local_steps, clients, batch], on the source's index_device.
-        first_client: Number of the first client.
+        first_row: Place of the first client in the cohort of the round.
         following: Makes an iterator over the plans after this one.
     """
 
@@ -33,7 +33,7 @@ class RoundPlan:
     first_step: int
     learning_rates: Tensor
     sample_ids: Tensor
-    first_client: int = 0
+    first_row: int = 0
     following: Callable[[], Iterator[RoundPlan]] = _no_plans
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -36,18 +37,23 @@ class ClientStack:
         return [self.params, *([] if self.momentum is None else [self.momentum]), *self.state.values()]
 
 
-class ClientStore:
-    """State that stays with a process's clients between rounds: momenta, and buffers that a forward pass changes.
+ClientRows: TypeAlias = range | Tensor
+"""Numbers of rows of a store, ascending: a range, or int64 [rows] on the CPU."""
 
-    On a CPU, and if all clients are resident, a chunk's rows are a view. On a GPU with fewer resident clients the rows
-    wait in pinned host memory.
+
+class ClientStore:
+    """State of a process's clients beside their parameters: momenta, and buffers that a forward pass changes.
+
+    A row belongs to a client, or, if clients do not keep their state, to a place in the cohort of a round. On a CPU,
+    and if all clients are resident, the rows of a range are a view. On a GPU with fewer resident clients the rows wait
+    in pinned host memory.
     """
 
     def __init__(self, clients: range, start: Mapping[str, Tensor], chunk: int, device: torch.device) -> None:
         """Give every client the same start values.
 
         Args:
-            clients: Indices of the process's clients.
+            clients: Numbers of the process's rows.
             start: {name: start value of one client}.
             chunk: Clients resident at once.
             device: Device of the training.
@@ -60,24 +66,40 @@ class ClientStore:
             for name, value in start.items()
         }
         self.resident: dict[str, Tensor] = {}
+        self._fetched: dict[str, Tensor] = {}
         if self.on_host:
             self.all = {name: rows.pin_memory() for name, rows in self.all.items()}
             self.resident = {name: rows[:chunk].to(device) for name, rows in self.all.items()}
 
-    def fetch(self, clients: range) -> dict[str, Tensor]:
+    def fetch(self, clients: ClientRows) -> dict[str, Tensor]:
         """Return the rows {name: [clients, ...]} of these clients on the device, to be changed in place."""
-        rows = self._rows(clients)
-        if not self.on_host:
-            return rows
-        return {
-            name: self.resident[name][: len(clients)].copy_(values, non_blocking=True) for name, values in rows.items()
-        }
+        rows = self.rows(clients)
+        if self.on_host:
+            rows = {
+                name: self.resident[name][: len(clients)].copy_(values, non_blocking=True)
+                for name, values in rows.items()
+            }
+        self._fetched = rows if self.on_host or isinstance(clients, Tensor) else {}
+        return dict(rows)
 
-    def store(self, clients: range) -> None:
+    def store(self, clients: ClientRows) -> None:
         """Write the rows of the last `fetch` back."""
-        for name, resident in self.resident.items():
-            self._rows(clients)[name].copy_(resident[: len(clients)])
+        for name, values in self._fetched.items():
+            if isinstance(clients, Tensor):
+                values = values.to(self.all[name].device)
+            self.all[name][self._index(clients)] = values
 
-    def _rows(self, clients: range) -> dict[str, Tensor]:
-        here = slice(clients.start - self.clients.start, clients.stop - self.clients.start)
-        return {name: rows[here] for name, rows in self.all.items()}
+    def rows(self, clients: ClientRows) -> dict[str, Tensor]:
+        """Return the rows {name: [clients, ...]} where they are kept: views of a range, else copies."""
+        index = self._index(clients)
+        return {name: rows[index] for name, rows in self.all.items()}
+
+    def fill(self, values: Mapping[str, Tensor]) -> None:
+        """Give every client the values {name: [...]} of these names."""
+        for name, value in values.items():
+            self.all[name].copy_(value.to(self.all[name].device))
+
+    def _index(self, clients: ClientRows) -> slice | Tensor:
+        if isinstance(clients, Tensor):
+            return clients - self.clients.start
+        return slice(clients.start - self.clients.start, clients.stop - self.clients.start)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def find_nonfinite(
-    losses: Tensor, params: Tensor, first_step: int, first_client: int
+    losses: Tensor, params: Tensor, first_step: int, client_ids: Tensor
 ) -> Iterator[tuple[int, int, str]]:
     """Yield (step, client, text) for a chunk's first non-finite loss and first client with non-finite parameters.
 
@@ -17,11 +17,11 @@ def find_nonfinite(
         losses: [local_steps, clients] on the CPU.
         params: [clients, n_params] after these steps.
         first_step: Local step of the first row of `losses`.
-        first_client: Index of the chunk's first client.
+        client_ids: int64 [clients], numbers of the chunk's clients.
     """
     if not math.isfinite(losses.double().sum().item()):
         for step, client in (~losses.isfinite()).nonzero()[:1].tolist():
-            yield first_step + step, first_client + client, f"the loss is {losses[step, client].item()}"
+            yield first_step + step, int(client_ids[client]), f"the loss is {losses[step, client].item()}"
     if not math.isfinite(params.sum(dim=1).sum().item()):
         for client in (~params.isfinite().all(dim=1)).nonzero()[:1].flatten().tolist():
-            yield first_step + len(losses) - 1, first_client + client, "the parameters are no longer finite"
+            yield first_step + len(losses) - 1, int(client_ids[client]), "the parameters are no longer finite"

@@ -54,7 +54,7 @@ class PartialRound:
     """Results of the current round's finished chunks.
 
     Attributes:
-        done: Clients [first, last + 1) of each chunk.
+        done: Rows [first, last + 1) of each chunk, by their places in the cohort.
         stats: Sums over these clients.
         bad: (step, client, text) of each non-finite value.
         losses: [local_steps, clients] of each chunk on the CPU, if every step is logged.
@@ -78,6 +78,7 @@ class TrainingCursor:
         comm_round: Averages so far.
         round_end: Local steps at the end of the current round.
         best_acc: Best test accuracy so far.
+        samples: Samples that clients trained on so far.
         stats: Sums since the last evaluation.
         so_far: Results of the current round's finished chunks.
     """
@@ -89,6 +90,7 @@ class TrainingCursor:
     comm_round: int = 0
     round_end: int = 0
     best_acc: float = 0.0
+    samples: int = 0
     stats: TrainStats = field(default_factory=TrainStats)
     so_far: PartialRound = field(default_factory=PartialRound)
 
@@ -116,7 +118,10 @@ class TrainingCursor:
         so_far = numbers["so_far"]
         bad = [(step, client, what) for step, client, what in so_far["bad"]]
         return cls(
-            **{spec.name: numbers[_key(spec.name)] for spec in dataclasses.fields(cls)[:-2]},
+            **{
+                spec.name: numbers.get(_key(spec.name), spec.default)  # version 0.1 did not count samples
+                for spec in dataclasses.fields(cls)[:-2]
+            },
             stats=TrainStats(**numbers["stats"]),
             so_far=PartialRound([(a, b) for a, b in so_far["done"]], TrainStats(**so_far["stats"]), bad, losses),
         )

@@ -19,7 +19,7 @@ from ..aggregation.global_model import GlobalModel
 from ..checkpoint.model_file import save_model
 from ..common import interrupts
 from ..common.errors import NonFiniteLoss
-from ..data.sample_streams import Streams
+from ..data.sample_streams import SampleStreams
 from ..data.sources.base import BatchRequest, Source
 from ..models.client_random.mode import ClientRandom
 from ..schedule.cursor import TrainingCursor, TrainStats
@@ -46,7 +46,7 @@ class Evaluator:
 
     global_model: GlobalModel
     source: Source
-    streams: Streams
+    streams: SampleStreams
     evaluate: Callable[[RandomContext], Evaluation]
     logger: Logger
     directory: Path
@@ -66,10 +66,9 @@ class Evaluator:
             steps_done: Local steps of every client so far.
         """
         if not self.global_model.loaded:
-            spec = self.streams.spec
-            self.seed_module(steps_done, spec.clients)
+            self.seed_module(steps_done, self.streams.population)
             with self._random_context(steps_done, 0):
-                self.global_model.load(self._batchnorm_inputs(max(steps_done - 1, 0) // spec.steps_per_epoch))
+                self.global_model.load(self._batchnorm_inputs(steps_done))
 
     def save_latest(self, steps_done: int) -> None:
         """Write the global model to latest.pt; with --on-nan stop, a non-finite model does not replace it."""
@@ -88,7 +87,7 @@ class Evaluator:
     def report(self, schedule: RoundSchedule, cursor: TrainingCursor) -> None:
         """Evaluate and save the global model, and add a line to the history."""
         self.load_global_model(cursor.steps_done)
-        self.seed_module(cursor.steps_done, self.streams.spec.clients + 1)
+        self.seed_module(cursor.steps_done, self.streams.population + 1)
         with self.global_model.preserve_tensors():
             result = self.evaluate(functools.partial(self._random_context, cursor.steps_done + 1))
         if not (math.isfinite(result.loss) and self.global_model.is_finite()):
@@ -129,14 +128,14 @@ class Evaluator:
         if self.draws_seed is None:
             return nullcontext()
         device = self.global_model.flat_params.device
-        client = torch.tensor(self.streams.spec.clients + batch, device=device)
+        client = torch.tensor(self.streams.population + batch, device=device)
         return ClientRandom(self.draws_seed, client, torch.tensor(step, device=device))
 
-    def _batchnorm_inputs(self, epoch: int) -> Iterator[Tensor]:
+    def _batchnorm_inputs(self, steps_done: int) -> Iterator[Tensor]:
         device = self.source.index_device
         for batch in self.source.feed(
             BatchRequest(ids.unsqueeze(0).to(device), torch.tensor([client], device=device), step)
-            for ids, client, step in self.streams.epoch_batches(epoch, self.bn_batches)
+            for ids, client, step in self.streams.estimation_batches(steps_done, self.bn_batches)
         ):
             interrupts.check_signals()
             yield batch.inputs[0]

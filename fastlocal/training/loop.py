@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..aggregation.averager import Aggregator
 from ..aggregation.buffer_mean import BufferMean
 from ..aggregation.global_model import GlobalModel
+from ..aggregation.server_optimizers import ServerOptimizer
 from ..checkpoint.saver import Saver
 from ..checkpoint.state_file import State
 from ..common import interrupts
@@ -20,9 +22,11 @@ from ..data.sources.base import Source
 from ..distributed.world import World
 from ..executors.base import Executor, LocalProblem
 from ..executors.empty_batches import clear_empty
+from ..models.own_tensors import tensors_of
 from ..module_checks.plain_steps import FAILURES
-from ..params.client_stack import MOMENTUM, ClientStack, ClientStore
+from ..params.client_stack import MOMENTUM, ClientRows, ClientStack, ClientStore
 from ..params.nonfinite import find_nonfinite
+from ..schedule.cohort import Cohort
 from ..schedule.cursor import PartialRound, TrainingCursor, TrainStats
 from ..schedule.rounds import Progress, RoundSchedule
 from ..telemetry.base import Logger, RoundReport
@@ -35,6 +39,8 @@ from .round_sync import RoundSync, sync_round
 from .snapshot import take_snapshot
 from .timers import Timers
 
+ClientState = Literal["keep", "reset", "average"]
+
 
 @dataclass
 class Loop:
@@ -44,10 +50,13 @@ class Loop:
         world: The processes of the run.
         planner: Plans the rounds of this process's clients.
         problem: The local step that the executor takes.
-        client_store: Momenta and buffers that stay with each client between rounds.
+        client_store: Momenta and buffers of the clients.
+        client_state: How clients begin a round: keep, reset or average.
+        server_optimizer: Steps from the start of a round to its mean; None: takes the mean.
         steps: Log of every local step, or None.
         log_steps: Whether some rank writes that log.
-        mean_state: Averages the buffers that a forward pass changes; None if it changes none.
+        mean_state: Averages the buffers that a forward pass changes, and momenta under --client-state average; None if
+            there are none.
         saver: Writes the snapshots.
         config: The resolved RunConfig as nested plain dictionaries.
         grace: Seconds that a chunk may still take after a signal.
@@ -63,6 +72,8 @@ class Loop:
     global_model: GlobalModel
     aggregator: Aggregator
     client_store: ClientStore
+    client_state: ClientState
+    server_optimizer: ServerOptimizer | None
     evaluator: Evaluator
     logger: Logger
     steps: StepLog | None
@@ -75,6 +86,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         row = self.global_model.flat_params
+        self._start = torch.empty_like(row) if self.server_optimizer is not None else None
         self._params = torch.empty(self.planner.chunk, row.numel(), dtype=row.dtype, device=row.device)
         self._timers = Timers()
         self._chunk_done = True
@@ -150,11 +162,15 @@ class Loop:
         rates = self.planner.rates(schedule)
         self.source.pop_wait_seconds()  # drop the waits of BatchNorm's re-estimation
         began = time.perf_counter()
-        chunks = self.planner.chunks(so_far.done)
-        for place, clients in enumerate(chunks):
+        cohort = self.planner.cohort(schedule)
+        weights = self.planner.weights.of(cohort)
+        if self.client_state == "reset" and not so_far.done:
+            self.client_store.fill(self._fresh_state())
+        chunks = self.planner.chunks(self.planner.rows(schedule), so_far.done)
+        for place, rows in enumerate(chunks):
             interrupts.check_signals()
             self.world.check_stop()
-            self._train_chunk(schedule, clients, chunks[place + 1 :], rates)
+            self._train_chunk(schedule, rows, chunks[place + 1 :], rates, weights)
             if schedule.averaged and place + 1 < len(chunks):
                 self.saver.after_chunk(self.snapshot)
         ended = time.perf_counter()
@@ -167,36 +183,46 @@ class Loop:
         if schedule.averaged:
             self.saver.catch_up(round_sync.save, self.snapshot)  # before this round's steps are logged and counted
         if self.steps is not None:
-            self._write_steps(schedule, rates, round_sync)
+            self._write_steps(schedule, rates, round_sync, cohort)
         if round_sync.bad:
             step, client, what = min(round_sync.bad)
             self.evaluator.stop_or_warn(schedule, f"step {step}, client {client}", what)
         self.global_model.count_steps(schedule.local_steps)
         if schedule.averaged:
-            self._average(schedule)
+            if len(cohort):
+                self._average(schedule, cohort, weights, rates)
+            else:
+                self.logger.message(f"round {schedule.number}: no client took part; the model stays as it was")
+            self.cursor.comm_round = schedule.comm_round
         cursor.stats.add(round_sync.stats)
+        cursor.samples += round_sync.stats.samples
         cursor.steps_done, cursor.stage, cursor.so_far = cursor.round_end, "report", PartialRound()
         loss, correct = round_sync.stats.mean(len(self.evaluator.topk))
         accuracy = correct[0] if self.evaluator.topk else None
-        counters = schedule.number, schedule.epoch, schedule.local_steps
-        self.logger.round(RoundReport(*counters, rates[-1], loss, accuracy, round_sync.stats.samples))
+        counters = schedule.number, self.evaluator.epoch(schedule, cursor), schedule.local_steps
+        samples = round_sync.stats.samples
+        self.logger.round(RoundReport(*counters, rates[-1], loss, accuracy, samples, len(cohort)))
 
-    def _train_chunk(self, schedule: RoundSchedule, clients: range, rest: list[range], rates: list[float]) -> None:
+    def _train_chunk(
+        self, schedule: RoundSchedule, rows: range, rest: list[range], rates: list[float], weights: Tensor | None
+    ) -> None:
         """Train one chunk of clients for the round.
 
         Args:
             schedule: The round.
-            clients: The clients of the chunk.
+            rows: The rows of the chunk.
             rest: The chunks of this round after this one.
             rates: The learning rate of each local step.
+            weights: Weight of each client of the round, or None for equal ones.
         """
-        so_far, params = self.cursor.so_far, self._params[: len(clients)]
+        so_far, params = self.cursor.so_far, self._params[: len(rows)]
+        state_rows = self.planner.state_rows(schedule, rows)
         self._chunk_done = False
         with interrupts.grace_period(self.grace):
             with span("plan"):
-                stack = self._stack(clients, params)
-                plan = self.planner.plan(schedule, clients, rates, rest)
-            self.evaluator.seed_module(schedule.first_step, clients.start)
+                stack = self._stack(state_rows, params)
+                plan = self.planner.plan(schedule, rows, rates, rest)
+            self.evaluator.seed_module(schedule.first_step, rows.start)
             try:
                 result = self.executor.run_round(stack, plan)
             except FAILURES as error:
@@ -204,7 +230,7 @@ class Loop:
                 if usage_error is None:
                     raise
                 raise usage_error from error
-            self.client_store.store(clients)
+            self.client_store.store(state_rows)
             losses = result.losses.cpu()
         for note in result.notes:
             self.logger.message(note)
@@ -214,36 +240,62 @@ class Loop:
         correct, ignored = counts[: len(self.problem.topk)], int(sum(counts[len(self.problem.topk) :]))
         loss = losses.double().sum().item() * batch
         so_far.stats.add(TrainStats(loss, correct, losses.numel() * batch, ignored, empty))
-        so_far.bad += find_nonfinite(losses, params, schedule.first_step, clients.start)
+        so_far.bad += find_nonfinite(losses, params, schedule.first_step, plan.client_ids)
         if self.log_steps:
             so_far.losses.append(losses)
         if schedule.averaged:
             with span("average"):
-                self.aggregator.accumulate(params, last=not rest)
-        so_far.done.append((clients.start, clients.stop))
+                part = None if weights is None else weights[rows.start : rows.stop]
+                self.aggregator.accumulate(params, last=not rest, weights=part)
+        so_far.done.append((rows.start, rows.stop))
         self._chunk_done = True
 
-    def _average(self, schedule: RoundSchedule) -> None:
-        device = self.global_model.flat_params.device
+    def _average(self, schedule: RoundSchedule, cohort: Cohort, weights: Tensor | None, rates: Sequence[float]) -> None:
+        """Average the clients of the round, and take the server's step.
+
+        Args:
+            schedule: The round.
+            cohort: Its clients.
+            weights: Their weights with sum 1, or None for equal ones.
+            rates: The learning rate of each local step.
+        """
+        device, total = self.global_model.flat_params.device, len(cohort) if weights is None else 1.0
+        if self._start is not None:
+            self._start.copy_(self.global_model.flat_params)  # the mean may overwrite it
         with self.world.averaging(f"the average of round {schedule.number}"), span("average"):
             with self._timers.time_average(device):
-                self.aggregator.start(self.global_model.flat_params)
+                self.aggregator.start(self.global_model.flat_params, total)
                 mean = self.aggregator.finish()
             self.world.await_device(device)
         buffers: dict[str, Tensor] = {}
         if self.mean_state is not None:
             what = f"the average of the buffers of round {schedule.number}"
-            buffers = self.mean_state(self.client_store, self.world.averaging(what))
-            for name in self.global_model.shared:  # untrained parameters too start every round from their average
-                self.client_store.all[name].copy_(buffers[name].to(self.client_store.all[name].device))
+            rows = self.planner.rows(schedule)
+            buffers = self.mean_state(
+                self.client_store,
+                self.planner.state_rows(schedule, rows),
+                None if weights is None else weights[rows.start : rows.stop],
+                total,
+                self.world.averaging(what),
+            )
+            # untrained parameters too start every round from their average
+            shared = buffers if self.client_state == "average" else self.global_model.shared
+            self.client_store.fill({name: buffers[name] for name in shared})
+            buffers.pop(MOMENTUM, None)
         with span("server"):
+            if self.server_optimizer is not None and self._start is not None:
+                mean = self.server_optimizer.step(self._start, mean, rates[0])
             self.global_model.replace(mean, buffers)
-        self.cursor.comm_round = schedule.comm_round
 
-    def _stack(self, clients: range, params: Tensor) -> ClientStack:
+    def _fresh_state(self) -> dict[str, Tensor]:
+        """Return the state of a client that kept nothing: momentum zero, and the global model's buffers."""
+        own = tensors_of(self.global_model.module)
+        return {name: torch.zeros(()) if name == MOMENTUM else own[name].detach() for name in self.client_store.all}
+
+    def _stack(self, state_rows: ClientRows, params: Tensor) -> ClientStack:
         """Return the state in which a chunk starts its round; its parameters are written to `params`."""
         params.copy_(self.global_model.flat_params.expand_as(params))
-        rows = self.client_store.fetch(clients)
+        rows = self.client_store.fetch(state_rows)
         return ClientStack(params, rows.pop(MOMENTUM, None), rows)
 
     def _report(self, schedule: RoundSchedule) -> None:
@@ -255,10 +307,10 @@ class Loop:
         for line in self._timers.pop_messages(self.world):
             self.logger.message(line)
 
-    def _write_steps(self, schedule: RoundSchedule, rates: list[float], round_sync: RoundSync) -> None:
+    def _write_steps(self, schedule: RoundSchedule, rates: list[float], round_sync: RoundSync, cohort: Cohort) -> None:
         assert self.steps is not None
         self.steps.write(
             (schedule.first_step + step, client, rates[step], loss)
             for step in range(schedule.local_steps)
-            for client, loss in enumerate(losses[step] for losses in round_sync.losses)
+            for client, loss in zip(cohort.ids.tolist(), (losses[step] for losses in round_sync.losses), strict=True)
         )

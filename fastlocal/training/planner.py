@@ -9,8 +9,10 @@ from typing import Generic, TypeVar
 
 import torch
 
-from ..data.sample_streams import Streams
+from ..data.sample_streams import SampleStreams
 from ..executors.round_plan import RoundPlan
+from ..params.client_stack import ClientRows
+from ..schedule.cohort import ClientWeights, Cohort
 from ..schedule.cursor import TrainingCursor
 from ..schedule.rounds import Progress, RoundSchedule
 
@@ -19,12 +21,14 @@ T = TypeVar("T")
 
 @dataclass
 class Planner:
-    """Plans the rounds of a run, chunk by chunk.
+    """Plans the rounds of a run, chunk by chunk. A row is a place in the cohort of a round.
 
     Attributes:
         progress: The rounds and learning rates of the run.
-        streams: The samples of each client.
-        clients: The clients that this process trains.
+        streams: The clients of each round and their samples.
+        weights: The weights of the clients in the mean.
+        clients: The rows of a round that this process trains, or, with `kept`, the clients that it trains.
+        kept: Whether clients keep their state, so that each always trains on the same process.
         chunk: The number of clients that are resident at once.
         dtype: The dtype of the parameters.
         device: The device of the parameters.
@@ -32,8 +36,10 @@ class Planner:
     """
 
     progress: Progress
-    streams: Streams
+    streams: SampleStreams
+    weights: ClientWeights
     clients: range
+    kept: bool
     chunk: int
     dtype: torch.dtype
     device: torch.device
@@ -44,9 +50,32 @@ class Planner:
         self._rounds = _Lookahead(self.progress.rounds(cursor.first_step, cursor.rounds_before))
         return self._rounds
 
-    def chunks(self, done: Sequence[tuple[int, int]] = ()) -> list[range]:
-        """Split the clients outside the ranges [first, last + 1) of `done` into chunks."""
-        bounds = [self.clients.start, *(bound for pair in sorted(done) for bound in pair), self.clients.stop]
+    def cohort(self, schedule: RoundSchedule) -> Cohort:
+        """Return the clients of a round."""
+        return self.streams.cohort(schedule.first_step)
+
+    def rows(self, schedule: RoundSchedule) -> range:
+        """Return the rows of a round that this process trains."""
+        ids = self.cohort(schedule).ids
+        if self.kept:
+            first, end = torch.searchsorted(ids, torch.tensor([self.clients.start, self.clients.stop])).tolist()
+            return range(first, end)
+        return range(min(self.clients.start, len(ids)), min(self.clients.stop, len(ids)))
+
+    def state_rows(self, schedule: RoundSchedule, rows: range) -> ClientRows:
+        """Return the places of rows of a round in the ClientStore."""
+        if not self.kept:
+            return rows
+        ids = self.cohort(schedule).ids[rows.start : rows.stop]
+        if len(ids) == 0:
+            return range(self.clients.start, self.clients.start)
+        first, last = int(ids[0]), int(ids[-1])
+        return range(first, last + 1) if last - first + 1 == len(ids) else ids
+
+    def chunks(self, rows: range, done: Sequence[tuple[int, int]] = ()) -> list[range]:
+        """Split the rows outside the ranges [first, last + 1) of `done` into chunks."""
+        filled = sorted(pair for pair in done if pair[0] < pair[1])
+        bounds = [rows.start, *(bound for pair in filled for bound in pair), rows.stop]
         return [
             range(first, min(first + self.chunk, end))
             for begin, end in zip(bounds[::2], bounds[1::2], strict=True)
@@ -57,22 +86,22 @@ class Planner:
         """Return the learning rate of each local step of a round."""
         return [self.progress.learning_rate(schedule.first_step + step) for step in range(schedule.local_steps)]
 
-    def plan(self, schedule: RoundSchedule, clients: range, rates: list[float], rest: Sequence[range]) -> RoundPlan:
+    def plan(self, schedule: RoundSchedule, rows: range, rates: list[float], rest: Sequence[range]) -> RoundPlan:
         """Plan the round of one chunk.
 
         Args:
             schedule: The round.
-            clients: The clients of the chunk.
+            rows: The rows of the chunk.
             rates: The learning rate of each local step.
             rest: The chunks of this round after this one.
         """
-        sample_ids = self.streams.sample_ids(schedule.first_step, schedule.local_steps, clients)
+        sample_ids = self.streams.sample_ids(schedule.first_step, schedule.local_steps, rows)
         return RoundPlan(
-            client_ids=torch.arange(clients.start, clients.stop, device=self.device),
+            client_ids=self.cohort(schedule).ids[rows.start : rows.stop].to(self.device),
             first_step=schedule.first_step,
-            learning_rates=torch.tensor(rates, dtype=self.dtype, device=self.device)[:, None].expand(-1, len(clients)),
+            learning_rates=torch.tensor(rates, dtype=self.dtype, device=self.device)[:, None].expand(-1, len(rows)),
             sample_ids=sample_ids.to(self.index_device),
-            first_client=clients.start,
+            first_row=rows.start,
             following=lambda: self._following(schedule, rest, rates),
         )
 
@@ -81,11 +110,11 @@ class Planner:
         later = self._rounds.later()
         yield from self._plans(schedule, rest, rates)
         for upcoming in later:
-            yield from self._plans(upcoming, self.chunks(), self.rates(upcoming))
+            yield from self._plans(upcoming, self.chunks(self.rows(upcoming)), self.rates(upcoming))
 
     def _plans(self, schedule: RoundSchedule, chunks: Sequence[range], rates: list[float]) -> Iterator[RoundPlan]:
-        for place, clients in enumerate(chunks):
-            yield self.plan(schedule, clients, rates, chunks[place + 1 :])
+        for place, rows in enumerate(chunks):
+            yield self.plan(schedule, rows, rates, chunks[place + 1 :])
 
 
 class _Lookahead(Generic[T]):

@@ -26,9 +26,14 @@ def take_snapshot(loop: Loop) -> State:
         tensors |= {f"losses {index}": losses for index, losses in enumerate(loop.cursor.so_far.losses)}
     tensors |= {f"feedback {name}": value for name, value in loop.aggregator.error_feedback().items()}
     clients = loop.planner.clients
+    position = loop.cursor.state_dict()
+    if loop.planner.kept:
+        ids = loop.planner.streams.cohort(loop.cursor.first_step).ids
+        # the clients of each finished chunk, for a continuation by another number of processes
+        position["so_far"]["clients"] = [ids[first:end].tolist() for first, end in loop.cursor.so_far.done]
     metadata = {
         "config": loop.config,
-        "position": loop.cursor.state_dict(),
+        "position": position,
         "averaged": loop.global_model.state_dict(),
         "clients": [clients.start, clients.stop],
         "ranks": loop.world.size,

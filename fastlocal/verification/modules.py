@@ -136,7 +136,7 @@ def _changes(case: ModuleCase, executor: Executor, chunks: Sequence[int] = (CLIE
         for size in chunks:
             part = slice(begin, begin + size)
             clients = torch.arange(part.start, part.stop, device=device)
-            plan = RoundPlan(clients, 0, rates[:, part], ids[:, part], first_client=begin)
+            plan = RoundPlan(clients, 0, rates[:, part], ids[:, part], first_row=begin)
             executor.run_round(stack.part(part), plan)
             begin += size
     return (params - row).double()

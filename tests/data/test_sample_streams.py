@@ -110,7 +110,7 @@ def test_a_round_straddles_epochs(spec: StreamSpec, epoch: int) -> None:
 def test_batchnorm_batches_are_the_first_of_the_epoch(spec: StreamSpec, epoch: int, most: int) -> None:
     streams = Streams(spec)
     expected = loader_order(spec, epoch)[:most]
-    found = list(streams.epoch_batches(epoch, most))
+    found = list(streams.estimation_batches(epoch * spec.steps_per_epoch + 1, most))
     assert len(found) == len(expected) == min(most, spec.samples // spec.batch_size)
     for (ids, _, _), batch in zip(found, expected, strict=True):
         assert torch.equal(ids, batch)
@@ -120,7 +120,7 @@ def test_batchnorm_batches_are_the_first_of_the_epoch(spec: StreamSpec, epoch: i
 def test_batchnorm_batches_know_the_client_and_step_that_train_on_them(spec: StreamSpec, epoch: int) -> None:
     streams = Streams(spec)
     trained = spec.clients * spec.steps_per_epoch
-    found = list(streams.epoch_batches(epoch, trained))
+    found = list(streams.estimation_batches(epoch * spec.steps_per_epoch + 1, trained))
     assert len(found) == trained
     for ids, client, step in found:
         assert torch.equal(ids, streams.sample_ids(step, 1, range(client, client + 1))[0, 0])

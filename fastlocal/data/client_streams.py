@@ -1,0 +1,96 @@
+"""Samples of clients that own theirs: the concatenation of each client's epochs.
+
+An epoch of a client is a keyed permutation of its samples (kernels/keyed_permutation.py), of which a round computes
+only the positions that it needs, so that it costs O(clients of the round). Batches run on into the next epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fastlocal.kernels import keyed_permutation
+from fastlocal.kernels.philox import Purpose
+
+from ..schedule.cohort import Cohort, CohortSampler, StepsTaken
+from .partition import Partition
+
+EPOCH_BITS = 31
+"""Bits of the epoch within a round in the key of an epoch."""
+
+
+class ClientStreams:
+    """Streams of the clients of each round."""
+
+    def __init__(
+        self,
+        partition: Partition,
+        sampler: CohortSampler,
+        *,
+        batch_size: int,
+        local_steps: int,
+        seed: int,
+        restart: bool,
+    ) -> None:
+        """Prepare the streams.
+
+        Args:
+            partition: Samples of each client.
+            sampler: Clients of each round.
+            batch_size: Samples per client and step.
+            local_steps: Local steps of each round, H.
+            seed: Seed of the run.
+            restart: Whether a client begins a new epoch in every round; else it goes on where its last round ended.
+        """
+        self.population = partition.clients
+        self.sampler = sampler
+        self._indices, self._offsets = torch.from_numpy(partition.indices), torch.from_numpy(partition.offsets)
+        self._batch_size, self._local_steps, self._seed = batch_size, local_steps, seed
+        self._taken = None if restart else StepsTaken(sampler, local_steps)
+        self._cohorts: dict[int, Cohort] = {}
+
+    @property
+    def samples(self) -> int:
+        """Number of samples that clients own."""
+        return len(self._indices)
+
+    def cohort(self, first_step: int) -> Cohort:
+        """Return the clients of the round that begins with the global local step `first_step`."""
+        number = first_step // self._local_steps + 1
+        cohort = self._cohorts.get(number)
+        if cohort is None:
+            cohort = self.sampler.cohort(number)
+            # read-ahead may need the next rounds already: keep the last few
+            self._cohorts = {known: self._cohorts[known] for known in list(self._cohorts)[-3:]} | {number: cohort}
+        return cohort
+
+    def sample_ids(self, first_step: int, local_steps: int, rows: range) -> Tensor:
+        number, done = divmod(first_step, self._local_steps)
+        ids = self.cohort(first_step).ids[rows.start : rows.stop]
+        taken = torch.zeros_like(ids) if self._taken is None else self._taken.before(number + 1)[rows.start : rows.stop]
+        # the first key of all epochs, which `restart` draws anew in every round
+        first_key = (number + 1) << EPOCH_BITS if self._taken is None else 0
+        wanted = torch.arange(done * self._batch_size, (done + local_steps) * self._batch_size)
+        positions = taken.unsqueeze(-1) * self._batch_size + wanted
+        begins, sizes = self._offsets[ids].unsqueeze(-1), (self._offsets[ids + 1] - self._offsets[ids]).unsqueeze(-1)
+        epochs, within = positions // sizes, positions % sizes
+        places = keyed_permutation.permute(
+            self._seed, Purpose.CLIENT_EPOCH, ids.unsqueeze(-1), first_key + epochs, sizes, within
+        )
+        samples = self._indices[begins + places]
+        return samples.view(len(ids), local_steps, self._batch_size).transpose(0, 1).contiguous()
+
+    def estimation_batches(self, steps_done: int, max_batches: int) -> Iterator[tuple[Tensor, int, int]]:
+        """Yield batches of a permutation of all owned samples that is keyed by the round.
+
+        Each has a client number of its own above those of the population, for its augmentation.
+        """
+        number = max(steps_done - 1, 0) // self._local_steps + 1
+        size = min(self._batch_size, self.samples)
+        zero, step, samples = torch.tensor(0), torch.tensor(number), torch.tensor(self.samples)
+        for index in range(min(max_batches, self.samples // size)):
+            positions = torch.arange(index * size, (index + 1) * size)
+            places = keyed_permutation.permute(self._seed, Purpose.ESTIMATE, zero, step, samples, positions)
+            yield self._indices[places], self.population + index, steps_done

@@ -1,0 +1,155 @@
+"""Clients of a run: their samples, the cohort of each round, their weights and their state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..common.errors import UsageError, nearest
+from ..config.schema import RunConfig
+from ..data import partition as partitions
+from ..data.client_streams import ClientStreams
+from ..data.partition import Partition
+from ..data.sample_streams import SampleStreams, Streams, StreamSpec
+from ..data.types import DataSet
+from ..schedule.client_files import read_availability, read_weights
+from ..schedule.cohort import ClientWeights, CohortSampler
+from .resolve import sample_pages
+
+PARTITION_FILE = "partition.npz"
+"""File of a run directory with the partition."""
+SAMPLINGS = ("uniform", "replacement", "weighted", "cyclic")
+WEIGHTS = ("examples", "uniform")
+NEEDS_LABELS = ("dirichlet", "dirichlet-client", "shards", "classes")
+
+
+@dataclass(frozen=True)
+class Population:
+    """The clients of a run.
+
+    Attributes:
+        partition: Samples of each client, or None if nobody owns any.
+        sampler: The cohort of each round.
+        weights: Weights in the mean.
+    """
+
+    partition: Partition | None
+    sampler: CohortSampler
+    weights: ClientWeights
+
+    def streams(self, config: RunConfig, data: DataSet, steps_per_epoch: int) -> SampleStreams:
+        """Return the samples of each client at each step of a resolved run."""
+        client, seed = config.client, config.machine.seed
+        if self.partition is not None:
+            return ClientStreams(
+                self.partition,
+                self.sampler,
+                batch_size=client.batch_size,
+                local_steps=config.schedule.step1,
+                seed=seed,
+                restart=client.client_epochs == "restart",
+            )
+        spec = StreamSpec(
+            samples=len(data.train),
+            clients=config.clients,
+            batch_size=client.batch_size,
+            steps_per_epoch=steps_per_epoch,
+            replacement=client.replacement,
+            seed=seed,
+        )
+        return Streams(spec, sample_pages(config, data), client.clients_drop)
+
+
+def build_population(
+    config: RunConfig, data: DataSet, given: Partition | None = None, stored: Path | None = None
+) -> tuple[RunConfig, Population]:
+    """Build the clients of a run, and resolve the settings that depend on them.
+
+    Args:
+        config: The settings.
+        data: The data set.
+        given: The user's own partition, or None for that of --partition.
+        stored: File of the partition of the run that continues, or None.
+
+    Raises:
+        UsageError: The partition, the cohort or the weights do not fit.
+    """
+    partition = _partition(config, data, given, stored)
+    clients, population = config.clients, config.clients
+    offsets, names = None, None
+    if partition is not None:
+        offsets, population, names = torch.from_numpy(partition.offsets), partition.clients, partition.client_ids
+        if clients > population:
+            raise UsageError(f"--clients {clients}: the partition has {population}; at most these take part in a round")
+    sampling, weights = config.client.cohort_sampling, config.client.client_weights
+    available = None
+    if sampling not in SAMPLINGS:
+        path = _file("--cohort-sampling", sampling, SAMPLINGS)
+        available = read_availability(path, population, names)
+    if weights is None:
+        weights = "examples" if partition is not None and sampling != "weighted" else "uniform"
+    values = None
+    if weights not in WEIGHTS:
+        values = read_weights(_file("--client-weights", weights, WEIGHTS), population, names)
+    sampler = CohortSampler(
+        seed=config.machine.seed,
+        population=population,
+        clients=clients,
+        sampling=sampling if available is None else "availability",
+        drop=config.client.clients_drop,
+        offsets=offsets,
+        available=available,
+    )
+    client_weights = ClientWeights(offsets if weights == "examples" else None, values)
+    if partition is not None:
+        everybody = sampler.everybody
+        config = config.with_values(
+            population=population,
+            client_weights=weights,
+            client_epochs=config.client.client_epochs or ("continue" if everybody else "restart"),
+            client_state=config.client.client_state or ("keep" if everybody else "reset"),
+        )
+    return config, Population(partition, sampler, client_weights)
+
+
+def _partition(config: RunConfig, data: DataSet, given: Partition | None, stored: Path | None) -> Partition | None:
+    client, samples, labels = config.client, len(data.train), data.train.targets
+    if not config.owned:
+        return None
+    if labels is not None and (labels.dim() != 1 or labels.is_floating_point()):
+        labels = None
+    flag = f"--partition {client.partition}"
+    if stored is not None and stored.exists():
+        partition = Partition.load(stored, samples=samples, flag=flag)
+        partition.check(samples, labels, flag=flag)
+        return partition
+    if given is not None:
+        given.check(samples, labels, flag="partition")
+        return given
+    if labels is None and client.partition in NEEDS_LABELS:
+        raise UsageError(
+            f"{flag}: needs one class label per training sample, known beforehand; use iid or quantity, or give a file"
+        )
+    drawn = client.partition in partitions.NAMES and client.partition != "natural"
+    return partitions.build(
+        client.partition,
+        samples=samples,
+        labels=labels,
+        clients=(client.population or config.clients) if drawn else client.population,
+        seed=config.machine.seed,
+        alpha=client.alpha,
+        shards_per_client=client.shards_per_client,
+        classes_per_client=client.classes_per_client,
+        min_client_size=client.min_client_size,
+        partition_as=client.partition_as,
+        natural=data.natural,
+    )
+
+
+def _file(flag: str, name: str, known: tuple[str, ...]) -> Path:
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise UsageError(f"{flag} {name}: is no file{nearest(name, known)}; give {', '.join(known)} or a file")
+    return path

@@ -1,0 +1,32 @@
+"""Schedule of runs whose clients own their samples: time is counted in rounds of H local steps."""
+
+from __future__ import annotations
+
+from ..config.schema import RunConfig
+from .phases import Phase
+from .rate_schedules import rate_factor
+from .rounds import Progress
+
+
+class OwnedRounds(Progress):
+    """--rounds rounds of --step1 local steps, each at the rate --client-lr times the factor of --lr-schedule."""
+
+    def __init__(self, config: RunConfig) -> None:
+        schedule = config.schedule
+        assert schedule.rounds is not None and config.sgd.client_lr is not None, "validation.py requires both"
+        super().__init__(config.with_values(steps_per_epoch=schedule.step1))
+        self.phases = [Phase(0, 0, 0, schedule.step1, schedule.eval_freq1, schedule.save_freq1, decays=0)]
+        self.total_steps = schedule.rounds * schedule.step1
+        self._client_lr = config.sgd.client_lr
+        self._factor = rate_factor(schedule.lr_schedule, schedule.rounds)
+
+    def _rate(self, step: int, phase: Phase) -> float:
+        return self._client_lr * self._factor(step // phase.local_steps + 1)
+
+    def _file(self, epoch: int, comm_round: int, phase_round: int) -> str:
+        return f"round={comm_round}.pt"
+
+
+def make_progress(config: RunConfig) -> Progress:
+    """Return the schedule of a resolved run."""
+    return OwnedRounds(config) if config.owned else Progress(config)
