@@ -40,12 +40,16 @@ DALI = ["nvidia-dali-cuda130"]
 WANDB = ["wandb>=0.30"]
 TENSORBOARD = ["tensorboard"]
 SAFETENSORS = ["safetensors>=0.4"]
+PYARROW = ["pyarrow>=15"]
+H5PY = ["h5py>=3.10"]
 BENCH = ["matplotlib>=3.8"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10"]
 DEV = [
     *WANDB,
     *TENSORBOARD,
     *SAFETENSORS,
+    *PYARROW,
+    *H5PY,
     *BENCH,
     *DOCS,
     "coverage>=7.10",
@@ -87,11 +91,13 @@ setup(
         "wandb": WANDB,
         "tensorboard": TENSORBOARD,
         "safetensors": SAFETENSORS,
+        "pyarrow": PYARROW,
+        "h5py": H5PY,
         "bench": BENCH,
         "docs": DOCS,
         "dev": DEV,
         "test": TEST,
-        "all": [*FFCV, *DALI, *WANDB, *TENSORBOARD, *SAFETENSORS, *BENCH],
+        "all": [*FFCV, *DALI, *WANDB, *TENSORBOARD, *SAFETENSORS, *PYARROW, *H5PY, *BENCH],
     },
     entry_points={"console_scripts": ["fastlocal = fastlocal.cli:main"]},
     classifiers=[

@@ -40,7 +40,7 @@ ROOMS = (
 )
 """A room imports rooms before it, and kernels. `__init__` looks up the public names when they are used."""
 
-OPTIONAL = ("ffcv", "nvidia", "safetensors", "tensorboard", "triton", "wandb")
+OPTIONAL = ("ffcv", "h5py", "nvidia", "pyarrow", "safetensors", "tensorboard", "triton", "wandb")
 """Each is imported only in the files that are named after it."""
 NAMED_AFTER = {"nvidia": "dali"}
 

@@ -31,13 +31,18 @@ class EvaluateFlags:
     n_groups: int = 8
     """groups of each GroupNorm; -1: 8"""
     dataset: str = "digits"
-    """digits, cifar10, cifar100, fashion_mnist, image_folder, npz, beton, array or synthetic"""
+    """digits, cifar10, cifar100, fashion_mnist, image_folder, npz, beton, array, synthetic, leaf, csv, parquet,
+    flower, hdf5 or client_folders"""
     data_pth: str | None = None
     """folder or file that holds the data set"""
     train_pth: str | None = None
     """training split, if it is not below --data-pth; its classes and statistics count"""
     val_pth: str | None = None
     """test split, if it is not below --data-pth; alone it is enough for beton and array"""
+    client_column: str | None = None
+    """column of csv or parquet that names clients, as in `fastlocal train`"""
+    label_column: str | None = None
+    """column with the labels, as in `fastlocal train`"""
     schedule: Schedule = "rounds"
     """epochs: evaluate as the ImageNet program does, on centre crops of --image-size, with top-5 accuracy"""
     image_size: int | None = None
@@ -123,6 +128,8 @@ def _config(flags: EvaluateFlags) -> RunConfig:
         n_groups=n_groups,
         dataset=flags.dataset,
         data_pth=flags.data_pth,
+        client_column=flags.client_column,
+        label_column=flags.label_column,
         mean=flags.mean,
         std=flags.std,
     )

@@ -18,6 +18,7 @@ from ..common.errors import NonFiniteLoss, RankMissing, StoppedUnsaved, UsageErr
 from .schema import AREA_OF, AREAS
 
 UNSUPPORTED = (
+    *("client_column", "label_column"),
     *("data_pth", "train_pth", "val_pth", "image_size", "n_groups", "resume", "resume_pth", "epochs", "dist_url"),
     *("start_lr", "lr", "log_pth", "total_batch_size"),
 )

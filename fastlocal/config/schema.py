@@ -24,13 +24,18 @@ class DataConfig:
     """Data set and image transforms."""
 
     dataset: str = "digits"
-    """digits, cifar10, cifar100, fashion_mnist, image_folder, npz, beton, array or synthetic"""
+    """digits, cifar10, cifar100, fashion_mnist, image_folder, npz, beton, array, synthetic, or with clients
+    of their own leaf, csv, parquet, flower, hdf5, client_folders"""
     data_pth: str | None = None
     """folder or file that holds the data set"""
     train_pth: str | None = None
     """training split of the data set, if it is not below --data-pth"""
     val_pth: str | None = None
     """test split of the data set, if it is not below --data-pth"""
+    client_column: str | None = None
+    """column of csv or parquet that names each sample's client; None: client, if there is one"""
+    label_column: str | None = None
+    """column of csv, parquet or flower with the labels (hdf5: their name); None: label"""
     mean: tuple[float, ...] | None = None
     """one value per channel, in units of 1: the model sees (x / 255 - mean) / std; None: the data set's own"""
     std: tuple[float, ...] | None = None

@@ -7,3 +7,5 @@ FFCV = (
     "apt-get install g++ python3-dev pkg-config libopencv-dev libturbojpeg0-dev"
 )
 DALI = "install it with pip install 'fastlocal[dali]'"
+PYARROW = "install it with pip install 'fastlocal[pyarrow]'"
+H5PY = "install it with pip install 'fastlocal[h5py]'"

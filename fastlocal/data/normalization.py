@@ -58,8 +58,10 @@ def _own_statistics(data: DataSet, skip_bad: bool) -> Statistics:
 
 def resolve(
     data: DataSet, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, *, skip_bad: bool = False
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+) -> Statistics | tuple[None, None]:
     """Return the mean and std for normalization: from flags, else the data set's, else of its training images.
+
+    Inputs that are no images, of another type than uint8, have none.
 
     Args:
         data: The data set.
@@ -71,6 +73,10 @@ def resolve(
         UsageError: A value does not fit the channels, is not finite, or is a std of 0; or a channel never varies.
     """
     channels = data.train.sample_shape[0]
+    if isinstance(data.train, Split) and data.train.inputs.dtype != torch.uint8:
+        if mean is not None or std is not None:
+            raise UsageError(f"--mean, --std: are for images of 8 bits; the inputs of {data.name} are other numbers")
+        return None, None
     for flag, values in (("--mean", mean), ("--std", std)):
         if values is None:
             continue

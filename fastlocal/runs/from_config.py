@@ -44,6 +44,8 @@ def load_data(config: RunConfig, message: Callable[[str], None]) -> DataSet:
             data_pth=data.data_pth,
             train_pth=data.train_pth,
             val_pth=data.val_pth,
+            client_column=data.client_column,
+            label_column=data.label_column,
             mean=data.mean,
             std=data.std,
             seed=config.machine.seed,

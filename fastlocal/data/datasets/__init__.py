@@ -29,8 +29,11 @@ _FILE_OF = {
 NAMES: tuple[str, ...] = tuple(sorted(_FILE_OF))
 """Names that `load` accepts, sorted."""
 
-STORABLE = ("array", "beton", "image_folder")
+STORABLE = ("array", "beton", "client_folders", "image_folder")
 """Data sets whose images can stay on the disk."""
+
+RESIZED = ("client_folders", "image_folder")
+"""Data sets whose images --image-size resizes."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -46,12 +49,14 @@ class DatasetSpec:
         val_pth: Test folder or file, instead of that in data_pth (STORABLE only).
         seed: Seed of synthetic images.
         workers: Processes that decode image files.
-        image_size: Resize the shorter side to this many pixels and crop the centre square (image_folder only), or None.
+        image_size: Resize the shorter side to this many pixels and crop the centre square (RESIZED only), or None.
         message: Called with log lines.
         lazy: Leave images on the disk (STORABLE only), as those of a .beton always are.
         crop_size: Height and width in pixels of crops of stored images (STORABLE only), or None.
         verify_checksums: Compare the checksums of prepared files, whatever their times.
         skip_bad: Skip images that cannot be decoded when all are read beforehand.
+        client_column: Column of a table that names each sample's client; None: "client", if there is one.
+        label_column: Column of a table with the labels; None: "label".
     """
 
     name: str
@@ -66,6 +71,8 @@ class DatasetSpec:
     crop_size: int | None = None
     verify_checksums: bool = False
     skip_bad: bool = False
+    client_column: str | None = None
+    label_column: str | None = None
 
 
 def load(
@@ -84,8 +91,12 @@ def load(
     crop_size: int | None = None,
     verify_checksums: bool = False,
     skip_bad: bool = False,
+    client_column: str | None = None,
+    label_column: str | None = None,
 ) -> DataSet:
-    """Load a data set: images uint8 [n, channels, height, width], labels int64 [n], contiguous tensors on the CPU.
+    """Load a data set: inputs [n, channels, height, width], labels int64 [n], contiguous tensors on the CPU.
+
+    Inputs are uint8 images, or float32 features, which are not normalized.
 
     The arguments are fields of DatasetSpec, except mean and std: per channel in units of 1; None: published values,
     else those of the training images. With a crop size, images stay on the disk and are normalized as ImageNet.
@@ -106,6 +117,8 @@ def load(
         crop_size=crop_size,
         verify_checksums=verify_checksums,
         skip_bad=skip_bad,
+        client_column=client_column,
+        label_column=label_column,
     )
     data = read(request)
 
@@ -125,8 +138,8 @@ def read(request: DatasetSpec) -> DataSet:
         raise UsageError(f"--dataset {name!r} is unknown{nearest(name, NAMES)}; known are {', '.join(NAMES)}")
     if size is not None and size < 1:
         raise UsageError(f"--image-size takes a number of pixels above 0; got {size}")
-    if size is not None and name != "image_folder":
-        request.message(f"--image-size {size} does nothing: it is for image_folder, and {name} keeps its own size")
+    if size is not None and name not in RESIZED:
+        request.message(f"--image-size {size} does nothing: it is for {RESIZED[1]}, and {name} keeps its own size")
 
     from fastlocal.data.decode import REMEDY
     from fastlocal.data.types import BadSample

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-import stat
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -18,38 +15,14 @@ from torch import Tensor
 
 from fastlocal.common.errors import UsageError
 from fastlocal.data.datasets import DatasetSpec
+from fastlocal.data.datasets._class_folders import OWN_CACHE, ImageFolder, list_images, split_folder
 from fastlocal.data.datasets._image_cache import CacheEntry, Images
 from fastlocal.data.decode import REMEDY
 from fastlocal.data.images.decoding import decode_files
 from fastlocal.data.images.files import FileImages, read_header
-from fastlocal.data.images.listing import SUFFIXES, IgnoredFiles, image_files
 from fastlocal.data.images.worker import GREY_MODES, Unfit, decode
 from fastlocal.data.progress_bar import progress_bar
 from fastlocal.data.types import BadSample, DataSet, Split, StoredSplit
-
-OWN_CACHE = ".fastlocal_cache"
-"""Folder of decoded images beside the data."""
-
-
-@dataclass(frozen=True)
-class _Folder:
-    """Files of the training or test folder, sorted by class, sub-folder and name.
-
-    Attributes:
-        origin: Flag and folder, for messages.
-        folder: The folder.
-        classes: Names of the class folders, sorted.
-        files: The image files.
-        targets: Label of each file.
-        stamp: Hash of every file's name, size and time.
-    """
-
-    origin: str
-    folder: Path
-    classes: list[str]
-    files: list[Path]
-    targets: list[int]
-    stamp: bytes
 
 
 def read(request: DatasetSpec) -> DataSet:
@@ -62,8 +35,13 @@ def read(request: DatasetSpec) -> DataSet:
     Raises:
         UsageError: A folder or file does not fit; the message names the folder's flag.
     """
-    train = _scan(*_folder(request, "--train-pth", request.train_pth, "train"), request.message)
-    test = _scan(*_folder(request, "--val-pth", request.val_pth, "test"), request.message)
+    train = list_images(*split_folder(request, "--train-pth", request.train_pth, "train"), request.message)
+    test = list_images(*split_folder(request, "--val-pth", request.val_pth, "test"), request.message)
+    return assemble(request, train, test)
+
+
+def assemble(request: DatasetSpec, train: ImageFolder, test: ImageFolder) -> DataSet:
+    """Make the data set of two listed folders; decode and cache the images unless the request is lazy."""
     odd = sorted(set(train.classes) ^ set(test.classes))
     if odd:
         here, there = (train, test) if odd[0] in train.classes else (test, train)
@@ -88,7 +66,7 @@ def read(request: DatasetSpec) -> DataSet:
 
 
 def _stored_splits(
-    request: DatasetSpec, folders: Sequence[_Folder], targets: Sequence[Tensor]
+    request: DatasetSpec, folders: Sequence[ImageFolder], targets: Sequence[Tensor]
 ) -> list[Split | StoredSplit]:
     """Make splits of the listed files; without a crop size all images must have one size."""
     files = [folder.files for folder in folders]
@@ -112,60 +90,7 @@ def _headers(paths: Iterable[Path], skip_bad: bool) -> Iterator[tuple[str, tuple
                 raise
 
 
-def _folder(request: DatasetSpec, flag: str, path: str | None, name: str) -> tuple[str, Path]:
-    """Return the origin for messages, and the folder of one split: from its own flag, else in --data-pth."""
-    if path is not None:
-        folder = Path(path).expanduser()
-        return f"{flag} {folder}", folder
-    if request.data_pth is None:
-        raise UsageError(f"--data-pth is needed with --dataset image_folder: the folder with {name}/CLASS/*, or {flag}")
-    root = Path(request.data_pth).expanduser()
-    return f"--data-pth {root}: {name}", root / name
-
-
-def _scan(origin: str, folder: Path, message: Callable[[str], None]) -> _Folder:
-    """List the image files below every class folder, and report ignored files."""
-    if not folder.is_dir():
-        raise UsageError(f"{origin} is not a folder; images are expected in {folder}/CLASS/")
-    ignored = IgnoredFiles()
-    classes = []
-    for entry in os.scandir(folder):
-        if entry.name.startswith("."):
-            if entry.name != OWN_CACHE:
-                ignored.hidden.append(entry.name)
-        elif entry.is_dir():
-            classes.append(entry.name)
-        elif entry.name.lower().endswith(SUFFIXES):
-            ignored.outside += 1
-    if not classes:
-        raise UsageError(f"{origin} has no class folders; images are expected in {folder}/CLASS/")
-    files: list[Path] = []
-    targets: list[int] = []
-    stamp = hashlib.sha256()
-    for label, name in enumerate(sorted(classes)):
-        try:
-            images = image_files(folder / name, ignored)
-            above = len(str(folder / name))
-            for path in images:
-                status = path.stat()
-                if not stat.S_ISREG(status.st_mode):
-                    raise OSError(errno.EINVAL, "it is no file", str(path))
-                place = name + str(path)[above:]
-                stamp.update(os.fsencode(f"{place}\0{status.st_size}\0{status.st_mtime_ns}\0"))
-        except OSError as error:
-            raise UsageError(
-                f"{origin}: {error.filename} cannot be read ({error.strerror}); mend or remove it"
-            ) from None
-        if not images:
-            raise UsageError(f"{origin}/{name} holds no images; at least one is needed, as {' '.join(SUFFIXES)}")
-        files += images
-        targets += [label] * len(images)
-    for line in ignored.lines():
-        message(f"{origin}: {line}")
-    return _Folder(origin, folder, sorted(classes), files, targets, stamp.digest())
-
-
-def _images(request: DatasetSpec, train: _Folder, test: _Folder) -> Images:
+def _images(request: DatasetSpec, train: ImageFolder, test: ImageFolder) -> Images:
     """Return all images [training + test, channels, height, width], from a cache or decoded into one."""
     entries = _cache_entries(request, train, test)
     for entry in entries:
@@ -186,7 +111,7 @@ def _images(request: DatasetSpec, train: _Folder, test: _Folder) -> Images:
     )
 
 
-def _cache_entries(request: DatasetSpec, train: _Folder, test: _Folder) -> list[CacheEntry]:
+def _cache_entries(request: DatasetSpec, train: ImageFolder, test: ImageFolder) -> list[CacheEntry]:
     """Return the possible cache entries, best first; names hash folders and size, the fingerprint the files."""
     fingerprint = hashlib.sha256(train.stamp + test.stamp + str(request.image_size).encode()).hexdigest()
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -203,7 +128,7 @@ def _cache_entries(request: DatasetSpec, train: _Folder, test: _Folder) -> list[
     return entries
 
 
-def _decode_into(entry: CacheEntry, request: DatasetSpec, train: _Folder, test: _Folder) -> Images:
+def _decode_into(entry: CacheEntry, request: DatasetSpec, train: ImageFolder, test: ImageFolder) -> Images:
     """Decode all files: as grey until the first coloured file, then all as RGB."""
     files = train.files + test.files
     try:

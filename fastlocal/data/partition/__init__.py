@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastlocal.config.python_names import python_names
 
 from .build import build
+from .natural import natural as _natural
 from .partition import Partition
 from .procedures import (
     classes as _classes,
@@ -31,6 +32,18 @@ dirichlet_client = python_names()(_dirichlet_client.dirichlet_client)
 shards = python_names()(_shards.shards)
 classes = python_names()(_classes.classes)
 quantity = python_names()(_quantity.quantity)
+natural = python_names()(_natural)
 load = python_names()(Partition.load)
 
-__all__ = ["Partition", "build", "classes", "dirichlet", "dirichlet_client", "iid", "load", "quantity", "shards"]
+__all__ = [
+    "Partition",
+    "build",
+    "classes",
+    "dirichlet",
+    "dirichlet_client",
+    "iid",
+    "load",
+    "natural",
+    "quantity",
+    "shards",
+]

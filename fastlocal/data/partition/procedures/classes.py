@@ -8,10 +8,10 @@ import numpy as np
 
 from fastlocal.common.errors import UsageError
 
+from ..arguments import check_arguments, class_lists, describe, even_sizes
 from ..arrays import Array, Int64, as_labels, stable_order
 from ..checks import check_sizes
 from ..partition import Partition
-from ._arguments import check_arguments, class_lists, describe, even_sizes
 
 BLOCK_VALUES = 1 << 22
 """Values of a block of clients x classes that is drawn at a time."""

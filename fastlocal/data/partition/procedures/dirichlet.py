@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from ..arguments import HOPELESS, MAX_DRAWS, check_arguments, class_lists, describe, refuse_small
 from ..arrays import as_labels
 from ..partition import Partition
-from ._arguments import HOPELESS, MAX_DRAWS, check_arguments, class_lists, describe, refuse_small
 
 
 def dirichlet(labels: Any, *, clients: int, alpha: float = 0.5, seed: int = 0, min_client_size: int = 1) -> Partition:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from ..arguments import check_arguments, class_lists, describe, even_sizes
 from ..arrays import Array, Int64, as_labels
 from ..partition import Partition
-from ._arguments import check_arguments, class_lists, describe, even_sizes
 
 BLOCK_VALUES = 1 << 22
 """Values of a block of clients x classes that is drawn at a time."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..arguments import check_arguments, describe
 from ..arrays import offsets_of
 from ..partition import Partition
-from ._arguments import check_arguments, describe
 
 
 def quantity(samples: int, *, clients: int, alpha: float = 0.5, seed: int = 0, min_client_size: int = 1) -> Partition:

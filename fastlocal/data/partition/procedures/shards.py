@@ -8,10 +8,10 @@ import numpy as np
 
 from fastlocal.common.errors import UsageError
 
+from ..arguments import check_arguments, describe, even_sizes
 from ..arrays import as_labels, stable_order
 from ..checks import check_sizes
 from ..partition import Partition
-from ._arguments import check_arguments, describe, even_sizes
 
 
 def shards(

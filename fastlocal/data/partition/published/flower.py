@@ -12,9 +12,9 @@ import numpy as np
 
 from fastlocal.common.errors import UsageError
 
+from ..arguments import check_arguments, class_lists, describe, even_sizes, refuse_small
 from ..arrays import as_labels, offsets_of, stable_order
 from ..partition import Partition
-from ..procedures._arguments import check_arguments, class_lists, describe, even_sizes, refuse_small
 
 SOURCE = "flower"
 MAX_DRAWS = 11

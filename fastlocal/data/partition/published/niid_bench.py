@@ -13,9 +13,9 @@ import numpy as np
 
 from fastlocal.common.errors import UsageError
 
+from ..arguments import HOPELESS, check_arguments, describe, refuse_small
 from ..arrays import as_labels
 from ..partition import Partition
-from ..procedures._arguments import HOPELESS, check_arguments, describe, refuse_small
 
 SOURCE = "niid-bench"
 MAX_DRAWS = 1000

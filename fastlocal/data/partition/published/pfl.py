@@ -8,9 +8,9 @@ import numpy as np
 
 from fastlocal.common.errors import UsageError
 
+from ..arguments import check_arguments, class_lists, describe
 from ..arrays import as_labels
 from ..partition import Partition
-from ..procedures._arguments import check_arguments, class_lists, describe
 
 SOURCE = "pfl"
 FAILS, SPREAD = 20, 0.02

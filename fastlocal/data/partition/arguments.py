@@ -9,7 +9,7 @@ import numpy as np
 
 from fastlocal.common.errors import UsageError
 
-from ..arrays import Array, Int64, label_checksum, stable_order
+from .arrays import Array, Int64, label_checksum, stable_order
 
 MAX_DRAWS = 100
 """Draws after which a least size is given up."""
@@ -30,7 +30,7 @@ def check_arguments(samples: int, clients: int, least: int, alpha: float | None 
 
 
 def describe(
-    procedure: str, seed: int, samples: int, labels: Any = None, *, source: str | None = None, **parameters: Any
+    procedure: str, seed: int | None, samples: int, labels: Any = None, *, source: str | None = None, **parameters: Any
 ) -> dict[str, Any]:
     """Return the meta of a Partition."""
     meta = {"procedure": procedure, "as": source, "parameters": parameters, "seed": seed, "samples": samples}
