@@ -95,7 +95,8 @@ class FixedSums:
         high: p rounded to a multiple of q = 2^-27 C        low: p - high rounded to a multiple of r = 2^-79 C^2
 
     so that any sum of `clients` parts has at most 52 bits, which float64 adds without rounding, for any number of ranks
-    and any chunks (Demmel and Nguyen 2013 pre-round likewise). A client with a weight is rounded after it. The error of a parameter is at most r/2: 8.7e-19 for
+    and any chunks (Demmel and Nguyen 2013 pre-round likewise). A client with a weight is rounded after it. The
+    error of a parameter is at most r/2: 8.7e-19 for
     1,000 clients, 9e-13 for a million. A parameter beyond LARGEST_FIXED, or not finite, makes the mean NaN.
 
 

@@ -139,7 +139,7 @@ def _reshard(parts: Mapping[int, State], mine: range, rank: int) -> tuple[dict[s
         tensors[name] = _concatenate([_client_rows(state, name, mine) for state in states])
     done: list[list[int]] = []
     for state in states:
-        for at, (start, stop) in enumerate(state.metadata["so_far"]["done"]):
+        for at, (start, _) in enumerate(state.metadata["so_far"]["done"]):
             both = _rows_of(state.metadata["so_far"], at, mine)
             if both:
                 losses = state.tensors.get(f"{LOSS_PREFIX}{at}")

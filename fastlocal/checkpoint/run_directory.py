@@ -26,6 +26,8 @@ RUN_FILES = (
     "resume.*.part",
     "H=*.pt",
     "phase_epoch=*.pt",
+    "round=*.pt",
+    "partition.npz",
     "events.out.tfevents.*",
     f".*{TEMPORARY_SUFFIX}",
 )

@@ -75,10 +75,11 @@ def _start(
         from ..checkpoint.restore import with_stored_settings
         from ..checkpoint.run_directory import belongs_to_launch, check_directory
         from ..runs.from_config import run_from_config
+        from ..runs.population import PARTITION_FILE
         from ..runs.run import train
         from ..telemetry.loggers import make_loggers
 
-    config = flags.run
+    config, stored = flags.run, None
     again = flags.continue_
     if config.log.log_pth is not None and not flags.dry_run:
         log_path = Path(config.log.log_pth).expanduser().absolute()
@@ -89,7 +90,14 @@ def _start(
         again = world.all_gather_object(again, "the run directory")[0]
         if again:
             config = with_stored_settings(config, log_path, fill_in=flags.config is None)
-    prepared = run_from_config(config, lambda text: print(text, file=sys.stderr), dry_run=flags.dry_run, world=world)
+            stored = log_path / PARTITION_FILE
+    prepared = run_from_config(
+        config,
+        lambda text: print(text, file=sys.stderr),
+        dry_run=flags.dry_run,
+        world=world,
+        stored_partition=stored,
+    )
     stack.callback(prepared.close)
     if flags.dry_run:
         from .plan_text import plan_text

@@ -7,26 +7,27 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from fastlocal import kernels
 
+from ..aggregation.server_optimizers import resolve_server
 from ..common.errors import UsageError
 from ..common.machine import keep_freed_memory
 from ..config.schema import RunConfig
+from ..data.partition import Partition
 from ..data.sources.base import Source
 from ..data.sources.build import make_source
 from ..data.sources.source_config import SourceConfig
 from ..data.types import DataSet
 from ..distributed.world import World
 from ..executors.base import Executor, LocalProblem
-from ..executors.looped import LoopedExecutor
 from ..executors.registry import EXECUTORS
 from ..kernel_trial import verdicts
 from ..kernel_trial.kernels_tried import try_kernels, used_ops
-from ..models.batchnorm import has_batchnorm
 from ..models.functional import local_module
 from ..models.modes import Modes, cast, in_modes, training_modes
 from ..models.own_tensors import tensors_of
@@ -41,13 +42,22 @@ from ..module_checks.trial_evaluation import try_evaluation
 from ..params.losses import Loss, move_loss
 from ..params.param_layout import ParamLayout, param_layout
 from ..params.precision import Numerics, numerics
+from ..schedule.owned_rounds import make_progress
 from ..schedule.rounds import Progress
 from .executor_choice import choose_executor, default_executor
 from .executor_trial import try_executor
 from .local_problem import build_problem, ignored_label, label_range, without_decay
 from .memory_plan import MemoryPlan, plan_memory, resolve_chunk
+from .population import Population, build_population
 from .rank_config import localize_config, merge_rank_config
-from .resolve import refuse_shared_gpu, resolve_device, resolve_for_data, resolve_for_machine
+from .resolve import (
+    refuse_shared_gpu,
+    resolve_batchnorm,
+    resolve_device,
+    resolve_for_data,
+    resolve_for_machine,
+    resolve_for_stateful_loss,
+)
 
 PROBE_BATCH = 4
 HELD_OUT = 5
@@ -62,6 +72,7 @@ class PreparedRun:
         config: The resolved settings.
         modes: Training modes of the module's parts.
         test: The test samples.
+        population: The clients of all processes.
         memory: Predicted memory of this process.
         uses_rng: Whether the module draws random numbers that no client's seed fixes.
         no_vmap: Why vmap cannot take the module, or None.
@@ -82,6 +93,7 @@ class PreparedRun:
     executor: Executor
     test: Source
     progress: Progress
+    population: Population
     memory: MemoryPlan
     uses_rng: bool
     no_vmap: str | None
@@ -105,6 +117,8 @@ def build_run(
     model_flag: str,
     world: World | None = None,
     user_module: nn.Module | None = None,
+    partition: Partition | None = None,
+    stored_partition: Path | None = None,
 ) -> PreparedRun:
     """Resolve `config` against the data, the model and the machine, and build the run.
 
@@ -118,6 +132,8 @@ def build_run(
         model_flag: Flag or argument that names the model, for messages.
         world: The processes of the run, whose rank 0 chooses the executor for all; None for one process.
         user_module: The user's own module, which the loss or a hook may refer to.
+        partition: The user's own partition, or None for that of --partition.
+        stored_partition: File with the partition of a run that continues, or None.
 
     Raises:
         UsageError: The run cannot work.
@@ -129,7 +145,9 @@ def build_run(
         torch.cuda.set_device(device)  # Triton launches on the current device, wherever its tensors are
     if device.type == "cpu":
         keep_freed_memory()
+    config = resolve_server(config)
     config, data = resolve_for_data(config, data, device)
+    config, population = build_population(config, data, partition, stored_partition)
     assert config.machine.precision is not None, "resolved just now"
     numbers = numerics(config.machine.precision, device, repeatable=config.machine.deterministic)
     module = cast(make_module(), device, numbers.dtype)
@@ -138,7 +156,7 @@ def build_run(
         own_parts = [id(part) for part in user_module.modules()]
         refuse_aliases("loss", PythonState(loss, without=own_parts).tensors, user_module)
     loss = move_loss(loss, device, numbers.dtype, user_module)
-    config = _resolve_batchnorm(config, module)
+    config = resolve_batchnorm(config, module)
     layout = param_layout(module, group_weight=config.sgd.group_weight)
     if layout.n_params == 0:
         raise UsageError(f"{model_flag}: has no parameter that requires a gradient")
@@ -172,7 +190,7 @@ def build_run(
             layout = without_decay(layout, probe.unused)
         tensor_names = tensor_names if probe.reached else {}
         problem = dataclasses.replace(problem, layout=layout, tensor_names=tensor_names, no_vmap=probe.no_vmap)
-        config = _for_stateful_loss(config, probe, world)
+        config = resolve_for_stateful_loss(config, probe, world)
         part = localize_config(config, world, device)
         executor, notes = None, kernel_notes
         if world.is_rank0:
@@ -207,7 +225,8 @@ def build_run(
             problem=problem,
             executor=executor,
             test=test,
-            progress=Progress(config),
+            progress=make_progress(config),
+            population=population,
             memory=plan_memory(part, problem, data),
             uses_rng=probe.uses_rng,
             no_vmap=probe.no_vmap,
@@ -254,34 +273,6 @@ def _sources(config: RunConfig, data: DataSet, numbers: Numerics, opened: ExitSt
     augment = bool(config.data.aug)
     source = opened.enter_context(closing(make_source(data.train, source_config, augment=augment)))
     return source, opened.enter_context(closing(make_source(data.test, source_config, augment=False)))
-
-
-def _resolve_batchnorm(config: RunConfig, module: nn.Module) -> RunConfig:
-    present = has_batchnorm(module)
-    if config.model.bn and not present:
-        raise UsageError(f"--bn 1: {config.model.model} has no BatchNorm; use --bn 0")
-    if config.model.bn is False and present:
-        raise UsageError(
-            f"--bn 0: {config.model.model} has BatchNorm, whose running statistics local steps do not keep; use --bn 1"
-        )
-    if present and config.model.bn_batches < 1:
-        raise UsageError(f"--bn-batches {config.model.bn_batches}: {config.model.model} has BatchNorm; give at least 1")
-    return config.with_values(bn=present)
-
-
-def _for_stateful_loss(config: RunConfig, probe: Probe, world: World) -> RunConfig:
-    """Choose the looped executor for a loss with state, which needs a fixed order of its calls; else UsageError."""
-    if not probe.stateful_loss:
-        return config
-    if world.size > 1:
-        raise UsageError("loss: keeps something from call to call, which processes would not share; run one process")
-    name = config.machine.executor
-    if name != "auto" and not EXECUTORS[name].in_order:
-        raise UsageError(
-            f"--executor {name}: the loss keeps something from call to call, and only --executor "
-            "looped calls it in a stated order: client after client, each step after step"
-        )
-    return config.with_values(executor=LoopedExecutor.name) if name == "auto" else config
 
 
 def _notes(probe: Probe) -> list[str]:

@@ -19,7 +19,7 @@ from ..executors.stacked import StackedExecutor
 from ..executors.threaded import ThreadedExecutor
 from ..executors.tuning.executor_timing import Timing, TuningBudget, tune, worthwhile
 from ..models.functional import has_convolution
-from ..schedule.rounds import Progress
+from ..schedule.owned_rounds import make_progress
 from .resolve import default_chunk
 
 MIN_THREADED_S = 4.0
@@ -45,7 +45,7 @@ def choose_executor(config: RunConfig, requested: MachineConfig, problem: LocalP
     if fixed or torch.are_deterministic_algorithms_enabled():
         return config, []
     assert machine.chunk is not None, "resolved before"
-    total = Progress(config).total_steps * config.clients
+    total = make_progress(config).total_steps * config.clients
     workers = machine.workers if problem.numerics.device.type == "cpu" else None
     budget = TuningBudget(machine.chunk, config.client.batch_size, config.schedule.step1, total, workers or 1)
     options = candidates(config, requested, problem)

@@ -98,7 +98,12 @@ def make_model(config: RunConfig, data: DataSet, state: dict[str, Tensor] | None
 
 
 def run_from_config(
-    config: RunConfig, message: Callable[[str], None], *, dry_run: bool = False, world: World | None = None
+    config: RunConfig,
+    message: Callable[[str], None],
+    *,
+    dry_run: bool = False,
+    world: World | None = None,
+    stored_partition: Path | None = None,
 ) -> PreparedRun:
     """Build the run of a named model on a named data set.
 
@@ -107,6 +112,7 @@ def run_from_config(
         message: Takes one log line while data are read.
         dry_run: Whether to skip reading published data sets and timing executors; the run cannot train then.
         world: The processes of the run; None for one.
+        stored_partition: File with the partition of a run that continues, or None.
     """
     resolve_device(config.machine.device, world.ranks if world else LaunchInfo())
     refuse_unknown(config.model.model)
@@ -126,6 +132,7 @@ def run_from_config(
             cross_entropy,
             model_flag=f"--model {config.model.model}",
             world=world,
+            stored_partition=stored_partition,
         )
     if dry_run and config.machine.executor == "auto" and config.machine.tune_seconds:
         note = f"{prepared.config.machine.executor} is by rule; a run that is long enough times other executors first"

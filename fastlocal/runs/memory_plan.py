@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..aggregation.server_optimizers import server_rows
 from ..common.errors import UsageError
 from ..common.machine import available, resident_bytes
 from ..config.schema import RunConfig
@@ -48,6 +49,8 @@ class Needs:
         workers: Number of clients that step at once if not in_place.
         device: "cpu" or "cuda".
         copies: Number of copies of the gradients at the end of a backward pass.
+        kept: Clients of this process whose state waits between rounds; None: `clients`.
+        server: Rows of the server: the start of a round and its optimizer's buffers.
         replayed: Whether steps are replayed as a CUDA graph, whose memory nothing else can use.
     """
 
@@ -65,11 +68,14 @@ class Needs:
     device: str
     copies: int
     replayed: bool
+    kept: int | None = None
+    server: int = 0
 
     def parts(self, chunk: int) -> dict[str, int]:
         """Return {part: bytes} at the peak with `chunk` resident clients, on the device that trains."""
         per_client, at_once = self.activations, chunk if self.in_place else min(self.workers, chunk)
-        resident = self.clients if self.device == "cpu" or chunk == self.clients else chunk
+        kept = self.clients if self.kept is None else self.kept
+        resident = kept if self.device == "cpu" or chunk == kept else chunk
         # malloc reuses freed memory only within a thread, and the main thread takes the first step
         threads = at_once + (self.workers > 1 and not self.in_place)
         activations = threads * (per_client.fixed + per_client.per_sample * self.batch)
@@ -84,7 +90,7 @@ class Needs:
         evaluation = EVALUATION_TENSORS * per_client.largest * BATCH[self.device]
         workspace = workspace + evaluation if self.replayed else max(workspace, evaluation - activations - grads)
         # flat parameters, module, decay mask and start values; running mean in float64
-        own = 4 * self.row + 8 * (self.row // self.item)
+        own = (4 + self.server) * self.row + 8 * (self.row // self.item)
         client_buffers = {"client buffers": resident * self.state} if self.state else {}
         return {
             "torch itself": self.torch,
@@ -225,6 +231,8 @@ def _needs(config: RunConfig, problem: LocalProblem, data: DataSet, strategies: 
         workers=kind.workers(config.machine),
         device=numbers.device.type,
         copies=_copies(config, problem) if kind.in_place else GRAD_COPIES[numbers.device.type],
+        kept=config.client.population if config.client.client_state == "keep" else None,
+        server=server_rows(config.server),
         replayed="cuda_graph" in kind.flags and config.machine.cuda_graph is not False and can_replay(problem),
     )
 

@@ -9,9 +9,9 @@ import torch
 
 from ..common.errors import UsageError, nearest
 from ..config.schema import RunConfig
-from ..data import partition as partitions
 from ..data.client_streams import ClientStreams
 from ..data.partition import Partition
+from ..data.partition.build import NAMES, build
 from ..data.sample_streams import SampleStreams, Streams, StreamSpec
 from ..data.types import DataSet
 from ..schedule.client_files import read_availability, read_weights
@@ -132,8 +132,8 @@ def _partition(config: RunConfig, data: DataSet, given: Partition | None, stored
         raise UsageError(
             f"{flag}: needs one class label per training sample, known beforehand; use iid or quantity, or give a file"
         )
-    drawn = client.partition in partitions.NAMES and client.partition != "natural"
-    return partitions.build(
+    drawn = client.partition in NAMES and client.partition != "natural"
+    return build(
         client.partition,
         samples=samples,
         labels=labels,

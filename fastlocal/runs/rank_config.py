@@ -31,6 +31,8 @@ def localize_config(config: RunConfig, world: World, device: torch.device) -> Ru
         )
     clients, machine = len(world.local_clients(config.clients)), config.machine
     part = config.with_values(total_batch_size=clients * config.client.batch_size, device=str(device))
+    if config.client.population is not None:
+        part = part.with_values(population=len(world.local_clients(config.client.population)))
     if machine.chunk is not None:
         part = part.with_values(chunk=min(machine.chunk, clients))
     if machine.workers is None:
@@ -48,6 +50,7 @@ def merge_rank_config(config: RunConfig, part: RunConfig, world: World) -> RunCo
     device = first.machine.device or ""
     return first.with_values(
         total_batch_size=config.client.total_batch_size,
+        population=config.client.population,
         memory_limit=config.machine.memory_limit,
         device=device if world.local_size == 1 else device.partition(":")[0],
     )

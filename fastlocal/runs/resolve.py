@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from fastlocal.kernels.cores import cores
 
@@ -20,8 +21,11 @@ from ..data.types import DataSet, MapSplit, StoredSplit
 from ..distributed.ranks import LaunchInfo
 from ..distributed.world import World
 from ..executors.base import LocalProblem
+from ..executors.looped import LoopedExecutor
 from ..executors.registry import EXECUTORS
 from ..executors.threaded import ThreadedExecutor
+from ..models.batchnorm import has_batchnorm
+from ..module_checks.probe import Probe
 
 CHUNK_BYTES = 256 * 2**20
 """Size of the rows that each chunk fills anew, if no setting and no memory limit says otherwise."""
@@ -145,6 +149,8 @@ def _check_samples(data: DataSet) -> None:
 
 def _steps_per_epoch(config: RunConfig, samples: int) -> int:
     total, steps = config.client.total_batch_size, config.schedule.steps_per_epoch
+    if config.owned:
+        return config.schedule.step1
     if config.client.replacement:
         return steps or max(1, samples // total)
     clients = f"{config.clients} clients x --batch-size {config.client.batch_size}"
@@ -159,6 +165,35 @@ def _steps_per_epoch(config: RunConfig, samples: int) -> int:
             f"{samples}; at most {samples // total} steps fit (-1 takes as many), or use --replacement 1"
         )
     return steps or samples // total
+
+
+def resolve_batchnorm(config: RunConfig, module: nn.Module) -> RunConfig:
+    """Resolve --bn from whether the module has BatchNorm; raise UsageError if they contradict each other."""
+    present = has_batchnorm(module)
+    if config.model.bn and not present:
+        raise UsageError(f"--bn 1: {config.model.model} has no BatchNorm; use --bn 0")
+    if config.model.bn is False and present:
+        raise UsageError(
+            f"--bn 0: {config.model.model} has BatchNorm, whose running statistics local steps do not keep; use --bn 1"
+        )
+    if present and config.model.bn_batches < 1:
+        raise UsageError(f"--bn-batches {config.model.bn_batches}: {config.model.model} has BatchNorm; give at least 1")
+    return config.with_values(bn=present)
+
+
+def resolve_for_stateful_loss(config: RunConfig, probe: Probe, world: World) -> RunConfig:
+    """Choose the looped executor for a loss with state, which needs a fixed order of its calls; else UsageError."""
+    if not probe.stateful_loss:
+        return config
+    if world.size > 1:
+        raise UsageError("loss: keeps something from call to call, which processes would not share; run one process")
+    name = config.machine.executor
+    if name != "auto" and not EXECUTORS[name].in_order:
+        raise UsageError(
+            f"--executor {name}: the loss keeps something from call to call, and only --executor "
+            "looped calls it in a stated order: client after client, each step after step"
+        )
+    return config.with_values(executor=LoopedExecutor.name) if name == "auto" else config
 
 
 def resolve_for_machine(config: RunConfig, executor: str, problem: LocalProblem) -> RunConfig:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..aggregation.averager import FEEDBACK, make_averager
-from ..aggregation.buffer_mean import BufferMean
-from ..aggregation.global_model import GlobalModel
-from ..checkpoint.distributed_saver import make_saver
+from ..aggregation.averager import FEEDBACK
 from ..checkpoint.lock import hold_lock
 from ..checkpoint.model_file import save_model
 from ..checkpoint.restore import check_state, find_state, is_complete
@@ -23,128 +18,16 @@ from ..checkpoint.run_directory import check_directory, create_directory, make_d
 from ..checkpoint.state_file import State
 from ..common.errors import RankMissing, StoppedUnsaved, UsageError
 from ..common.interrupts import defer_signals, requested_for
-from ..data.sample_streams import Streams, StreamSpec
 from ..distributed.world import World
-from ..models.mirror import Mirror
-from ..models.modes import in_modes, modes_of
-from ..models.own_functions import rebind_functions
-from ..models.own_tensors import OwnTensors, tensors_of
-from ..models.python_state import preserve_state
-from ..params.client_stack import MOMENTUM, ClientStore
 from ..telemetry.base import Logger, Loggers, RunSummary
 from ..telemetry.jsonl import JsonlLogger, StepLog, read_rows
 from ..telemetry.rank_messages import RankMessages
-from ..training.evaluation import Evaluation, RandomContext, evaluate
-from ..training.evaluator import Evaluator
 from ..training.loop import Loop
-from ..training.planner import Planner
 from ..training.snapshot import restore_snapshot
 from .build import PreparedRun
+from .build_loop import build_loop, make_global_model
+from .population import PARTITION_FILE
 from .profile import profiler
-from .resolve import sample_pages
-
-
-def _build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> Loop:
-    config, problem, world = prepared.config, prepared.problem, prepared.world
-    assert config.machine.chunk is not None and config.log.log_pth is not None
-    directory = Path(config.log.log_pth)
-    clients = world.local_clients(config.clients)
-    chunk = min(config.machine.chunk, len(clients))
-    global_model = _global_model(prepared)
-    dtype, device = problem.numerics.dtype, problem.numerics.device
-    spec = StreamSpec(
-        samples=len(problem.source),
-        clients=config.clients,
-        batch_size=config.client.batch_size,
-        steps_per_epoch=prepared.progress.steps_per_epoch,
-        replacement=config.client.replacement,
-        seed=config.machine.seed,
-    )
-    streams = Streams(spec, sample_pages(config, prepared.data))
-    make_aggregator = functools.partial(
-        make_averager,
-        clients=config.clients,
-        nodes=world.nodes,
-        rank=world.rank,
-        bucket_mb=config.machine.bucket_mb,
-        reduce_order=config.machine.reduce_order,
-        timeout=world.group_timeout,
-    )
-    start = dict(problem.state)
-    if config.sgd.momentum:
-        start = {MOMENTUM: torch.zeros_like(global_model.flat_params), **start}
-    return Loop(
-        world=world,
-        progress=prepared.progress,
-        planner=Planner(prepared.progress, streams, clients, chunk, dtype, device, problem.source.index_device),
-        source=problem.source,
-        problem=problem,
-        executor=prepared.executor,
-        global_model=global_model,
-        aggregator=make_aggregator(global_model.flat_params, wire_format=config.machine.wire_format),
-        client_store=ClientStore(clients, start, chunk, device),
-        mean_state=BufferMean(problem.state, dtype, world, make_aggregator) if problem.state else None,
-        evaluator=Evaluator(
-            global_model=global_model,
-            source=problem.source,
-            streams=streams,
-            evaluate=lambda random_context: _evaluate(prepared, global_model.module, random_context),
-            logger=logger,
-            directory=directory,
-            bn_batches=config.model.bn_batches,
-            topk=problem.topk,
-            stop_on_nan=config.machine.on_nan == "stop",
-            module_seed=config.machine.seed if prepared.uses_rng else None,
-            draws_seed=config.machine.seed if problem.draws else None,
-            writes=world.is_rank0,
-        ),
-        logger=logger,
-        steps=steps,
-        log_steps=config.log.debug,
-        saver=make_saver(
-            directory,
-            every=config.log.save_every,
-            minutes=config.log.save_minutes,
-            keep=config.log.keep,
-            sync=(lambda: None) if steps is None else steps.sync,
-            world=world,
-        ),
-        config=dataclasses.asdict(config),
-        grace=config.log.grace,
-    )
-
-
-def _global_model(prepared: PreparedRun) -> GlobalModel:
-    problem = prepared.problem
-    if prepared.user_module is not None:
-        rebind_functions(prepared.module, prepared.user_module)
-    return GlobalModel(
-        prepared.module, prepared.layout, problem.numerics, prepared.modes, problem.state, prepared.needs_gradients
-    )
-
-
-def _evaluate(prepared: PreparedRun, module: nn.Module, random_context: RandomContext) -> Evaluation:
-    problem = prepared.problem
-    own = OwnTensors(problem.tensor_names, tensors_of(module)) if problem.tensor_names else nullcontext()
-    mirror = Mirror(module, problem.user_module, problem.recomputed)
-
-    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        with mirror.expose():
-            return problem.loss(outputs, targets)
-
-    module.eval()
-    shown = in_modes(prepared.user_module, modes_of(module))
-    with preserve_state(problem.loss) if prepared.stateful_loss else nullcontext(), own, shown:
-        return evaluate(
-            module,
-            prepared.test,
-            loss=loss if problem.user_module is not None else problem.loss,
-            topk=problem.topk,
-            numerics=problem.numerics,
-            gradients=prepared.needs_gradients,
-            world=prepared.world,
-            random_context=random_context,
-        )
 
 
 @defer_signals()
@@ -189,11 +72,13 @@ def train(
         if state is None:
             if world.is_rank0:
                 create_directory(directory, config, world.launch_ids)
+                if prepared.population.partition is not None:
+                    prepared.population.partition.save(directory / PARTITION_FILE)
         else:
-            shapes = {name: value.shape for name, value in _global_model(prepared).tensors().items()}
+            shapes = {name: value.shape for name, value in make_global_model(prepared).tensors().items()}
             check_state(state, config, prepared.progress, shapes)
             if is_complete(state, prepared.progress):
-                loop = _build_loop(prepared, others, None)
+                loop = build_loop(prepared, others, None)
                 _restore(loop, state)
                 if world.is_rank0:
                     others.message(
@@ -214,7 +99,7 @@ def train(
             watch = profiler(config, prepared.problem, directory, others.message, eval_every)
             closing.callback(watch.close)
             logger.sinks.append(watch)
-        loop = _build_loop(prepared, logger, steps)
+        loop = build_loop(prepared, logger, steps)
         closing.callback(loop.saver.close)
         if state is not None:
             logger.restore(logged)
@@ -261,7 +146,7 @@ def _restore(loop: Loop, state: State) -> None:
     restore_snapshot(loop, state)
     residual = state.tensors.get(f"feedback {FEEDBACK}")
     if residual is not None:  # resharding adds it up if the number of processes has changed
-        loop.aggregator.load_residual(residual)
+        loop.server.aggregator.load_residual(residual)
     loop.history.extend(read_rows(loop.directory / "metrics.jsonl", state.metadata["logged"]["metrics.jsonl"]))
     if not loop.history and loop.evaluator.writes:
         (loop.directory / "latest.pt").unlink(missing_ok=True)  # written at an interruption, or after `state`

@@ -44,15 +44,17 @@ class RoundReport:
         train_loss: Mean over the samples of all clients.
         train_acc1: Accuracy over these samples, or None if targets are not labels.
         samples: Training samples of all clients.
+        clients: Clients that took part.
     """
 
     comm_round: int
-    epoch: int
+    epoch: float
     local_steps: int
     learning_rate: float
     train_loss: float
     train_acc1: float | None
     samples: int
+    clients: int
 
 
 class Logger:

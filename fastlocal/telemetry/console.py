@@ -59,7 +59,7 @@ class ConsoleLogger(Logger):
             return
         accuracy = "" if report.train_acc1 is None else f" acc {report.train_acc1:.4f}"
         self._line(
-            f"round {report.comm_round}/{self._rounds} epoch {report.epoch} loss {report.train_loss:.4f}{accuracy}"
+            f"round {report.comm_round}/{self._rounds} epoch {report.epoch:.6g} loss {report.train_loss:.4f}{accuracy}"
             f" lr {report.learning_rate:.4g} {speed:.0f} samples/s"
         )
 

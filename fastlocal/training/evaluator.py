@@ -22,6 +22,7 @@ from ..common.errors import NonFiniteLoss
 from ..data.sample_streams import SampleStreams
 from ..data.sources.base import BatchRequest, Source
 from ..models.client_random.mode import ClientRandom
+from ..schedule.cohort import ClientWeights
 from ..schedule.cursor import TrainingCursor, TrainStats
 from ..schedule.rounds import RoundSchedule
 from ..telemetry.base import Logger
@@ -36,11 +37,14 @@ class Evaluator:
 
     Attributes:
         evaluate: Evaluates the model on the test set.
+        batch_size: Samples per client and local step.
         topk: The k of the accuracies; empty if the targets are not labels.
         stop_on_nan: Whether a non-finite loss ends the run.
         module_seed: Seed for a module that draws random numbers outside client_random, or None.
         draws_seed: Seed of the draws that client_random covers, or None if the model makes none.
         writes: Whether this process writes files.
+        owned: Number of samples that clients own, or None if nobody owns any.
+        weights: Weights of the clients in the mean.
         history: The lines of metrics.jsonl.
     """
 
@@ -51,11 +55,14 @@ class Evaluator:
     logger: Logger
     directory: Path
     bn_batches: int
+    batch_size: int
     topk: tuple[int, ...]
     stop_on_nan: bool
     module_seed: int | None
     draws_seed: int | None
     writes: bool
+    weights: ClientWeights
+    owned: int | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     _warned: bool = False
 
@@ -94,17 +101,36 @@ class Evaluator:
             self.stop_or_warn(schedule, "averaged model", f"the test loss is {result.loss}")
         loss, accuracies = cursor.stats.mean(len(self.topk))
         cursor.stats = TrainStats()
-        row: dict[str, Any] = {"epoch": schedule.epoch, "comm_round": schedule.comm_round}
+        row: dict[str, Any] = {"epoch": self.epoch(schedule, cursor), "comm_round": schedule.comm_round}
         if self.topk:
             cursor.best_acc = max(cursor.best_acc, result.accuracies[0])
         row |= self._accuracies("train", accuracies) | {"train_loss": loss}
         row |= self._accuracies("val", result.accuracies) | {"val_loss": result.loss}
         row |= {"best_acc": cursor.best_acc if self.topk else None}
         row |= {"iter": schedule.iteration, "lr": schedule.learning_rate}
+        if self.owned is not None:
+            row |= self._participation(schedule)
         self.save_latest(cursor.steps_done)
         if schedule.save_as is not None:
             self.save(schedule.save_as, cursor.steps_done)
         self.history.append(row)
+
+    def epoch(self, schedule: RoundSchedule, cursor: TrainingCursor) -> float:
+        """Return the epochs so far: samples trained per owned sample, or the count of the schedule."""
+        return schedule.epoch if self.owned is None else cursor.samples / self.owned
+
+    def _participation(self, schedule: RoundSchedule) -> dict[str, Any]:
+        """Return the clients of a round, its samples, and its least and greatest weight; zeros before the first."""
+        if not schedule.local_steps:
+            return {"clients": 0, "samples": 0, "min_weight": 0.0, "max_weight": 0.0}
+        cohort = self.streams.cohort(schedule.first_step)
+        clients = len(cohort)
+        weights = self.weights.of(cohort) if clients else None
+        least, greatest = (
+            (1 / max(clients, 1),) * 2 if weights is None else (weights.min().item(), weights.max().item())
+        )
+        samples = clients * schedule.local_steps * self.batch_size
+        return {"clients": clients, "samples": samples, "min_weight": least, "max_weight": greatest}
 
     def stop_or_warn(self, schedule: RoundSchedule, who: str, what: str) -> None:
         """Raise NonFiniteLoss, or warn once with --on-nan continue."""

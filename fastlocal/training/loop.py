@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..aggregation.averager import Aggregator
-from ..aggregation.buffer_mean import BufferMean
 from ..aggregation.global_model import GlobalModel
-from ..aggregation.server_optimizers import ServerOptimizer
 from ..checkpoint.saver import Saver
 from ..checkpoint.state_file import State
 from ..common import interrupts
@@ -22,7 +18,6 @@ from ..data.sources.base import Source
 from ..distributed.world import World
 from ..executors.base import Executor, LocalProblem
 from ..executors.empty_batches import clear_empty
-from ..models.own_tensors import tensors_of
 from ..module_checks.plain_steps import FAILURES
 from ..params.client_stack import MOMENTUM, ClientRows, ClientStack, ClientStore
 from ..params.nonfinite import find_nonfinite
@@ -36,10 +31,9 @@ from .evaluator import Evaluator
 from .failing_batch import find_failing_batch
 from .planner import Planner
 from .round_sync import RoundSync, sync_round
+from .server import Server
 from .snapshot import take_snapshot
 from .timers import Timers
-
-ClientState = Literal["keep", "reset", "average"]
 
 
 @dataclass
@@ -51,12 +45,9 @@ class Loop:
         planner: Plans the rounds of this process's clients.
         problem: The local step that the executor takes.
         client_store: Momenta and buffers of the clients.
-        client_state: How clients begin a round: keep, reset or average.
-        server_optimizer: Steps from the start of a round to its mean; None: takes the mean.
+        server: Turns the clients of a round into the next global model.
         steps: Log of every local step, or None.
         log_steps: Whether some rank writes that log.
-        mean_state: Averages the buffers that a forward pass changes, and momenta under --client-state average; None if
-            there are none.
         saver: Writes the snapshots.
         config: The resolved RunConfig as nested plain dictionaries.
         grace: Seconds that a chunk may still take after a signal.
@@ -70,15 +61,12 @@ class Loop:
     problem: LocalProblem
     executor: Executor
     global_model: GlobalModel
-    aggregator: Aggregator
+    server: Server
     client_store: ClientStore
-    client_state: ClientState
-    server_optimizer: ServerOptimizer | None
     evaluator: Evaluator
     logger: Logger
     steps: StepLog | None
     log_steps: bool
-    mean_state: BufferMean | None
     saver: Saver
     config: dict[str, Any]
     grace: float
@@ -86,7 +74,6 @@ class Loop:
 
     def __post_init__(self) -> None:
         row = self.global_model.flat_params
-        self._start = torch.empty_like(row) if self.server_optimizer is not None else None
         self._params = torch.empty(self.planner.chunk, row.numel(), dtype=row.dtype, device=row.device)
         self._timers = Timers()
         self._chunk_done = True
@@ -163,9 +150,9 @@ class Loop:
         self.source.pop_wait_seconds()  # drop the waits of BatchNorm's re-estimation
         began = time.perf_counter()
         cohort = self.planner.cohort(schedule)
-        weights = self.planner.weights.of(cohort)
-        if self.client_state == "reset" and not so_far.done:
-            self.client_store.fill(self._fresh_state())
+        weights = self.planner.weights.of(cohort) if len(cohort) else None
+        if not so_far.done:
+            self.server.prepare(self.client_store)
         chunks = self.planner.chunks(self.planner.rows(schedule), so_far.done)
         for place, rows in enumerate(chunks):
             interrupts.check_signals()
@@ -190,7 +177,16 @@ class Loop:
         self.global_model.count_steps(schedule.local_steps)
         if schedule.averaged:
             if len(cohort):
-                self._average(schedule, cohort, weights, rates)
+                rows = self.planner.rows(schedule)
+                self.server.average(
+                    schedule.number,
+                    self.client_store,
+                    self.planner.state_rows(schedule, rows),
+                    None if weights is None else weights[rows.start : rows.stop],
+                    total=len(cohort) if weights is None else 1.0,
+                    client_rate=rates[0],
+                    timers=self._timers,
+                )
             else:
                 self.logger.message(f"round {schedule.number}: no client took part; the model stays as it was")
             self.cursor.comm_round = schedule.comm_round
@@ -246,51 +242,9 @@ class Loop:
         if schedule.averaged:
             with span("average"):
                 part = None if weights is None else weights[rows.start : rows.stop]
-                self.aggregator.accumulate(params, last=not rest, weights=part)
+                self.server.aggregator.accumulate(params, last=not rest, weights=part)
         so_far.done.append((rows.start, rows.stop))
         self._chunk_done = True
-
-    def _average(self, schedule: RoundSchedule, cohort: Cohort, weights: Tensor | None, rates: Sequence[float]) -> None:
-        """Average the clients of the round, and take the server's step.
-
-        Args:
-            schedule: The round.
-            cohort: Its clients.
-            weights: Their weights with sum 1, or None for equal ones.
-            rates: The learning rate of each local step.
-        """
-        device, total = self.global_model.flat_params.device, len(cohort) if weights is None else 1.0
-        if self._start is not None:
-            self._start.copy_(self.global_model.flat_params)  # the mean may overwrite it
-        with self.world.averaging(f"the average of round {schedule.number}"), span("average"):
-            with self._timers.time_average(device):
-                self.aggregator.start(self.global_model.flat_params, total)
-                mean = self.aggregator.finish()
-            self.world.await_device(device)
-        buffers: dict[str, Tensor] = {}
-        if self.mean_state is not None:
-            what = f"the average of the buffers of round {schedule.number}"
-            rows = self.planner.rows(schedule)
-            buffers = self.mean_state(
-                self.client_store,
-                self.planner.state_rows(schedule, rows),
-                None if weights is None else weights[rows.start : rows.stop],
-                total,
-                self.world.averaging(what),
-            )
-            # untrained parameters too start every round from their average
-            shared = buffers if self.client_state == "average" else self.global_model.shared
-            self.client_store.fill({name: buffers[name] for name in shared})
-            buffers.pop(MOMENTUM, None)
-        with span("server"):
-            if self.server_optimizer is not None and self._start is not None:
-                mean = self.server_optimizer.step(self._start, mean, rates[0])
-            self.global_model.replace(mean, buffers)
-
-    def _fresh_state(self) -> dict[str, Tensor]:
-        """Return the state of a client that kept nothing: momentum zero, and the global model's buffers."""
-        own = tensors_of(self.global_model.module)
-        return {name: torch.zeros(()) if name == MOMENTUM else own[name].detach() for name in self.client_store.all}
 
     def _stack(self, state_rows: ClientRows, params: Tensor) -> ClientStack:
         """Return the state in which a chunk starts its round; its parameters are written to `params`."""

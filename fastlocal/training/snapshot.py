@@ -20,11 +20,13 @@ def take_snapshot(loop: Loop) -> State:
     tensors = loop.global_model.tensors() | {"torch random state": torch.get_rng_state()}
     if device.type == "cuda":
         tensors["cuda random state"] = torch.cuda.get_rng_state(device)
+    if loop.server.optimizer is not None:
+        tensors |= {f"server {name}": value for name, value in loop.server.optimizer.state.items()}
     tensors |= {row_name(name): rows for name, rows in loop.client_store.all.items()}
     if loop.cursor.so_far.done:
-        tensors |= {f"sum {name}": value for name, value in loop.aggregator.partial_sums().items()}
+        tensors |= {f"sum {name}": value for name, value in loop.server.aggregator.partial_sums().items()}
         tensors |= {f"losses {index}": losses for index, losses in enumerate(loop.cursor.so_far.losses)}
-    tensors |= {f"feedback {name}": value for name, value in loop.aggregator.error_feedback().items()}
+    tensors |= {f"feedback {name}": value for name, value in loop.server.aggregator.error_feedback().items()}
     clients = loop.planner.clients
     position = loop.cursor.state_dict()
     if loop.planner.kept:
@@ -51,7 +53,13 @@ def restore_snapshot(loop: Loop, state: State) -> None:
     loop.global_model.restore(metadata["averaged"], tensors)
     for name, rows in loop.client_store.all.items():
         rows.copy_(tensors[row_name(name)])
-    for kind, values in (("sum", loop.aggregator.partial_sums()), ("feedback", loop.aggregator.error_feedback())):
+    if loop.server.optimizer is not None:
+        for name, value in loop.server.optimizer.state.items():
+            value.copy_(tensors[f"server {name}"])
+    for kind, values in (
+        ("sum", loop.server.aggregator.partial_sums()),
+        ("feedback", loop.server.aggregator.error_feedback()),
+    ):
         for name, value in values.items():
             if f"{kind} {name}" in tensors:
                 value.copy_(tensors[f"{kind} {name}"])

@@ -17,7 +17,7 @@ from ...config.schema import RunConfig
 from ...config.training_settings import ServerConfig
 from ._base import ServerOptimizer
 
-__all__ = ["NAMES", "ServerOptimizer", "make_server_optimizer", "resolve_server"]
+__all__ = ["NAMES", "ServerOptimizer", "make_server_optimizer", "resolve_server", "server_rows"]
 
 NAMES = ("none", *sorted(file.name for file in pkgutil.iter_modules(__path__) if not file.name.startswith("_")))
 """Names of --server-optimizer."""
@@ -56,6 +56,11 @@ def make_server_optimizer(server: ServerConfig, row: Tensor) -> ServerOptimizer 
     if server.server_optimizer == "none":
         return None
     return _class(server.server_optimizer)(server, row)
+
+
+def server_rows(server: ServerConfig) -> int:
+    """Return the number of rows [n_params] that the server holds beside the global model."""
+    return 0 if server.server_optimizer == "none" else 1 + len(_class(server.server_optimizer).buffers)
 
 
 def _class(name: str) -> Any:

@@ -1,0 +1,162 @@
+"""Build the training loop of a prepared run."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..aggregation.averager import make_averager
+from ..aggregation.buffer_mean import BufferMean
+from ..aggregation.global_model import GlobalModel
+from ..aggregation.server_optimizers import make_server_optimizer
+from ..checkpoint.distributed_saver import make_saver
+from ..models.mirror import Mirror
+from ..models.modes import in_modes, modes_of
+from ..models.own_functions import rebind_functions
+from ..models.own_tensors import OwnTensors, tensors_of
+from ..models.python_state import preserve_state
+from ..params.client_stack import MOMENTUM, ClientStore
+from ..telemetry.base import Logger
+from ..telemetry.jsonl import StepLog
+from ..training.evaluation import Evaluation, RandomContext, evaluate
+from ..training.evaluator import Evaluator
+from ..training.loop import Loop
+from ..training.planner import Planner
+from ..training.server import ClientState, Server
+from .build import PreparedRun
+
+
+def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> Loop:
+    """Build the training loop of a prepared run.
+
+    Args:
+        prepared: The run; its config names a run directory.
+        logger: Takes what happens.
+        steps: Log of every local step, or None.
+    """
+    config, problem, world = prepared.config, prepared.problem, prepared.world
+    assert config.machine.chunk is not None and config.log.log_pth is not None
+    directory = Path(config.log.log_pth)
+    population, state = prepared.population, _client_state(prepared)
+    kept = state == "keep" and not population.sampler.everybody
+    clients = world.local_clients(population.sampler.population if kept else config.clients)
+    chunk = min(config.machine.chunk, len(clients))
+    global_model = make_global_model(prepared)
+    dtype, device = problem.numerics.dtype, problem.numerics.device
+    streams = population.streams(config, prepared.data, prepared.progress.steps_per_epoch)
+    make_aggregator = functools.partial(
+        make_averager,
+        clients=config.clients,
+        nodes=world.nodes,
+        rank=world.rank,
+        bucket_mb=config.machine.bucket_mb,
+        reduce_order=config.machine.reduce_order,
+        timeout=world.group_timeout,
+    )
+    start = dict(problem.state)
+    if config.sgd.momentum:
+        start = {MOMENTUM: torch.zeros_like(global_model.flat_params), **start}
+    averaged = start if state == "average" else problem.state
+    return Loop(
+        world=world,
+        progress=prepared.progress,
+        planner=Planner(
+            progress=prepared.progress,
+            streams=streams,
+            weights=population.weights,
+            clients=clients,
+            kept=kept,
+            chunk=chunk,
+            dtype=dtype,
+            device=device,
+            index_device=problem.source.index_device,
+        ),
+        source=problem.source,
+        problem=problem,
+        executor=prepared.executor,
+        global_model=global_model,
+        server=Server(
+            world=world,
+            global_model=global_model,
+            aggregator=make_aggregator(global_model.flat_params, wire_format=config.machine.wire_format),
+            mean_state=BufferMean(averaged, dtype, world, make_aggregator) if averaged else None,
+            optimizer=make_server_optimizer(config.server, global_model.flat_params),
+            client_state=state,
+        ),
+        client_store=ClientStore(clients, start, chunk, device),
+        evaluator=Evaluator(
+            global_model=global_model,
+            source=problem.source,
+            streams=streams,
+            evaluate=lambda random_context: _evaluate(prepared, global_model.module, random_context),
+            logger=logger,
+            directory=directory,
+            bn_batches=config.model.bn_batches,
+            batch_size=config.client.batch_size,
+            topk=problem.topk,
+            stop_on_nan=config.machine.on_nan == "stop",
+            module_seed=config.machine.seed if prepared.uses_rng else None,
+            draws_seed=config.machine.seed if problem.draws else None,
+            writes=world.is_rank0,
+            weights=population.weights,
+            owned=None if population.partition is None else len(population.partition.indices),
+        ),
+        logger=logger,
+        steps=steps,
+        log_steps=config.log.debug,
+        saver=make_saver(
+            directory,
+            every=config.log.save_every,
+            minutes=config.log.save_minutes,
+            keep=config.log.keep,
+            sync=(lambda: None) if steps is None else steps.sync,
+            world=world,
+        ),
+        config=dataclasses.asdict(config),
+        grace=config.log.grace,
+    )
+
+
+def _client_state(prepared: PreparedRun) -> ClientState:
+    """Return how clients begin a round; without momentum and changing buffers there is nothing to keep."""
+    everybody = prepared.population.sampler.everybody
+    return prepared.config.client.client_state or ("keep" if everybody else "reset")
+
+
+def make_global_model(prepared: PreparedRun) -> GlobalModel:
+    """Make the global model with the start weights."""
+    problem = prepared.problem
+    if prepared.user_module is not None:
+        rebind_functions(prepared.module, prepared.user_module)
+    return GlobalModel(
+        prepared.module, prepared.layout, problem.numerics, prepared.modes, problem.state, prepared.needs_gradients
+    )
+
+
+def _evaluate(prepared: PreparedRun, module: nn.Module, random_context: RandomContext) -> Evaluation:
+    problem = prepared.problem
+    own = OwnTensors(problem.tensor_names, tensors_of(module)) if problem.tensor_names else nullcontext()
+    mirror = Mirror(module, problem.user_module, problem.recomputed)
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        with mirror.expose():
+            return problem.loss(outputs, targets)
+
+    module.eval()
+    shown = in_modes(prepared.user_module, modes_of(module))
+    with preserve_state(problem.loss) if prepared.stateful_loss else nullcontext(), own, shown:
+        return evaluate(
+            module,
+            prepared.test,
+            loss=loss if problem.user_module is not None else problem.loss,
+            topk=problem.topk,
+            numerics=problem.numerics,
+            gradients=prepared.needs_gradients,
+            world=prepared.world,
+            random_context=random_context,
+        )

@@ -1,0 +1,95 @@
+"""The server's part of a round: the mean of the clients, their state, and the step to the next global model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..aggregation.averager import Aggregator
+from ..aggregation.buffer_mean import BufferMean
+from ..aggregation.global_model import GlobalModel
+from ..aggregation.server_optimizers import ServerOptimizer
+from ..distributed.world import World
+from ..models.own_tensors import tensors_of
+from ..params.client_stack import MOMENTUM, ClientRows, ClientStore
+from ..telemetry.trace import span
+from .timers import Timers
+
+ClientState = Literal["keep", "reset", "average"]
+
+
+@dataclass
+class Server:
+    """The server of one process; all processes take the same steps.
+
+    Attributes:
+        world: The processes of the run.
+        global_model: The model that clients start from.
+        aggregator: Averages the parameters.
+        mean_state: Averages the buffers that a forward pass changes, and with client_state average the momenta; None if
+            there are none.
+        optimizer: Steps from the start of a round towards its mean; None: the mean is the next model.
+        client_state: How clients begin a round: keep, reset or average.
+    """
+
+    world: World
+    global_model: GlobalModel
+    aggregator: Aggregator
+    mean_state: BufferMean | None
+    optimizer: ServerOptimizer | None
+    client_state: ClientState
+
+    def __post_init__(self) -> None:
+        self._start = None if self.optimizer is None else torch.empty_like(self.global_model.flat_params)
+
+    def prepare(self, store: ClientStore) -> None:
+        """Give the clients of a round their state, if they keep none: momentum zero, the global model's buffers."""
+        if self.client_state == "reset":
+            own = tensors_of(self.global_model.module)
+            store.fill({name: torch.zeros(()) if name == MOMENTUM else own[name].detach() for name in store.all})
+
+    def average(
+        self,
+        round_number: int,
+        store: ClientStore,
+        rows: ClientRows,
+        weights: Tensor | None,
+        *,
+        total: float,
+        client_rate: float,
+        timers: Timers,
+    ) -> None:
+        """Average the clients of a round, and replace the global model.
+
+        Args:
+            round_number: Number of the round, for error messages.
+            store: State of this process's clients.
+            rows: Rows of the store that trained in the round.
+            weights: float64 [rows], or None for equal weights.
+            total: Weight of all clients of the round.
+            client_rate: Rate of the clients in the round's first step.
+            timers: Takes the time of the average.
+        """
+        flat_params = self.global_model.flat_params
+        if self._start is not None:
+            self._start.copy_(flat_params)  # the mean may overwrite it
+        with self.world.averaging(f"the average of round {round_number}"), span("average"):
+            with timers.time_average(flat_params.device):
+                self.aggregator.start(flat_params, total)
+                mean = self.aggregator.finish()
+            self.world.await_device(flat_params.device)
+        buffers: dict[str, Tensor] = {}
+        if self.mean_state is not None:
+            averaging = self.world.averaging(f"the average of the buffers of round {round_number}")
+            buffers = self.mean_state(store, rows, weights, total, averaging)
+            # untrained parameters too start every round from their average
+            shared = buffers if self.client_state == "average" else self.global_model.shared
+            store.fill({name: buffers[name] for name in shared})
+            buffers.pop(MOMENTUM, None)
+        with span("server"):
+            if self.optimizer is not None and self._start is not None:
+                mean = self.optimizer.step(self._start, mean, client_rate)
+            self.global_model.replace(mean, buffers)
