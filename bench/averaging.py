@@ -121,7 +121,7 @@ def own_method(row: Tensor, client: Tensor, bucket_mb: float, **settings: Any) -
 
     def run() -> None:
         averager.accumulate(params, last=True)
-        averager.start(start)
+        averager.start(start, ranks)
         start.copy_(averager.finish())
         params.copy_(start.expand_as(params))
 

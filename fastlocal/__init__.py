@@ -12,17 +12,20 @@ if TYPE_CHECKING:
     from .common.errors import NonFiniteLoss, UsageError
     from .config.schema import RunConfig
     from .data import partition
+    from .data.per_client import per_client
 
 _LAZY = {
     "train": ".api",
     "Run": ".api",
     "verify": ".api",
+    "per_client": ".data.per_client",
     "RunConfig": ".config",
     "UsageError": ".common.errors",
     "NonFiniteLoss": ".common.errors",
 }
 _MODULES = {"partition": ".data.partition"}
-__all__ = ["NonFiniteLoss", "Run", "RunConfig", "UsageError", "__version__", "partition", "train", "verify"]
+__all__ = ["NonFiniteLoss", "Run", "RunConfig", "UsageError", "__version__", "partition"]
+__all__ += ["per_client", "train", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,8 +18,10 @@ from .common.standard_streams import hide_closed_streams
 from .config.python_names import ARGUMENTS, UNSUPPORTED, python_names, to_python_names
 from .config.schema import AREA_OF, AREAS, RunConfig
 from .config.serialization import convert
-from .config.validation import check
+from .config.validation import check, refuse_phases
 from .data.from_python import check_normalisation, make_split
+from .data.partition import Partition
+from .data.per_client import PerClient, join
 from .data.types import DataSet, MapSplit, Split
 from .distributed.ranks import LaunchInfo
 from .distributed.world import connect
@@ -27,6 +29,7 @@ from .module_checks.structure import check_model, copy_model
 from .params.losses import Loss, cross_entropy
 from .params.precision import preserve_torch_flags
 from .runs.build import PreparedRun, build_run
+from .runs.population import PARTITION_FILE
 from .runs.resolve import resolve_device
 from .runs.run import final_model
 from .runs.run import train as train_prepared
@@ -71,6 +74,7 @@ def train(
     eval_every: int = 1,
     save_every: int = 100,
     seed: int = 0,
+    partition: str | Path | Partition | None = None,
     directory: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -83,12 +87,12 @@ def train(
 
     Args:
         model: Any module. Its parameters that require a gradient are trained, in float32 unless `precision` is set.
-        train: (inputs [n, ...], targets [n, ...]) as tensors or arrays, or a map-style Dataset of such pairs. Inputs
-            reach the model unchanged; uint8 images [n, channels, height, width] are normalised if the settings `mean`
+        train: (inputs [n, ...], targets [n, ...]) as tensors or arrays, or a map-style Dataset of such pairs, or
+            `fastlocal.per_client` of one of these per client. Inputs reach the model unchanged; uint8 images [n, channels, height, width] are normalised if the settings `mean`
             and `std` are given; integer labels of any type become int64. Datasets are read by `nw` worker processes,
             which seed torch, NumPy and random before each sample.
         test: The test samples, in the format of `train`.
-        clients: Number of clients.
+        clients: Number of clients, or of those that take part in a round if the `partition` has more.
         local_steps: Local steps per round.
         batch_size: Samples per client and step.
         lr: Learning rate of every client.
@@ -103,13 +107,16 @@ def train(
         eval_every: Rounds between evaluations.
         save_every: Rounds between named checkpoints.
         seed: Seed of the run.
+        partition: Who owns which training samples: a Partition such as `fastlocal.partition.dirichlet(labels,
+            clients=100, alpha=0.1)`, a file of one, or a procedure's name. None: the clients of `fastlocal.per_client`,
+            else nobody owns samples, and every epoch's order is dealt to the clients.
         directory: The run directory; by default a new one below runs/.
         overwrite: Start afresh in a `directory` that holds a run.
         resume: Continue the run in `directory` from its resume.pt, or start over without one. `rounds` may grow; other
             arguments must stay the same.
         progress: Show a progress bar.
         settings: Any other field of RunConfig by its name, such as replacement=True, precision="bf16",
-            executor="looped", chunk=50, warm_up=True, group_weight=True, wandb="offline".
+            executor="looped", chunk=50, group_weight=True, server_optimizer="adam", client_state="keep".
 
     Returns:
         The history, the averaged model and the run directory.
@@ -123,9 +130,14 @@ def train(
         raise UsageError(f"clients {clients!r}: must be a whole number, at least 1")
     if resume and (directory is None or overwrite):
         raise UsageError("resume: needs the directory of the run, and no overwrite")
+    own_clients = isinstance(train, PerClient)
+    given = partition if isinstance(partition, Partition) else None
+    name = "natural" if own_clients else "shared"
+    name = "python" if given is not None else str(partition or name)
     config = _config(
         settings,
         dataset="python",
+        partition=name,
         model=type(model).__name__,
         batch_size=batch_size,
         total_batch_size=clients * batch_size if isinstance(batch_size, int) else 1,
@@ -147,14 +159,17 @@ def train(
         seed=seed,
         log_pth=None if directory is None else str(directory),
     )
+    refuse_phases(settings, config)
     check(config)
+    samples, natural = join(train, loss or cross_entropy) if own_clients else (_split("train", train, loss), None)
     data = DataSet(
         name="python",
-        train=_split("train", train, loss),
+        train=samples,
         test=_split("test", test, loss),
         classes=None,
         mean=config.data.mean,
         std=config.data.std,
+        natural=natural,
     )
     check_normalisation(data)
     flag = f"model {type(model).__name__}"
@@ -173,6 +188,8 @@ def train(
             model_flag=flag,
             world=world,
             user_module=model,
+            partition=given,
+            stored_partition=Path(directory) / PARTITION_FILE if resume and directory is not None else None,
         )
         if resume and prepared.stateful_loss:
             raise UsageError("resume: the loss keeps something from call to call, which no saved state holds")

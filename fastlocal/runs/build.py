@@ -162,7 +162,7 @@ def build_run(
         raise UsageError(f"{model_flag}: has no parameter that requires a gradient")
     kernel_notes = _try_kernels(module, device, world)
     with ExitStack() as opened, _training_modes(user_module, modes, opened), preserve_state(loss):
-        source, test = _sources(config, data, numbers, opened)
+        source, test = _sources(config, data, population.partition, numbers, opened)
         user_tensors = {} if user_module is None else tensors_of(user_module)
         tensor_names = {id(value): name for name, value in user_tensors.items()}
         plain = PlainModule(
@@ -257,7 +257,9 @@ def _try_kernels(module: nn.Module, device: torch.device, world: World) -> list[
     return verdicts.lines_for(device, ops)
 
 
-def _sources(config: RunConfig, data: DataSet, numbers: Numerics, opened: ExitStack) -> tuple[Source, Source]:
+def _sources(
+    config: RunConfig, data: DataSet, partition: Partition | None, numbers: Numerics, opened: ExitStack
+) -> tuple[Source, Source]:
     """Return the sources of the training and the test samples; `opened` closes them."""
     source_config = SourceConfig(
         kind=config.data.source,
@@ -270,8 +272,10 @@ def _sources(config: RunConfig, data: DataSet, numbers: Numerics, opened: ExitSt
         device=numbers.device,
         dtype=numbers.dtype,
     )
-    augment = bool(config.data.aug)
-    source = opened.enter_context(closing(make_source(data.train, source_config, augment=augment)))
+    train_config = source_config
+    if partition is not None and config.data.on_bad_sample == "skip":
+        train_config = dataclasses.replace(source_config, substitutes=partition.substitutes(len(data.train)))
+    source = opened.enter_context(closing(make_source(data.train, train_config, augment=bool(config.data.aug))))
     return source, opened.enter_context(closing(make_source(data.test, source_config, augment=False)))
 
 

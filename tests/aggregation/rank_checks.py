@@ -32,7 +32,7 @@ def average(averager: Aggregator, row: Tensor, mine: Tensor, chunk: int, last: b
     chunks = mine.split(chunk) if len(mine) else ()
     for number, params in enumerate(chunks):
         averager.accumulate(params, last=last and number == len(chunks) - 1)
-    averager.start(row.clone())  # where the mean may be put
+    averager.start(row.clone(), clients)  # where the mean may be put
     return averager.finish()
 
 
@@ -221,7 +221,7 @@ def looking_changes_nothing(rank: int, size: int) -> None:
         if rank == 0:
             averager.accumulate(params, last=True)
         averager.partial_sums()
-        averager.start(row.clone())
+        averager.start(row.clone(), clients)
         assert torch.equal(averager.finish(), straight_on)
 
 
@@ -252,7 +252,7 @@ def a_rank_that_is_gone_is_an_error(rank: int, size: int) -> None:
     dist.barrier()
     if rank < size - 1:
         averager.accumulate(clients_of(row, 1), last=True)
-        averager.start(row)
+        averager.start(row, clients)
         with pytest.raises(RuntimeError):
             averager.finish()
     dist.destroy_process_group()

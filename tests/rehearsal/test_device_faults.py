@@ -130,7 +130,7 @@ def test_sums_of_a_fixed_order_take_bounded_memory_on_a_device(
             torch.zeros_like(params[0]), clients, nodes=[0], rank=0, bucket_mb=25, reduce_order="fixed"
         )
         averager.accumulate(params, last=True)
-        averager.start(torch.zeros_like(params[0]))
+        averager.start(torch.zeros_like(params[0]), clients)
         return averager.finish().cpu()
 
     with rehearsed() as device:

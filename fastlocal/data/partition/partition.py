@@ -80,6 +80,18 @@ class Partition:
             raise IndexError(f"client {client} of {self.clients}")
         return self.indices[self.offsets[client] : self.offsets[client + 1]]
 
+    def substitutes(self, samples: int) -> Int64:
+        """Return the next sample of the same client for each of `samples` samples, int64 [samples].
+
+        A client's last sample is followed by its first, one that nobody owns by the next in order.
+        """
+        following = (np.arange(samples) + 1) % max(samples, 1)
+        after = np.roll(self.indices, -1)
+        filled = self.sizes > 0
+        after[self.offsets[1:][filled] - 1] = self.indices[self.offsets[:-1][filled]]
+        following[self.indices] = after
+        return following
+
     def without_small(self, least: int) -> Partition:
         """Return this partition without the clients that have fewer than `least` samples."""
         kept = self.sizes >= least

@@ -64,6 +64,7 @@ def _streaming(split: AnySplit, config: SourceConfig, *, augment: bool) -> Strea
         prefetch=config.prefetch,
         drawer=samples if isinstance(samples, Cropper) else SampleKeys(config.seed),
         on_bad_sample=config.on_bad_sample,
+        substitutes=config.substitutes,
     )
     if isinstance(samples, MapSplit) and samples.randomness is not None:
         try:

@@ -6,11 +6,12 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastlocal.common.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from ..types import DataSet
@@ -28,6 +29,7 @@ class SourceConfig:
         workers: Processes or threads that decode.
         prefetch: Batches decoded ahead.
         on_bad_sample: End the run at a sample that cannot be decoded, or take the next one.
+        substitutes: int64 [samples], the next one of each training sample; None: the next in order.
         mean: Per channel in units of 1, or None.
         std: Per channel in units of 1, or None.
         seed: Seed of the run.
@@ -44,6 +46,7 @@ class SourceConfig:
     seed: int
     device: torch.device
     dtype: torch.dtype
+    substitutes: np.ndarray[Any, np.dtype[np.int64]] | None = None
 
 
 def choose_kind(kind: str, data: DataSet, device: torch.device) -> str:

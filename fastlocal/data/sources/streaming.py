@@ -43,6 +43,7 @@ class StreamingSource:
         prefetch: Batches in decoding or decoded, beside those that callers wait for.
         drawer: Draws the boxes that the engine cuts, or keys of a Dataset's random numbers.
         on_bad_sample: End the run at a sample that cannot be decoded, or replace it by the next good one.
+        substitutes: The next sample of each, or None for the next in order.
     """
 
     resident = False
@@ -59,12 +60,14 @@ class StreamingSource:
         prefetch: int,
         drawer: Drawer,
         on_bad_sample: Literal["stop", "skip"],
+        substitutes: Ints | None = None,
     ) -> None:
         self.engine, self.layout = engine, layout
         self.mean, self.std = mean, std
         self.device, self.dtype = device, dtype
         self.index_device = torch.device("cpu")
         self.prefetch, self.on_bad_sample = prefetch, on_bad_sample
+        self._substitutes = substitutes
         self.drawer = drawer
         self.ahead = 0
         self.max_ahead = 0
@@ -233,11 +236,18 @@ class StreamingSource:
                 if len(self._bad) < MAX_NAMED:
                     self._messages.append(f"{bad}; the next sample takes its place (--on-bad-sample skip)")
                 self._bad.add(index)
-                if len(self._bad) == len(self):
-                    raise UsageError(f"{bad}; nor can any other sample")
                 if self._next_good is None:
                     self._next_good = np.arange(len(self))
-                self._next_good[index] = (index + 1) % len(self)
+                following = self._next_good[index] = self._following(index)
+                while following in self._bad and following != index:
+                    following = self._following(int(following))
+                if following == index:
+                    whose = "" if self._substitutes is None else " of its client"
+                    raise UsageError(f"{bad}; nor can any other sample{whose}")
+
+    def _following(self, index: int) -> int:
+        """Return the sample that takes the place of a bad one."""
+        return (index + 1) % len(self) if self._substitutes is None else int(self._substitutes[index])
 
     def _decodable(self, ids: Ints) -> Ints:
         """Replace samples known to be bad by the next good ones."""
