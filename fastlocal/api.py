@@ -88,9 +88,9 @@ def train(
     Args:
         model: Any module. Its parameters that require a gradient are trained, in float32 unless `precision` is set.
         train: (inputs [n, ...], targets [n, ...]) as tensors or arrays, or a map-style Dataset of such pairs, or
-            `fastlocal.per_client` of one of these per client. Inputs reach the model unchanged; uint8 images [n, channels, height, width] are normalised if the settings `mean`
-            and `std` are given; integer labels of any type become int64. Datasets are read by `nw` worker processes,
-            which seed torch, NumPy and random before each sample.
+            `fastlocal.per_client` of one of these per client. Inputs reach the model unchanged; uint8 images [n,
+            channels, height, width] are normalised if `mean` and `std` are set; integer labels of any type become
+            int64. Datasets are read by `nw` processes, which seed torch, NumPy and random before each sample.
         test: The test samples, in the format of `train`.
         clients: Number of clients, or of those that take part in a round if the `partition` has more.
         local_steps: Local steps per round.

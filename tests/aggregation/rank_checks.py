@@ -28,7 +28,7 @@ def start(n_params: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(n_params, generator=torch.Generator().manual_seed(n_params), dtype=dtype)
 
 
-def average(averager: Aggregator, row: Tensor, mine: Tensor, chunk: int, last: bool) -> Tensor:
+def average(averager: Aggregator, row: Tensor, mine: Tensor, chunk: int, last: bool, clients: int) -> Tensor:
     chunks = mine.split(chunk) if len(mine) else ()
     for number, params in enumerate(chunks):
         averager.accumulate(params, last=last and number == len(chunks) - 1)
@@ -60,7 +60,7 @@ def every_element_once(rank: int, size: int) -> None:
         given = split_contiguous(clients, rank, size)
         averager = make_averager(row, clients, nodes=[0] * size, rank=rank, bucket_mb=bucket / MIB)
         for chunk, last in ((1, False), (2, True), (clients, True)):
-            mean = average(averager, row, params[given.start : given.stop], chunk, last)
+            mean = average(averager, row, params[given.start : given.stop], chunk, last, clients)
             far = (mean.double() - exact).abs() / exact.abs().clamp(min=1e-3)
             assert far.max() <= torch.finfo(dtype).eps, (n_params, bucket, chunk, last, far.max())
             assert alike(mean)
@@ -72,8 +72,8 @@ def nearer_than_sums_in_float32(rank: int, size: int) -> None:
     params = clients_of(row, 8)
     mine = params[2 * rank : 2 * rank + 2]
     averager = make_averager(row, 8, nodes=[0] * size, rank=rank, bucket_mb=0.1)
-    ours = average(averager, row, mine, 2, True).to(row.dtype)
-    alone = average(make_averager(row, 8, nodes=[0], rank=0, bucket_mb=25), row, params, 8, True).to(row.dtype)
+    ours = average(averager, row, mine, 2, True, 8).to(row.dtype)
+    alone = average(make_averager(row, 8, nodes=[0], rank=0, bucket_mb=25), row, params, 8, True, 8).to(row.dtype)
     summed = (mine.double().sum(dim=0) / 8).float()
     dist.all_reduce(summed)
     assert (ours != alone).float().mean() < 1e-3 < 0.1 < (summed != alone).float().mean()
@@ -88,7 +88,7 @@ def nodes_are_equal(rank: int, size: int) -> None:
     for nodes in ([0, 0, 1, 1][:size], [1, 0, 1, 0][:size], [0, 1, 1, 1][:size]):
         averager = make_averager(row, 7, nodes=nodes, rank=rank, bucket_mb=400 / MIB)
         for _ in range(2):
-            mean = average(averager, row, params[given.start : given.stop], 2, True)
+            mean = average(averager, row, params[given.start : given.stop], 2, True, 7)
             assert (mean.double() - exact).abs().max() < 1e-6
             assert alike(mean)
 
@@ -98,7 +98,7 @@ def goes_on_from_saved_sums(rank: int, size: int) -> None:
     row = start(1_009)
     params = clients_of(row, 6)
     before = [make_averager(row, 6, nodes=[0] * size, rank=rank, bucket_mb=25) for _ in range(2)]
-    average(before[0], row, params[:3], 3, False)  # sums of an earlier round have to be gone
+    average(before[0], row, params[:3], 3, False, 6)  # sums of an earlier round have to be gone
     for averager, part in zip(before, (slice(0, 1), slice(1, 3)), strict=True):
         averager.accumulate(params[part], last=True)
     saved = {name: value + before[1].partial_sums()[name] for name, value in before[0].partial_sums().items()}
@@ -106,7 +106,7 @@ def goes_on_from_saved_sums(rank: int, size: int) -> None:
     if rank == 0:
         for name, value in after.partial_sums().items():
             value.copy_(saved[name])
-    mean = average(after, row, params[3:] if rank == size - 1 else params[:0], 2, True)
+    mean = average(after, row, params[3:] if rank == size - 1 else params[:0], 2, True, 6)
     assert (mean.double() - params.double().mean(dim=0)).abs().max() < 1e-6
     assert alike(mean)
 
@@ -120,7 +120,7 @@ def fixed_order(rank: int, size: int) -> None:
         params[-1, :5] = torch.tensor([1.0, 2.0**24, -0.0, -3e7, torch.inf])
         given = split_contiguous(clients, rank, size)
         alone = make_averager(row, clients, nodes=[0], rank=0, bucket_mb=25, reduce_order="fixed")
-        expected = average(alone, row, params, clients, False).clone()
+        expected = average(alone, row, params, clients, False, clients).clone()
         assert expected[3:5].isnan().all() and not expected[5:].isnan().any()
         exact = params.double().mean(dim=0)
         exact[3:5] = expected[3:5] = 0
@@ -128,7 +128,7 @@ def fixed_order(rank: int, size: int) -> None:
         for nodes in ([0] * size, [0, 0, 1, 1][:size]):
             averager = make_averager(row, clients, nodes=nodes, rank=rank, bucket_mb=800 / MIB, reduce_order="fixed")
             for chunk, last in ((1, True), (2, False), (3, True)):
-                mean = average(averager, row, params[given.start : given.stop], chunk, last)
+                mean = average(averager, row, params[given.start : given.stop], chunk, last, clients)
                 mean[3:5] = mean[3:5].masked_fill(mean[3:5].isnan(), 0)
                 assert torch.equal(mean, expected), (n_params, nodes, chunk)
 
@@ -152,7 +152,7 @@ def sixteen_bits_track(rank: int, size: int) -> None:
                 )
                 for _ in range(rounds):
                     mine = row + pull * (targets - row)[given.start : given.stop]
-                    row = average(averager, row, mine, 2, True).clone()
+                    row = average(averager, row, mine, 2, True, clients).clone()
                     full = full + pull * (targets.mean(dim=0) - full)
                     for value in () if feedback else averager.error_feedback().values():
                         value.zero_()
@@ -169,17 +169,17 @@ def owed_goes_on(rank: int, size: int) -> None:
     averagers = [
         make_averager(row, size, nodes=[0] * size, rank=rank, bucket_mb=120 / MIB, wire_format="bf16") for _ in range(3)
     ]
-    average(averagers[0], row, mine, 1, True)
+    average(averagers[0], row, mine, 1, True, size)
     owed = averagers[0].error_feedback()["owed to the mean"].clone()
     assert owed.any()
     averagers[1].error_feedback()["owed to the mean"].copy_(owed)
-    again = [average(averager, row, mine, 1, True).clone() for averager in averagers[:2]]
+    again = [average(averager, row, mine, 1, True, size).clone() for averager in averagers[:2]]
     assert torch.equal(*again)
     together = owed.clone()
     dist.all_reduce(together)
     if rank == 0:
         averagers[2].error_feedback()["owed to the mean"].copy_(together)
-    elsewhere = average(averagers[2], row, mine, 1, True)
+    elsewhere = average(averagers[2], row, mine, 1, True, size)
     assert (elsewhere - again[0]).abs().max() < 2e-5
     exact = params.mean(dim=0) + together / size
     assert (elsewhere - exact).abs().max() < 2e-5
@@ -187,9 +187,9 @@ def owed_goes_on(rank: int, size: int) -> None:
     alone.load_residual(together)
     assert torch.equal(alone.error_feedback()["owed to the mean"], together)
     alone.accumulate(params[:1])
-    assert (average(alone, row, params[1:], size, True) - exact).abs().max() < 1e-6
+    assert (average(alone, row, params[1:], size, True, size) - exact).abs().max() < 1e-6
     assert not alone.error_feedback()
-    assert (average(alone, row, params, size, True) - params.mean(dim=0)).abs().max() < 1e-6
+    assert (average(alone, row, params, size, True, size) - params.mean(dim=0)).abs().max() < 1e-6
 
 
 def extremes_in_sixteen_bits(rank: int, size: int) -> None:
@@ -201,12 +201,12 @@ def extremes_in_sixteen_bits(rank: int, size: int) -> None:
             averager = make_averager(
                 row, size, nodes=[0] * size, rank=rank, bucket_mb=100 / MIB, wire_format=wire_format
             )
-            mean = average(averager, row, mine, 1, True).clone()
+            mean = average(averager, row, mine, 1, True, size).clone()
             exact = scale * clients_of(torch.zeros(37), size).mean(dim=0) * 1e3
             assert (mean - exact).abs().max() <= 2**-7 * exact.abs().max()
             lost = mine.clone()
             lost[0, rank] = torch.nan if rank else torch.inf
-            mean = average(averager, row, lost, 1, True)
+            mean = average(averager, row, lost, 1, True, size)
             assert not mean[:size].isfinite().any()
             assert alike(mean.nan_to_num())
 
@@ -217,7 +217,7 @@ def looking_changes_nothing(rank: int, size: int) -> None:
         row = start(20_011, dtype)
         params = clients_of(row, clients)
         averager = make_averager(row, clients, nodes=[0] * size, rank=rank, bucket_mb=70_001 / MIB)
-        straight_on = average(averager, row, params if rank == 0 else params[:0], clients, True).clone()
+        straight_on = average(averager, row, params if rank == 0 else params[:0], clients, True, clients).clone()
         if rank == 0:
             averager.accumulate(params, last=True)
         averager.partial_sums()
@@ -252,7 +252,7 @@ def a_rank_that_is_gone_is_an_error(rank: int, size: int) -> None:
     dist.barrier()
     if rank < size - 1:
         averager.accumulate(clients_of(row, 1), last=True)
-        averager.start(row, clients)
+        averager.start(row, size)
         with pytest.raises(RuntimeError):
             averager.finish()
     dist.destroy_process_group()

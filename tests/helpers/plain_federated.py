@@ -1,0 +1,197 @@
+"""Federated training in plain torch, client by client: the judge of cohorts, own samples, weights and servers.
+
+It shares nothing with fastlocal: generator, permutations, cohorts and the equations of servers are stated here
+a second time, one number at a time. Each client is a module of its own with a torch.optim.SGD.
+"""
+
+from __future__ import annotations
+
+import bisect
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MASK = 2**32 - 1
+EPOCH, COHORT, DROP = 6, 7, 8
+
+
+def philox(counter: tuple[int, int, int, int], seed: int) -> tuple[int, int, int, int]:
+    """Philox4x32-10 (Salmon et al. 2011)."""
+    a, b, c, d = counter
+    k0, k1 = seed & MASK, seed >> 32
+    for _ in range(10):
+        p, q = a * 0xD2511F53, c * 0xCD9E8D57
+        a, b, c, d = q >> 32 ^ b ^ k0, q & MASK, p >> 32 ^ d ^ k1, p & MASK
+        k0, k1 = (k0 + 0x9E3779B9) & MASK, (k1 + 0xBB67AE85) & MASK
+    return a, b, c, d
+
+
+def permuted(seed: int, purpose: int, client: int, step: int, size: int, place: int) -> int:
+    """Entry `place` of the keyed permutation of range(size)."""
+    keys = [
+        word
+        for call in range(6)
+        for word in philox((call, client, step & MASK, (step >> 32 << 8 | purpose) & MASK), seed)
+    ]
+    bits = (size - 1).bit_length()
+    low_bits = bits // 2
+    while True:
+        low, high = place % 2**low_bits, place // 2**low_bits
+        for number, key in enumerate(keys):
+            word = (low if number % 2 == 0 else high) ^ key
+            for multiplier in (0x85EBCA6B, 0xC2B2AE35):
+                word = (word ^ word >> 16) * multiplier & MASK
+            word ^= word >> 16
+            if number % 2 == 0:
+                high ^= word % 2 ** (bits - low_bits)
+            else:
+                low ^= word % 2**low_bits
+        place = high * 2**low_bits + low
+        if place < size:
+            return place
+
+
+@dataclass(frozen=True)
+class Federation:
+    """What a run leaves open; names are those of the settings."""
+
+    owned: Sequence[Sequence[int]]
+    clients: int
+    rounds: int = 4
+    local_steps: int = 3
+    batch_size: int = 4
+    lr: float = 0.1
+    momentum: float = 0.9
+    seed: int = 5
+    cohort_sampling: str = "uniform"
+    available: Sequence[Sequence[int]] = ()
+    clients_drop: float = 0.0
+    client_epochs: str = "restart"
+    client_weights: Sequence[float] | str = "examples"
+    client_state: str = "reset"
+    factor: Callable[[int], float] = field(default=lambda number: 1.0)
+
+    def cohort(self, number: int) -> dict[int, int]:
+        """The clients of a round, counted from 1, and how often each was drawn."""
+        size, each = len(self.owned), range(self.clients)
+        words = [philox((place, 0, number, COHORT), self.seed)[0] for place in each]
+        if self.cohort_sampling == "replacement":
+            drawn = [word * size >> 32 for word in words]
+        elif self.cohort_sampling == "weighted":
+            ends = [sum(len(mine) for mine in self.owned[: client + 1]) for client in range(size)]
+            drawn = [bisect.bisect_right(ends, word * ends[-1] >> 32) for word in words]
+        elif self.cohort_sampling == "cyclic":
+            drawn = [((number - 1) * self.clients + place) % size for place in each]
+        else:
+            can = self.available[(number - 1) % len(self.available)] if self.available else range(size)
+            places = [permuted(self.seed, COHORT, 0, number, len(can), place) for place in each[: len(can)]]
+            drawn = [can[place] for place in places]
+        here = [
+            one for one in drawn if philox((0, one, number, DROP), self.seed)[0] >= round(self.clients_drop * 2**32)
+        ]
+        return {client: here.count(client) for client in sorted(here)}
+
+    def samples(self, client: int, number: int, taken: int) -> list[int]:
+        """The samples of a client in a round that it begins after `taken` steps."""
+        mine, found = self.owned[client], []
+        begin = taken * self.batch_size if self.client_epochs == "continue" else 0
+        for position in range(begin, begin + self.local_steps * self.batch_size):
+            epoch, within = divmod(position, len(mine))
+            key = epoch if self.client_epochs == "continue" else (number << 31) + epoch
+            found.append(mine[permuted(self.seed, EPOCH, client, key, len(mine), within)])
+        return found
+
+    def weights(self, cohort: dict[int, int]) -> list[float]:
+        raw = {
+            "examples": [len(self.owned[client]) for client in cohort],
+            "uniform": [1 for _ in cohort],
+        }
+        values = raw.get(str(self.client_weights)) or [self.client_weights[client] for client in cohort]
+        values = [value * times for value, times in zip(values, cohort.values(), strict=True)]
+        return [value / math.fsum(values) for value in values]
+
+
+def train(
+    module: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    plan: Federation,
+    server: Callable[[Tensor, Tensor, float], Tensor],
+) -> tuple[Tensor, list[float]]:
+    """Return the flat global model, and the mean training loss of each round."""
+    row = nn.utils.parameters_to_vector(module.parameters()).detach().clone()
+    momenta: dict[int, list[Tensor]] = {}
+    taken = [0] * len(plan.owned)
+    average: list[Tensor] | None = None
+    losses = []
+    for number in range(1, plan.rounds + 1):
+        cohort, ends, ended, found = plan.cohort(number), [], [], []
+        rate = plan.lr * plan.factor(number)
+        for client in cohort:
+            own = copy.deepcopy(module)
+            nn.utils.vector_to_parameters(row.clone(), own.parameters())
+            optimizer = torch.optim.SGD(own.parameters(), lr=rate, momentum=plan.momentum)
+            kept = {"keep": momenta.get(client), "average": average}.get(plan.client_state)
+            for parameter, buffer in zip(own.parameters(), kept or [], strict=False):
+                optimizer.state[parameter]["momentum_buffer"] = buffer.clone()
+            ids = torch.tensor(plan.samples(client, number, taken[client])).view(plan.local_steps, -1)
+            for batch in ids:
+                optimizer.zero_grad()
+                loss = F.cross_entropy(own(inputs[batch]), targets[batch])
+                loss.backward()
+                optimizer.step()
+                found.append(loss.item())
+            taken[client] += plan.local_steps
+            ends.append(nn.utils.parameters_to_vector(own.parameters()).detach())
+            if plan.momentum:
+                momenta[client] = [optimizer.state[one]["momentum_buffer"] for one in own.parameters()]
+                ended.append(momenta[client])
+        losses.append(sum(found) / max(len(found), 1))
+        if cohort:
+            weights = plan.weights(cohort)
+            mean = sum((weight * end for weight, end in zip(weights, ends, strict=True)), torch.zeros_like(row))
+            if ended:
+                average = [
+                    sum(w * own[at] for w, own in zip(weights, ended, strict=True)) for at in range(len(ended[0]))
+                ]  # type: ignore[misc]
+            row = server(row, mean, rate)
+    return row, losses
+
+
+def server_of(name: str, **settings: Any) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """A server optimizer with the settings' names without `server_`, from the papers' equations."""
+    state: dict[str, Any] = {"m": 0.0, "v": settings.get("accumulator", settings.get("tau", 0.0) ** 2), "t": 0}
+
+    def step(x: Tensor, mean: Tensor, rate: float) -> Tensor:
+        d, state["t"] = mean - x, state["t"] + 1
+        lr = settings.get("lr", 1.0)
+        if name == "none":
+            return mean
+        if name == "sgd":
+            return x + lr * d
+        if name in ("momentum", "nesterov"):
+            b = settings["momentum"]
+            state["m"] = b * state["m"] - d
+            return x - lr * (b * state["m"] - d if name == "nesterov" else state["m"])
+        if name == "slowmo":
+            state["m"] = settings["momentum"] * state["m"] + (x - mean) / rate
+            return x - lr * rate * state["m"]
+        b1, b2 = settings["beta1"], settings.get("beta2", 0.0)
+        state["m"] = b1 * state["m"] + (1 - b1) * d
+        state["v"] = {
+            "adam": lambda v: b2 * v + (1 - b2) * d**2,
+            "yogi": lambda v: v - (1 - b2) * d**2 * torch.sign(v - d**2),
+            "adagrad": lambda v: v + d**2,
+        }[name](state["v"])
+        m, v = state["m"], state["v"]
+        if settings.get("bias_correction"):
+            m, v = m / (1 - b1 ** state["t"]), v / (1 - b2 ** state["t"])
+        return x + lr * m / (torch.sqrt(v) + settings["tau"])
+
+    return step
