@@ -29,6 +29,7 @@ class Dropping(nn.Module):
 
 HARD = {"momentum": 0.9, "nesterov": True, "label_noise": True, "noise_p": 0.3, "aug": True}
 WARM = {"warm_up": True, "warmup_epochs": 1, "client_lr": None, "start_lr": 0.02, "decay1": 2, "gamma": 0.5, "step2": 3}
+OWNED = {"partition": "dirichlet", "alpha": 1.0, "population": 8, "rounds": 6, "momentum": 0.9, "aug": True}
 CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "batchnorm, everything": (lambda: small_models.make("batchnorm"), HARD | WARM | {"eval_on_start": True}),
     "replacement": (lambda: small_models.make("groupnorm"), HARD | {"replacement": True, "chunk": 1}),
@@ -38,6 +39,15 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
         WARM | {"schedule": "epochs", "momentum": 0.5, "step1": 5, "step2": 5, "decay1": 1, "decay2": 3, "epochs": 4},
     ),
     "seldom evaluated": (Dropping, {"eval_freq1": 4, "save_every": 1, "momentum": 0.9}),
+    "own samples, kept state": (
+        lambda: small_models.make("batchnorm"),
+        OWNED
+        | {"client_state": "keep", "client_epochs": "continue", "server_optimizer": "adam", "lr_schedule": "cosine"},
+    ),
+    "own samples, averaged state": (
+        lambda: small_models.make("groupnorm"),
+        OWNED | {"client_state": "average", "server_optimizer": "slowmo", "executor": "stacked", "precision": "fp64"},
+    ),
     "never evaluated": (lambda: small_models.make("odd"), {"eval_freq1": 1000, "save_every": 2}),
 }
 

@@ -1,0 +1,82 @@
+"""Runs of several processes whose clients own their samples, stopped within a round and continued on others."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoint.test_resume_ranks import within_a_round
+from tests.distributed.test_many_processes import assert_alike
+from tests.helpers.command_line import train_words
+from tests.helpers.fork_server import ForkedRun, ForkServer, wait_until
+from tests.helpers.run_files import difference, run_files
+
+PATIENCE_S = 120
+FLAGS = (
+    *("--partition", "iid", "--population", "13", "--clients", "6", "--batch-size", "4", "--rounds", "8", "--step1"),
+    *(
+        "12",
+        "--client-lr",
+        "0.1",
+        "--momentum",
+        "0.9",
+        "--precision",
+        "fp64",
+        "--chunk",
+        "1",
+        "--debug",
+        "--wd",
+        "0.01",
+    ),
+)
+KINDS = {
+    "kept": (
+        "--client-state",
+        "keep",
+        "--client-epochs",
+        "continue",
+        "--server-optimizer",
+        "adam",
+        "--clients-drop",
+        "0.2",
+    ),
+    "averaged": ("--client-state", "average", "--cohort-sampling", "replacement", "--server-optimizer", "nesterov"),
+}
+
+
+def begun(fork_server: ForkServer, data: Path, directory: Path, ranks: int, *flags: str) -> ForkedRun:
+    words = train_words(data, directory)
+    words = words[: words.index("--batch-size")]
+    return fork_server.start([*words, *FLAGS, *flags, "--continue"], directory.with_suffix(".log"), ranks)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_number_of_processes_from_any_stop(kind: str, fork_server: ForkServer, data: Path, tmp_path: Path) -> None:
+    """In a fixed order of reduction the files of 4 processes are those of 1, and of 2 that 3 continue, to the bit."""
+    flags = (*KINDS[kind], "--reduce-order", "fixed")
+    alone = tmp_path / "alone"
+    for directory, ranks in ((alone, 1), (tmp_path / "four", 4)):
+        assert begun(fork_server, data, directory, ranks, *flags).statuses() == [0] * ranks
+    assert_alike(tmp_path / "four", alone)
+    directory = next(
+        path for path in (tmp_path / str(i) for i in range(10)) if _stopped(fork_server, data, path, flags)
+    )
+    assert begun(fork_server, data, directory, 3, *flags).statuses() == [0, 0, 0]
+    found = difference(run_files(directory), run_files(alone)).removeprefix("differ: ")
+    assert found in ("", "resume.pt", "metrics.jsonl", "metrics.jsonl, resume.pt")
+    assert_alike(directory, alone)
+
+
+def _stopped(fork_server: ForkServer, data: Path, directory: Path, flags: tuple[str, ...]) -> bool:
+    """Start a run on two processes, and stop it; return whether it stopped within a round."""
+    process, log = begun(fork_server, data, directory, 2, *flags), directory / "steps.jsonl"
+    assert wait_until(
+        lambda: not process.running() or (log.exists() and log.read_bytes().count(b"\n") > 200), PATIENCE_S
+    )
+    time.sleep(0.015 * int(directory.name))
+    process.send(signal.SIGTERM)
+    assert process.statuses() in ([75, 75], [0, 0]), directory.with_suffix(".log").read_text()
+    return process.statuses()[0] == 75 and within_a_round(directory)
