@@ -24,6 +24,7 @@ COMMANDS = {
     "plan": "how much memory a run is going to take, and how many clients fit at once",
     "evaluate": "accuracy and loss of a stored model",
     "prepare": "write a data set to files that training reads fast",
+    "partition": "share the training samples of a data set out among clients",
     "recipes": "the named runs that train takes",
 }
 USAGE_STATUS, STOPPED_STATUS, FULL_DISK_STATUS, MISSING_STATUS = 2, 75, 1, 1

@@ -40,9 +40,10 @@ ROOMS = (
 )
 """A room imports rooms before it, and kernels. `__init__` looks up the public names when they are used."""
 
-OPTIONAL = ("ffcv", "h5py", "nvidia", "pyarrow", "safetensors", "tensorboard", "triton", "wandb")
+OPTIONAL = ("ffcv", "h5py", "matplotlib", "nvidia", "pyarrow", "safetensors", "tensorboard", "triton", "wandb")
 """Each is imported only in the files that are named after it."""
 NAMED_AFTER = {"nvidia": "dali"}
+COMMANDS = ("", "train", "profile", "verify", "plan", "evaluate", "prepare", "partition", "recipes")
 
 
 class Import(NamedTuple):
@@ -179,7 +180,7 @@ def test_importing_fastlocal_imports_no_torch() -> None:
     assert done.stdout.split()[1:] == ["False"], done.stderr
 
 
-@pytest.mark.parametrize("command", ["", "train", "profile", "verify", "plan", "evaluate", "prepare", "recipes"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_imports_no_torch(command: str) -> None:
     done = python("-X", "importtime", "-m", "fastlocal", *command.split(), "--help")
     assert done.returncode == 0, done.stderr.splitlines()[-1]

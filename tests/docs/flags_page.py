@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from fastlocal.commands.evaluate import EvaluateFlags
 from fastlocal.commands.flags import TrainFlags
+from fastlocal.commands.partition import PartitionFlags
 from fastlocal.commands.prepare import PrepareFlags
 from fastlocal.commands.verify import HELP
 from fastlocal.config.field_docs import field_docs
@@ -64,6 +65,7 @@ def page() -> str:
     parts += ["## Defaults of `--schedule epochs`\n", _changes(default("epochs"))]
     parts += ["## fastlocal evaluate\n", _sentence(EvaluateFlags.__doc__ or ""), _rows(EvaluateFlags)]
     parts += ["## fastlocal prepare\n", _sentence(PrepareFlags.__doc__ or ""), _rows(PrepareFlags)]
+    parts += ["## fastlocal partition\n", _sentence(PartitionFlags.__doc__ or ""), _rows(PartitionFlags)]
     parts += ["## fastlocal verify\n", "It takes the flags of `train` and these:\n", table(("flag", "meaning"), VERIFY)]
     parts += ["## Names in Python\n", "These arguments of `fastlocal.train` have other names than the flags.\n"]
     renamed: dict[str, list[str]] = {"clients": ["clients"]}

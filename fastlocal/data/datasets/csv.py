@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastlocal.data.datasets import DatasetSpec
 from fastlocal.data.tables.paths import split_files
-from fastlocal.data.tables.samples import from_columns, to_data_set
+from fastlocal.data.tables.samples import ColumnNames, from_columns, to_data_set
 from fastlocal.data.tables.text import read_csv
 from fastlocal.data.types import DataSet
 
@@ -18,9 +18,8 @@ def read(request: DatasetSpec) -> DataSet:
     Raises:
         UsageError: A file is missing or malformed; the message names its flag.
     """
-    columns = request.label_column, request.client_column
-    train, test = (
-        from_columns(origin, read_csv(origin, path, *columns), *columns)
-        for origin, path in split_files(request, (".csv",))
-    )
-    return to_data_set(request.name, train, test)
+    splits = []
+    for (origin, path), training in zip(split_files(request, (".csv",)), (True, False), strict=True):
+        roles = ColumnNames(request.label_column, request.client_column, training)
+        splits.append(from_columns(origin, read_csv(origin, path, roles), roles))
+    return to_data_set(request.name, *splits)

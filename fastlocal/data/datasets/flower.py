@@ -10,7 +10,7 @@ import numpy as np
 from fastlocal.common.errors import UsageError
 from fastlocal.data.datasets import DatasetSpec
 from fastlocal.data.install_hints import PYARROW
-from fastlocal.data.tables.samples import CLIENT_COLUMN, LABEL_COLUMN, from_columns, to_data_set
+from fastlocal.data.tables.samples import CLIENT_COLUMN, LABEL_COLUMN, ColumnNames, from_columns, to_data_set
 from fastlocal.data.types import DataSet
 
 
@@ -42,13 +42,14 @@ def read(request: DatasetSpec) -> DataSet:
     else:
         raise UsageError(f"{flag} {root}: has no test split; give one as --val-pth, a folder of save_to_disk")
     label = request.label_column or LABEL_COLUMN
+    roles = ColumnNames(label, None, training=False)
     trains = [folder / "train" if nested else folder for folder in folders]
     columns, sizes, names = read_folders(flag, trains, label)
     columns[CLIENT_COLUMN] = np.repeat(np.arange(len(trains)), sizes)
-    train = from_columns(f"{flag} {root}", columns, label, None, names)
+    train = from_columns(f"{flag} {root}", columns, roles, names)
     flag = flag if request.val_pth is None else "--val-pth"
     columns = read_folders(flag, tests, label)[0]
-    return to_data_set(request.name, train, from_columns(f"{flag} {tests[0]}", columns, label, None, names))
+    return to_data_set(request.name, train, from_columns(f"{flag} {tests[0]}", columns, roles, names))
 
 
 def _partitions(origin: str, root: Path) -> list[Path]:

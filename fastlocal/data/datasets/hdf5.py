@@ -16,11 +16,10 @@ def read(request: DatasetSpec) -> DataSet:
     Raises:
         UsageError: h5py or a file is missing, or a file is malformed; the message names its flag.
     """
+    files = split_files(request, (".h5", ".hdf5"))
     try:
         from fastlocal.data.tables.h5py_files import read_clients
     except ImportError:
         raise UsageError(f"--dataset {request.name} needs h5py; {H5PY}") from None
-    train, test = (
-        read_clients(origin, path, request.label_column) for origin, path in split_files(request, (".h5", ".hdf5"))
-    )
+    train, test = (read_clients(origin, path, request.label_column) for origin, path in files)
     return to_data_set(request.name, train, test)

@@ -72,7 +72,6 @@ def build(
             parts = _own(natural, min_client_size)
         elif Path(name).suffix or "/" in name or Path(name).exists():
             parts = Partition.load(name, samples=samples, flag=flag)
-            check_sizes(parts, min_client_size or 1, flag, "leave such clients out")
         else:
             close = nearest(name, ("shared", *NAMES))
             known = f"shared, {', '.join(NAMES)}, and .npz or .json files"
@@ -80,6 +79,8 @@ def build(
         if clients is not None and clients != parts.clients:
             raise UsageError(f"{flag}: has {parts.clients} clients, and {clients} were asked for; leave the number out")
     parts.check(samples, labels, flag=flag)
+    if min_client_size is not None:
+        check_sizes(parts, min_client_size, flag, "leave such clients out")
     return parts
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ class Samples:
         labels: Integers or texts [n].
         clients: Integers or texts [n], or None if the file names none.
         class_names: Names of integer labels, or None.
+        features: Names of the features, or None if inputs are no columns.
     """
 
     origin: str
@@ -41,6 +43,7 @@ class Samples:
     labels: Array
     clients: Array | None
     class_names: tuple[str, ...] | None = None
+    features: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         """Raise UsageError if there are no samples, or labels are neither integers nor texts."""
@@ -77,9 +80,9 @@ def to_inputs(origin: str, values: Array, *, flat_images: bool = False) -> Array
         values = values[:, None]
     elif flat_images and values.ndim == 2 and side**2 == values.shape[1] >= SMALLEST_SQUARE:
         levels = _to_levels(values.reshape(n, 1, side, side))
-        return values.reshape(n, 1, 1, -1).astype(np.float32) if levels is None else levels
+        return values.reshape(n, 1, 1, side**2).astype(np.float32) if levels is None else levels
     else:
-        return np.ascontiguousarray(values.reshape(n, 1, 1, -1), dtype=np.float32)
+        return np.ascontiguousarray(values.reshape(n, 1, 1, math.prod(values.shape[1:])), dtype=np.float32)
     levels = _to_levels(values)
     return np.ascontiguousarray(values, dtype=np.float32) if levels is None else levels
 
@@ -97,29 +100,48 @@ def _to_levels(values: Array) -> Array | None:
     return np.ascontiguousarray(values, dtype=np.uint8)
 
 
+@dataclass(frozen=True)
+class ColumnNames:
+    """Columns of a table that are no inputs.
+
+    Attributes:
+        label: --label-column, or None for "label".
+        client: --client-column, or None for "client", if there is one.
+        training: Whether the split needs the column of --client-column.
+    """
+
+    label: str | None
+    client: str | None
+    training: bool
+
+    def find(self, origin: str, names: Collection[str]) -> tuple[str, str | None]:
+        """Return the columns of labels and clients among `names`; raise UsageError if a needed one is missing."""
+        label, client = self.label or LABEL_COLUMN, self.client or CLIENT_COLUMN
+        for flag, name, needed in (
+            ("--label-column", label, True),
+            ("--client-column", client, self.training and self.client is not None),
+        ):
+            if needed and name not in names:
+                raise UsageError(f"{flag} {name}: {origin} has the columns {', '.join(names)[:200]}")
+        return label, client if client in names else None
+
+
 def from_columns(
-    origin: str,
-    columns: Mapping[str, Array],
-    label_column: str | None,
-    client_column: str | None,
-    class_names: tuple[str, ...] | None = None,
+    origin: str, columns: Mapping[str, Array], roles: ColumnNames, class_names: tuple[str, ...] | None = None
 ) -> Samples:
     """Make samples of the columns of a table: one column of arrays, or numbers of which each column is a feature.
 
     Args:
         origin: Flag and path, for messages.
         columns: Arrays [n] or [n, ...] by name.
-        label_column: --label-column; None: "label".
-        client_column: --client-column; None: "client" if there is one.
+        roles: Which columns hold labels and clients.
         class_names: Names of integer labels, or None.
     """
-    label = label_column or LABEL_COLUMN
-    for flag, name in (("--label-column", label), ("--client-column", client_column)):
-        if name is not None and name not in columns:
-            raise UsageError(f"{flag} {name}: {origin} has the columns {', '.join(map(str, columns))[:200]}")
-    clients = columns.get(client_column or CLIENT_COLUMN)
-    rest = {name: column for name, column in columns.items() if name not in (label, client_column or CLIENT_COLUMN)}
+    label, client = roles.find(origin, columns)
+    clients = None if client is None else columns[client]
+    rest = {name: column for name, column in columns.items() if name not in (label, client)}
     arrays = [name for name, column in rest.items() if column.ndim > 1]
+    features = None if len(arrays) == 1 else tuple(rest)
     if len(arrays) == 1:
         inputs = to_inputs(origin, rest[arrays[0]])
     else:
@@ -130,12 +152,16 @@ def from_columns(
             raise UsageError(f"{origin}: has no columns beside {', '.join(columns)}")
         inputs = to_inputs(origin, np.stack([column.astype(np.float32) for column in rest.values()], axis=1))
     if clients is not None and clients.dtype.kind not in "iuU":
-        raise UsageError(f"--client-column {client_column or CLIENT_COLUMN}: {origin} has {clients.dtype} there")
-    return Samples(origin, inputs, columns[label], clients, class_names)
+        raise UsageError(
+            f"--client-column {client}: {origin} has {clients.dtype} there; texts or integers are expected"
+        )
+    return Samples(origin, inputs, columns[label], clients, class_names, features)
 
 
 def to_data_set(name: str, train: Samples, test: Samples) -> DataSet:
     """Make a data set of two splits; text labels are numbered by their sorted names in the training split."""
+    if train.features is not None and test.features is not None:
+        test = _reordered(test, train.features)
     shapes = [(each.inputs.shape[1:], each.inputs.dtype) for each in (train, test)]
     if shapes[0] != shapes[1]:
         both = " and ".join(f"{dtype} {list(shape)}" for shape, dtype in shapes)
@@ -151,6 +177,16 @@ def to_data_set(name: str, train: Samples, test: Samples) -> DataSet:
     classes = max(int(max(labels.max() for labels in targets)) + 1, len(names or ()))
     own = None if train.clients is None else natural(train.clients, targets[0])
     return DataSet(name, splits[0], splits[1], classes, mean=None, std=None, class_names=names, natural=own)
+
+
+def _reordered(samples: Samples, features: tuple[str, ...]) -> Samples:
+    """Bring features into this order of their names."""
+    own = samples.features or ()
+    odd = sorted(set(own) ^ set(features))
+    if odd:
+        raise UsageError(f"{samples.origin}: training and test files differ in the column {odd[0]}")
+    places = [own.index(name) for name in features]
+    return dataclasses.replace(samples, inputs=np.ascontiguousarray(samples.inputs[..., places]), features=features)
 
 
 def _to_targets(samples: Samples, names: tuple[str, ...] | None) -> Array:

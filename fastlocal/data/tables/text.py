@@ -10,10 +10,10 @@ import numpy as np
 
 from fastlocal.common.errors import UsageError, one_line
 
-from .samples import CLIENT_COLUMN, LABEL_COLUMN, Array
+from .samples import Array, ColumnNames
 
 
-def read_csv(origin: str, path: Path, label_column: str | None, client_column: str | None) -> dict[str, Array]:
+def read_csv(origin: str, path: Path, roles: ColumnNames) -> dict[str, Array]:
     """Read the columns of a .csv file with a header: labels and clients as integers or texts, all others as float32.
 
     Raises:
@@ -24,7 +24,7 @@ def read_csv(origin: str, path: Path, label_column: str | None, client_column: s
             header = next(csv.reader(file), [])
         if len(set(header)) < len(header) or not header:
             raise UsageError(f"{origin}: its first line names no columns, or one twice")
-        words = {label_column or LABEL_COLUMN, client_column or CLIENT_COLUMN}
+        words = roles.find(origin, header)
         columns: dict[str, Array] = {}
         numbers = [place for place, name in enumerate(header) if name not in words]
         values = _load(path, numbers, np.dtype(np.float32)) if numbers else np.zeros((0, 0), np.float32)
