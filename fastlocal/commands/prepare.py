@@ -69,10 +69,13 @@ def run(argv: Sequence[str]) -> int:
     _check(flags)
 
     with defer_signals():
+        import torch
+
         from ..data import datasets
         from ..data.labels import refuse_empty_classes
         from ..data.preparing.beton import BetonSettings
         from ..data.preparing.run import Conversion, convert_dataset
+        from ..data.types import Split
         from ..kernels.cores import machine_cores
 
     start = time.perf_counter()
@@ -89,6 +92,8 @@ def run(argv: Sequence[str]) -> int:
             lazy=True,
         )
         data = _read(request)
+        if isinstance(data.train, Split) and data.train.inputs.dtype != torch.uint8:
+            raise UsageError(f"--dataset {flags.dataset}: holds features, not images; training reads it as it is")
         refuse_empty_classes(data, data_pth=flags.data_pth, train_pth=flags.train_pth)
         beton = BetonSettings(
             flags.write_mode, flags.max_resolution, flags.quality, flags.jpeg_share, flags.smart_threshold
