@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,18 @@ def test_a_missing_test_split_is_named(tmp_path: Path) -> None:
         load("client_folders", data_pth=str(tmp_path))
     with pytest.raises(UsageError, match="give the train hdf5 file"):
         load("hdf5", data_pth=None)
+
+
+@pytest.mark.parametrize(("name", "suffix", "package"), [("parquet", ".parquet", "pyarrow"), ("hdf5", ".h5", "h5py")])
+def test_a_missing_package_is_named(
+    name: str, suffix: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "test"):
+        (tmp_path / f"{split}{suffix}").touch()
+    monkeypatch.delitem(sys.modules, f"fastlocal.data.tables.{package}_files", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UsageError, match=rf"--dataset {name} needs {package}; .*'fastlocal\[{package}\]'"):
+        load(name, data_pth=str(tmp_path))
 
 
 @pytest.mark.needs("pyarrow", "h5py")

@@ -32,7 +32,7 @@ def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
 
 def test_every_example_has_a_test_here() -> None:
     untitled = [page.name for page in PAGES for block in blocks(page) if block.language == "python" and not block.title]
-    assert untitled == ["README.md", "python.md", "verify.md"]
+    assert untitled == ["README.md", "partitions.md", "python.md", "verify.md"]
 
 
 def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,6 +43,11 @@ def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`.*?) \|", text[text.index("| key | value |") :].partition("\n\n")[0], flags=re.MULTILINE)
     assert sorted(key.strip("`") for row in rows for key in row.split(", ")) == sorted(ended.history[-1])
+
+
+def test_the_example_of_the_page_on_partitions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = run("partitions.md", tmp_path, monkeypatch)["parts"]
+    assert fastlocal.partition.load(tmp_path / "parts.npz").sizes.tolist() == parts.sizes.tolist()
 
 
 def test_the_example_of_the_page_on_verify(

@@ -107,7 +107,7 @@ def _partition(
     if by_label and labels is None:
         raise UsageError(f"{flag}: needs labels, and the targets of this data set are none; use iid or quantity")
     parts: Partition = function(labels if by_label else samples, clients=clients, seed=seed, **given)
-    return dataclasses.replace(parts, meta={**parts.meta, "checksum": label_checksum(labels)})
+    return dataclasses.replace(parts, meta={**parts.meta, "checksum": parts.meta["checksum"] or label_checksum(labels)})
 
 
 def _own(natural: Partition | None, least: int | None) -> Partition:
