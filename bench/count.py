@@ -107,7 +107,7 @@ def count(step: Step, module: torch.nn.Module | None = None) -> tuple[Counts, in
 
 
 def _floor(counts: Counts, step: Step, n_params: int) -> int:
-    """Return the passes over activations, and those over the parameters: read, gradient written, three read, two written."""
+    """Return the passes over activations, and 7 over the parameters: forward, gradient, and 5 of the update."""
     return PASSES * counts.convolved + 7 * 4 * step.clients * n_params
 
 

@@ -34,7 +34,8 @@ from fastlocal.kernels.light_ops import FUNCTIONS
 from fastlocal.telemetry.trace import PREFIX
 from tests.rehearsal.cuda_api import build_hooks
 
-FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"} | {"detach", "alias", "lift_fresh", "_unsafe_view"}
+FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+FREE |= {"detach", "alias", "lift_fresh", "_unsafe_view"}
 """Operations without a launch, besides views."""
 HOST_READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount", "_unique2", "unique_dim"}
 """Operations whose result, or its size, the host waits for."""
@@ -195,7 +196,9 @@ def _leaves_device(inputs: list[Tensor], outputs: list[Tensor]) -> bool:
 
 def empty_like_module(module: nn.Module, device: torch.device) -> nn.Module:
     """Return a copy whose parameters and buffers are on the device and hold no values; within `counting`."""
-    memo: dict[int, Any] = {id(each): torch.empty(each.shape, dtype=each.dtype, device=device) for each in module.buffers()}
+    memo: dict[int, Any] = {
+        id(each): torch.empty(each.shape, dtype=each.dtype, device=device) for each in module.buffers()
+    }
     for each in module.parameters():
         memo[id(each)] = nn.Parameter(torch.empty(each.shape, device=device), each.requires_grad)
     return copy.deepcopy(module, memo)

@@ -48,11 +48,11 @@ def test_a_model_of_two_layers_counted_by_hand() -> None:
     # the sample numbers, and a client number and a step number for each client; a byte for each value
     assert moved("_gather_augment", 1) == (images // 4 + 8 * clients * (batch + 1) + 8, images)
     assert moved("_forward_kernel", 1) == (images + weights, hidden)
-    assert moved("_weight_grad_kernel", 1) == (images + hidden, weights)
+    assert moved("_weight_grad_kernel", 1) == (images + hidden, 4 * weights)  # of 512 pixels each, to be added
     assert counts.kind("_input_grad_kernel").launches == 0  # images need no gradient
     # of the outputs with the matrix, and the two products of the backward pass
     small, outputs = 4 * clients * matrix, 4 * clients * batch * classes
-    assert moved("bmm", 3) == (2 * (hidden + small) - small + small + 2 * outputs, outputs + hidden + small)
+    assert moved("bmm", 3) == (2 * (hidden + small + outputs), outputs + hidden + small)
     # parameters, momentum and gradients; the mask of the weight decay is one row, and there is a rate for each client
     assert moved("_client_sgd", 1) == (3 * row_bytes + 4 * n_params + 4 * clients, 2 * row_bytes)
     assert counts.host_reads == 0
