@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 BENCHES = {
+    "count": ("How many launches and bytes does a step on a GPU take? Needs none.", "10 s"),
     "throughput": ("How fast do executors train, beside loops over modules and plain vmap?", "10 min"),
     "scaling": ("Does a client-step cost the same with more clients, or more local steps?", "5 min"),
     "averaging": ("How long does averaging over ranks take, beside PyTorch's averager?", "3 min"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +35,11 @@ class Update:
         }
         self._decay_mask = problem.layout.decay_mask.to(source.device, source.dtype)
         self._places = problem.layout.places
-        self._decays = [problem.weight_decay * decays for decays in problem.layout.decays]
+
+    @functools.cached_property
+    def _decays(self) -> list[float]:
+        """The weight decay of each parameter; cached, because it reads the mask on the host."""
+        return [self._problem.weight_decay * decays for decays in self._problem.layout.decays]
 
     def __call__(self, params: Tensor, momentum: Tensor | None, grads: Tensor, learning_rates: Tensor) -> None:
         """Clip the gradients and take one SGD step for every client.
