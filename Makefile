@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# Debian packages with what the tests read and lay cables with, what FFCV is built with, and what `python3 -m venv` needs.
+# Debian packages with what the tests read, lay cables with and show pages in, what FFCV is built with, and what
+# `python3 -m venv` needs.
 FFCV_PACKAGES := g++ python3-dev pkg-config libopencv-dev libturbojpeg0-dev
-TEST_PACKAGES := dataset-fashion-mnist iproute2 $(FFCV_PACKAGES)
+TEST_PACKAGES := chromium dataset-fashion-mnist iproute2 $(FFCV_PACKAGES)
 VENV_PACKAGES := python3-venv
 
 # pip names a newer self otherwise; a user did not ask for that.

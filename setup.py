@@ -55,6 +55,7 @@ DEV = [
     "coverage>=7.10",
     "hypothesis>=6.100",
     "mypy>=1.15",
+    "playwright>=1.50",
     "pytest>=8",
     "pytest-xdist>=3.5",
     "ruff>=0.6",

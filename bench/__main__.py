@@ -11,10 +11,8 @@ BENCHES = {
     "averaging": ("How long does averaging over ranks take, beside PyTorch's averager?", "3 min"),
     "loading": ("How fast is each data source, beside a DataLoader and FFCV's loader?", "3 min"),
     "memory": ("How good are predictions of peak memory?", "4 min"),
-    "popular_modules": ("Which popular modules train as in a plain loop, and which are refused?", "40 min"),
     "gpu_suite": ("Everything that a GPU can show: checks, training, kernels, targets.", "5 min"),
     "kernels": ("How near are the Triton kernels to the bandwidth of a copy? Needs a GPU.", "7 min"),
-    "device_tests": ("Do the kernels' tests pass on this GPU? Part of gpu_suite.", "5 min"),
     "plot": ("The figure of throughput.csv.", "1 s"),
 }
 """Question and approximate time of each bench, on two cores, or on a GPU if it needs one."""

@@ -93,7 +93,7 @@ PARTS = (
     _timing("conv2d_clients", 40),
     _timing("conv2d_clients_input_grad", 40),
     _timing("conv2d_clients_weight_grad", 40),
-    Part("kernel tests", ("-m", "bench.device_tests", *OUT), 60),
+    Part("kernel tests", ("-m", "tests.kernels.on_device", *OUT), 60),
     _timing("norm_act", 30),
     _timing("norm_act_backward", 30),
     _timing("client_sgd_mean", 25),

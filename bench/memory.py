@@ -70,7 +70,7 @@ def run_case(one: MemoryCase) -> Row:
         config = one.case.config(Path(folder) / "run", **settings, rounds=2, eval_freq1=1)
         prepared = run_from_config(config, lambda text: None)
         plan, before = prepared.memory, peak_bytes()
-        train(prepared, overwrite=False, sinks=lambda directory: [])
+        train(prepared, overwrite=False, make_loggers=lambda directory: [])
     predicted, measured, torch_bytes = plan.needs.total(plan.chunk), peak_bytes(), plan.needs.torch
     return {
         "chunk": str(plan.chunk),

@@ -93,13 +93,13 @@ def run_fastlocal(case: TrainingCase, folder: Path, pipe: TextIO, settings: dict
     machine = prepared.config.machine
     resolved = {name: getattr(machine, name) for name in vars(machine) if name not in ("seed", "memory_limit")}
     first_round = prepare_run(case, folder / "first_round", **(settings | resolved | {"rounds": 1, "eval_freq1": 1}))
-    loop = train(first_round, overwrite=False, sinks=lambda directory: [])
+    loop = train(first_round, overwrite=False, make_loggers=lambda directory: [])
     torch.save(loop.global_model.flat_params.cpu(), folder / "params.pt")
     backend = f"{machine.executor}, chunk {machine.chunk}"
     if machine.executor == "stacked" and machine.conv_strategy != "auto":
         backend += f", {machine.conv_strategy}"
     with contextlib.suppress(KeyboardInterrupt):
-        train(prepared, overwrite=False, sinks=lambda directory: [RoundByRound(pipe, backend)])
+        train(prepared, overwrite=False, make_loggers=lambda directory: [RoundByRound(pipe, backend)])
 
 
 def make_task(case: TrainingCase, folder: Path) -> tuple[Task, Callable[[int], Tensor]]:

@@ -194,8 +194,13 @@ def train(
         if resume and prepared.stateful_loss:
             raise UsageError("resume: the loss keeps something from call to call, which no saved state holds")
         with closing(prepared):
-            sinks = partial(make_loggers, prepared.config.log, prepared.config.name, console=progress)
-            loop = train_prepared(prepared, overwrite=overwrite, sinks=sinks, resume=resume, words=to_python_names)
+            loop = train_prepared(
+                prepared,
+                overwrite=overwrite,
+                make_loggers=partial(make_loggers, prepared.config.log, prepared.config.name, console=progress),
+                resume=resume,
+                words=to_python_names,
+            )
             return Run(history=list(loop.history), model=final_model(loop), directory=loop.directory)
 
 

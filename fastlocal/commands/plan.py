@@ -1,4 +1,4 @@
-"""fastlocal plan: the memory of a run before its start."""
+"""fastlocal plan: the memory of a run before its start; and the plan that --dry-run prints."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .flags import parse
 
 if TYPE_CHECKING:
     from ..runs.build import PreparedRun
+    from ..schedule.rounds import Progress
 
 
 def run(argv: Sequence[str]) -> int:
@@ -45,3 +46,46 @@ def _print(prepared: PreparedRun) -> None:
     print(prepared.memory.table())
     for note in prepared.notes:
         print(note)
+
+
+def plan_text(prepared: PreparedRun) -> str:
+    """Format the resolved plan: clients, H per phase, rounds, decay rounds, rates and memory."""
+    from ..schedule.phases import decay_rounds
+
+    config, progress, data = prepared.config, prepared.progress, prepared.data
+    schedule = config.schedule
+    rows = [
+        ("model", f"{config.model.model}, {prepared.layout.n_params:,} trained parameters"),
+        ("data", f"{config.data.dataset}, {len(data.train)} training and {len(data.test)} test samples"),
+        ("clients", f"{config.clients}, {config.machine.chunk} resident at once"),
+        ("batch", f"{config.client.batch_size} per client, {config.client.total_batch_size} in all"),
+        ("steps", f"{progress.total_steps} local steps, {progress.steps_per_epoch} per epoch"),
+        ("H per phase", f"{schedule.step1}, {schedule.step2}, {schedule.step3}"),
+        ("rounds", _rounds(progress)),
+    ]
+    if progress.by_epochs:
+        rows.append(("decay epochs", f"{schedule.decay1}, {schedule.decay2}, {schedule.decay3}"))
+    else:
+        decays, end = decay_rounds(schedule, progress.steps_per_epoch), progress.count()
+        rows.append(("decay rounds", ", ".join(str(at) if at <= end else f"{at} (after the end)" for at in decays)))
+    rates = f"{progress.warm_up.start:g}"
+    if progress.warm_up.steps:
+        rates += f" to {progress.warm_up.peak:g} over {progress.warm_up.steps} steps"
+    rows.append(("rate", f"{rates}, x {config.sgd.gamma:g} at each decay"))
+    rows.append(("computed", f"{config.machine.executor} on {config.machine.device} in {config.machine.precision}"))
+    memory = prepared.memory
+    for what, size in memory.needs.parts(memory.chunk).items():
+        if size:
+            rows.append(("memory", f"{size / 2**20:,.1f} MiB {what}"))
+    rows.append(("memory", f"{memory.needs.total(memory.chunk) / 2**20:,.1f} MiB in all at the peak"))
+    rows += [("note", line) for line in prepared.notes]
+    return "\n".join(f"{name:<14}{value}" for name, value in rows)
+
+
+def _rounds(progress: Progress) -> str:
+    """Format the number of averages, and of the steps after the last one."""
+    last = [phase for phase in progress.phases if phase.first_step < progress.total_steps][-1]
+    remaining = (progress.total_steps - last.origin) % last.local_steps
+    if not remaining:
+        return str(progress.count())
+    return f"{progress.count() - 1}, then {remaining} local steps that are not averaged"

@@ -100,7 +100,7 @@ def _start(
     )
     stack.callback(prepared.close)
     if flags.dry_run:
-        from .plan_text import plan_text
+        from .plan import plan_text
 
         if world.is_rank0:
             print(plan_text(prepared))
@@ -112,7 +112,7 @@ def _start(
             loop = train(
                 prepared,
                 overwrite=flags.overwrite and not again,
-                sinks=partial(make_loggers, config.log, config.name, console=True),
+                make_loggers=partial(make_loggers, config.log, config.name, console=True),
                 resume=again,
                 eval_every=eval_every,
             )

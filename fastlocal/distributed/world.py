@@ -215,9 +215,9 @@ class World:
         """Let rank 0 leave last: it may keep the store."""
         with contextlib.suppress(RankMissing):
             client = self.watchdog.client(FAREWELL_S)
-            client.set(f"farewell/{self.rank}", "")
+            client.set(f"shutdown/{self.rank}", "")
             if self.is_rank0:
-                client.wait([f"farewell/{rank}" for rank in range(self.size)], "the end")
+                client.wait([f"shutdown/{rank}" for rank in range(self.size)], "the end")
 
 
 @contextlib.contextmanager

@@ -55,9 +55,9 @@ def choose_executor(config: RunConfig, requested: MachineConfig, problem: LocalP
         return _choose_untimed(config, requested, problem, options, budget), []
     path, key = cache_file("tuning.json"), _key(config, requested, problem, options)
     cached = disk_cache.get(path, key)
-    if isinstance(cached, dict) and cached.get("fastest") in options and isinstance(cached.get("by_rule"), float):
-        if not worthwhile(budget, cached["by_rule"], machine.tune_seconds):
-            return _choose_untimed(config, requested, problem, options, budget, cached["by_rule"]), []
+    if isinstance(cached, dict) and cached.get("fastest") in options and isinstance(cached.get("default_s"), float):
+        if not worthwhile(budget, cached["default_s"], machine.tune_seconds):
+            return _choose_untimed(config, requested, problem, options, budget, cached["default_s"]), []
         fastest = cached["fastest"]
         note = f"{_flags(fastest)}: the fastest when it was timed, says {path}"
         return _with_executor(config, requested, problem, fastest), [note]
@@ -72,7 +72,7 @@ def choose_executor(config: RunConfig, requested: MachineConfig, problem: LocalP
     if not timings:
         return _choose_untimed(config, requested, problem, options, budget, seconds), []
     default = next(timing.seconds for timing in timings if timing.values == options[0])
-    stored = disk_cache.put(path, key, {"fastest": dict(timings[0].values), "by_rule": default})
+    stored = disk_cache.put(path, key, {"fastest": dict(timings[0].values), "default_s": default})
     return _with_executor(config, requested, problem, timings[0].values), _table(timings, path if stored else None)
 
 

@@ -35,7 +35,7 @@ def train(
     prepared: PreparedRun,
     *,
     overwrite: bool,
-    sinks: Callable[[Path], Sequence[Logger]],
+    make_loggers: Callable[[Path], Sequence[Logger]],
     resume: bool = False,
     eval_every: int | None = None,
     words: Callable[[str], str] = str,
@@ -45,7 +45,7 @@ def train(
     Args:
         prepared: The run.
         overwrite: Whether to start afresh in a directory that holds a run.
-        sinks: Makes the loggers other than metrics.jsonl, from the run directory.
+        make_loggers: Makes the loggers other than metrics.jsonl, from the run directory.
         resume: Whether to continue from the state saved in the directory; without a saved state the run starts over.
         eval_every: Rounds between evaluations that a profile assumes; None for those of the run.
         words: Rewrites flag names in messages.
@@ -61,7 +61,7 @@ def train(
     directory = Path(config.log.log_pth)
     if world.is_rank0:
         check_directory(directory, overwrite or resume)
-    others = Loggers(sinks(directory) if world.is_rank0 else [RankMessages(world.rank)], words)
+    others = Loggers(make_loggers(directory) if world.is_rank0 else [RankMessages(world.rank)], words)
     with ExitStack() as closing:
         closing.callback(others.close)
         if world.is_rank0:
@@ -98,7 +98,7 @@ def train(
         if config.log.profile:
             watch = profiler(config, prepared.problem, directory, others.message, eval_every)
             closing.callback(watch.close)
-            logger.sinks.append(watch)
+            logger.loggers.append(watch)
         loop = build_loop(prepared, logger, steps)
         closing.callback(loop.saver.close)
         if state is not None:

@@ -87,45 +87,45 @@ class Logger:
 
 
 class Loggers(Logger):
-    """Pass every call on to each of `sinks`, in order.
+    """Pass every call on to each of `loggers`, in order.
 
     Args:
-        sinks: The loggers.
+        loggers: The loggers.
         words: Translates each message, e.g. flags into arguments.
     """
 
-    def __init__(self, sinks: Sequence[Logger], words: Callable[[str], str] = str) -> None:
-        self.sinks = list(sinks)
+    def __init__(self, loggers: Sequence[Logger], words: Callable[[str], str] = str) -> None:
+        self.loggers = list(loggers)
         self._words = words
 
     def start(self, summary: RunSummary) -> None:
-        for sink in self.sinks:
-            sink.start(summary)
+        for logger in self.loggers:
+            logger.start(summary)
 
     def round(self, report: RoundReport) -> None:
-        for sink in self.sinks:
-            sink.round(report)
+        for logger in self.loggers:
+            logger.round(report)
 
     def evaluation(self, row: dict[str, Any]) -> None:
-        for sink in self.sinks:
-            sink.evaluation(row)
+        for logger in self.loggers:
+            logger.evaluation(row)
 
     def checkpoint(self, path: Path) -> None:
-        for sink in self.sinks:
-            sink.checkpoint(path)
+        for logger in self.loggers:
+            logger.checkpoint(path)
 
     def message(self, text: str) -> None:
-        for sink in self.sinks:
-            sink.message(self._words(text))
+        for logger in self.loggers:
+            logger.message(self._words(text))
 
     def state(self) -> dict[str, Any]:
-        return {name: value for sink in self.sinks for name, value in sink.state().items()}
+        return {name: value for logger in self.loggers for name, value in logger.state().items()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        for sink in self.sinks:
-            sink.restore(state)
+        for logger in self.loggers:
+            logger.restore(state)
 
     def close(self) -> None:
         with ExitStack() as stack:  # closes all of them even if one fails
-            for sink in reversed(self.sinks):
-                stack.callback(sink.close)
+            for logger in reversed(self.loggers):
+                stack.callback(logger.close)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import device_tests, gpu_suite, processes
+from bench import gpu_suite, processes
 from bench import kernels as bench
 from bench.common import Row, read_rows, write_rows
 from bench.gpu_parts import ESSENTIAL, PARTS, Part, select_parts
@@ -20,6 +20,7 @@ from bench.gpu_suite import MIN_SECONDS, SECONDS, Suite, fill
 from bench.processes import ProgramResult
 from bench.targets import TARGETS
 from fastlocal import cli, kernels
+from tests.kernels import on_device
 
 TOGETHER = [part for part in PARTS if part.together]
 NO_TIME = "no time was left"
@@ -198,16 +199,16 @@ def test_a_file_of_tests_is_counted(tmp_path: Path) -> None:
         "import pytest\ndef test_a(): pass\ndef test_b(): assert 1 == 2, 'not so'\n"
         "@pytest.mark.skip\ndef test_c(): pass\n"
     )
-    row = device_tests.run_file(tests, 60.0)
+    row = on_device.run_file(tests, 60.0)
     assert (row["passed"], row["failed"], row["skipped"]) == ("1", "1", "1")
     assert row["first"].startswith("test_b: AssertionError: not so")
     tests.write_text("import no_such_module\n")
-    assert device_tests.run_file(tests, 60.0)["failed"] == "1"
-    assert all((device_tests.ROOT / "tests" / name).is_file() for name in device_tests.FILES)
+    assert on_device.run_file(tests, 60.0)["failed"] == "1"
+    assert all((on_device.ROOT / "tests" / name).is_file() for name in on_device.FILES)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("main", [bench.main, gpu_suite.main, device_tests.main])
+@pytest.mark.parametrize("main", [bench.main, gpu_suite.main, on_device.main])
 def test_without_a_gpu_one_line_says_so(
     main: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,7 +52,7 @@ def test_the_next_run_is_not_interrupted(tmp_path: Path) -> None:
             config = RunConfig().with_values(**RUN, log_pth=str(tmp_path / name), grace=0.0)
             ready = build_run(config, small_models.images(), small_models.Wide, cross_entropy, model_flag="model")
             with outcome:
-                train(ready, overwrite=False, sinks=lambda path, logger=logger: [logger])
+                train(ready, overwrite=False, make_loggers=lambda path, logger=logger: [logger])
     finally:
         signal.signal(signal.SIGINT, usual)
 

@@ -166,7 +166,7 @@ def test_what_dali_cannot_decode_is_named_skipped_or_read_by_pillow(files: list[
         assert torch.allclose(source.batch(gif, client, 0).inputs, workers.batch(gif, client, 0).inputs, atol=0.3)
         with pytest.raises(UsageError, match=r"002.jpg cannot be decoded .*--on-bad-sample skip"):
             source.batch(torch.tensor([[1, 2]]), client, 0)
-        source.on_bad_sample = workers.on_bad_sample = "skip"
+        source.bad_samples.policy = workers.bad_samples.policy = "skip"
         found, expected = (each.batch(torch.tensor([[2, 7]]), client, 0) for each in (source, workers))
     assert torch.equal(found.targets, expected.targets) and found.targets.tolist() == [[3, 7]]
 
@@ -183,7 +183,7 @@ def test_damaged_jpegs_in_a_beton_are_named_or_skipped(files: list[Path], mixed:
     with sources.source_of("ffcv", split) as source:
         with pytest.raises(UsageError, match=r"sample 5 of .*train.beton cannot be decoded .*--on-bad-sample skip"):
             source.batch(ids, client, 0)
-        source.on_bad_sample = "skip"
+        source.bad_samples.policy = "skip"
         found = source.batch(ids, client, 0)
         expected = source.batch(torch.tensor([[6, 7]]), client, 0)
     assert torch.equal(found.inputs, expected.inputs) and found.targets.tolist() == [[6, 7]]
@@ -214,7 +214,7 @@ def test_no_decoder_cuts_what_another_refuses(kind: str, files: list[Path], raw:
     with sources.source_of(kind, StoredSplit(images, torch.arange(len(files)), None)) as source:
         with pytest.raises(UsageError, match=r"cannot be decoded \(it is \d+x\d+ pixels"):
             source.read_range(0, 2)
-        source.on_bad_sample = "skip"
+        source.bad_samples.policy = "skip"
         assert source.read_range(0, 2).targets.tolist() == [0, 0]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = "bench/results/cpu/"
@@ -20,6 +21,8 @@ def on_files(files: Files, *, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **about: Any) -> str:
-    """Return a page with figures where the site has them."""
+def on_page_markdown(markdown: str, *, page: Page, **about: Any) -> str:
+    """Return a page with figures where the site has them; one without headings gives the list of them its width."""
+    if "\n## " not in markdown:
+        page.meta["hide"] = ["toc"]
     return markdown.replace(f"](../{FIGURES}", f"]({FIGURES}")

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from tests.docs.pages import PAGES, ROOT
+from tests.helpers.browser import DESKTOP, PHONE, chromium, overflow, served, watched
 
 pytestmark = [pytest.mark.needs("mkdocs", "material")]
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
@@ -103,3 +104,21 @@ def _anchors(pages: dict[Path, Page], target: Path) -> set[str]:
 
 def test_nothing_is_loaded_from_elsewhere(pages: dict[Path, Page]) -> None:
     assert [link for page in pages.values() for link in page.loaded if urlsplit(link).netloc] == []
+
+
+@pytest.mark.needs("playwright")
+def test_a_browser_shows_every_page_without_an_error_at_the_width_of_a_phone(pages: dict[Path, Page]) -> None:
+    """Nothing is cut off: what is wider than the window can be scrolled by itself."""
+    cut = "table.offsetWidth > table.parentElement.clientWidth"
+    fixed = "getComputedStyle(table.parentElement).overflowX != 'auto'"
+    any_cut = f"() => [...document.querySelectorAll('article table')].some(table => {cut} && {fixed})"
+    with served(next(iter(pages)).parent) as address, chromium() as browser:
+        for width, height in (DESKTOP, PHONE):
+            page = browser.new_page(viewport={"width": width, "height": height})
+            faults = watched(page)
+            for path in pages:
+                page.goto(f"{address}/{path.name}")
+                assert overflow(page) == [] and not page.evaluate(any_cut), (path.name, width)
+            assert faults == []
+        page.evaluate("() => document.body.insertAdjacentHTML('beforeend', '<p style=min-width:500px>wide')")
+        assert overflow(page) != [], "a paragraph of 500 pixels is not noticed"

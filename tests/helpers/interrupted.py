@@ -60,7 +60,7 @@ def run(folder: Path, module: nn.Module, data: DataSet, *loggers: Logger, resume
     with interruptible(to_the_end=False):
         ready = build_run(config, data, lambda: module, cross_entropy, model_flag="model")
         passes.begin()
-        return train(ready, overwrite=False, sinks=lambda path: list(loggers), resume=resume)
+        return train(ready, overwrite=False, make_loggers=lambda path: list(loggers), resume=resume)
 
 
 def continued(folder: Path, make: Callable[[], nn.Module], data: DataSet, moments: list[int], **values: Any) -> int:

@@ -167,7 +167,7 @@ def test_a_file_that_is_none(text: str, data: Path, own_cache: Path) -> None:
 def test_entries_of_another_kind(data: Path, own_cache: Path) -> None:
     prepared(data, *LONG)
     (key,) = json.loads(own_cache.read_text())
-    for value in (None, 3, "threaded", {"fastest": {"executor": "fast"}, "by_rule": 1.0}, {"fastest": {}}):
+    for value in (None, 3, "threaded", {"fastest": {"executor": "fast"}, "default_s": 1.0}, {"fastest": {}}):
         own_cache.write_text(json.dumps({key: value}))
         assert prepared(data, *LONG).config.machine.executor in EXECUTORS
 

@@ -15,6 +15,7 @@ import copy
 import random
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -231,7 +232,8 @@ def _line(error: BaseException) -> str:
 
 def reason(said: str) -> str:
     """A refusal without the names and numbers of the module at hand."""
-    return re.sub(r"(?<!\w)'[^']*'|\b[\w.]*\d[\w.]*\b|\bblocks\.\S+|(?<=attribute )\S+", "_", said)[:150]
+    said = re.sub(r"(?<!\w)'[^']*'|\b[\w.]*\d[\w.]*\b|\bblocks\.\S+|(?<=attribute )\S+", "_", said)
+    return textwrap.shorten(said, 150, placeholder=" ...")
 
 
 def in_turn(seed: int) -> tuple[str, str]:
@@ -253,13 +255,17 @@ too.
 """
 
 
+def _cell(text: str) -> str:
+    return text.replace("|", "/").replace("__", r"\_\_")
+
+
 def page(count: int, command: str, executors: str, counts: dict[str, collections.Counter[str]]) -> str:
     """The counts in Markdown."""
     head = {"kinds": len(BLOCKS), "losses": len(LOSSES), "inputs": len(set(INPUTS))}
     lines = [PAGE.format(count=f"{count:,}", command=command, executors=executors, **head)]
     for kind, found in counts.items():
         rows = found.most_common() or [("none", 0)]
-        lines += [f"| {kind} | {name.replace('|', '/')} | {number} |\n" for name, number in rows]
+        lines += [f"| {kind} | {_cell(name)} | {number} |\n" for name, number in rows]
     return "".join(lines)
 
 

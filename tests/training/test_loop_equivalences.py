@@ -39,7 +39,7 @@ RUN: dict[str, Any] = {
 def run(folder: Path, module: nn.Module, data: DataSet, *loggers: Logger, **values: Any) -> Loop:
     config = RunConfig().with_values(**{**RUN, "log_pth": str(folder), **values})
     ready = build_run(config, data, lambda: module, cross_entropy, model_flag="model")
-    return train(ready, overwrite=False, sinks=lambda path: list(loggers))
+    return train(ready, overwrite=False, make_loggers=lambda path: list(loggers))
 
 
 def model_of(loop: Loop) -> dict[str, Tensor]:

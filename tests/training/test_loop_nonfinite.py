@@ -49,7 +49,7 @@ def run(folder: Path, data: DataSet, *loggers: Logger, module: nn.Module | None 
     config = RunConfig().with_values(**{**base, **values})
     linear = module or nn.Linear(6, 3)
     ready = build_run(config, data, lambda: linear, cross_entropy, model_flag="model")
-    return train(ready, overwrite=False, sinks=lambda path: list(loggers))
+    return train(ready, overwrite=False, make_loggers=lambda path: list(loggers))
 
 
 @pytest.mark.parametrize("executor", ["stacked", "looped"])

@@ -96,7 +96,7 @@ def run(tmp_path: Path, data: DataSet, **values: Any) -> Path:
         }
     )
     ready = build_run(config, data, lambda: small_models.make("batchnorm"), cross_entropy, model_flag="model")
-    train(ready, overwrite=False, sinks=lambda path: [])
+    train(ready, overwrite=False, make_loggers=lambda path: [])
     return tmp_path / "run"
 
 

@@ -120,7 +120,7 @@ def test_run_is_that_of_plain_torch(case: str, executor: str, tmp_path: Path) ->
     name, values = CASES[case]
     ready = prepared(name, **values, executor=executor, chunk=2, log_pth=str(tmp_path / "run"))
     expected = plain(name, ready)
-    train(ready, overwrite=False, sinks=lambda path: [])
+    train(ready, overwrite=False, make_loggers=lambda path: [])
     schedule = ready.config.schedule
     init = f"H={schedule.step1}-{schedule.step2}-{schedule.step3}_init.pt"
     assert_same(tmp_path / "run", expected, init if ready.config.model.resume_pth is None else None)
@@ -149,5 +149,5 @@ def test_the_module_that_is_given_is_not_changed(tmp_path: Path) -> None:
     before = {key: value.clone() for key, value in module.state_dict().items()}
     config = RunConfig().with_values(**{**RUN, "epochs": 1, "log_pth": str(tmp_path / "run")})
     ready = build_run(config, small_models.images(), lambda: copy.deepcopy(module), cross_entropy, model_flag="model")
-    train(ready, overwrite=False, sinks=lambda path: [])
+    train(ready, overwrite=False, make_loggers=lambda path: [])
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())

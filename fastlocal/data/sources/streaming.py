@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from fastlocal import kernels
-from fastlocal.common.errors import UsageError
 from fastlocal.common.interrupts import check_signals
 from fastlocal.kernels.gather_augment.cpu import normalise
 
 from ..transforms import PADDING, Ints, SampleIndex
+from .bad_samples import BadSamples
 from .base import Batch, BatchRequest
 from .engine import DecodeJob, Engine
 from .feed import Feed
@@ -26,8 +26,6 @@ from .requests import Drawer, Layout, PendingBatch, make_rows
 
 POLL_S = 0.2
 """Maximum delay of an interrupt in a wait for data."""
-MAX_NAMED = 10
-"""Bad samples that are named each; the others are counted."""
 
 
 class StreamingSource:
@@ -66,20 +64,16 @@ class StreamingSource:
         self.mean, self.std = mean, std
         self.device, self.dtype = device, dtype
         self.index_device = torch.device("cpu")
-        self.prefetch, self.on_bad_sample = prefetch, on_bad_sample
-        self._substitutes = substitutes
+        self.prefetch = prefetch
         self.drawer = drawer
         self.ahead = 0
         self.max_ahead = 0
         self._uses_in_place = device.type == "cpu" and mean is not None
         self._gather = kernels.get("gather_augment", device=device)
         self.lock = threading.RLock()
+        self.bad_samples = BadSamples(layout.samples, on_bad_sample, self.lock, substitutes)
         self.feeds: list[Feed] = []
         self._next_rows: tuple[int, Feed] | None = None
-        self._next_good: Ints | None = None
-        self._bad: set[int] = set()
-        self._unreported_bad = False
-        self._messages: list[str] = []
         self._waited = 0.0
         self._closed = False
         weakref.finalize(self, engine.close)  # ends the processes of a source that is never closed
@@ -129,12 +123,7 @@ class StreamingSource:
             return waited
 
     def pop_messages(self) -> list[str]:
-        with self.lock:
-            messages, self._messages = self._messages, []
-            if self._unreported_bad:
-                messages.append(f"{len(self._bad)} samples cannot be decoded so far; the next ones take their places")
-                self._unreported_bad = False
-            return messages
+        return self.bad_samples.pop_messages()
 
     def close(self) -> None:
         """End the engine; a second call does nothing."""
@@ -160,7 +149,7 @@ class StreamingSource:
         """Let the engine begin a batch."""
         pending = PendingBatch(request, rows, self.layout, self.engine.max_rows, self.device.type == "cuda")
         for job in pending.jobs:
-            ids = self._decodable(job.rows.ids)
+            ids = self.bad_samples.replace(job.rows.ids)
             if (job.rows.ids != ids).any():
                 job.rows.ids[:] = ids
                 job.rows = job.rows.with_ids(job.rows.ids)
@@ -185,7 +174,7 @@ class StreamingSource:
             inputs = used[0][1].view(*pending.request.sample_ids.shape, *used[0][1].shape[1:])
             return Batch(inputs, self._targets(pending))
         for job in pending.jobs:  # record all bad samples first, so that none replaces another
-            self._record_bad(job)
+            self.bad_samples.record(job)
         for job in pending.jobs:
             if job.bad:
                 job.to_host()
@@ -211,7 +200,7 @@ class StreamingSource:
         while bad_rows:
             places = np.array(sorted(set(bad_rows)))
             rows = job.rows.pick(places)
-            rows = rows.with_ids(self._decodable(rows.ids))
+            rows = rows.with_ids(self.bad_samples.replace(rows.ids))
             targets = None if job.targets is None else job.targets[places]
             other = DecodeJob(rows, np.empty_like(job.out[places]), targets)
             self.engine.begin(other)
@@ -220,45 +209,8 @@ class StreamingSource:
             job.rows.ids[places], job.out[places] = rows.ids, other.out
             if job.targets is not None:
                 job.targets[places] = other.targets
-            self._record_bad(other)
+            self.bad_samples.record(other)
             bad_rows = [int(places[row]) for row, _ in other.bad]
-
-    def _record_bad(self, job: DecodeJob) -> None:
-        """Record the bad samples of a job; raises UsageError if they end the run."""
-        for row, bad in sorted(job.bad, key=lambda entry: entry[0]):
-            if self.on_bad_sample == "stop":
-                raise UsageError(f"{bad}; replace or remove it, or give --on-bad-sample skip")
-            index = int(job.rows.ids[row])
-            with self.lock:
-                if index in self._bad:
-                    continue
-                self._unreported_bad |= len(self._bad) >= MAX_NAMED
-                if len(self._bad) < MAX_NAMED:
-                    self._messages.append(f"{bad}; the next sample takes its place (--on-bad-sample skip)")
-                self._bad.add(index)
-                if self._next_good is None:
-                    self._next_good = np.arange(len(self))
-                following = self._next_good[index] = self._following(index)
-                while following in self._bad and following != index:
-                    following = self._following(int(following))
-                if following == index:
-                    whose = "" if self._substitutes is None else " of its client"
-                    raise UsageError(f"{bad}; nor can any other sample{whose}")
-
-    def _following(self, index: int) -> int:
-        """Return the sample that takes the place of a bad one."""
-        return (index + 1) % len(self) if self._substitutes is None else int(self._substitutes[index])
-
-    def _decodable(self, ids: Ints) -> Ints:
-        """Replace samples known to be bad by the next good ones."""
-        with self.lock:
-            if self._next_good is None:
-                return ids
-            found = self._next_good[ids]
-            while len(self._bad) < len(self) and (self._next_good[found] != found).any():
-                found = self._next_good[found]
-            self._next_good[ids] = found  # path compression: later look-ups skip a series of bad samples at once
-            return found
 
     def _inputs(self, pending: PendingBatch) -> Tensor:
         if any(job.on_device is not None for job in pending.jobs):

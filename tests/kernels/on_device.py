@@ -1,6 +1,6 @@
 """Tests of the code that runs on a GPU, a process for each file, so that a broken device context stays in its file.
 
-    python -m bench.device_tests --out DIR [--seconds N]
+    python -m tests.kernels.on_device --out DIR [--seconds N]
 
 Writes tests.csv. The tests run without conftest.py, which is about machines without a GPU and needs more packages. The
 gate of bench.kernels does what tests/kernels/test_ops.py would do.
@@ -90,7 +90,7 @@ def make_row(path: Path, *, passed: int = 0, failed: int = 0, skipped: int = 0, 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    flags = argparse.ArgumentParser(prog="python -m bench.device_tests", description=__doc__.splitlines()[0])
+    flags = argparse.ArgumentParser(prog="python -m tests.kernels.on_device", description=__doc__.splitlines()[0])
     flags.add_argument("--out", type=Path, required=True, help="folder for tests.csv")
     flags.add_argument("--seconds", type=float, default=300.0, help="for all files together")
     return flags

@@ -1,7 +1,7 @@
 """Popular modules beside a plain loop: which executor takes each, its difference from the loop, and what is refused.
 
     pip install timm transformers
-    python -m bench.popular_modules [--only NAME ...] [--seconds 600] [--executors auto ...] [--go-on]
+    python -m tests.strangers.popular_modules [--only NAME ...] [--seconds 600] [--executors auto ...] [--go-on]
 
 Two clients train for two rounds of two steps in float64, once in a plain loop and once by each executor, every module
 in a process of its own. Weights are drawn, never loaded; dropout and stochastic depth are 0, as a plain loop draws
@@ -26,7 +26,7 @@ from torch import nn
 
 from bench import processes
 from bench.common import RESULTS, ROOT, Row, commit, machine_columns, merge_rows, read_rows
-from bench.popular_zoo import MODULES, Popular, make
+from tests.strangers.popular_zoo import MODULES, Popular, make
 
 TABLE = RESULTS / "cpu" / "popular_modules.csv"
 PAGE = ROOT / "docs" / "modules.md"
@@ -42,8 +42,8 @@ clients for two rounds of two steps in float64, and the averaged parameters were
 over two copies of the module: the norm of the difference over the norm of what training has changed. "Taken by" is what
 `--executor auto` took. "Difference" is `auto`'s, and "seconds" those of its whole call of `fastlocal.train`, beside
 those of the loop.
-`python -m bench.popular_modules` makes this page and `bench/results/cpu/popular_modules.csv`, with each executor's
-difference or why it refused.
+`python -m tests.strangers.popular_modules` makes this page and `bench/results/cpu/popular_modules.csv`, with each
+executor's difference or why it refused.
 
 | module | parameters | input | taken by | difference | looped | stacked | threaded | seconds | the loop's |
 | --- | --: | --- | --- | --: | --: | --: | --: | --: | --: |
@@ -143,8 +143,8 @@ def measure(popular: Popular, seconds: float, executors: Sequence[str]) -> list[
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows"
         out.touch()
-        command = [sys.executable, "-m", "bench.popular_modules", "--one", f"{popular.library}/{popular.name}"]
-        command += ["--out", str(out), "--executors", *executors]
+        command = [sys.executable, "-m", "tests.strangers.popular_modules", "--out", str(out)]
+        command += ["--one", f"{popular.library}/{popular.name}", "--executors", *executors]
         result = processes.run(command, time.monotonic() + seconds)
         rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     present = {row["executor"] for row in rows}
