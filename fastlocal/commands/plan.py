@@ -13,6 +13,7 @@ from ..distributed.ranks import LaunchInfo
 from .flags import parse
 
 if TYPE_CHECKING:
+    from ..config.schema import RunConfig
     from ..runs.build import PreparedRun
     from ..schedule.rounds import Progress
 
@@ -50,15 +51,44 @@ def _print(prepared: PreparedRun) -> None:
 
 def plan_text(prepared: PreparedRun) -> str:
     """Format the resolved plan: clients, H per phase, rounds, decay rounds, rates and memory."""
-    from ..schedule.phases import decay_rounds
-
     config, progress, data = prepared.config, prepared.progress, prepared.data
     schedule = config.schedule
     rows = [
         ("model", f"{config.model.model}, {prepared.layout.n_params:,} trained parameters"),
         ("data", f"{config.data.dataset}, {len(data.train)} training and {len(data.test)} test samples"),
-        ("clients", f"{config.clients}, {config.machine.chunk} resident at once"),
+        ("clients", f"{_of(config)}, {config.machine.chunk} resident at once"),
         ("batch", f"{config.client.batch_size} per client, {config.client.total_batch_size} in all"),
+    ]
+    rate = f"{progress.warm_up.start:g}"
+    if config.owned:
+        rows += [("samples", f"by --partition {config.client.partition}"), ("H", str(schedule.step1))]
+        rows += [("rounds", str(schedule.rounds)), ("rate", f"{rate}, {schedule.lr_schedule}")]
+    else:
+        rows += _phase_rows(config, progress, rate)
+    if config.server.server_optimizer != "none":
+        rows.append(("server", config.server.server_optimizer))
+    rows.append(("computed", f"{config.machine.executor} on {config.machine.device} in {config.machine.precision}"))
+    memory = prepared.memory
+    for what, size in memory.needs.parts(memory.chunk).items():
+        if size:
+            rows.append(("memory", f"{size / 2**20:,.1f} MiB {what}"))
+    rows.append(("memory", f"{memory.needs.total(memory.chunk) / 2**20:,.1f} MiB in all at the peak"))
+    rows += [("note", line) for line in prepared.notes]
+    return "\n".join(f"{name:<14}{value}" for name, value in rows)
+
+
+def _of(config: RunConfig) -> str:
+    """Return the number of clients, or of those of a round and of all."""
+    population = config.client.population
+    return str(config.clients) if population is None else f"{config.clients} of {population} in each round"
+
+
+def _phase_rows(config: RunConfig, progress: Progress, rate: str) -> list[tuple[str, str]]:
+    """Return the lines about epochs and phases."""
+    from ..schedule.phases import decay_rounds
+
+    schedule = config.schedule
+    rows = [
         ("steps", f"{progress.total_steps} local steps, {progress.steps_per_epoch} per epoch"),
         ("H per phase", f"{schedule.step1}, {schedule.step2}, {schedule.step3}"),
         ("rounds", _rounds(progress)),
@@ -68,18 +98,9 @@ def plan_text(prepared: PreparedRun) -> str:
     else:
         decays, end = decay_rounds(schedule, progress.steps_per_epoch), progress.count()
         rows.append(("decay rounds", ", ".join(str(at) if at <= end else f"{at} (after the end)" for at in decays)))
-    rates = f"{progress.warm_up.start:g}"
     if progress.warm_up.steps:
-        rates += f" to {progress.warm_up.peak:g} over {progress.warm_up.steps} steps"
-    rows.append(("rate", f"{rates}, x {config.sgd.gamma:g} at each decay"))
-    rows.append(("computed", f"{config.machine.executor} on {config.machine.device} in {config.machine.precision}"))
-    memory = prepared.memory
-    for what, size in memory.needs.parts(memory.chunk).items():
-        if size:
-            rows.append(("memory", f"{size / 2**20:,.1f} MiB {what}"))
-    rows.append(("memory", f"{memory.needs.total(memory.chunk) / 2**20:,.1f} MiB in all at the peak"))
-    rows += [("note", line) for line in prepared.notes]
-    return "\n".join(f"{name:<14}{value}" for name, value in rows)
+        rate += f" to {progress.warm_up.peak:g} over {progress.warm_up.steps} steps"
+    return [*rows, ("rate", f"{rate}, x {config.sgd.gamma:g} at each decay")]
 
 
 def _rounds(progress: Progress) -> str:

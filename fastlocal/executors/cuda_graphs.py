@@ -19,6 +19,9 @@ MIN_STEPS = 16
 WARM_UPS = 3
 """Steps before a capture, which compile and tune kernels, as the documentation of torch.cuda.graphs advises."""
 
+MAX_PROGRAMS = 4
+"""Captured numbers of clients: with dropped clients nearly every round has another one, and each takes memory."""
+
 
 class StepProgram:
     """One local step of a chunk, which finds its samples and rates through a counter on the device.
@@ -79,7 +82,10 @@ class StepProgram:
 
 
 class GraphedExecutor:
-    """Run rounds by step programs, one per chunk size; a round beyond the capacity of its program gets a new one."""
+    """Run rounds by step programs, one per chunk size; a round beyond the capacity of its program gets a new one.
+
+    After MAX_PROGRAMS sizes, steps of other sizes are not captured.
+    """
 
     def __init__(self, executor: StackedExecutor, capture: Callable[[StepProgram], Callable[[], None]]) -> None:
         """Use `capture` to turn a program into a function that takes its next step."""
@@ -91,6 +97,8 @@ class GraphedExecutor:
     def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
         """See Executor.run_round."""
         clients = len(stack.params)
+        if clients not in self._programs and len(self._programs) >= MAX_PROGRAMS:
+            return self._executor.run_round(stack, plan)
         if clients not in self._programs or not self._programs[clients][0].serves(stack, plan):
             self._programs.pop(clients, None)  # free its buffers first
             capacity = max(MIN_STEPS, 1 << (plan.local_steps - 1).bit_length())

@@ -40,12 +40,22 @@ _results: dict[str, dict[str, str | None]] = {}
 _log = logging.getLogger(__name__)
 
 
-def used_ops(module: nn.Module) -> tuple[str, ...]:
-    """Return the ops with a Triton kernel that the training of a module may use."""
+def used_ops(module: nn.Module, *, server: bool = False) -> tuple[str, ...]:
+    """Return the ops with a Triton kernel that the training of a module may use.
+
+    Args:
+        module: The module.
+        server: Whether a server optimizer steps.
+    """
     parts = list(module.modules())
     convolutions = any(isinstance(part, nn.Conv2d) for part in parts)
     norms = any(isinstance(part, nn.GroupNorm | nn.modules.batchnorm._BatchNorm) for part in parts)
-    return (*ALWAYS, *(CONVOLUTIONS if convolutions else ()), *(NORMS if norms else ()))
+    return (
+        *ALWAYS,
+        *(("server_step",) if server else ()),
+        *(CONVOLUTIONS if convolutions else ()),
+        *(NORMS if norms else ()),
+    )
 
 
 def try_kernels(device: torch.device, ops: Iterable[str]) -> dict[str, str]:

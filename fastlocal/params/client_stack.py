@@ -59,6 +59,7 @@ class ClientStore:
             device: Device of the training.
         """
         self.clients = clients
+        self._chunk = chunk
         self.on_host = device.type != "cpu" and chunk < len(clients)
         place = torch.device("cpu") if self.on_host else device
         self.all = {
@@ -74,13 +75,15 @@ class ClientStore:
     def fetch(self, clients: ClientRows) -> dict[str, Tensor]:
         """Return the rows {name: [clients, ...]} of these clients on the device, to be changed in place."""
         rows = self.rows(clients)
-        if self.on_host:
-            rows = {
-                name: self.resident[name][: len(clients)].copy_(values, non_blocking=True)
-                for name, values in rows.items()
-            }
-        self._fetched = rows if self.on_host or isinstance(clients, Tensor) else {}
-        return dict(rows)
+        if not self.on_host and isinstance(clients, range):
+            self._fetched = {}
+            return rows
+        if not self.resident:  # the same memory in every round, as a captured step needs
+            self.resident = {name: torch.empty_like(values[: self._chunk]) for name, values in self.all.items()}
+        self._fetched = {
+            name: self.resident[name][: len(clients)].copy_(values, non_blocking=True) for name, values in rows.items()
+        }
+        return dict(self._fetched)
 
     def store(self, clients: ClientRows) -> None:
         """Write the rows of the last `fetch` back."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import nn
 
 from fastlocal import kernels
 
-from ..aggregation.server_optimizers import resolve_server
+from ..aggregation.server_optimizers import resolve_server, server_rows
 from ..common.errors import UsageError
 from ..common.machine import keep_freed_memory
 from ..config.schema import RunConfig
@@ -160,7 +160,7 @@ def build_run(
     layout = param_layout(module, group_weight=config.sgd.group_weight)
     if layout.n_params == 0:
         raise UsageError(f"{model_flag}: has no parameter that requires a gradient")
-    kernel_notes = _try_kernels(module, device, world)
+    kernel_notes = _try_kernels(used_ops(module, server=server_rows(config.server) > 0), device, world)
     with ExitStack() as opened, _training_modes(user_module, modes, opened), preserve_state(loss):
         source, test = _sources(config, data, population.partition, numbers, opened)
         user_tensors = {} if user_module is None else tensors_of(user_module)
@@ -246,9 +246,8 @@ def _training_modes(module: nn.Module | None, modes: Modes, opened: ExitStack) -
     yield
 
 
-def _try_kernels(module: nn.Module, device: torch.device, world: World) -> list[str]:
-    """Try the module's kernels, disable on all ranks those that fail on one, and return log lines about them."""
-    ops = used_ops(module)
+def _try_kernels(ops: Sequence[str], device: torch.device, world: World) -> list[str]:
+    """Try the kernels of `ops`, disable on all ranks those that fail on one, and return log lines about them."""
     failures = try_kernels(device, ops)
     if device.type == "cuda":
         for reasons in world.all_gather_object(failures, "the trial of the kernels"):

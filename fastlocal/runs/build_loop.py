@@ -59,7 +59,7 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
         timeout=world.group_timeout,
     )
     start = dict(problem.state)
-    if config.sgd.momentum:
+    if config.sgd.momentum and state != "reset":  # else it is zero at the start of every round
         start = {MOMENTUM: torch.zeros_like(global_model.flat_params), **start}
     averaged = start if state == "average" else problem.state
     return Loop(

@@ -50,6 +50,7 @@ class Needs:
         device: "cpu" or "cuda".
         copies: Number of copies of the gradients at the end of a backward pass.
         kept: Clients of this process whose state waits between rounds; None: `clients`.
+        fresh: Whether momenta are zero at the start of every round, so that none waits.
         server: Rows of the server: the start of a round and its optimizer's buffers.
         replayed: Whether steps are replayed as a CUDA graph, whose memory nothing else can use.
     """
@@ -69,6 +70,7 @@ class Needs:
     copies: int
     replayed: bool
     kept: int | None = None
+    fresh: bool = False
     server: int = 0
 
     def parts(self, chunk: int) -> dict[str, int]:
@@ -97,7 +99,7 @@ class Needs:
             "data set": self.data,
             "parameters": (chunk if self.in_place else chunk + at_once) * self.row + own,
             "gradients": grads,
-            "momentum": resident * self.row if self.momentum else 0,
+            "momentum": (chunk if self.fresh else resident) * self.row if self.momentum else 0,
             **client_buffers,
             "activations": activations,
             "workspace": workspace,
@@ -232,6 +234,7 @@ def _needs(config: RunConfig, problem: LocalProblem, data: DataSet, strategies: 
         device=numbers.device.type,
         copies=_copies(config, problem) if kind.in_place else GRAD_COPIES[numbers.device.type],
         kept=config.client.population if config.client.client_state == "keep" else None,
+        fresh=config.client.client_state == "reset",
         server=server_rows(config.server),
         replayed="cuda_graph" in kind.flags and config.machine.cuda_graph is not False and can_replay(problem),
     )

@@ -75,6 +75,8 @@ class Loop:
     def __post_init__(self) -> None:
         row = self.global_model.flat_params
         self._params = torch.empty(self.planner.chunk, row.numel(), dtype=row.dtype, device=row.device)
+        fresh = self.problem.momentum and MOMENTUM not in self.client_store.all
+        self._momentum = torch.empty_like(self._params) if fresh else None
         self._timers = Timers()
         self._chunk_done = True
 
@@ -250,7 +252,10 @@ class Loop:
         """Return the state in which a chunk starts its round; its parameters are written to `params`."""
         params.copy_(self.global_model.flat_params.expand_as(params))
         rows = self.client_store.fetch(state_rows)
-        return ClientStack(params, rows.pop(MOMENTUM, None), rows)
+        momentum = rows.pop(MOMENTUM, None)
+        if self._momentum is not None:
+            momentum = self._momentum[: len(params)].zero_()
+        return ClientStack(params, momentum, rows)
 
     def _report(self, schedule: RoundSchedule) -> None:
         """Evaluate and log the global model, and advance the cursor past the evaluation."""

@@ -46,10 +46,10 @@ class Server:
         self._start = None if self.optimizer is None else torch.empty_like(self.global_model.flat_params)
 
     def prepare(self, store: ClientStore) -> None:
-        """Give the clients of a round their state, if they keep none: momentum zero, the global model's buffers."""
+        """Give the clients of a round the global model's buffers, if they keep none."""
         if self.client_state == "reset":
             own = tensors_of(self.global_model.module)
-            store.fill({name: torch.zeros(()) if name == MOMENTUM else own[name].detach() for name in store.all})
+            store.fill({name: own[name].detach() for name in store.all})
 
     def average(
         self,

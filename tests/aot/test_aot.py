@@ -25,6 +25,7 @@ WIDE = {
     "client_norm": (4, 0),
     "client_mean": (16, 4),
     "client_sgd_mean": (9, 4),
+    "server_step": (6, 4),
     "gather_augment": (0, 1),
     "norm_act": (1, 1),
     "norm_act_backward": (2, 1),
