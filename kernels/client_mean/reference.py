@@ -19,7 +19,7 @@ def client_mean(params: Tensor, total: Tensor, weight: float | Tensor, *, broadc
         broadcast: Write the new total to every row.
     """
     if isinstance(weight, Tensor):
-        total.add_(weight.to(total.dtype) @ params.to(total.dtype))
+        total.addmv_(params.to(total.dtype).t(), weight.to(total.dtype))
     elif len(params) == 1:  # a third of the time of a sum
         total.add_(params[0], alpha=weight)
     else:

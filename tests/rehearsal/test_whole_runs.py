@@ -96,6 +96,30 @@ def test_every_family_of_models(
     goes_on_as_on_the_cpu(ALL_FAMILIES[family], tmp_path, rehearsed, capsys, **sizes)
 
 
+COHORTS = {
+    "kept": ["--client-state", "keep", "--server-optimizer", "adam", "--clients", "3", "--chunk", "2"],
+    "dropped": ["--client-state", "average", "--clients-drop", "0.3", "--server-optimizer", "slowmo", "--clients", "5"],
+}
+
+
+@pytest.mark.parametrize("kind", [pytest.param("dropped", marks=pytest.mark.slow), "kept"])
+def test_cohorts_are_those_of_the_cpu(
+    kind: str, tmp_path: Path, rehearsed: Rehearsal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = command_line.write_npz(tmp_path / "data.npz", train=24, test=8, side=8)
+    words = ["train", "--dataset", "npz", "--data-pth", data, "--partition", "iid", "--population", "6", *COHORTS[kind]]
+    words += ["--batch-size", "2", "--step1", "2", "--client-lr", "0.05", "--momentum", "0.9", "--executor", "stacked"]
+    words += ["--tune-seconds", "0", "--model", "mlp"]
+    with rehearsed() as device:
+        for more in (["--rounds", "2"], ["--rounds", "5", "--continue"]):
+            result = command_line.run(capsys, *words, *more, "--device", "cuda", "--log-pth", tmp_path / "cuda")
+            assert result.status == 0, result.err
+    assert device.count("graph") > 0
+    words += ["--rounds", "5", "--device", "cpu", "--log-pth", tmp_path / "cpu"]
+    assert command_line.run(capsys, *words).status == 0
+    assert_same_run(tmp_path, 2e-4)
+
+
 def test_an_older_gpu_captures_steps_of_plain_torch(
     tmp_path: Path, rehearsed: Rehearsal, capsys: pytest.CaptureFixture[str]
 ) -> None:
