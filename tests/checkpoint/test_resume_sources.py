@@ -25,6 +25,7 @@ KINDS = [
     pytest.param("ffcv", [17], marks=pytest.mark.needs("ffcv")),  # which compiles its pipeline in every process
     pytest.param("dali", [7, 18, 29], marks=pytest.mark.needs("nvidia.dali")),
 ]
+OWNED = {"partition": "iid", "population": 7, "rounds": 6, "client_state": "keep", "client_epochs": "continue"}
 HARD = {"momentum": 0.9, "label_noise": True, "noise_p": 0.3, "aug": True, "bn_batches": 2}
 
 
@@ -48,9 +49,14 @@ def data(kind: str, folder: Path) -> DataSet:
 
 @pytest.mark.parametrize(("kind", "moments"), KINDS)
 def test_every_source(kind: str, moments: list[int], tmp_path: Path) -> None:
-    images, values = data(kind, tmp_path), {**HARD, "source": kind, "nw": 2, "prefetch": 3}
+    """A cohort's own samples, the same from each source."""
+    images, values = data(kind, tmp_path), {**HARD, **OWNED, "source": kind, "nw": 2, "prefetch": 3}
+    decoded = DataSet("images", sources.cifar(), Split(sources.cifar().inputs[:17], sources.cifar().targets[:17]), 10,
+                      sources.MEAN, sources.STD)  # fmt: skip
+    run(tmp_path / "resident", module(), decoded, **values | {"source": "resident"})
     run(tmp_path / "undisturbed", Ticking(module()), images, **values)
     wanted = run_files(tmp_path / "undisturbed")
+    assert wanted["steps.jsonl"] == run_files(tmp_path / "resident")["steps.jsonl"]
     assert sum(moments) < passes.count() and wanted["steps.jsonl"].count(b"\n") == 60
     assert continued(tmp_path / "run", module, images, moments, **values) == len(moments)
     assert difference(run_files(tmp_path / "run"), wanted) == ""

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastlocal.common.errors import UsageError
 from fastlocal.data.client_streams import ClientStreams
 from fastlocal.data.partition import Partition
+from fastlocal.data.sources.bad_samples import BadSamples
+from fastlocal.data.types import BadSample
 from fastlocal.kernels import keyed_permutation
 from fastlocal.kernels.philox import Purpose
 from fastlocal.schedule.cohort import CohortSampler
@@ -90,3 +98,18 @@ def test_every_client_is_drawn_as_often_as_any() -> None:
             cohort = sampler.cohort(number)
             drawn[cohort.ids] += cohort.counts
         assert (drawn / 1600).tolist() == pytest.approx(share, abs=0.05), sampling
+
+
+def test_a_bad_sample_is_replaced_by_one_of_its_client() -> None:
+    parts = Partition.from_lists([[0, 4, 2], [1, 3]])
+    bad_samples = BadSamples(6, "skip", threading.RLock(), parts.substitutes(6))
+
+    def fails(sample: int) -> Any:
+        return SimpleNamespace(bad=[(0, BadSample(f"image {sample}", "torn"))], rows=SimpleNamespace(ids=[sample]))
+
+    bad_samples.record(fails(4))
+    assert bad_samples.replace(np.array([4, 3])).tolist() == [2, 3]
+    bad_samples.record(fails(2))
+    assert bad_samples.replace(np.array([4, 2, 0])).tolist() == [0, 0, 0]
+    with pytest.raises(UsageError, match="nor can any other sample of its client"):
+        bad_samples.record(fails(0))
