@@ -142,10 +142,46 @@ def imagenet_post_local() -> RunConfig:
     )
 
 
+def _own_samples(name: str) -> RunConfig:
+    """100 clients with samples of their own, 10 of them in each round, 20 local steps of 20 samples."""
+    return RunConfig(name=name).with_values(
+        model="cnn",
+        partition="dirichlet",
+        alpha=0.3,
+        min_client_size=20,
+        population=100,
+        batch_size=20,
+        total_batch_size=200,
+        start_lr=None,
+        wd=0.0,
+        **_each_phase(step=20, eval_freq=10, save_freq=100),
+    )
+
+
+def fedavg_fashion_mnist() -> RunConfig:
+    """FedAvg on Fashion-MNIST: 100 clients of Dirichlet 0.3, 10 in each of 200 rounds, the plain mean."""
+    return _own_samples("fedavg-fashion-mnist").with_values(dataset="fashion_mnist", client_lr=0.1, rounds=200)
+
+
+def fedadam_cifar10() -> RunConfig:
+    """FedAdam on CIFAR-10 as image files: 100 clients of Dirichlet 0.3, 10 in each of 300 rounds."""
+    return _own_samples("fedadam-cifar10").with_values(
+        dataset="image_folder",
+        aug=True,
+        client_lr=0.03,
+        rounds=300,
+        lr_schedule="cosine",
+        server_optimizer="adam",
+        server_lr=0.01,
+    )
+
+
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     recipe.__name__.replace("_", "-"): recipe
     for recipe in (
         quickstart,
+        fedavg_fashion_mnist,
+        fedadam_cifar10,
         cifar10_post_local,
         cifar10_diffusion,
         cifar10_resnet_label_noise,
