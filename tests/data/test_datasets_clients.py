@@ -165,5 +165,9 @@ def test_features_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert len(metrics(tmp_path / "run")) > 0
     refused = run(capsys, "train", *words, *flags, "--mean", 0.5, "--log-pth", tmp_path / "other")
     assert refused.status == 2 and "--mean, --std: are for images of 8 bits" in refused.err
+    write_leaf(tmp_path / "leaf", FEATURES)
+    out = tmp_path / "prepared"
+    prepared = run(capsys, "prepare", "--dataset", "leaf", "--data-pth", tmp_path / "leaf", "--out", out)
+    assert prepared.status == 2 and "--dataset leaf: holds features, not images" in prepared.err and not out.exists()
     evaluated = run(capsys, "evaluate", tmp_path / "run" / "latest.pt", *words)
     assert evaluated.status == 0 and "val_acc1" in evaluated.out
