@@ -1,6 +1,6 @@
 """Samples of clients that own theirs: the concatenation of each client's epochs.
 
-An epoch of a client is a keyed permutation of its samples (kernels/keyed_permutation.py), of which a round computes
+An epoch of a client is a keyed permutation of its samples (schedule/keyed_permutation.py), of which a round computes
 only the positions that it needs, so that it costs O(clients of the round). Batches run on into the next epoch.
 """
 
@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fastlocal.kernels import keyed_permutation
 from fastlocal.kernels.philox import Purpose
 
+from ..schedule import keyed_permutation
 from ..schedule.cohort import Cohort, CohortSampler, StepsTaken
 from .partition import Partition
 

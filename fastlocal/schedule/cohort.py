@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastlocal.kernels import keyed_permutation, philox
+from fastlocal.kernels import philox
 from fastlocal.kernels.philox import Purpose
+
+from . import keyed_permutation
 
 
 @dataclass(frozen=True)

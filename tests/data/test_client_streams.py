@@ -17,8 +17,8 @@ from fastlocal.data.client_streams import ClientStreams
 from fastlocal.data.partition import Partition
 from fastlocal.data.sources.bad_samples import BadSamples
 from fastlocal.data.types import BadSample
-from fastlocal.kernels import keyed_permutation
 from fastlocal.kernels.philox import Purpose
+from fastlocal.schedule import keyed_permutation
 from fastlocal.schedule.cohort import CohortSampler
 from tests.helpers import plain_federated
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import philox
+from fastlocal.kernels import philox
 
 Words = np.ndarray[Any, np.dtype[np.uint32]]
 
