@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import fastlocal
+from fastlocal.config.serialization import read_config
 from tests.docs.pages import PAGES, ROOT, blocks
 
 
@@ -32,7 +33,7 @@ def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
 
 def test_every_example_has_a_test_here() -> None:
     untitled = [page.name for page in PAGES for block in blocks(page) if block.language == "python" and not block.title]
-    assert untitled == ["README.md", "partitions.md", "python.md", "verify.md"]
+    assert untitled == ["README.md", "partitions.md", "populations.md", "python.md", "verify.md"]
 
 
 def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,6 +49,13 @@ def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_example_of_the_page_on_partitions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = run("partitions.md", tmp_path, monkeypatch)["parts"]
     assert fastlocal.partition.load(tmp_path / "parts.npz").sizes.tolist() == parts.sizes.tolist()
+
+
+def test_the_example_of_the_page_on_populations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = run("populations.md", tmp_path, monkeypatch)["run"]
+    assert ended.history[-1]["clients"] == 4
+    config = read_config(ended.directory / "config.json")
+    assert config.client.population == 10
 
 
 def test_the_example_of_the_page_on_verify(

@@ -20,7 +20,8 @@ def test_it_is_short() -> None:
 
 
 def test_it_lists_the_rooms() -> None:
-    listed = re.findall(r"^\| `(\w+)` \|", section("The rooms"), flags=re.MULTILINE)
+    rows = re.findall(r"^\| (`.*?) \|", section("The rooms"), flags=re.MULTILINE)
+    listed = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
     folders = [path.parent.name for path in (ROOT / "fastlocal").glob("*/__init__.py")]
     assert sorted(listed) == sorted(set(folders) - {"kernels"})
 
