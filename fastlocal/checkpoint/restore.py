@@ -15,6 +15,7 @@ from ..config.schema import AREA_OF, AREAS, RunConfig
 from ..config.serialization import read_config
 from ..distributed.world import World
 from ..schedule.cursor import TrainingCursor
+from ..schedule.rate_schedules import rate_factor
 from ..schedule.rounds import Progress
 from .file_names import RESUME_NAME, saved_paths
 from .resharding import read_saved
@@ -26,6 +27,8 @@ CHANGEABLE = {
 } - {"precision", "seed", "wire_format", "reduce_order"}
 """Fields that do not affect the training so far: the end of the run, paths, and how it is computed."""
 PATHS = ("resume_pth",)
+FILES = ("partition", "cohort_sampling", "client_weights", "lr_schedule")
+"""Fields that hold a name or a path."""
 
 
 def find_state(directory: Path, message: Callable[[str], None], world: World) -> State | None:
@@ -117,6 +120,7 @@ def check_state(state: State, config: RunConfig, progress: Progress, shapes: dic
         shapes: Shapes of the averaged row and of the model's buffers, by their names in a state.
     """
     refuse_changes(config, state.metadata["config"])
+    _refuse_other_rates(config, state.metadata["config"]["schedule"]["rounds"])
     for name in {name for name in state.tensors if name.startswith("buffer ")} | shapes.keys():
         saved = state.tensors[name].shape if name in state.tensors else None
         if saved != shapes.get(name):
@@ -135,6 +139,19 @@ def check_state(state: State, config: RunConfig, progress: Progress, shapes: dic
         flag = f"--epochs {schedule.epochs}" if schedule.rounds is None else f"--rounds {schedule.rounds}"
         reached = f"{position.rounds_before} rounds and {max(position.steps_done, position.first_step)} steps"
         raise UsageError(f"{flag}: the run is further already ({reached}); give more")
+
+
+def _refuse_other_rates(config: RunConfig, rounds: int | None) -> None:
+    """Raise UsageError if the rates of the run so far were those of another number of rounds."""
+    schedule = config.schedule
+    if not config.owned or rounds is None or schedule.rounds is None or schedule.rounds == rounds:
+        return
+    before, now = rate_factor(schedule.lr_schedule, rounds), rate_factor(schedule.lr_schedule, schedule.rounds)
+    if any(before(number) != now(number) for number in range(1, min(rounds, schedule.rounds) + 1)):
+        raise UsageError(
+            f"--rounds {schedule.rounds}: --lr-schedule {schedule.lr_schedule} made the rates of the run for {rounds} "
+            "rounds; give these, or start another run"
+        )
 
 
 def is_complete(state: State, progress: Progress) -> bool:
@@ -167,4 +184,6 @@ def _plain(name: str, value: Any) -> Any:
     """Normalize a value for comparison: tuples become lists, as in JSON; paths become absolute."""
     if isinstance(value, tuple):
         return list(value)
+    if name in FILES and value is not None and Path(value).expanduser().is_file():
+        return os.path.abspath(Path(value).expanduser())
     return os.path.abspath(Path(value).expanduser()) if name in PATHS and value is not None else value

@@ -16,6 +16,7 @@ from ..config.field_docs import field_docs
 from ..config.recipes import RECIPES, default
 from ..config.schema import AREA_OF, AREAS, RunConfig
 from ..config.serialization import read_config
+from ..config.training_settings import ServerConfig
 from ..config.validation import refuse_phases
 from .argv import is_flag, normalise, refuse_half_precision, refuse_unknown, value_of
 from .parser import parse_flags
@@ -23,14 +24,21 @@ from .short_help import short_help
 
 RATES = ("start_lr", "lr", "client_lr")
 
+PARTICIPATION = ("client_epochs", "client_state")
+"""Fields whose defaults depend on whether all clients take part in every round."""
 DERIVED = {
     "dataset": ("mean", "std", "aug", "source"),
     "data_pth": ("mean", "std", "source"),
     "model": ("bn", "executor", "chunk", "conv_strategy", "compile", "cuda_graph"),
     "device": ("executor", "chunk", "conv_strategy", "compile", "cuda_graph", "source"),
     "executor": ("conv_strategy", "cuda_graph"),
-    "clients": ("chunk",),
-    "total_batch_size": ("chunk",),
+    "clients": ("chunk", *PARTICIPATION),
+    "total_batch_size": ("chunk", *PARTICIPATION),
+    "population": PARTICIPATION,
+    "partition": ("population", "client_weights", *PARTICIPATION),
+    "cohort_sampling": ("client_weights", *PARTICIPATION),
+    "clients_drop": PARTICIPATION,
+    "server_optimizer": tuple(spec.name for spec in dataclasses.fields(ServerConfig))[1:],
 }
 """Fields of a config.json that follow from another field; if a flag changes that field, they are derived anew."""
 

@@ -9,8 +9,9 @@ from ..config.field_docs import field_docs
 from ..config.schema import AREAS, RunConfig
 
 COMMON = {
-    "what is trained": ("dataset", "data_pth", "model", "resume_pth"),
+    "what is trained": ("dataset", "data_pth", "model"),
     "clients and steps": ("clients", "batch_size", "step1", "epochs", "rounds"),
+    "clients with own samples": ("partition", "population", "server_optimizer"),
     "rates": ("client_lr", "start_lr", "momentum", "wd"),
     "machine": ("device", "precision", "executor", "seed"),
     "files": ("log_pth", "eval_freq1", "overwrite", "continue", "config", "dry_run"),
@@ -44,7 +45,7 @@ def short_help(command: str, config: RunConfig, own: dict[str, str]) -> str:
 def _entry(flag: str, text: str) -> list[str]:
     width = max(50, min(WIDTH, shutil.get_terminal_size().columns))
     return textwrap.wrap(
-        text, width, initial_indent=f"  {flag}".ljust(INDENT), subsequent_indent=" " * INDENT, break_on_hyphens=False
+        text, width, initial_indent=f"  {flag} ".ljust(INDENT), subsequent_indent=" " * INDENT, break_on_hyphens=False
     )
 
 

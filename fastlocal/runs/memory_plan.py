@@ -195,8 +195,12 @@ def refuse_too_large(config: RunConfig, plan: MemoryPlan) -> None:
         )
     parts = needs.parts(1)
     largest = max((name for name in parts if name != "torch itself"), key=parts.__getitem__)
+    clients = (f"--clients {config.clients}", "lower it or take --momentum 0")
+    if needs.kept is not None:
+        clients = (f"--population {config.client.population}", "take --client-state reset or --momentum 0")
     flag, more = {
-        "momentum": (f"--clients {config.clients}", "lower it or take --momentum 0"),
+        "momentum": clients,
+        "client buffers": clients,
         "data set": (f"--dataset {config.data.dataset}", "take a smaller one"),
         "activations": (f"--batch-size {config.client.batch_size}", "lower it or take a smaller --model"),
         "workspace": (f"--batch-size {config.client.batch_size}", "lower it or take a smaller --model"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,7 +108,10 @@ def build_population(
         everybody = sampler.everybody
         config = config.with_values(
             population=population,
-            client_weights=weights,
+            partition=_absolute(config.client.partition),
+            cohort_sampling=_absolute(sampling),
+            client_weights=_absolute(weights),
+            lr_schedule=_absolute(config.schedule.lr_schedule),
             client_epochs=config.client.client_epochs or ("continue" if everybody else "restart"),
             client_state=config.client.client_state or ("keep" if everybody else "reset"),
         )
@@ -124,6 +128,8 @@ def _partition(config: RunConfig, data: DataSet, given: Partition | None, stored
     if stored is not None and stored.exists():
         partition = Partition.load(stored, samples=samples, flag=flag)
         partition.check(samples, labels, flag=flag)
+        if given is not None and not partition.equals(given):
+            raise UsageError("partition: is not that of the run, which its directory holds; leave it as it was")
         return partition
     if given is not None:
         given.check(samples, labels, flag="partition")
@@ -146,6 +152,12 @@ def _partition(config: RunConfig, data: DataSet, given: Partition | None, stored
         partition_as=client.partition_as,
         natural=data.natural,
     )
+
+
+def _absolute(name: str) -> str:
+    """Return the absolute path of a file, and any other name as it is."""
+    path = Path(name).expanduser()
+    return os.path.abspath(path) if path.is_file() else name
 
 
 def _file(flag: str, name: str, known: tuple[str, ...]) -> Path:

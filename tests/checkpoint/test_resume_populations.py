@@ -10,7 +10,7 @@ import pytest
 
 from tests.checkpoint.test_resume_ranks import within_a_round
 from tests.distributed.test_many_processes import assert_alike
-from tests.helpers.command_line import train_words
+from tests.helpers.command_line import run, train_words
 from tests.helpers.fork_server import ForkedRun, ForkServer, wait_until
 from tests.helpers.run_files import difference, run_files
 
@@ -80,3 +80,15 @@ def _stopped(fork_server: ForkServer, data: Path, directory: Path, flags: tuple[
     process.send(signal.SIGTERM)
     assert process.statuses() in ([75, 75], [0, 0]), directory.with_suffix(".log").read_text()
     return process.statuses()[0] == 75 and within_a_round(directory)
+
+
+def test_rates_of_past_rounds_cannot_change(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A cosine of other rounds would have been another run; a constant rate goes on."""
+    words = train_words(data, tmp_path / "run")
+    words = [*words[: words.index("--batch-size")], *FLAGS]
+    for schedule, status in (("cosine", 2), ("constant", 0)):
+        given = [*words, "--lr-schedule", schedule, "--log-pth", str(tmp_path / schedule), "--step1", "2", "--rounds"]
+        assert run(capsys, *given, "2").status == 0
+        outcome = run(capsys, *given, "3", "--continue")
+        assert outcome.status == status, outcome.err
+        assert status == 0 or "--rounds 3: --lr-schedule cosine" in outcome.err

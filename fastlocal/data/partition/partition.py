@@ -80,6 +80,11 @@ class Partition:
             raise IndexError(f"client {client} of {self.clients}")
         return self.indices[self.offsets[client] : self.offsets[client + 1]]
 
+    def equals(self, other: Partition) -> bool:
+        """Return True if the same clients own the same samples in the same order."""
+        same = np.array_equal(self.indices, other.indices) and np.array_equal(self.offsets, other.offsets)
+        return same and self.client_ids == other.client_ids
+
     def substitutes(self, samples: int) -> Int64:
         """Return the next sample of the same client for each of `samples` samples, int64 [samples].
 
