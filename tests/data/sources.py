@@ -120,7 +120,7 @@ def plans(samples: int, *, rounds: int = 2, clients: int = 3, steps: int = 3, ba
                 first_step=7 + number * steps,
                 learning_rates=torch.zeros(steps, clients),
                 sample_ids=torch.randint(0, samples, (steps, clients, batch), generator=generator),
-                first_client=2,
+                first_row=2,
                 following=lambda number=number: iter(made[number + 1 :]),  # type: ignore[misc]
             )
         )

@@ -94,7 +94,7 @@ def test_chunks_and_processes_see_what_one_chunk_sees(kind: str, beton: Path) ->
                     plan,
                     client_ids=plan.client_ids[first : first + size],
                     sample_ids=plan.sample_ids[:, first : first + size],
-                    first_client=2 + first,
+                    first_row=2 + first,
                     following=lambda: iter(()),
                 )
                 for plan in whole
