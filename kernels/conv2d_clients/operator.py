@@ -70,6 +70,35 @@ def conv2d_stacked(
 
 
 @torch.library.custom_op(
+    "fastlocal::conv2d_clients_statistics",
+    mutates_args=(),
+    schema=f"(Tensor x, Tensor weight, Tensor? bias, {_WINDOW}, float eps) -> (Tensor, Tensor, Tensor)",
+)
+def conv2d_stacked_statistics(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    strategy: str,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `conv2d_stacked` with the mean and rstd of its result that norm_act has for BatchNorm, [clients, 1, out].
+
+    Only the images are differentiable: the gradient of norm_act contains that of its statistics.
+    """
+    geometry = Geometry.from_sequences(stride, padding, dilation, groups)
+    strategy = _resolve(strategy, x, weight, geometry)
+    if strategy == "triton":
+        forward = get("conv2d_clients", "triton", x.device)
+        return forward(x, weight, bias, geometry=geometry, statistics_eps=eps, tf32=allows_tf32())
+    y = _IN_TORCH[strategy].conv2d_clients(x, weight, bias, geometry=geometry)
+    return y, *reference.statistics(y, eps)
+
+
+@torch.library.custom_op(
     "fastlocal::conv2d_clients_backward",
     mutates_args=(),
     schema=f"(Tensor grad, Tensor x, Tensor weight, {_WINDOW}, bool need_x, bool need_weight) -> (Tensor, Tensor)",
@@ -128,7 +157,16 @@ def _(
     groups: int,
     strategy: str,
 ) -> Tensor:
-    return empty(Geometry.from_sequences(stride, padding, dilation, groups).check(x, weight), x)
+    return _like_result(x, weight, Geometry.from_sequences(stride, padding, dilation, groups), strategy)
+
+
+def _like_result(x: Tensor, weight: Tensor, geometry: Geometry, strategy: str) -> Tensor:
+    """Return memory for the result: Triton's is channels-last, others' as x."""
+    shape = geometry.check(x, weight)
+    if _resolve(strategy, x, weight, geometry) != "triton":
+        return empty(shape, x)
+    clients, batch, channels, height, width = shape
+    return x.new_empty((clients, batch, height, width, channels)).permute(0, 1, 4, 2, 3)
 
 
 @conv2d_stacked_backward.register_fake
@@ -148,9 +186,34 @@ def _(
     return dx, weight.new_empty(weight.shape if need_weight else 0)
 
 
+@conv2d_stacked_statistics.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    strategy: str,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    y = _like_result(x, weight, Geometry.from_sequences(stride, padding, dilation, groups), strategy)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    mean, rstd = (x.new_empty((y.shape[0], 1, y.shape[2]), dtype=dtype) for _ in range(2))
+    return y, mean, rstd
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, _, *ctx.window = inputs
     ctx.save_for_backward(x, weight)
+
+
+def _save_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, _, *ctx.window, _ = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -163,7 +226,24 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (dx if need_x else None), (dweight if need_weight else None), dbias, *(None for _ in ctx.window)
 
 
+def _backward_statistics(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * (len(ctx.window) + 4)
+    return *_backward(ctx, grad), None
+
+
 conv2d_stacked.register_autograd(_backward, setup_context=_save)
+conv2d_stacked_statistics.register_autograd(_backward_statistics, setup_context=_save_statistics)
+
+
+@conv2d_stacked_statistics.register_vmap
+def _(
+    info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, bias: Tensor | None, *window: Any
+) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int, int, int]]:
+    size = info.batch_size
+    stacked = (None if t is None else fold(t, dim, size) for t, dim in zip((x, weight, bias), in_dims, strict=False))
+    y, mean, rstd = (unfold(result, size) for result in conv2d_stacked_statistics(*stacked, *window))
+    return (y, mean, rstd), (0, 0, 0)
 
 
 @conv2d_stacked.register_vmap

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -148,7 +149,8 @@ def conv2d_clients_input_grad(
     pixels = batch * phase_h * phase_w
     assert pixels < 2**31 - 2**10, "pixels are counted in int32, whole tiles of them"
     per_group = weight.shape[2]
-    packed = weight.to(grad.dtype).unflatten(1, (groups, -1)).permute(0, 1, 3, 4, 5, 2).contiguous()
+    by_group = weight.unflatten(1, (groups, -1)).permute(0, 1, 3, 4, 5, 2)
+    packed = torch.empty(by_group.shape, dtype=grad.dtype, device=grad.device).copy_(by_group)
 
     def grid(sizes: dict[str, int]) -> tuple[int]:
         tiles = triton.cdiv(pixels, sizes["ROWS"]) * triton.cdiv(per_group, sizes["COLUMNS"])
