@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,9 +64,10 @@ def has_statistics(input: Tensor, weight: Tensor | None, bias: Tensor | None, gr
     return all(affine is None or affine.shape == (channels,) for affine in (weight, bias))
 
 
-def autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    device = input.device.type
-    if not torch.is_autocast_enabled(device) or input.dtype == torch.float64:
-        return input, weight, bias
+def autocast(*tensors: Any) -> tuple[Any, ...]:
+    """Cast tensors to autocast's dtype as convolutions do; None stays None."""
+    device = next(each.device.type for each in tensors if each is not None)
+    if not torch.is_autocast_enabled(device):
+        return tensors
     dtype = torch.get_autocast_dtype(device)
-    return input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    return tuple(each if each is None or each.dtype == torch.float64 else each.to(dtype) for each in tensors)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from .conv2d_clients.operator import conv2d_stacked, conv2d_stacked_statistics
+from .conv2d_clients.operator import conv2d_stacked_fused
 from .norm_act.operator import norm_act_stacked
 
 ACTIVATIONS: dict[Any, str] = {
@@ -28,33 +28,61 @@ ACTIVATIONS: dict[Any, str] = {
 }
 ADDITIONS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}
 
+SIZES = {Tensor.dim, Tensor.size, Tensor.numel, Tensor.__len__, Tensor.is_floating_point}
+SIZES |= {getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype")}
+"""What a stand-in answers itself."""
+
+
+class Forks:
+    """The `fork` of the last convolution of each tensor, for the gradient of its other uses."""
+
+    def __init__(self) -> None:
+        self._forks: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
+
+    def add(self, tensor: Tensor, fork: Tensor) -> None:
+        """Remember the fork of a tensor while that exists."""
+        place = id(tensor)
+        self._forks[place] = weakref.ref(tensor, lambda _: self._forks.pop(place, None)), fork
+
+    def get(self, tensor: Tensor | None) -> Tensor | None:
+        """Return the fork of a tensor, or None."""
+        found = self._forks.get(id(tensor))
+        return None if found is None else found[1]
+
+    def clear(self) -> None:
+        """Forget all, because a tensor may have changed in place."""
+        self._forks.clear()
+
 
 class Convolution:
     """A stacked convolution that waits for its consumer.
 
     Attributes:
+        input: The images [batch, in, h, w] if they are the module's own, neither cast nor padded.
+        forks: Receives the convolution's fork.
         arguments: Of `conv2d_stacked`, with one client.
-        batchnorm: Values of BatchNorm's statistics by eps, once they are computed.
+        counted: Whether it returned statistics.
     """
 
-    def __init__(self, shape: torch.Size, arguments: tuple[Any, ...]) -> None:
+    def __init__(self, input: Tensor | None, shape: torch.Size, arguments: tuple[Any, ...], forks: Forks) -> None:
         self.shape, self.dtype, self.device = shape, arguments[0].dtype, arguments[0].device
-        self.arguments = arguments
+        self.input, self.arguments, self.forks = input, arguments, forks
+        self.counted = False
         self._value: Tensor | None = None
 
     def value(self) -> Tensor:
         """Return the images [batch, out, h, w]."""
-        if self._value is None:
-            self._value = conv2d_stacked(*self.arguments).squeeze(0)
-        return self._value
+        return self.with_statistics(None)[0] if self._value is None else self._value
 
-    def with_statistics(self, eps: float) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def with_statistics(self, eps: float | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return the images with BatchNorm's mean and rstd, or without them if the images were computed before."""
         if self._value is not None:
             return self._value, None, None
-        y, mean, rstd = conv2d_stacked_statistics(*self.arguments, eps)
-        self._value = y.squeeze(0)
-        return self._value, mean, rstd
+        y, mean, rstd, _, fork = conv2d_stacked_fused(*self.arguments, eps)
+        if self.input is not None:
+            self.forks.add(self.input, fork.squeeze(0))
+        self._value, self.counted = y.squeeze(0), eps is not None
+        return (self._value, mean, rstd) if eps is not None else (self._value, None, None)
 
 
 class Norm:
@@ -64,14 +92,19 @@ class Norm:
         x: The images, perhaps a convolution that waits itself.
         affine: Weight and bias, [channels] or None.
         options: groups, eps and backend.
+        forks: Where the gradient of a residual flows that a convolution takes too.
         residual: What is added after it, or None.
     """
 
     def __init__(
-        self, x: Tensor | Convolution, affine: tuple[Tensor | None, Tensor | None], options: tuple[int, float, str],
+        self,
+        x: Tensor | Convolution,
+        affine: tuple[Tensor | None, Tensor | None],
+        options: tuple[int, float, str],
+        forks: Forks,
         residual: Tensor | None = None,
-    ) -> None:  # fmt: skip
-        self.x, self.affine, self.options, self.residual = x, affine, options, residual
+    ) -> None:
+        self.x, self.affine, self.options, self.residual, self.forks = x, affine, options, residual, forks
         self.shape, self.dtype, self.device = x.shape, x.dtype, x.device
         self._value: Tensor | None = None
 
@@ -83,7 +116,7 @@ class Norm:
     def value(self) -> Tensor:
         """Return the result without an activation; the sum is torch's, which saves no residual for the gradients."""
         if self._value is None:
-            alone = self if self.residual is None else Norm(self.x, self.affine, self.options)
+            alone = self if self.residual is None else Norm(self.x, self.affine, self.options, self.forks)
             self._value = alone.activated("none") if self.residual is None else alone.value() + self.residual
         return self._value
 
@@ -97,8 +130,10 @@ class Norm:
             x = self.x.value()
         else:
             x, mean, rstd = self.x.with_statistics(eps)
-        tensors = (None if each is None else each.unsqueeze(0) for each in (*self.affine, self.residual))
-        y, _, _ = norm_act_stacked(x.unsqueeze(0), *tensors, groups, eps, activation, backend, mean, rstd)
+        fork = self.forks.get(self.residual)
+        residual = self.residual if fork is None or self.residual is None else self.residual.detach()
+        *tensors, fork = (None if each is None else each.unsqueeze(0) for each in (*self.affine, residual, fork))
+        y, _, _ = norm_act_stacked(x.unsqueeze(0), *tensors, groups, eps, activation, backend, mean, rstd, fork)
         return y.squeeze(0)
 
     def plus(self, residual: Tensor) -> Norm | None:
@@ -106,7 +141,7 @@ class Norm:
         fits = residual.shape == self.shape and residual.dtype == self.dtype and residual.device == self.device
         if not fits or self.residual is not None or not self.waits:
             return None
-        return Norm(self.x, self.affine, self.options, residual)
+        return Norm(self.x, self.affine, self.options, self.forks, residual)
 
 
 class Known:
@@ -128,6 +163,7 @@ class Deferred:
 
     def __init__(self) -> None:
         self._nodes: dict[int, tuple[weakref.ref[Tensor], Node]] = {}
+        self.forks = Forks()
         self.fused: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -169,6 +205,7 @@ class Deferred:
         if _in_place(func, args, kwargs):
             for _, node in list(self._nodes.values()):
                 node.value()
+            self.forks.clear()
 
     def _sum(self, func: Callable[..., Any], first: Any, second: Any) -> Tensor | None:
         pairs = [(first, second)] if _in_place(func, (), {}) else [(first, second), (second, first)]
@@ -195,7 +232,7 @@ class Deferred:
 
     def _count(self, norm: Norm, activation: str) -> None:
         over_batch = not norm.options[0]
-        parts = ["convolution"] if over_batch and isinstance(norm.x, Convolution) else []
+        parts = ["convolution"] if isinstance(norm.x, Convolution) and norm.x.counted else []
         parts.append("BatchNorm" if over_batch else "GroupNorm")
         parts += [*(["residual"] if norm.residual is not None else []), activation]
         name = " + ".join(parts)

@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_map_only
 
 from .accepted import Size, autocast, geometry_of, has_statistics
 from .conv2d_clients.operator import choose, conv2d_stacked
-from .deferred import Convolution, Deferred, Norm
+from .deferred import SIZES, Convolution, Deferred, Norm
 from .indexed import INDEX_FILLS, cross_entropy, embedding, one_hot, takes_labels, with_positive_indices
 from .norm_act.operator import faster_than_torch, norm_act_stacked
 
@@ -57,24 +57,25 @@ def conv2d(
     window = geometry_of(input, weight, bias, stride, padding, dilation, groups)
     if window is None:
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
-    input, low_weight, bias = autocast(input, weight, bias)
+    taken, (input, bias) = input, autocast(input, bias)
     if padding == "same":
         spans = [step * (size - 1) for step, size in zip(window.dilation, weight.shape[2:], strict=True)]
         if any(span % 2 for span in spans):  # torch pads one side more than the other
             input = F.pad(input, (0, spans[1] % 2, 0, spans[0] % 2))
     stride, padding, dilation = window.stride, window.padding, window.dilation
-    images, filters = input.unsqueeze(0), low_weight.unsqueeze(0)
+    images = input.unsqueeze(0)
     if strategy == "auto":
-        strategy = choose(images, filters, window)
+        strategy = choose(images, weight.unsqueeze(0), window)
+    if strategy != "triton":  # which casts while it packs the filters, and whose gradient keeps their dtype
+        (weight,) = autocast(weight)
     if strategy == "grouped":  # aten's name, which an outer StackedOps does not redirect
-        return torch.ops.aten.conv2d(input, low_weight, bias, stride, padding, dilation, groups)
-    biases = None if bias is None else bias.unsqueeze(0)
-    if strategy == "triton":  # casts while it packs the filters, and its gradient keeps their dtype
-        filters = weight.unsqueeze(0)
+        return torch.ops.aten.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    filters, biases = weight.unsqueeze(0), None if bias is None else bias.unsqueeze(0)
     arguments = (images, filters, biases, stride, padding, dilation, groups, strategy)
     if deferred is not None:
         shape = torch.Size(window.check(images, filters)[1:])
-        return deferred.stand_in(Convolution(shape, arguments))
+        same = taken if input is taken else None
+        return deferred.stand_in(Convolution(same, shape, arguments, deferred.forks))
     return conv2d_stacked(*arguments).squeeze(0)
 
 
@@ -115,7 +116,7 @@ def group_norm(
         value = _value(source)
         return F.group_norm(_wide(value), num_groups, weight, bias, eps).to(value.dtype)
     if deferred is not None:
-        return deferred.stand_in(Norm(source, (weight, bias), (num_groups, eps, backend)))
+        return deferred.stand_in(Norm(source, (weight, bias), (num_groups, eps, backend), deferred.forks))
     return norm_act(input, weight, bias, groups=num_groups, eps=eps, backend=backend)
 
 
@@ -150,7 +151,7 @@ def batch_norm(
         wide = _wide(value)
         return F.batch_norm(wide, running_mean, running_var, weight, bias, training, momentum, eps).to(value.dtype)
     if deferred is not None:
-        return deferred.stand_in(Norm(source, (weight, bias), (0, eps, backend)))
+        return deferred.stand_in(Norm(source, (weight, bias), (0, eps, backend), deferred.forks))
     return norm_act(input, weight, bias, groups=0, eps=eps, backend=backend)
 
 
@@ -220,6 +221,8 @@ class StackedOps(TorchFunctionMode):
         kwargs = kwargs or {}
         if not len(self.deferred):
             return self._call(func, args, kwargs)
+        if func in SIZES:
+            return func(*args, **kwargs)
         fused = self.deferred.call(func, args, kwargs)
         if fused is not None:
             return fused

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..norm_act.triton_statistics import combine
-from .geometry import Geometry
+from .geometry import Geometry, pack
 from .triton_tiles import PIXELS_BY_CHANNELS, WINDOW, check_operands, launch, prune
 
 
@@ -134,15 +134,17 @@ def conv2d_clients(
     *,
     geometry: Geometry,
     statistics_eps: float | None = None,
+    packed: Tensor | None = None,
     tf32: bool = True,
     tile: triton.Config | None = None,
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """Compute reference.py in fp32, bf16 or fp16 with sums in fp32. Deterministic for a given tile.
 
     The result is channels-last whatever the layout of x is, for the kernels that read it. The filters, of any
-    floating-point dtype, are first repacked to [clients, out, kh, kw, in] in that of x, a small cost beside the images.
+    floating-point dtype, are first repacked in that of x, a small cost beside the images.
 
     Args:
+        packed: The filters as `pack` returns them, or None.
         tf32: Whether fp32 inputs may be rounded to TF32; else each product is three of TF32, about as exact as fp32.
         tile: The tile; None: the fastest, timed once.
 
@@ -168,8 +170,7 @@ def conv2d_clients(
         squares = torch.empty_like(means)
     if y.numel() == 0:
         return y
-    packed = x.new_empty((clients, out_channels, *weight.shape[3:], weight.shape[2]))
-    packed.copy_(weight.permute(0, 1, 3, 4, 2))
+    packed = pack(weight, x.dtype) if packed is None else packed
     if bias is not None:
         bias = bias.contiguous()
 

@@ -26,7 +26,7 @@ def faster_than_torch(x: Tensor) -> bool:
     "fastlocal::norm_act",
     mutates_args=(),
     schema=f"(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, {_OPTIONS}, Tensor? mean=None, "
-    "Tensor? rstd=None) -> (Tensor, Tensor, Tensor)",
+    "Tensor? rstd=None, Tensor? fork=None) -> (Tensor, Tensor, Tensor)",
 )
 def norm_act_stacked(
     x: Tensor,
@@ -39,8 +39,11 @@ def norm_act_stacked(
     backend: str,
     mean: Tensor | None = None,
     rstd: Tensor | None = None,
+    fork: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`norm_act` of reference.py with rules for autograd, vmap and torch.compile; only y is differentiable.
+
+    With `fork`, of conv2d_stacked_fused, the gradient of the residual flows there and not to the residual.
 
     `backend` is that of `kernels.get`, but "auto" selects the reference for float64. Raises ValueError for shapes that
     do not fit and for a backend that cannot run.
@@ -95,6 +98,7 @@ def _(
     backend: str,
     mean: Tensor | None = None,
     rstd: Tensor | None = None,
+    fork: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check(x, weight, bias, residual, groups, activation, mean, rstd)
     if mean is not None:
@@ -123,8 +127,8 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, groups, eps, activation, backend, mean, rstd = inputs
-    ctx.options = groups, eps, activation, backend
+    *tensors, groups, eps, activation, backend, mean, rstd, fork = inputs
+    ctx.options, ctx.forks = (groups, eps, activation, backend), fork is not None
     ctx.save_for_backward(*tensors, *(output[1:] if mean is None else (mean, rstd)))
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
@@ -133,15 +137,17 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     rest = (None,) * (len(ctx.options) + 2)
     if grad is None:
-        return None, None, None, None, *rest
+        return None, None, None, None, *rest, None
     x, weight, bias, residual, mean, rstd = ctx.saved_tensors
     dx, daffine, dresidual = norm_act_stacked_backward(grad, x, weight, bias, residual, mean, rstd, *ctx.options)
+    added = None if residual is None else dresidual.to(residual.dtype)
     return (
         dx,
         None if weight is None else daffine[0].to(weight.dtype),
         None if bias is None else daffine[1].to(bias.dtype),
-        None if residual is None else dresidual.to(residual.dtype),
+        None if ctx.forks else added,
         *rest,
+        added if ctx.forks else None,
     )
 
 
