@@ -40,6 +40,7 @@ DALI = ["nvidia-dali-cuda130"]
 WANDB = ["wandb>=0.30"]
 TENSORBOARD = ["tensorboard"]
 SAFETENSORS = ["safetensors>=0.4"]
+HTA = ["HolisticTraceAnalysis>=0.5"]  # reads traces in one test; brings pandas and jupyterlab
 BENCH = ["matplotlib>=3.8"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10"]
 DEV = [
@@ -56,7 +57,7 @@ DEV = [
     "ruff>=0.6",
     "setuptools>=77",
 ]
-TEST = [*DEV, *FFCV, *DALI]
+TEST = [*DEV, *FFCV, *DALI, *HTA]
 
 setup(
     name="fastlocal",
