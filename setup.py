@@ -42,6 +42,7 @@ TENSORBOARD = ["tensorboard"]
 SAFETENSORS = ["safetensors>=0.4"]
 PYARROW = ["pyarrow>=15"]
 H5PY = ["h5py>=3.10"]
+HTA = ["HolisticTraceAnalysis>=0.5"]  # reads traces in one test; brings pandas and jupyterlab
 BENCH = ["matplotlib>=3.8"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10"]
 DEV = [
@@ -61,7 +62,7 @@ DEV = [
     "ruff>=0.6",
     "setuptools>=77",
 ]
-TEST = [*DEV, *FFCV, *DALI]
+TEST = [*DEV, *FFCV, *DALI, *HTA]
 
 setup(
     name="fastlocal",

@@ -49,7 +49,7 @@ WRITTEN = {
     "_statistics_kernel": ("means_ptr", "squares_ptr"),
     "_combine_kernel": ("mean_ptr", "rstd_ptr"),
     "_backward_kernel": ("sums_ptr", "dx_ptr", "dresidual_ptr"),
-    "_forward_kernel": ("y_ptr", "sums_ptr"),
+    "_forward_kernel": ("y_ptr", "means_ptr", "squares_ptr"),
     "_input_grad_kernel": ("dx_ptr",),
     "_weight_grad_kernel": ("partial_ptr",),
     "_label_noise_loss": ("losses_ptr", "correct_ptr", "grad_ptr"),
@@ -219,7 +219,13 @@ def counting() -> Iterator[tuple[Counts, Callable[[], Any]]]:
         inner = kernel
         while hasattr(inner, "fn"):
             inner = inner.fn
-        return lambda **arguments: counter.launch(inner.__name__, arguments)
+
+        def launch(**arguments: Any) -> None:
+            if callable(grid):
+                grid(arguments)
+            counter.launch(inner.__name__, arguments)
+
+        return launch
 
     def note_saved(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

@@ -17,20 +17,20 @@ one core (float32, MKL 2024.2). On a GPU this is not measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
-from .conv2d_clients.geometry import Geometry
+from .accepted import Size, autocast, geometry_of, has_statistics
 from .conv2d_clients.operator import choose, conv2d_stacked
+from .deferred import SIZES, Convolution, Deferred, Norm
 from .indexed import INDEX_FILLS, cross_entropy, embedding, one_hot, takes_labels, with_positive_indices
 from .norm_act.operator import faster_than_torch, norm_act_stacked
-
-Size = int | Sequence[int]
 
 
 def conv2d(
@@ -43,6 +43,7 @@ def conv2d(
     groups: int = 1,
     *,
     strategy: str = "auto",
+    deferred: Deferred | None = None,
 ) -> Tensor:
     """torch.nn.functional.conv2d of one client; under autocast it computes in autocast's dtype, as torch.
 
@@ -51,23 +52,31 @@ def conv2d(
         weight: [out, in / groups, kh, kw].
         bias: [out] or None.
         strategy: Of `conv2d_stacked`; "grouped" calls torch's convolution, and vmap groups it.
+        deferred: Makes the result wait for its use, or None.
     """
-    window = _window(input, weight, bias, stride, padding, dilation, groups)
+    window = geometry_of(input, weight, bias, stride, padding, dilation, groups)
     if window is None:
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
-    input, weight, bias = _autocast(input, weight, bias)
+    taken, (input, bias) = input, autocast(input, bias)
     if padding == "same":
         spans = [step * (size - 1) for step, size in zip(window.dilation, weight.shape[2:], strict=True)]
         if any(span % 2 for span in spans):  # torch pads one side more than the other
             input = F.pad(input, (0, spans[1] % 2, 0, spans[0] % 2))
     stride, padding, dilation = window.stride, window.padding, window.dilation
-    images, filters = input.unsqueeze(0), weight.unsqueeze(0)
+    images = input.unsqueeze(0)
     if strategy == "auto":
-        strategy = choose(images, filters, window)
+        strategy = choose(images, weight.unsqueeze(0), window)
+    if strategy != "triton":  # which casts while it packs the filters, and whose gradient keeps their dtype
+        (weight,) = autocast(weight)
     if strategy == "grouped":  # aten's name, which an outer StackedOps does not redirect
         return torch.ops.aten.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    biases = None if bias is None else bias.unsqueeze(0)
-    return conv2d_stacked(images, filters, biases, stride, padding, dilation, groups, strategy).squeeze(0)
+    filters, biases = weight.unsqueeze(0), None if bias is None else bias.unsqueeze(0)
+    arguments = (images, filters, biases, stride, padding, dilation, groups, strategy)
+    if deferred is not None:
+        shape = torch.Size(window.check(images, filters)[1:])
+        same = taken if input is taken else None
+        return deferred.stand_in(Convolution(same, shape, arguments, deferred.forks))
+    return conv2d_stacked(*arguments).squeeze(0)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -90,6 +99,7 @@ def group_norm(
     eps: float = 1e-5,
     *,
     backend: str = "auto",
+    deferred: Deferred | None = None,
 ) -> Tensor:
     """torch.nn.functional.group_norm of one client, with statistics in fp32 and a result in the input's dtype.
 
@@ -98,10 +108,15 @@ def group_norm(
         weight: [channels] or None.
         bias: [channels] or None.
         backend: Of `norm_act_stacked`; "auto" calls torch where that is faster.
+        deferred: Makes the result wait for its use, or None.
     """
-    ours = backend != "auto" or faster_than_torch(input)
-    if not ours or num_groups < 1 or not _has_statistics(input, weight, bias, num_groups):
-        return F.group_norm(_wide(input), num_groups, weight, bias, eps).to(input.dtype)
+    source = _source(input, deferred)
+    ours = backend != "auto" or faster_than_torch(_images(source))
+    if not ours or num_groups < 1 or not has_statistics(input, weight, bias, num_groups):
+        value = _value(source)
+        return F.group_norm(_wide(value), num_groups, weight, bias, eps).to(value.dtype)
+    if deferred is not None:
+        return deferred.stand_in(Norm(source, (weight, bias), (num_groups, eps, backend), deferred.forks))
     return norm_act(input, weight, bias, groups=num_groups, eps=eps, backend=backend)
 
 
@@ -116,6 +131,7 @@ def batch_norm(
     eps: float = 1e-5,
     *,
     backend: str = "auto",
+    deferred: Deferred | None = None,
 ) -> Tensor:
     """torch.nn.functional.batch_norm of one client; with running statistics it is torch's own.
 
@@ -124,13 +140,35 @@ def batch_norm(
         weight: [channels] or None.
         bias: [channels] or None.
         backend: Of `norm_act_stacked`; "auto" calls torch where that is faster.
+        deferred: Makes the result wait for its use, or None.
     """
+    source = _source(input, deferred)
     has_running = running_mean is not None or running_var is not None
-    ours = training and not has_running and (backend != "auto" or faster_than_torch(input))
-    if not ours or not _has_statistics(input, weight, bias, 0):
-        wide = _wide(input)
-        return F.batch_norm(wide, running_mean, running_var, weight, bias, training, momentum, eps).to(input.dtype)
+    ours = training and not has_running
+    ours = ours and (backend != "auto" or faster_than_torch(_images(source)))
+    if not ours or not has_statistics(input, weight, bias, 0):
+        value = _value(source)
+        wide = _wide(value)
+        return F.batch_norm(wide, running_mean, running_var, weight, bias, training, momentum, eps).to(value.dtype)
+    if deferred is not None:
+        return deferred.stand_in(Norm(source, (weight, bias), (0, eps, backend), deferred.forks))
     return norm_act(input, weight, bias, groups=0, eps=eps, backend=backend)
+
+
+def _source(input: Tensor, deferred: Deferred | None) -> Tensor | Convolution:
+    """Return the convolution behind a norm's input if it waits, else the input's value."""
+    node = None if deferred is None else deferred.node(input)
+    return input if node is None else node if isinstance(node, Convolution) else node.value()
+
+
+def _images(source: Tensor | Convolution) -> Tensor:
+    """Return a tensor on the device and in the dtype of a norm's input."""
+    images: Tensor = source.arguments[0] if isinstance(source, Convolution) else source
+    return images
+
+
+def _value(source: Tensor | Convolution) -> Tensor:
+    return source.value() if isinstance(source, Convolution) else source
 
 
 def _wide(input: Tensor) -> Tensor:
@@ -151,7 +189,7 @@ def norm_act(
 ) -> Tensor:
     """Compute activation(norm(input) * weight + bias + residual) of one client, see `norm_act_stacked`."""
     stacked = (None if tensor is None else tensor.unsqueeze(0) for tensor in (weight, bias, residual))
-    y, _, _ = norm_act_stacked(input.unsqueeze(0), *stacked, groups, eps, activation, backend)
+    y, _, _ = norm_act_stacked(input.unsqueeze(0), *stacked, groups, eps, activation, backend, None, None)
     return y.squeeze(0)
 
 
@@ -161,28 +199,55 @@ class StackedOps(TorchFunctionMode):
     Functions whose vmap rule would read another client's row for an index out of range reject that index. "auto" leaves
     to torch what torch computes faster, for example small convolutions on a CPU.
 
+    Where Triton runs, a norm waits for the addition and the activation that follow, and a convolution for its norm: see
+    `Deferred`. Whatever leaves the block goes through `settled` first.
+
     Args:
         strategy: Of the convolutions.
         norms: Backend of the norms.
+        fuse: Whether norms and convolutions wait; None: where Triton runs.
     """
 
-    def __init__(self, strategy: str = "auto", norms: str = "auto") -> None:
+    def __init__(self, strategy: str = "auto", norms: str = "auto", fuse: bool | None = None) -> None:
         super().__init__()
         self.strategy = strategy
         self.norms = norms
+        self.fuse = fuse
+        self.deferred = Deferred()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if not len(self.deferred):
+            return self._call(func, args, kwargs)
+        if func in SIZES:
+            return func(*args, **kwargs)
+        fused = self.deferred.call(func, args, kwargs)
+        if fused is not None:
+            return fused
+        if func in (F.group_norm, F.batch_norm):
+            rest = self.deferred.settled((args[1:], {key: kwargs[key] for key in kwargs if key != "input"}))
+            return self._call(func, (*args[:1], *rest[0]), {**kwargs, **rest[1]})
+        args, kwargs = self.deferred.settled((args, kwargs))
+        if func is not F.conv2d:
+            self.deferred.settle_before(func, args, kwargs)
+        return self._call(func, args, kwargs)
+
+    def _deferred(self, tensor: Tensor) -> Deferred | None:
+        """Return where the result of a call waits, or None for calls that are made at once."""
+        if self.fuse is None and not torch.compiler.is_compiling():
+            return self.deferred if faster_than_torch(_images(_source(tensor, self.deferred))) else None
+        return self.deferred if self.fuse else None
+
+    def _call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is F.conv2d:
-            return conv2d(*args, **kwargs, strategy=self.strategy)
+            return conv2d(*args, **kwargs, strategy=self.strategy, deferred=self._deferred(_first(args, kwargs)))
         if func is F.linear:
             return linear(*args, **kwargs)
-        if func is F.group_norm:
-            return group_norm(*args, **kwargs, backend=self.norms)
-        if func is F.batch_norm:
-            return batch_norm(*args, **kwargs, backend=self.norms)
+        if func in (F.group_norm, F.batch_norm):
+            norm = group_norm if func is F.group_norm else batch_norm
+            return norm(*args, **kwargs, backend=self.norms, deferred=self._deferred(_first(args, kwargs)))
         if func is F.embedding:
             return embedding(*args, **kwargs)
         if func is F.one_hot:
@@ -197,60 +262,18 @@ class StackedOps(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _pair(size: Size) -> Sequence[int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[0]) if len(size) == 1 else size
+def settled(values: Any) -> Any:
+    """Return a tree of values in which nothing waits any more; within StackedOps what leaves it goes through here."""
+    return values if torch.compiler.is_compiling() else tree_map_only(Tensor, _settled, values)
 
 
-def _window(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Size,
-    padding: Size | str,
-    dilation: Size,
-    groups: int,
-) -> Geometry | None:
-    """Return the geometry of the filters, without the one-sided padding of "same"; None if torch rejects them."""
-    stride, dilation = _pair(stride), _pair(dilation)
-    if not input.dim() == weight.dim() == 4 or not input.is_floating_point() or weight.numel() == 0:
-        return None
-    if not isinstance(padding, str):
-        padding = _pair(padding)
-    elif padding == "same":
-        if any(step != 1 for step in stride):
-            return None
-        padding = [step * (size - 1) // 2 for step, size in zip(_pair(dilation), weight.shape[2:], strict=True)]
-    elif padding == "valid":
-        padding = (0, 0)
-    else:
-        return None
-    if not len(stride) == len(padding) == len(dilation) == 2 or min(*stride, *dilation, groups) < 1 or min(padding) < 0:
-        return None
-    if bias is not None and bias.shape != weight.shape[:1]:
-        return None
-    if not torch.is_autocast_enabled(input.device.type):
-        if input.dtype != weight.dtype or bias is not None and input.dtype != bias.dtype:
-            return None
-    if input.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
-        return None
-    window = Geometry.from_sequences(stride, padding, dilation, groups)
-    image, kernel = (input.shape[2], input.shape[3]), (weight.shape[2], weight.shape[3])
-    return window if min(window.output_size(image, kernel)) > 0 else None
+def _settled(value: Tensor) -> Tensor:
+    if torch.overrides._get_current_function_mode() is None:
+        return value
+    result: Tensor = torch.overrides.handle_torch_function(_settled, (value,), value)
+    return result
 
 
-def _has_statistics(input: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int) -> bool:
-    """Return True if torch accepts the arguments of a norm in `groups` groups, or for 0 over the batch."""
-    if input.dim() < 2 or input.shape[1] == 0 or not input.is_floating_point():
-        return False
-    channels = input.shape[1]
-    if groups and (channels % groups or 0 in input.shape[2:]) or input.numel() == (groups or channels):
-        return False
-    return all(affine is None or affine.shape == (channels,) for affine in (weight, bias))
-
-
-def _autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    device = input.device.type
-    if not torch.is_autocast_enabled(device) or input.dtype == torch.float64:
-        return input, weight, bias
-    dtype = torch.get_autocast_dtype(device)
-    return input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    first: Tensor = args[0] if args else kwargs["input"]
+    return first

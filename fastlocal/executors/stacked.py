@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fastlocal import kernels
+from fastlocal.kernels.functional import settled
 
 from ..config.schema import MachineConfig, RunConfig
 from ..models.functional import has_convolution
@@ -99,7 +100,7 @@ class StackedExecutor(ExecutorKind):
                 best_by_parameter.
         """
         self.problem = problem
-        self._stacking = Stacking(problem.module, conv_strategy)
+        self._stacking = Stacking(problem.module, conv_strategy, fuse=False if compile else None)
         self._client_forward = Forward(problem, self._stacking.module)
         self._stacked = vmap(self._forward_one, (0, 0, 0, 0, 0, None), randomness="different")
         self._outputs = vmap(self._outputs_one, (0, 0, 0, 0, None), randomness="different")
@@ -246,14 +247,14 @@ class StackedExecutor(ExecutorKind):
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         values = self._values(params, state)
         loss, outputs = self._client_forward(values, inputs, targets, client, number)
-        return loss, outputs, {name: values[name] for name in state}
+        return settled((loss, outputs, {name: values[name] for name in state}))
 
     def _outputs_one(
         self, params: Params, state: dict[str, Tensor], inputs: Tensor, client: Tensor, number: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         values = self._values(params, state)
         outputs = self._client_forward.outputs(values, inputs, client, number)
-        return outputs, {name: values[name] for name in state}
+        return settled((outputs, {name: values[name] for name in state}))
 
     def _values(self, params: Params, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors of the module during a call; buffers are copies, so that a failed step can be repeated."""

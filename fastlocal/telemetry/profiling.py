@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from .base import Logger, RoundReport, RunSummary
 from .ceilings import copy_bandwidth, matmul_rate
@@ -51,7 +51,8 @@ class Subject:
 class ProfileLogger(Logger):
     """Profile the rounds after the first one, with their evaluations.
 
-    Writes trace_rankN.json.gz, profile_rankN.txt and on a GPU memory_rankN.pickle into the run directory.
+    Writes trace_rankN.pt.trace.json.gz, profile_rankN.txt and on a GPU memory_rankN.pickle into the run directory. In
+    the trace each round is a `ProfilerStep#N`, and `distributedInfo` names the rank, also of a single process.
 
     Args:
         directory: Run directory.
@@ -64,6 +65,7 @@ class ProfileLogger(Logger):
         self._directory, self._subject, self._rounds, self._message = directory, subject, rounds, message
         self._rank = torch.distributed.get_rank() if _distributed() else 0
         self._profiler: profile | None = None
+        self._step: record_function | None = None
         self._done = False
         self._clients = 0
         self._reports: list[RoundReport] = []
@@ -83,6 +85,8 @@ class ProfileLogger(Logger):
             self._reports.append(report)
             if len(self._reports) == self._rounds:
                 self._finish(now)
+            else:
+                self._begin_step(report.comm_round + 1)
         elif now - self._began > MAX_SECONDS:
             self._done = True
             self._message(
@@ -91,6 +95,7 @@ class ProfileLogger(Logger):
             )
         else:
             self._begin()
+            self._begin_step(report.comm_round + 1)
 
     def close(self) -> None:
         if not self._done and self._reports:
@@ -107,10 +112,24 @@ class ProfileLogger(Logger):
         everywhere = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
         self._profiler = profile(activities=activities, experimental_config=everywhere)
         self._profiler.start()
+        if not _distributed():  # else torch adds more than this
+            self._profiler.add_metadata_json("distributedInfo", json.dumps({"backend": "", "rank": 0, "world_size": 1}))
         self._began = time.perf_counter()
+
+    def _begin_step(self, number: int) -> None:
+        """Begin the annotation of a round, by the name that readers of traces look for."""
+        self._end_step()
+        self._step = record_function(f"ProfilerStep#{number}")
+        self._step.__enter__()
+
+    def _end_step(self) -> None:
+        if self._step is not None:
+            self._step.__exit__(None, None, None)
+            self._step = None
 
     def _stop(self) -> profile | None:
         self._done = True
+        self._end_step()
         profiler, self._profiler = self._profiler, None
         if profiler is not None:
             if self._subject.device.type == "cuda":
@@ -126,7 +145,7 @@ class ProfileLogger(Logger):
             with self._output_file("memory", ".pickle") as path:
                 torch.cuda.memory._dump_snapshot(str(path))
             torch.cuda.memory._record_memory_history(enabled=None)
-        with self._output_file("trace", ".json.gz") as path:
+        with self._output_file("trace", ".pt.trace.json.gz") as path:
             profiler.export_chrome_trace(str(path))
             with gzip.open(path, "rt", encoding="utf-8") as file:
                 events = json.load(file)["traceEvents"]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .replayed_steps import replayed_spans
 from .trace import PREFIX
 
 STEP_SPANS = ("data", "forward", "backward", "client_sgd", "local_step")
@@ -67,6 +68,7 @@ class Report:
         span_seconds: Total of each span: device time if it has kernels, else host time, summed over threads.
         evaluation_seconds: Time of one evaluation with its saves, or None without one.
         evaluation_share: Share of evaluations in the run's time, or None.
+        replayed: Seconds of kernels of CUDA graphs in each span of a step, told apart by their names; empty without.
         top: (name, seconds, calls) of kernels, on a CPU of operations, by their own time.
         launches: Kernel launches per local step of all clients; on a CPU, operations.
         syncs: Host synchronisations per local step; on a CPU, values that Python reads.
@@ -78,6 +80,7 @@ class Report:
     span_seconds: dict[str, float]
     evaluation_seconds: float | None
     evaluation_share: float | None
+    replayed: dict[str, float]
     top: list[tuple[str, float, int]]
     launches: float
     syncs: float
@@ -121,6 +124,7 @@ def report(events: Iterable[Event], work: ProfiledRounds) -> Report:
         span_seconds=seconds | {name: _length(found) / 1e6 for name, found in device.items()},
         evaluation_seconds=each,
         evaluation_share=None if each is None else each / (each + round_seconds * work.eval_every),
+        replayed=replayed_spans(kinds["kernel"], calls),
         top=_top(own),
         launches=_count_within(launches, stepping) / work.local_steps,
         syncs=_count_within(syncs, stepping) / work.local_steps,
@@ -149,6 +153,9 @@ def format_report(found: Report, work: ProfiledRounds) -> str:
             f"an evaluation and what it saves take {found.evaluation_seconds * 1e3:.1f} ms: {every}, "
             f"{found.evaluation_share:.1%} of the time"
         )
+    if found.replayed:
+        parts = (f"{name} {spent * 1e3 / work.local_steps:.3f}" for name, spent in found.replayed.items())
+        lines.append(f"kernels of replayed local steps, ms/local step: {', '.join(parts)}")
     what = "kernel" if found.on_gpu else "operation (its own time)"
     lines += ["", f"{what:<44}{'ms/local step':>15}{'calls/local step':>18}"]
     for name, seconds, calls in found.top:

@@ -73,3 +73,9 @@ def empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) 
     if not channels_last(like):
         return like.new_empty((clients, batch, channels, height, width), dtype=dtype)
     return like.new_empty((clients, batch, height, width, channels), dtype=dtype).permute(0, 1, 4, 2, 3)
+
+
+def pack(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Copy filters to [clients, out, kh, kw, in / groups], as the Triton kernels read them, in one launch."""
+    moved = weight.permute(0, 1, 3, 4, 2)
+    return torch.empty(moved.shape, dtype=dtype, device=weight.device).copy_(moved)

@@ -10,19 +10,24 @@ from .geometry import Geometry, empty
 
 
 def conv2d_clients(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, geometry: Geometry, sums: bool = False
-) -> Tensor | tuple[Tensor, Tensor]:
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    geometry: Geometry,
+    statistics_eps: float | None = None,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """Convolve every client's images with its own filters.
 
         y[c, b, o] = bias[c, o] + sum over i of cross-correlation(x[c, b, i], weight[c, o, i])
 
     Args:
         x: [clients, batch, in, h, w].
-        weight: [clients, out, in / groups, kh, kw].
+        weight: [clients, out, in / groups, kh, kw], used in the dtype of x.
         bias: [clients, out] or None.
         geometry: Movement of the filters.
-        sums: Also return [clients, 2, out] for BatchNorm: each channel's sum of y and of its squares over batch, height
-            and width, in fp32 (fp64 for fp64 inputs).
+        statistics_eps: Also return mean and 1 / sqrt(variance + eps) of each channel over batch, height and width, both
+            [clients, 1, out] as norm_act has them for BatchNorm, in fp32 (fp64 for fp64 inputs).
 
     Returns:
         y [clients, batch, out, out_h, out_w] in the memory layout of x (channels-first or channels-last).
@@ -35,7 +40,7 @@ def conv2d_clients(
         clients = x.shape[0]
         y = F.conv2d(
             _clients_as_channels(x),
-            weight.flatten(0, 1),
+            weight.to(x.dtype).flatten(0, 1),
             None if bias is None else bias.flatten(),
             geometry.stride,
             geometry.padding,
@@ -43,7 +48,7 @@ def conv2d_clients(
             clients * geometry.groups,
         )
         out.copy_(y.unflatten(1, (clients, -1)).transpose(0, 1))
-    return (out, _sums(out)) if sums else out
+    return out if statistics_eps is None else (out, *statistics(out, statistics_eps))
 
 
 def conv2d_clients_backward(
@@ -66,7 +71,7 @@ def conv2d_clients_backward(
     dx_grouped, dweight_grouped, _ = torch.ops.aten.convolution_backward(
         _clients_as_channels(grad),
         _clients_as_channels(x),
-        weight.flatten(0, 1),
+        weight.to(x.dtype).flatten(0, 1),
         None,
         geometry.stride,
         geometry.padding,
@@ -83,9 +88,14 @@ def conv2d_clients_backward(
     return dx, dweight
 
 
-def _sums(y: Tensor) -> Tensor:
+def statistics(y: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return BatchNorm's mean and 1 / sqrt(variance + eps) of y [clients, batch, channels, h, w]; of no elements 0."""
     wide = y if y.dtype == torch.float64 else y.float()
-    return torch.stack((wide.sum(dim=(1, 3, 4)), wide.square().sum(dim=(1, 3, 4))), dim=1)
+    count = max(1, y[0, :, 0].numel() if len(y) else 1)
+    mean = wide.sum(dim=(1, 3, 4), keepdim=True) / count
+    variance = (wide - mean).square().sum(dim=(1, 3, 4), keepdim=True) / count
+    rstd = (variance + eps).rsqrt()
+    return mean[..., 0, 0], rstd[..., 0, 0]
 
 
 def _clients_as_channels(x: Tensor) -> Tensor:

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .geometry import Geometry, empty
+from ..norm_act.triton_statistics import combine
+from .geometry import Geometry, pack
 from .triton_tiles import PIXELS_BY_CHANNELS, WINDOW, check_operands, launch, prune
-
-
-def _clear_sums(arguments: dict[str, Any], reset_only: bool = False) -> None:
-    """Clear the sums before and after the timing of a tile: each tile has other parts of the sums."""
-    if arguments["sums_ptr"] is not None:
-        arguments["sums_ptr"].zero_()
 
 
 @triton.autotune(
     PIXELS_BY_CHANNELS,
-    key=["pixels", "x_stride_channel", *WINDOW, "PRECISION", "HAS_SUMS"],
+    key=["pixels", "x_stride_channel", *WINDOW, "PRECISION", "HAS_STATISTICS"],
     prune_configs_by=prune("OUT", ("KH", "KW", "IN"), images="x", channels="IN"),
     cache_results=True,
-    pre_hook=_clear_sums,
 )
 @triton.jit
 def _forward_kernel(
@@ -32,9 +24,9 @@ def _forward_kernel(
     weight_ptr,
     bias_ptr,
     y_ptr,
-    sums_ptr,
+    means_ptr,
+    squares_ptr,
     pixels,
-    sums_tiles,
     height,
     width,
     x_stride_client,
@@ -61,7 +53,7 @@ def _forward_kernel(
     DILATION_H: tl.constexpr,
     DILATION_W: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    HAS_SUMS: tl.constexpr,
+    HAS_STATISTICS: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -125,11 +117,14 @@ def _forward_kernel(
     tl.store(
         y_rows[:, None] + (out_channel * y_stride_channel)[None, :], y, mask=in_rows[:, None] & in_columns[None, :]
     )
-    if HAS_SUMS:  # sums of the rounded values
+    if HAS_STATISTICS:  # mean and squared deviations of the tile's rounded values
+        count = tl.minimum(pixels - row_tile * ROWS, ROWS).to(tl.float32)
         rounded = tl.where(in_rows[:, None], y.to(tl.float32), 0.0)
-        sums = sums_ptr + (client * sums_tiles + row_tile) * (2 * GROUPS * OUT) + out_channel
-        tl.store(sums, tl.sum(rounded, axis=0), mask=in_columns)
-        tl.store(sums + GROUPS * OUT, tl.sum(rounded * rounded, axis=0), mask=in_columns)
+        mean = tl.sum(rounded, axis=0) / count
+        deviation = tl.where(in_rows[:, None], rounded - mean[None, :], 0.0)
+        place = (client * row_tiles + row_tile) * (GROUPS * OUT) + out_channel
+        tl.store(means_ptr + place, mean, mask=in_columns)
+        tl.store(squares_ptr + place, tl.sum(deviation * deviation, axis=0), mask=in_columns)
 
 
 def conv2d_clients(
@@ -138,15 +133,18 @@ def conv2d_clients(
     bias: Tensor | None = None,
     *,
     geometry: Geometry,
-    sums: bool = False,
+    statistics_eps: float | None = None,
+    packed: Tensor | None = None,
     tf32: bool = True,
     tile: triton.Config | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """Compute reference.py in fp32, bf16 or fp16 with sums in fp32. Deterministic for a given tile.
 
-    The filters are first repacked to [clients, out, kh, kw, in], a small cost beside the images.
+    The result is channels-last whatever the layout of x is, for the kernels that read it. The filters, of any
+    floating-point dtype, are first repacked in that of x, a small cost beside the images.
 
     Args:
+        packed: The filters as `pack` returns them, or None.
         tf32: Whether fp32 inputs may be rounded to TF32; else each product is three of TF32, about as exact as fp32.
         tile: The tile; None: the fastest, timed once.
 
@@ -157,22 +155,29 @@ def conv2d_clients(
     clients, batch, out_channels, out_h, out_w = shape
     groups = geometry.groups
     check_operands(x, weight=(weight, weight.shape), bias=(bias, (clients, out_channels)))
-    y = empty(shape, x)
+    y = x.new_empty((clients, batch, out_h, out_w, out_channels)).permute(0, 1, 4, 2, 3)
     pixels = batch * out_h * out_w
     assert pixels < 2**31 - 2**10, "pixels are counted in int32, whole tiles of them"
+    per_group = out_channels // groups
+    rows = min(one.kwargs["ROWS"] for one in (PIXELS_BY_CHANNELS if tile is None else [tile]))
+    means = squares = None
+    if statistics_eps is not None:
+        mean = x.new_empty((clients, 1, out_channels), dtype=torch.float32)
+        rstd = torch.empty_like(mean)
+        if y.numel() == 0:
+            return y, mean.zero_(), rstd.fill_(statistics_eps).rsqrt_()
+        means = x.new_empty((clients, triton.cdiv(pixels, rows), out_channels), dtype=torch.float32)
+        squares = torch.empty_like(means)
     if y.numel() == 0:
-        return (y, x.new_zeros((clients, 2, out_channels), dtype=torch.float32)) if sums else y
-    packed = weight.to(x.dtype).permute(0, 1, 3, 4, 2).contiguous()
+        return y
+    packed = pack(weight, x.dtype) if packed is None else packed
     if bias is not None:
         bias = bias.contiguous()
-    per_group = out_channels // groups
-    fewest_rows = min(one.kwargs["ROWS"] for one in (PIXELS_BY_CHANNELS if tile is None else [tile]))
-    partial = (
-        x.new_zeros((clients, triton.cdiv(pixels, fewest_rows), 2, out_channels), dtype=torch.float32) if sums else None
-    )
 
     def grid(sizes: dict[str, int]) -> tuple[int]:
-        tiles = triton.cdiv(pixels, sizes["ROWS"]) * triton.cdiv(per_group, sizes["COLUMNS"])
+        nonlocal rows
+        rows = sizes["ROWS"]
+        tiles = triton.cdiv(pixels, rows) * triton.cdiv(per_group, sizes["COLUMNS"])
         return (clients * groups * tiles,)
 
     launch(
@@ -183,9 +188,9 @@ def conv2d_clients(
         weight_ptr=packed,
         bias_ptr=bias,
         y_ptr=y,
-        sums_ptr=partial,
+        means_ptr=means,
+        squares_ptr=squares,
         pixels=pixels,
-        sums_tiles=0 if partial is None else partial.shape[1],
         height=x.shape[3],
         width=x.shape[4],
         x_stride_client=x.stride(0),
@@ -212,7 +217,10 @@ def conv2d_clients(
         DILATION_H=geometry.dilation[0],
         DILATION_W=geometry.dilation[1],
         HAS_BIAS=bias is not None,
-        HAS_SUMS=sums,
+        HAS_STATISTICS=means is not None,
         PRECISION="tf32" if tf32 else "tf32x3",
     )
-    return y if partial is None else (y, partial.sum(dim=1))
+    if statistics_eps is None or means is None or squares is None:
+        return y
+    combine(means, squares, mean, rstd, statistics_eps, positions=pixels, tile_positions=rows, per_group=1)
+    return y, mean, rstd

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..conv2d_clients.geometry import Geometry, empty
+from ..conv2d_clients.geometry import Geometry, empty, pack
 from ..conv2d_clients.triton_tiles import PIXELS_BY_CHANNELS, WINDOW, check_operands, launch, prune
 
 
@@ -20,6 +20,7 @@ from ..conv2d_clients.triton_tiles import PIXELS_BY_CHANNELS, WINDOW, check_oper
 def _input_grad_kernel(
     grad_ptr,
     weight_ptr,
+    added_ptr,
     dx_ptr,
     pixels,
     height,
@@ -83,7 +84,7 @@ def _input_grad_kernel(
     in_columns = column < IN
 
     grad_rows = grad_ptr + client * grad_stride_client + group * OUT * grad_stride_channel + sample * grad_stride_batch
-    weight_columns = weight_ptr + (unit * IN + column) * (KH * KW * OUT)
+    weight_columns = weight_ptr + unit * (OUT * KH * KW * IN) + column
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for turn in range(0, taps_h * taps_w * DEPTH_TILES):
         tap = turn // DEPTH_TILES
@@ -103,29 +104,38 @@ def _input_grad_kernel(
             other=0.0,
         )
         weight = tl.load(
-            weight_columns[None, :] + ((tap_h * KW + tap_w) * OUT + channel)[:, None],
+            weight_columns[None, :] + (channel * (KH * KW * IN) + (tap_h * KW + tap_w) * IN)[:, None],
             mask=in_columns[None, :] & (channel < OUT)[:, None],
             other=0.0,
         )
         total = tl.dot(grad, weight, total, input_precision=PRECISION)
 
-    dx_rows = dx_ptr + client * dx_stride_client + sample * dx_stride_batch
-    dx_rows += h.to(tl.int64) * dx_stride_h + w.to(tl.int64) * dx_stride_w
-    tl.store(
-        dx_rows[:, None] + ((group * IN + column) * dx_stride_channel)[None, :],
-        total.to(dx_ptr.dtype.element_ty),
-        mask=in_rows[:, None] & in_columns[None, :],
-    )
+    rows = client * dx_stride_client + sample * dx_stride_batch
+    rows += h.to(tl.int64) * dx_stride_h + w.to(tl.int64) * dx_stride_w
+    place = rows[:, None] + ((group * IN + column) * dx_stride_channel)[None, :]
+    inside = in_rows[:, None] & in_columns[None, :]
+    if added_ptr is not None:
+        total += tl.load(added_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(dx_ptr + place, total.to(dx_ptr.dtype.element_ty), mask=inside)
 
 
 def conv2d_clients_input_grad(
-    grad: Tensor, x: Tensor, weight: Tensor, *, geometry: Geometry, tf32: bool = True, tile: triton.Config | None = None
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    *,
+    geometry: Geometry,
+    packed: Tensor | None = None,
+    added: Tensor | None = None,
+    tf32: bool = True,
+    tile: triton.Config | None = None,
 ) -> Tensor:
     """Compute reference.py in fp32, bf16 or fp16 with sums in fp32. Deterministic for a given tile.
 
-    The filters are first repacked to [clients, in, kh, kw, out], a small cost beside the images.
+    The filters are read as the forward pass packs them.
 
     Args:
+        packed: The filters as `pack` returns them, or None.
         tf32: Whether fp32 inputs may be rounded to TF32; else each product is three of TF32, about as exact as fp32.
         tile: The tile; None: the fastest, timed once.
 
@@ -134,13 +144,15 @@ def conv2d_clients_input_grad(
     """
     shape = geometry.check(x, weight)
     _, batch, out_channels, out_h, out_w = shape
-    check_operands(x, weight=(weight, weight.shape), grad=(grad, shape))
+    check_operands(x, weight=(weight, weight.shape), grad=(grad, shape), added=(added, x.shape))
     grad = grad.to(x.dtype)
     dx = empty(x.shape, x)
     if dx.numel() == 0:
         return dx
     if grad.numel() == 0:
-        return dx.zero_()
+        return dx.zero_() if added is None else dx.copy_(added)
+    if added is not None and (added.stride() != dx.stride() or added.dtype != dx.dtype):
+        added = empty(x.shape, x).copy_(added)
     clients, groups, (height, width) = x.shape[0], geometry.groups, x.shape[3:]
     # a dilated filter with a stride has no fixed taps per phase: then one phase, with most taps masked
     step_h, step_w = geometry.stride if geometry.dilation == (1, 1) else (1, 1)
@@ -148,7 +160,7 @@ def conv2d_clients_input_grad(
     pixels = batch * phase_h * phase_w
     assert pixels < 2**31 - 2**10, "pixels are counted in int32, whole tiles of them"
     per_group = weight.shape[2]
-    packed = weight.to(grad.dtype).unflatten(1, (groups, -1)).permute(0, 1, 3, 4, 5, 2).contiguous()
+    packed = pack(weight, grad.dtype) if packed is None else packed
 
     def grid(sizes: dict[str, int]) -> tuple[int]:
         tiles = triton.cdiv(pixels, sizes["ROWS"]) * triton.cdiv(per_group, sizes["COLUMNS"])
@@ -160,6 +172,7 @@ def conv2d_clients_input_grad(
         tile,
         grad_ptr=grad,
         weight_ptr=packed,
+        added_ptr=added,
         dx_ptr=dx,
         pixels=pixels,
         height=height,

@@ -105,8 +105,10 @@ def _weight_grad_kernel(
         )
         total = tl.dot(tl.trans(x), grad, total, input_precision=PRECISION)
 
+    # in the order of the filters [out, in, kh, kw]: nothing is left to be transposed
     place = ((split * units + unit) * OUT + column) * TERMS
-    tl.store(partial_ptr + place[None, :] + term[:, None], total, mask=in_rows[:, None] & in_columns[None, :])
+    along = term % IN * (KH * KW) + term // IN
+    tl.store(partial_ptr + place[None, :] + along[:, None], total, mask=in_rows[:, None] & in_columns[None, :])
 
 
 def conv2d_clients_weight_grad(
@@ -183,5 +185,5 @@ def conv2d_clients_weight_grad(
         DILATION_W=geometry.dilation[1],
         PRECISION="tf32" if tf32 else "tf32x3",
     )
-    total = partial.sum(dim=0).view(clients, out_channels, *weight.shape[3:], weight.shape[2])
-    return weight.new_empty(weight.shape).copy_(total.permute(0, 1, 4, 2, 3))
+    total = partial[0] if splits == 1 else partial.sum(dim=0)
+    return total.view(weight.shape).to(weight.dtype)

@@ -21,6 +21,8 @@ def norm_act(
     groups: int,
     eps: float = 1e-5,
     activation: Activation = "none",
+    mean: Tensor | None = None,
+    rstd: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalize, scale and shift, add, activate.
 
@@ -37,6 +39,8 @@ def norm_act(
             spatial axes (BatchNorm in training, Ioffe & Szegedy 2015).
         eps: Added to the variance.
         activation: "none", "relu" or "silu".
+        mean: The statistics where they are known, as returned; None, as rstd, to compute them.
+        rstd: As mean.
 
     Returns:
         y in the dtype and memory layout of x; mean and rstd, [clients, batch, groups], or [clients, 1, channels] if
@@ -45,19 +49,27 @@ def norm_act(
     Raises:
         ValueError: The shapes do not fit, BatchNorm has one value per channel, or the activation is unknown.
     """
-    check(x, weight, bias, residual, groups, activation)
+    check(x, weight, bias, residual, groups, activation, mean, rstd)
     if x.numel() == 0:
         mean = wide(x).new_zeros(statistics_shape(x, groups))
         return torch.empty_like(x), mean, (mean + eps).rsqrt_()
-    elements = units(wide(x), groups)
-    mean = elements.mean(dim=-1)
-    rstd = ((elements - mean.unsqueeze(-1)).square().mean(dim=-1) + eps).rsqrt()
+    if mean is None or rstd is None:
+        elements = units(wide(x), groups)
+        mean = elements.mean(dim=-1)
+        rstd = ((elements - mean.unsqueeze(-1)).square().mean(dim=-1) + eps).rsqrt()
     y = _activate(before_activation(x, weight, bias, residual, mean, rstd, groups), activation)
     return torch.empty_like(x).copy_(y), mean, rstd
 
 
 def check(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, groups: int, activation: str
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    groups: int,
+    activation: str,
+    mean: Tensor | None = None,
+    rstd: Tensor | None = None,
 ) -> None:
     """Raise ValueError if the arguments of `norm_act` do not fit each other."""
     if activation not in ACTIVATIONS:
@@ -71,6 +83,11 @@ def check(
     for name, affine in (("weight", weight), ("bias", bias)):
         if affine is not None and affine.shape != (x.shape[0], x.shape[2]):
             raise ValueError(f"{name} of shape {list(affine.shape)} for inputs of shape {list(x.shape)}")
+    if (mean is None) != (rstd is None):
+        raise ValueError("mean without rstd, or rstd without mean")
+    for name, statistic in (("mean", mean), ("rstd", rstd)):
+        if statistic is not None and statistic.shape != statistics_shape(x, groups):
+            raise ValueError(f"{name} of shape {list(statistic.shape)} for inputs of shape {list(x.shape)}")
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"a residual of shape {list(residual.shape)} for inputs of shape {list(x.shape)}")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -132,25 +134,32 @@ def norm_act(
     groups: int,
     eps: float = 1e-5,
     activation: Activation = "none",
+    mean: Tensor | None = None,
+    rstd: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute reference.py in fp32, bf16 or fp16; raises ValueError also for float64. Deterministic."""
-    check(x, weight, bias, residual, groups, activation)
-    check_tensors(x, weight=weight, bias=bias, residual=residual)
-    mean = x.new_empty(statistics_shape(x, groups), dtype=torch.float32)
-    rstd = torch.empty_like(mean)
+    check(x, weight, bias, residual, groups, activation, mean, rstd)
+    check_tensors(x, weight=weight, bias=bias, residual=residual, mean=mean, rstd=rstd)
+    known = mean is not None and rstd is not None
+    if mean is None or rstd is None:
+        mean = x.new_empty(statistics_shape(x, groups), dtype=torch.float32)
+        rstd = torch.empty_like(mean)
+    else:
+        mean, rstd = mean.contiguous(), rstd.contiguous()
     y = torch.empty_like(x)
     if x.numel() == 0:
         return y, mean.zero_(), rstd.fill_(eps).rsqrt_()
     if not collapses(x):
-        packed, mean, rstd = norm_act(
-            x.contiguous(), weight, bias, residual, groups=groups, eps=eps, activation=activation
-        )
+        options: dict[str, Any] = {"groups": groups, "eps": eps, "activation": activation}
+        if known:
+            options |= {"mean": mean, "rstd": rstd}
+        packed, mean, rstd = norm_act(x.contiguous(), weight, bias, residual, **options)
         return y.copy_(packed), mean, rstd
     images, out = flat(x), flat(y)
     flat_residual = None if residual is None else flat(residual if collapses(residual) else residual.contiguous())
     weight, bias = (row if row is None or row.stride(1) == 1 else row.contiguous() for row in (weight, bias))
     tiling = plan(images, groups, elements=ELEMENTS)
-    if not tiling.resident:
+    if not (tiling.resident or known):
         statistics(images, mean, rstd, eps, tiling)
     _apply_kernel[(x.shape[0] * tiling.samples * tiling.splits * tiling.group_tiles,)](
         x_ptr=images,
@@ -169,7 +178,7 @@ def norm_act(
         **strides("y", out),
         weight_stride_client=0 if weight is None else weight.stride(0),
         bias_stride_client=0 if bias is None else bias.stride(0),
-        RESIDENT=tiling.resident,
+        RESIDENT=tiling.resident and not known,
         ACTIVATION=activation,
         **tiling.constants,
     )

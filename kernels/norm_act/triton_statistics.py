@@ -118,19 +118,53 @@ def statistics(x: Tensor, mean: Tensor, rstd: Tensor, eps: float, tiling: Plan) 
         **strides("x", x),
         **tiling.constants,
     )
-    block_groups = min(64, triton.next_power_of_2(tiling.groups))
-    _combine_kernel[(units * triton.cdiv(tiling.groups, block_groups),)](
+    combine(
+        means,
+        squares,
+        mean,
+        rstd,
+        eps,
+        positions=tiling.positions,
+        tile_positions=tiling.tile_positions,
+        per_group=tiling.per_group,
+    )
+
+
+def combine(
+    means: Tensor,
+    squares: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    eps: float,
+    *,
+    positions: int,
+    tile_positions: int,
+    per_group: int,
+) -> None:
+    """Combine the statistics of tiles to mean and rstd [clients, samples, groups], in place.
+
+    Args:
+        means: Mean of each tile, [units, tiles, groups] in the first elements; there may be more.
+        squares: Sum of squared deviations of each tile, as means.
+        eps: Added to the variance.
+        positions: Positions of a unit.
+        tile_positions: Positions of a tile; the last tile of a unit may have fewer.
+        per_group: Elements of a group at each position.
+    """
+    groups, splits = mean.shape[-1], triton.cdiv(positions, tile_positions)
+    block_groups = min(64, triton.next_power_of_2(groups))
+    _combine_kernel[(mean.numel() // groups * triton.cdiv(groups, block_groups),)](
         means_ptr=means,
         squares_ptr=squares,
         mean_ptr=mean,
         rstd_ptr=rstd,
         eps=eps,
-        positions=tiling.positions,
-        splits=tiling.splits,
-        GROUPS=tiling.groups,
-        PER_GROUP=tiling.per_group,
-        TILE_POSITIONS=tiling.tile_positions,
-        BLOCK_SPLITS=min(32, triton.next_power_of_2(tiling.splits)),
+        positions=positions,
+        splits=splits,
+        GROUPS=groups,
+        PER_GROUP=per_group,
+        TILE_POSITIONS=tile_positions,
+        BLOCK_SPLITS=min(32, triton.next_power_of_2(splits)),
         BLOCK_GROUPS=block_groups,
         num_warps=2,
     )

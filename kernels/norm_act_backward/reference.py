@@ -19,7 +19,7 @@ def norm_act_backward(
     *,
     groups: int,
     activation: Activation = "none",
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the gradients of `norm_act`; mean and rstd are its results.
 
     With g the gradient before the activation, h = weight * g, n = (x - mean) * rstd, and means over a unit's elements:
@@ -27,7 +27,7 @@ def norm_act_backward(
         dx = rstd * (h - mean(h) - n * mean(h * n)),   dweight = sum(g * n),   dbias = sum(g),   dresidual = g
 
     Returns:
-        dx like x; dweight and dbias [clients, channels] in the dtype of the statistics; dresidual like x, or None
+        dx like x; [2, clients, channels] of dweight and dbias in the dtype of the statistics; dresidual like x, or None
         without a residual.
 
     Raises:
@@ -46,7 +46,7 @@ def norm_act_backward(
     others = (1, *range(3, x.dim()))
     dweight, dbias = (g * normal).sum(dim=others), g.sum(dim=others)
     dresidual = None if residual is None else torch.empty_like(x).copy_(g)
-    return torch.empty_like(x).copy_(dx), dweight, dbias, dresidual
+    return torch.empty_like(x).copy_(dx), torch.stack((dweight, dbias)), dresidual
 
 
 def _silu_slope(x: Tensor) -> Tensor:

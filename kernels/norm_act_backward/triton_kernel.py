@@ -73,8 +73,8 @@ def _backward_kernel(
     """Compute a tile's sums of g and of g * n per channel, the gradients from the unit's sums, or both.
 
     Args:
-        SUM: Store the sums, [2, units, splits, channels].
-        APPLY: Store dx and dresidual; without SUM, from the sums [2, units, channels].
+        SUM: Store the sums of g * n and of g, [2, units, splits, channels], and dresidual.
+        APPLY: Store dx; without SUM, from the sums [2, units, channels].
     """
     GROUP_TILES: tl.constexpr = (GROUPS + TILE_GROUPS - 1) // TILE_GROUPS
     CHANNELS: tl.constexpr = GROUPS * PER_GROUP
@@ -143,32 +143,32 @@ def _backward_kernel(
         sum_g = tl.sum(g, axis=1)
         sum_gn = tl.sum(g * normal, axis=1)
         sums = sums_ptr + (unit * splits + split) * CHANNELS + channel
-        tl.store(sums, sum_g, mask=in_rows)
-        tl.store(sums + units * splits * CHANNELS, sum_gn, mask=in_rows)
+        tl.store(sums, sum_gn, mask=in_rows)
+        tl.store(sums + units * splits * CHANNELS, sum_g, mask=in_rows)
     else:
         sums = sums_ptr + unit * CHANNELS + channel
-        sum_g = tl.load(sums, mask=in_rows, other=0.0)
-        sum_gn = tl.load(sums + units * CHANNELS, mask=in_rows, other=0.0)
+        sum_gn = tl.load(sums, mask=in_rows, other=0.0)
+        sum_g = tl.load(sums + units * CHANNELS, mask=in_rows, other=0.0)
+    dx_offset = offsets(
+        client,
+        sample,
+        channel,
+        position,
+        dx_stride_client,
+        dx_stride_batch,
+        dx_stride_channel,
+        dx_stride_pixel,
+        PIXELS,
+        OVER_BATCH,
+    )
+    if dresidual_ptr is not None:
+        tl.store(dresidual_ptr + dx_offset, g.to(dx_ptr.dtype.element_ty), mask=inside)
     if APPLY:
         count = PER_GROUP * positions * 1.0  # not .to: positions == 1 is a compile-time constant without it
         first = group_sum(weight * sum_g, TILE_GROUPS, PADDED) / count
         second = group_sum(weight * sum_gn, TILE_GROUPS, PADDED) / count
         dx = rstd[:, None] * (g * weight[:, None] - first[:, None] - normal * second[:, None])
-        dx_offset = offsets(
-            client,
-            sample,
-            channel,
-            position,
-            dx_stride_client,
-            dx_stride_batch,
-            dx_stride_channel,
-            dx_stride_pixel,
-            PIXELS,
-            OVER_BATCH,
-        )
         tl.store(dx_ptr + dx_offset, dx.to(dx_ptr.dtype.element_ty), mask=inside)
-        if dresidual_ptr is not None:
-            tl.store(dresidual_ptr + dx_offset, g.to(dx_ptr.dtype.element_ty), mask=inside)
 
 
 def norm_act_backward(
@@ -182,8 +182,12 @@ def norm_act_backward(
     *,
     groups: int,
     activation: Activation = "none",
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Compute reference.py in fp32, bf16 or fp16; raises ValueError also for float64. Deterministic."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Compute reference.py in fp32, bf16 or fp16; raises ValueError also for float64. Deterministic.
+
+    If a unit does not fit into a program, the first pass leaves the gradient before the activation in dresidual, and
+    the second reads that instead of the gradient and the residual.
+    """
     check(x, weight, bias, residual, groups, activation)
     check_tensors(x, weight=weight, bias=bias, residual=residual)
     expect("grad", grad, x.shape, x.device, dense=False)
@@ -193,14 +197,11 @@ def norm_act_backward(
     dx = torch.empty_like(x)
     dresidual = None if residual is None else torch.empty_like(x)
     if x.numel() == 0:
-        dweight, dbias = (mean.new_zeros((x.shape[0], x.shape[2])) for _ in range(2))
-        return dx, dweight, dbias, dresidual
+        return dx, mean.new_zeros((2, x.shape[0], x.shape[2])), dresidual
     if not collapses(x):
         saved = (weight, bias, residual, mean, rstd)
-        packed, dweight, dbias, added = norm_act_backward(
-            grad, x.contiguous(), *saved, groups=groups, activation=activation
-        )
-        return dx.copy_(packed), dweight, dbias, None if dresidual is None or added is None else dresidual.copy_(added)
+        packed, daffine, added = norm_act_backward(grad, x.contiguous(), *saved, groups=groups, activation=activation)
+        return dx.copy_(packed), daffine, None if dresidual is None or added is None else dresidual.copy_(added)
     images = flat(x)
     grad = flat(grad if collapses(grad) else grad.contiguous())
     flat_residual = None if residual is None else flat(residual if collapses(residual) else residual.contiguous())
@@ -209,25 +210,27 @@ def norm_act_backward(
     units = x.shape[0] * tiling.samples
     sums = mean.new_empty((2, units, tiling.splits, x.shape[2]))
 
-    def launch(sums: Tensor, *, store_sums: bool, apply: bool) -> None:
+    def launch(
+        grad: Tensor, residual: Tensor | None, activation: Activation, sums: Tensor, *, store_sums: bool, apply: bool
+    ) -> None:
         _backward_kernel[(units * tiling.splits * tiling.group_tiles,)](
             grad_ptr=grad,
             x_ptr=images,
             weight_ptr=weight,
             bias_ptr=bias,
-            residual_ptr=flat_residual,
+            residual_ptr=residual,
             mean_ptr=mean,
             rstd_ptr=rstd,
             sums_ptr=sums,
             dx_ptr=flat(dx),
-            dresidual_ptr=None if dresidual is None else flat(dresidual),
+            dresidual_ptr=None if dresidual is None or not store_sums else flat(dresidual),
             units=units,
             samples=tiling.samples,
             positions=tiling.positions,
             splits=tiling.splits,
             **strides("grad", grad),
             **strides("x", images),
-            **strides("residual", flat_residual),
+            **strides("residual", residual),
             **strides("dx", flat(dx)),
             weight_stride_client=0 if weight is None else weight.stride(0),
             bias_stride_client=0 if bias is None else bias.stride(0),
@@ -237,9 +240,10 @@ def norm_act_backward(
             **tiling.constants,
         )
 
-    launch(sums, store_sums=True, apply=tiling.resident)
-    sums = sums.sum(dim=2)
+    launch(grad, flat_residual, activation, sums, store_sums=True, apply=tiling.resident)
     if not tiling.resident:
-        launch(sums, store_sums=False, apply=True)
-    dbias, dweight = (part.view(x.shape[0], tiling.samples, -1).sum(dim=1) for part in sums)
-    return dx, dweight, dbias, dresidual
+        sums = sums.sum(dim=2)
+        before = (grad, None, activation) if dresidual is None else (flat(dresidual), None, "none")
+        launch(*before, sums, store_sums=False, apply=True)
+    by_client = sums.view(2, x.shape[0], -1, x.shape[2])
+    return dx, by_client[:, :, 0] if by_client.shape[2] == 1 else by_client.sum(dim=2), dresidual

@@ -24,7 +24,7 @@ def events(path: Path) -> list[dict[str, Any]]:
 
 
 def spans(directory: Path) -> dict[str, int]:
-    names = [event["name"] for event in events(directory / "trace_rank0.json.gz") if event.get("ph") == "X"]
+    names = [event["name"] for event in events(directory / "trace_rank0.pt.trace.json.gz") if event.get("ph") == "X"]
     return {name: names.count(name) for name in sorted(set(names)) if name.startswith("fastlocal::")}
 
 
@@ -39,7 +39,7 @@ def test_profile_trains_a_few_rounds_and_tells_where_the_time_went(
     assert [row["comm_round"] for row in metrics(tmp_path / "run")] == [1, 2, 3]
     assert "rounds 2 to 3: 4 local steps of 2 clients" in done.out
     assert "every 7 rounds" in done.out
-    assert {"trace_rank0.json.gz", "profile_rank0.txt"} < tree(tmp_path / "run")
+    assert {"trace_rank0.pt.trace.json.gz", "profile_rank0.txt"} < tree(tmp_path / "run")
     found = spans(tmp_path / "run")
     assert found["fastlocal::forward"] == found["fastlocal::client_sgd"] == 4
     assert found["fastlocal::evaluate"] == found["fastlocal::server"] == 2
@@ -56,7 +56,11 @@ def test_a_profiled_run_goes_on_with_the_same_results(
     assert metrics(tmp_path / "profiled") == metrics(tmp_path / "plain")
     assert (tmp_path / "profiled" / "latest.pt").read_bytes() == (tmp_path / "plain" / "latest.pt").read_bytes()
     assert "profiled rounds 2 to 2" in done.err
-    assert tree(tmp_path / "profiled") - tree(tmp_path / "plain") == {"trace_rank0.json.gz", "profile_rank0.txt"}
+    new = tree(tmp_path / "profiled") - tree(tmp_path / "plain")
+    assert new == {"trace_rank0.pt.trace.json.gz", "profile_rank0.txt"}
+        "trace_rank0.pt.trace.json.gz",
+        "profile_rank0.txt",
+    }
 
 
 def test_a_run_that_ends_early_is_profiled_as_far_as_it_goes(
@@ -66,7 +70,7 @@ def test_a_run_that_ends_early_is_profiled_as_far_as_it_goes(
     assert done.status == 0 and "profiled rounds 2 to 2" in done.err
     done = run(capsys, *train_words(data, tmp_path / "one"), "--step1", "4", "--profile", "1")
     assert done.status == 0 and "not profiled: the run ended within its first two rounds" in done.err
-    assert "trace_rank0.json.gz" not in tree(tmp_path / "one")
+    assert "trace_rank0.pt.trace.json.gz" not in tree(tmp_path / "one")
 
 
 def test_profile_rounds_must_be_positive(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,7 +90,14 @@ def test_a_sum_over_pixels_in_any_number_of_parts(pixels: int) -> None:
     torch.testing.assert_close(got.double(), expected, rtol=0, atol=TOLERANCES["tf32"] * float(expected.abs().max()))
 
 
-def test_sums_are_right_after_tiles_were_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def check_statistics(y: Tensor, mean: Tensor, rstd: Tensor) -> None:
+    exact = y.double().transpose(1, 2).flatten(2)
+    torch.testing.assert_close(mean[:, 0].double(), exact.mean(dim=-1), rtol=1e-5, atol=1e-6)
+    variance = exact.var(dim=-1, unbiased=False)
+    torch.testing.assert_close(rstd[:, 0].double(), (variance + 1e-5).rsqrt(), rtol=1e-4, atol=0)
+
+
+def test_statistics_are_right_after_tiles_were_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[float] = []
 
     def bench(run: Callable[[], None], quantiles: Any) -> list[float]:
@@ -105,18 +112,20 @@ def test_sums_are_right_after_tiles_were_timed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(triton_kernel, "launch", tuned)
     layer = Layer(1, 1, 2, (3, 41), 3)
     x, weight, _ = operands(layer)
-    y, sums = triton_kernel.conv2d_clients(x, weight, geometry=layer.geometry, sums=True)
+    found = triton_kernel.conv2d_clients(x, weight, geometry=layer.geometry, statistics_eps=1e-5)
     assert len(timed) > 1
-    torch.testing.assert_close(sums[:, 0], y.sum(dim=(1, 3, 4)))
-    torch.testing.assert_close(sums[:, 1], y.square().sum(dim=(1, 3, 4)))
+    check_statistics(*found)
 
 
-def test_sums_of_a_given_small_tile() -> None:
+def test_statistics_of_a_given_small_tile_far_from_zero() -> None:
+    """A variance of squares less the squared mean would lose all of its digits."""
     tile = triton.Config({"ROWS": 16, "COLUMNS": 16, "DEPTH": 16}, num_warps=1)
     layer = Layer(2, 1, 2, (5, 9), 3)
     x, weight, _ = operands(layer)
-    y, sums = triton_kernel.conv2d_clients(x, weight, geometry=layer.geometry, sums=True, tile=tile)
-    torch.testing.assert_close(sums[:, 0], y.sum(dim=(1, 3, 4)), rtol=1e-4, atol=1e-4)
+    bias = torch.full((2, 3), 1000.0)
+    check_statistics(
+        *triton_kernel.conv2d_clients(x, weight, bias, geometry=layer.geometry, statistics_eps=1e-5, tile=tile)
+    )
 
 
 @pytest.mark.parametrize("way", [reference, loop, im2col], ids=lambda way: way.__name__.rpartition(".")[2])

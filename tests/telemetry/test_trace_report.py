@@ -81,6 +81,32 @@ def test_rates_are_those_of_the_device_where_it_has_kernels() -> None:
     assert "4.0 kernel launches per local step, 0.50 host synchronisations" in printed
 
 
+def test_kernels_of_a_replayed_step_are_told_apart_by_their_order() -> None:
+    names = [
+        "index",
+        "_gather_augment",
+        "conv",
+        "_label_noise_loss",
+        "conv",
+        "cat",
+        "_client_norm",
+        "_client_sgd",
+        "add",
+    ]
+    events = [
+        span("local_step", 50, 400),
+        {**event("cuda_runtime", "cudaGraphLaunch", 60, 5), "args": {"correlation": 7}},
+    ]
+    for place, name in enumerate(names):
+        events.append({**event("kernel", name, 70 + 10 * place, 2**place, 7), "args": {"correlation": 7}})
+    events.append({**event("kernel", "conv", 500, 5, 7), "args": {"correlation": 8}})  # not of the graph
+    spent = {"data": 3e-6, "forward": 12e-6, "backward": 48e-6, "client_sgd": 448e-6}
+    assert report(events, WORK).replayed == pytest.approx(spent)
+    assert "forward 0.006, backward 0.024, client_sgd 0.224" in format_report(report(events, WORK), WORK)
+    without = [one for one in events if one["name"] != "_label_noise_loss"]
+    assert list(report(without, WORK).replayed) == ["local_step"]
+
+
 def test_threads_that_work_at_once_share_the_time() -> None:
     events = [span("forward", 0, 600), span("backward", 600, 200), span("forward", 0, 800, thread=2)]
     found = report(events, WORK)

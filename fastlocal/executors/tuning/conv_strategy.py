@@ -67,22 +67,40 @@ def format_strategies(strategies: Strategies) -> str:
 
 
 class Stacking:
-    """A copy of a module for vmap; within `mode`, each convolution and norm is one operation for all clients."""
+    """A copy of a module for vmap; within `mode`, each convolution and norm is one operation for all clients.
 
-    def __init__(self, module: nn.Module, strategies: Strategies) -> None:
+    Args:
+        module: The module.
+        strategies: Strategies of its convolutions.
+        fuse: Of StackedOps.
+    """
+
+    def __init__(self, module: nn.Module, strategies: Strategies, *, fuse: bool | None = None) -> None:
         self.module = copy.deepcopy(module)
         self._default = strategies if isinstance(strategies, str) else "auto"
+        self._fuse = fuse
+        self._mode: functional.StackedOps | None = None
         if not isinstance(strategies, str):
             for name, part in convolutions(self.module).items():
                 strategy = strategies.get(name, "auto")
                 if strategy != "auto":
-                    part.forward = functools.partial(_within, strategy, part.forward)  # type: ignore[method-assign]
+                    part.forward = functools.partial(self._within, strategy, part.forward)  # type: ignore[method-assign]
 
     def mode(self) -> functional.StackedOps:
         """Return the context in which the module runs under vmap."""
-        return functional.StackedOps(self._default)
+        self._mode = functional.StackedOps(self._default, fuse=self._fuse)
+        return self._mode
 
+    @property
+    def fused(self) -> dict[str, int]:
+        """Count of each fused sequence in the last forward pass."""
+        return {} if self._mode is None else self._mode.deferred.fused
 
-def _within(strategy: str, forward: Callable[..., Tensor], *args: Any) -> Tensor:
-    with functional.StackedOps(strategy):
-        return forward(*args)
+    def _within(self, strategy: str, forward: Callable[..., Tensor], *args: Any) -> Tensor:
+        """Call a layer with its own strategy."""
+        assert self._mode is not None
+        before, self._mode.strategy = self._mode.strategy, strategy
+        try:
+            return forward(*args)
+        finally:
+            self._mode.strategy = before
