@@ -84,11 +84,12 @@ def test_auto_does_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_convolutions_and_norms_take_triton_where_it_runs(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(kernels, "_has_triton", lambda: installed)
     with FakeTensorMode():
+        # before a GPU seems to be there: torch 2.11 then makes a real tensor beside the first fake one
         x, weight = torch.empty(2, 8, 4, 9, 9, device="cuda:0"), torch.empty(2, 5, 4, 3, 3, device="cuda:0")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+        monkeypatch.setattr(kernels, "_has_triton", lambda: installed)
         assert choose(x, weight, Geometry()) == ("triton" if installed else "grouped")
         assert choose(x.double(), weight.double(), Geometry()) == "grouped"
         assert faster_than_torch(x) == installed and not faster_than_torch(x.double())
