@@ -107,7 +107,9 @@ def flat(module: torch.nn.Module) -> Any:
     return torch.nn.utils.parameters_to_vector(module.parameters()).detach().numpy()
 
 
-def export(path: Path, data: tuple[torch.Tensor, torch.Tensor], parts: fastlocal.partition.Partition, start: Any) -> None:
+def export(
+    path: Path, data: tuple[torch.Tensor, torch.Tensor], parts: fastlocal.partition.Partition, start: Any
+) -> None:
     """Write what the peer trains on."""
     sampler = CohortSampler(seed=SEED, population=POPULATION, clients=COHORT)
     streams = ClientStreams(parts, sampler, batch_size=BATCH, local_steps=LOCAL_STEPS, seed=SEED, restart=True)
