@@ -228,6 +228,26 @@ def kill() -> str:
     ) + measured("kill.csv")
 
 
+def population() -> str:
+    """Rounds, starts and memory over the population."""
+    rows = [
+        (
+            f"{int(row['population']):,}",
+            row["round_ms"],
+            row["ratio_ms"],
+            row["round_cpu_ms"],
+            row["ratio_cpu_ms"],
+            row["start_seconds"],
+            row["start_cpu_seconds"],
+            row["peak_mib"],
+            row["arrays_mib"],
+        )
+        for row in read("population.csv")
+    ]
+    columns = (">clients", ">ms per round", ">ratio", ">of the processor", ">ratio", ">start, s", ">of the processor")
+    return table((*columns, ">peak, MiB", ">arrays, MiB"), rows) + measured("population.csv")
+
+
 def peers() -> str:
     """Global models of fastlocal and of Flower after three rounds."""
     found = {(row["case"], row["precision"]): row for row in read("peers_flower.csv")}
@@ -257,4 +277,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "deterministic": deterministic,
     "kill": kill,
     "peers": peers,
+    "population": population,
 }
