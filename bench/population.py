@@ -129,7 +129,7 @@ def make_row(
         row[f"ratio_{kind}"] = f"{median_ratio(own, other):.3f}"
         row[f"start_{name}"] = f"{float(start[name]):.2f}"
     peak = max(float(one["peak_mib"]) for one in rounds)
-    return row | {"peak_mib": f"{peak:.0f}", "arrays_mib": f"{float(start['arrays_mib']):.0f}"}
+    return row | {"peak_mib": f"{peak:.0f}", "arrays_mib": f"{float(start['arrays_mib']):.3g}"}
 
 
 def parser() -> argparse.ArgumentParser:
