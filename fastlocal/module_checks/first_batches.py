@@ -40,8 +40,8 @@ def _extremes(split: AnySplit) -> list[int]:
         if images or values.dtype == torch.bool or values.is_floating_point() or values.is_complex():
             continue
         if 0 < values.numel() <= LARGEST:
-            by_sample = values.reshape(len(values), -1)
-            places += [int(by_sample.amin(1).argmin()), int(by_sample.amax(1).argmax())]
+            flat, width = values.reshape(-1), values[0].numel()
+            places += [int(flat.argmin()) // width, int(flat.argmax()) // width]
     return list(dict.fromkeys(places))
 
 

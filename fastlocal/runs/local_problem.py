@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..common.errors import UsageError
 from ..config.schema import RunConfig
@@ -26,10 +26,17 @@ def label_range(data: DataSet, loss: Loss) -> tuple[int, int] | None:
     rule = combination(loss)
     if len(targets) < 2 or any(target.dim() != 1 or not rule.takes_labels(target) for target in targets):
         return None
-    targets = [counted for target in targets if len(counted := target[target != rule.ignored])]
+    targets = [counted for target in targets if len(counted := _counted(target, rule.ignored))]
     if not targets:
         return None
     return min(int(target.min()) for target in targets), max(int(target.max()) for target in targets)
+
+
+def _counted(target: Tensor, ignored: int | None) -> Tensor:
+    """Return the labels that are not ignored: all of them where the ignored one lies outside, without a copy."""
+    if ignored is None or len(target) == 0 or not int(target.min()) <= ignored <= int(target.max()):
+        return target
+    return target[target != ignored]
 
 
 def ignored_label(data: DataSet, loss: Loss, *, noise: bool) -> int | None:

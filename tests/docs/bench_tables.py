@@ -228,6 +228,40 @@ def kill() -> str:
     ) + measured("kill.csv")
 
 
+def population() -> str:
+    """Rounds, starts and memory over the population."""
+    rows = [
+        (
+            f"{int(row['population']):,}",
+            row["round_ms"],
+            row["ratio_ms"],
+            row["round_cpu_ms"],
+            row["ratio_cpu_ms"],
+            row["start_seconds"],
+            row["start_cpu_seconds"],
+            row["peak_mib"],
+            row["arrays_mib"],
+        )
+        for row in read("population.csv")
+    ]
+    columns = (">clients", ">ms per round", ">ratio", ">of the processor", ">ratio", ">start, s", ">of the processor")
+    return table((*columns, ">peak, MiB", ">arrays, MiB"), rows) + measured("population.csv")
+
+
+def peers() -> str:
+    """Global models of fastlocal and of Flower after three rounds."""
+    found = {(row["case"], row["precision"]): row for row in read("peers_flower.csv")}
+    rows = [
+        (name, row["max_abs_difference"], found[name, "fp32"]["max_abs_difference"], row["max_abs_change"])
+        for (name, precision), row in found.items()
+        if precision == "fp64"
+    ]
+    versions = next(iter(found.values()))
+    beside = f"\nBeside flwr {versions['flwr']} with torch {versions['peer_torch']}.\n"
+    columns = ("server", ">difference in fp64", ">in fp32", ">change of the model")
+    return table(columns, rows) + measured("peers_flower.csv") + beside
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "result": result,
     "targets": targets,
@@ -242,4 +276,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "precision": precision,
     "deterministic": deterministic,
     "kill": kill,
+    "peers": peers,
+    "population": population,
 }

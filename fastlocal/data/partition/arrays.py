@@ -49,4 +49,6 @@ def label_checksum(labels: Any) -> str | None:
         return None
     values = np.asarray(labels)
     values = np.ascontiguousarray(values, dtype="<i8" if values.dtype.kind in "iub" else "<f8")
-    return hashlib.sha256(str(values.shape).encode() + values.tobytes()).hexdigest()[:16]
+    digest = hashlib.sha256(str(values.shape).encode())
+    digest.update(values.reshape(-1).view(np.uint8))
+    return digest.hexdigest()[:16]

@@ -23,16 +23,16 @@ def check(parts: Partition, samples: int, labels: Any, flag: str) -> None:
     if stored is not None and labels is not None and stored != label_checksum(labels):
         raise UsageError(f"{flag}: was made of another data set (the checksum of its labels differs); partition this")
     if len(indices):
-        strange = (indices < 0) | (indices >= samples)
-        if strange.any():
-            at = int(strange.argmax())
+        if indices.min() < 0 or indices.max() >= samples:
+            at = int(((indices < 0) | (indices >= samples)).argmax())
             raise UsageError(
                 f"{flag}: client {_owner(parts, at)} has sample {indices[at]}, which does not exist; "
                 f"the training samples are 0 to {samples - 1}"
             )
-        counts = np.bincount(indices, minlength=samples)
-        if counts.max() > 1:
-            sample = int((counts > 1).argmax())
+        owned = np.zeros(samples, dtype=bool)
+        owned[indices] = True
+        if np.count_nonzero(owned) < len(indices):
+            sample = int((np.bincount(indices) > 1).argmax())
             first, second = np.flatnonzero(indices == sample)[:2]
             a, b = _owner(parts, first), _owner(parts, second)
             whose = f"twice by client {a}" if a == b else f"by clients {a} and {b}"

@@ -1,0 +1,1 @@
+"""Other packages beside fastlocal, each in an environment of its own."""
