@@ -18,6 +18,7 @@ from ..telemetry.trace import span
 from .base import ExecutorKind, LocalProblem, Values
 from .forward import Forward
 from .fused_loss import FusedLoss
+from .gradient_rows import GradientRows
 from .inductor import Compiler
 from .round_plan import LocalStep, RoundPlan, RoundResult
 from .sgd_update import Update
@@ -115,6 +116,8 @@ class StackedExecutor(ExecutorKind):
             self._update.step = self.compiler.compile(self._update.step)  # type: ignore[method-assign]
         default = best_by_parameter(problem.source.device, compile=compile)
         self._by_parameter = default if by_parameter is None else by_parameter
+        on_gpu = problem.source.device.type == "cuda" and not compile
+        self._gather = GradientRows(problem.layout) if on_gpu and not self._by_parameter else None
         self._max_clients: int | None = None
         self._notes: list[str] = []
 
@@ -174,7 +177,7 @@ class StackedExecutor(ExecutorKind):
         return notes
 
     def _step(self, stack: ClientStack, step: LocalStep) -> tuple[Tensor, Tensor | None]:
-        if self._by_parameter:
+        if self._by_parameter or self._gather is not None:
             values = self.problem.layout.views(stack.params.detach())
             params: Params = {name: value.detach().requires_grad_() for name, value in values.items()}
             leaves = list(params.values())
@@ -193,7 +196,14 @@ class StackedExecutor(ExecutorKind):
             )
         with span("backward"):
             outputs, grad = (losses.sum(), None) if root is None else root
-            grads = torch.autograd.grad(outputs, leaves, grad, allow_unused=True, materialize_grads=True)
+
+            def differentiate() -> tuple[Tensor, ...]:
+                return torch.autograd.grad(outputs, leaves, grad, allow_unused=True, materialize_grads=True)
+
+            if self._gather is not None:
+                grads = (self._gather(stack.params, differentiate),)
+            else:
+                grads = differentiate()
         if self._by_parameter:
             self._update.by_parameter(stack.params, stack.momentum, grads, step.learning_rates)
         else:

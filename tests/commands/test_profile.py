@@ -56,7 +56,10 @@ def test_a_profiled_run_goes_on_with_the_same_results(
     assert metrics(tmp_path / "profiled") == metrics(tmp_path / "plain")
     assert (tmp_path / "profiled" / "latest.pt").read_bytes() == (tmp_path / "plain" / "latest.pt").read_bytes()
     assert "profiled rounds 2 to 2" in done.err
-    assert tree(tmp_path / "profiled") - tree(tmp_path / "plain") == {"trace_rank0.pt.trace.json.gz", "profile_rank0.txt"}
+    assert tree(tmp_path / "profiled") - tree(tmp_path / "plain") == {
+        "trace_rank0.pt.trace.json.gz",
+        "profile_rank0.txt",
+    }
 
 
 def test_a_run_that_ends_early_is_profiled_as_far_as_it_goes(
