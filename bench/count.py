@@ -100,6 +100,7 @@ def count(step: Step, module: torch.nn.Module | None = None) -> tuple[Counts, in
         params = torch.empty(step.clients, layout.n_params, device=device)
         stack = ClientStack(params, torch.empty_like(params))
         program = StepProgram(StackedExecutor(problem), stack, 1, step.batch)
+        program.step()  # makes what later steps keep
         with counted():
             program.step()
         counts.saved.pop(params.untyped_storage()._cdata, None)

@@ -90,6 +90,7 @@ class Counts:
         saved: Bytes that autograd saves for the backward pass, by storage.
         host_reads: Operations that the host waits for.
         convolved: Bytes of the outputs of all convolutions.
+        active: Whether anything is counted now.
         last: Whether the images of each launch of a convolution or norm are channels-last.
     """
 
@@ -97,6 +98,7 @@ class Counts:
     saved: dict[int, int] = field(default_factory=dict)
     host_reads: int = 0
     convolved: int = 0
+    active: bool = False
     last: list[tuple[str, bool]] = field(default_factory=list)
 
     @property
@@ -172,7 +174,7 @@ class _Counter(TorchDispatchMode):
             return
         if name in OVERWRITTEN:
             target = inputs[OVERWRITTEN[name]]
-            if name == "index_copy_":
+            if name == "index_copy_":  # writes as much as it copies
                 target = inputs[2]
             self._tally(name).add(sum(map(_bytes, inputs[1:])), _bytes(target))
             return
@@ -223,7 +225,8 @@ def counting() -> Iterator[tuple[Counts, Callable[[], Any]]]:
         def launch(**arguments: Any) -> None:
             if callable(grid):
                 grid(arguments)
-            counter.launch(inner.__name__, arguments)
+            if counter.counts.active:
+                counter.launch(inner.__name__, arguments)
 
         return launch
 
@@ -235,7 +238,7 @@ def counting() -> Iterator[tuple[Counts, Callable[[], Any]]]:
     @contextmanager
     def counted() -> Iterator[None]:
         with patch.object(profiler, "_is_profiler_enabled", True), counter:
-            with saved_tensors_hooks(note_saved, lambda tensor: tensor):
+            with saved_tensors_hooks(note_saved, lambda tensor: tensor), patch.object(counts, "active", True):
                 yield
 
     with ExitStack() as stack:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from .conv2d_clients.operator import conv2d_stacked_fused
+from .conv2d_clients.fused_operator import conv2d_stacked_fused
 from .norm_act.operator import norm_act_stacked
 
 ACTIVATIONS: dict[Any, str] = {

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fastlocal import kernels
 from fastlocal.kernels.functional import settled
 
 from ..config.schema import MachineConfig, RunConfig
 from ..models.functional import has_convolution
 from ..params.client_stack import ClientStack
-from ..params.losses import count_correct, cross_entropy
+from ..params.losses import count_correct
 from ..telemetry.trace import span
 from .base import ExecutorKind, LocalProblem, Values
 from .forward import Forward
+from .fused_loss import FusedLoss
+from .gradient_rows import GradientRows
 from .inductor import Compiler
 from .round_plan import LocalStep, RoundPlan, RoundResult
 from .sgd_update import Update
@@ -27,8 +30,6 @@ CACHE_BYTES = 2 * 2**20
 """Size of a core's own cache; a chunk whose rows fit into it is timed too."""
 COMPILE_SECONDS = 30.0
 """Minimum of --tune-seconds for timing compiled steps, about the time that compiling takes."""
-FUSED_CLASSES = 8192
-"""Maximum number of classes for the kernel of the loss, which holds a sample's logits in registers."""
 
 
 def best_by_parameter(device: torch.device, *, compile: bool) -> bool:
@@ -104,10 +105,10 @@ class StackedExecutor(ExecutorKind):
         self._client_forward = Forward(problem, self._stacking.module)
         self._stacked = vmap(self._forward_one, (0, 0, 0, 0, 0, None), randomness="different")
         self._outputs = vmap(self._outputs_one, (0, 0, 0, 0, None), randomness="different")
-        can_fuse = problem.loss is cross_entropy and bool(problem.topk) and problem.ignored is None
-        can_fuse = can_fuse and not problem.tensor_names
         fuse = problem.source.device.type == "cuda" and not compile if fused_loss is None else fused_loss
-        self._loss = kernels.get("label_noise_loss", device=problem.source.device) if can_fuse and fuse else None
+        self._loss = FusedLoss(problem) if fuse and FusedLoss.can_fuse(problem) else None
+        if self._loss is not None:  # its kernel draws the noise
+            self.problem = dataclasses.replace(problem, noise=None)
         self._update = Update(problem)
         self.compiler = Compiler() if compile else None
         self._program = self._forward if self.compiler is None else self.compiler.compile(self._forward)
@@ -115,6 +116,8 @@ class StackedExecutor(ExecutorKind):
             self._update.step = self.compiler.compile(self._update.step)  # type: ignore[method-assign]
         default = best_by_parameter(problem.source.device, compile=compile)
         self._by_parameter = default if by_parameter is None else by_parameter
+        on_gpu = problem.source.device.type == "cuda" and not compile
+        self._gather = GradientRows(problem.layout) if on_gpu and not self._by_parameter else None
         self._max_clients: int | None = None
         self._notes: list[str] = []
 
@@ -174,7 +177,7 @@ class StackedExecutor(ExecutorKind):
         return notes
 
     def _step(self, stack: ClientStack, step: LocalStep) -> tuple[Tensor, Tensor | None]:
-        if self._by_parameter:
+        if self._by_parameter or self._gather is not None:
             values = self.problem.layout.views(stack.params.detach())
             params: Params = {name: value.detach().requires_grad_() for name, value in values.items()}
             leaves = list(params.values())
@@ -182,7 +185,7 @@ class StackedExecutor(ExecutorKind):
             params = stack.params.detach().requires_grad_()
             leaves = [params]
         with span("forward"):
-            losses, correct, state = self._program(
+            losses, correct, state, root = self._program(
                 params,
                 dict(stack.state),
                 step.batch.inputs,
@@ -192,7 +195,15 @@ class StackedExecutor(ExecutorKind):
                 step.number,
             )
         with span("backward"):
-            grads = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
+            outputs, grad = (losses.sum(), None) if root is None else root
+
+            def differentiate() -> tuple[Tensor, ...]:
+                return torch.autograd.grad(outputs, leaves, grad, allow_unused=True, materialize_grads=True)
+
+            if self._gather is not None:
+                grads: tuple[Tensor, ...] = (self._gather(stack.params, differentiate),)
+            else:
+                grads = differentiate()
         if self._by_parameter:
             self._update.by_parameter(stack.params, stack.momentum, grads, step.learning_rates)
         else:
@@ -210,8 +221,10 @@ class StackedExecutor(ExecutorKind):
         labels: Tensor,
         client_ids: Tensor,
         number: Tensor,
-    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """Return losses [clients], counts of correct predictions or None, and the changed buffers.
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor], tuple[Tensor, Tensor] | None]:
+        """Return losses [clients], counts of correct predictions or None, changed buffers, and where gradients begin.
+
+        They begin at the losses (None), or at the outputs with a gradient that the kernel of the loss computed.
 
         Args:
             params: Parameters of the clients.
@@ -222,19 +235,18 @@ class StackedExecutor(ExecutorKind):
             client_ids: int64 [clients].
             number: int64 [], global number of the step.
         """
-        topk = self.problem.topk
+        topk, root = self.problem.topk, None
         with self._stacking.mode():
             if self._loss is None:
                 losses, outputs, state = self._stacked(params, state, inputs, targets, client_ids, number)
             else:
                 outputs, state = self._outputs(params, state, inputs, client_ids, number)
-        if self._loss is not None and outputs.shape[-1] <= FUSED_CLASSES:
-            losses, hits = self._loss(outputs, targets, None, 0, p=0.0, seed=0)
-            if topk == (1,) and targets is labels:
-                return losses, hits.sum().to(torch.float64).unsqueeze(0), state
-        elif self._loss is not None:
-            losses = vmap(self.problem.loss)(self.problem.numerics.to_param_dtype(outputs), targets)
-        return losses, count_correct(outputs, labels, topk, self.problem.ignored) if topk else None, state
+        if self._loss is not None:
+            losses, hits, root = self._loss(outputs, targets, client_ids, number)
+            if topk == (1,) and hits is not None:
+                return losses, hits.sum(dtype=torch.float64).unsqueeze(0), state, root
+        correct = count_correct(outputs, labels, topk, self.problem.ignored) if topk else None
+        return losses, correct, state, root
 
     def _forward_one(
         self,

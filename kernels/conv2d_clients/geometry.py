@@ -69,9 +69,12 @@ def channels_last(x: Tensor) -> bool:
 
 def empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return dense uninitialized memory [clients, batch, channels, h, w], channels-last if `like` is."""
+    return empty_last(shape, like, dtype) if channels_last(like) else like.new_empty(tuple(shape), dtype=dtype)
+
+
+def empty_last(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return channels-last uninitialized memory [clients, batch, channels, h, w]."""
     clients, batch, channels, height, width = shape
-    if not channels_last(like):
-        return like.new_empty((clients, batch, channels, height, width), dtype=dtype)
     return like.new_empty((clients, batch, height, width, channels), dtype=dtype).permute(0, 1, 4, 2, 3)
 
 

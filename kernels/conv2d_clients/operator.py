@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from .. import AUTOTUNED, get, runs_triton
+from ..gradient_rows import place_of
 from ..stacking import fold, unfold
 from . import im2col, loop, reference
-from .geometry import Geometry, empty, pack
+from .geometry import Geometry, empty, empty_last
 
 STRATEGIES = ("auto", "grouped", "loop", "im2col", "triton")
 CONVOLUTIONS = tuple(sorted(AUTOTUNED))
 """Forward pass and gradients; they use Triton together or not at all."""
-_IN_TORCH = {"grouped": reference, "loop": loop, "im2col": im2col}
-_WINDOW = "int[] stride, int[] padding, int[] dilation, int groups, str strategy"
-
+IN_TORCH = {"grouped": reference, "loop": loop, "im2col": im2col}
+WINDOW = "int[] stride, int[] padding, int[] dilation, int groups, str strategy"
 
 LOOP_FROM = 5e6
 """FLOPs of one client's forward pass from which the loop is faster: there, the grouped convolution has 0.5 to 0.9 times
@@ -40,7 +40,7 @@ def choose(x: Tensor, weight: Tensor, geometry: Geometry) -> str:
 
 
 @torch.library.custom_op(
-    "fastlocal::conv2d_clients", mutates_args=(), schema=f"(Tensor x, Tensor weight, Tensor? bias, {_WINDOW}) -> Tensor"
+    "fastlocal::conv2d_clients", mutates_args=(), schema=f"(Tensor x, Tensor weight, Tensor? bias, {WINDOW}) -> Tensor"
 )
 def conv2d_stacked(
     x: Tensor,
@@ -62,59 +62,17 @@ def conv2d_stacked(
         ValueError: The strategy is unknown, the shapes do not fit, or "triton" cannot run.
     """
     geometry = Geometry.from_sequences(stride, padding, dilation, groups)
-    strategy = _resolve(strategy, x, weight, geometry)
+    strategy = resolve(strategy, x, weight, geometry)
     if strategy == "triton":
         forward = get("conv2d_clients", "triton", x.device)
         return forward(x, weight, bias, geometry=geometry, tf32=allows_tf32())
-    return _IN_TORCH[strategy].conv2d_clients(x, weight, bias, geometry=geometry)
-
-
-@torch.library.custom_op(
-    "fastlocal::conv2d_clients_fused",
-    mutates_args=(),
-    schema=f"(Tensor x, Tensor weight, Tensor? bias, {_WINDOW}, float? eps) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def conv2d_stacked_fused(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    strategy: str,
-    eps: float | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return `conv2d_stacked` with what the kernels around it use; only the images and `fork` are differentiable.
-
-    Returns:
-        The images; their mean and rstd as norm_act has them for BatchNorm, [clients, 1, out], or empty without `eps`
-        (the gradient of norm_act contains that of its statistics); the packed filters for the backward pass, or empty;
-        and `fork`, a tensor of x's shape without values: what flows back into it is added to the gradient of x within
-        the kernel that computes that.
-    """
-    geometry = Geometry.from_sequences(stride, padding, dilation, groups)
-    strategy = _resolve(strategy, x, weight, geometry)
-    mean = rstd = packed = x.new_empty(0)
-    if strategy == "triton":
-        forward = get("conv2d_clients", "triton", x.device)
-        packed = pack(weight, x.dtype)
-        options: dict[str, Any] = {"geometry": geometry, "statistics_eps": eps, "tf32": allows_tf32()}
-        result = forward(x, weight, bias, **options, packed=packed)
-        y, mean, rstd = (result, mean, rstd) if eps is None else result
-    else:
-        y = _IN_TORCH[strategy].conv2d_clients(x, weight, bias, geometry=geometry)
-        if eps is not None:
-            mean, rstd = reference.statistics(y, eps)
-    mean, rstd, packed = (each if each.dim() > 1 else x.new_empty(0) for each in (mean, rstd, packed))
-    return y, mean, rstd, packed, x.new_empty(1).expand(x.shape)
+    return IN_TORCH[strategy].conv2d_clients(x, weight, bias, geometry=geometry)
 
 
 @torch.library.custom_op(
     "fastlocal::conv2d_clients_backward",
     mutates_args=(),
-    schema=f"(Tensor grad, Tensor x, Tensor weight, {_WINDOW}, bool need_x, bool need_weight, Tensor? packed=None, "
+    schema=f"(Tensor grad, Tensor x, Tensor weight, {WINDOW}, bool need_x, bool need_weight, Tensor? packed=None, "
     "Tensor? added=None) -> (Tensor, Tensor)",
 )
 def conv2d_stacked_backward(
@@ -138,7 +96,7 @@ def conv2d_stacked_backward(
         added: What is added to the gradient of x, or None.
     """
     geometry = Geometry.from_sequences(stride, padding, dilation, groups)
-    strategy = _resolve(strategy, x, weight, geometry)
+    strategy = resolve(strategy, x, weight, geometry)
     if strategy == "triton":
         options: dict[str, Any] = {"geometry": geometry, "tf32": allows_tf32()}
         dx = dweight = None
@@ -148,7 +106,7 @@ def conv2d_stacked_backward(
         if need_weight:
             dweight = get("conv2d_clients_weight_grad", "triton", x.device)(grad, x, weight, **options)
     else:
-        dx, dweight = _IN_TORCH[strategy].conv2d_clients_backward(
+        dx, dweight = IN_TORCH[strategy].conv2d_clients_backward(
             grad, x, weight, geometry=geometry, need_x=need_x, need_weight=need_weight
         )
         if dx is not None and added is not None:
@@ -165,10 +123,16 @@ def allows_tf32() -> bool:
     return bool(convolutions.fp32_precision == "tf32")
 
 
-def _resolve(strategy: str, x: Tensor, weight: Tensor, geometry: Geometry) -> str:
+def resolve(strategy: str, x: Tensor, weight: Tensor, geometry: Geometry) -> str:
     if strategy not in STRATEGIES:
         raise ValueError(f"unknown strategy {strategy!r}; known: {', '.join(STRATEGIES)}")
     return choose(x, weight, geometry) if strategy == "auto" else strategy
+
+
+def empty_result(x: Tensor, weight: Tensor, geometry: Geometry, strategy: str) -> Tensor:
+    """Return memory for the result: Triton's is channels-last, others' as x."""
+    last = resolve(strategy, x, weight, geometry) == "triton"
+    return (empty_last if last else empty)(geometry.check(x, weight), x)
 
 
 @conv2d_stacked.register_fake
@@ -182,16 +146,7 @@ def _(
     groups: int,
     strategy: str,
 ) -> Tensor:
-    return _like_result(x, weight, Geometry.from_sequences(stride, padding, dilation, groups), strategy)
-
-
-def _like_result(x: Tensor, weight: Tensor, geometry: Geometry, strategy: str) -> Tensor:
-    """Return memory for the result: Triton's is channels-last, others' as x."""
-    shape = geometry.check(x, weight)
-    if _resolve(strategy, x, weight, geometry) != "triton":
-        return empty(shape, x)
-    clients, batch, channels, height, width = shape
-    return x.new_empty((clients, batch, height, width, channels)).permute(0, 1, 4, 2, 3)
+    return empty_result(x, weight, Geometry.from_sequences(stride, padding, dilation, groups), strategy)
 
 
 @conv2d_stacked_backward.register_fake
@@ -213,77 +168,35 @@ def _(
     return dx, weight.new_empty(weight.shape if need_weight else 0)
 
 
-@conv2d_stacked_fused.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    strategy: str,
-    eps: float | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    geometry = Geometry.from_sequences(stride, padding, dilation, groups)
-    y = _like_result(x, weight, geometry, strategy)
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    shape = (0,) if eps is None else (y.shape[0], 1, y.shape[2])
-    mean, rstd = (x.new_empty(shape, dtype=x.dtype if eps is None else dtype) for _ in range(2))
-    in_triton = _resolve(strategy, x, weight, geometry) == "triton"
-    packed = x.new_empty(weight.permute(0, 1, 3, 4, 2).shape if in_triton else (0,))
-    return y, mean, rstd, packed, x.new_empty(1).expand(x.shape)
-
-
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, _, *ctx.window = inputs
     ctx.save_for_backward(x, weight)
 
 
-def _save_fused(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, _, *ctx.window, _ = inputs
-    _, mean, rstd, packed, _ = output
-    ctx.save_for_backward(x, weight, packed)
-    ctx.mark_non_differentiable(mean, rstd, packed)
-    ctx.set_materialize_grads(False)
-
-
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _gradients(ctx, grad, *ctx.saved_tensors)
+    return gradients(ctx, grad, *ctx.saved_tensors)
 
 
-def _backward_fused(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    grad, added = grads[0], grads[-1]
-    if grad is None:
-        return added, *(None for _ in range(len(ctx.window) + 3))
-    x, weight, packed = ctx.saved_tensors
-    return *_gradients(ctx, grad, x, weight, packed if packed.dim() > 1 else None, added), None
-
-
-def _gradients(
+def gradients(
     ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, packed: Tensor | None = None, added: Tensor | None = None
 ) -> tuple[Tensor | None, ...]:
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
     dx, dweight = None, None
-    if need_x or need_weight:
-        dx, dweight = conv2d_stacked_backward(grad, x, weight, *ctx.window, need_x, need_weight, packed, added)
+    place = place_of(weight) if need_weight and packed is not None else None
+    if place is not None:  # no operator: what one returns may not be a part of another tensor
+        write = get("conv2d_clients_weight_grad", "triton", x.device)
+        geometry = Geometry.from_sequences(*ctx.window[:4])
+        dweight = write(grad, x, weight, geometry=geometry, tf32=allows_tf32(), out=place)
+    if need_x or need_weight and place is None:
+        dx, found = conv2d_stacked_backward(
+            grad, x, weight, *ctx.window, need_x, need_weight and place is None, packed, added
+        )
+        dweight = found if place is None else dweight
     dbias = grad.sum(dim=(1, 3, 4)) if need_bias else None
     return (dx if need_x else None), (dweight if need_weight else None), dbias, *(None for _ in ctx.window)
 
 
 conv2d_stacked.register_autograd(_backward, setup_context=_save)
-conv2d_stacked_fused.register_autograd(_backward_fused, setup_context=_save_fused)
-
-
-@conv2d_stacked_fused.register_vmap
-def _(
-    info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, bias: Tensor | None, *window: Any
-) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    size = info.batch_size
-    stacked = (None if t is None else fold(t, dim, size) for t, dim in zip((x, weight, bias), in_dims, strict=False))
-    results = conv2d_stacked_fused(*stacked, *window)
-    unfolded = (unfold(each, size) if each.dim() > 1 else each.new_empty(size, 0) for each in results)
-    return tuple(unfolded), (0,) * len(results)
 
 
 @conv2d_stacked.register_vmap

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..norm_act.triton_statistics import combine
-from .geometry import Geometry, pack
+from .geometry import Geometry, empty_last, pack
 from .triton_tiles import PIXELS_BY_CHANNELS, WINDOW, check_operands, launch, prune
 
 
@@ -155,7 +155,7 @@ def conv2d_clients(
     clients, batch, out_channels, out_h, out_w = shape
     groups = geometry.groups
     check_operands(x, weight=(weight, weight.shape), bias=(bias, (clients, out_channels)))
-    y = x.new_empty((clients, batch, out_h, out_w, out_channels)).permute(0, 1, 4, 2, 3)
+    y = empty_last(shape, x)
     pixels = batch * out_h * out_w
     assert pixels < 2**31 - 2**10, "pixels are counted in int32, whole tiles of them"
     per_group = out_channels // groups

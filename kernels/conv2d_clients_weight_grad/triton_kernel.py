@@ -23,7 +23,7 @@ MIN_PIXELS = 512
     prune_configs_by=prune("OUT", ("pixels",), images="x", channels="IN"),
     cache_results=True,
 )
-@triton.jit(do_not_specialize=["splits", "units"])
+@triton.jit(do_not_specialize=["splits"])
 def _weight_grad_kernel(
     grad_ptr,
     x_ptr,
@@ -31,9 +31,10 @@ def _weight_grad_kernel(
     pixels,
     pixels_per_split,
     splits,
-    units,
     height,
     width,
+    partial_stride_split,
+    partial_stride_client,
     grad_stride_client,
     grad_stride_batch,
     grad_stride_channel,
@@ -106,19 +107,27 @@ def _weight_grad_kernel(
         total = tl.dot(tl.trans(x), grad, total, input_precision=PRECISION)
 
     # in the order of the filters [out, in, kh, kw]: nothing is left to be transposed
-    place = ((split * units + unit) * OUT + column) * TERMS
+    place = split.to(tl.int64) * partial_stride_split + client * partial_stride_client + (group * OUT + column) * TERMS
     along = term % IN * (KH * KW) + term // IN
     tl.store(partial_ptr + place[None, :] + along[:, None], total, mask=in_rows[:, None] & in_columns[None, :])
 
 
 def conv2d_clients_weight_grad(
-    grad: Tensor, x: Tensor, weight: Tensor, *, geometry: Geometry, tf32: bool = True, tile: triton.Config | None = None
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    *,
+    geometry: Geometry,
+    out: Tensor | None = None,
+    tf32: bool = True,
+    tile: triton.Config | None = None,
 ) -> Tensor:
     """Compute reference.py in fp32, bf16 or fp16 with sums in fp32. Deterministic for a given tile.
 
     The sum over pixels is split between programs, whose fp32 parts are added in a fixed order, without atomics.
 
     Args:
+        out: Where the result is written, fp32 [clients, out, in / groups, kh, kw] with contiguous filters; or None.
         tf32: Whether fp32 inputs may be rounded to TF32; else each product is three of TF32, about as exact as fp32.
         tile: The tile; None: the fastest, timed once.
 
@@ -128,8 +137,11 @@ def conv2d_clients_weight_grad(
     shape = geometry.check(x, weight)
     _, batch, out_channels, out_h, out_w = shape
     check_operands(x, weight=(weight, weight.shape), grad=(grad, shape))
+    if out is not None:
+        check_operands(x, out=(out, weight.shape))
+        assert out.dtype == torch.float32 and out[:1].is_contiguous(), "filters of a client lie side by side"
     if grad.numel() == 0 or weight.numel() == 0:
-        return weight.new_zeros(weight.shape)
+        return weight.new_zeros(weight.shape) if out is None else out.zero_()
     grad = grad.to(x.dtype)
     clients, groups = x.shape[0], geometry.groups
     per_group = out_channels // groups
@@ -142,7 +154,9 @@ def conv2d_clients_weight_grad(
     per_split = triton.cdiv(pixels, max(1, min(triton.cdiv(PROGRAMS, products), pixels // MIN_PIXELS)))
     per_split = triton.cdiv(per_split, 128) * 128
     splits = triton.cdiv(pixels, per_split)
-    partial = x.new_empty((splits, units, per_group, terms), dtype=torch.float32)
+    partial = out.unsqueeze(0) if out is not None and splits == 1 else None
+    if partial is None:
+        partial = torch.empty((splits, *weight.shape), dtype=torch.float32, device=x.device)
 
     def grid(sizes: dict[str, int]) -> tuple[int]:
         return (units * splits * triton.cdiv(terms, sizes["ROWS"]) * triton.cdiv(per_group, sizes["COLUMNS"]),)
@@ -157,9 +171,10 @@ def conv2d_clients_weight_grad(
         pixels=pixels,
         pixels_per_split=per_split,
         splits=splits,
-        units=units,
         height=x.shape[3],
         width=x.shape[4],
+        partial_stride_split=partial.stride(0),
+        partial_stride_client=partial.stride(1),
         grad_stride_client=grad.stride(0),
         grad_stride_batch=grad.stride(1),
         grad_stride_channel=grad.stride(2),
@@ -185,5 +200,6 @@ def conv2d_clients_weight_grad(
         DILATION_W=geometry.dilation[1],
         PRECISION="tf32" if tf32 else "tf32x3",
     )
-    total = partial[0] if splits == 1 else partial.sum(dim=0)
-    return total.view(weight.shape).to(weight.dtype)
+    if out is not None:
+        return out if splits == 1 else torch.sum(partial, dim=0, out=out)
+    return (partial[0] if splits == 1 else partial.sum(dim=0)).to(weight.dtype)

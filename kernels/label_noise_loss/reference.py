@@ -10,8 +10,15 @@ from ..noisy_targets.reference import noisy_targets
 
 
 def label_noise_loss(
-    logits: Tensor, targets: Tensor, clients: Tensor | None, step: Tensor | int, *, p: float, seed: int
-) -> tuple[Tensor, Tensor]:
+    logits: Tensor,
+    targets: Tensor,
+    clients: Tensor | None,
+    step: Tensor | int,
+    *,
+    p: float,
+    seed: int,
+    with_grad: bool = False,
+) -> tuple[Tensor, ...]:
     """Return each client's mean negative log-likelihood of noisy targets, and its correct predictions of clean ones.
 
         loss = mean over the batch of -log_softmax(logits)[noisy_targets(targets)]
@@ -23,11 +30,18 @@ def label_noise_loss(
         step: Global local step, a number or int64 [clients].
         p: Probability that noisy_targets replaces a target; 0 is plain cross-entropy.
         seed: Seed of the run.
+        with_grad: Also return the gradient of the sum of the losses, as logits; nothing is differentiable then.
 
     Returns:
         Losses [clients] in float32 (float64 for float64 logits), differentiable; and int64 [clients], how often the
         first of the largest logits is the target's.
     """
+    if with_grad:
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_()
+            losses, correct = label_noise_loss(leaf, targets, clients, step, p=p, seed=seed)
+            (grad,) = torch.autograd.grad(losses.sum(), [leaf])
+        return losses.detach(), correct, grad
     noisy = targets
     if p:
         assert clients is not None

@@ -75,64 +75,72 @@ def _label_noise_loss(
     tl.store(correct_ptr + slot, tl.sum(correct, axis=0))
 
 
-class _LabelNoiseLoss(torch.autograd.Function):
-    """The forward pass writes the gradient with the loss; the backward pass scales it by each client's.
+def _launch(
+    logits: Tensor, targets: Tensor, clients: Tensor | None, step: Tensor | int, p: float, seed: int, *, with_grad: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return losses, correct predictions, and the gradient of the sum of the losses or None.
 
     For fp16 logits the gradient is stored in fp32: the factor of a loss scaler comes too late for small fp16 gradients,
     and may itself exceed fp16.
     """
+    count, batch, classes = logits.shape
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    losses = torch.empty(count, dtype=dtype, device=logits.device)
+    correct = torch.empty(count, dtype=torch.int64, device=logits.device)
+    grad = None
+    if with_grad:
+        grad_dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
+        grad = torch.empty(logits.shape, dtype=grad_dtype, device=logits.device)
+    if not count:
+        return losses, correct, grad
+    if logits.stride(-1) != 1:
+        logits = logits.contiguous()
+    targets = targets.contiguous()
+    threshold = round(p * 2**32)
+    if threshold:
+        assert clients is not None
+        if isinstance(step, int):
+            step = torch.full((), step, dtype=torch.int64, device=logits.device)
+        step = step.expand(count)
+    block = triton.next_power_of_2(classes)
+    seed_low, seed_high = seed_words(seed)
+    _label_noise_loss[(count,)](
+        logits_ptr=logits,
+        targets_ptr=targets,
+        clients_ptr=clients if threshold else None,
+        step_ptr=step if threshold else None,
+        losses_ptr=losses,
+        correct_ptr=correct,
+        grad_ptr=grad,
+        batch=batch,
+        logits_stride_client=logits.stride(0),
+        logits_stride_sample=logits.stride(1),
+        targets_stride_client=targets.stride(0),
+        clients_stride=clients.stride(0) if threshold and clients is not None else 0,
+        step_stride=step.stride(0) if threshold and isinstance(step, Tensor) else 0,
+        seed_low=seed_low,
+        seed_high=seed_high,
+        THRESHOLD=threshold,
+        PURPOSE=int(Purpose.LABEL_NOISE),
+        CLASSES=classes,
+        ROWS=max(1, 512 // block),  # with twice as many, Triton 3.6 spills 8 bytes for 129 classes
+        BLOCK=block,
+        num_warps=4 if block <= 2048 else 16,
+    )
+    return losses, correct, grad
+
+
+class _LabelNoiseLoss(torch.autograd.Function):
+    """The forward pass writes the gradient with the loss; the backward pass scales it by each client's."""
 
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, targets: Tensor, clients: Tensor | None, step: Tensor | int, p: float, seed: int
     ) -> tuple[Tensor, Tensor]:
-        count, batch, classes = logits.shape
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        losses = torch.empty(count, dtype=dtype, device=logits.device)
-        correct = torch.empty(count, dtype=torch.int64, device=logits.device)
-        grad = None
-        if ctx.needs_input_grad[0]:
-            grad_dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
-            grad = torch.empty(logits.shape, dtype=grad_dtype, device=logits.device)
+        losses, correct, grad = _launch(logits, targets, clients, step, p, seed, with_grad=ctx.needs_input_grad[0])
         ctx.dtype = logits.dtype
         ctx.mark_non_differentiable(correct)
         ctx.save_for_backward(grad)
-        if not count:
-            return losses, correct
-        if logits.stride(-1) != 1:
-            logits = logits.contiguous()
-        targets = targets.contiguous()
-        threshold = round(p * 2**32)
-        if threshold:
-            assert clients is not None
-            if isinstance(step, int):
-                step = torch.full((), step, dtype=torch.int64, device=logits.device)
-            step = step.expand(count)
-        block = triton.next_power_of_2(classes)
-        seed_low, seed_high = seed_words(seed)
-        _label_noise_loss[(count,)](
-            logits_ptr=logits,
-            targets_ptr=targets,
-            clients_ptr=clients if threshold else None,
-            step_ptr=step if threshold else None,
-            losses_ptr=losses,
-            correct_ptr=correct,
-            grad_ptr=grad,
-            batch=batch,
-            logits_stride_client=logits.stride(0),
-            logits_stride_sample=logits.stride(1),
-            targets_stride_client=targets.stride(0),
-            clients_stride=clients.stride(0) if threshold and clients is not None else 0,
-            step_stride=step.stride(0) if threshold and isinstance(step, Tensor) else 0,
-            seed_low=seed_low,
-            seed_high=seed_high,
-            THRESHOLD=threshold,
-            PURPOSE=int(Purpose.LABEL_NOISE),
-            CLASSES=classes,
-            ROWS=max(1, 512 // block),  # with twice as many, Triton 3.6 spills 8 bytes for 129 classes
-            BLOCK=block,
-            num_warps=4 if block <= 2048 else 16,
-        )
         return losses, correct
 
     @staticmethod
@@ -143,9 +151,16 @@ class _LabelNoiseLoss(torch.autograd.Function):
 
 
 def label_noise_loss(
-    logits: Tensor, targets: Tensor, clients: Tensor | None, step: Tensor | int, *, p: float, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Return losses [clients] and correct predictions [clients]; as the reference.
+    logits: Tensor,
+    targets: Tensor,
+    clients: Tensor | None,
+    step: Tensor | int,
+    *,
+    p: float,
+    seed: int,
+    with_grad: bool = False,
+) -> tuple[Tensor, ...]:
+    """Return losses [clients] and correct predictions [clients], and the gradient; as the reference.
 
     `p` is a constant of the compiled kernel. Differentiable once. Raises ValueError for more than 8192 classes, whose
     logits do not fit the registers of one program, and for a tensor of another shape or dtype.
@@ -160,5 +175,9 @@ def label_noise_loss(
     expect("clients", clients, count, device, torch.int64, dense=False)
     if isinstance(step, Tensor):
         expect("step", step, count if step.dim() else (), device, torch.int64, dense=False)
+    if with_grad:
+        losses, correct, grad = _launch(logits.detach(), targets, clients, step, p, seed, with_grad=True)
+        assert grad is not None
+        return losses, correct, grad.to(logits.dtype)
     losses, correct = _LabelNoiseLoss.apply(logits, targets, clients, step, p, seed)
     return losses, correct

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastlocal.executors import stacked
+from fastlocal.executors import fused_loss
 from fastlocal.executors.base import LabelNoise
 from fastlocal.executors.round_plan import RoundPlan
 from fastlocal.executors.stacked import StackedExecutor
@@ -155,7 +155,7 @@ def test_a_fused_loss_takes_the_same_steps(
     topk: tuple[int, ...], noise: LabelNoise | None, low: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if topk == (1, 2):
-        monkeypatch.setattr(stacked, "FUSED_CLASSES", 3)
+        monkeypatch.setattr(fused_loss, "MAX_CLASSES", 3)
     problem = problem_of("groupnorm", torch.float64 if low is None else torch.float32, low, noise=noise)
     problem = dataclasses.replace(problem, topk=topk)
     (stack, plan), (wanted, _) = start(problem), start(problem)

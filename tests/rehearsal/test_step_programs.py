@@ -128,6 +128,30 @@ def test_a_replayed_step_is_that_of_the_cpu(
     check(make, low, rehearsed, monkeypatch, chunks)
 
 
+class Shared(nn.Module):
+    """Filters that are used twice, a shortcut around them, and a part of a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.twice = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1, bias=False)
+        self.norm, self.linear = nn.BatchNorm2d(16), nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.first(x)).relu()
+        x = nn.functional.relu(self.norm(self.twice(nn.functional.silu(self.norm(self.twice(x))))) + x)
+        return nn.functional.linear(x.mean(dim=(2, 3)), self.linear.weight[:4], self.linear.bias[:4])
+
+
+def test_filters_that_are_used_twice(rehearsed: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(dtype: torch.dtype, low: torch.dtype | None) -> LocalProblem:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            module = Shared().to(dtype)
+        return problem_of("batchnorm", dtype, low, module=module)
+
+    check(make, None, rehearsed, monkeypatch, [range(0, 2)], batch=2, count=1)
+
+
 MODELS = {
     "mlp": ("mlp", 8, None, HARD),
     "cnn": ("cnn", 8, None, HARD),

@@ -50,5 +50,5 @@ def label_checksum(labels: Any) -> str | None:
     values = np.asarray(labels)
     values = np.ascontiguousarray(values, dtype="<i8" if values.dtype.kind in "iub" else "<f8")
     digest = hashlib.sha256(str(values.shape).encode())
-    digest.update(values.reshape(-1).view(np.uint8))
+    digest.update(values.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()[:16]

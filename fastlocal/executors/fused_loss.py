@@ -1,0 +1,54 @@
+"""Cross-entropy of all clients in one kernel, with label noise, gradient and correct predictions."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.func import vmap
+
+from fastlocal import kernels
+
+from ..params.losses import cross_entropy
+from .base import LocalProblem
+
+MAX_CLASSES = 8192
+"""Maximum number of classes for the kernel, which holds a sample's logits in registers."""
+
+
+class FusedLoss:
+    """The loss of a problem whose steps get clean labels."""
+
+    def __init__(self, problem: LocalProblem) -> None:
+        device = problem.source.device
+        self._noise, self._numerics = problem.noise, problem.numerics
+        self._loss = kernels.get("label_noise_loss", device=device)
+        self._noisy_targets = kernels.get("noisy_targets", device=device)
+
+    @staticmethod
+    def can_fuse(problem: LocalProblem) -> bool:
+        """Return True if the loss of a problem is cross-entropy of labels alone."""
+        plain = problem.loss is cross_entropy and bool(problem.topk) and problem.ignored is None
+        return plain and not problem.tensor_names
+
+    def __call__(
+        self, outputs: Tensor, labels: Tensor, client_ids: Tensor, number: Tensor
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
+        """Return losses [clients], correct predictions [clients] or None, and (outputs, their gradient) or None.
+
+        Args:
+            outputs: [clients, batch, classes].
+            labels: int64 [clients, batch], without noise.
+            client_ids: int64 [clients].
+            number: int64 [], global number of the step.
+        """
+        classes, noise = outputs.shape[-1], self._noise
+        targets = labels
+        if noise is not None and (noise.classes != classes or classes > MAX_CLASSES):
+            targets = self._noisy_targets(
+                labels, p=noise.p, classes=noise.classes, seed=noise.seed, clients=client_ids, step=number
+            )
+            noise = None
+        if classes > MAX_CLASSES:
+            return vmap(cross_entropy)(self._numerics.to_param_dtype(outputs), targets), None, None
+        p, seed = (0.0, 0) if noise is None else (noise.p, noise.seed)
+        losses, hits, grad = self._loss(outputs, targets, client_ids, number, p=p, seed=seed, with_grad=True)
+        return losses, hits if targets is labels else None, (outputs, grad)
