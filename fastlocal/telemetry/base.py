@@ -44,7 +44,7 @@ class RoundReport:
         train_loss: Mean over the samples of all clients.
         train_acc1: Accuracy over these samples, or None if targets are not labels.
         samples: Training samples of all clients.
-        clients: Clients that took part.
+        clients: Clients that took part, or None if all do in every round.
     """
 
     comm_round: int
@@ -54,7 +54,7 @@ class RoundReport:
     train_loss: float
     train_acc1: float | None
     samples: int
-    clients: int
+    clients: int | None = None
 
 
 class Logger:

@@ -59,8 +59,8 @@ class ConsoleLogger(Logger):
             return
         accuracy = "" if report.train_acc1 is None else f" acc {report.train_acc1:.4f}"
         self._line(
-            f"round {report.comm_round}/{self._rounds} epoch {report.epoch:.6g} loss {report.train_loss:.4f}{accuracy}"
-            f" lr {report.learning_rate:.4g} {speed:.0f} samples/s"
+            f"round {report.comm_round}/{self._rounds} epoch {report.epoch:.6g}{_clients(report)} loss "
+            f"{report.train_loss:.4f}{accuracy} lr {report.learning_rate:.4g} {speed:.0f} samples/s"
         )
 
     def evaluation(self, row: dict[str, Any]) -> None:
@@ -120,7 +120,7 @@ class _Bar:
 
     def round(self, report: RoundReport, samples_done: int, speed: float, seconds_left: float) -> None:
         accuracy = "" if report.train_acc1 is None else f" acc {report.train_acc1:.4f}"
-        self._train = f"loss {report.train_loss:.4f}{accuracy}"
+        self._train = f"loss {report.train_loss:.4f}{accuracy}{_clients(report)}"
         self._progress.update(
             self._task,
             description=f"round {report.comm_round}/{self._rounds}",
@@ -168,6 +168,11 @@ def summary_table(history: Sequence[dict[str, Any]]) -> str:
         value = "-" if row[key] is None else f"{row[key]:.4f}"
         lines.append(f"{row['comm_round']:>7}  {train:>10}  {value:>13}")
     return "\n".join(lines)
+
+
+def _clients(report: RoundReport) -> str:
+    """Format the clients of a round in which not all take part."""
+    return "" if report.clients is None else f" clients {report.clients}"
 
 
 def _evenly(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:

@@ -199,7 +199,8 @@ class Loop:
         accuracy = correct[0] if self.evaluator.topk else None
         counters = schedule.number, self.evaluator.epoch(schedule, cursor), schedule.local_steps
         samples = round_sync.stats.samples
-        self.logger.round(RoundReport(*counters, rates[-1], loss, accuracy, samples, len(cohort)))
+        clients = len(cohort) if len(cohort) < self.planner.streams.population else None
+        self.logger.round(RoundReport(*counters, rates[-1], loss, accuracy, samples, clients))
 
     def _train_chunk(
         self, schedule: RoundSchedule, rows: range, rest: list[range], rates: list[float], weights: Tensor | None
