@@ -151,7 +151,7 @@ class _Counter(TorchDispatchMode):
     def launch(self, name: str, arguments: dict[str, Any]) -> None:
         """Note the launch of a Triton kernel."""
         given = {key: value for key, value in arguments.items() if isinstance(value, Tensor)}
-        images = [given[key] for key in ("x_ptr", "grad_ptr", "y_ptr") if key in given]
+        images = [given[key] for key in ("x_ptr", "grad_ptr", "residual_ptr", "y_ptr") if key in given]
         if any(image.dim() >= 4 for image in images):
             self.counts.last.append((name, all(image.stride(2) == 1 for image in images)))
         if name == "_forward_kernel":

@@ -70,7 +70,10 @@ class Block(nn.Module):
         if self.stride == 1 and self.new_planes == 0:
             return x
         half = self.new_planes // 2
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, self.new_planes - half))
+        planes = half, self.new_planes - half
+        if x.stride(1) == 1:  # channels-last, as the gradient and the result are then
+            return F.pad(x.permute(0, 2, 3, 1)[:, :: self.stride, :: self.stride], planes).permute(0, 3, 1, 2)
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *planes))
 
 
 class ResNet(nn.Module):

@@ -57,3 +57,9 @@ def test_a_model_of_two_layers_counted_by_hand() -> None:
     assert moved("_client_sgd", 1) == (3 * row_bytes + 4 * n_params + 4 * clients, 2 * row_bytes)
     assert counts.host_reads == 0
     assert floor == 12 * hidden + 7 * row_bytes
+
+
+def test_images_are_channels_last_from_the_first_convolution_on() -> None:
+    counts, _ = count(Step("resnet20_gn", 2, 2, "bf16"))
+    first = [name for name, last in counts.last if not last]
+    assert first == ["_forward_kernel", "_weight_grad_kernel"] and len(counts.last) > 90

@@ -91,11 +91,6 @@ class Stacking:
         self._mode = functional.StackedOps(self._default, fuse=self._fuse)
         return self._mode
 
-    @property
-    def fused(self) -> dict[str, int]:
-        """Count of each fused sequence in the last forward pass."""
-        return {} if self._mode is None else self._mode.deferred.fused
-
     def _within(self, strategy: str, forward: Callable[..., Tensor], *args: Any) -> Tensor:
         """Call a layer with its own strategy."""
         assert self._mode is not None
