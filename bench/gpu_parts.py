@@ -39,6 +39,8 @@ class Part:
 GATE_SECONDS = 45.0
 THROUGHPUT = (("resnet20_gn", 512, 8, 70.0), ("resnet56", 32, 128, 50.0))
 """Model, clients, batch and seconds of the cases whose training throughput is a target, in bf16."""
+COHORTS = (("resnet20_gn", "100", 8, 40.0), ("resnet20_gn", "100of1000", 8, 40.0))
+"""The same of 100 clients on shared samples, and of 100 of 1,000 that own theirs."""
 OUT = ("--out", "{out}", "--seconds", "{seconds}")
 DEVICE = ("--device", "cuda")
 CIFAR = """--dataset synthetic --model resnet20_gn --clients 32 --batch-size 32 --precision bf16 --client-lr 0.05
@@ -69,17 +71,17 @@ def _first_run(model: str, clients: int, batch: int) -> Part:
     return _train(f"first run {model}", GATE_SECONDS, *words.split(), together=True)
 
 
-def _throughput(model: str, clients: int, batch: int, seconds: float) -> Part:
+def _throughput(name: str, model: str, clients: int | str, batch: int, seconds: float) -> Part:
     case = ("--cases", f"{model}:{clients}x{batch}x2", "--precision", "bf16")
     variants = ("--variants", REFERENCE, "fastlocal stacked")
     times = ("--turns", "10", "--case-seconds", "{seconds}", "--out", "{out}")
-    return Part(f"training {model}", ("-m", "bench.throughput", *case, *variants, *times), seconds)
+    return Part(name, ("-m", "bench.throughput", *case, *variants, *times), seconds)
 
 
 ESSENTIAL = (
     *(_check(op) for op in kernels.TRITON_OPS),
     *(_first_run(*case[:3]) for case in THROUGHPUT),
-    *(_throughput(*case) for case in THROUGHPUT),
+    *(_throughput(f"training {case[0]}", *case) for case in THROUGHPUT),
     _train("run quickstart", 20, "quickstart"),
     _train("run cifar", 25, *CIFAR.split()),
     Part("verify", ("-m", "fastlocal", "verify", *DEVICE, "--seconds", "40"), 55),  # seconds for a case of an operation
@@ -99,6 +101,8 @@ PARTS = (
     _timing("client_sgd_mean", 25),
     _timing("gather_augment", 20),
     _timing("label_noise_loss", 20),
+    _timing("server_step", 15),
+    *(_throughput(f"cohort {case[1]}", *case) for case in COHORTS),
     Part(
         "training over clients",
         ("-m", "bench.scaling", "--model", "resnet20_gn", "--precision", "bf16", "--executor", "stacked")

@@ -28,7 +28,7 @@ def panels(rows: Sequence[Row], batch: str | None) -> dict[tuple[str, str, str],
     """
     lines_of: dict[tuple[str, str, str], dict[str, Points]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if row["ratio"] and batch in (None, row["batch"]):
+        if row["ratio"] and batch in (None, row["batch"]) and not row.get("population"):
             lines = lines_of[row["model"], row["batch"], row["precision"]]
             lines[row["variant"]].append((int(row["clients"]), float(row["ratio"])))
     return {key: lines for key, lines in lines_of.items() if any(len(points) > 1 for points in lines.values())}

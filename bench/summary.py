@@ -45,7 +45,8 @@ def _training(rows: Sequence[Row]) -> list[str]:
     lines = ["## Training", "", "| case | variant | times as fast | ms per round | samples/s | started in s | ran as |"]
     lines.append("|---|---|--:|--:|--:|--:|---|")
     for row in rows:
-        case = f"{row['model']} {row['clients']} x {row['batch']}, H={row['local_steps']}, {row['precision']}"
+        clients = f"{row['clients']} of {row['population']}" if row.get("population") else row["clients"]
+        case = f"{row['model']} {clients} x {row['batch']}, H={row['local_steps']}, {row['precision']}"
         if row["median_s"]:
             numbers = f"{row['ratio']} | {float(row['median_s']) * 1e3:.2f} | {int(row['samples_per_s']):,}"
         else:

@@ -3,8 +3,11 @@
     python -m bench.throughput --cases targets --turns 30
     python -m bench.throughput --cases mlp:1x8x2 mlp:8x8x2 --variants "loop, sync per step" vmap "fastlocal auto"
 
-A case is MODEL:CLIENTSxBATCH[xSTEPS]. A variant is a baseline of bench.loops, or fastlocal with an executor and further
-settings ("fastlocal threaded workers=1"); it may have another precision than the case ("loop, sync per step, fp32").
+A case is MODEL:CLIENTSxBATCH[xSTEPS], on shared samples, or MODEL:CLIENTSofPOPULATIONxBATCH[xSTEPS], in which CLIENTS
+of POPULATION clients, who own the samples in equal shares, take part in each round. A variant is a baseline of
+bench.loops, or fastlocal with an executor and further settings ("fastlocal threaded workers=1"); it may have another
+precision than the case ("loop, sync per step, fp32").
+
 Each variant runs in a process of its own with a thread for each core. First it trains a round from the same weights on
 the same samples; one whose parameters differ from the reference's is not timed. Then the variants take turns. A row
 holds the median round with its 20th and 80th percentiles, the median of its ratios to the reference's rounds (`ratio`;
@@ -32,7 +35,7 @@ from bench.loops import BASELINES, CPU_ONLY, OWN_PREFIX, REFERENCE
 from bench.training_case import PRECISIONS, TrainingCase, parse_cases
 from fastlocal.config.schema import Executor
 
-CASE_KEYS = ("model", "clients", "batch", "local_steps", "precision")
+CASE_KEYS = ("model", "clients", "population", "batch", "local_steps", "precision")
 KEYS = (*CASE_KEYS, "variant")
 UNTIMED = "no round was timed"
 
@@ -56,7 +59,7 @@ def make_rows(case: TrainingCase, measurements: Sequence[Measurement], columns: 
     client_steps = case.clients * case.local_steps
     rows = []
     for one in measurements:
-        row = {name: str(getattr(case, name)) for name in CASE_KEYS}
+        row = {name: str(getattr(case, name) or "") for name in CASE_KEYS}
         row |= {"variant": one.variant, "backend": one.backend, "rounds": str(len(one.seconds))}
         row["start_s"] = "" if one.start_seconds is None else f"{one.start_seconds:.1f}"
         row |= dict.fromkeys(("median_s", "p20_s", "p80_s", "client_steps_per_s", "samples_per_s", *references), "")
@@ -80,7 +83,7 @@ def record(path: Path, rows: Sequence[Row]) -> None:
     def ran_out(row: Row) -> bool:
         return not row["median_s"] and row["note"] in (LATE, UNTIMED)
 
-    complete = {tuple(row[key] for key in KEYS) for row in read_rows(path) if not ran_out(row)}
+    complete = {tuple(row.get(key, "") for key in KEYS) for row in read_rows(path) if not ran_out(row)}
     new = [row for row in rows if not ran_out(row) or tuple(row[key] for key in KEYS) not in complete]
     if new:
         merge_rows(path, new, KEYS)
@@ -114,7 +117,9 @@ def is_failure(one: Measurement) -> bool:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     flags = argparse.ArgumentParser(prog="python -m bench.throughput", description=__doc__.splitlines()[0])
-    flags.add_argument("--cases", nargs="+", default=["targets"], help="targets, or MODEL:CLIENTSxBATCH[xSTEPS]")
+    flags.add_argument(
+        "--cases", nargs="+", default=["targets"], help="targets, or MODEL:CLIENTS[ofPOPULATION]xBATCH[xSTEPS]"
+    )
     flags.add_argument("--precision", default="fp32", choices=PRECISIONS, help="of the cases; targets have their own")
     flags.add_argument("--variants", nargs="+", help="all of this machine by default")
     flags.add_argument("--tune-seconds", type=float, default=5.0, help="for `fastlocal auto` to choose, for each case")

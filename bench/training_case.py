@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,16 @@ NEVER = 2**31 - 1
 PRECISIONS = ("fp64", "fp32", "tf32", "bf16")
 LOCAL_STEPS = {"mlp": 8, "cnn": 4, "resnet20_gn": 2, "resnet56": 2}
 """Local steps of a round where a case does not name them, by model."""
+CASE = re.compile(r"(\w+):([1-9]\d*)(?:of([1-9]\d*))?x([1-9]\d*)(?:x([1-9]\d*))?")
 
 
 @dataclass(frozen=True)
 class TrainingCase:
-    """Clients that train on coloured blobs of 3 x 32 x 32 pixels, drawn with replacement, without augmentation."""
+    """Clients that train on coloured blobs of 3 x 32 x 32 pixels, without augmentation.
+
+    Samples are drawn with replacement from all, or, with a `population`, belong to its clients in equal shares, of whom
+    `clients` take part in a round.
+    """
 
     model: str
     clients: int
@@ -29,11 +35,13 @@ class TrainingCase:
     local_steps: int
     precision: str = "fp32"
     momentum: float = MOMENTUM
+    population: int | None = None
 
     @property
     def name(self) -> str:
         """Name in tables, such as `resnet20_gn 8 x 32, H=2, bf16`."""
-        return f"{self.model} {self.clients} x {self.batch}, H={self.local_steps}, {self.precision}"
+        clients = f"{self.clients} of {self.population}" if self.population else f"{self.clients}"
+        return f"{self.model} {clients} x {self.batch}, H={self.local_steps}, {self.precision}"
 
     def config(self, directory: Path, **settings: Any) -> RunConfig:
         """Return the configuration of an endless run without evaluations.
@@ -48,7 +56,7 @@ class TrainingCase:
             "model": self.model,
             "batch_size": self.batch,
             "total_batch_size": self.clients * self.batch,
-            "replacement": True,
+            "replacement": self.population is None,
             "aug": False,
             "start_lr": None,
             "client_lr": LEARNING_RATE,
@@ -61,6 +69,8 @@ class TrainingCase:
             "save_every": 0,
             "log_pth": str(directory),
         }
+        if self.population is not None:  # equal weights, as the baselines average
+            values |= {"partition": "iid", "population": self.population, "client_weights": "uniform"}
         return default().with_values(**(values | settings))
 
 
@@ -80,7 +90,7 @@ GPU_TARGETS = (
 
 
 def parse_cases(words: Sequence[str], precision: str) -> list[TrainingCase]:
-    """Parse `targets`, or cases as MODEL:CLIENTSxBATCH or MODEL:CLIENTSxBATCHxSTEPS, as words or joined by commas.
+    """Parse `targets`, or cases as MODEL:CLIENTS[ofPOPULATION]xBATCH[xSTEPS], as words or joined by commas.
 
     Args:
         words: Words of the command line.
@@ -91,14 +101,17 @@ def parse_cases(words: Sequence[str], precision: str) -> list[TrainingCase]:
     """
     cases: list[TrainingCase] = []
     for word in ",".join(words).split(","):
-        model, _, sizes = word.partition(":")
-        numbers = sizes.split("x")
+        found = CASE.fullmatch(word)
+        model, *sizes = found.groups() if found else ("",)
         if word == "targets":
             cases += GPU_TARGETS if torch.cuda.is_available() else CPU_TARGETS
-        elif model in LOCAL_STEPS and len(numbers) in (2, 3) and all(n.isdigit() and int(n) for n in numbers):
-            clients, batch, steps = (*map(int, numbers), LOCAL_STEPS[model])[:3]
-            cases.append(TrainingCase(model, clients, batch, steps, precision))
+        elif model in LOCAL_STEPS:
+            clients, population, batch, steps = (None if size is None else int(size) for size in sizes)
+            assert clients is not None and batch is not None, "CASE requires both"
+            steps = steps or LOCAL_STEPS[model]
+            cases.append(TrainingCase(model, clients, batch, steps, precision, population=population))
         else:
             models = ", ".join(LOCAL_STEPS)
-            raise ValueError(f"{word!r}: give targets or MODEL:CLIENTSxBATCH[xSTEPS], where MODEL is one of {models}")
+            form = "MODEL:CLIENTS[ofPOPULATION]xBATCH[xSTEPS]"
+            raise ValueError(f"{word!r}: give targets or {form}, where MODEL is one of {models}")
     return cases

@@ -29,7 +29,6 @@ from bench.processes import answer, answer_pipe
 from bench.training_case import TrainingCase
 from fastlocal.common.machine import keep_freed_memory
 from fastlocal.config.validation import check
-from fastlocal.data.sample_streams import Streams, StreamSpec
 from fastlocal.runs.build import PreparedRun
 from fastlocal.runs.from_config import run_from_config
 from fastlocal.runs.run import train
@@ -108,8 +107,7 @@ def make_task(case: TrainingCase, folder: Path) -> tuple[Task, Callable[[int], T
     problem = prepared.problem
     samples = problem.source.read_range(0, len(problem.source))
     task = Task(problem.module, samples.inputs, samples.targets, case.clients, problem.numerics, case.momentum)
-    spec = StreamSpec(len(problem.source), case.clients, case.batch, prepared.progress.steps_per_epoch, True, 0)
-    streams = Streams(spec)
+    streams = prepared.population.streams(prepared.config, prepared.data, prepared.progress.steps_per_epoch)
 
     def sample_ids(number: int) -> Tensor:
         ids = streams.sample_ids(number * case.local_steps, case.local_steps, range(case.clients))

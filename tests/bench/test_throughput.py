@@ -12,7 +12,8 @@ from bench.common import merge_rows, read_rows
 from bench.interleaved import LATE, Measurement, Worker, measure_case
 from bench.loops import BASELINES, REFERENCE
 from bench.training_case import CPU_TARGETS, TrainingCase, parse_cases
-from bench.worker import make_task
+from bench.worker import make_task, prepare_run
+from fastlocal.runs.run import train
 
 
 def test_variants_take_turns_after_the_first_round() -> None:
@@ -74,6 +75,19 @@ def test_a_row_without_times_replaces_none_with_times(tmp_path: Path) -> None:
     assert rows == {REFERENCE: ("1.00000", ""), "vmap": ("", "broken")}
 
 
+def test_a_cohort_trains_what_the_reference_trains(tmp_path: Path) -> None:
+    """The first round of clients that own their samples."""
+    case = TrainingCase("mlp", 3, 4, 2, population=300)
+    task, sample_ids = make_task(case, tmp_path)
+    loop = BASELINES[REFERENCE](task)
+    ids = sample_ids(0)
+    assert all(len(ids[:, client].unique()) <= 7 for client in range(3)), "2,000 samples in equal shares"
+    loop.round(ids)
+    prepared = prepare_run(case, tmp_path / "own", executor="stacked", rounds=1, eval_freq1=1)
+    found = train(prepared, overwrite=False, make_loggers=lambda directory: []).global_model.flat_params
+    torch.testing.assert_close(found, loop.flat_params(), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", [name for name in BASELINES if name != REFERENCE])
 def test_every_baseline_trains_what_the_reference_trains(name: str, tmp_path: Path) -> None:
     task, sample_ids = make_task(TrainingCase("cnn", 3, 4, 2), tmp_path)
@@ -124,7 +138,9 @@ def test_cases_by_name() -> None:
         TrainingCase("cnn", 3, 5, 1, "bf16"),
         TrainingCase("mlp", 1, 8, 8, "bf16"),
     ]
-    for word in ("vgg11:1x1", "mlp", "mlp:8", "mlp:0x8", "mlp:8xa", "mlp:1x2x3x4"):
+    (cohort,) = parse_cases(["cnn:3of40x5"], "fp32")
+    assert (cohort.clients, cohort.population, cohort.name) == (3, 40, "cnn 3 of 40 x 5, H=4, fp32")
+    for word in ("vgg11:1x1", "mlp", "mlp:8", "mlp:0x8", "mlp:8xa", "mlp:1x2x3x4", "mlp:1ofx2", "mlp:1of0x2"):
         with pytest.raises(ValueError, match=word):
             parse_cases([word], "fp32")
 

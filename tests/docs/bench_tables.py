@@ -52,7 +52,7 @@ def by_case(rows: Iterable[Row]) -> dict[Case, dict[str, Row]]:
     """Return the rows that were timed, by case and variant."""
     found: dict[Case, dict[str, Row]] = {}
     for row in rows:
-        if row["median_s"]:
+        if row["median_s"] and not row.get("population"):
             found.setdefault(case_of(row), {})[row["variant"]] = row
     return found
 
