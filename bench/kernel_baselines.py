@@ -89,13 +89,14 @@ def grouped_convolution(result: str, **inputs: Any) -> Run:
     """
     geometry: Geometry = inputs["geometry"]
     x, weight = _clients_as_channels(inputs["x"]), inputs["weight"].flatten(0, 1)
-    bias, grad = inputs.get("bias"), inputs.get("grad")
+    bias, grad, added = (inputs.get(name) for name in ("bias", "grad", "added"))
     return _convolution(
         result,
         x,
         weight,
         None if bias is None else bias.flatten(),
         None if grad is None else _clients_as_channels(grad),
+        None if added is None else _clients_as_channels(added),
         geometry,
         groups=inputs["x"].shape[0] * geometry.groups,
     )
@@ -109,7 +110,7 @@ def looped_convolution(result: str, **inputs: Any) -> Run:
         **inputs: Arguments of the op.
     """
     geometry: Geometry = inputs["geometry"]
-    bias, grad = inputs.get("bias"), inputs.get("grad")
+    bias, grad, added = (inputs.get(name) for name in ("bias", "grad", "added"))
     runs = [
         _convolution(
             result,
@@ -117,6 +118,7 @@ def looped_convolution(result: str, **inputs: Any) -> Run:
             inputs["weight"][client],
             None if bias is None else bias[client],
             None if grad is None else grad[client],
+            None if added is None else added[client],
             geometry,
             groups=geometry.groups,
         )
@@ -126,7 +128,14 @@ def looped_convolution(result: str, **inputs: Any) -> Run:
 
 
 def _convolution(
-    result: str, x: Tensor, weight: Tensor, bias: Tensor | None, grad: Tensor | None, geometry: Geometry, groups: int
+    result: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grad: Tensor | None,
+    added: Tensor | None,
+    geometry: Geometry,
+    groups: int,
 ) -> Run:
     window = (geometry.stride, geometry.padding, geometry.dilation)
     if result == "y":
@@ -135,7 +144,9 @@ def _convolution(
 
     def run() -> Tensor | None:
         grads = torch.ops.aten.convolution_backward(grad, x, weight, None, *window, False, (0, 0), groups, mask)
-        return grads[0] if result == "x" else grads[1]
+        if result == "weight":
+            return grads[1]
+        return grads[0] if added is None else grads[0] + added
 
     return run
 

@@ -23,7 +23,9 @@ from fastlocal.kernels.norm_act_backward import triton_kernel as norm_act_backwa
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="needs Triton's interpreter")
 
 AXES = {2: ("client",), 4: ("client", "batch", "channel", "pixel"), 5: ("client", "batch", "channel", "h", "w")}
+AXES[6] = ("split", "client")
 STRIDES = {
+    "split": 2**29 + 90_000_049,
     "client": 2**29 + 70_000_003,
     "batch": 2**29 + 5_000_011,
     "channel": 2**29 + 600_043,
@@ -41,7 +43,7 @@ def elements(name: str, tensor: Tensor, arguments: dict[str, Any]) -> np.ndarray
     if f"{name}_stride_client" in arguments:
         for index, size in enumerate(tensor.shape):
             axes = AXES[tensor.dim()]
-            step = arguments[f"{name}_stride_{axes[index]}"] if index < len(axes) else 1
+            step = arguments[f"{name}_stride_{axes[index]}"] if index < len(axes) else tensor.shape[index + 1 :].numel()
             offsets = np.add.outer(offsets, np.arange(size) * step).ravel()
     else:
         offsets = np.arange(tensor.numel())
