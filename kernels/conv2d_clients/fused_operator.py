@@ -35,9 +35,9 @@ def conv2d_stacked_fused(
 
     Returns:
         The images; their mean and rstd as norm_act has them for BatchNorm, [clients, 1, out], or empty without `eps`
-        (the gradient of norm_act contains that of its statistics); the packed filters for the backward pass, or empty;
-        and `fork`, a tensor of x's shape without values: what flows back into it is added to the gradient of x within
-        the kernel that computes that.
+        (the gradient of norm_act contains that of its statistics); the packed filters, or empty where the backward pass
+        reads them in another order; and `fork`, a tensor of x's shape without values: what flows back into it is added
+        to the gradient of x within the kernel that computes that.
     """
     geometry = Geometry.from_sequences(stride, padding, dilation, groups)
     strategy = resolve(strategy, x, weight, geometry)
@@ -48,6 +48,8 @@ def conv2d_stacked_fused(
         options: dict[str, Any] = {"geometry": geometry, "statistics_eps": eps, "tf32": allows_tf32()}
         result = forward(x, weight, bias, **options, packed=packed)
         y, mean, rstd = (result, mean, rstd) if eps is None else result
+        if x.element_size() > 2:  # the gradient of x packs them in another order
+            packed = x.new_empty(0)
     else:
         y = IN_TORCH[strategy].conv2d_clients(x, weight, bias, geometry=geometry)
         if eps is not None:
@@ -74,7 +76,8 @@ def _(
     shape = (0,) if eps is None else (y.shape[0], 1, y.shape[2])
     mean, rstd = (x.new_empty(shape, dtype=x.dtype if eps is None else dtype) for _ in range(2))
     in_triton = resolve(strategy, x, weight, geometry) == "triton"
-    packed = x.new_empty(weight.permute(0, 1, 3, 4, 2).shape if in_triton else (0,))
+    keeps = in_triton and x.element_size() == 2
+    packed = x.new_empty(weight.permute(0, 1, 3, 4, 2).shape if keeps else (0,))
     return y, mean, rstd, packed, x.new_empty(1).expand(x.shape)
 
 

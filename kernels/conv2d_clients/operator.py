@@ -182,10 +182,11 @@ def gradients(
 ) -> tuple[Tensor | None, ...]:
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
     dx, dweight = None, None
-    place = place_of(weight) if need_weight and packed is not None else None
+    geometry = Geometry.from_sequences(*ctx.window[:4])
+    in_triton = need_weight and resolve(ctx.window[4], x, weight, geometry) == "triton"
+    place = place_of(weight) if in_triton else None
     if place is not None:  # no operator: what one returns may not be a part of another tensor
         write = get("conv2d_clients_weight_grad", "triton", x.device)
-        geometry = Geometry.from_sequences(*ctx.window[:4])
         dweight = write(grad, x, weight, geometry=geometry, tf32=allows_tf32(), out=place)
     if need_x or need_weight and place is None:
         dx, found = conv2d_stacked_backward(

@@ -53,6 +53,7 @@ def _input_grad_kernel(
     DILATION_H: tl.constexpr,
     DILATION_W: tl.constexpr,
     PRECISION: tl.constexpr,
+    OUT_FIRST: tl.constexpr,  # filters [out, kh, kw, in] of each group, else [in, kh, kw, out]
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -84,7 +85,8 @@ def _input_grad_kernel(
     in_columns = column < IN
 
     grad_rows = grad_ptr + client * grad_stride_client + group * OUT * grad_stride_channel + sample * grad_stride_batch
-    weight_columns = weight_ptr + unit * (OUT * KH * KW * IN) + column
+    weight_columns = weight_ptr + unit * (OUT * KH * KW * IN)
+    weight_columns += column if OUT_FIRST else column * (KH * KW * OUT)
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for turn in range(0, taps_h * taps_w * DEPTH_TILES):
         tap = turn // DEPTH_TILES
@@ -103,8 +105,10 @@ def _input_grad_kernel(
             mask=inside[:, None] & (channel < OUT)[None, :],
             other=0.0,
         )
+        tap_place = tap_h * KW + tap_w
+        place = (channel * (KH * KW) + tap_place) * IN if OUT_FIRST else tap_place * OUT + channel
         weight = tl.load(
-            weight_columns[None, :] + (channel * (KH * KW * IN) + (tap_h * KW + tap_w) * IN)[:, None],
+            weight_columns[None, :] + place[:, None],
             mask=in_columns[None, :] & (channel < OUT)[:, None],
             other=0.0,
         )
@@ -132,10 +136,10 @@ def conv2d_clients_input_grad(
 ) -> Tensor:
     """Compute reference.py in fp32, bf16 or fp16 with sums in fp32. Deterministic for a given tile.
 
-    The filters are read as the forward pass packs them.
+    Filters of two bytes are read as the forward pass packs them; others are packed anew.
 
     Args:
-        packed: The filters as `pack` returns them, or None.
+        packed: The filters as `pack` returns them, or None; not used in fp32.
         tf32: Whether fp32 inputs may be rounded to TF32; else each product is three of TF32, about as exact as fp32.
         tile: The tile; None: the fastest, timed once.
 
@@ -160,7 +164,12 @@ def conv2d_clients_input_grad(
     pixels = batch * phase_h * phase_w
     assert pixels < 2**31 - 2**10, "pixels are counted in int32, whole tiles of them"
     per_group = weight.shape[2]
-    packed = pack(weight, grad.dtype) if packed is None else packed
+    out_first = grad.element_size() == 2  # Hopper multiplies TF32 with its operands along the sum alone
+    if not out_first:
+        by_group = weight.unflatten(1, (groups, -1)).permute(0, 1, 3, 4, 5, 2)
+        packed = grad.new_empty(by_group.shape).copy_(by_group)
+    elif packed is None:
+        packed = pack(weight, grad.dtype)
 
     def grid(sizes: dict[str, int]) -> tuple[int]:
         tiles = triton.cdiv(pixels, sizes["ROWS"]) * triton.cdiv(per_group, sizes["COLUMNS"])
@@ -205,5 +214,6 @@ def conv2d_clients_input_grad(
         DILATION_H=geometry.dilation[0],
         DILATION_W=geometry.dilation[1],
         PRECISION="tf32" if tf32 else "tf32x3",
+        OUT_FIRST=out_first,
     )
     return dx
