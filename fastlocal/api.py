@@ -131,9 +131,10 @@ def train(
     if resume and (directory is None or overwrite):
         raise UsageError("resume: needs the directory of the run, and no overwrite")
     own_clients = isinstance(train, PerClient)
+    if own_clients and partition not in (None, "natural"):
+        raise UsageError("partition: with per_client the samples have their clients already; give one of the two")
     given = partition if isinstance(partition, Partition) else None
-    name = "natural" if own_clients else "shared"
-    name = "python" if given is not None else str(partition or name)
+    name = "python" if given is not None else str(partition or ("natural" if own_clients else "shared"))
     config = _config(
         settings,
         dataset="python",

@@ -17,7 +17,7 @@ from ..config.recipes import RECIPES, default
 from ..config.schema import AREA_OF, AREAS, RunConfig
 from ..config.serialization import read_config
 from ..config.training_settings import ServerConfig
-from ..config.validation import refuse_phases
+from ..config.validation import PARTITION_PARAMETERS, refuse_phases
 from .argv import is_flag, normalise, refuse_half_precision, refuse_unknown, value_of
 from .parser import parse_flags
 from .short_help import short_help
@@ -35,7 +35,7 @@ DERIVED = {
     "clients": ("chunk", *PARTICIPATION),
     "total_batch_size": ("chunk", *PARTICIPATION),
     "population": PARTICIPATION,
-    "partition": ("population", "client_weights", *PARTICIPATION),
+    "partition": ("population", "client_weights", *PARTICIPATION, *PARTITION_PARAMETERS),
     "cohort_sampling": ("client_weights", *PARTICIPATION),
     "clients_drop": PARTICIPATION,
     "server_optimizer": tuple(spec.name for spec in dataclasses.fields(ServerConfig))[1:],
@@ -165,9 +165,10 @@ def _resolve(flags: TrainFlags, names: set[str]) -> RunConfig:
     if config.model.n_groups == -1:
         changes["n_groups"] = RunConfig().model.n_groups
     if flags.config is not None:
+        chosen = _chosen(_read(flags.config.absolute()), config)
         for cause, derived in DERIVED.items():
             if cause in names:
-                changes |= {name: RunConfig().value(name) for name in derived if name not in names}
+                changes |= {name: RunConfig().value(name) for name in derived if name not in {*names, *chosen}}
     if flags.continue_:
         if flags.overwrite:
             raise UsageError("--continue and --overwrite: give one of them")
@@ -178,3 +179,30 @@ def _resolve(flags: TrainFlags, names: set[str]) -> RunConfig:
     elif flags.config is not None and "log_pth" not in names and not flags.overwrite:
         changes["log_pth"] = None  # a repeated run gets a new folder
     return config.with_values(**changes)
+
+
+def _chosen(stored: RunConfig, config: RunConfig) -> set[str]:
+    """Return the settings of clients with own samples that differ from their defaults in `stored`, and fit `config`."""
+    if not (stored.owned and config.owned):
+        return set()
+    client = stored.client
+    everybody = client.population == stored.clients and client.clients_drop == 0
+    everybody = everybody and client.cohort_sampling in ("uniform", "cyclic")
+    defaults = {
+        "client_epochs": "continue" if everybody else "restart",
+        "client_state": "keep" if everybody else "reset",
+        "client_weights": "uniform" if client.cohort_sampling == "weighted" else "examples",
+    }
+    chosen = {name for name, default in defaults.items() if stored.value(name) != default}
+    if client.partition == config.client.partition:
+        return {*chosen, "population", *PARTITION_PARAMETERS} - (
+            {"population"} if _brought(client.partition) else set()
+        )
+    if not _brought(client.partition) and not _brought(config.client.partition):
+        chosen.add("population")
+    return chosen
+
+
+def _brought(partition: str) -> bool:
+    """Return True if a partition has its number of clients from a file or the data set."""
+    return partition == "natural" or bool(Path(partition).suffix)

@@ -134,9 +134,11 @@ def _read(flags: PartitionFlags) -> DataSet:
 
 
 def _check(flags: PartitionFlags) -> None:
-    """Raise UsageError for files that cannot be written, before the data are read."""
+    """Raise UsageError for a wrong seed and for files that cannot be written, before the data are read."""
     from ..data.partition.files import SUFFIXES
 
+    if not 0 <= flags.seed < 2**63:
+        raise UsageError(f"--seed {flags.seed}: must be 0 or more, and below 2^63")
     for flag, path, suffixes in (("--out", flags.out, SUFFIXES), ("--plot", flags.plot, PLOT_SUFFIXES)):
         if path is None:
             continue

@@ -263,6 +263,6 @@ def connect(ranks: LaunchInfo, *, url: str, timeout: float, device: torch.device
                 yield world
             world._shutdown_barrier()
         finally:
-            # if a rank is missing, the destruction of the group would wait for it again
-            if sys.exc_info()[0] is None:
+            # if a rank is missing, the destruction of the group would wait for it again; of a mistake all ranks know
+            if sys.exc_info()[0] in (None, PropagatedError):
                 dist.destroy_process_group()

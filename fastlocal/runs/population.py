@@ -17,6 +17,7 @@ from ..data.sample_streams import SampleStreams, Streams, StreamSpec
 from ..data.types import DataSet
 from ..schedule.client_files import read_availability, read_weights
 from ..schedule.cohort import ClientWeights, CohortSampler
+from ..schedule.rate_schedules import rate_factor
 from .resolve import sample_pages
 
 PARTITION_FILE = "partition.npz"
@@ -106,6 +107,8 @@ def build_population(
     client_weights = ClientWeights(offsets if weights == "examples" else None, values)
     if partition is not None:
         everybody = sampler.everybody
+        assert config.schedule.rounds is not None, "validation.py requires it"
+        rate_factor(config.schedule.lr_schedule, config.schedule.rounds)  # names the file as given
         config = config.with_values(
             population=population,
             partition=_absolute(config.client.partition),

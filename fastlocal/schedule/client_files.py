@@ -46,6 +46,8 @@ def read_weights(path: Path, population: int, names: Sequence[str] | None) -> Te
             if missing is not None:
                 raise UsageError(f"{flag}: has no weight for client {missing!r}")
             values = [values[name] for name in number_of]
+        if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
+            raise UsageError(f"{flag}: is no list of numbers and no {{client: number}}")
     try:
         weights = np.asarray(values, dtype=np.float64)
     except (ValueError, TypeError) as error:

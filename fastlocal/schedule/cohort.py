@@ -118,6 +118,7 @@ class ClientWeights:
             weights = (self.offsets[cohort.ids + 1] - self.offsets[cohort.ids]).double()
         elif self.values is not None:
             weights = self.values[cohort.ids]
+            weights = weights / weights.max()  # the sum of weights near the largest float is infinite
         elif bool((cohort.counts == 1).all()):
             return None
         else:

@@ -47,6 +47,8 @@ GOOD = "--partition iid --population 8 --clients 4 --batch-size 4 --rounds 2 --c
         ("--cohort-sampling twice.json", ("--cohort-sampling twice.json", "round 1", "twice")),
         ("--client-weights numbers.json", ("--client-weights numbers.json", "8 clients")),
         ("--client-weights zero.npy", ("--client-weights zero.npy", "client 3", "above 0")),
+        ("--client-weights words.json", ("--client-weights words.json", "list of numbers")),
+        ("--lr-schedule words.json", ("--lr-schedule words.json", "list of numbers")),
         ("--client-weights torn.npy", ("--client-weights torn.npy", "cannot be read")),
     ],
 )
@@ -62,6 +64,7 @@ def test_one_line(
     Path("few.txt").write_text("1.0\n")
     Path("negative.txt").write_text("1 -0.5")
     Path("torn.json").write_text("[[0, 1], [2, ")
+    Path("words.json").write_text('["1", true, 1, 1, 1, 1, 1, 1]')
     Path("numbers.json").write_text("[1, 2, 3]")
     Path("stranger.json").write_text(json.dumps([[0, 1], [2, 8]]))
     Path("twice.json").write_text(json.dumps([[0, 0], [2]]))

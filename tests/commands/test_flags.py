@@ -262,3 +262,22 @@ def test_output_into_a_pipe_that_closes() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 141
+
+
+def test_what_was_chosen_stays_when_a_run_is_repeated_with_other_flags(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what followed from another setting follows again."""
+    words = f"--data-pth {data} --log-pth {tmp_path}/run --device cpu --partition dirichlet --alpha 3 --population 8"
+    words += " --batch-size 4 --clients 4 --rounds 1 --client-lr 0.1 --client-state average"
+    assert run(capsys, "train", "--dataset", "npz", *words.split()).status == 0
+    for flags, changed in {
+        "--clients-drop 0.2": {"clients_drop": 0.2},
+        "--partition iid": {"partition": "iid", "alpha": None, "client_weights": None, "client_epochs": None},
+        "--partition dirichlet --alpha 2": {"alpha": 2.0},
+        "--partition parts.npz": {"partition": "parts.npz", "alpha": None, "population": None},
+        "--clients 8": {"total_batch_size": 32},
+    }.items():
+        config = parse(["--config", f"{tmp_path}/run/config.json", *flags.split()]).run
+        wanted = {"population": 8, "alpha": 3.0, "client_state": "average", **changed}
+        assert {name: config.value(name) for name in wanted} == wanted, flags

@@ -64,6 +64,7 @@ def test_a_file_is_looked_at_and_turned(tmp_path: Path, capsys: pytest.CaptureFi
         (["--out", "there.npz"], "--out there.npz: is there already; --overwrite replaces it"),
         (["--alpha", "0"], "--alpha 0.0: must be a number above 0"),
         (["--alpha", "nan"], "--alpha nan: must be a number above 0"),
+        (["--seed", "-1"], "--seed -1: must be 0 or more"),
         (["--clients", "2000"], "2000 clients with at least 1 samples each need 2000, of 1437"),
         (
             ["--partition", "classes", "--classes-per-client", "11"],

@@ -73,6 +73,11 @@ import sys, torch, fastlocal
 inputs = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
 pair, model = (inputs, (inputs[:, 0] > 0).long()), torch.nn.Linear(6, 2)
 torch.nn.init.zeros_(model.weight), torch.nn.init.zeros_(model.bias)
+try:
+    fastlocal.train(model, pair, pair, clients=3, batch_size=100, rounds=2, lr=0.1)
+    raise SystemExit("100 samples of 64 were drawn")
+except ValueError:
+    pass
 for name, clients in (("first", 3), ("second", 4)):
     fastlocal.train(
         model, pair, pair, clients=clients, local_steps=2, batch_size=4, rounds=2, replacement=True, progress=False,
@@ -82,7 +87,7 @@ for name, clients in (("first", 3), ("second", 4)):
 
 
 def test_two_runs_in_one_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which the launcher's store outlives."""
+    """Which the launcher's store outlives; after a mistake, too."""
     (tmp_path / "twice.py").write_text(TWICE)
     monkeypatch.setattr(sys, "argv", ["twice.py", str(tmp_path / "alone")])
     exec(TWICE, {})

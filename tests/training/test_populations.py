@@ -20,6 +20,7 @@ PARTS = fastlocal.partition.dirichlet(TARGETS, clients=9, alpha=0.6, seed=3, min
 OWNED = [PARTS.samples_of(client).tolist() for client in range(9)]
 AVAILABLE = [[0, 2, 4, 6, 8], [1, 3], [5, 6, 7, 8]]
 WEIGHTS = [1.0 + client / 3 for client in range(9)]
+HUGE = [4.5e307 * weight for weight in WEIGHTS]
 
 
 def start() -> nn.Module:
@@ -55,7 +56,7 @@ def test_as_a_loop_over_clients(tmp_path: Path, name: str) -> None:
     extra: dict[str, Any] = {}
     if name == "available":
         (tmp_path / "can.json").write_text(json.dumps(AVAILABLE))
-        (tmp_path / "weights.json").write_text(json.dumps(WEIGHTS))
+        (tmp_path / "weights.json").write_text(json.dumps(HUGE))  # their sum is no float
         extra = {"cohort_sampling": str(tmp_path / "can.json"), "client_weights": str(tmp_path / "weights.json")}
     expected, losses = train(start(), INPUTS, TARGETS, Federation(OWNED, **settings | told), server_of("none"))
     for executor, chunk in (("stacked", None), ("looped", 2), ("threaded", 3)):

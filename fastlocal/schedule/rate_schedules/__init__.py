@@ -49,9 +49,11 @@ def _read(path: Path) -> list[float]:
         raise UsageError(f"{flag}: is larger than {MAX_BYTES // 2**20} MiB; give one number per round")
     try:
         text = path.read_text()
-        values = json.loads(text) if path.suffix == ".json" else text.split()
-        factors = [float(value) for value in values]
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        values = json.loads(text) if path.suffix == ".json" else list(map(float, text.split()))
+        if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
+            raise ValueError("a list of numbers is expected")
+        factors = list(map(float, values))
+    except (OSError, ValueError, OverflowError, RecursionError) as error:
         raise UsageError(f"{flag}: cannot be read as numbers ({' '.join(str(error).split())[:120]})") from error
     for number, factor in enumerate(factors, 1):
         if not (math.isfinite(factor) and factor >= 0):
