@@ -133,6 +133,8 @@ def train(
     own_clients = isinstance(train, PerClient)
     if own_clients and partition not in (None, "natural"):
         raise UsageError("partition: with per_client the samples have their clients already; give one of the two")
+    if not isinstance(partition, str | Path | Partition | None):
+        raise UsageError(f"partition: is a {type(partition).__name__}; give a Partition (its from_lists makes one)")
     given = partition if isinstance(partition, Partition) else None
     name = "python" if given is not None else str(partition or ("natural" if own_clients else "shared"))
     config = _config(

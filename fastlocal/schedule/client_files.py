@@ -75,7 +75,7 @@ def read_availability(path: Path, population: int, names: Sequence[str] | None) 
     rounds = _read_json(path, flag)
     if not isinstance(rounds, list) or not rounds or not all(isinstance(clients, list) for clients in rounds):
         raise UsageError(f"{flag}: is no list of lists of clients, one per round")
-    number_of = None if names is None else _numbers(names, population)
+    number_of = _numbers(names, population)
     available = []
     for number, clients in enumerate(rounds, 1):
         ids = [_client(client, number_of, population) for client in clients]
@@ -87,9 +87,9 @@ def read_availability(path: Path, population: int, names: Sequence[str] | None) 
     return available
 
 
-def _client(client: Any, number_of: Mapping[str, int] | None, population: int) -> Any:
+def _client(client: Any, number_of: Mapping[str, int], population: int) -> Any:
     """Return the number of a client, or None if it does not exist."""
-    if isinstance(client, str) and number_of is not None:
+    if isinstance(client, str):
         return number_of.get(client)
     is_number = isinstance(client, int) and not isinstance(client, bool)
     return client if is_number and 0 <= client < population else None

@@ -35,6 +35,7 @@ GOOD = "--partition iid --population 8 --clients 4 --batch-size 4 --rounds 2 --c
         ("--lr-schedule cosin", ("--lr-schedule cosin", "'cosine'")),
         ("--server-optimizer adma", ("--server-optimizer adma", "'adam'")),
         ("--server-optimizer sgd --server-beta2 0.9", ("--server-beta2 0.9", "sgd", "--server-lr")),
+        ("--server-optimizer yogi --server-tau 0", ("--server-tau 0", "--server-accumulator")),
         ("--server-lr 0.5", ("--server-lr 0.5", "none")),
         ("--server-optimizer adam --server-lr nan", ("--server-lr nan", "finite")),
         ("--server-optimizer momentum --server-momentum 1", ("--server-momentum 1", "[0, 1)")),

@@ -43,7 +43,10 @@ def resolve_server(config: RunConfig) -> RunConfig:
     if defaults.get("server_accumulator", 0.0) is None:
         tau = defaults["server_tau"] if server.server_tau is None else server.server_tau
         defaults["server_accumulator"] = tau**2
-    return config.with_values(**{field: value for field, value in defaults.items() if getattr(server, field) is None})
+    config = config.with_values(**{field: value for field, value in defaults.items() if getattr(server, field) is None})
+    if "server_tau" in defaults and config.server.server_tau == 0 and config.server.server_accumulator == 0:
+        raise UsageError("--server-tau 0: a parameter that does not move would be 0 / 0; give --server-accumulator too")
+    return config
 
 
 def make_server_optimizer(server: ServerConfig, row: Tensor) -> ServerOptimizer | None:
