@@ -88,9 +88,9 @@ def train(
     Args:
         model: Any module. Its parameters that require a gradient are trained, in float32 unless `precision` is set.
         train: (inputs [n, ...], targets [n, ...]) as tensors or arrays, or a map-style Dataset of such pairs, or
-            `fastlocal.per_client` of one of these per client. Inputs reach the model unchanged; uint8 images [n,
-            channels, height, width] are normalised if `mean` and `std` are set; integer labels of any type become
-            int64. Datasets are read by `nw` processes, which seed torch, NumPy and random before each sample.
+            `fastlocal.per_client` of one of these per client. Inputs reach the model unchanged; uint8 images are
+            normalised if `mean` and `std` are set; integer labels become int64. Datasets are read by `nw` processes,
+            which seed torch, NumPy and random before each sample.
         test: The test samples, in the format of `train`.
         clients: Number of clients, or of those that take part in a round if the `partition` has more.
         local_steps: Local steps per round.
@@ -108,8 +108,8 @@ def train(
         save_every: Rounds between named checkpoints.
         seed: Seed of the run.
         partition: Who owns which training samples: a Partition such as `fastlocal.partition.dirichlet(labels,
-            clients=100, alpha=0.1)`, a file of one, or a procedure's name. None: the clients of `fastlocal.per_client`,
-            else nobody owns samples, and every epoch's order is dealt to the clients.
+            clients=100, alpha=0.1)`, a file of one, or a procedure's name. None: those of `fastlocal.per_client`, else
+            nobody, and every epoch's order is dealt to the clients.
         directory: The run directory; by default a new one below runs/.
         overwrite: Start afresh in a `directory` that holds a run.
         resume: Continue the run in `directory` from its resume.pt, or start over without one. `rounds` may grow; other
@@ -132,7 +132,7 @@ def train(
         raise UsageError("resume: needs the directory of the run, and no overwrite")
     own_clients = isinstance(train, PerClient)
     if own_clients and partition not in (None, "natural"):
-        raise UsageError("partition: with per_client the samples have their clients already; give one of the two")
+        raise UsageError("partition: with per_client, samples have their clients already; give one of them")
     if not isinstance(partition, str | Path | Partition | None):
         raise UsageError(f"partition: is a {type(partition).__name__}; give a Partition (its from_lists makes one)")
     given = partition if isinstance(partition, Partition) else None
@@ -169,7 +169,6 @@ def train(
         natural=natural,
     )
     check_normalisation(data)
-    flag = f"model {type(model).__name__}"
     ranks, machine = LaunchInfo.from_environment(), config.machine
     with (
         preserve_torch_flags(),
@@ -182,7 +181,7 @@ def train(
             data,
             lambda: copy_model(model),
             loss or cross_entropy,
-            model_flag=flag,
+            model_flag=f"model {type(model).__name__}",
             world=world,
             user_module=model,
             partition=given,
@@ -250,8 +249,7 @@ def verify(
     check_model(model)
     if not seconds > 0:
         raise UsageError(f"seconds {seconds:g}: must be more than 0")
-    if isinstance(ops, str):
-        ops = [ops]
+    ops = [ops] if isinstance(ops, str) else ops
     never = 2**31 - 1
     values = {"dataset": "python", "model": type(model).__name__, "batch_size": batch_size, "start_lr": None}
     values |= {"total_batch_size": clients * batch_size, "client_lr": lr, "momentum": momentum, "nesterov": nesterov}
