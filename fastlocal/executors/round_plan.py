@@ -44,7 +44,7 @@ class RoundPlan:
     @functools.cached_property
     def steps(self) -> Tensor:
         """Global number of each local step, int64 [local_steps]."""
-        return self.first_step + torch.arange(self.local_steps, device=self.sample_ids.device)
+        return self.first_step + torch.arange(self.local_steps, device=self.client_ids.device)
 
 
 @dataclass(frozen=True)
