@@ -139,16 +139,6 @@ def _backward_kernel(
         else:
             gate = tl.sigmoid(before)
             g = g * gate * (1 + before * (1 - gate))
-    if SUM:
-        sum_g = tl.sum(g, axis=1)
-        sum_gn = tl.sum(g * normal, axis=1)
-        sums = sums_ptr + (unit * splits + split) * CHANNELS + channel
-        tl.store(sums, sum_gn, mask=in_rows)
-        tl.store(sums + units * splits * CHANNELS, sum_g, mask=in_rows)
-    else:
-        sums = sums_ptr + unit * CHANNELS + channel
-        sum_gn = tl.load(sums, mask=in_rows, other=0.0)
-        sum_g = tl.load(sums + units * CHANNELS, mask=in_rows, other=0.0)
     dx_offset = offsets(
         client,
         sample,
@@ -163,6 +153,16 @@ def _backward_kernel(
     )
     if dresidual_ptr is not None:
         tl.store(dresidual_ptr + dx_offset, g.to(dx_ptr.dtype.element_ty), mask=inside)
+    if SUM:
+        sum_g = tl.sum(g, axis=1)
+        sum_gn = tl.sum(g * normal, axis=1)
+        sums = sums_ptr + (unit * splits + split) * CHANNELS + channel
+        tl.store(sums, sum_gn, mask=in_rows)
+        tl.store(sums + units * splits * CHANNELS, sum_g, mask=in_rows)
+    else:
+        sums = sums_ptr + unit * CHANNELS + channel
+        sum_gn = tl.load(sums, mask=in_rows, other=0.0)
+        sum_g = tl.load(sums + units * CHANNELS, mask=in_rows, other=0.0)
     if APPLY:
         count = PER_GROUP * positions * 1.0  # not .to: positions == 1 is a compile-time constant without it
         first = group_sum(weight * sum_g, TILE_GROUPS, PADDED) / count
