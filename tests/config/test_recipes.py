@@ -14,7 +14,7 @@ from fastlocal.config.recipes import RECIPES
 from fastlocal.config.schema import AREA_OF, RunConfig
 from fastlocal.config.validation import check
 from fastlocal.models import build
-from fastlocal.schedule.rounds import Progress
+from fastlocal.schedule.owned_rounds import make_progress
 from tests.helpers.command_line import metrics, run, write_npz
 
 POST_LOCAL = {
@@ -60,8 +60,11 @@ LABEL_NOISE = {
     "noise_p": 0.1,
     "eval_on_start": True,
 }
+OWN_SAMPLES = {"model": "cnn", "partition": "dirichlet", "alpha": 0.3, "population": 100, "batch_size": 20, "step1": 20}
 EXPECTED: dict[str, dict[str, Any]] = {
     "quickstart": {"dataset": "digits", "model": "mlp"},
+    "fedavg-fashion-mnist": OWN_SAMPLES | {"dataset": "fashion_mnist", "server_optimizer": "none"},
+    "fedadam-cifar10": OWN_SAMPLES | {"dataset": "image_folder", "server_optimizer": "adam", "lr_schedule": "cosine"},
     "cifar10-post-local": POST_LOCAL,
     "cifar10-diffusion": POST_LOCAL,
     "cifar10-resnet-label-noise": LABEL_NOISE
@@ -91,6 +94,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
 }
 # clients, steps, communication rounds, rate
 DERIVED = {
+    "fedavg-fashion-mnist": (10, 4000, 200, 0.1),
     "cifar10-post-local": (32, 3000, 5, 0.32),
     "cifar10-diffusion": (32, 3000, 5, 0.32),
     "cifar10-resnet-label-noise": (32, 6_000_000, 15625, 0.1),
@@ -104,7 +108,7 @@ def value(config: RunConfig, name: str) -> Any:
 
 
 def test_every_recipe_is_here() -> None:
-    assert set(RECIPES) == set(EXPECTED) == {"quickstart", *DERIVED}
+    assert set(RECIPES) == set(EXPECTED) == {"quickstart", "fedadam-cifar10", *DERIVED}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -122,7 +126,7 @@ def test_numbers(name: str) -> None:
 @pytest.mark.parametrize("name", DERIVED)
 def test_what_follows_from_the_numbers(name: str) -> None:
     config = RECIPES[name]()
-    progress = Progress(config)
+    progress = make_progress(config)
     clients, steps, rounds, rate = DERIVED[name]
     assert config.clients == clients
     assert progress.total_steps == steps
