@@ -31,6 +31,8 @@ def arguments(op: str) -> dict[str, Any]:
         return named(op, "weighted and handed back 17x257 float32")
     if op == "client_norm":
         return named(op, "rows 3x127 float32")
+    if op == "server_step":
+        return named(op, "adam 1025 float32")
     if op == "gather_augment":
         return named(op, "a step for each client 5x2x1x9x9 float32")
     if op == "label_noise_loss":
@@ -107,6 +109,12 @@ MISTAKES: dict[str, list[tuple[str, Callable[[Tensor], Tensor], str]]] = {
     "client_sgd_mean": [*STEP, *TOTAL],
     "client_mean": [("params", across, "last axis"), ("params", overlapping, "rows share memory"), *TOTAL],
     "client_norm": [("rows", across, "last axis"), ("rows", whole, "int32")],
+    "server_step": [
+        ("params", whole, "int32"),
+        ("mean", wider, "shape"),
+        ("first", across, "last axis"),
+        ("second", elsewhere, "meta"),
+    ],
     "gather_augment": [
         ("images", channels_last, "strides"),
         ("images", across, "strides"),
