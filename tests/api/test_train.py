@@ -178,7 +178,7 @@ def test_a_diverged_model_does_not_replace_the_last_good_one(tmp_path: Path) -> 
         ({"train": ([torch.zeros(8)] * 2, [0, 1])}, "train inputs: is a list of 2 .*; torch.stack makes one tensor"),
         ({"train": {"x": 1, "y": 2}}, r"train: is a dict with the keys 'x', 'y'; give a pair \(inputs, targets\)"),
         ({"train": None}, "train: is None; give a pair"),
-        ({"train": fastlocal.per_client([table()]), "partition": "iid"}, "partition: with per_client the samples have"),
+        ({"train": fastlocal.per_client([table()]), "partition": "iid"}, "partition: with per_client, samples have"),
         ({"train": DataLoader([(1, 2)])}, "train: is a DataLoader; give a pair .*, such as its .dataset"),
     ],
 )
