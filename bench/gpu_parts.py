@@ -40,7 +40,7 @@ GATE_SECONDS = 45.0
 THROUGHPUT = (("resnet20_gn", 512, 8, 70.0), ("resnet56", 32, 128, 50.0))
 """Model, clients, batch and seconds of the cases whose training throughput is a target, in bf16."""
 COHORTS = (("resnet20_gn", "100", 8, 40.0), ("resnet20_gn", "100of1000", 8, 40.0))
-"""The same of 100 clients on shared samples, and of 100 of 1,000 that own theirs."""
+"""Throughput of 100 clients on shared samples, and of cohorts of 100 from 1,000 that own theirs."""
 OUT = ("--out", "{out}", "--seconds", "{seconds}")
 DEVICE = ("--device", "cuda")
 CIFAR = """--dataset synthetic --model resnet20_gn --clients 32 --batch-size 32 --precision bf16 --client-lr 0.05

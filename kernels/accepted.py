@@ -1,4 +1,4 @@
-"""What torch's convolution and norms accept, for the functions that take their place."""
+"""Arguments that torch's convolution and norms accept, for the functions that replace them."""
 
 from __future__ import annotations
 

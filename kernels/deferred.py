@@ -30,7 +30,7 @@ ADDITIONS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__
 
 SIZES = {Tensor.dim, Tensor.size, Tensor.numel, Tensor.__len__, Tensor.is_floating_point}
 SIZES |= {getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype")}
-"""What a stand-in answers itself."""
+"""Attributes and operations that a stand-in answers without computing its value."""
 
 
 class Forks:

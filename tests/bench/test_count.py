@@ -1,4 +1,4 @@
-"""What bench.count counts, against a count by hand and against its committed rows."""
+"""Compare bench.count with a count by hand and with its committed rows."""
 
 from __future__ import annotations
 

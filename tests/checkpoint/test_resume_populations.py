@@ -35,7 +35,7 @@ def begun(fork_server: ForkServer, data: Path, directory: Path, ranks: int, *fla
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_number_of_processes_from_any_stop(kind: str, fork_server: ForkServer, data: Path, tmp_path: Path) -> None:
-    """As one process, on 4, and on 2 that stop within a round and 3 that go on; in a fixed order to the bit."""
+    """Compare one process with 4, and with 2 that stop within a round and 3 that go on; in a fixed order to the bit."""
     flags = tuple(KINDS[kind].split())
     alone = tmp_path / "alone"
     for directory, ranks in ((alone, 1), (tmp_path / "four", 4)):

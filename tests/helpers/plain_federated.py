@@ -59,7 +59,7 @@ def permuted(seed: int, purpose: int, client: int, step: int, size: int, place: 
 
 @dataclass(frozen=True)
 class Federation:
-    """What a run leaves open; names are those of the settings."""
+    """Settings of a run, under their own names."""
 
     owned: Sequence[Sequence[int]]
     clients: int

@@ -69,7 +69,7 @@ def changed_by_an_activation(m: Layers, x: Tensor) -> Tensor:
 
 
 def kept(m: Layers, x: Tensor) -> Tensor:
-    """What waits is read after the forward pass."""
+    """A deferred value is read after the forward pass."""
     m.seen = [m.batch(m.conv(x))]
     return m.group(x)
 

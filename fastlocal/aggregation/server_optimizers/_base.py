@@ -46,4 +46,4 @@ class ServerOptimizer(ABC):
 
     @abstractmethod
     def _step(self, start: Tensor, mean: Tensor, client_rate: float) -> Tensor:
-        """As `step`; the step is counted already."""
+        """Take the step, which `step` has counted; see there."""

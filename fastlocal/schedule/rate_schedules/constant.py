@@ -1,4 +1,4 @@
-"""The same rate in all rounds."""
+"""A constant rate."""
 
 from __future__ import annotations
 
