@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from fastlocal import kernels
 from ..common import interrupts
 from ..config.schema import MachineConfig, RunConfig
 from ..data.sources.base import Batch, Source
+from ..data.sources.resident import ResidentSource
 from ..models.own_tensors import TensorNames
 from ..params.client_stack import ClientStack
 from ..params.losses import Loss
@@ -24,7 +25,10 @@ from ..params.param_layout import ParamLayout
 from ..params.precision import Numerics
 from ..telemetry.trace import span
 from .read_ahead import ReadAhead
-from .round_plan import RoundPlan, RoundResult
+from .round_plan import SHARED, RoundPlan, RoundResult, RowValues
+
+if TYPE_CHECKING:
+    from .jobs import ChunkJob
 
 BLOCK_BYTES = 4 * 2**20
 """Inputs of one client that are gathered at a time, for several local steps."""
@@ -107,18 +111,23 @@ class LocalProblem:
         if self.ahead is not None:
             with span("data"):
                 batch = self.ahead.batch(plan, step, clients)
-                return batch, self._seen_targets(batch, plan.client_ids[clients], plan.first_step + step)
-        return self._batch(plan.sample_ids[step, clients], plan.client_ids[clients], plan.first_step + step)
+                return batch, self._seen_targets(batch, plan.client_ids[clients], plan.start + step)
+        number = plan.first_step + step if isinstance(plan.first_step, int) else plan.steps[step, clients]
+        ids = plan.client_ids[clients]
+        return self._batch(plan.sample_ids[step, clients], ids, number, plan.values.part(clients))
 
-    def batch_at(self, sample_ids: Tensor, clients: Tensor, step: Tensor) -> tuple[Batch, Tensor]:
+    def batch_at(
+        self, sample_ids: Tensor, clients: Tensor, step: Tensor, values: RowValues = SHARED
+    ) -> tuple[Batch, Tensor]:
         """Return the batch of a resident source for a step whose number is known on the device only.
 
         Args:
             sample_ids: int64 [clients, batch].
             clients: int64 [clients].
-            step: int64 [], the global number.
+            step: int64 [] or [clients], the global number.
+            values: Hyperparameters that differ between the clients.
         """
-        return self._batch(sample_ids, clients, step)
+        return self._batch(sample_ids, clients, step, values)
 
     def batches_of(self, plan: RoundPlan, client: int) -> Iterator[tuple[Batch, Tensor]]:
         """Yield batch and targets of one client, step after step, without a client axis.
@@ -131,7 +140,7 @@ class LocalProblem:
                     interrupts.check_signals()
                     with span("data"):
                         batch = next(batches)
-                        targets = self._seen_targets(batch, plan.client_ids[client], plan.first_step + step)
+                        targets = self._seen_targets(batch, plan.client_ids[client], plan.start + step)
                     yield batch, targets
             return
         for batch, targets in self.blocks_of(plan, client):
@@ -151,17 +160,27 @@ class LocalProblem:
             steps, sample_ids = plan.steps[begin : begin + block], plan.sample_ids[begin : begin + block, client]
             yield self._batch(sample_ids, plan.client_ids[client].expand_as(steps), steps)
 
-    def _batch(self, sample_ids: Tensor, clients: Tensor, step: Tensor | int) -> tuple[Batch, Tensor]:
+    def _batch(
+        self, sample_ids: Tensor, clients: Tensor, step: Tensor | int, values: RowValues = SHARED
+    ) -> tuple[Batch, Tensor]:
         with span("data"):
-            batch = self.source.batch(sample_ids, clients, step)
-            return batch, self._seen_targets(batch, clients, step)
+            if values.seed is None:
+                batch = self.source.batch(sample_ids, clients, step)
+            else:
+                assert isinstance(self.source, ResidentSource), "rows of several runs read resident samples"
+                batch = self.source.batch(sample_ids, clients, step, seed=values.seed)
+            return batch, self._seen_targets(batch, clients, step, values)
 
-    def _seen_targets(self, batch: Batch, clients: Tensor, step: Tensor | int) -> Tensor:
+    def _seen_targets(
+        self, batch: Batch, clients: Tensor, step: Tensor | int, values: RowValues = SHARED
+    ) -> Tensor:
         if self.noise is None:
             return batch.targets
         noise = self.noise
+        p = noise.p if values.noise_p is None else values.noise_p
+        seed = noise.seed if values.seed is None else values.seed
         targets: Tensor = self._noisy_targets(
-            batch.targets, p=noise.p, classes=noise.classes, seed=noise.seed, clients=clients, step=step
+            batch.targets, p=p, classes=noise.classes, seed=seed, clients=clients, step=step
         )
         return targets if self.ignored is None else torch.where(batch.targets == self.ignored, self.ignored, targets)
 
@@ -175,6 +194,10 @@ class Executor(Protocol):
 
     def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
         """Take all local steps of a plan on the rows of a stack, in place."""
+        ...
+
+    def run_jobs(self, jobs: Sequence[ChunkJob]) -> list[RoundResult]:
+        """Take the local steps of several runs of the same program, whose executors share it."""
         ...
 
 
@@ -205,6 +228,14 @@ class ExecutorKind(abc.ABC):
     @abc.abstractmethod
     def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
         """See Executor.run_round."""
+
+    def run_jobs(self, jobs: Sequence[ChunkJob]) -> list[RoundResult]:
+        """See Executor.run_jobs; one run after the other."""
+        return [job.executor.run_round(job.stack, job.plan) for job in jobs]
+
+    def replica(self, problem: LocalProblem) -> Executor:
+        """Return an executor of another run that differs in hyperparameters and seeds; it shares what it can."""
+        return type(self)(problem)
 
     @classmethod
     def from_config(cls, machine: MachineConfig, problem: LocalProblem) -> Executor:

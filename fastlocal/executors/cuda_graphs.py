@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from weakref import WeakSet
 
 import torch
@@ -11,6 +11,8 @@ import torch
 from ..common import interrupts
 from ..params.client_stack import ClientStack
 from ..telemetry.trace import span
+from .base import Executor, LocalProblem
+from .jobs import ChunkJob
 from .round_plan import LocalStep, RoundPlan, RoundResult
 from .stacked import StackedExecutor
 
@@ -30,29 +32,38 @@ class StepProgram:
     kernels takes every step of a round.
     """
 
-    def __init__(self, executor: StackedExecutor, stack: ClientStack, steps: int, batch: int) -> None:
+    def __init__(self, executor: StackedExecutor, stack: ClientStack, steps: int, plan: RoundPlan) -> None:
         self._executor = executor
         self.stack, self.steps = stack, steps
-        clients, device = len(stack.params), stack.params.device
+        clients, batch, device = len(stack.params), plan.sample_ids.shape[-1], stack.params.device
         numbers = {"dtype": torch.int64, "device": device}
         self._client_ids = torch.zeros(clients, **numbers)  # type: ignore[call-overload]
         self._sample_ids = torch.zeros(steps, clients, batch, **numbers)  # type: ignore[call-overload]
-        self._first_step = torch.zeros(1, **numbers)  # type: ignore[call-overload]
+        first_steps = 1 if isinstance(plan.first_step, int) else clients
+        self._first_step = torch.zeros(first_steps, **numbers)  # type: ignore[call-overload]
+        self._values = plan.values.map(torch.zeros_like)
         self._counter = torch.zeros(1, **numbers)  # type: ignore[call-overload]
         self._rates = torch.zeros(steps, clients, dtype=stack.params.dtype, device=device)
         self._losses = torch.zeros_like(self._rates)
-        self._correct = torch.zeros(executor.problem.counts, dtype=torch.float64, device=device)
+        self._correct = torch.zeros(clients, executor.problem.counts, dtype=torch.float64, device=device)
 
     def serves(self, stack: ClientStack, plan: RoundPlan) -> bool:
         """Return True if the program uses the buffers of `stack` and has room for the plan."""
         addresses = [[buffer.data_ptr() for buffer in one.buffers] for one in (self.stack, stack)]
         fits = plan.local_steps <= self.steps and plan.sample_ids.shape[1:] == self._sample_ids.shape[1:]
-        return fits and addresses[0] == addresses[1]
+        one_step = isinstance(plan.first_step, int) == (len(self._first_step) == 1)
+        alike = plan.values.tensors.keys() == self._values.tensors.keys()
+        return fits and one_step and alike and addresses[0] == addresses[1]
 
     def load(self, plan: RoundPlan) -> None:
         """Copy the plan of a round into the buffers."""
         self._client_ids.copy_(plan.client_ids)
-        self._first_step.fill_(plan.first_step)
+        if isinstance(plan.first_step, int):
+            self._first_step.fill_(plan.first_step)
+        else:
+            self._first_step.copy_(plan.first_step)
+        for name, values in self._values.tensors.items():
+            values.copy_(plan.values.tensors[name])
         self._sample_ids[: plan.local_steps].copy_(plan.sample_ids)
         self._rates[: plan.local_steps].copy_(plan.learning_rates)
         self.rewind()
@@ -66,9 +77,10 @@ class StepProgram:
         """Take the next local step of the round."""
         sample_ids = self._sample_ids.index_select(0, self._counter).squeeze(0)
         rates = self._rates.index_select(0, self._counter).squeeze(0)
-        step = (self._first_step + self._counter).squeeze(0)  # one for all clients
-        batch, targets = self._executor.problem.batch_at(sample_ids, self._client_ids, step)
-        local_step = LocalStep(batch, targets, rates, self._client_ids, step)
+        step = self._first_step + self._counter
+        step = step.squeeze(0) if len(step) == 1 else step  # one for all clients
+        batch, targets = self._executor.problem.batch_at(sample_ids, self._client_ids, step, self._values)
+        local_step = LocalStep(batch, targets, rates, self._client_ids, step, self._values)
         losses, correct = self._executor.local_step(self.stack, local_step)
         self._losses.index_copy_(0, self._counter, losses.unsqueeze(0))
         if correct is not None:
@@ -102,7 +114,7 @@ class GraphedExecutor:
         if clients not in self._programs or not self._programs[clients][0].serves(stack, plan):
             self._programs.pop(clients, None)  # free its buffers first
             capacity = max(MIN_STEPS, 1 << (plan.local_steps - 1).bit_length())
-            program = StepProgram(self._executor, stack, capacity, plan.sample_ids.shape[-1])
+            program = StepProgram(self._executor, stack, capacity, plan)
             program.load(plan)
             self._programs[clients] = program, self._capture_step(program, clients)
         program, take_step = self._programs[clients]
@@ -111,6 +123,14 @@ class GraphedExecutor:
             interrupts.check_signals()
             take_step()
         return program.result(plan.local_steps)
+
+    def run_jobs(self, jobs: Sequence[ChunkJob]) -> list[RoundResult]:
+        """See Executor.run_jobs; one program steps the rows of all runs."""
+        return self._executor.joint.run(self.run_round, jobs)
+
+    def replica(self, problem: LocalProblem) -> Executor:
+        """See ExecutorKind.replica; the program is shared."""
+        return self
 
     def _capture_step(self, program: StepProgram, clients: int) -> Callable[[], None]:
         """Capture a program; if memory runs out, capture it again with fewer clients at once."""

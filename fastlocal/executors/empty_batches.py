@@ -27,7 +27,7 @@ def clear_empty(losses: Tensor, plan: RoundPlan, problem: LocalProblem) -> int:
         return count
     for step, client in losses.isnan().nonzero().tolist():
         one = slice(client, client + 1)
-        number = torch.tensor(plan.first_step + step, device=plan.sample_ids.device)
+        number = torch.tensor(plan.start + step, device=plan.sample_ids.device)
         _, targets = problem.batch_at(plan.sample_ids[step, one], plan.client_ids[one], number)
         if bool((targets != problem.ignored).any()):
             break

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -39,7 +40,13 @@ class Forward:
         self.constants = Constants(module, {*problem.state, *problem.layout.names})
 
     def __call__(
-        self, values: dict[str, Tensor], inputs: Tensor, targets: Tensor, client: Tensor, step: Tensor
+        self,
+        values: dict[str, Tensor],
+        inputs: Tensor,
+        targets: Tensor,
+        client: Tensor,
+        step: Tensor,
+        seed: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the loss and the outputs of one batch.
 
@@ -49,28 +56,27 @@ class Forward:
             targets: [batch, ...].
             client: int64 [], number of the client.
             step: int64 [], global number of the local step.
+            seed: int64 [], seed of the random draws; None: that of the problem.
         """
-        if self._tensor_names:
-            with OwnTensors(self._tensor_names, values) as own:
-                result = self._seeded_loss(values, inputs, targets, client, step)
-            self.reached |= own.used
-            return result
-        return self._seeded_loss(values, inputs, targets, client, step)
+        with self._random(client, step, seed):
+            if self._tensor_names:
+                with OwnTensors(self._tensor_names, values) as own:
+                    result = self._loss(values, inputs, targets)
+                self.reached |= own.used
+                return result
+            return self._loss(values, inputs, targets)
 
-    def outputs(self, values: dict[str, Tensor], inputs: Tensor, client: Tensor, step: Tensor) -> Tensor:
+    def outputs(
+        self, values: dict[str, Tensor], inputs: Tensor, client: Tensor, step: Tensor, seed: Tensor | None = None
+    ) -> Tensor:
         """Return the outputs alone; for losses that use nothing but outputs and targets."""
-        if self._problem.draws:
-            with ClientRandom(self._problem.seed, client, step):
-                return self._outputs(values, inputs)
-        return self._outputs(values, inputs)
+        with self._random(client, step, seed):
+            return self._outputs(values, inputs)
 
-    def _seeded_loss(
-        self, values: dict[str, Tensor], inputs: Tensor, targets: Tensor, client: Tensor, step: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        if self._problem.draws:
-            with ClientRandom(self._problem.seed, client, step):
-                return self._loss(values, inputs, targets)
-        return self._loss(values, inputs, targets)
+    def _random(self, client: Tensor, step: Tensor, seed: Tensor | None) -> AbstractContextManager[Any]:
+        if not self._problem.draws:
+            return nullcontext()
+        return ClientRandom(self._problem.seed if seed is None else seed, client, step)
 
     def _loss(self, values: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         outputs = self._outputs(values, inputs)

@@ -9,6 +9,7 @@ from fastlocal import kernels
 
 from ..params.losses import cross_entropy
 from .base import LocalProblem
+from .round_plan import SHARED, RowValues
 
 MAX_CLASSES = 8192
 """Maximum number of classes for the kernel, which holds a sample's logits in registers."""
@@ -30,7 +31,7 @@ class FusedLoss:
         return plain and not problem.tensor_names
 
     def __call__(
-        self, outputs: Tensor, labels: Tensor, client_ids: Tensor, number: Tensor
+        self, outputs: Tensor, labels: Tensor, client_ids: Tensor, number: Tensor, values: RowValues = SHARED
     ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
         """Return losses [clients], correct predictions [clients] or None, and (outputs, their gradient) or None.
 
@@ -38,17 +39,20 @@ class FusedLoss:
             outputs: [clients, batch, classes].
             labels: int64 [clients, batch], without noise.
             client_ids: int64 [clients].
-            number: int64 [], global number of the step.
+            number: int64 [] or [clients], global number of the step.
+            values: Hyperparameters that differ between the clients.
         """
         classes, noise = outputs.shape[-1], self._noise
         targets = labels
+        p: float | Tensor = 0.0
+        seed: int | Tensor = 0
+        if noise is not None:
+            p = noise.p if values.noise_p is None else values.noise_p
+            seed = noise.seed if values.seed is None else values.seed
         if noise is not None and (noise.classes != classes or classes > MAX_CLASSES):
-            targets = self._noisy_targets(
-                labels, p=noise.p, classes=noise.classes, seed=noise.seed, clients=client_ids, step=number
-            )
-            noise = None
+            draws = {"p": p, "classes": noise.classes, "seed": seed, "clients": client_ids, "step": number}
+            targets, p, seed = self._noisy_targets(labels, **draws), 0.0, 0
         if classes > MAX_CLASSES:
             return vmap(cross_entropy)(self._numerics.to_param_dtype(outputs), targets), None, None
-        p, seed = (0.0, 0) if noise is None else (noise.p, noise.seed)
         losses, hits, grad = self._loss(outputs, targets, client_ids, number, p=p, seed=seed, with_grad=True)
         return losses, hits if targets is labels else None, (outputs, grad)

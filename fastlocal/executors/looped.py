@@ -65,9 +65,10 @@ class LoopedExecutor(ExecutorKind):
     def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
         """See Executor.run_round."""
         losses = torch.zeros(plan.sample_ids.shape[:2], device=self.row.device, dtype=self.row.dtype)
-        correct = torch.zeros(self.problem.counts, device=self.row.device, dtype=torch.float64)
-        for client in range(stack.params.shape[0]):
-            correct += self.run_client(stack, plan, client, losses[:, client])
+        clients = range(stack.params.shape[0])
+        correct = torch.zeros(len(clients), self.problem.counts, device=self.row.device, dtype=torch.float64)
+        for client in clients:
+            correct[client] = self.run_client(stack, plan, client, losses[:, client])
         self.check()
         return RoundResult(losses, correct if self.problem.topk else None)
 
@@ -89,7 +90,8 @@ class LoopedExecutor(ExecutorKind):
         for step, (loss, outputs, batch) in enumerate(steps):
             losses[step] = loss
             if self.problem.topk:
-                correct += count_correct(outputs, batch.targets, self.problem.topk, self.problem.ignored)
+                one = outputs.unsqueeze(0), batch.targets.unsqueeze(0)
+                correct += count_correct(*one, self.problem.topk, self.problem.ignored)[0]
         return correct
 
     def check(self) -> None:

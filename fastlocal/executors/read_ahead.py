@@ -42,7 +42,7 @@ class ReadAhead:
         """Yield the batches of one client, without a client axis, while those of the next client are read."""
         with self._lock:
             self._drop_other_plans(plan)
-            feed = self._guesses.pop((plan.first_step, plan.first_row, client), None)
+            feed = self._guesses.pop((plan.start, plan.first_row, client), None)
             if feed is not None and not _is_next(feed, plan, 0, client):
                 feed.close()
                 feed = None
@@ -57,8 +57,8 @@ class ReadAhead:
 
     def _drop_other_plans(self, plan: RoundPlan) -> None:
         """Close the guessed feeds of other plans."""
-        if self._plan != (plan.first_step, plan.first_row):
-            self._plan = plan.first_step, plan.first_row
+        if self._plan != (plan.start, plan.first_row):
+            self._plan = plan.start, plan.first_row
             self._started_clients.clear()
             for key in [key for key in self._guesses if key[:2] != self._plan]:
                 self._guesses.pop(key).close()
@@ -72,7 +72,7 @@ class ReadAhead:
             if upcoming is None:
                 return
             plan, following = upcoming, 0
-        key = plan.first_step, plan.first_row, following
+        key = plan.start, plan.first_row, following
         if key not in self._guesses:
             self._guesses[key] = self._source.feed(_steps(plan, 0, following))
 
@@ -81,7 +81,7 @@ Key = tuple[int, int, int, slice | int]
 
 
 def _key(plan: RoundPlan, step: int, clients: slice | int) -> Key:
-    return plan.first_step, plan.first_row, step, clients
+    return plan.start, plan.first_row, step, clients
 
 
 def _is_next(feed: Feed, plan: RoundPlan, step: int, clients: slice | int) -> bool:
@@ -107,4 +107,4 @@ def _by_step(plan: RoundPlan, first: int, clients: slice) -> Iterator[BatchReque
 def _steps(plan: RoundPlan, first: int, clients: slice | int) -> Iterator[BatchRequest]:
     numbers = plan.client_ids.cpu()[clients]
     for step in range(first, plan.local_steps):
-        yield BatchRequest(plan.sample_ids[step, clients], numbers, plan.first_step + step, _key(plan, step, clients))
+        yield BatchRequest(plan.sample_ids[step, clients], numbers, plan.start + step, _key(plan, step, clients))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,34 +18,78 @@ def _no_plans() -> Iterator[RoundPlan]:
 
 
 @dataclass(frozen=True)
+class RowValues:
+    """Hyperparameters that differ between the rows of several runs; None where all rows have the problem's own.
+
+    Attributes:
+        seed: int64 [clients], seeds of augmentation, label noise and the module's draws.
+        noise_p: float64 [clients], probabilities of label noise.
+        momentum: [clients], momentum factors.
+        weight_decay: [clients], factors of the weight decay.
+    """
+
+    seed: Tensor | None = None
+    noise_p: Tensor | None = None
+    momentum: Tensor | None = None
+    weight_decay: Tensor | None = None
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The values that differ, by name."""
+        own = {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self)}
+        return {name: value for name, value in own.items() if value is not None}
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> RowValues:
+        """Return the values after a change of each tensor."""
+        return RowValues(**{name: change(value) for name, value in self.tensors.items()})
+
+    def part(self, clients: slice) -> RowValues:
+        """Return the values of these clients alone."""
+        return self.map(lambda values: values[clients])
+
+
+SHARED = RowValues()
+"""Rows that all have the hyperparameters of the problem."""
+
+
+@dataclass(frozen=True)
 class RoundPlan:
     """One communication round of one chunk, on the device.
 
     Attributes:
         client_ids: int64 [clients].
-        first_step: Global number of the first local step.
+        first_step: Global number of the first local step: one for all, or int64 [clients].
         learning_rates: [local_steps, clients].
         sample_ids: int64 [local_steps, clients, batch], on the source's index_device.
         first_row: Place of the first client in the cohort of the round.
         following: Makes an iterator over the plans after this one.
+        values: Hyperparameters that differ between the rows.
     """
 
     client_ids: Tensor
-    first_step: int
+    first_step: int | Tensor
     learning_rates: Tensor
     sample_ids: Tensor
     first_row: int = 0
     following: Callable[[], Iterator[RoundPlan]] = _no_plans
+    values: RowValues = SHARED
 
     @property
     def local_steps(self) -> int:
         """Number of local steps."""
         return self.sample_ids.shape[0]
 
+    @property
+    def start(self) -> int:
+        """The global number of the first local step, of the clients of one run."""
+        assert isinstance(self.first_step, int), "rows of several runs"
+        return self.first_step
+
     @functools.cached_property
     def steps(self) -> Tensor:
-        """Global number of each local step, int64 [local_steps]."""
-        return self.first_step + torch.arange(self.local_steps, device=self.client_ids.device)
+        """Global number of each local step, int64 [local_steps], or [local_steps, clients]."""
+        steps = torch.arange(self.local_steps, device=self.client_ids.device)
+        return self.first_step + (steps if isinstance(self.first_step, int) else steps.unsqueeze(-1))
 
 
 @dataclass(frozen=True)
@@ -56,7 +101,8 @@ class LocalStep:
         targets: Targets of the loss: the batch's own, or noisy ones of the same shape.
         learning_rates: [clients].
         client_ids: int64 [clients].
-        number: int64 [], the global number of the step.
+        number: int64 [], the global number of the step, or [clients].
+        values: Hyperparameters that differ between the clients.
     """
 
     batch: Batch
@@ -64,12 +110,15 @@ class LocalStep:
     learning_rates: Tensor
     client_ids: Tensor
     number: Tensor
+    values: RowValues = SHARED
 
     def part(self, clients: slice) -> LocalStep:
         """Return the step of these clients alone."""
         batch = Batch(self.batch.inputs[clients], self.batch.targets[clients])
         targets = batch.targets if self.targets is self.batch.targets else self.targets[clients]
-        return LocalStep(batch, targets, self.learning_rates[clients], self.client_ids[clients], self.number)
+        number = self.number[clients] if self.number.dim() else self.number
+        rates, ids = self.learning_rates[clients], self.client_ids[clients]
+        return LocalStep(batch, targets, rates, ids, number, self.values.part(clients))
 
 
 @dataclass(frozen=True)
@@ -78,7 +127,8 @@ class RoundResult:
 
     Attributes:
         losses: [local_steps, clients], the mean loss of each batch.
-        correct: Correct predictions in all batches, float64 [LocalProblem.counts]; None if targets are not labels.
+        correct: Correct predictions in the batches of each client, float64 [clients, LocalProblem.counts]; None if
+            targets are not labels.
         notes: Log lines.
     """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from fastlocal import kernels
 
 from ..telemetry.trace import span
 from .base import LocalProblem
+from .round_plan import SHARED, RowValues
 
 EPSILON = 1e-6
 """Added to norms, as torch.nn.utils.clip_grad_norm_ does."""
@@ -36,12 +36,14 @@ class Update:
         self._decay_mask = problem.layout.decay_mask.to(source.device, source.dtype)
         self._places = problem.layout.places
 
-    @functools.cached_property
-    def _decays(self) -> list[float]:
-        """The weight decay of each parameter; cached, because it reads the mask on the host."""
-        return [self._problem.weight_decay * decays for decays in self._problem.layout.decays]
-
-    def __call__(self, params: Tensor, momentum: Tensor | None, grads: Tensor, learning_rates: Tensor) -> None:
+    def __call__(
+        self,
+        params: Tensor,
+        momentum: Tensor | None,
+        grads: Tensor,
+        learning_rates: Tensor,
+        values: RowValues = SHARED,
+    ) -> None:
         """Clip the gradients and take one SGD step for every client.
 
         Args:
@@ -49,20 +51,28 @@ class Update:
             momentum: [clients, n_params], or None.
             grads: [clients, n_params]; may be overwritten.
             learning_rates: [clients].
+            values: Hyperparameters that differ between the clients.
         """
         with span("client_sgd"):
             scale = None if self._problem.clip_norm is None else self._scale(self._norm(grads))
-            self.step(params, momentum, grads, learning_rates, scale)
+            self.step(params, momentum, grads, learning_rates, scale, values)
 
     def by_parameter(
-        self, params: Tensor, momentum: Tensor | None, grads: Sequence[Tensor], learning_rates: Tensor
+        self,
+        params: Tensor,
+        momentum: Tensor | None,
+        grads: Sequence[Tensor],
+        learning_rates: Tensor,
+        values: RowValues = SHARED,
     ) -> None:
         """Clip the gradients and take one SGD step on a CPU, from a gradient [clients, *shape] for each parameter.
 
         Gathering the gradients in rows would take two more passes over memory. They are not overwritten, because two
         parameters may share a gradient.
         """
-        problem = self._problem
+        problem, clients = self._problem, len(params)
+        mu = [problem.momentum] * clients if values.momentum is None else values.momentum.tolist()
+        decays = [problem.weight_decay] * clients if values.weight_decay is None else values.weight_decay.tolist()
         with span("client_sgd"):
             rates, scale = learning_rates.tolist(), None
             if problem.clip_norm is not None:
@@ -70,24 +80,38 @@ class Update:
                     torch.linalg.vector_norm(grad.unsqueeze(-1), dim=[*range(1, 1 + grad.dim())]) for grad in grads
                 ]
                 scale = self._scale(torch.linalg.vector_norm(torch.stack(norms), dim=0))
-            for grad, place, decay in zip(grads, self._places, self._decays, strict=True):
-                values = params[:, place]
+            for grad, place, decays_here in zip(grads, self._places, problem.layout.decays, strict=True):
+                weights = params[:, place]
                 momenta = None if momentum is None else momentum[:, place]
-                if values.shape[1] < LARGE:
-                    rows, mask = grad.reshape(len(params), -1).clone(), self._decay_mask[place]
-                    self._sgd(values, momenta, rows, learning_rates, mask, **self._constants, grad_scale=scale)
+                if weights.shape[1] < LARGE:
+                    rows, mask = grad.reshape(clients, -1).clone(), self._decay_mask[place]
+                    factors = self._factors(values)
+                    self._sgd(weights, momenta, rows, learning_rates, mask, **factors, grad_scale=scale)
                     continue
                 for client, rate in enumerate(rates):
                     row = grad[client].reshape(-1).contiguous()
                     row = row if scale is None else row * scale[client]
                     own = [] if momenta is None else [momenta[client]]
-                    _fused_sgd(values[client], own, row, rate, decay, problem)
+                    decay = decays[client] * decays_here
+                    _fused_sgd(weights[client], own, row, rate, decay, mu[client], nesterov=problem.nesterov)
 
     def step(
-        self, params: Tensor, momentum: Tensor | None, grads: Tensor, learning_rates: Tensor, scale: Tensor | None
+        self,
+        params: Tensor,
+        momentum: Tensor | None,
+        grads: Tensor,
+        learning_rates: Tensor,
+        scale: Tensor | None,
+        values: RowValues = SHARED,
     ) -> None:
         """Take one SGD step with gradients scaled by `scale` [clients] or None; torch.compile supports this part."""
-        self._sgd(params, momentum, grads, learning_rates, self._decay_mask, **self._constants, grad_scale=scale)
+        factors = self._factors(values)
+        self._sgd(params, momentum, grads, learning_rates, self._decay_mask, **factors, grad_scale=scale)
+
+    def _factors(self, values: RowValues) -> dict[str, Any]:
+        """Return the factors of client_sgd: numbers, or a tensor [clients] for one that differs."""
+        own = {"mu": values.momentum, "weight_decay": values.weight_decay}
+        return self._constants | {name: value for name, value in own.items() if value is not None}
 
     def _scale(self, norms: Tensor) -> Tensor:
         assert self._problem.clip_norm is not None
@@ -95,7 +119,7 @@ class Update:
 
 
 def _fused_sgd(
-    params: Tensor, momenta: list[Tensor], grads: Tensor, rate: float, decay: float, problem: LocalProblem
+    params: Tensor, momenta: list[Tensor], grads: Tensor, rate: float, decay: float, mu: float, *, nesterov: bool
 ) -> None:
     """Apply torch.optim.SGD(fused=True) to one parameter of one client; all tensors are contiguous."""
     torch._fused_sgd_(
@@ -103,10 +127,10 @@ def _fused_sgd(
         [grads],
         momenta,
         weight_decay=decay,
-        momentum=problem.momentum,
+        momentum=mu,
         lr=rate,
         dampening=0.0,
-        nesterov=problem.nesterov,
+        nesterov=nesterov,
         maximize=False,
         is_first_step=False,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,12 +16,14 @@ from ..models.functional import has_convolution
 from ..params.client_stack import ClientStack
 from ..params.losses import count_correct
 from ..telemetry.trace import span
-from .base import ExecutorKind, LocalProblem, Values
+from .base import Executor, ExecutorKind, LocalProblem, Values
 from .forward import Forward
 from .fused_loss import FusedLoss
 from .gradient_rows import GradientRows
 from .inductor import Compiler
-from .round_plan import LocalStep, RoundPlan, RoundResult
+from .jobs import ChunkJob
+from .joint_rows import JointRows
+from .round_plan import LocalStep, RoundPlan, RoundResult, RowValues
 from .sgd_update import Update
 from .tuning.conv_strategy import Stacking, Strategies, parse_strategies
 
@@ -103,8 +106,6 @@ class StackedExecutor(ExecutorKind):
         self.problem = problem
         self._stacking = Stacking(problem.module, conv_strategy, fuse=False if compile else None)
         self._client_forward = Forward(problem, self._stacking.module)
-        self._stacked = vmap(self._forward_one, (0, 0, 0, 0, 0, None), randomness="different")
-        self._outputs = vmap(self._outputs_one, (0, 0, 0, 0, None), randomness="different")
         fuse = problem.source.device.type == "cuda" and not compile if fused_loss is None else fused_loss
         self._loss = FusedLoss(problem) if fuse and FusedLoss.can_fuse(problem) else None
         if self._loss is not None:  # its kernel draws the noise
@@ -118,6 +119,7 @@ class StackedExecutor(ExecutorKind):
         self._by_parameter = default if by_parameter is None else by_parameter
         on_gpu = problem.source.device.type == "cuda" and not compile
         self._gather = GradientRows(problem.layout) if on_gpu and not self._by_parameter else None
+        self.joint = JointRows(problem)
         self._max_clients: int | None = None
         self._notes: list[str] = []
 
@@ -126,18 +128,27 @@ class StackedExecutor(ExecutorKind):
         losses, correct = [], []
         for step in range(plan.local_steps):
             batch, targets = self.problem.batch(plan, step, slice(None))
-            local_step = LocalStep(batch, targets, plan.learning_rates[step], plan.client_ids, plan.steps[step])
+            rates, number = plan.learning_rates[step], plan.steps[step]
+            local_step = LocalStep(batch, targets, rates, plan.client_ids, number, plan.values)
             step_losses, hits = self.local_step(stack, local_step)
             losses.append(step_losses)
             correct.append(hits)
         self._client_forward.constants.check()
         return RoundResult(torch.stack(losses), _sum(correct), self.take_notes())
 
+    def run_jobs(self, jobs: Sequence[ChunkJob]) -> list[RoundResult]:
+        """See Executor.run_jobs; one program steps the rows of all runs."""
+        return self.joint.run(self.run_round, jobs)
+
+    def replica(self, problem: LocalProblem) -> Executor:
+        """See ExecutorKind.replica; the program is shared."""
+        return self
+
     def local_step(self, stack: ClientStack, step: LocalStep) -> tuple[Tensor, Tensor | None]:
         """Take one local step of all clients of a stack, in place.
 
         Returns:
-            Losses [clients], and counts of correct predictions, float64 [problem.counts] or None.
+            Losses [clients], and counts of correct predictions, float64 [clients, problem.counts] or None.
         """
         clients = len(stack.params)
         losses, correct = [], []
@@ -157,7 +168,8 @@ class StackedExecutor(ExecutorKind):
                 begin = part.stop
                 continue
             self.step_fewer(clients)  # outside `except`: the exception holds the memory of the step
-        return (losses[0] if len(losses) == 1 else torch.cat(losses)), _sum(correct)
+        counts = [count for count in correct if count is not None]
+        return torch.cat(losses), torch.cat(counts) if counts else None
 
     def step_fewer(self, clients: int) -> None:
         """Halve the number of clients that step at once, because a step ran out of memory."""
@@ -193,6 +205,7 @@ class StackedExecutor(ExecutorKind):
                 step.batch.targets,
                 step.client_ids,
                 step.number,
+                step.values,
             )
         with span("backward"):
             outputs, grad = (losses.sum(), None) if root is None else root
@@ -205,9 +218,9 @@ class StackedExecutor(ExecutorKind):
             else:
                 grads = differentiate()
         if self._by_parameter:
-            self._update.by_parameter(stack.params, stack.momentum, grads, step.learning_rates)
+            self._update.by_parameter(stack.params, stack.momentum, grads, step.learning_rates, step.values)
         else:
-            self._update(stack.params, stack.momentum, grads[0], step.learning_rates)
+            self._update(stack.params, stack.momentum, grads[0], step.learning_rates, step.values)
         for name, rows in stack.state.items():
             rows.copy_(state[name].detach())
         return losses.detach(), correct
@@ -221,6 +234,7 @@ class StackedExecutor(ExecutorKind):
         labels: Tensor,
         client_ids: Tensor,
         number: Tensor,
+        values: RowValues,
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor], tuple[Tensor, Tensor] | None]:
         """Return losses [clients], counts of correct predictions or None, changed buffers, and where gradients begin.
 
@@ -233,18 +247,23 @@ class StackedExecutor(ExecutorKind):
             targets: Targets of the loss, possibly noisy.
             labels: Targets of the correct predictions, without noise.
             client_ids: int64 [clients].
-            number: int64 [], global number of the step.
+            number: int64 [] or [clients], global number of the step.
+            values: Hyperparameters that differ between the clients.
         """
         topk, root = self.problem.topk, None
+        draws = client_ids, number, values.seed
+        draw_dims = 0, 0 if number.dim() else None, None if values.seed is None else 0
         with self._stacking.mode():
             if self._loss is None:
-                losses, outputs, state = self._stacked(params, state, inputs, targets, client_ids, number)
+                stacked = vmap(self._forward_one, (0, 0, 0, 0, *draw_dims), randomness="different")
+                losses, outputs, state = stacked(params, state, inputs, targets, *draws)
             else:
-                outputs, state = self._outputs(params, state, inputs, client_ids, number)
+                forward = vmap(self._outputs_one, (0, 0, 0, *draw_dims), randomness="different")
+                outputs, state = forward(params, state, inputs, *draws)
         if self._loss is not None:
-            losses, hits, root = self._loss(outputs, targets, client_ids, number)
+            losses, hits, root = self._loss(outputs, targets, client_ids, number, values)
             if topk == (1,) and hits is not None:
-                return losses, hits.sum(dtype=torch.float64).unsqueeze(0), state, root
+                return losses, hits.to(torch.float64).unsqueeze(-1), state, root
         correct = count_correct(outputs, labels, topk, self.problem.ignored) if topk else None
         return losses, correct, state, root
 
@@ -256,16 +275,23 @@ class StackedExecutor(ExecutorKind):
         targets: Tensor,
         client: Tensor,
         number: Tensor,
+        seed: Tensor | None,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         values = self._values(params, state)
-        loss, outputs = self._client_forward(values, inputs, targets, client, number)
+        loss, outputs = self._client_forward(values, inputs, targets, client, number, seed)
         return settled((loss, outputs, {name: values[name] for name in state}))
 
     def _outputs_one(
-        self, params: Params, state: dict[str, Tensor], inputs: Tensor, client: Tensor, number: Tensor
+        self,
+        params: Params,
+        state: dict[str, Tensor],
+        inputs: Tensor,
+        client: Tensor,
+        number: Tensor,
+        seed: Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         values = self._values(params, state)
-        outputs = self._client_forward.outputs(values, inputs, client, number)
+        outputs = self._client_forward.outputs(values, inputs, client, number, seed)
         return settled((outputs, {name: values[name] for name in state}))
 
     def _values(self, params: Params, state: dict[str, Tensor]) -> dict[str, Tensor]:

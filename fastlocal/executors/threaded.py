@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -15,6 +17,7 @@ from ..config.schema import MachineConfig, RunConfig
 from ..models.functional import has_convolution
 from ..params.client_stack import ClientStack
 from .base import ExecutorKind, LocalProblem, Values
+from .jobs import ChunkJob
 from .looped import LoopedExecutor
 from .round_plan import RoundPlan, RoundResult
 from .scripted.fuse_norms import norms_in_native
@@ -108,58 +111,79 @@ class ThreadedExecutor(ExecutorKind):
         self._workers = workers
         self._channels_last = channels_last
         self._steps: dict[int, Sequence[Steps]] = {}
+        self._scripts: dict[tuple[int, float, float], ScriptedSteps | None] = {}
         self._notes: list[str] = []
 
-    @defer_signals()
+    def replica(self, problem: LocalProblem) -> ThreadedExecutor:
+        """See ExecutorKind.replica; runs with the same update share its traced step."""
+        executor = ThreadedExecutor(problem, workers=self._workers, channels_last=self._channels_last)
+        executor._scripts = self._scripts
+        return executor
+
     def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
         """See Executor.run_round."""
-        steps = self._steps_for(plan)
-        losses = torch.zeros(plan.sample_ids.shape[:2], dtype=stack.params.dtype)
-        correct = torch.zeros(self.problem.counts, dtype=torch.float64)
-        clients = iter(range(stack.params.shape[0]))
+        return self.run_jobs([ChunkJob(self, self.problem, stack, plan)])[0]
+
+    @defer_signals()
+    def run_jobs(self, jobs: Sequence[ChunkJob]) -> list[RoundResult]:
+        """See Executor.run_jobs; the workers take the clients of all runs."""
+        executors = [job.executor for job in jobs if isinstance(job.executor, ThreadedExecutor)]
+        steps = [executor._steps_for(job.plan) for executor, job in zip(executors, jobs, strict=True)]
+        losses = [torch.zeros(job.plan.sample_ids.shape[:2], dtype=job.stack.params.dtype) for job in jobs]
+        correct = [torch.zeros(len(job.stack.params), job.problem.counts, dtype=torch.float64) for job in jobs]
+        clients = iter([(place, client) for place, job in enumerate(jobs) for client in range(len(job.stack.params))])
         stop, lock = threading.Event(), threading.Lock()
 
-        def remaining() -> Iterator[int]:
+        def remaining() -> Iterator[tuple[int, int]]:
             while not stop.is_set():
                 with lock:
-                    client = next(clients, None)
-                if client is None:
+                    one = next(clients, None)
+                if one is None:
                     return
-                yield client
+                yield one
 
-        def work(own: Steps) -> None:
+        def work(worker: int) -> None:
             torch.set_num_threads(1)  # applies to this thread, and to threads that start later
-            for client in remaining():
-                hits = own.run_client(stack, plan, client, losses[:, client])
-                with lock:
-                    correct.add_(hits)
+            for place, client in remaining():
+                own, job = steps[place][worker], jobs[place]
+                correct[place][client] = own.run_client(job.stack, job.plan, client, losses[place][:, client])
 
         threads = torch.get_num_threads()
         with ThreadPoolExecutor(self._workers, "fastlocal-worker") as pool:
             try:
-                futures = [pool.submit(work, own) for own in steps]
+                futures = [pool.submit(work, worker) for worker in range(self._workers)]
                 wait(futures, return_when=FIRST_EXCEPTION)
             finally:
                 stop.set()
                 torch.set_num_threads(threads)
         for future in futures:
             future.result()
-        for own in steps:
+        for own in itertools.chain(*steps):
             if isinstance(own, LoopedExecutor):
                 own.check()
+        return [
+            RoundResult(losses[place], correct[place] if job.problem.topk else None, executors[place].take_notes())
+            for place, job in enumerate(jobs)
+        ]
+
+    def take_notes(self) -> tuple[str, ...]:
+        """Return the log lines since the last call."""
         notes = tuple(self._notes)
         self._notes.clear()
-        return RoundResult(losses, correct if self.problem.topk else None, notes)
+        return notes
 
     def _steps_for(self, plan: RoundPlan) -> Sequence[Steps]:
         """Return the steps of each worker, made once per batch size."""
         size = plan.sample_ids.shape[-1]
         if size not in self._steps:
-            scripted = self._scripted(size)
+            key = size, self.problem.momentum, self.problem.weight_decay
+            if key not in self._scripts:
+                self._scripts[key] = self._scripted(size)
+            scripted = self._scripts[key]
             if scripted is None:
                 self._steps[size] = [LoopedExecutor(self.problem) for _ in range(self._workers)]
             else:
-                self._steps[size] = [scripted] * self._workers
+                self._steps[size] = [dataclasses.replace(scripted, problem=self.problem)] * self._workers
         return self._steps[size]
 
     def _scripted(self, batch_size: int) -> ScriptedSteps | None:

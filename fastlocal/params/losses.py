@@ -25,24 +25,24 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def count_correct(outputs: Tensor, targets: Tensor, topk: Sequence[int], ignored: int | None = None) -> Tensor:
-    """Count the targets among the k largest outputs, for each k.
+    """Count the targets of each client among the k largest outputs, for each k.
 
     Args:
-        outputs: [..., classes].
-        targets: int64 [...].
+        outputs: [clients, ..., classes].
+        targets: int64 [clients, ...].
         topk: Values of k; with fewer classes than k every target counts.
         ignored: Label of targets that do not count, or None.
 
     Returns:
-        float64 [len(topk)]; unless `ignored` is None, one more number: the count of ignored targets.
+        float64 [clients, len(topk)]; unless `ignored` is None, one more column: the counts of ignored targets.
     """
     largest_k = min(max(topk), outputs.shape[-1])
     hits = outputs.topk(largest_k, dim=-1).indices == targets.unsqueeze(-1)
-    if ignored is None:
-        return torch.stack([hits[..., :k].sum(dtype=torch.float64) for k in topk])
-    left_out = targets == ignored
-    hits = hits & ~left_out.unsqueeze(-1)
-    return torch.stack([part.sum(dtype=torch.float64) for part in (*(hits[..., :k] for k in topk), left_out)])
+    left_out = None if ignored is None else targets == ignored
+    if left_out is not None:
+        hits = hits & ~left_out.unsqueeze(-1)
+    parts = [*(hits[..., :k] for k in topk), *([] if left_out is None else [left_out])]
+    return torch.stack([part.flatten(1).sum(dim=1, dtype=torch.float64) for part in parts], dim=-1)
 
 
 @dataclass(frozen=True)

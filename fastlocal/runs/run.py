@@ -22,6 +22,7 @@ from ..distributed.world import World
 from ..telemetry.base import Logger, Loggers, RunSummary
 from ..telemetry.jsonl import JsonlLogger, StepLog, read_rows
 from ..telemetry.rank_messages import RankMessages
+from ..training.driver import train_loop
 from ..training.loop import Loop
 from ..training.snapshot import restore_snapshot
 from .build import PreparedRun
@@ -112,7 +113,7 @@ def train(
         for note in prepared.notes:
             logger.message(note)
         try:
-            loop.run(config.schedule.eval_on_start)
+            train_loop(loop, eval_on_start=config.schedule.eval_on_start)
         except KeyboardInterrupt:
             if world.is_rank0 and not (loop.history and loop.saver.enabled):
                 # leave the user a model if no evaluation wrote one, or if no state is saved

@@ -124,6 +124,6 @@ def _sums(outputs: Tensor, targets: Tensor, loss: Loss, rule: Combination, topk:
         value = torch.where(weight > 0, value * weight, 0)  # the mean of no targets is NaN
     sums = [fault.double(), value.reshape(1), weight.reshape(1)]
     if topk:
-        hits = count_correct(outputs, targets, topk, rule.ignored)
+        hits = count_correct(outputs.unsqueeze(0), targets.unsqueeze(0), topk, rule.ignored)[0]
         sums += [hits] if rule.ignored is not None else [hits, hits.new_zeros(1)]
     return torch.cat(sums)

@@ -38,7 +38,7 @@ def find_failing_batch(problem: LocalProblem, plan: RoundPlan, error: BaseExcept
             fault = _fault(problem, module, batch.inputs, targets)
             if fault is None:
                 continue
-            where = f"step {plan.first_step + step}, client {number}"
+            where = f"step {plan.start + step}, client {number}"
             wrong = [place for place in range(len(targets)) if _fails(problem, module, batch.inputs, targets, place)]
             if 0 < len(wrong) < len(targets):
                 where += f", sample {int(plan.sample_ids[step, client, wrong[0]])}"

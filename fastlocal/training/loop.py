@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Generator
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,7 +20,8 @@ from ..data.sources.base import Source
 from ..distributed.world import World
 from ..executors.base import Executor, LocalProblem
 from ..executors.empty_batches import clear_empty
-from ..module_checks.plain_steps import FAILURES
+from ..executors.jobs import ChunkJob
+from ..executors.round_plan import RoundResult
 from ..params.client_stack import MOMENTUM, ClientRows, ClientStack, ClientStore
 from ..params.nonfinite import find_nonfinite
 from ..schedule.cohort import Cohort
@@ -28,7 +31,6 @@ from ..telemetry.base import Logger, RoundReport
 from ..telemetry.jsonl import StepLog
 from ..telemetry.trace import span
 from .evaluator import Evaluator
-from .failing_batch import find_failing_batch
 from .planner import Planner
 from .round_sync import RoundSync, sync_round
 from .server import Server
@@ -36,9 +38,19 @@ from .snapshot import take_snapshot
 from .timers import Timers
 
 
+class Point(Enum):
+    """Places of a loop between its jobs."""
+
+    ROUND = "before the local steps of a round"
+    TRAINED = "after the local steps of a round"
+
+
+LoopSteps: TypeAlias = Generator[ChunkJob | Point, RoundResult | None, None]
+
+
 @dataclass
 class Loop:
-    """The training loop of one process; `run` trains to the end.
+    """The training loop of one process; training.driver drives it.
 
     Attributes:
         world: The processes of the run.
@@ -79,6 +91,7 @@ class Loop:
         self._momentum = torch.empty_like(self._params) if fresh else None
         self._timers = Timers()
         self._chunk_done = True
+        self._before_leftover: State | None = None
 
     @property
     def comm_round(self) -> int:
@@ -95,49 +108,54 @@ class Loop:
         """The lines of metrics.jsonl so far."""
         return self.evaluator.history
 
-    def run(self, eval_on_start: bool) -> None:
-        """Train the remaining rounds; on KeyboardInterrupt, save within `grace` seconds of the signal."""
-        cursor, before_leftover = self.cursor, None
-        try:
-            if cursor.stage == "start":
-                if eval_on_start:
-                    self._report(self.progress.start())
-                cursor.stage = "train"
-            for schedule in self.planner.rounds(cursor):
-                if not schedule.averaged:
-                    # steps left over are not averaged; a run extended later trains them as part of a whole round
-                    before_leftover = self.snapshot()
-                self._round(schedule)
-                if schedule.averaged:
-                    self.saver.after_round(schedule.comm_round, schedule.evaluate, self.snapshot)
-            last = before_leftover or self.snapshot()
-            last.metadata["ended"] = self.progress.total_steps
-            with interrupts.grace_period(self.grace):
+    def run(self, eval_on_start: bool) -> LoopSteps:
+        """Train the remaining rounds; a driver takes the local steps.
+
+        Several loops can be driven in turns. Before a round's local steps the generator yields Point.ROUND, then a
+        ChunkJob for every chunk and takes its RoundResult, and Point.TRAINED after the last one. It talks to other
+        processes only between Point.TRAINED and the next Point.ROUND, and before the first one.
+        """
+        cursor = self.cursor
+        if cursor.stage == "start":
+            if eval_on_start:
+                self._report(self.progress.start())
+            cursor.stage = "train"
+        for schedule in self.planner.rounds(cursor):
+            if not schedule.averaged:
+                # steps left over are not averaged; a run extended later trains them as part of a whole round
+                self._before_leftover = self.snapshot()
+            yield from self._round(schedule)
+            if schedule.averaged:
+                self.saver.after_round(schedule.comm_round, schedule.evaluate, self.snapshot)
+        last = self._before_leftover or self.snapshot()
+        last.metadata["ended"] = self.progress.total_steps
+        with interrupts.grace_period(self.grace):
+            self.saver.finish(last)
+
+    def stop(self) -> None:
+        """Save after a KeyboardInterrupt, if every process has finished its chunk, within `grace` seconds."""
+        with interrupts.grace_period(self.grace, start_now=True):
+            self.world.ask_to_stop()
+            ranks = self.world.all_gather_object(
+                [self._chunk_done, self.saver.requested_save()], "the save before the end"
+            )
+            if all(chunk_done for chunk_done, _ in ranks):
+                last = self._before_leftover or self.snapshot()
+                self.saver.catch_up(max(save for _, save in ranks), lambda: last)
                 self.saver.finish(last)
-        except KeyboardInterrupt:
-            with interrupts.grace_period(self.grace, start_now=True):
-                self.world.ask_to_stop()
-                ranks = self.world.all_gather_object(
-                    [self._chunk_done, self.saver.requested_save()], "the save before the end"
-                )
-                if all(chunk_done for chunk_done, _ in ranks):
-                    last = before_leftover or self.snapshot()
-                    self.saver.catch_up(max(save for _, save in ranks), lambda: last)
-                    self.saver.finish(last)
-            raise
 
     def snapshot(self) -> State:
         """Copy the state from which a later process resumes."""
         return take_snapshot(self)
 
-    def _round(self, schedule: RoundSchedule) -> None:
+    def _round(self, schedule: RoundSchedule) -> LoopSteps:
         cursor = self.cursor
         cursor.round_end = schedule.first_step + schedule.local_steps
         if cursor.stage == "train":
             if not cursor.so_far.done:
                 for name in schedule.phase_files[0]:
                     self.evaluator.save(name, cursor.steps_done)
-            self._train(schedule)
+            yield from self._train(schedule)
         if cursor.stage == "report":
             if schedule.evaluate:
                 self._report(schedule)
@@ -146,8 +164,9 @@ class Loop:
             self.evaluator.save(name, cursor.steps_done)
         cursor.stage, cursor.first_step, cursor.rounds_before = "train", cursor.round_end, cursor.comm_round
 
-    def _train(self, schedule: RoundSchedule) -> None:
+    def _train(self, schedule: RoundSchedule) -> LoopSteps:
         cursor, so_far = self.cursor, self.cursor.so_far
+        yield Point.ROUND
         rates = self.planner.rates(schedule)
         self.source.pop_wait_seconds()  # drop the waits of BatchNorm's re-estimation
         began = time.perf_counter()
@@ -157,11 +176,10 @@ class Loop:
             self.server.prepare(self.client_store)
         chunks = self.planner.chunks(self.planner.rows(schedule), so_far.done)
         for place, rows in enumerate(chunks):
-            interrupts.check_signals()
-            self.world.check_stop()
-            self._train_chunk(schedule, rows, chunks[place + 1 :], rates, weights)
+            yield from self._train_chunk(schedule, rows, chunks[place + 1 :], rates, weights)
             if schedule.averaged and place + 1 < len(chunks):
                 self.saver.after_chunk(self.snapshot)
+        yield Point.TRAINED
         ended = time.perf_counter()
         self._timers.add_steps(ended - began, self.source.pop_wait_seconds())
         for line in self.source.pop_messages():
@@ -204,7 +222,7 @@ class Loop:
 
     def _train_chunk(
         self, schedule: RoundSchedule, rows: range, rest: list[range], rates: list[float], weights: Tensor | None
-    ) -> None:
+    ) -> LoopSteps:
         """Train one chunk of clients for the round.
 
         Args:
@@ -216,26 +234,20 @@ class Loop:
         """
         so_far, params = self.cursor.so_far, self._params[: len(rows)]
         state_rows = self.planner.state_rows(schedule, rows)
+        with span("plan"):
+            stack = self._stack(state_rows, params)
+            plan = self.planner.plan(schedule, rows, rates, rest)
+        self.evaluator.seed_module(schedule.first_step, rows.start)
         self._chunk_done = False
-        with interrupts.grace_period(self.grace):
-            with span("plan"):
-                stack = self._stack(state_rows, params)
-                plan = self.planner.plan(schedule, rows, rates, rest)
-            self.evaluator.seed_module(schedule.first_step, rows.start)
-            try:
-                result = self.executor.run_round(stack, plan)
-            except FAILURES as error:
-                usage_error = find_failing_batch(self.problem, plan, error)
-                if usage_error is None:
-                    raise
-                raise usage_error from error
-            self.client_store.store(state_rows)
-            losses = result.losses.cpu()
+        result = yield ChunkJob(self.executor, self.problem, stack, plan)
+        assert result is not None, "the driver answers a job by its result"
+        self.client_store.store(state_rows)
+        losses = result.losses.cpu()
         for note in result.notes:
             self.logger.message(note)
         batch = plan.sample_ids.shape[-1]
         empty = clear_empty(losses, plan, self.problem) * batch
-        counts = [] if result.correct is None else result.correct.tolist()
+        counts = [] if result.correct is None else result.correct.sum(dim=0).tolist()
         correct, ignored = counts[: len(self.problem.topk)], int(sum(counts[len(self.problem.topk) :]))
         loss = losses.double().sum().item() * batch
         so_far.stats.add(TrainStats(loss, correct, losses.numel() * batch, ignored, empty))

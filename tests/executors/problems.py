@@ -113,13 +113,13 @@ def run(kind: str, problem: LocalProblem, chunk: int = CLIENTS) -> tuple[ClientS
         assert result.correct is not None
         losses.append(result.losses)
         correct.append(result.correct)
-    return stack, RoundResult(torch.cat(losses, dim=1), torch.stack(correct).sum(dim=0))
+    return stack, RoundResult(torch.cat(losses, dim=1), torch.cat(correct))
 
 
 def in_plain_torch(problem: LocalProblem) -> tuple[ClientStack, RoundResult]:
     """The same round by torch.optim.SGD on one deep copy after the other."""
     stack, plan = start(problem)
-    losses, correct = torch.zeros(STEPS, CLIENTS, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    losses, correct = torch.zeros(STEPS, CLIENTS, dtype=torch.float64), torch.zeros(CLIENTS, 2, dtype=torch.float64)
     for client in range(CLIENTS):
         module = copy.deepcopy(problem.module)
         named = {name: value for name, value in module.named_parameters() if value.requires_grad}
@@ -149,7 +149,7 @@ def in_plain_torch(problem: LocalProblem) -> tuple[ClientStack, RoundResult]:
             losses[step, client] = loss.detach()
             order = outputs.argsort(dim=1, descending=True)
             hits = order[:, :2] == batch.targets[0][:, None]
-            correct += torch.stack([hits[:, :1].sum(), hits.sum()])
+            correct[client] += torch.stack([hits[:, :1].sum(), hits.sum()])
         stack.params[client] = problem.layout.flatten(named)
         if stack.momentum is not None:
             buffers = {name: optimizer.state[value]["momentum_buffer"] for name, value in named.items()}

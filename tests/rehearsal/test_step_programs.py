@@ -75,7 +75,7 @@ def rounds(
             results.append(executor.run_round(stack, plan_of(problem, chunk, steps, batch, first_step)))
             params[part] = stack.params
             momentum[part] = stack.momentum
-    correct = sum(result.correct.to(CPU) for result in results)
+    correct = sum(result.correct.sum(dim=0).to(CPU) for result in results)
     return params.to(CPU), momentum.to(CPU), torch.cat([result.losses.flatten().to(CPU) for result in results]), correct
 
 

@@ -171,4 +171,5 @@ def test_evaluation_of_targets_that_are_no_labels() -> None:
 
 def test_correct_predictions_of_many_clients() -> None:
     outputs = torch.tensor([[[3.0, 2, 1], [1, 2, 3]], [[1, 3, 2], [2, 1, 3]]])
-    assert count_correct(outputs, torch.tensor([[0, 0], [2, 2]]), (1, 2, 5)).tolist() == [2.0, 3.0, 4.0]
+    counts = count_correct(outputs, torch.tensor([[0, 0], [2, 2]]), (1, 2, 5))
+    assert counts.sum(dim=0).tolist() == [2.0, 3.0, 4.0]

@@ -11,6 +11,7 @@ import copy
 import functools
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +29,19 @@ from .trace_checks import check_forward, check_shapes, perturbed
 Steps = Callable[..., tuple[Tensor, Tensor]]
 
 
+@dataclass(frozen=True)
 class ScriptedSteps:
-    """Take a client's local steps by a function of `script`; threads may share one object."""
+    """Take a client's local steps by a function of `script`; threads may share one object.
 
-    def __init__(self, problem: LocalProblem, steps: Steps, constants: list[Tensor]) -> None:
-        self.problem = problem
-        self._steps = steps
-        self._constants = constants
+    Attributes:
+        problem: The local step.
+        steps: The function.
+        constants: Tensors that it refers to.
+    """
+
+    problem: LocalProblem
+    steps: Steps
+    constants: list[Tensor]
 
     @torch.no_grad()
     def run_client(self, stack: ClientStack, plan: RoundPlan, client: int, losses: Tensor) -> Tensor:
@@ -55,9 +62,9 @@ class ScriptedSteps:
         begin = 0
         for batch, targets in self.problem.blocks_of(plan, client):
             end = begin + len(targets)
-            arguments = *rows, self._constants, batch.inputs, targets, batch.targets, rates[begin:end]
+            arguments = *rows, self.constants, batch.inputs, targets, batch.targets, rates[begin:end]
             with span("local_step"):
-                losses[begin:end], hits = self._steps(*arguments)
+                losses[begin:end], hits = self.steps(*arguments)
             correct += hits
             begin = end
         return correct
@@ -66,7 +73,7 @@ class ScriptedSteps:
     def check_step(self, params: Tensor, momentum: Tensor | None, inputs: Tensor, targets: Tensor) -> Tensor:
         """Take one step at rate 1 on rows [n_params] in place, and return its loss."""
         block = inputs.unsqueeze(0), targets.unsqueeze(0), targets.unsqueeze(0)
-        return self._steps(params, momentum, self._constants, *block, [1.0])[0][0]
+        return self.steps(params, momentum, self.constants, *block, [1.0])[0][0]
 
 
 def script(problem: LocalProblem, inputs: Tensor, targets: Tensor, *, channels_last: bool) -> ScriptedSteps:

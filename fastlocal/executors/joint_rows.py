@@ -1,0 +1,100 @@
+"""Rows of several runs as one stack with hyperparameters per row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..params.client_stack import ClientStack
+from .round_plan import RoundPlan, RoundResult, RowValues
+
+if TYPE_CHECKING:
+    from .base import LocalProblem
+    from .jobs import ChunkJob
+
+RunRound = Callable[[ClientStack, RoundPlan], RoundResult]
+
+
+class JointRows:
+    """Take the local steps of several runs by one call of an executor.
+
+    The rows are copied to memory that is the same in every round, as a captured step needs.
+    """
+
+    def __init__(self, problem: LocalProblem) -> None:
+        """Join runs whose local steps differ from `problem`, that of the executor, by hyperparameters and seeds."""
+        self._problem = problem
+        self._memory: dict[str, Tensor] = {}
+
+    def run(self, run_round: RunRound, jobs: Sequence[ChunkJob]) -> list[RoundResult]:
+        """Take the steps of all jobs, those with as many local steps together."""
+        results: dict[int, RoundResult] = {}
+        for steps in dict.fromkeys(job.plan.local_steps for job in jobs):
+            places = [place for place, job in enumerate(jobs) if job.plan.local_steps == steps]
+            results |= zip(places, self._run(run_round, [jobs[place] for place in places]), strict=True)
+        return [results[place] for place in range(len(jobs))]
+
+    def _run(self, run_round: RunRound, jobs: Sequence[ChunkJob]) -> list[RoundResult]:
+        plan = self._plan(jobs)
+        if len(jobs) == 1:
+            return [run_round(jobs[0].stack, plan)]
+        stack = self._stack([job.stack for job in jobs])
+        result = run_round(stack, plan)
+        results, begin = [], 0
+        for job in jobs:
+            rows = slice(begin, begin + len(job.stack.params))
+            for own, values in zip(job.stack.buffers, stack.part(rows).buffers, strict=True):
+                own.copy_(values)
+            correct = None if result.correct is None else result.correct[rows]
+            notes = result.notes if begin == 0 else ()
+            results.append(RoundResult(result.losses[:, rows], correct, notes))
+            begin = rows.stop
+        return results
+
+    def _stack(self, stacks: Sequence[ClientStack]) -> ClientStack:
+        """Copy the rows of all runs into one stack."""
+        momenta = [stack.momentum for stack in stacks if stack.momentum is not None]
+        return ClientStack(
+            self._joined("params", [stack.params for stack in stacks]),
+            self._joined("momentum", momenta) if momenta else None,
+            {name: self._joined(f"state {name}", [stack.state[name] for stack in stacks]) for name in stacks[0].state},
+        )
+
+    def _joined(self, name: str, parts: Sequence[Tensor]) -> Tensor:
+        rows, shape = sum(map(len, parts)), parts[0].shape[1:]
+        if name not in self._memory or len(self._memory[name]) < rows:
+            self._memory[name] = parts[0].new_empty(rows, *shape)
+        return torch.cat(list(parts), out=self._memory[name][:rows])
+
+    def _plan(self, jobs: Sequence[ChunkJob]) -> RoundPlan:
+        plans = [job.plan for job in jobs]
+        first = plans[0]
+        device, dtype = first.client_ids.device, first.learning_rates.dtype
+        counts = [len(plan.client_ids) for plan in plans]
+
+        def by_row(values: Sequence[Any], dtype: torch.dtype) -> Tensor:
+            rows = [value for value, count in zip(values, counts, strict=True) for _ in range(count)]
+            return torch.tensor(rows, dtype=dtype, device=device)
+
+        def differ(own: Callable[[LocalProblem], Any], dtype: torch.dtype) -> Tensor | None:
+            values = [own(job.problem) for job in jobs]
+            return by_row(values, dtype) if set(values) != {own(self._problem)} else None
+
+        first_steps = [plan.first_step for plan in plans]
+        return RoundPlan(
+            client_ids=torch.cat([plan.client_ids for plan in plans]),
+            first_step=first.first_step if len({*first_steps}) == 1 else by_row(first_steps, torch.int64),
+            learning_rates=torch.cat([plan.learning_rates for plan in plans], dim=1),
+            sample_ids=torch.cat([plan.sample_ids for plan in plans], dim=1),
+            first_row=first.first_row,
+            following=first.following,
+            values=RowValues(
+                seed=differ(lambda problem: problem.seed, torch.int64),
+                noise_p=differ(lambda problem: problem.noise and problem.noise.p, torch.float64),
+                momentum=differ(lambda problem: problem.momentum, dtype),
+                weight_decay=differ(lambda problem: problem.weight_decay, dtype),
+            ),
+        )
