@@ -14,8 +14,8 @@ def client_sgd(
     learning_rate: Tensor,
     decay_mask: Tensor,
     *,
-    mu: float,
-    weight_decay: float,
+    mu: Tensor | float,
+    weight_decay: Tensor | float,
     nesterov: bool,
     grad_scale: Tensor | None = None,
     active: Tensor | None = None,
@@ -29,14 +29,17 @@ def client_sgd(
 
     The rate stays outside the buffer, as in torch.optim.SGD(dampening=0) and unlike Sutskever et al. 2013.
 
+    A factor for each client is cast to the dtype of params. In fp32 and fp64 a row's bits on a CPU are then those of a
+    call with its factor as a number, if the tensor holds that number: float64 always does.
+
     Args:
         params: [clients, n_params], rows contiguous.
-        momentum: [clients, n_params], or None if mu is 0.
+        momentum: [clients, n_params], or None if mu is the number 0.
         grads: [clients, n_params]; may be overwritten.
         learning_rate: [clients].
         decay_mask: [n_params], 1 where weight decay applies.
-        mu: Momentum factor.
-        weight_decay: Factor of the decay.
+        mu: Momentum factor, a number or floating [clients].
+        weight_decay: Factor of the decay, a number or floating [clients].
         nesterov: Nesterov momentum.
         grad_scale: [clients], or None for 1.
         active: bool [clients], or None; rows of inactive clients keep every bit.
@@ -47,12 +50,22 @@ def client_sgd(
         before = [None if buffer is None else buffer[frozen] for buffer in (params, momentum, shadow)]
     if grad_scale is not None:
         grads.mul_(grad_scale.to(grads.dtype).unsqueeze(-1))
-    if weight_decay:
+    if isinstance(weight_decay, Tensor):
+        factors = weight_decay.to(params.dtype).unsqueeze(-1)
+        # without decay the sum with -0.0 keeps the gradient's bits
+        decayed = (params * factors).masked_fill_(factors == 0, -0.0)
+        grads.addcmul_(decayed, decay_mask)
+    elif weight_decay:
         grads.addcmul_(params, decay_mask, value=weight_decay)
     update = grads
     if momentum is not None:
-        momentum.mul_(mu).add_(grads)
-        update = grads.add_(momentum, alpha=mu) if nesterov else momentum
+        if isinstance(mu, Tensor):
+            factors = mu.to(params.dtype).unsqueeze(-1)
+            momentum.mul_(factors).add_(grads)
+            update = grads.addcmul_(momentum, factors) if nesterov else momentum
+        else:
+            momentum.mul_(mu).add_(grads)
+            update = grads.add_(momentum, alpha=mu) if nesterov else momentum
     params.addcmul_(update, learning_rate.to(params.dtype).unsqueeze(-1), value=-1)
     if shadow is not None:
         shadow.copy_(params)

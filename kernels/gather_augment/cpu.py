@@ -22,7 +22,7 @@ def gather_augment(
     clients: Tensor | None,
     step: Tensor | int,
     *,
-    seed: int,
+    seed: Tensor | int,
     padding: int,
     mean: Sequence[float],
     std: Sequence[float],

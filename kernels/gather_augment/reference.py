@@ -12,11 +12,13 @@ from torch import Tensor
 from ..philox import Purpose, below, draw
 
 
-def crop_boxes(seed: int, clients: Tensor, step: Tensor | int, batch: int, padding: int) -> tuple[Tensor, ...]:
+def crop_boxes(
+    seed: Tensor | int, clients: Tensor, step: Tensor | int, batch: int, padding: int
+) -> tuple[Tensor, ...]:
     """Draw the top and left of each crop in the padded image, in [0, 2 * padding], and whether it is mirrored.
 
     Args:
-        seed: Seed of the run.
+        seed: Seed of the run, a number or int64 [...].
         clients: int64 [...].
         step: Global local step, a number or int64 [...].
         batch: Samples per client.
@@ -36,7 +38,7 @@ def gather_augment(
     clients: Tensor | None,
     step: Tensor | int,
     *,
-    seed: int,
+    seed: Tensor | int,
     padding: int,
     mean: Sequence[float],
     std: Sequence[float],
@@ -52,7 +54,7 @@ def gather_augment(
         sample_ids: int64 [..., batch].
         clients: int64 [...], whose crops at `step` are those of crop_boxes; None: no augmentation.
         step: Global local step, a number or int64 [...].
-        seed: Seed of the run.
+        seed: Seed of the run, a number or int64 [...].
         padding: Pixels on each side.
         mean: Per channel, in units of 1.
         std: Per channel, in units of 1.

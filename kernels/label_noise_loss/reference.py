@@ -15,8 +15,8 @@ def label_noise_loss(
     clients: Tensor | None,
     step: Tensor | int,
     *,
-    p: float,
-    seed: int,
+    p: Tensor | float,
+    seed: Tensor | int,
     with_grad: bool = False,
 ) -> tuple[Tensor, ...]:
     """Return each client's mean negative log-likelihood of noisy targets, and its correct predictions of clean ones.
@@ -26,10 +26,10 @@ def label_noise_loss(
     Args:
         logits: [clients, batch, classes].
         targets: int64 [clients, batch], in [0, classes).
-        clients: int64 [clients]; None if p is 0.
+        clients: int64 [clients]; None if p is the number 0.
         step: Global local step, a number or int64 [clients].
-        p: Probability that noisy_targets replaces a target; 0 is plain cross-entropy.
-        seed: Seed of the run.
+        p: Probability that noisy_targets replaces a target, a number or floating [clients]; 0 is plain cross-entropy.
+        seed: Seed of the run, a number or int64 [clients].
         with_grad: Also return the gradient of the sum of the losses, as logits; nothing is differentiable then.
 
     Returns:
@@ -43,7 +43,7 @@ def label_noise_loss(
             (grad,) = torch.autograd.grad(losses.sum(), [leaf])
         return losses.detach(), correct, grad
     noisy = targets
-    if p:
+    if isinstance(p, Tensor) or p:
         assert clients is not None
         noisy = noisy_targets(targets, p=p, classes=logits.shape[-1], seed=seed, clients=clients, step=step)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -82,6 +82,14 @@ def test_resident_batches_in_a_row_are_those_asked_for_one_by_one() -> None:
             assert torch.equal(found.inputs, expected.inputs) and torch.equal(found.targets, expected.targets)
 
 
+def test_resident_batches_take_a_seed_for_each_client() -> None:
+    ids, clients, seeds = torch.arange(10).view(2, 5), torch.tensor([3, 3]), [9, 2**40]
+    with sources.source_of("resident", sources.cifar()) as source:
+        found = source.batch(ids, clients, 4, seed=torch.tensor(seeds)).inputs
+        assert torch.equal(found[:1], source.batch(ids[:1], clients[:1], 4).inputs)  # the source's own seed is 9
+        assert torch.equal(found[1:], source.batch(ids[1:], clients[1:], 4, seed=seeds[1]).inputs)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunks_and_processes_see_what_one_chunk_sees(kind: str, beton: Path) -> None:
     split = sources.cifar()

@@ -73,9 +73,19 @@ class ResidentSource:
         item = self.dtype.itemsize if images else self.inputs.element_size()
         return batch * math.prod(self.inputs.shape[1:]) * item
 
-    def batch(self, sample_ids: Tensor, clients: Tensor, step: Tensor | int) -> Batch:
-        """Return training samples, see Source.batch."""
-        return Batch(self._inputs(sample_ids, clients if self.augment else None, step), self.targets[sample_ids])
+    def batch(
+        self, sample_ids: Tensor, clients: Tensor, step: Tensor | int, seed: Tensor | int | None = None
+    ) -> Batch:
+        """Return training samples, see Source.batch.
+
+        Args:
+            sample_ids: [clients, batch].
+            clients: [clients].
+            step: Global local step for all clients, or int64 [clients].
+            seed: Seed of the augmentation for all clients, or int64 [clients]; None: the source's.
+        """
+        inputs = self._inputs(sample_ids, clients if self.augment else None, step, seed)
+        return Batch(inputs, self.targets[sample_ids])
 
     def read_range(self, begin: int, end: int) -> Batch:
         """Return samples [begin, end) in stored order, without augmentation and client axis."""
@@ -133,7 +143,9 @@ class ResidentSource:
     def close(self) -> None:
         """Do nothing."""
 
-    def _inputs(self, sample_ids: Tensor, clients: Tensor | None, step: Tensor | int) -> Tensor:
+    def _inputs(
+        self, sample_ids: Tensor, clients: Tensor | None, step: Tensor | int, seed: Tensor | int | None = None
+    ) -> Tensor:
         if self.mean is None or self.std is None:
             return self.inputs[sample_ids]
         inputs: Tensor = self._gather(
@@ -141,7 +153,7 @@ class ResidentSource:
             sample_ids,
             clients,
             step,
-            seed=self.seed,
+            seed=self.seed if seed is None else seed,
             padding=PADDING,
             mean=self.mean,
             std=self.std,

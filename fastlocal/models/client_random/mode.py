@@ -27,11 +27,11 @@ class ClientRandom(TorchFunctionMode):
     permutations that torch takes from its default generator. A draw with `generator=` is left to that generator.
     """
 
-    def __init__(self, seed: int, client: Tensor, step: Tensor) -> None:
+    def __init__(self, seed: Tensor | int, client: Tensor, step: Tensor) -> None:
         """Begin a local step.
 
         Args:
-            seed: The seed of the run.
+            seed: The seed of the run, a number or int64 [].
             client: int64 [], the client's number.
             step: int64 [], the global number of the local step.
         """

@@ -21,11 +21,11 @@ class ClientWords:
         calls: How many draws were made.
     """
 
-    def __init__(self, seed: int, client: Tensor, step: Tensor) -> None:
+    def __init__(self, seed: Tensor | int, client: Tensor, step: Tensor) -> None:
         """Start the sequence.
 
         Args:
-            seed: The seed of the run.
+            seed: The seed of the run, a number or int64 [].
             client: int64 [], the client's number.
             step: int64 [], the global number of the local step.
         """
