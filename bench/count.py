@@ -28,6 +28,7 @@ from fastlocal.data.sources.resident import ResidentSource  # noqa: E402
 from fastlocal.data.types import Split  # noqa: E402
 from fastlocal.executors.base import LabelNoise, LocalProblem  # noqa: E402
 from fastlocal.executors.cuda_graphs import StepProgram  # noqa: E402
+from fastlocal.executors.round_plan import RoundPlan  # noqa: E402
 from fastlocal.executors.stacked import StackedExecutor  # noqa: E402
 from fastlocal.models import build  # noqa: E402
 from fastlocal.models.functional import local_module  # noqa: E402
@@ -99,7 +100,9 @@ def count(step: Step, module: torch.nn.Module | None = None) -> tuple[Counts, in
         )
         params = torch.empty(step.clients, layout.n_params, device=device)
         stack = ClientStack(params, torch.empty_like(params))
-        program = StepProgram(StackedExecutor(problem), stack, 1, step.batch)
+        sample_ids = torch.empty(1, step.clients, step.batch, dtype=torch.int64, device=device)
+        plan = RoundPlan(sample_ids[0, :, 0], 0, params[:1, :1].expand(1, step.clients), sample_ids)
+        program = StepProgram(StackedExecutor(problem), stack, 1, plan)
         program.step()  # makes what later steps keep
         with counted():
             program.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -84,17 +85,18 @@ class JointRows:
             return by_row(values, dtype) if set(values) != {own(self._problem)} else None
 
         first_steps = [plan.first_step for plan in plans]
+        values = RowValues(
+            seed=differ(lambda problem: problem.seed, torch.int64),
+            noise_p=differ(lambda problem: problem.noise and problem.noise.p, torch.float64),
+            momentum=differ(lambda problem: problem.momentum, dtype),
+            weight_decay=differ(lambda problem: problem.weight_decay, dtype),
+        )
+        if len(jobs) == 1:
+            return dataclasses.replace(first, values=values)
         return RoundPlan(
             client_ids=torch.cat([plan.client_ids for plan in plans]),
             first_step=first.first_step if len({*first_steps}) == 1 else by_row(first_steps, torch.int64),
             learning_rates=torch.cat([plan.learning_rates for plan in plans], dim=1),
             sample_ids=torch.cat([plan.sample_ids for plan in plans], dim=1),
-            first_row=first.first_row,
-            following=first.following,
-            values=RowValues(
-                seed=differ(lambda problem: problem.seed, torch.int64),
-                noise_p=differ(lambda problem: problem.noise and problem.noise.p, torch.float64),
-                momentum=differ(lambda problem: problem.momentum, dtype),
-                weight_decay=differ(lambda problem: problem.weight_decay, dtype),
-            ),
+            values=values,
         )

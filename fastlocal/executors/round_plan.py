@@ -41,7 +41,8 @@ class RowValues:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> RowValues:
         """Return the values after a change of each tensor."""
-        return RowValues(**{name: change(value) for name, value in self.tensors.items()})
+        tensors = self.tensors
+        return RowValues(**{name: change(value) for name, value in tensors.items()}) if tensors else self
 
     def part(self, clients: slice) -> RowValues:
         """Return the values of these clients alone."""

@@ -55,7 +55,7 @@ class Update:
         """
         with span("client_sgd"):
             scale = None if self._problem.clip_norm is None else self._scale(self._norm(grads))
-            self.step(params, momentum, grads, learning_rates, scale, values)
+            self.step(params, momentum, grads, learning_rates, scale, values.momentum, values.weight_decay)
 
     def by_parameter(
         self,
@@ -85,7 +85,7 @@ class Update:
                 momenta = None if momentum is None else momentum[:, place]
                 if weights.shape[1] < LARGE:
                     rows, mask = grad.reshape(clients, -1).clone(), self._decay_mask[place]
-                    factors = self._factors(values)
+                    factors = self._factors(values.momentum, values.weight_decay)
                     self._sgd(weights, momenta, rows, learning_rates, mask, **factors, grad_scale=scale)
                     continue
                 for client, rate in enumerate(rates):
@@ -102,16 +102,31 @@ class Update:
         grads: Tensor,
         learning_rates: Tensor,
         scale: Tensor | None,
-        values: RowValues = SHARED,
+        mu: Tensor | None = None,
+        weight_decay: Tensor | None = None,
     ) -> None:
-        """Take one SGD step with gradients scaled by `scale` [clients] or None; torch.compile supports this part."""
-        factors = self._factors(values)
+        """Take one SGD step; torch.compile supports this part.
+
+        Args:
+            params: [clients, n_params].
+            momentum: [clients, n_params], or None.
+            grads: [clients, n_params].
+            learning_rates: [clients].
+            scale: [clients], factors of the gradients, or None.
+            mu: [clients], momentum factors that differ, or None.
+            weight_decay: [clients], factors of the weight decay that differ, or None.
+        """
+        factors = self._factors(mu, weight_decay)
         self._sgd(params, momentum, grads, learning_rates, self._decay_mask, **factors, grad_scale=scale)
 
-    def _factors(self, values: RowValues) -> dict[str, Any]:
+    def _factors(self, mu: Tensor | None, weight_decay: Tensor | None) -> dict[str, Any]:
         """Return the factors of client_sgd: numbers, or a tensor [clients] for one that differs."""
-        own = {"mu": values.momentum, "weight_decay": values.weight_decay}
-        return self._constants | {name: value for name, value in own.items() if value is not None}
+        factors = dict(self._constants)
+        if mu is not None:
+            factors["mu"] = mu
+        if weight_decay is not None:
+            factors["weight_decay"] = weight_decay
+        return factors
 
     def _scale(self, norms: Tensor) -> Tensor:
         assert self._problem.clip_norm is not None

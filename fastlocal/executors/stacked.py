@@ -148,7 +148,7 @@ class StackedExecutor(ExecutorKind):
         """Take one local step of all clients of a stack, in place.
 
         Returns:
-            Losses [clients], and counts of correct predictions, float64 [clients, problem.counts] or None.
+            Losses [clients], and counts of correct predictions, [clients, problem.counts] or None.
         """
         clients = len(stack.params)
         losses, correct = [], []
@@ -168,6 +168,8 @@ class StackedExecutor(ExecutorKind):
                 begin = part.stop
                 continue
             self.step_fewer(clients)  # outside `except`: the exception holds the memory of the step
+        if len(losses) == 1:
+            return losses[0], correct[0]
         counts = [count for count in correct if count is not None]
         return torch.cat(losses), torch.cat(counts) if counts else None
 
@@ -263,7 +265,7 @@ class StackedExecutor(ExecutorKind):
         if self._loss is not None:
             losses, hits, root = self._loss(outputs, targets, client_ids, number, values)
             if topk == (1,) and hits is not None:
-                return losses, hits.to(torch.float64).unsqueeze(-1), state, root
+                return losses, hits.unsqueeze(-1), state, root
         correct = count_correct(outputs, labels, topk, self.problem.ignored) if topk else None
         return losses, correct, state, root
 
@@ -302,4 +304,4 @@ class StackedExecutor(ExecutorKind):
 
 def _sum(counts: list[Tensor | None]) -> Tensor | None:
     present = [count for count in counts if count is not None]
-    return torch.stack(present).sum(dim=0) if len(present) > 1 else present[0] if present else None
+    return torch.stack(present).sum(dim=0, dtype=torch.float64) if present else None

@@ -99,7 +99,7 @@ def test_no_step_of_a_program_looks_at_a_number_on_the_host(name: str, monkeypat
     problem = problem_of(name, noise=NOISE, clip_norm=0.5)
     stack, plan = start(problem)
     executor = StackedExecutor(problem, by_parameter=False)  # as on a GPU
-    program = StepProgram(executor, stack, plan.local_steps, plan.sample_ids.shape[-1])
+    program = StepProgram(executor, stack, plan.local_steps, plan)
     program.load(plan)
     seen = events(program, [ProfilerActivity.CPU])
     assert "aten::index_copy_" in seen and not ON_THE_HOST & set(seen)
