@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,29 @@ from .population import PARTITION_FILE
 from .profile import profiler
 
 
+@dataclass(frozen=True)
+class OpenRun:
+    """A run whose directory is open.
+
+    Attributes:
+        loop: Its training loop.
+        complete: Whether it is trained to its end already.
+        eval_on_start: Whether the start weights are evaluated first.
+    """
+
+    loop: Loop
+    complete: bool
+    eval_on_start: bool
+
+    def interrupt(self) -> None:
+        """Save after a KeyboardInterrupt, and leave the user a model."""
+        loop = self.loop
+        loop.stop()
+        if loop.world.is_rank0 and not (loop.history and loop.saver.enabled):
+            # leave the user a model if no evaluation wrote one, or if no state is saved
+            loop.evaluator.save_latest(loop.cursor.steps_done)
+
+
 @defer_signals()
 def train(
     prepared: PreparedRun,
@@ -41,7 +66,50 @@ def train(
     eval_every: int | None = None,
     words: Callable[[str], str] = str,
 ) -> Loop:
-    """Train to the end, in a new or an existing run directory.
+    """Train to the end, in a new or an existing run directory; see open_run.
+
+    Returns:
+        The finished loop.
+
+    Raises:
+        KeyboardInterrupt: A signal came; the state is saved unless it is a StoppedUnsaved.
+    """
+    with open_run(
+        prepared, overwrite=overwrite, make_loggers=make_loggers, resume=resume, eval_every=eval_every, words=words
+    ) as run:
+        if not run.complete:
+            with unsaved_without_ranks(prepared.world):
+                try:
+                    train_loop(run.loop, eval_on_start=run.eval_on_start)
+                except KeyboardInterrupt:
+                    run.interrupt()
+                    raise
+        return run.loop
+
+
+@contextlib.contextmanager
+def unsaved_without_ranks(world: World) -> Iterator[None]:
+    """Raise StoppedUnsaved for a rank that is missing after a signal."""
+    try:
+        yield
+    except RankMissing as missing:
+        if not requested_for(0):
+            raise
+        world.stopped = True  # the other ranks have ended, so that none can be asked to stop
+        raise StoppedUnsaved(str(missing)) from missing
+
+
+@contextlib.contextmanager
+def open_run(
+    prepared: PreparedRun,
+    *,
+    overwrite: bool,
+    make_loggers: Callable[[Path], Sequence[Logger]],
+    resume: bool = False,
+    eval_every: int | None = None,
+    words: Callable[[str], str] = str,
+) -> Iterator[OpenRun]:
+    """Open the directory of a run, a new or an existing one, and build its loop; at the end close its files.
 
     Args:
         prepared: The run.
@@ -50,12 +118,6 @@ def train(
         resume: Whether to continue from the state saved in the directory; without a saved state the run starts over.
         eval_every: Rounds between evaluations that a profile assumes; None for those of the run.
         words: Rewrites flag names in messages.
-
-    Returns:
-        The finished loop.
-
-    Raises:
-        KeyboardInterrupt: A signal came; the state is saved unless it is a StoppedUnsaved.
     """
     config, world = prepared.config, prepared.world
     assert config.log.log_pth is not None
@@ -85,7 +147,8 @@ def train(
                     others.message(
                         f"the run is complete after {loop.comm_round} rounds; --rounds or --epochs extends it"
                     )
-                return loop
+                yield OpenRun(loop, complete=True, eval_on_start=False)
+                return
             logged = state.metadata["logged"]
             if world.is_rank0:
                 reopen_directory(directory, config, world.launch_ids)
@@ -112,19 +175,7 @@ def train(
         logger.start(_summary(prepared, directory, loop.cursor.first_step))
         for note in prepared.notes:
             logger.message(note)
-        try:
-            train_loop(loop, eval_on_start=config.schedule.eval_on_start)
-        except KeyboardInterrupt:
-            if world.is_rank0 and not (loop.history and loop.saver.enabled):
-                # leave the user a model if no evaluation wrote one, or if no state is saved
-                loop.evaluator.save_latest(loop.cursor.steps_done)
-            raise
-        except RankMissing as missing:
-            if not requested_for(0):
-                raise
-            world.stopped = True  # the other ranks have ended, so that none can be asked to stop
-            raise StoppedUnsaved(str(missing)) from missing
-        return loop
+        yield OpenRun(loop, complete=False, eval_on_start=config.schedule.eval_on_start)
 
 
 def _see_directory(directory: Path, world: World) -> None:

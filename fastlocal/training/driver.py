@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..common import interrupts
+from ..common.errors import NonFiniteLoss
 from ..executors.jobs import ChunkJob
 from ..executors.round_plan import RoundResult
 from ..module_checks.plain_steps import FAILURES
@@ -18,12 +19,14 @@ class DrivenLoop:
     Attributes:
         loop: The loop.
         at: Where it waits: a point, a job, or None at its end.
+        error: What ended it before its end: its own loss that is not finite, or None.
     """
 
     def __init__(self, loop: Loop, *, eval_on_start: bool) -> None:
         """Take the loop to its first round, past an evaluation at the start."""
         self.loop = loop
         self._steps = loop.run(eval_on_start)
+        self.error: NonFiniteLoss | None = None
         self.at: ChunkJob | Point | None = next(self._steps, None)
 
     def go_on(self, result: RoundResult | None = None) -> None:
@@ -36,6 +39,8 @@ class DrivenLoop:
             self.at = self._steps.send(result)
         except StopIteration:
             self.at = None
+        except NonFiniteLoss as error:
+            self.at, self.error = None, error
 
 
 def train_round(loops: Sequence[DrivenLoop]) -> None:
@@ -78,11 +83,9 @@ def _run(jobs: Sequence[ChunkJob]) -> list[RoundResult]:
 
 
 def train_loop(loop: Loop, *, eval_on_start: bool) -> None:
-    """Train one run to its end; on KeyboardInterrupt, save within its grace period."""
-    try:
-        driven = DrivenLoop(loop, eval_on_start=eval_on_start)
-        while driven.at is not None:
-            train_round([driven])
-    except KeyboardInterrupt:
-        loop.stop()
-        raise
+    """Train one run to its end; after a KeyboardInterrupt, `Loop.stop` saves."""
+    driven = DrivenLoop(loop, eval_on_start=eval_on_start)
+    while driven.at is not None:
+        train_round([driven])
+    if driven.error is not None:
+        raise driven.error

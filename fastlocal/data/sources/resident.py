@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -66,6 +67,12 @@ class ResidentSource:
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
+
+    def with_seed(self, seed: int) -> ResidentSource:
+        """Return a source of the same samples in the same memory with another seed of the augmentation."""
+        other = copy.copy(self)
+        other.seed = seed
+        return other
 
     def batch_bytes(self, batch: int) -> int:
         """Return the size of the inputs of a batch."""
