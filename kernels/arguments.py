@@ -49,6 +49,28 @@ def expect(
         raise ValueError(f"{name} has strides {tensor.stride()}: its rows share memory, and they are written")
 
 
+def per_client(
+    name: str, value: Tensor | float, clients: Sequence[int], device: torch.device, dtype: torch.dtype | None = None
+) -> tuple[Tensor | None, int]:
+    """Return a tensor with a value for each client as one axis, and its stride; None and 0 for a number.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: A number, or a tensor [*clients] or [].
+        clients: Sizes of the axes of clients.
+        device: Expected device.
+        dtype: Expected dtype; None for any floating-point dtype.
+
+    Raises:
+        ValueError: The tensor does not fit.
+    """
+    if not isinstance(value, Tensor):
+        return None, 0
+    expect(name, value, clients if value.dim() else (), device, dtype, dense=False)
+    rows = value.expand(*clients).reshape(-1)
+    return rows, rows.stride(0)
+
+
 def matrix(name: str, tensor: Tensor) -> tuple[int, int]:
     """Return the sizes of a tensor that must have two axes."""
     if tensor.dim() != 2:
