@@ -140,10 +140,10 @@ CASES = (
     _case("ResNet-56 everything", 32, 855_770, nesterov=True, clip=True, frozen=True, shadow=True, large=True),
     _case("ResNet-56 gradients apart", 32, 855_770, pad_grads=6, large=True),
     _case("ResNet-56", 32, 855_770, dtype=torch.float64, large=True),
-    _case("ResNet-56 factors for each client", 32, 855_770, factors=torch.float64, large=True),
-    _case("ResNet-56 nesterov, factors for each client", 32, 855_770, nesterov=True, factors=torch.float64, large=True),
     _case("small model", 1024, 3_001, large=True),
-    _case("small model, factors for each client", 1024, 3_001, factors=torch.float64, large=True),
     _case("tiny model", 4096, 201, large=True),
     _case("smallest model", 4096, 33, large=True),
+    _case("ResNet-56 factors for each client", 32, 855_770, factors=torch.float64, large=True),
+    _case("ResNet-56 nesterov, factors for each client", 32, 855_770, nesterov=True, factors=torch.float64, large=True),
+    _case("small model, factors for each client", 1024, 3_001, factors=torch.float64, large=True),
 )

@@ -20,7 +20,7 @@ TO_INTEGER = tl.constexpr(1.5 * 2**52)
 
 
 @triton.jit
-def _threshold(p):
+def word_threshold(p):
     """Return round(p * 2^32), int64, of a probability; the product is exact in fp64."""
     return (p.to(tl.float64) * 4294967296.0 + TO_INTEGER - TO_INTEGER).to(tl.int64)
 
@@ -59,7 +59,7 @@ def _label_noise_loss(
     correct = tl.zeros((ROWS,), tl.int64)
     threshold = tl.full((), THRESHOLD, tl.int64)
     if p_ptr is not None:
-        threshold = _threshold(tl.load(p_ptr + slot * p_stride))
+        threshold = word_threshold(tl.load(p_ptr + slot * p_stride))
     for begin in range(0, batch, ROWS):
         sample = begin + tl.arange(0, ROWS).to(tl.int64)
         exists = sample < batch
