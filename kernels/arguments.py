@@ -51,8 +51,8 @@ def expect(
 
 def per_client(
     name: str, value: Tensor | float, clients: Sequence[int], device: torch.device, dtype: torch.dtype | None = None
-) -> tuple[Tensor | None, int]:
-    """Return a tensor with a value for each client as one axis, and its stride; None and 0 for a number.
+) -> Tensor | None:
+    """Return the values of all clients, contiguous, from a tensor with a value for each client; None for a number.
 
     Args:
         name: Name of the argument, for the message.
@@ -65,10 +65,9 @@ def per_client(
         ValueError: The tensor does not fit.
     """
     if not isinstance(value, Tensor):
-        return None, 0
+        return None
     expect(name, value, clients if value.dim() else (), device, dtype, dense=False)
-    rows = value.expand(*clients).reshape(-1)
-    return rows, rows.stride(0)
+    return value.expand(torch.Size(clients)).contiguous()
 
 
 def matrix(name: str, tensor: Tensor) -> tuple[int, int]:

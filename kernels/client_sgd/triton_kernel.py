@@ -62,12 +62,12 @@ def sgd_block(
 
 
 @triton.jit
-def factor(factors_ptr, place, NUMBER: tl.constexpr, compute: tl.constexpr):
-    """Return the factor at `place` of factors_ptr, or NUMBER if factors_ptr is None, in the dtype `compute`."""
+def _factor(factors_ptr, client, NUMBER: tl.constexpr, compute: tl.constexpr):
+    """Return the client's factor of factors_ptr, or NUMBER if factors_ptr is None, in the dtype `compute`."""
     if factors_ptr is None:
         return tl.full((), NUMBER, compute)
     else:
-        return tl.load(factors_ptr + place).to(compute)
+        return tl.load(factors_ptr + client).to(compute)
 
 
 @triton.jit
@@ -111,8 +111,6 @@ def _client_sgd(
     learning_rate_stride,
     grad_scale_stride,
     active_stride,
-    mu_stride,
-    weight_decay_stride,
     MU: tl.constexpr,
     WEIGHT_DECAY: tl.constexpr,
     NESTEROV: tl.constexpr,
@@ -130,8 +128,8 @@ def _client_sgd(
     scale = None
     if grad_scale_ptr is not None:
         scale = tl.load(grad_scale_ptr + client * grad_scale_stride).to(compute)
-    mu = factor(mu_ptr, client * mu_stride, MU, compute)
-    weight_decay = factor(weight_decay_ptr, client * weight_decay_stride, WEIGHT_DECAY, compute)
+    mu = _factor(mu_ptr, client, MU, compute)
+    weight_decay = _factor(weight_decay_ptr, client, WEIGHT_DECAY, compute)
     first = program % blocks_per_client * BLOCK - client * params_stride_client % LEAD
     offsets = tl.arange(0, BLOCK)
     columns = first + offsets
@@ -220,8 +218,8 @@ def client_sgd(
     a tensor of another shape, dtype or memory layout.
     """
     clients, n_params = check_step(params, momentum, grads, learning_rate, decay_mask, grad_scale, active)
-    momenta, mu_stride = per_client("mu", mu, (clients,), params.device)
-    decays, weight_decay_stride = per_client("weight_decay", weight_decay, (clients,), params.device)
+    momenta = per_client("mu", mu, (clients,), params.device)
+    decays = per_client("weight_decay", weight_decay, (clients,), params.device)
     expect("shadow", shadow, params.shape, params.device, disjoint_rows=True)
     if params.numel() == 0:
         return
@@ -247,8 +245,6 @@ def client_sgd(
         learning_rate_stride=learning_rate.stride(0),
         grad_scale_stride=0 if grad_scale is None else grad_scale.stride(0),
         active_stride=0 if active is None else active.stride(0),
-        mu_stride=mu_stride,
-        weight_decay_stride=weight_decay_stride,
         MU=0.0 if isinstance(mu, Tensor) else mu,
         WEIGHT_DECAY=0.0 if isinstance(weight_decay, Tensor) else weight_decay,
         NESTEROV=nesterov,

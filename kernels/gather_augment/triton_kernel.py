@@ -27,7 +27,6 @@ def _gather_augment(
     blocks_per_image,
     clients_stride,
     step_stride,
-    seed_stride,
     seed_low: tl.uint32,
     seed_high: tl.uint32,
     PURPOSE: tl.constexpr,
@@ -54,7 +53,7 @@ def _gather_augment(
         slot = image // batch
         client = tl.load(clients_ptr + slot * clients_stride)
         step = tl.load(step_ptr + slot * step_stride)
-        low, high = key_words(seed_ptr, slot * seed_stride, seed_low, seed_high)
+        low, high = key_words(seed_ptr, slot, seed_low, seed_high)
         top, left, mirror, _ = draw(low, high, PURPOSE, client, step, image % batch)
         column = tl.where(mirror < 0x80000000, WIDTH - 1 - column, column)
         row += below(top, 2 * PADDING + 1) - PADDING
@@ -104,7 +103,7 @@ def gather_augment(
     expect("clients", clients, lead[:-1], device, torch.int64, dense=False)
     if isinstance(step, Tensor):
         expect("step", step, lead[:-1] if step.dim() else (), device, torch.int64, dense=False)
-    seeds, seed_stride = per_client("seed", 0 if clients is None else seed, lead[:-1], device, torch.int64)
+    seeds = per_client("seed", 0 if clients is None else seed, lead[:-1], device, torch.int64)
     if not len(mean) == len(std) == channels:
         raise ValueError(f"{len(mean)} means and {len(std)} standard deviations for {channels} channels")
     if not dtype.is_floating_point:
@@ -132,7 +131,6 @@ def gather_augment(
             blocks_per_image=blocks,
             clients_stride=0 if clients is None else clients.stride(0),
             step_stride=step.stride(0) if clients is not None and isinstance(step, Tensor) else 0,
-            seed_stride=seed_stride,
             seed_low=seed_low,
             seed_high=seed_high,
             PURPOSE=int(Purpose.CROP),

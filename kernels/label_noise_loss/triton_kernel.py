@@ -42,8 +42,6 @@ def _label_noise_loss(
     targets_stride_client,
     clients_stride,
     step_stride,
-    seed_stride,
-    p_stride,
     seed_low: tl.uint32,
     seed_high: tl.uint32,
     THRESHOLD: tl.constexpr,
@@ -59,7 +57,7 @@ def _label_noise_loss(
     correct = tl.zeros((ROWS,), tl.int64)
     threshold = tl.full((), THRESHOLD, tl.int64)
     if p_ptr is not None:
-        threshold = word_threshold(tl.load(p_ptr + slot * p_stride))
+        threshold = word_threshold(tl.load(p_ptr + slot))
     for begin in range(0, batch, ROWS):
         sample = begin + tl.arange(0, ROWS).to(tl.int64)
         exists = sample < batch
@@ -68,7 +66,7 @@ def _label_noise_loss(
         if p_ptr is not None or THRESHOLD > 0:
             client = tl.load(clients_ptr + slot * clients_stride)
             step = tl.load(step_ptr + slot * step_stride)
-            low, high = key_words(seed_ptr, slot * seed_stride, seed_low, seed_high)
+            low, high = key_words(seed_ptr, slot, seed_low, seed_high)
             happens, which, _, _ = draw(low, high, PURPOSE, client, step, sample)
             other = (clean + 1 + below(which, CLASSES - 1)) % CLASSES
             noisy = tl.where(happens.to(tl.int64) < threshold, other, clean)
@@ -128,8 +126,8 @@ def _launch(
         step = step.expand(count)
     block = triton.next_power_of_2(classes)
     seed_low, seed_high = seed_words(seed)
-    seeds, seed_stride = per_client("seed", seed if noisy else 0, (count,), logits.device, torch.int64)
-    chances, p_stride = per_client("p", p, (count,), logits.device)
+    seeds = per_client("seed", seed if noisy else 0, (count,), logits.device, torch.int64)
+    chances = per_client("p", p, (count,), logits.device)
     _label_noise_loss[(count,)](
         logits_ptr=logits,
         targets_ptr=targets,
@@ -146,8 +144,6 @@ def _launch(
         targets_stride_client=targets.stride(0),
         clients_stride=clients.stride(0) if noisy and clients is not None else 0,
         step_stride=step.stride(0) if noisy and isinstance(step, Tensor) else 0,
-        seed_stride=seed_stride,
-        p_stride=p_stride,
         seed_low=seed_low,
         seed_high=seed_high,
         THRESHOLD=threshold,
