@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench import kernel_baselines as baselines
 from bench.common import Row, write_rows
@@ -47,6 +48,11 @@ NO_TIME = "not timed: no time was left"
 
 Variants = dict[str, Callable[[], baselines.Run]]
 """Functions that prepare a case on inputs of their own, by the name of the variant."""
+
+
+def takes_foreach(inputs: Inputs) -> bool:
+    """Return True if the foreach baselines take these arguments: none unknown, and factors that are numbers."""
+    return not inputs.keys() & FOREACH_UNSUPPORTED and not isinstance(inputs.get("mu"), Tensor)
 
 
 def make_row(op: str, case: Case, variant: str, timing: Timing | None, copy: float, note: str = "") -> Row:
@@ -102,7 +108,7 @@ def variants(op: str, case: Case, device: str = "cuda") -> Variants:
         functions["loop"] = lambda: baselines.looped_convolution(result, **inputs())
     else:
         functions["torch"] = lambda: make_run(case, kernels.get(op, "reference", device), device)
-    if op in FOREACH and not case.make_inputs(torch.device("meta")).keys() & FOREACH_UNSUPPORTED:
+    if op in FOREACH and takes_foreach(case.make_inputs(torch.device("meta"))):
         functions["torch._foreach"] = lambda: FOREACH[op](**inputs())
     return functions
 

@@ -49,6 +49,27 @@ def expect(
         raise ValueError(f"{name} has strides {tensor.stride()}: its rows share memory, and they are written")
 
 
+def per_client(
+    name: str, value: Tensor | float, clients: Sequence[int], device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor | None:
+    """Return the values of all clients, contiguous, from a tensor with a value for each client; None for a number.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: A number, or a tensor [*clients] or [].
+        clients: Sizes of the axes of clients.
+        device: Expected device.
+        dtype: Expected dtype; None for any floating-point dtype.
+
+    Raises:
+        ValueError: The tensor does not fit.
+    """
+    if not isinstance(value, Tensor):
+        return None
+    expect(name, value, clients if value.dim() else (), device, dtype, dense=False)
+    return value.expand(torch.Size(clients)).contiguous()
+
+
 def matrix(name: str, tensor: Tensor) -> tuple[int, int]:
     """Return the sizes of a tensor that must have two axes."""
     if tensor.dim() != 2:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .philox import MASK32
 
@@ -37,6 +38,16 @@ def below(word, bound):
     return tl.umulhi(word, (word * 0 + bound).to(tl.uint32)).to(tl.int32)
 
 
-def seed_words(seed: int) -> tuple[int, int]:
-    """Return the two words of the key, low and high."""
-    return seed & MASK32, (seed >> 32) & MASK32
+@triton.jit
+def key_words(seed_ptr, place, seed_low, seed_high):
+    """Return the words of the seed at `place` of seed_ptr, int64; or the given words if seed_ptr is None."""
+    if seed_ptr is None:
+        return seed_low, seed_high
+    else:
+        seed = tl.load(seed_ptr + place)
+        return seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+
+
+def seed_words(seed: Tensor | int) -> tuple[int, int]:
+    """Return the two words of the key, low and high; zeros for a tensor, whose words the kernel loads."""
+    return (0, 0) if isinstance(seed, Tensor) else (seed & MASK32, (seed >> 32) & MASK32)

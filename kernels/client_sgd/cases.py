@@ -60,10 +60,11 @@ def _case(
     shadow: bool = False,
     pad: int = 0,
     pad_grads: int = 0,
+    factors: torch.dtype | None = None,
     large: bool = False,
 ) -> Case:
     def make_inputs(device: torch.device) -> Inputs:
-        return sgd_inputs(
+        inputs = sgd_inputs(
             device,
             clients=clients,
             n_params=n_params,
@@ -77,11 +78,17 @@ def _case(
             pad=pad,
             pad_grads=pad_grads,
         )
+        if factors is not None:
+            draw = Draws(device, seed=clients)
+            inputs["mu"] = draw.uniform(clients, low=0.5, dtype=factors)
+            inputs["weight_decay"] = draw.integers(clients, below=2).to(factors) * weight_decay
+        return inputs
 
     rows = (clients, n_params)
     # parameters and momenta are read and written, gradients read
     buffers = [(rows, dtype)] * (5 if mu else 3) + [((n_params,), dtype)]
     buffers += [(rows, torch.bfloat16)] if shadow else []
+    buffers += [] if factors is None else [((clients,), factors)] * 2
     return Case(
         name=f"{name} {clients}x{n_params} {ROWS[dtype]}",
         make_inputs=make_inputs,
@@ -112,6 +119,20 @@ CASES = (
     _case("everything", 4, 1009, nesterov=True, clip=True, frozen=True, shadow=True, pad=15),
     _case("momentum", 3, 521, dtype=torch.float64, nesterov=True),
     _case("momentum", 3, 521, dtype=torch.bfloat16),
+    _case("factors for each client", 5, 129, factors=torch.float64),
+    _case("factors for each client", 3, 521, dtype=torch.float64, nesterov=True, factors=torch.float64),
+    _case("factors for each client", 3, 521, dtype=torch.bfloat16, factors=torch.float32),
+    _case(
+        "everything for each client",
+        4,
+        1009,
+        nesterov=True,
+        clip=True,
+        frozen=True,
+        shadow=True,
+        pad=15,
+        factors=torch.float32,
+    ),
     _case("ResNet-20", 32, 269_722, large=True),
     _case("ResNet-56", 32, 855_770, large=True),
     _case("ResNet-56 nesterov", 32, 855_770, nesterov=True, large=True),
@@ -122,4 +143,7 @@ CASES = (
     _case("small model", 1024, 3_001, large=True),
     _case("tiny model", 4096, 201, large=True),
     _case("smallest model", 4096, 33, large=True),
+    _case("ResNet-56 factors for each client", 32, 855_770, factors=torch.float64, large=True),
+    _case("ResNet-56 nesterov, factors for each client", 32, 855_770, nesterov=True, factors=torch.float64, large=True),
+    _case("small model, factors for each client", 1024, 3_001, factors=torch.float64, large=True),
 )

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..arguments import expect, matrix
+from ..arguments import expect, matrix, per_client
 from ..triton_rows import LEAD, blocks_per_row, congruent, load, row_block
 
 
@@ -22,13 +22,13 @@ def sgd_block(
     decay,
     active,
     inside,
-    MU: tl.constexpr,
+    mu,
     NESTEROV: tl.constexpr,
 ):
     """Step a block of elements, and return the new parameters in the dtype of `rate`.
 
     All pointers address the block. momentum_ptr, shadow_ptr, scale, decay and active may be None; rate, scale, decay
-    and active are broadcastable to the pointers.
+    and active are broadcastable to the pointers, and mu is a constant or a number in the dtype of `rate`.
 
     Args:
         active: False leaves elements unchanged.
@@ -43,13 +43,13 @@ def sgd_block(
     update = grad
     if momentum_ptr is not None:
         before = load(momentum_ptr, inside).to(rate.dtype)
-        velocity = MU * before + grad
+        velocity = mu * before + grad
         momentum = velocity
         if active is not None:
             momentum = tl.where(active, velocity, before)
         tl.store(momentum_ptr, momentum, mask=inside)
         if NESTEROV:
-            update = grad + MU * velocity
+            update = grad + mu * velocity
         else:
             update = velocity
     stepped = param - rate * update
@@ -62,6 +62,15 @@ def sgd_block(
 
 
 @triton.jit
+def _factor(factors_ptr, client, NUMBER: tl.constexpr, compute: tl.constexpr):
+    """Return the client's factor of factors_ptr, or NUMBER if factors_ptr is None, in the dtype `compute`."""
+    if factors_ptr is None:
+        return tl.full((), NUMBER, compute)
+    else:
+        return tl.load(factors_ptr + client).to(compute)
+
+
+@triton.jit
 def _decayed_block(
     params_ptr,
     momentum_ptr,
@@ -71,14 +80,14 @@ def _decayed_block(
     rate,
     scale,
     inside,
-    MU: tl.constexpr,
-    WEIGHT_DECAY: tl.constexpr,
+    mu,
+    weight_decay,
     NESTEROV: tl.constexpr,
 ):
     decay = None
     if decay_mask_ptr is not None:
-        decay = WEIGHT_DECAY * load(decay_mask_ptr, inside).to(rate.dtype)
-    sgd_block(params_ptr, momentum_ptr, grads_ptr, shadow_ptr, rate, scale, decay, None, inside, MU, NESTEROV)
+        decay = weight_decay * load(decay_mask_ptr, inside).to(rate.dtype)
+    sgd_block(params_ptr, momentum_ptr, grads_ptr, shadow_ptr, rate, scale, decay, None, inside, mu, NESTEROV)
 
 
 @triton.jit
@@ -91,6 +100,8 @@ def _client_sgd(
     decay_mask_ptr,
     grad_scale_ptr,
     active_ptr,
+    mu_ptr,
+    weight_decay_ptr,
     n_params,
     blocks_per_client,
     params_stride_client,
@@ -117,6 +128,8 @@ def _client_sgd(
     scale = None
     if grad_scale_ptr is not None:
         scale = tl.load(grad_scale_ptr + client * grad_scale_stride).to(compute)
+    mu = _factor(mu_ptr, client, MU, compute)
+    weight_decay = _factor(weight_decay_ptr, client, WEIGHT_DECAY, compute)
     first = program % blocks_per_client * BLOCK - client * params_stride_client % LEAD
     offsets = tl.arange(0, BLOCK)
     columns = first + offsets
@@ -126,7 +139,7 @@ def _client_sgd(
         momentum_ptr += row_block(client, momentum_stride_client, first, CONGRUENT) + offsets
     if shadow_ptr is not None:
         shadow_ptr += row_block(client, shadow_stride_client, first, CONGRUENT) + offsets
-    if WEIGHT_DECAY != 0:
+    if weight_decay_ptr is not None or WEIGHT_DECAY != 0:
         decay_mask_ptr += columns
     else:
         decay_mask_ptr = None
@@ -140,8 +153,8 @@ def _client_sgd(
             rate,
             scale,
             None,
-            MU,
-            WEIGHT_DECAY,
+            mu,
+            weight_decay,
             NESTEROV,
         )
     else:
@@ -155,8 +168,8 @@ def _client_sgd(
             rate,
             scale,
             inside,
-            MU,
-            WEIGHT_DECAY,
+            mu,
+            weight_decay,
             NESTEROV,
         )
 
@@ -191,8 +204,8 @@ def client_sgd(
     learning_rate: Tensor,
     decay_mask: Tensor,
     *,
-    mu: float,
-    weight_decay: float,
+    mu: Tensor | float,
+    weight_decay: Tensor | float,
     nesterov: bool,
     grad_scale: Tensor | None = None,
     active: Tensor | None = None,
@@ -200,10 +213,13 @@ def client_sgd(
 ) -> None:
     """Take one SGD step for every client, in place; as the reference, but grads are not changed.
 
-    Rows may have any stride; their elements are contiguous. `mu` and `weight_decay` are constants of the compiled
-    kernel, one pair per run. Raises ValueError for a tensor of another shape, dtype or memory layout.
+    Rows may have any stride; their elements are contiguous. `mu` and `weight_decay` as numbers are constants of the
+    compiled kernel, one pair per run; as tensors they are cast to fp32, or fp64 for fp64 params. Raises ValueError for
+    a tensor of another shape, dtype or memory layout.
     """
     clients, n_params = check_step(params, momentum, grads, learning_rate, decay_mask, grad_scale, active)
+    momenta = per_client("mu", mu, (clients,), params.device)
+    decays = per_client("weight_decay", weight_decay, (clients,), params.device)
     expect("shadow", shadow, params.shape, params.device, disjoint_rows=True)
     if params.numel() == 0:
         return
@@ -218,6 +234,8 @@ def client_sgd(
         decay_mask_ptr=decay_mask,
         grad_scale_ptr=grad_scale,
         active_ptr=active,
+        mu_ptr=momenta,
+        weight_decay_ptr=decays,
         n_params=n_params,
         blocks_per_client=blocks,
         params_stride_client=params.stride(0),
@@ -227,8 +245,8 @@ def client_sgd(
         learning_rate_stride=learning_rate.stride(0),
         grad_scale_stride=0 if grad_scale is None else grad_scale.stride(0),
         active_stride=0 if active is None else active.stride(0),
-        MU=mu,
-        WEIGHT_DECAY=weight_decay,
+        MU=0.0 if isinstance(mu, Tensor) else mu,
+        WEIGHT_DECAY=0.0 if isinstance(weight_decay, Tensor) else weight_decay,
         NESTEROV=nesterov,
         CONGRUENT=congruent(params, momentum, shadow),
         GRADS_CONGRUENT=congruent(params, grads),

@@ -24,6 +24,7 @@ def _case(
     channels_last: bool = False,
     padding: int = 4,
     step: int | None = 3,
+    seed: int | None = 0x1234_5678_9ABC_DEF0,
     large: bool = False,
 ) -> Case:
     def make_inputs(device: torch.device) -> Inputs:
@@ -33,7 +34,7 @@ def _case(
             "sample_ids": draw.integers(clients, batch, below=samples),
             "clients": draw.integers(clients, below=10_000) if augment else None,
             "step": draw.integers(clients, below=2**31) if step is None else step,
-            "seed": 0x1234_5678_9ABC_DEF0,
+            "seed": draw.integers(clients, below=2**62) if seed is None else seed,
             "padding": padding,
             "mean": MEAN[: shape[0]],
             "std": STD[: shape[0]],
@@ -46,7 +47,7 @@ def _case(
         name=f"{name} {clients}x{batch}x{'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')}",
         make_inputs=make_inputs,
         tolerance=ROWS[dtype],
-        bytes_moved=elements * (1 + dtype.itemsize) + clients * batch * 8,
+        bytes_moved=elements * (1 + dtype.itemsize) + clients * batch * 8 + (clients * 8 if seed is None else 0),
         flops=2 * elements,
         large=large,
     )
@@ -62,6 +63,8 @@ CASES = (
     _case("as they are", 2, 3, (3, 8, 8), augment=False),
     _case("as they are, channels last", 2, 3, (3, 5, 6), augment=False, channels_last=True),
     _case("a step for each client", 5, 2, (1, 9, 9), step=None),
+    _case("a seed for each client", 3, 2, (3, 7, 13), seed=None, channels_last=True),
+    _case("a seed and a step for each client", 5, 2, (1, 9, 9), seed=None, step=None),
     _case("no clients", 0, 2, (3, 8, 8)),
     _case("empty batches", 2, 0, (3, 8, 8)),
     _case("no padding", 2, 3, (3, 8, 8), padding=0),
@@ -87,4 +90,19 @@ CASES = (
     _case("CIFAR-10", 4, 32, (3, 32, 32), samples=50_000, dtype=torch.float64, large=True),
     _case("digits", 32, 32, (1, 8, 8), samples=1797, large=True),
     _case("ImageNet", 8, 32, (3, 224, 224), samples=512, dtype=torch.bfloat16, channels_last=True, large=True),
+    *(
+        _case(
+            f"CIFAR-10 a seed for each client{' channels last' * last}",
+            32,
+            128,
+            (3, 32, 32),
+            samples=50_000,
+            seed=None,
+            dtype=dtype,
+            channels_last=last,
+            large=True,
+        )
+        for dtype in (torch.float32, torch.bfloat16)
+        for last in (False, True)
+    ),
 )

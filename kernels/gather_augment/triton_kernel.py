@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..arguments import expect
+from ..arguments import expect, per_client
 from ..philox import Purpose
-from ..triton_philox import below, draw, seed_words
+from ..triton_philox import below, draw, key_words, seed_words
 
 
 @triton.jit(do_not_specialize=["seed_low", "seed_high"])
@@ -21,6 +21,7 @@ def _gather_augment(
     sample_ids_ptr,
     clients_ptr,
     step_ptr,
+    seed_ptr,
     out_ptr,
     batch,
     blocks_per_image,
@@ -52,7 +53,8 @@ def _gather_augment(
         slot = image // batch
         client = tl.load(clients_ptr + slot * clients_stride)
         step = tl.load(step_ptr + slot * step_stride)
-        top, left, mirror, _ = draw(seed_low, seed_high, PURPOSE, client, step, image % batch)
+        low, high = key_words(seed_ptr, slot, seed_low, seed_high)
+        top, left, mirror, _ = draw(low, high, PURPOSE, client, step, image % batch)
         column = tl.where(mirror < 0x80000000, WIDTH - 1 - column, column)
         row += below(top, 2 * PADDING + 1) - PADDING
         column += below(left, 2 * PADDING + 1) - PADDING
@@ -77,7 +79,7 @@ def gather_augment(
     clients: Tensor | None,
     step: Tensor | int,
     *,
-    seed: int,
+    seed: Tensor | int,
     padding: int,
     mean: Sequence[float],
     std: Sequence[float],
@@ -101,6 +103,7 @@ def gather_augment(
     expect("clients", clients, lead[:-1], device, torch.int64, dense=False)
     if isinstance(step, Tensor):
         expect("step", step, lead[:-1] if step.dim() else (), device, torch.int64, dense=False)
+    seeds = per_client("seed", 0 if clients is None else seed, lead[:-1], device, torch.int64)
     if not len(mean) == len(std) == channels:
         raise ValueError(f"{len(mean)} means and {len(std)} standard deviations for {channels} channels")
     if not dtype.is_floating_point:
@@ -122,6 +125,7 @@ def gather_augment(
             sample_ids_ptr=sample_ids.contiguous(),
             clients_ptr=clients,
             step_ptr=None if clients is None else step,
+            seed_ptr=seeds,
             out_ptr=out,
             batch=lead[-1],
             blocks_per_image=blocks,

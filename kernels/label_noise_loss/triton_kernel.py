@@ -10,11 +10,19 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..arguments import expect
+from ..arguments import expect, per_client
 from ..philox import Purpose
-from ..triton_philox import below, draw, seed_words
+from ..triton_philox import below, draw, key_words, seed_words
 
 MAX_CLASSES = 8192
+TO_INTEGER = tl.constexpr(1.5 * 2**52)
+"""In fp64, its sum with a number from 0 to 2^51 has no bits for a fraction: halves are rounded to even."""
+
+
+@triton.jit
+def word_threshold(p):
+    """Return round(p * 2^32), int64, of a probability; the product is exact in fp64."""
+    return (p.to(tl.float64) * 4294967296.0 + TO_INTEGER - TO_INTEGER).to(tl.int64)
 
 
 @triton.jit(do_not_specialize=["seed_low", "seed_high"])
@@ -23,6 +31,8 @@ def _label_noise_loss(
     targets_ptr,
     clients_ptr,
     step_ptr,
+    seed_ptr,
+    p_ptr,
     losses_ptr,
     correct_ptr,
     grad_ptr,
@@ -45,17 +55,21 @@ def _label_noise_loss(
     classes = tl.arange(0, BLOCK)[None, :]
     losses = tl.zeros((ROWS,), compute)
     correct = tl.zeros((ROWS,), tl.int64)
+    threshold = tl.full((), THRESHOLD, tl.int64)
+    if p_ptr is not None:
+        threshold = word_threshold(tl.load(p_ptr + slot))
     for begin in range(0, batch, ROWS):
         sample = begin + tl.arange(0, ROWS).to(tl.int64)
         exists = sample < batch
         clean = tl.load(targets_ptr + slot * targets_stride_client + sample, mask=exists, other=0)
         noisy = clean
-        if THRESHOLD > 0:
+        if p_ptr is not None or THRESHOLD > 0:
             client = tl.load(clients_ptr + slot * clients_stride)
             step = tl.load(step_ptr + slot * step_stride)
-            happens, which, _, _ = draw(seed_low, seed_high, PURPOSE, client, step, sample)
+            low, high = key_words(seed_ptr, slot, seed_low, seed_high)
+            happens, which, _, _ = draw(low, high, PURPOSE, client, step, sample)
             other = (clean + 1 + below(which, CLASSES - 1)) % CLASSES
-            noisy = tl.where(happens.to(tl.int64) < THRESHOLD, other, clean)
+            noisy = tl.where(happens.to(tl.int64) < threshold, other, clean)
         place = slot * logits_stride_client + sample[:, None] * logits_stride_sample + classes
         inside = exists[:, None] & (classes < CLASSES)
         logits = tl.load(logits_ptr + place, mask=inside, other=float("-inf")).to(compute)
@@ -76,7 +90,14 @@ def _label_noise_loss(
 
 
 def _launch(
-    logits: Tensor, targets: Tensor, clients: Tensor | None, step: Tensor | int, p: float, seed: int, *, with_grad: bool
+    logits: Tensor,
+    targets: Tensor,
+    clients: Tensor | None,
+    step: Tensor | int,
+    p: Tensor | float,
+    seed: Tensor | int,
+    *,
+    with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return losses, correct predictions, and the gradient of the sum of the losses or None.
 
@@ -96,19 +117,24 @@ def _launch(
     if logits.stride(-1) != 1:
         logits = logits.contiguous()
     targets = targets.contiguous()
-    threshold = round(p * 2**32)
-    if threshold:
+    threshold = 0 if isinstance(p, Tensor) else round(p * 2**32)
+    noisy = isinstance(p, Tensor) or threshold > 0
+    if noisy:
         assert clients is not None
         if isinstance(step, int):
             step = torch.full((), step, dtype=torch.int64, device=logits.device)
         step = step.expand(count)
     block = triton.next_power_of_2(classes)
     seed_low, seed_high = seed_words(seed)
+    seeds = per_client("seed", seed if noisy else 0, (count,), logits.device, torch.int64)
+    chances = per_client("p", p, (count,), logits.device)
     _label_noise_loss[(count,)](
         logits_ptr=logits,
         targets_ptr=targets,
-        clients_ptr=clients if threshold else None,
-        step_ptr=step if threshold else None,
+        clients_ptr=clients if noisy else None,
+        step_ptr=step if noisy else None,
+        seed_ptr=seeds,
+        p_ptr=chances,
         losses_ptr=losses,
         correct_ptr=correct,
         grad_ptr=grad,
@@ -116,8 +142,8 @@ def _launch(
         logits_stride_client=logits.stride(0),
         logits_stride_sample=logits.stride(1),
         targets_stride_client=targets.stride(0),
-        clients_stride=clients.stride(0) if threshold and clients is not None else 0,
-        step_stride=step.stride(0) if threshold and isinstance(step, Tensor) else 0,
+        clients_stride=clients.stride(0) if noisy and clients is not None else 0,
+        step_stride=step.stride(0) if noisy and isinstance(step, Tensor) else 0,
         seed_low=seed_low,
         seed_high=seed_high,
         THRESHOLD=threshold,
@@ -135,7 +161,13 @@ class _LabelNoiseLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, targets: Tensor, clients: Tensor | None, step: Tensor | int, p: float, seed: int
+        ctx: Any,
+        logits: Tensor,
+        targets: Tensor,
+        clients: Tensor | None,
+        step: Tensor | int,
+        p: Tensor | float,
+        seed: Tensor | int,
     ) -> tuple[Tensor, Tensor]:
         losses, correct, grad = _launch(logits, targets, clients, step, p, seed, with_grad=ctx.needs_input_grad[0])
         ctx.dtype = logits.dtype
@@ -156,14 +188,14 @@ def label_noise_loss(
     clients: Tensor | None,
     step: Tensor | int,
     *,
-    p: float,
-    seed: int,
+    p: Tensor | float,
+    seed: Tensor | int,
     with_grad: bool = False,
 ) -> tuple[Tensor, ...]:
     """Return losses [clients] and correct predictions [clients], and the gradient; as the reference.
 
-    `p` is a constant of the compiled kernel. Differentiable once. Raises ValueError for more than 8192 classes, whose
-    logits do not fit the registers of one program, and for a tensor of another shape or dtype.
+    A number `p` is a constant of the compiled kernel. Differentiable once. Raises ValueError for more than 8192
+    classes, whose logits do not fit the registers of one program, and for a tensor of another shape or dtype.
     """
     if logits.dim() != 3 or not 0 < logits.shape[-1] <= MAX_CLASSES:
         raise ValueError(

@@ -25,7 +25,7 @@ def named(op: str, name: str) -> dict[str, Any]:
 def arguments(op: str) -> dict[str, Any]:
     """Of one case of the op that has all its tensors."""
     if op in ("client_sgd", "client_sgd_mean"):
-        size = "4x1009 fp32" if op == "client_sgd" else "19x257 float32"
+        size = "for each client 4x1009 fp32" if op == "client_sgd" else "19x257 float32"
         return named(op, f"everything {size}")
     if op == "client_mean":
         return named(op, "weighted and handed back 17x257 float32")
@@ -34,9 +34,9 @@ def arguments(op: str) -> dict[str, Any]:
     if op == "server_step":
         return named(op, "adam 1025 float32")
     if op == "gather_augment":
-        return named(op, "a step for each client 5x2x1x9x9 float32")
+        return named(op, "a seed and a step for each client 5x2x1x9x9 float32")
     if op == "label_noise_loss":
-        return named(op, "a step for each client 5x9x10 p=0.5 float32")
+        return named(op, "for each client 5x9x10 p=each float32")
     if op.startswith("norm_act"):
         return named(op, "3 groups 2x3x6x4x5 silu residual last fp32")
     if op == "conv2d_clients":
@@ -105,7 +105,15 @@ TOTAL = [
 ]
 IMAGES = [("x", whole, "int32"), ("x", torch.Tensor.double, "float64"), ("weight", elsewhere, "meta")]
 MISTAKES: dict[str, list[tuple[str, Callable[[Tensor], Tensor], str]]] = {
-    "client_sgd": [*STEP, ("shadow", across, "last axis"), ("shadow", wider, "shape")],
+    "client_sgd": [
+        *STEP,
+        ("shadow", across, "last axis"),
+        ("shadow", wider, "shape"),
+        ("mu", first, "shape"),
+        ("mu", whole, "int32"),
+        ("weight_decay", first, "shape"),
+        ("weight_decay", elsewhere, "meta"),
+    ],
     "client_sgd_mean": [*STEP, *TOTAL],
     "client_mean": [("params", across, "last axis"), ("params", overlapping, "rows share memory"), *TOTAL],
     "client_norm": [("rows", across, "last axis"), ("rows", whole, "int32")],
@@ -123,6 +131,8 @@ MISTAKES: dict[str, list[tuple[str, Callable[[Tensor], Tensor], str]]] = {
         ("sample_ids", elsewhere, "meta"),
         ("clients", first, "shape"),
         ("step", first, "shape"),
+        ("seed", first, "shape"),
+        ("seed", whole, "int32, expected torch.int64"),
         ("mean", lambda mean: (*mean, 0.5), "2 means and 1 standard deviations for 1 channels"),
     ],
     "label_noise_loss": [
@@ -132,6 +142,10 @@ MISTAKES: dict[str, list[tuple[str, Callable[[Tensor], Tensor], str]]] = {
         ("targets", whole, "int32, expected torch.int64"),
         ("clients", first, "shape"),
         ("step", first, "shape"),
+        ("seed", first, "shape"),
+        ("seed", whole, "int32, expected torch.int64"),
+        ("p", first, "shape"),
+        ("p", whole, "int32"),
     ],
     "norm_act": [("x", torch.Tensor.double, "float64"), ("residual", elsewhere, "meta"), ("weight", whole, "int32")],
     "norm_act_backward": [
@@ -172,11 +186,11 @@ def spread(x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("op", "names"),
     [
-        ("client_sgd", ["learning_rate", "grad_scale", "active"]),
+        ("client_sgd", ["learning_rate", "grad_scale", "active", "mu", "weight_decay"]),
         ("client_sgd_mean", ["learning_rate", "grad_scale", "active", "weight"]),
         ("client_mean", ["weight"]),
-        ("gather_augment", ["sample_ids", "clients", "step"]),
-        ("label_noise_loss", ["logits", "targets", "clients", "step"]),
+        ("gather_augment", ["sample_ids", "clients", "step", "seed"]),
+        ("label_noise_loss", ["logits", "targets", "clients", "step", "seed", "p"]),
         ("norm_act", ["x", "weight", "bias", "residual"]),
         ("norm_act_backward", ["grad", "x", "weight", "bias", "residual", "mean", "rstd"]),
         ("conv2d_clients", ["x", "weight", "bias"]),

@@ -35,7 +35,10 @@ def arguments(op: str) -> dict[str, Any]:
         "grad_scale": torch.ones(CLIENTS),
         "active": torch.ones(CLIENTS, dtype=torch.bool),
     }
-    return {**step, **total} if op == "client_sgd_mean" else {**step, "shadow": rows.bfloat16()}
+    if op == "client_sgd_mean":
+        return {**step, **total}
+    factors = {"mu": torch.ones(CLIENTS), "weight_decay": torch.ones(CLIENTS)}
+    return {**step, **factors, "shadow": rows.bfloat16()}
 
 
 @pytest.mark.parametrize("op", ["client_sgd", "client_norm", "client_mean", "client_sgd_mean"])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import triton.language as tl
+from torch import Tensor
 from triton.runtime import interpreter
 
 from fastlocal import kernels
@@ -73,7 +74,7 @@ def test_gather_augment(augment: bool, channels_last: bool, monkeypatch: pytest.
         torch.zeros(clients, batch, dtype=torch.int64),
         torch.arange(clients) if augment else None,
         0,
-        seed=0,
+        seed=torch.arange(clients),
         padding=1,
         mean=(0.5, 0.5),
         std=(0.5, 0.5),
@@ -85,6 +86,7 @@ def test_gather_augment(augment: bool, channels_last: bool, monkeypatch: pytest.
     expected = launch.addresses("out", image[:, None] * size + inside) | launch.addresses("sample_ids", image)
     if augment:
         expected |= launch.addresses("clients", image // batch) | launch.addresses("step", np.zeros(1, np.int64))
+        expected |= launch.addresses("seed", image // batch)
     source = launch.addresses("images", LARGE * size + inside)
     assert expected <= launch.used <= expected | source
     read = len(launch.used & source)
@@ -92,8 +94,8 @@ def test_gather_augment(augment: bool, channels_last: bool, monkeypatch: pytest.
     assert read == size or augment and read >= 2 * 3 * 5
 
 
-@pytest.mark.parametrize("p", [0.0, 0.5])
-def test_label_noise_loss(p: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("p", [0.0, 0.5, torch.ones(2)])
+def test_label_noise_loss(p: Tensor | float, monkeypatch: pytest.MonkeyPatch) -> None:
     count, batch, classes, step = 2, 3, 17, 2**30 + 1
     launch = Launch(monkeypatch, logits_stride_sample=step)
     kernels.get("label_noise_loss", "triton", "cpu")(
@@ -102,7 +104,7 @@ def test_label_noise_loss(p: float, monkeypatch: pytest.MonkeyPatch) -> None:
         torch.arange(count),
         torch.arange(count),
         p=p,
-        seed=0,
+        seed=torch.arange(count),
     )
     slot = FIRST + np.arange(count, dtype=np.int64)
     sample = np.add.outer(slot * batch, np.arange(batch))
@@ -110,6 +112,8 @@ def test_label_noise_loss(p: float, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = launch.addresses("logits", logits) | launch.addresses("targets", sample)
     expected |= launch.addresses("grad", np.add.outer(sample * classes, np.arange(classes)))
     expected |= launch.addresses("losses", slot) | launch.addresses("correct", slot)
-    if p:
-        expected |= launch.addresses("clients", slot) | launch.addresses("step", slot)
+    if isinstance(p, Tensor) or p:
+        expected |= launch.addresses("clients", slot) | launch.addresses("step", slot) | launch.addresses("seed", slot)
+    if isinstance(p, Tensor):
+        expected |= launch.addresses("p", slot)
     assert launch.used == expected

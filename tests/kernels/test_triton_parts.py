@@ -7,7 +7,7 @@ import torch
 
 from fastlocal.kernels import philox
 from tests.kernels.philox_vectors import KNOWN_ANSWERS
-from tests.kernels.triton_probes import words
+from tests.kernels.triton_probes import thresholds, words
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -29,3 +29,11 @@ def test_words_are_those_of_torch(seed: int, step: int) -> None:
     for index, word in enumerate(expected):
         assert torch.equal(got[:, index], word)
     assert torch.equal(got[:, 4], philox.below(expected[0], 9))
+
+
+def test_probabilities_of_clients_have_the_thresholds_of_numbers() -> None:
+    """Halves of a word go to the even one, as Python rounds them."""
+    chances = torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).tolist()
+    chances += [0.0, 1.0, 0.1, 0.5 / 2**32, 1.5 / 2**32, 2.5 / 2**32, (2**31 + 0.5) / 2**32]
+    found = thresholds(torch.tensor(chances, dtype=torch.float64, device=DEVICE))
+    assert found.tolist() == [round(chance * 2**32) for chance in chances]

@@ -1,4 +1,4 @@
-"""A small kernel that brings to light the random words that the ops' kernels draw on the way."""
+"""Small kernels that bring to light the random words that the ops' kernels draw on the way, and their thresholds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastlocal.kernels.label_noise_loss.triton_kernel import word_threshold
 from fastlocal.kernels.triton_philox import below, draw, seed_words
 
 
@@ -41,4 +42,17 @@ def words(seed: int, purpose: int, clients: Tensor, step: int, batch: int, bound
         PURPOSE=purpose,
         BATCH=batch,
     )
+    return out
+
+
+@triton.jit
+def _thresholds(out_ptr, p_ptr):
+    place = tl.program_id(0)
+    tl.store(out_ptr + place, word_threshold(tl.load(p_ptr + place)))
+
+
+def thresholds(p: Tensor) -> Tensor:
+    """int64 [n], of probabilities [n]."""
+    out = torch.empty(len(p), dtype=torch.int64, device=p.device)
+    _thresholds[(len(p),)](out_ptr=out, p_ptr=p)
     return out
