@@ -19,6 +19,7 @@ from .distributed.ranks import LaunchInfo
 
 COMMANDS = {
     "train": "train many Local SGD clients; `fastlocal train --help` lists the flags",
+    "sweep": "train a run for every combination of settings, as many at once as fit",
     "profile": "train for a few rounds under a profiler: where the time goes, and a trace",
     "verify": "prove on this machine what a run is about to trust: its kernels, and the ways to take a step",
     "plan": "how much memory a run is going to take, and how many clients fit at once",

@@ -80,6 +80,12 @@ def parse(argv: Sequence[str], command: str = "fastlocal train") -> TrainFlags:
         UsageError: A flag is unknown, contradicts another one, or has an invalid value.
         SystemExit: The help was printed (status 0).
     """
+    flags, names = read_flags(argv, command)
+    return dataclasses.replace(flags, run=resolve(flags, names))
+
+
+def read_flags(argv: Sequence[str], command: str) -> tuple[TrainFlags, set[str]]:
+    """Parse flags, which `resolve` makes a RunConfig, and return them with the names of those that are set."""
     recipe, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
     words = normalise(rest)
     refuse_unknown(words, (*OWN, *RUN, *AREA_OF), command)
@@ -94,8 +100,7 @@ def parse(argv: Sequence[str], command: str = "fastlocal train") -> TrainFlags:
     style = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
     flags = parse_flags(TrainFlags, command, words, default=TrainFlags(run=base), config=style)
     names = {word.lstrip("-").replace("-", "_") for word in words if is_flag(word)}
-    refuse_phases(names, flags.run)
-    return dataclasses.replace(flags, run=_resolve(flags, names))
+    return flags, names
 
 
 def _refuse_stray_recipe(recipe: str | None, words: Sequence[str], command: str) -> None:
@@ -131,14 +136,18 @@ def _read(path: Path) -> RunConfig:
         raise UsageError(f"--config {path}: is not the config.json of a run ({reason[:120]})") from error
 
 
-def _resolve(flags: TrainFlags, names: set[str]) -> RunConfig:
+def resolve(flags: TrainFlags, names: set[str]) -> RunConfig:
     """Resolve settings of the command line alone: the choice of a rate, --clients, -1 for "not set".
 
     Args:
         flags: Parsed flags.
         names: Names of the flags that were set.
+
+    Raises:
+        UsageError: Flags contradict each other.
     """
     config = flags.run
+    refuse_phases(names, config)
     rates = [name for name in RATES if name in names]
     changes: dict[str, Any] = {}
     if len(rates) > 1:

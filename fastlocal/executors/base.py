@@ -197,7 +197,11 @@ class Executor(Protocol):
         ...
 
     def run_jobs(self, jobs: Sequence[ChunkJob]) -> list[RoundResult]:
-        """Take the local steps of several runs of the same program, whose executors share it."""
+        """Take the local steps of several runs of the same program, each the `replica` of another."""
+        ...
+
+    def replica(self, problem: LocalProblem) -> Executor:
+        """Return an executor of another run that differs in hyperparameters and seeds; it shares what it can."""
         ...
 
 
@@ -234,7 +238,7 @@ class ExecutorKind(abc.ABC):
         return [job.executor.run_round(job.stack, job.plan) for job in jobs]
 
     def replica(self, problem: LocalProblem) -> Executor:
-        """Return an executor of another run that differs in hyperparameters and seeds; it shares what it can."""
+        """See Executor.replica."""
         return type(self)(problem)
 
     @classmethod

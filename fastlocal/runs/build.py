@@ -119,6 +119,7 @@ def build_run(
     user_module: nn.Module | None = None,
     partition: Partition | None = None,
     stored_partition: Path | None = None,
+    replicas: int = 1,
 ) -> PreparedRun:
     """Resolve `config` against the data, the model and the machine, and build the run.
 
@@ -134,6 +135,7 @@ def build_run(
         user_module: The user's own module, which the loss or a hook may refer to.
         partition: The user's own partition, or None for that of --partition.
         stored_partition: File with the partition of a run that continues, or None.
+        replicas: Number of runs like this one that train together, for the choice of an executor.
 
     Raises:
         UsageError: The run cannot work.
@@ -203,9 +205,9 @@ def build_run(
                 if refusal is not None:
                     raise UsageError(f"--executor {name}: {refusal}")
             notes += default_notes + _notes(probe)
-            part = resolve_for_machine(part, name, problem)
+            part = resolve_for_machine(part, name, problem, replicas)
             part = resolve_chunk(part, problem, data, requested.chunk)
-            part, choice_notes = choose_executor(part, requested, problem)
+            part, choice_notes = choose_executor(part, requested, problem, replicas)
             if choice_notes:
                 notes += choice_notes
                 part = resolve_chunk(part, problem, data, requested.chunk)

@@ -26,7 +26,9 @@ MIN_THREADED_S = 4.0
 """Shortest run for which threaded steps save the second or two that they take to start."""
 
 
-def choose_executor(config: RunConfig, requested: MachineConfig, problem: LocalProblem) -> tuple[RunConfig, list[str]]:
+def choose_executor(
+    config: RunConfig, requested: MachineConfig, problem: LocalProblem, replicas: int = 1
+) -> tuple[RunConfig, list[str]]:
     """Choose the fastest executor and its options by timing, or the likely fastest if the run is short.
 
     Nothing is timed with --compile 1 or --cuda-graph 1, which belong to one executor; with --tune-seconds 0; and under
@@ -36,6 +38,7 @@ def choose_executor(config: RunConfig, requested: MachineConfig, problem: LocalP
         config: Resolved settings with the default executor.
         requested: Settings of the user, which stay.
         problem: The local step.
+        replicas: Number of runs like this one that train together.
 
     Returns:
         `config` with the chosen executor, and log lines.
@@ -45,19 +48,22 @@ def choose_executor(config: RunConfig, requested: MachineConfig, problem: LocalP
     if fixed or torch.are_deterministic_algorithms_enabled():
         return config, []
     assert machine.chunk is not None, "resolved before"
-    total = make_progress(config).total_steps * config.clients
+    clients = config.clients * replicas
+    total = make_progress(config).total_steps * clients
     workers = machine.workers if problem.numerics.device.type == "cpu" else None
     budget = TuningBudget(machine.chunk, config.client.batch_size, config.schedule.step1, total, workers or 1)
     options = candidates(config, requested, problem)
+    if replicas > 1:  # with all clients of a run at once, several runs are
+        options = [values for values in options if "chunk" not in values]
     if len(options) == 1:
         return config, []
     if not machine.tune_seconds:
-        return _choose_untimed(config, requested, problem, options, budget), []
+        return _choose_untimed(config, requested, problem, options, budget, clients), []
     path, key = cache_file("tuning.json"), _key(config, requested, problem, options)
     cached = disk_cache.get(path, key)
     if isinstance(cached, dict) and cached.get("fastest") in options and isinstance(cached.get("default_s"), float):
         if not worthwhile(budget, cached["default_s"], machine.tune_seconds):
-            return _choose_untimed(config, requested, problem, options, budget, cached["default_s"]), []
+            return _choose_untimed(config, requested, problem, options, budget, clients, cached["default_s"]), []
         fastest = cached["fastest"]
         note = f"{_flags(fastest)}: the fastest when it was timed, says {path}"
         return _with_executor(config, requested, problem, fastest), [note]
@@ -70,7 +76,7 @@ def choose_executor(config: RunConfig, requested: MachineConfig, problem: LocalP
         lambda: [EXECUTORS[name].prepare(problem) for name in {option["executor"] for option in options}],
     )
     if not timings:
-        return _choose_untimed(config, requested, problem, options, budget, seconds), []
+        return _choose_untimed(config, requested, problem, options, budget, clients, seconds), []
     default = next(timing.seconds for timing in timings if timing.values == options[0])
     stored = disk_cache.put(path, key, {"fastest": dict(timings[0].values), "default_s": default})
     return _with_executor(config, requested, problem, timings[0].values), _table(timings, path if stored else None)
@@ -82,6 +88,7 @@ def _choose_untimed(
     problem: LocalProblem,
     options: list[Values],
     budget: TuningBudget,
+    clients: int,
     seconds: float | None = math.inf,
 ) -> RunConfig:
     """Choose the likely fastest executor without timing: threads for convolutions on a CPU, else the default.
@@ -90,10 +97,11 @@ def _choose_untimed(
     8 clients or more, and as fast with one client (bench/results/cpu/throughput.csv).
 
     Args:
+        clients: Number of clients of all runs that train together.
         seconds: Measured time per client and local step; None if the default fails; inf if nothing was measured.
     """
     threaded = next((option for option in options if option["executor"] == ThreadedExecutor.name), None)
-    several = min(budget.workers, config.clients) > 1
+    several = min(budget.workers, clients) > 1
     if threaded is None or not several or not has_convolution(problem.module) or seconds is None:
         return config
     return _with_executor(config, requested, problem, threaded) if seconds * budget.total >= MIN_THREADED_S else config

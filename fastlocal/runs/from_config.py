@@ -104,6 +104,8 @@ def run_from_config(
     dry_run: bool = False,
     world: World | None = None,
     stored_partition: Path | None = None,
+    data: DataSet | None = None,
+    replicas: int = 1,
 ) -> PreparedRun:
     """Build the run of a named model on a named data set.
 
@@ -113,6 +115,8 @@ def run_from_config(
         dry_run: Whether to skip reading published data sets and timing executors; the run cannot train then.
         world: The processes of the run; None for one.
         stored_partition: File with the partition of a run that continues, or None.
+        data: The data set, if it is loaded already.
+        replicas: Number of runs like this one that train together, for the choice of an executor.
     """
     resolve_device(config.machine.device, world.ranks if world else LaunchInfo())
     refuse_unknown(config.model.model)
@@ -120,19 +124,21 @@ def run_from_config(
     state = None if config.model.resume_pth is None else read_state(path, "--resume-pth")
     if dry_run and config.data.dataset in PUBLISHED:
         data = _outline(config)
-    else:
+    elif data is None:
         data = load_data(config, message)
         refuse_empty_classes(data, data_pth=config.data.data_pth, train_pth=config.data.train_pth)
+    samples = data
     untimed = config.with_values(tune_seconds=0.0) if dry_run else config
     with defer_signals():
         prepared = build_run(
             untimed,
             data,
-            lambda: make_model(config, data, state, "--resume-pth", path),
+            lambda: make_model(config, samples, state, "--resume-pth", path),
             cross_entropy,
             model_flag=f"--model {config.model.model}",
             world=world,
             stored_partition=stored_partition,
+            replicas=replicas,
         )
     if dry_run and config.machine.executor == "auto" and config.machine.tune_seconds:
         note = f"{prepared.config.machine.executor} is by rule; a run that is long enough times other executors first"

@@ -105,12 +105,11 @@ def build_replica(
     config = resolve_server(config)
     config, _ = resolve_for_data(config, base.data, numbers.device)
     config, population = build_population(config, base.data, stored=stored_partition)
-    own = {"seed": config.machine.seed, "on_nan": config.machine.on_nan}
     config = dataclasses.replace(
         config,
         data=base.config.data,
         model=dataclasses.replace(base.config.model, bn_batches=config.model.bn_batches),
-        machine=dataclasses.replace(base.config.machine, **own),
+        machine=dataclasses.replace(base.config.machine, seed=config.machine.seed, on_nan=config.machine.on_nan),
     )
     assert isinstance(problem.source, ResidentSource), "see can_replicate"
     seed, noise, tensors = config.machine.seed, problem.noise, tensors_of(module)

@@ -196,12 +196,19 @@ def resolve_for_stateful_loss(config: RunConfig, probe: Probe, world: World) -> 
     return config.with_values(executor=LoopedExecutor.name) if name == "auto" else config
 
 
-def resolve_for_machine(config: RunConfig, executor: str, problem: LocalProblem) -> RunConfig:
-    """Resolve the settings that depend on the executor and the machine: workers, layout, chunk and absolute paths."""
+def resolve_for_machine(config: RunConfig, executor: str, problem: LocalProblem, replicas: int = 1) -> RunConfig:
+    """Resolve the settings that depend on the executor and the machine: workers, layout, chunk and absolute paths.
+
+    Args:
+        config: The settings.
+        executor: Name of the executor.
+        problem: The local step.
+        replicas: Number of runs like this one that train together.
+    """
     config = config.with_values(executor=executor)
     layout = config.machine.channels_last
     return config.with_values(
-        workers=min(config.machine.workers or cores(), config.clients),
+        workers=min(config.machine.workers or cores(), config.clients * replicas),
         channels_last=ThreadedExecutor.default_layout(config, problem) if layout is None else layout,
         chunk=min(config.clients, config.machine.chunk or default_chunk(config, problem.layout.n_params, executor)),
         log_pth=_absolute(config.log.log_pth) or str(default_directory(config.name)),

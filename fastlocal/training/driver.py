@@ -65,6 +65,8 @@ def take_local_steps(loops: Sequence[DrivenLoop]) -> None:
         world = waiting[0][0].loop.world
         interrupts.check_signals()
         world.check_stop()
+        for driven, _ in waiting:
+            driven.loop.chunk_done = False
         with interrupts.grace_period(waiting[0][0].loop.grace):
             results = _run([job for _, job in waiting])
             for (driven, _), result in zip(waiting, results, strict=True):

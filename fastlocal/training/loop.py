@@ -64,6 +64,7 @@ class Loop:
         config: The resolved RunConfig as nested plain dictionaries.
         grace: Seconds that a chunk may still take after a signal.
         cursor: Progress of the run.
+        chunk_done: Whether no chunk is on its way; a driver clears it before it takes the local steps of a job.
     """
 
     world: World
@@ -90,7 +91,7 @@ class Loop:
         fresh = self.problem.momentum and MOMENTUM not in self.client_store.all
         self._momentum = torch.empty_like(self._params) if fresh else None
         self._timers = Timers()
-        self._chunk_done = True
+        self.chunk_done = True
         self._before_leftover: State | None = None
 
     @property
@@ -132,12 +133,17 @@ class Loop:
         with interrupts.grace_period(self.grace):
             self.saver.finish(last)
 
+    def save(self) -> None:
+        """Save the state before a round, from which another process or a later time goes on."""
+        with interrupts.grace_period(self.grace):
+            self.saver.finish(self.snapshot())
+
     def stop(self) -> None:
         """Save after a KeyboardInterrupt, if every process has finished its chunk, within `grace` seconds."""
         with interrupts.grace_period(self.grace, start_now=True):
             self.world.ask_to_stop()
             ranks = self.world.all_gather_object(
-                [self._chunk_done, self.saver.requested_save()], "the save before the end"
+                [self.chunk_done, self.saver.requested_save()], "the save before the end"
             )
             if all(chunk_done for chunk_done, _ in ranks):
                 last = self._before_leftover or self.snapshot()
@@ -238,7 +244,6 @@ class Loop:
             stack = self._stack(state_rows, params)
             plan = self.planner.plan(schedule, rows, rates, rest)
         self.evaluator.seed_module(schedule.first_step, rows.start)
-        self._chunk_done = False
         result = yield ChunkJob(self.executor, self.problem, stack, plan)
         assert result is not None, "the driver answers a job by its result"
         self.client_store.store(state_rows)
@@ -259,7 +264,7 @@ class Loop:
                 part = None if weights is None else weights[rows.start : rows.stop]
                 self.server.aggregator.accumulate(params, last=not rest, weights=part)
         so_far.done.append((rows.start, rows.stop))
-        self._chunk_done = True
+        self.chunk_done = True
 
     def _stack(self, state_rows: ClientRows, params: Tensor) -> ClientStack:
         """Return the state in which a chunk starts its round; its parameters are written to `params`."""
