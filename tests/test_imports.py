@@ -32,6 +32,7 @@ ROOMS = (
     "module_checks",
     "training",
     "runs",
+    "reports",
     "verification",
     "commands",
     "api",

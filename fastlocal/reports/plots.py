@@ -1,0 +1,50 @@
+"""The plots of a sweep as SVG files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from fastlocal.common.atomic_file import write_atomically
+from fastlocal.common.errors import UsageError
+
+from .plot_data import HeatMap, LinePlot, all_plots
+from .sweep_records import Sweep, read_sweep
+
+FOLDER = "plots"
+
+
+def write_plots(sweep_directory: Path) -> None:
+    """Write the plots of a sweep, finished or not, into the folder plots of its directory.
+
+    Raises:
+        UsageError: It holds no sweep.json that can be read, or matplotlib is missing.
+    """
+    save_plots(read_sweep(sweep_directory), sweep_directory / FOLDER)
+
+
+def save_plots(sweep: Sweep, folder: Path) -> None:
+    """Write the plots as SVG files into a folder, which is made; raises UsageError without matplotlib."""
+    draw, _ = drawing("plots")
+    folder.mkdir(exist_ok=True)
+    for plot in all_plots(sweep):
+        content = draw(plot)
+        name = re.sub(r"[^\w.-]", "_", plot.name)
+        write_atomically(folder / f"{name}.svg", lambda file, content=content: file.write(content))  # type: ignore[misc]
+
+
+def drawing(what: str) -> tuple[Callable[[LinePlot | HeatMap], bytes], Callable[[LinePlot | HeatMap], str]]:
+    """Return the functions that draw files and parts of a page.
+
+    Args:
+        what: What needs them, for the message.
+
+    Raises:
+        UsageError: matplotlib is missing.
+    """
+    try:
+        from .matplotlib_figures import file_svg, page_svg
+    except ImportError:
+        raise UsageError(f"{what}: needs matplotlib; install it with pip install 'fastlocal[report]'") from None
+    return file_svg, page_svg
