@@ -14,13 +14,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from .plot_data import HeatMap, LinePlot
+from .clients import ClientPlot
+from .plot_data import COLOURS, HeatMap, LinePlot, Plot
 
-COLOURS = (
-    *("#3b7dd8", "#d9731a", "#2f9e69", "#d1495b", "#8f6bd1"),
-    *("#a07b50", "#d463a8", "#7f8790", "#8f9a1f", "#1f9fb5"),
-)
-"""Colours of lines, of 3 to 1 contrast with white and with the page's dark ground."""
 INK, GRID = "#010203", "#040506"
 """Colours that a page replaces by its own."""
 ON_PAGE = {INK: "var(--ink)", GRID: "var(--grid)"}
@@ -29,54 +25,55 @@ SIZE, WIDE_SIZE = (4.4, 2.9), (6.4, 4.2)
 MAX_TICKS, MAX_NUMBERS = 8, 100
 
 
-def page_svg(plot: LinePlot | HeatMap) -> str:
+def page_svg(plot: Plot) -> str:
     """Return the plot as an <svg> element whose text and axes take the colours --ink and --grid of the page."""
-    svg = _draw(plot, {"text": INK, "grid": GRID}, on_page=True)
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<g id=\"[^\"]*\"", "<g", svg)
+    svg = _draw(plot, INK, GRID, on_page=True)
+    body = svg[svg.index("<svg") : svg.rindex("</svg>")].partition(">")[2]
+    box = re.search(r'viewBox="[^"]*"', svg)
+    assert box is not None, "matplotlib gives every figure a viewBox"
+    body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", body, flags=re.DOTALL)
+    body = re.sub(r'<g id="[^"]*"', "<g", body)
     for colour, variable in ON_PAGE.items():
-        svg = svg.replace(colour, variable)
-    label = escape(f"{plot.title}", quote=True)
-    head = f'<svg role="img" aria-label="{label}"'
-    return re.sub(r"<svg( [^>]*?)? width=\"[^\"]*\"", lambda found: head + (found[1] or ""), svg, count=1).replace(
-        " height=", " data-height=", 1
-    )
+        body = body.replace(colour, variable)
+    head = f'<svg role="img" aria-label="{escape(plot.title)}" {box[0]} xmlns:xlink="http://www.w3.org/1999/xlink">'
+    return f"{head}{body}</svg>"
 
 
-def file_svg(plot: LinePlot | HeatMap) -> bytes:
+def file_svg(plot: Plot) -> bytes:
     """Return the plot as an SVG file with its title and legend, on white."""
-    return _draw(plot, {"text": "#1c2024", "grid": "#d5d9de"}, on_page=False).encode()
+    return _draw(plot, "#1c2024", "#d5d9de", on_page=False).encode()
 
 
-def _draw(plot: LinePlot | HeatMap, colours: dict[str, str], on_page: bool) -> str:
-    text = colours["text"]
+def _draw(plot: Plot, ink: str, grid: str, on_page: bool) -> str:
     style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": plot.name,
         "text.parse_math": False,  # a field's value may hold a dollar sign
         "axes.unicode_minus": False,
-        "font.size": 8.5,
+        "axes.axisbelow": True,
+        "axes.facecolor": "none",
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "grid.color": colours["grid"],
+        "figure.facecolor": "none" if on_page else "#ffffff",
+        "font.size": 8.5,
+        "grid.color": grid,
         "grid.linewidth": 0.6,
-        **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), text),
+        **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink),
     }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=SIZE if on_page else WIDE_SIZE, layout="constrained")
         FigureCanvasSVG(figure)
-        if on_page:
-            figure.patch.set_alpha(0)
-        axes = figure.subplots()
-        axes.patch.set_alpha(0)
-        axes.set(xlabel=plot.x_label, ylabel=plot.y_label)
-        if isinstance(plot, HeatMap):
-            _draw_map(figure, axes, plot)
+        if isinstance(plot, ClientPlot):
+            _draw_clients(figure, plot)
         else:
-            _draw_lines(axes, plot)
+            axes = figure.subplots()
+            axes.set(xlabel=plot.x_label, ylabel=plot.y_label)
+            if isinstance(plot, HeatMap):
+                _draw_map(figure, axes, plot)
+            else:
+                _draw_lines(axes, plot)
         if not on_page:
-            axes.set_title(plot.title, loc="left")
+            figure.axes[0].set_title(plot.title, loc="left")
             if isinstance(plot, LinePlot) and len(plot.lines) > 1:
                 more = f"and {plot.left_out} more" if plot.left_out else None
                 figure.legend(loc="outside lower left", ncols=2, frameon=False, title=more, alignment="left")
@@ -86,18 +83,18 @@ def _draw(plot: LinePlot | HeatMap, colours: dict[str, str], on_page: bool) -> s
 
 
 def _draw_lines(axes: Any, plot: LinePlot) -> None:
-    for line, colour in zip(plot.lines, COLOURS, strict=False):
+    for line in plot.lines:
+        colour = line.colour
         means = [point.mean for point in line.points]
         lows = [point.mean if point.low is None else point.low for point in line.points]
         highs = [point.mean if point.high is None else point.high for point in line.points]
-        marker = "o" if plot.dots or len(means) == 1 else ""
-        axes.plot(line.x, means, color=colour, label=line.label, marker=marker, markersize=4, linewidth=1.5)
-        if plot.dots:
+        dots = plot.dots or len(means) == 1
+        axes.plot(line.x, means, color=colour, label=line.label, marker="o" * dots, markersize=4, linewidth=1.5)
+        if dots:
             axes.vlines(line.x, lows, highs, color=colour, linewidth=1.2)
         elif any(point.low is not None for point in line.points):
             axes.fill_between(line.x, lows, highs, color=colour, alpha=0.2, linewidth=0)
     axes.grid(True)
-    axes.set_axisbelow(True)
     if plot.log_y:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(numticks=6))
@@ -117,7 +114,8 @@ def _draw_lines(axes: Any, plot: LinePlot) -> None:
 
 
 def _draw_map(figure: Figure, axes: Any, plot: HeatMap) -> None:
-    image = axes.pcolormesh(plot.cells, cmap="viridis_r" if plot.low_is_good else "viridis", edgecolors="face", linewidth=0.2)
+    cmap = "viridis_r" if plot.low_is_good else "viridis"
+    image = axes.pcolormesh(plot.cells, cmap=cmap, edgecolors="face", linewidth=0.2)
     columns, rows = _evenly(range(len(plot.x))), _evenly(range(len(plot.y)))
     axes.set_xticks([column + 0.5 for column in columns], [_short(plot.x[column]) for column in columns])
     axes.set_yticks([row + 0.5 for row in rows], [_short(plot.y[row]) for row in rows])
@@ -128,16 +126,34 @@ def _draw_map(figure: Figure, axes: Any, plot: HeatMap) -> None:
     for row, values in enumerate(plot.cells):
         for column, value in enumerate(values):
             if math.isfinite(value):
-                dark = (image.norm(value) > 0.4) if plot.low_is_good else (image.norm(value) < 0.6)
-                style = {"color": "#ffffff" if dark else "#000000", "fontsize": 7.5 if len(plot.x) < MAX_TICKS else 6}
-                axes.text(column + 0.5, row + 0.5, f"{value:.4g}", ha="center", va="center", **style)
+                brightness = 1 - image.norm(value) if plot.low_is_good else image.norm(value)
+                colour, size = "#ffffff" if brightness < 0.6 else "#000000", 7.5 if len(plot.x) < MAX_TICKS else 6
+                place = (column + 0.5, row + 0.5)
+                axes.text(*place, f"{value:.4g}", ha="center", va="center", color=colour, fontsize=size)
 
 
-def _evenly(places: Sequence[Any]) -> list[Any]:
-    """Return at most `MAX_TICKS` of the places, the first and the last among them."""
-    if len(places) <= MAX_TICKS:
+def _draw_clients(figure: Figure, plot: ClientPlot) -> None:
+    """Draw the sizes, and beside them the shares of labels where they are known."""
+    axes = list(figure.subplots(1, 2 if plot.shares else 1, squeeze=False)[0])
+    axes[0].plot(range(1, len(plot.sizes) + 1), plot.sizes, drawstyle="steps-mid", color=COLOURS[0])
+    axes[0].set(xlabel="clients, largest first", ylabel="samples")
+    axes[0].set_ylim(bottom=0)
+    axes[0].grid(True)
+    if plot.shares:
+        image = axes[1].pcolormesh(plot.shares, cmap="viridis", vmin=0, edgecolors="face", linewidth=0.2)
+        axes[1].set(xlabel="client", ylabel="label")
+        columns, rows = _evenly(range(len(plot.clients)), 5), _evenly(range(len(plot.labels)), 10)
+        axes[1].set_xticks([column + 0.5 for column in columns], [_short(plot.clients[column]) for column in columns])
+        axes[1].set_yticks([row + 0.5 for row in rows], [_short(plot.labels[row]) for row in rows])
+        axes[1].tick_params(length=0)
+        figure.colorbar(image, ax=axes[1], label="share of the client's samples")
+
+
+def _evenly(places: Sequence[Any], most: int = MAX_TICKS) -> list[Any]:
+    """Return at most `most` of the places, the first and the last among them."""
+    if len(places) <= most:
         return list(places)
-    return [places[round(index * (len(places) - 1) / (MAX_TICKS - 1))] for index in range(MAX_TICKS)]
+    return [places[round(index * (len(places) - 1) / (most - 1))] for index in range(most)]
 
 
 def _short(text: str) -> str:

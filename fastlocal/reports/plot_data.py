@@ -7,22 +7,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .clients import ClientPlot
 from .run_records import RunRecord, lower_is_better, metric_names
 from .statistics import Summary, summarise
 from .sweep_records import Setting, Sweep, settings_of, show
 from .tables import summary_of
 
-SHOWN = 10
-"""Lines of a plot at most: as many as there are colours."""
+COLOURS = (
+    *("#3b7dd8", "#d9731a", "#2f9e69", "#d1495b", "#8f6bd1"),
+    *("#a07b50", "#d463a8", "#7f8790", "#8f9a1f", "#1f9fb5"),
+)
+"""Colours of lines, of 3 to 1 contrast with white and with the dark ground of a page."""
+SHOWN = len(COLOURS)
+"""Lines of a plot at most."""
 WIDE_RANGE = 100.0
 """Ratio of the largest to the smallest loss from which the axis is logarithmic."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a plot: its label, and a summary over seeds at each place of x."""
+    """One line of a plot: its label and colour, and a summary over seeds at each place of x."""
 
     label: str
+    colour: str
     x: Sequence[float]
     points: Sequence[Summary]
 
@@ -91,15 +98,19 @@ class HeatMap:
     low_is_good: bool
 
 
+Plot = LinePlot | HeatMap | ClientPlot
+
+
 def curves(sweep: Sweep, metric: str, axis: str = "comm_round") -> LinePlot:
     """Return the means of a metric over `axis`, comm_round or epoch, for the best settings.
 
     All plots of a sweep have the settings that are best by its first metric, in the same order.
     """
     settings = _best_first(settings_of(sweep), metric_names(sweep.runs)[0])
-    lines = [line for line in (_curve(setting, metric, axis) for setting in settings[:SHOWN]) if line.x]
+    lines = [_curve(setting, colour, metric, axis) for setting, colour in zip(settings, COLOURS, strict=False)]
     words = {"comm_round": "communication rounds", "epoch": "epochs"}[axis]
     name = f"curves_{metric}_by_{axis}"
+    lines = [line for line in lines if line.x]
     return LinePlot(name, f"{metric} over {words}", words, metric, lines, max(len(settings) - SHOWN, 0))
 
 
@@ -130,9 +141,9 @@ def over_field(sweep: Sweep, field: str, metric: str) -> LinePlot | None:
     if len({place for points in groups.values() for place, _ in points}) < 2:
         return None
     lines = []
-    for label, points in list(groups.items())[:SHOWN]:
+    for colour, (label, points) in zip(COLOURS, groups.items(), strict=False):
         points.sort(key=lambda one: one[0])
-        lines.append(Line(label, [place for place, _ in points], [point for _, point in points]))
+        lines.append(Line(label, colour, [place for place, _ in points], [point for _, point in points]))
     return LinePlot(
         name=f"final_{metric}_by_{field}",
         title=f"final {metric} over {field}",
@@ -204,7 +215,7 @@ def _best_first(settings: Sequence[Setting], metric: str) -> list[Setting]:
     return sorted(settings, key=rank)
 
 
-def _curve(setting: Setting, metric: str, axis: str) -> Line:
+def _curve(setting: Setting, colour: str, metric: str, axis: str) -> Line:
     """Summarise the rows of a setting's runs where they are equally far; NaN of one run makes a gap."""
     by_seed: dict[Any, RunRecord] = {}
     for run in setting.runs:
@@ -217,4 +228,4 @@ def _curve(setting: Setting, metric: str, axis: str) -> Line:
                 values.setdefault(row[axis], []).append(row[metric])
     places = sorted(values)
     points = [point for point in (summarise(values[place]) for place in places) if point is not None]
-    return Line(setting.label, places, points)
+    return Line(setting.label, colour, places, points)

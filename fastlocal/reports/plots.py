@@ -9,7 +9,7 @@ from pathlib import Path
 from fastlocal.common.atomic_file import write_atomically
 from fastlocal.common.errors import UsageError
 
-from .plot_data import HeatMap, LinePlot, all_plots
+from .plot_data import Plot, all_plots
 from .sweep_records import Sweep, read_sweep
 
 FOLDER = "plots"
@@ -34,7 +34,7 @@ def save_plots(sweep: Sweep, folder: Path) -> None:
         write_atomically(folder / f"{name}.svg", lambda file, content=content: file.write(content))  # type: ignore[misc]
 
 
-def drawing(what: str) -> tuple[Callable[[LinePlot | HeatMap], bytes], Callable[[LinePlot | HeatMap], str]]:
+def drawing(what: str) -> tuple[Callable[[Plot], bytes], Callable[[Plot], str]]:
     """Return the functions that draw files and parts of a page.
 
     Args:
