@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from .clients import ClientPlot
 from .plot_data import COLOURS, HeatMap, LinePlot, Plot
@@ -108,7 +108,9 @@ def _draw_lines(axes: Any, plot: LinePlot) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
     elif plot.dots and plot.ticks is None:
         axes.set_xticks(_evenly(sorted({place for line in plot.lines for place in line.x})))
-    elif plot.ticks is not None:
+    elif plot.ticks is None:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=MAX_TICKS, integer=True))
+    else:
         places = _evenly(range(len(plot.ticks)))
         axes.set_xticks(places, [_short(plot.ticks[place]) for place in places])
 
