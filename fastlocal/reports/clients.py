@@ -63,7 +63,7 @@ def _plot(run: RunRecord, place: int) -> ClientPlot | None:
         parts = Partition.load(run.directory / FILE)
     except UsageError:
         return None
-    kind = show(run.settings.get("partition", "partition"))
+    kind = show(parts.meta.get("procedure") or run.settings.get("partition", "partition"))
     name, title = f"clients_{place}", f"{kind}: {parts.clients} clients of {run.name}"
     sizes = np.sort(parts.sizes)[::-1].tolist()
     try:

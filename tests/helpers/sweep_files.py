@@ -16,10 +16,10 @@ Row = Mapping[str, Any]
 
 def rows_of(final: float, rounds: Sequence[int] = (1, 2, 4)) -> list[Row]:
     """Rows whose accuracy rises to `final` in the last round, and whose loss is what is missing from 1."""
-    share = [math.sqrt(each / rounds[-1]) for each in rounds]
+    reached = [final * math.sqrt(each / rounds[-1]) for each in rounds]
     return [
-        {"epoch": each / 2, "comm_round": each, "val_acc1": final * part, "val_loss": 1 - final * part, "iter": each * 5}
-        for each, part in zip(rounds, share, strict=True)
+        {"epoch": each / 2, "comm_round": each, "iter": each * 5, "val_acc1": value, "val_loss": 1 - value}
+        for each, value in zip(rounds, reached, strict=True)
     ]
 
 

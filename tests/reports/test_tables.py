@@ -1,4 +1,4 @@
-"""The tables of a sweep: what they hold, while runs are unfinished, and from directories that are not as they should be."""
+"""The tables of a sweep, while runs are unfinished, and of directories that are not as they should be."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def test_tables_of_a_finished_sweep(tmp_path: Path) -> None:
 
     low, high = settings
     assert (low["start_lr"], low["n"], low["runs"]) == ("0.05", "3", "3")
-    assert float(low["val_acc1_mean"]) == pytest.approx(0.81) and float(low["val_acc1_deviation"]) == pytest.approx(0.01)
+    numbers = [float(low[f"val_acc1_{part}"]) for part in ("mean", "deviation")]
+    assert numbers == pytest.approx([0.81, 0.01])
     half = 4.302652729749464 * 0.03 / 3**0.5
     assert float(high["val_acc1_low"]) == pytest.approx(0.89 - half)
     assert float(high["val_acc1_high"]) == pytest.approx(0.89 + half)
