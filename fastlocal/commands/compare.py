@@ -93,7 +93,7 @@ def run(argv: Sequence[str]) -> int:
             console.print(table)
     for one in runs:
         if one.message:
-            console.print(f"{_printable(one.name)}: {_printable(one.message)}", markup=False, soft_wrap=True)
+            console.print(f"{_printable(one.name)}: {_printable(one.message)}", soft_wrap=True)
     return 0
 
 

@@ -88,11 +88,12 @@ def _draw_lines(axes: Any, plot: LinePlot) -> None:
         means = [point.mean for point in line.points]
         lows = [point.mean if point.low is None else point.low for point in line.points]
         highs = [point.mean if point.high is None else point.high for point in line.points]
-        dots = plot.dots or len(means) == 1
-        axes.plot(line.x, means, color=colour, label=line.label, marker="o" * dots, markersize=4, linewidth=1.5)
-        if dots:
-            axes.vlines(line.x, lows, highs, color=colour, linewidth=1.2)
-        elif any(point.low is not None for point in line.points):
+        marked = range(len(means)) if plot.dots else _isolated(means)
+        style = {"color": colour, "linewidth": 1.5, "marker": "o", "markersize": 4, "markevery": list(marked)}
+        axes.plot(line.x, means, label=line.label, **style)
+        for place in marked:
+            axes.vlines(line.x[place], lows[place], highs[place], color=colour, linewidth=1.2)
+        if not plot.dots and any(point.low is not None for point in line.points):
             axes.fill_between(line.x, lows, highs, color=colour, alpha=0.2, linewidth=0)
     axes.grid(True)
     if plot.log_y:
@@ -109,10 +110,16 @@ def _draw_lines(axes: Any, plot: LinePlot) -> None:
     elif plot.dots and plot.ticks is None:
         axes.set_xticks(_evenly(sorted({place for line in plot.lines for place in line.x})))
     elif plot.ticks is None:
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=MAX_TICKS, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=MAX_TICKS, integer=True, min_n_ticks=1))
     else:
         places = _evenly(range(len(plot.ticks)))
         axes.set_xticks(places, [_short(plot.ticks[place]) for place in places])
+
+
+def _isolated(values: Sequence[float]) -> list[int]:
+    """Return the places of finite values beside which a line has no other."""
+    known = [False, *map(math.isfinite, values), False]
+    return [place for place in range(len(values)) if known[place + 1] and not (known[place] or known[place + 2])]
 
 
 def _draw_map(figure: Figure, axes: Any, plot: HeatMap) -> None:

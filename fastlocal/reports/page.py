@@ -30,7 +30,7 @@ from .plot_data import HeatMap, LinePlot, all_plots
 from .plots import drawing
 from .spans import read_spans
 from .statistics import CONFIDENCE
-from .sweep_records import Setting, Sweep, differing, settings_of, show
+from .sweep_records import MAX_NAMED, Setting, Sweep, differing, settings_of, show
 from .tables import best, difference, results, summary_metrics, summary_of
 
 SIDE_BY_SIDE = 8
@@ -68,7 +68,7 @@ def _head(sweep: Sweep, settings: Sequence[Setting]) -> str:
     chosen = best(settings, metrics[0]) if metrics else None
     found = None if chosen is None else summary_of(chosen, metrics[0])
     if chosen is not None and found is not None:
-        text = f"Best final {metrics[0]}: {found.mean:.4g}, {chosen.label}"
+        text = f"{'Best final' if len(settings) > 1 else 'Final'} {metrics[0]}: {found.mean:.4g}, {chosen.label}"
         if found.low is not None and found.high is not None:
             text += f"; {CONFIDENCE:.0%} interval {found.low:.4g} to {found.high:.4g} over {found.n} seeds"
         lines.append(paragraph(text, "good"))
@@ -107,16 +107,17 @@ def _summary(sweep: Sweep, settings: Sequence[Setting]) -> list[str]:
     metrics = summary_metrics(sweep)
     if not metrics or len(sweep.runs) < 2:
         return []
+    by_fields = 0 < len(sweep.swept) <= MAX_NAMED
     leaders = {metric: best(settings, metric) for metric in metrics}
     rows = []
     for setting in settings:
-        named = list(setting.values.values()) or [setting.label]
+        named = list(setting.values.values()) if by_fields else [setting.label]
         row: list[Any] = [*named, len(setting.by_seed), len(setting.runs)]
         for metric in metrics:
             leads = len(settings) > 1 and setting is leaders[metric]
             row.append(mean_cell(summary_of(setting, metric), leads))
         rows.append(row)
-    columns = [*(sweep.swept or ["setting"]), "n", "runs", *metrics]
+    columns = [*(sweep.swept if by_fields else ["setting"]), "n", "runs", *metrics]
     words = f"Mean over n finished seeds ± half of the {CONFIDENCE:.0%} interval. One seed has no interval."
     return [paragraph(words, "faint"), table("settings", columns, rows), _differences(sweep, settings, metrics)]
 
@@ -150,7 +151,8 @@ def _results(sweep: Sweep) -> tuple[list[str], list[list[Any]]]:
     if any(run.message for run in sweep.runs):
         columns.append("message")
         rows = [[*row, run.message] for row, run in zip(rows, sweep.runs, strict=True)]
-    kept = [i for i, name in enumerate(columns) if any(row[i] not in (None, "") for row in rows)]
+    hidden = sweep.fields if len(sweep.swept) > MAX_NAMED else ()  # the configuration shows them
+    kept = [i for i, name in enumerate(columns) if name not in hidden and any(row[i] not in (None, "") for row in rows)]
     return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from .clients import ClientPlot
 from .run_records import RunRecord, lower_is_better, metric_names
 from .statistics import Summary, summarise
-from .sweep_records import Setting, Sweep, settings_of, show
+from .sweep_records import MAX_NAMED, Setting, Sweep, settings_of, show
 from .tables import summary_of
 
 COLOURS = (
@@ -181,7 +181,7 @@ def all_plots(sweep: Sweep) -> list[LinePlot | HeatMap]:
     for metric in metrics:
         found += [curves(sweep, metric, axis) for axis in axes_of(sweep)]
     for metric in (name for name in metrics if name.startswith("val_")):
-        found += [over_field(sweep, field, metric) for field in sweep.swept]
+        found += [over_field(sweep, field, metric) for field in sweep.swept if len(sweep.swept) <= MAX_NAMED]
         found.append(heat_map(sweep, metric))
     return [plot for plot in found if plot is not None and (isinstance(plot, HeatMap) or plot.lines)]
 

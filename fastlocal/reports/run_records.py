@@ -108,8 +108,8 @@ class RunRecord:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Return True for losses."""
-    return metric.endswith("loss")
+    """Return True for losses and errors."""
+    return metric.endswith(("loss", "error"))
 
 
 def metric_names(records: Sequence[RunRecord]) -> list[str]:

@@ -18,6 +18,8 @@ from .run_records import RunRecord, is_run, read_run, refuse_no_run
 SWEEP_FILE = "sweep.json"
 MATTERS = ("precision", "seed", "wire_format")
 """Settings of the machine and of the log that change what a run computes; others make no two settings of it."""
+MAX_NAMED = 4
+"""Fields up to which a setting is called by its values; with more it has its first run's name."""
 Key = tuple[str, ...]
 
 
@@ -57,10 +59,11 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """Return the values as text, "start_lr=0.1,step1=4"; the run's name if nothing is swept."""
-        if self.values:
+        """Return the values as text, "start_lr=0.1,step1=4"; where there are none or many, the first run's name."""
+        if 0 < len(self.values) <= MAX_NAMED:
             return ",".join(f"{name}={show(value)}" for name, value in self.values.items())
-        return self.runs[0].name if len(self.runs) == 1 else "all runs"
+        others = len(self.runs) - 1
+        return f"{self.runs[0].name}{f' and {others} more' if others else ''}"
 
     @property
     def by_seed(self) -> dict[Any, RunRecord]:
