@@ -14,12 +14,13 @@ from fastlocal.common.interrupts import defer_signals
 from fastlocal.data.partition import Partition
 
 from .run_records import RunRecord
+from .statistics import evenly
 from .sweep_records import show
 
 SHOWN = 4
 """Partitions that a report shows at most."""
-MAX_CLIENTS, MAX_LABELS = 60, 100
-"""Clients and labels whose shares are shown; of more, evenly spaced ones."""
+MAX_RANKS, MAX_CLIENTS, MAX_LABELS = 400, 60, 100
+"""Clients whose sizes, and clients and labels whose shares are shown; of more, evenly spaced ones."""
 FILE = "partition.npz"
 
 
@@ -30,7 +31,8 @@ class ClientPlot:
     Attributes:
         name: Name of the plot.
         title: The partition and its run.
-        sizes: Samples of each client, the largest first.
+        ranks: Ranks of clients by their size, 1 for the largest.
+        sizes: Their samples.
         clients: Clients whose labels are shown, "client 3" say.
         labels: Labels, by rows of `shares`.
         shares: Share of each label in the samples of each shown client, [labels][clients]; empty without labels.
@@ -39,6 +41,7 @@ class ClientPlot:
 
     name: str
     title: str
+    ranks: Sequence[int]
     sizes: Sequence[int]
     clients: Sequence[str] = ()
     labels: Sequence[str] = ()
@@ -65,19 +68,19 @@ def _plot(run: RunRecord, place: int) -> ClientPlot | None:
         return None
     kind = show(parts.meta.get("procedure") or run.settings.get("partition", "partition"))
     name, title = f"clients_{place}", f"{kind}: {parts.clients} clients of {run.name}"
-    sizes = np.sort(parts.sizes)[::-1].tolist()
+    ranks = evenly(range(1, parts.clients + 1), MAX_RANKS)
+    sizes = np.sort(parts.sizes)[::-1][np.array(ranks) - 1].tolist()
     try:
         labels = _labels(run.settings)
         parts.check(len(labels), labels, flag=FILE)
     except UsageError as error:
-        return ClientPlot(name, title, sizes, note=f"Labels by client are not shown: {one_line(error)}")
+        return ClientPlot(name, title, ranks, sizes, note=f"Labels by client are not shown: {one_line(error)}")
     present, numbers = np.unique(labels, return_inverse=True)
-    clients = _evenly(parts.clients, MAX_CLIENTS)
-    rows = _evenly(len(present), MAX_LABELS)
+    clients, rows = evenly(range(parts.clients), MAX_CLIENTS), evenly(range(len(present)), MAX_LABELS)
     counts = [np.bincount(numbers[parts.samples_of(client)], minlength=len(present)) for client in clients]
     shares = (np.stack(counts).T / parts.sizes[clients])[rows]
     names = [parts.client_ids[client] if parts.client_ids else str(client) for client in clients]
-    return ClientPlot(name, title, sizes, names, [str(present[row]) for row in rows], shares.tolist())
+    return ClientPlot(name, title, ranks, sizes, names, [str(present[row]) for row in rows], shares.tolist())
 
 
 def _labels(settings: Mapping[str, Any]) -> Any:
@@ -111,6 +114,3 @@ def _labels(settings: Mapping[str, Any]) -> Any:
         raise UsageError("the targets are no class labels")
     return targets.numpy()
 
-
-def _evenly(count: int, most: int) -> list[int]:
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64)).tolist()

@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from .clients import ClientPlot
 from .plot_data import COLOURS, HeatMap, LinePlot, Plot
+from .statistics import evenly
 
 INK, GRID = "#010203", "#040506"
 """Colours that a page replaces by its own."""
@@ -104,16 +105,16 @@ def _draw_lines(axes: Any, plot: LinePlot) -> None:
     axes.set_ylim(*plot.y_limits)
     if plot.log_x:
         axes.set_xscale("log")
-        places = _evenly(sorted({place for line in plot.lines for place in line.x}))
+        places = evenly(sorted({place for line in plot.lines for place in line.x}), MAX_TICKS)
         axes.set_xticks(places, [f"{place:g}" for place in places])
         axes.xaxis.set_minor_locator(NullLocator())
     elif plot.dots and plot.ticks is None:
-        axes.set_xticks(_evenly(sorted({place for line in plot.lines for place in line.x})))
+        axes.set_xticks(evenly(sorted({place for line in plot.lines for place in line.x}), MAX_TICKS))
     elif plot.ticks is None:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=MAX_TICKS, integer=True, min_n_ticks=1))
     else:
-        places = _evenly(range(len(plot.ticks)))
-        axes.set_xticks(places, [_short(plot.ticks[place]) for place in places])
+        numbers = evenly(range(len(plot.ticks)), MAX_TICKS)
+        axes.set_xticks(numbers, [_short(plot.ticks[number]) for number in numbers])
 
 
 def _isolated(values: Sequence[float]) -> list[int]:
@@ -125,7 +126,7 @@ def _isolated(values: Sequence[float]) -> list[int]:
 def _draw_map(figure: Figure, axes: Any, plot: HeatMap) -> None:
     cmap = "viridis_r" if plot.low_is_good else "viridis"
     image = axes.pcolormesh(plot.cells, cmap=cmap, edgecolors="face", linewidth=0.2)
-    columns, rows = _evenly(range(len(plot.x))), _evenly(range(len(plot.y)))
+    columns, rows = (evenly(range(len(names)), MAX_TICKS) for names in (plot.x, plot.y))
     axes.set_xticks([column + 0.5 for column in columns], [_short(plot.x[column]) for column in columns])
     axes.set_yticks([row + 0.5 for row in rows], [_short(plot.y[row]) for row in rows])
     axes.tick_params(length=0)
@@ -136,7 +137,7 @@ def _draw_map(figure: Figure, axes: Any, plot: HeatMap) -> None:
         for column, value in enumerate(values):
             if math.isfinite(value):
                 brightness = 1 - image.norm(value) if plot.low_is_good else image.norm(value)
-                colour, size = "#ffffff" if brightness < 0.6 else "#000000", 7.5 if len(plot.x) < MAX_TICKS else 6
+                colour, size = "#ffffff" if brightness < 0.45 else "#000000", 7.5 if len(plot.x) < MAX_TICKS else 6
                 place = (column + 0.5, row + 0.5)
                 axes.text(*place, f"{value:.4g}", ha="center", va="center", color=colour, fontsize=size)
 
@@ -144,25 +145,18 @@ def _draw_map(figure: Figure, axes: Any, plot: HeatMap) -> None:
 def _draw_clients(figure: Figure, plot: ClientPlot) -> None:
     """Draw the sizes, and beside them the shares of labels where they are known."""
     axes = list(figure.subplots(1, 2 if plot.shares else 1, squeeze=False)[0])
-    axes[0].plot(range(1, len(plot.sizes) + 1), plot.sizes, drawstyle="steps-mid", color=COLOURS[0])
+    axes[0].plot(plot.ranks, plot.sizes, drawstyle="steps-mid", color=COLOURS[0])
     axes[0].set(xlabel="clients, largest first", ylabel="samples")
     axes[0].set_ylim(bottom=0)
     axes[0].grid(True)
     if plot.shares:
         image = axes[1].pcolormesh(plot.shares, cmap="viridis", vmin=0, edgecolors="face", linewidth=0.2)
         axes[1].set(xlabel="client", ylabel="label")
-        columns, rows = _evenly(range(len(plot.clients)), 5), _evenly(range(len(plot.labels)), 10)
+        columns, rows = evenly(range(len(plot.clients)), 5), evenly(range(len(plot.labels)), 10)
         axes[1].set_xticks([column + 0.5 for column in columns], [_short(plot.clients[column]) for column in columns])
         axes[1].set_yticks([row + 0.5 for row in rows], [_short(plot.labels[row]) for row in rows])
         axes[1].tick_params(length=0)
         figure.colorbar(image, ax=axes[1], label="share of the client's samples")
-
-
-def _evenly(places: Sequence[Any], most: int = MAX_TICKS) -> list[Any]:
-    """Return at most `most` of the places, the first and the last among them."""
-    if len(places) <= most:
-        return list(places)
-    return [places[round(index * (len(places) - 1) / (most - 1))] for index in range(most)]
 
 
 def _short(text: str) -> str:

@@ -137,7 +137,7 @@ def _differences(sweep: Sweep, settings: Sequence[Setting], metrics: Sequence[st
             rows.append([metric, setting.label, leader.label, found.n, found.mean, *ends, sure])
     if not rows:
         return ""
-    columns = ("metric", "setting", "best setting", "pairs", "difference", "low", "high", "0 outside")
+    columns = ("metric", "setting", "best setting", "pairs", "difference", "low", "high", "excludes 0")
     words = (
         f"Setting minus best setting, seed by seed: runs of one seed share their random numbers. Low and high are the "
         f"{CONFIDENCE:.0%} interval of the mean difference, not corrected for the number of settings."

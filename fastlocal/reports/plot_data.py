@@ -9,7 +9,7 @@ from typing import Any
 
 from .clients import ClientPlot
 from .run_records import RunRecord, lower_is_better, metric_names
-from .statistics import Summary, summarise
+from .statistics import Summary, evenly, summarise
 from .sweep_records import MAX_NAMED, Setting, Sweep, settings_of, show
 from .tables import summary_of
 
@@ -20,6 +20,8 @@ COLOURS = (
 """Colours of lines, of 3 to 1 contrast with white and with the dark ground of a page."""
 SHOWN = len(COLOURS)
 """Lines of a plot at most."""
+MAX_PLACES = 400
+"""Places of a curve that are drawn; of more, evenly spaced ones, the first and the last among them."""
 WIDE_RANGE = 100.0
 """Ratio of the largest to the smallest loss from which the axis is logarithmic."""
 
@@ -226,6 +228,6 @@ def _curve(setting: Setting, colour: str, metric: str, axis: str) -> Line:
         for row in run.rows:
             if metric in row and axis in row:
                 values.setdefault(row[axis], []).append(row[metric])
-    places = sorted(values)
+    places = evenly(sorted(values), MAX_PLACES)
     points = [point for point in (summarise(values[place]) for place in places) if point is not None]
     return Line(setting.label, colour, places, points)

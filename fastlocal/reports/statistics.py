@@ -6,11 +6,15 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 CONFIDENCE = 0.95
 """Of every interval."""
 TERMS = 500
 """Terms of the continued fraction at most; it needs about the square root of its larger parameter."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -135,3 +139,10 @@ def _root(function: Callable[[float], float], low: float, high: float) -> float:
             low = middle
         else:
             high = middle
+
+
+def evenly(items: Sequence[T], most: int) -> list[T]:
+    """Return at most `most` of the items, evenly spaced, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(index * (len(items) - 1) / (most - 1))] for index in range(most)]

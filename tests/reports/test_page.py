@@ -13,7 +13,7 @@ import pytest
 from fastlocal.common.errors import UsageError
 from fastlocal.data.partition import build
 from fastlocal.reports.page import report_page
-from fastlocal.reports.plot_data import heat_map
+from fastlocal.reports.plot_data import curves, heat_map
 from fastlocal.reports.plots import write_plots
 from fastlocal.reports.sweep_records import collect
 from tests.helpers.browser import DESKTOP, PHONE, chromium, overflow, served, watched
@@ -175,6 +175,10 @@ def test_200_runs_make_a_page_of_moderate_size(tmp_path: Path) -> None:
     text = report_page(collect([tmp_path / "sweep"], "RUN"))
     assert time.process_time() - start < 10 and len(text) < 2**21
     assert "and 30 more" in text, "curves of the best ten settings are drawn"
+
+    long = write_run(tmp_path / "long", rows_of(0.9, range(1, 20_001)))
+    (line,) = curves(collect([long], "RUN"), "val_acc1").lines
+    assert len(line.x) == len(line.points) == 400 and (line.x[0], line.x[-1]) == (1, 20_000)
 
 
 def test_plots_are_files(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
