@@ -13,6 +13,7 @@ import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from .clients import ClientPlot
 from .plot_data import COLOURS, HeatMap, LinePlot, Plot
@@ -23,6 +24,8 @@ INK, GRID = "#010203", "#040506"
 ON_PAGE = {INK: "var(--ink)", GRID: "var(--grid)"}
 SIZE, WIDE_SIZE = (4.4, 2.9), (6.4, 4.2)
 """Inches: on a page, where the legend is text beside the plot, and by itself."""
+DODGE, ROOM = 2.5, 0.08
+"""Points between the intervals of lines at the same place, and share of an axis beyond its first and last value."""
 MAX_TICKS, MAX_NUMBERS = 8, 100
 
 
@@ -84,16 +87,19 @@ def _draw(plot: Plot, ink: str, grid: str, on_page: bool) -> str:
 
 
 def _draw_lines(axes: Any, plot: LinePlot) -> None:
-    for line in plot.lines:
+    for number, line in enumerate(plot.lines):
         colour = line.colour
         means = [point.mean for point in line.points]
         lows = [point.mean if point.low is None else point.low for point in line.points]
         highs = [point.mean if point.high is None else point.high for point in line.points]
         marked = range(len(means)) if plot.dots else _isolated(means)
+        shift = DODGE * (number - (len(plot.lines) - 1) / 2) if plot.dots else 0.0
+        moved = axes.transData + ScaledTranslation(shift / 72, 0, axes.figure.dpi_scale_trans)
         style = {"color": colour, "linewidth": 1.5, "marker": "o", "markersize": 4, "markevery": list(marked)}
-        axes.plot(line.x, means, label=line.label, **style)
+        axes.plot(line.x, means, label=line.label, transform=moved, **style)
         for place in marked:
-            axes.vlines(line.x[place], lows[place], highs[place], color=colour, linewidth=1.2)
+            ends = [lows[place], highs[place]]
+            axes.plot([line.x[place]] * 2, ends, color=colour, linewidth=1.2, transform=moved)
         if not plot.dots and any(point.low is not None for point in line.points):
             axes.fill_between(line.x, lows, highs, color=colour, alpha=0.2, linewidth=0)
     axes.grid(True)
@@ -103,18 +109,25 @@ def _draw_lines(axes: Any, plot: LinePlot) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(*plot.y_limits)
+    if plot.dots:
+        _set_ticks(axes, plot)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=MAX_TICKS, integer=True, min_n_ticks=1))
+
+
+def _set_ticks(axes: Any, plot: LinePlot) -> None:
+    """Put ticks at the values of the field, and room for the shifted lines beside the first and the last."""
+    places = sorted({place for line in plot.lines for place in line.x})
+    first, last = places[0], places[-1]
     if plot.log_x:
         axes.set_xscale("log")
-        places = evenly(sorted({place for line in plot.lines for place in line.x}), MAX_TICKS)
-        axes.set_xticks(places, [f"{place:g}" for place in places])
-        axes.xaxis.set_minor_locator(NullLocator())
-    elif plot.dots and plot.ticks is None:
-        axes.set_xticks(evenly(sorted({place for line in plot.lines for place in line.x}), MAX_TICKS))
-    elif plot.ticks is None:
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=MAX_TICKS, integer=True, min_n_ticks=1))
+        room = (last / first) ** ROOM
+        axes.set_xlim(first / room, last * room)
     else:
-        numbers = evenly(range(len(plot.ticks)), MAX_TICKS)
-        axes.set_xticks(numbers, [_short(plot.ticks[number]) for number in numbers])
+        axes.set_xlim(first - ROOM * (last - first), last + ROOM * (last - first))
+    shown = evenly(places, MAX_TICKS)
+    axes.set_xticks(shown, [f"{place:g}" if plot.ticks is None else _short(plot.ticks[int(place)]) for place in shown])
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _isolated(values: Sequence[float]) -> list[int]:

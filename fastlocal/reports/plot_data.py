@@ -131,9 +131,11 @@ def over_field(sweep: Sweep, field: str, metric: str) -> LinePlot | None:
 
     None if the field has fewer than two values with finished runs.
     """
-    values = [value for value in sweep.fields[field] if not isinstance(value, bool)]
-    numeric = len(values) == len(sweep.fields[field]) and all(isinstance(value, int | float) for value in values)
-    places = {show(value): float(value) if numeric else float(i) for i, value in enumerate(sweep.fields[field])}
+    values = list(sweep.fields[field])
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    if numeric and 0 in values and is_log_spread([value for value in values if value]):
+        values, numeric = sorted(values), False  # a logarithmic axis has no place for 0
+    places = {show(value): float(value) if numeric else float(i) for i, value in enumerate(values)}
     groups: dict[str, list[tuple[float, Summary]]] = {}
     for setting in settings_of(sweep):
         found, place = summary_of(setting, metric), places.get(show(setting.values.get(field)))
