@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..reports.run_records import RunRecord
 
 SIDE_BY_SIDE = 6
-"""Runs whose differing settings are shown in a column each; of more, the values that occur."""
+"""Runs whose differences are shown in a column each; of more, the values that occur."""
 NO_TERMINAL_WIDTH = 10_000
 """Columns of output that is no terminal, so that no line is broken."""
 
@@ -111,10 +111,10 @@ def _metric(runs: Sequence[RunRecord], given: str | None) -> str:
 
 def _settings(runs: Sequence[RunRecord]) -> Table | None:
     """Return the settings in which runs differ; None if there are none."""
-    from ..reports.sweep_records import differing, show
+    from ..reports.sweep_records import config_differences, show
 
     known = [one for one in runs if one.settings]
-    apart = differing(known)
+    apart = config_differences(known)
     if not apart:
         return None
     if len(known) > SIDE_BY_SIDE:
@@ -151,7 +151,7 @@ def _results(runs: Sequence[RunRecord], metric: str, target: float | None) -> Ta
             choose = min if lower_is_better(other) else max
             columns.append(Column(other, [one.last(other) for one in runs], exact, choose))
     if target is not None:
-        rows = [one.first_reaching(metric, target) for one in runs]
+        rows = [one.first_at(metric, target) for one in runs]
         reached = [None if row is None else row.get("comm_round") for row in rows]
         samples = [None if row is None else one.samples(row) for one, row in zip(runs, rows, strict=True)]
         columns += [Column(f"rounds to {target:g}", reached, whole, min)]

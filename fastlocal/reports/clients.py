@@ -17,7 +17,7 @@ from .run_records import RunRecord
 from .statistics import evenly
 from .sweep_records import show
 
-SHOWN = 4
+MAX_PARTITIONS = 4
 """Partitions that a report shows at most."""
 MAX_RANKS, MAX_CLIENTS, MAX_LABELS = 400, 60, 100
 """Clients whose sizes, and clients and labels whose shares are shown; of more, evenly spaced ones."""
@@ -50,15 +50,15 @@ class ClientPlot:
 
 
 def client_plots(runs: Sequence[RunRecord]) -> tuple[list[ClientPlot], int]:
-    """Return the first `SHOWN` different partitions of runs, and the number of further ones."""
+    """Return the first `MAX_PARTITIONS` different partitions of runs, and the number of further ones."""
     found: dict[str, RunRecord] = {}
     for run in runs:
         path = run.directory / FILE
         if path.is_file():
             with path.open("rb") as file:
                 found.setdefault(hashlib.sha256(file.read()).hexdigest(), run)
-    plots = [_plot(run, place) for place, run in enumerate(list(found.values())[:SHOWN])]
-    return [plot for plot in plots if plot is not None], max(len(found) - SHOWN, 0)
+    plots = [_plot(run, place) for place, run in enumerate(list(found.values())[:MAX_PARTITIONS])]
+    return [plot for plot in plots if plot is not None], max(len(found) - MAX_PARTITIONS, 0)
 
 
 def _plot(run: RunRecord, place: int) -> ClientPlot | None:

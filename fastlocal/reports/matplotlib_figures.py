@@ -92,7 +92,7 @@ def _draw_lines(axes: Any, plot: LinePlot) -> None:
         means = [point.mean for point in line.points]
         lows = [point.mean if point.low is None else point.low for point in line.points]
         highs = [point.mean if point.high is None else point.high for point in line.points]
-        marked = range(len(means)) if plot.dots else _isolated(means)
+        marked = range(len(means)) if plot.dots else _lone_points(means)
         shift = DODGE * (number - (len(plot.lines) - 1) / 2) if plot.dots else 0.0
         moved = axes.transData + ScaledTranslation(shift / 72, 0, axes.figure.dpi_scale_trans)
         style = {"color": colour, "linewidth": 1.5, "marker": "o", "markersize": 4, "markevery": list(marked)}
@@ -130,7 +130,7 @@ def _set_ticks(axes: Any, plot: LinePlot) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _isolated(values: Sequence[float]) -> list[int]:
+def _lone_points(values: Sequence[float]) -> list[int]:
     """Return the places of finite values beside which a line has no other."""
     known = [False, *map(math.isfinite, values), False]
     return [place for place in range(len(values)) if known[place + 1] and not (known[place] or known[place + 2])]

@@ -27,14 +27,14 @@ from .html_parts import (
     table,
 )
 from .plot_data import HeatMap, LinePlot, all_plots
-from .plots import drawing
+from .plots import load_renderer
 from .spans import read_spans
 from .statistics import CONFIDENCE
-from .sweep_records import MAX_NAMED, Setting, Sweep, differing, settings_of, show
+from .sweep_records import MAX_NAMED, Setting, Sweep, config_differences, settings_of, show
 from .tables import best, difference, results, summary_metrics, summary_of
 
 SIDE_BY_SIDE = 8
-"""Runs whose differing settings are shown in a column each; of more, the values that occur."""
+"""Runs whose differences are shown in a column each; of more, the values that occur."""
 PROFILES = 4
 """Runs whose spans are shown at most."""
 MACHINE = ("device", "precision", "executor", "workers", "chunk", "deterministic")
@@ -78,7 +78,7 @@ def _head(sweep: Sweep, settings: Sequence[Setting]) -> str:
 
 
 def _plots(sweep: Sweep) -> list[str]:
-    _, draw = drawing("fastlocal report")
+    _, draw = load_renderer("fastlocal report")
     curves, finals = [], []
     shown: dict[str, Any] = {}
     left_out = 0
@@ -161,7 +161,7 @@ def _configuration(sweep: Sweep) -> list[str]:
     known = [run for run in sweep.runs if run.settings]
     if not known:
         return []
-    apart, out = differing(known), []
+    apart, out = config_differences(known), []
     if apart and len(known) <= SIDE_BY_SIDE:
         rows = [[name, *(show(run.settings.get(name)) for run in known)] for name in apart]
         out.append(table("differences in configuration", ("field", *(run.name for run in known)), rows))
@@ -182,7 +182,7 @@ def _configuration(sweep: Sweep) -> list[str]:
 
 
 def _clients(sweep: Sweep) -> list[str]:
-    _, draw = drawing("fastlocal report")
+    _, draw = load_renderer("fastlocal report")
     plots, left_out = client_plots(sweep.runs)
     notes = dict.fromkeys(plot.note for plot in plots if plot.note)
     more = [f"{left_out} more partitions are not shown."] if left_out else []

@@ -18,7 +18,7 @@ COLOURS = (
     *("#a07b50", "#d463a8", "#7f8790", "#8f9a1f", "#1f9fb5"),
 )
 """Colours of lines, of 3 to 1 contrast with white and with the dark ground of a page."""
-SHOWN = len(COLOURS)
+MAX_LINES = len(COLOURS)
 """Lines of a plot at most."""
 MAX_PLACES = 400
 """Places of a curve that are drawn; of more, evenly spaced ones, the first and the last among them."""
@@ -46,7 +46,7 @@ class LinePlot:
         x_label: Label of the horizontal axis.
         y_label: Label of the vertical axis.
         lines: The lines.
-        left_out: Lines beyond `SHOWN`.
+        left_out: Lines beyond `MAX_LINES`.
         ticks: Labels of the places 0, 1, 2 ... of values that are no numbers, or None.
         log_x: Whether x is logarithmic, with ticks at the values themselves.
         dots: Whether places are marked.
@@ -113,7 +113,7 @@ def curves(sweep: Sweep, metric: str, axis: str = "comm_round") -> LinePlot:
     words = {"comm_round": "communication rounds", "epoch": "epochs"}[axis]
     name = f"curves_{metric}_by_{axis}"
     lines = [line for line in lines if line.x]
-    return LinePlot(name, f"{metric} over {words}", words, metric, lines, max(len(settings) - SHOWN, 0))
+    return LinePlot(name, f"{metric} over {words}", words, metric, lines, max(len(settings) - MAX_LINES, 0))
 
 
 def axes_of(sweep: Sweep) -> list[str]:
@@ -154,7 +154,7 @@ def over_field(sweep: Sweep, field: str, metric: str) -> LinePlot | None:
         x_label=field,
         y_label=metric,
         lines=lines,
-        left_out=max(len(groups) - SHOWN, 0),
+        left_out=max(len(groups) - MAX_LINES, 0),
         ticks=None if numeric else list(places),
         log_x=numeric and is_log_spread(values),
         dots=True,

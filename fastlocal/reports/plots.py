@@ -26,7 +26,7 @@ def write_plots(sweep_directory: Path) -> None:
 
 def save_plots(sweep: Sweep, folder: Path) -> None:
     """Write the plots as SVG files into a folder, which is made; raises UsageError without matplotlib."""
-    draw, _ = drawing("plots")
+    draw, _ = load_renderer("plots")
     folder.mkdir(exist_ok=True)
     for plot in all_plots(sweep):
         content = draw(plot)
@@ -34,7 +34,7 @@ def save_plots(sweep: Sweep, folder: Path) -> None:
         write_atomically(folder / f"{name}.svg", lambda file, content=content: file.write(content))  # type: ignore[misc]
 
 
-def drawing(what: str) -> tuple[Callable[[Plot], bytes], Callable[[Plot], str]]:
+def load_renderer(what: str) -> tuple[Callable[[Plot], bytes], Callable[[Plot], str]]:
     """Return the functions that draw files and parts of a page.
 
     Args:

@@ -74,7 +74,7 @@ class RunRecord:
         sign = 1 if lower_is_better(metric) else -1
         return min(found, key=lambda one: (sign * one[0], one[1])) if found else None
 
-    def first_reaching(self, metric: str, target: float) -> Row | None:
+    def first_at(self, metric: str, target: float) -> Row | None:
         """Return the first row whose metric is as good as `target`; None if no row is."""
         lower = lower_is_better(metric)
         for row in self.rows:
@@ -151,11 +151,11 @@ def read_settings(path: Path) -> tuple[dict[str, Any], str]:
 def read_rows(path: Path) -> tuple[list[Row], str]:
     """Return the rows of a metrics.jsonl, and what is wrong with the file.
 
-    A last line without its end belongs to a run that is writing it, and is left out. Values other than numbers are left
-    out too, as are the training metrics before the first round, which have no samples.
+    A last line that is torn belongs to a run that is writing it, and is left out. Values other than numbers are left out
+    too, as are the training metrics before the first round, which have no samples.
     """
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]
+        lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return [], ""
     except OSError as error:
@@ -167,6 +167,8 @@ def read_rows(path: Path) -> tuple[list[Row], str]:
         except (ValueError, RecursionError):
             stored = None
         if not isinstance(stored, dict):
+            if number == len(lines):
+                break
             return rows, f"line {number} of {path.name} is no JSON object; it and those after it are left out"
         rows.append(_row(stored))
     return rows, ""
@@ -188,7 +190,7 @@ def _is_finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def refuse_no_run(path: Path, flag: str) -> UsageError:
+def no_run_error(path: Path, flag: str) -> UsageError:
     """Return the error for a path that is neither a run nor a sweep."""
     if not path.exists():
         return UsageError(f"{flag} {path}: does not exist; give a run directory or the directory of a sweep")

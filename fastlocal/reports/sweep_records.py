@@ -13,10 +13,10 @@ from typing import Any
 from fastlocal.common.errors import UsageError, one_line
 from fastlocal.config.schema import AREA_OF
 
-from .run_records import RunRecord, is_run, read_run, refuse_no_run
+from .run_records import RunRecord, is_run, read_run, no_run_error
 
 SWEEP_FILE = "sweep.json"
-MATTERS = ("precision", "seed", "wire_format")
+COMPUTE_FIELDS = ("precision", "seed", "wire_format")
 """Settings of the machine and of the log that change what a run computes; others make no two settings of it."""
 MAX_NAMED = 4
 """Fields up to which a setting is called by its values; with more it has its first run's name."""
@@ -120,7 +120,7 @@ def collect(paths: Iterable[Path], flag: str) -> Sweep:
     for run in (run for sweep in sweeps for run in sweep.runs):
         unique.setdefault(run.directory.resolve(), run)
     runs = _with_own_names(list(unique.values()))
-    fields = {name: found for name, found in differing(runs).items() if _matters(name)}
+    fields = {name: found for name, found in config_differences(runs).items() if _matters(name)}
     values = [{name: _value(run, name) for name in fields} for run in runs]
     runs = [dataclasses.replace(run, values=own) for run, own in zip(runs, values, strict=True)]
     return Sweep(f"{len(runs)} runs", fields, runs)
@@ -136,16 +136,16 @@ def read_sweep(directory: Path, flag: str = "SWEEP") -> Sweep:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         fields = {str(name): list(values) for name, values in stored["fields"].items()}
-        runs = [_listed(directory, entry) for entry in stored["runs"]]
+        runs = [_from_entry(directory, entry) for entry in stored["runs"]]
         name, command = str(stored.get("name", directory.name)), list(map(str, stored.get("command", ())))
     except FileNotFoundError:
-        raise refuse_no_run(directory, flag) from None
+        raise no_run_error(directory, flag) from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UsageError(f"{flag} {directory}: {SWEEP_FILE} cannot be read ({one_line(error, 120)})") from None
     return Sweep(name, fields, runs, command)
 
 
-def _listed(directory: Path, entry: Mapping[str, Any]) -> RunRecord:
+def _from_entry(directory: Path, entry: Mapping[str, Any]) -> RunRecord:
     name, seconds = str(entry["name"]), entry.get("seconds")
     run = read_run(directory / name, name)
     message = "; ".join(filter(None, [str(entry.get("message") or ""), run.message]))
@@ -160,12 +160,12 @@ def _listed(directory: Path, entry: Mapping[str, Any]) -> RunRecord:
 
 def _alone(path: Path, flag: str) -> Sweep:
     if not is_run(path):
-        raise refuse_no_run(path, flag)
+        raise no_run_error(path, flag)
     run = read_run(path)
     return Sweep(run.name, {}, [run])
 
 
-def differing(runs: Sequence[RunRecord]) -> dict[str, list[Any]]:
+def config_differences(runs: Sequence[RunRecord]) -> dict[str, list[Any]]:
     """Return {field: values that occur} of the settings in which runs differ, in the order of config.json.
 
     A run without config.json is left out; a field that an older version did not write counts as a value of its own.
@@ -181,7 +181,7 @@ def differing(runs: Sequence[RunRecord]) -> dict[str, list[Any]]:
 
 def _matters(name: str) -> bool:
     """Return True if runs that differ in this field are of two settings."""
-    return name in MATTERS or not (name == "recipe" or AREA_OF.get(name) in ("log", "machine"))
+    return name in COMPUTE_FIELDS or not (name == "recipe" or AREA_OF.get(name) in ("log", "machine"))
 
 
 def _value(run: RunRecord, name: str) -> Any:
