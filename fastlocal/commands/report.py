@@ -9,7 +9,6 @@ from pathlib import Path
 
 import tyro
 
-from ..common.atomic_file import write_atomically
 from ..common.errors import UsageError
 from ..common.interrupts import defer_signals
 from .argv import normalise, refuse_unknown
@@ -52,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
         from ..reports.page import report_page
         from ..reports.plots import save_plots
         from ..reports.sweep_records import collect
-        from ..reports.tables import save_tables
+        from ..reports.tables import save_tables, write_bytes
 
     sweep = collect(flags.runs, "RUN")
     content = report_page(sweep).encode()
@@ -62,7 +61,7 @@ def run(argv: Sequence[str]) -> int:
                 folder.expanduser().mkdir(parents=True, exist_ok=True)
                 save(sweep, folder.expanduser())
                 print(folder)
-        write_atomically(out, lambda file: file.write(content))
+        write_bytes(out, content)
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise UsageError(f"{error.filename}: cannot be written ({error.strerror})") from None
     print(out)

@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from fastlocal.common.atomic_file import write_atomically
 from fastlocal.common.errors import UsageError
 
 from .plot_data import Plot, all_plots
 from .sweep_records import Sweep, read_sweep
+from .tables import write_bytes
 
 FOLDER = "plots"
 
@@ -29,9 +29,7 @@ def save_plots(sweep: Sweep, folder: Path) -> None:
     draw, _ = load_renderer("plots")
     folder.mkdir(exist_ok=True)
     for plot in all_plots(sweep):
-        content = draw(plot)
-        name = re.sub(r"[^\w.-]", "_", plot.name)
-        write_atomically(folder / f"{name}.svg", lambda file, content=content: file.write(content))  # type: ignore[misc]
+        write_bytes(folder / (re.sub(r"[^\w.-]", "_", plot.name) + ".svg"), draw(plot))
 
 
 def load_renderer(what: str) -> tuple[Callable[[Plot], bytes], Callable[[Plot], str]]:

@@ -151,8 +151,8 @@ def read_settings(path: Path) -> tuple[dict[str, Any], str]:
 def read_rows(path: Path) -> tuple[list[Row], str]:
     """Return the rows of a metrics.jsonl, and what is wrong with the file.
 
-    A last line that is torn belongs to a run that is writing it, and is left out. Values other than numbers are left out
-    too, as are the training metrics before the first round, which have no samples.
+    A last line that is torn belongs to a run that is writing it, and is left out, as are values other than numbers, and
+    the training metrics before the first round, which have no samples.
     """
     try:
         lines = path.read_bytes().split(b"\n")

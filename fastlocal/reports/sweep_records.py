@@ -13,7 +13,7 @@ from typing import Any
 from fastlocal.common.errors import UsageError, one_line
 from fastlocal.config.schema import AREA_OF
 
-from .run_records import RunRecord, is_run, read_run, no_run_error
+from .run_records import RunRecord, is_run, no_run_error, read_run
 
 SWEEP_FILE = "sweep.json"
 COMPUTE_FIELDS = ("precision", "seed", "wire_format")

@@ -49,8 +49,12 @@ def write_tables(sweep_directory: Path) -> None:
 def save_tables(sweep: Sweep, folder: Path) -> None:
     """Write the three tables into a folder, each atomically."""
     for name, table in zip(TABLES, (results(sweep), summary(sweep), differences(sweep)), strict=True):
-        text = table.to_csv().encode()
-        write_atomically(folder / name, lambda file, text=text: file.write(text))  # type: ignore[misc]
+        write_bytes(folder / name, table.to_csv().encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    write_atomically(path, lambda file: file.write(content))
 
 
 def results(sweep: Sweep) -> Table:
