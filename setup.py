@@ -44,6 +44,7 @@ PYARROW = ["pyarrow>=15"]
 H5PY = ["h5py>=3.10"]
 HTA = ["HolisticTraceAnalysis>=0.5"]  # reads traces in one test; brings pandas and jupyterlab
 BENCH = ["matplotlib>=3.8"]
+REPORT = ["matplotlib>=3.8"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10"]
 DEV = [
     *WANDB,
@@ -52,6 +53,7 @@ DEV = [
     *PYARROW,
     *H5PY,
     *BENCH,
+    *REPORT,
     *DOCS,
     "coverage>=7.10",
     "hypothesis>=6.100",
@@ -60,6 +62,7 @@ DEV = [
     "pytest>=8",
     "pytest-xdist>=3.5",
     "ruff>=0.6",
+    "scipy>=1.11",  # what the quantiles of Student's t are compared with
     "setuptools>=77",
 ]
 TEST = [*DEV, *FFCV, *DALI, *HTA]
@@ -76,7 +79,11 @@ setup(
     python_requires=">=3.10",
     packages=packages(),
     package_dir={"fastlocal": "fastlocal", "fastlocal.kernels": "kernels"},
-    package_data={"fastlocal.data.datasets": ["*.npz", "*.txt"], "fastlocal.kernels.native": ["*.cpp", "*.h"]},
+    package_data={
+        "fastlocal.data.datasets": ["*.npz", "*.txt"],
+        "fastlocal.kernels.native": ["*.cpp", "*.h"],
+        "fastlocal.reports": ["*.css", "*.js"],
+    },
     install_requires=[
         "numpy>=1.26",
         "pillow",
@@ -96,10 +103,11 @@ setup(
         "pyarrow": PYARROW,
         "h5py": H5PY,
         "bench": BENCH,
+        "report": REPORT,
         "docs": DOCS,
         "dev": DEV,
         "test": TEST,
-        "all": [*FFCV, *DALI, *WANDB, *TENSORBOARD, *SAFETENSORS, *PYARROW, *H5PY, *BENCH],
+        "all": [*FFCV, *DALI, *WANDB, *TENSORBOARD, *SAFETENSORS, *PYARROW, *H5PY, *BENCH, *REPORT],
     },
     entry_points={"console_scripts": ["fastlocal = fastlocal.cli:main"]},
     classifiers=[

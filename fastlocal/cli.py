@@ -26,6 +26,8 @@ COMMANDS = {
     "evaluate": "accuracy and loss of a stored model",
     "prepare": "write a data set to files that training reads fast",
     "partition": "share the training samples of a data set out among clients",
+    "report": "an HTML page about runs and sweeps: curves, statistics over seeds, tables, settings, clients",
+    "compare": "runs side by side in the terminal: settings that differ, final and best values, rounds to a target",
     "recipes": "the named runs that train takes",
 }
 USAGE_STATUS, STOPPED_STATUS, FULL_DISK_STATUS, MISSING_STATUS = 2, 75, 1, 1

@@ -32,6 +32,7 @@ ROOMS = (
     "module_checks",
     "training",
     "runs",
+    "reports",
     "verification",
     "commands",
     "api",
@@ -43,7 +44,10 @@ ROOMS = (
 OPTIONAL = ("ffcv", "h5py", "matplotlib", "nvidia", "pyarrow", "safetensors", "tensorboard", "triton", "wandb")
 """Each is imported only in the files that are named after it."""
 NAMED_AFTER = {"nvidia": "dali"}
-COMMANDS = ("", "train", "profile", "verify", "plan", "evaluate", "prepare", "partition", "recipes")
+COMMANDS = (
+    *("", "train", "profile", "verify", "plan", "evaluate", "prepare", "partition"),
+    *("report", "compare", "recipes"),
+)
 
 
 class Import(NamedTuple):

@@ -56,6 +56,10 @@ def test_the_sources_of_what_is_compiled_on_the_spot_come_along(wheel: zipfile.Z
     assert {f"fastlocal/kernels/native/{name}" for name in sources} <= set(wheel.namelist())
 
 
+def test_the_style_and_script_of_reports_come_along(wheel: zipfile.ZipFile) -> None:
+    assert {"fastlocal/reports/report.css", "fastlocal/reports/report.js"} <= set(wheel.namelist())
+
+
 def test_nothing_else_is_installed(wheel: zipfile.ZipFile) -> None:
     folders = {name.split("/")[0] for name in wheel.namelist()}
     assert folders == {"fastlocal", f"fastlocal-{fastlocal.__version__}.dist-info"}

@@ -10,10 +10,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from fastlocal.commands.compare import CompareFlags
 from fastlocal.commands.evaluate import EvaluateFlags
 from fastlocal.commands.flags import TrainFlags
 from fastlocal.commands.partition import PartitionFlags
 from fastlocal.commands.prepare import PrepareFlags
+from fastlocal.commands.report import ReportFlags
 from fastlocal.commands.verify import HELP
 from fastlocal.config.field_docs import field_docs
 from fastlocal.config.python_names import ARGUMENTS, UNSUPPORTED
@@ -22,6 +24,7 @@ from fastlocal.config.schema import AREA_OF, AREAS, RunConfig
 from tests.docs.markdown_tables import table
 
 NOT_SET = "not set"
+POSITIONAL = ("checkpoint", "runs")
 INTRODUCTION = """\
 # Flags
 
@@ -66,6 +69,8 @@ def page() -> str:
     parts += ["## fastlocal evaluate\n", _sentence(EvaluateFlags.__doc__ or ""), _rows(EvaluateFlags)]
     parts += ["## fastlocal prepare\n", _sentence(PrepareFlags.__doc__ or ""), _rows(PrepareFlags)]
     parts += ["## fastlocal partition\n", _sentence(PartitionFlags.__doc__ or ""), _rows(PartitionFlags)]
+    for name, kind in (("report", ReportFlags), ("compare", CompareFlags)):
+        parts += [f"## fastlocal {name}\n", _sentence(kind.__doc__ or ""), _rows(kind)]
     parts += ["## fastlocal verify\n", "It takes the flags of `train` and these:\n", table(("flag", "meaning"), VERIFY)]
     parts += ["## Names in Python\n", "These arguments of `fastlocal.train` have other names than the flags.\n"]
     renamed: dict[str, list[str]] = {"clients": ["clients"]}
@@ -104,7 +109,7 @@ def _rows(kind: Any, skip: tuple[str, ...] = ()) -> str:
         if spec.name not in skip:
             required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
             given = "required" if required else _shown(spec.default)
-            name = spec.name.upper() if spec.name == "checkpoint" else _flag(spec.name)
+            name = spec.name.upper() if spec.name in POSITIONAL else _flag(spec.name)
             rows.append((f"`{name}`", _kind(hints[spec.name]), given, _plain(docs[spec.name])))
     return table(("flag", "value", "default", "meaning"), rows)
 
@@ -117,7 +122,7 @@ def _kind(hint: Any) -> str:
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in typing.get_args(hint))
     if origin is tuple:
-        return "numbers"
+        return "numbers" if float in typing.get_args(hint) else "paths"
     return {bool: "0 or 1", int: "whole number", float: "number", Path: "path"}.get(hint, "text")
 
 

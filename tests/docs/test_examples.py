@@ -12,7 +12,9 @@ import torch
 
 import fastlocal
 from fastlocal.config.serialization import read_config
+from fastlocal.reports.tables import TABLES
 from tests.docs.pages import PAGES, ROOT, blocks
+from tests.helpers.sweep_files import rows_of, write_sweep
 
 
 def example(name: str) -> str:
@@ -33,7 +35,7 @@ def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
 
 def test_every_example_has_a_test_here() -> None:
     untitled = [page.name for page in PAGES for block in blocks(page) if block.language == "python" and not block.title]
-    assert untitled == ["README.md", "partitions.md", "populations.md", "python.md", "verify.md"]
+    assert untitled == ["README.md", "partitions.md", "populations.md", "python.md", "reports.md", "verify.md"]
 
 
 def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,6 +58,15 @@ def test_the_example_of_the_page_on_populations(tmp_path: Path, monkeypatch: pyt
     assert ended.history[-1]["clients"] == 4
     config = read_config(ended.directory / "config.json")
     assert config.client.population == 10
+
+
+@pytest.mark.needs("matplotlib")
+def test_the_example_of_the_page_on_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = write_sweep(tmp_path / "sweeps" / "rates", {"seed": [0, 1]}, lambda values: rows_of(0.9))
+    run("reports.md", tmp_path, monkeypatch)
+    text = (ROOT / "docs" / "reports.md").read_text(encoding="utf-8")
+    assert [name for name in TABLES if not (sweep / name).is_file() or f"| `{name}` |" not in text] == []
+    assert any((sweep / "plots").iterdir())
 
 
 def test_the_example_of_the_page_on_verify(

@@ -14,6 +14,7 @@ from fastlocal.data.datasets import DatasetSpec, cifar, fashion_mnist
 from fastlocal.data.preparing import run
 from fastlocal.data.types import DataSet, Split
 from fastlocal.models import build
+from tests.helpers.sweep_files import rows_of, write_sweep
 
 SMALLER = {
     "cifar10-post-local": ("--batch-size", "2", "--total-batch-size", "4", "--steps-per-epoch", "-1"),
@@ -46,6 +47,8 @@ def make(folder: Path, patch: pytest.MonkeyPatch) -> None:
     _weights(folder / "epoch100.pt", "torchvision.resnet18", 2)
     (folder / "runs" / "imagenet").mkdir(parents=True)
     _weights(folder / "runs" / "imagenet" / "latest.pt", "torchvision.resnet18", 2)
+    fields = {"seed": [0, 1], "start_lr": [0.05, 0.1]}
+    write_sweep(folder / "sweeps" / "rates", fields, lambda values: rows_of(0.8 + values["start_lr"]))
 
 
 def shrunk(words: Sequence[str]) -> list[str]:
