@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 CACHES = ("XDG_CACHE_HOME", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "WANDB_CACHE_DIR", "WANDB_DIR")
 
 torch.set_num_threads(1)
-os.fsync = os.fstat  # no test cuts the power, and a flush to the disk takes 8 ms; only open files can be flushed, as ever
+os.fsync = os.fstat  # no test cuts the power, and a flush to the disk takes 8 ms; closed files still raise
 # a suite started in the background ignores Ctrl-C, and so would the programs that tests interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if not torch.cuda.is_available():
