@@ -91,6 +91,14 @@ def own_cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "fastlocal"
 
 
+@pytest.fixture
+def scalar_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor compiles without vector instructions, as it takes 9 s to try out which there are."""
+    from torch._inductor import cpu_vec_isa
+
+    monkeypatch.setattr(cpu_vec_isa, "valid_vec_isa_list", list)
+
+
 @pytest.fixture(scope="session")
 def fork_server(caches: Path) -> Iterator[ForkServer]:
     """Where runs in processes of their own are forked, one at a time; each is to be waited for."""
