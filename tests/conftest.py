@@ -11,6 +11,7 @@ import ctypes
 import importlib.util
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 CACHES = ("XDG_CACHE_HOME", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "WANDB_CACHE_DIR", "WANDB_DIR")
 
 torch.set_num_threads(1)
+os.fsync = os.fstat  # no test cuts the power, and a flush to the disk takes 8 ms; closed files still raise
 # a suite started in the background ignores Ctrl-C, and so would the programs that tests interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if not torch.cuda.is_available():
@@ -64,7 +66,11 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         for name in CACHES:
             patch.setenv(name, str(folder / name.lower()))
-        share_compiled(base.parent / "native" if "PYTEST_XDIST_WORKER" in os.environ else base / "native")
+        shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+        share_compiled(shared / "native")
+        if sys.dont_write_bytecode:  # else each program that a test starts compiles all modules, 0.7 s
+            patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+            patch.setenv("PYTHONPYCACHEPREFIX", str(shared / "bytecode"))
         yield folder
 
 
@@ -83,6 +89,14 @@ def own_cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     share_compiled(compiled)
     return tmp_path / "cache" / "fastlocal"
+
+
+@pytest.fixture
+def scalar_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor compiles without vector instructions, as it takes 9 s to try out which there are."""
+    from torch._inductor import cpu_vec_isa
+
+    monkeypatch.setattr(cpu_vec_isa, "valid_vec_isa_list", list)
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -48,8 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.pop("TRITON_INTERPRET", None)
     longest_first = sorted(options.ops, key=lambda op: (op not in CONVOLUTIONS, op))
     tasks = [(op, target, options.most) for op in longest_first for target in options.targets]
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        rows = [row for op_rows in pool.map(compile_op, *zip(*tasks, strict=True)) for row in op_rows]
+    with ExitStack() as stack:
+        each: Callable[..., Iterable[list[Row]]] = map
+        if options.jobs > 1:
+            pool = ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"))
+            each = stack.enter_context(pool).map
+        rows = [row for op_rows in each(compile_op, *zip(*tasks, strict=True)) for row in op_rows]
     rows.sort(key=key)
     for row in rows:
         print(console_line(row))

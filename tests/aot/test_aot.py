@@ -8,6 +8,7 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -40,64 +41,115 @@ def table() -> list[Row]:
     return read_tables()
 
 
-def compiling(program: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a Python without Triton's interpreter, which the tests have chosen."""
+LAYERS = (
+    *((op, f"32x32 64->64 3x3 on 8x8 last {dtype}", 90) for op in CONVOLUTIONS for dtype in ("bf16", "fp32")),
+    ("conv2d_clients", "32x32 64->64 3x3 on 8x8 last bf16", 80),
+    ("conv2d_clients", "32x32 16->16 3x3 on 32x32 last statistics bf16", 90),
+)
+"""Cases of convolutions and their targets."""
+OPERANDS = {"bf16": "BF16", "fp32": "TF32"}
+PROGRAM = """
+import json, sys
+from fastlocal import kernels
+from fastlocal.kernels.case import cases
+from tests.aot.__main__ import main
+from tests.aot.cases import CONVOLUTIONS
+from tests.aot.checks import list_op, table_row
+from tests.aot.triton_compile import TARGETS, compile_case
+
+# before any is compiled, as Triton asks once for each
+listed = [list(key[:-1]) for op in kernels.TRITON_OPS for target in TARGETS for key in list_op(op, target)]
+others = [op for op in kernels.TRITON_OPS if op not in CONVOLUTIONS]
+if main(["--targets", "90", "--most", "2", "--jobs", "1", "--ops", *others, "--write", sys.argv[1]]):
+    sys.exit(1)
+
+def compiled(op, name, target, **options):
+    (case,) = (case for case in cases(op) if case.name == name)
+    return list(compile_case(op, case, target, {}, **options))
+
+layers = [[table_row(one), one.sass] for layer in %r for one in compiled(*layer, every_tile=False)]
+one_position = [len(compiled(op, "7 groups 2x3x7 silu fp32", 90)) for op in ("norm_act", "norm_act_backward")]
+print(json.dumps([listed, layers, one_position]))
+"""
+
+
+class Compiled(NamedTuple):
+    """What the installed Triton compiles in a Python without the interpreter, which the tests have chosen.
+
+    Attributes:
+        others: Rows of two configurations of every kernel but those of convolutions.
+        layers: Rows of the convolutions, and how often each instruction occurs.
+        one_position: Number of kernels of norms of one position.
+        listed: Keys of all that can be compiled.
+    """
+
+    others: list[Row]
+    layers: list[tuple[Row, dict[str, int]]]
+    one_position: list[int]
+    listed: set[tuple[str, ...]]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    folder = tmp_path_factory.mktemp("tables")
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM % (LAYERS,), str(folder)]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", *program], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-
-
-def test_two_configurations_of_every_kernel(tmp_path: Path) -> None:
-    """Compiled for sm_90 by a Python without the interpreter: they fit, spill nothing, and the widths are there."""
-    options = ["--targets", "90", "--most", "2", "--jobs", "1", "--write", str(tmp_path)]
-    done = compiling(["-m", "tests.aot", *options])
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = read_tables(tmp_path)
+    listed, layers, one_position = json.loads(done.stdout.splitlines()[-1])
+    return Compiled(read_tables(folder), layers, one_position, {tuple(key) for key in listed})
+
+
+def test_every_kernel(compiled: Compiled) -> None:
+    """They fit, spill nothing, and the widths are there."""
+    rows = [*compiled.others, *(row for row, _ in compiled.layers)]
+    assert checks.faults(rows) == []
     assert {row["op"] for row in rows} == set(kernels.TRITON_OPS)
+    assert {row["kernel"] for row in rows} == {row["kernel"] for row in read_tables()}
     for op, least in WIDE.items():
         found = [(int(row["loads_128"]), int(row["stores_128"])) for row in rows if row["op"] == op]
         assert any(loads >= least[0] and stores >= least[1] for loads, stores in found), (op, found)
 
 
-ONE_POSITION = """
-from tests.aot import triton_compile
-from fastlocal.kernels.case import cases
+def test_products_are_in_the_inputs_format_and_images_are_fetched_16_bytes_at_a_time(compiled: Compiled) -> None:
+    """On Hopper by its own instructions; the tables hold more, of every supported version of Triton."""
+    rows = [(row, names) for row, names in compiled.layers if row["kernel"] != "_combine_kernel"]
+    assert len(rows) == len(LAYERS)
+    for (op, case, target), (row, names) in zip(LAYERS, rows, strict=True):
+        dtype = case.split()[-1]
+        assert (row["op"], row["case"]) == (op, case)
+        if target == 90:
+            assert any(name.startswith("HGMMA") and name.endswith(OPERANDS[dtype]) for name in names), names
+            assert not any(name.startswith("HMMA") for name in names), names
+        # TF32 products read both operands along the sum, which for filters runs across the channels: one by one
+        if (op, dtype) != ("conv2d_clients_weight_grad", "fp32") and "statistics" not in case:
+            loads = {name for name in names if name.startswith(("LDG.", "LDGSTS."))}
+            assert loads and all(name.endswith(".128") for name in loads), loads
 
-for op in ("norm_act", "norm_act_backward"):
-    small = [case for case in cases(op) if case.name == "7 groups 2x3x7 silu fp32"]
-    print(op, sum(1 for case in small for _ in triton_compile.compile_case(op, case, 90, {})))
-"""
+
+PRODUCTS = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05"}
 
 
-def test_norms_of_one_position_compile() -> None:
+def test_every_compiled_tile_uses_its_targets_tensor_cores(table: list[Row]) -> None:
+    rows = [row for row in table if row["op"] in CONVOLUTIONS and "PRECISION=" in row["configuration"]]
+    assert {row["target"] for row in rows} == set(PRODUCTS)
+    assert [row for row in rows if row["products"] != PRODUCTS[row["target"]]] == []
+
+
+def test_norms_of_one_position_compile(compiled: Compiled) -> None:
     """Triton makes a constant of an argument that is 1, which the interpreter does not show."""
-    done = compiling(["-c", ONE_POSITION])
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert all(int(line.split()[1]) > 0 for line in done.stdout.splitlines()) and len(done.stdout.splitlines()) == 2
+    assert all(number > 0 for number in compiled.one_position)
 
 
-LISTED = """
-import json
-from fastlocal import kernels
-from tests.aot.checks import list_op
-from tests.aot.triton_compile import TARGETS
-print(json.dumps([list(key) for op in kernels.TRITON_OPS for target in TARGETS for key in list_op(op, target)]))
-"""
-
-
-def test_the_tables_hold_what_is_compiled_and_nothing_else(table: list[Row]) -> None:
+def test_the_tables_hold_what_is_compiled_and_nothing_else(table: list[Row], compiled: Compiled) -> None:
     """Of every version of Triton, which all tell the same configurations apart."""
     assert checks.faults(table) == []
     keys = [key(row) for row in table]
     assert len(set(keys)) == len(keys)
-    done = compiling(["-c", LISTED])
-    assert done.returncode == 0, done.stderr[-2000:]
-    listed = {tuple(place[:-1]) for place in json.loads(done.stdout)}
     for version in {row["triton"] for row in table}:
         held = {place[:-1] for place in keys if place[-1] == version}
-        assert sorted(held - listed) == [], f"in the table of {version}, but not compiled"
-        assert sorted(listed - held) == [], f"compiled, but not in the table of {version}"
+        assert sorted(held - compiled.listed) == [], f"in the table of {version}, but not compiled"
+        assert sorted(compiled.listed - held) == [], f"compiled, but not in the table of {version}"
 
 
 FORMATS = {

@@ -16,7 +16,7 @@ from tests.helpers.run_files import difference, run_files
 
 PATIENCE_S = 120
 FLAGS = (
-    "--partition iid --population 13 --clients 6 --batch-size 4 --rounds 8 --step1 40 --eval-freq1 4 "
+    "--partition iid --population 13 --clients 6 --batch-size 4 --rounds 6 --step1 20 --eval-freq1 3 "
     "--precision fp64 --chunk 1 --debug --wd 0.01"
 ).split()
 KINDS = {
@@ -55,7 +55,7 @@ def _stopped(fork_server: ForkServer, data: Path, directory: Path, flags: tuple[
     """Start a run on two processes, and stop it; return whether it stopped within a round."""
     process, log = begun(fork_server, data, directory, 2, *flags), directory / "steps.jsonl"
     assert wait_until(
-        lambda: not process.running() or (log.exists() and log.read_bytes().count(b"\n") > 200), PATIENCE_S
+        lambda: not process.running() or (log.exists() and log.read_bytes().count(b"\n") > 100), PATIENCE_S
     )
     time.sleep(0.015 * int(directory.name))
     process.send(signal.SIGTERM)

@@ -75,6 +75,11 @@ def test_a_checkpoint_of_more_classes_than_the_labels(
     assert outcome.status == 2 and "'linear.weight' has shape (3, 128), the model needs (4, 128)" in outcome.err
 
 
+def test_a_checkpoint_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = run(capsys, "evaluate", tmp_path / "missing.pt")
+    assert outcome.status == 2 and "missing.pt" in outcome.err and outcome.err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

@@ -173,5 +173,6 @@ def _wait_for_random_moment(process: ForkedRun, directory: Path, steps_bytes: in
         time.sleep(draw.uniform(0, 0.1))
         return
     wait_until(reached, MAX_WAIT_S)
-    wait_until(lambda: not process.running() or not pattern or any(directory.glob(pattern)), MAX_WAIT_S)
+    # a file takes a few ms
+    wait_until(lambda: not process.running() or not pattern or any(directory.glob(pattern)), MAX_WAIT_S, every=0.0002)
     time.sleep(draw.choice([0, draw.uniform(0, 0.01)]))

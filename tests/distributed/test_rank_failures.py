@@ -11,7 +11,7 @@ import pytest
 from fastlocal.checkpoint.resharding import read_saved
 from fastlocal.cli import main
 from tests.helpers.fork_server import ForkServer, wait_until
-from tests.helpers.processes import ends, start
+from tests.helpers.processes import run_each
 
 PATIENCE_S = 60
 ENDLESS = (
@@ -44,10 +44,10 @@ def test_a_rank_that_does_not_come_is_named(
     assert said.format(pid=ranks.pids[gone], host=socket.gethostname()) in text.splitlines()[-1], text
 
 
-def test_one_rank_s_mistake_ends_them_all(tmp_path: Path) -> None:
+def test_one_rank_s_mistake_ends_them_all(fork_server: ForkServer, tmp_path: Path) -> None:
     right = (*ENDLESS[:-2], "--log-pth", tmp_path / "run")
     wrong = (*right, "--resume-pth", tmp_path / "not there.pt")
-    (first, said), (second, silent) = ends(start(right, wrong))
+    (first, said), (second, silent) = run_each(fork_server, tmp_path / "log{rank}", right, wrong)
     assert (first, second) == (2, 2)
     assert said.splitlines()[-1].startswith("fastlocal: error: rank 1: --resume-pth") and silent == ""
     assert not (tmp_path / "run").exists()
@@ -68,8 +68,8 @@ except KeyboardInterrupt:
 """
 
 
-def test_a_signal_to_one_rank_before_its_rounds_stops_all() -> None:
-    ended = ends(start((), (), program=("-c", STARTING)))
+def test_a_signal_to_one_rank_before_its_rounds_stops_all(fork_server: ForkServer, tmp_path: Path) -> None:
+    ended = run_each(fork_server, tmp_path / "log{rank}", (), (), program=STARTING)
     assert [status for status, _ in ended] == [75, 75], ended
 
 
@@ -95,9 +95,9 @@ except KeyboardInterrupt:
 """
 
 
-def test_a_signal_to_one_rank_while_others_are_waited_for_stops_all() -> None:
+def test_a_signal_to_one_rank_while_others_are_waited_for_stops_all(fork_server: ForkServer, tmp_path: Path) -> None:
     """The third never comes, and the one that is told to stop keeps the store."""
-    ended = ends(start((), (), program=("-c", LEAVING), WORLD_SIZE="3"))
+    ended = run_each(fork_server, tmp_path / "log{rank}", (), (), program=LEAVING, WORLD_SIZE="3")
     assert [status for status, _ in ended] == [75, 75], ended
 
 
@@ -132,9 +132,9 @@ except KeyboardInterrupt:
 """
 
 
-def test_a_second_signal_to_one_rank_in_the_last_save_stops_all(tmp_path: Path) -> None:
+def test_a_second_signal_to_one_rank_in_the_last_save_stops_all(fork_server: ForkServer, tmp_path: Path) -> None:
     """It comes when its part is written and the first rank still writes; the save stands."""
-    ended = ends(start((tmp_path,), (tmp_path,), program=("-c", SAVING)))
+    ended = run_each(fork_server, tmp_path / "log{rank}", (tmp_path,), (tmp_path,), program=SAVING)
     assert [status for status, _ in ended] == [75, 75], ended
     assert read_saved(tmp_path / "resume.pt", 1, 2).metadata["position"]["comm_round"] == 1
 
@@ -152,15 +152,14 @@ with connect(LaunchInfo.from_environment(), url="env://", timeout=120, device=to
 """
 
 
-def test_a_rank_that_hangs_asks_who_answers() -> None:
-    first, second = start((), (), program=("-c", STUCK))
-    try:
-        ((status, text),) = ends([first])
-    finally:
-        second.kill()
-        ends([second])
-    assert status == 1
-    assert f"rank 1 (process {second.pid} on" in text and text.endswith("waited for at the average of round 12\n"), text
+def test_a_rank_that_hangs_asks_who_answers(fork_server: ForkServer, tmp_path: Path) -> None:
+    ranks = fork_server.start_each(tmp_path / "log{rank}", (), (), program=STUCK)
+    assert wait_until(lambda: not ranks.running([0]), PATIENCE_S)
+    ranks.send(signal.SIGKILL)
+    assert ranks.statuses() == [1, -signal.SIGKILL]
+    text = ranks.said(0)
+    assert f"rank 1 (process {ranks.pids[1]} on" in text, text
+    assert text.endswith("waited for at the average of round 12\n"), text
 
 
 def test_plan_names_who_does_not_come(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,9 +174,9 @@ def test_plan_names_who_does_not_come(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert capsys.readouterr().err == said
 
 
-def test_fewer_clients_than_ranks(tmp_path: Path) -> None:
+def test_fewer_clients_than_ranks(fork_server: ForkServer, tmp_path: Path) -> None:
     words = (*ENDLESS, "--clients", "1", "--log-pth", tmp_path / "run")
-    (first, said), (second, silent) = ends(start(words, words))
+    (first, said), (second, silent) = run_each(fork_server, tmp_path / "log{rank}", words, words)
     assert (first, second) == (2, 2)
     assert said.splitlines() == [
         "fastlocal: error: --clients 1: fewer than the 2 processes; give at least as many, or start fewer processes"
@@ -220,11 +219,11 @@ def test_what_is_started_again_goes_on_with_its_own_run_alone(
     assert [path.name for path in tmp_path.glob(".*")] == [".launch"]
 
 
-def test_the_first_process_s_address_can_be_given(tmp_path: Path) -> None:
+def test_the_first_process_s_address_can_be_given(fork_server: ForkServer, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     words = (*ENDLESS, "--rounds", "1", "--eval-freq1", "1", "--dist-url", url, "--log-pth", tmp_path / "run")
-    ended = ends(start(words, words, MASTER_ADDR="203.0.113.1"))
+    ended = run_each(fork_server, tmp_path / "log{rank}", words, words, MASTER_ADDR="203.0.113.1")
     assert [status for status, _ in ended] == [0, 0], ended[0][1]
     assert (tmp_path / "run" / "latest.pt").exists()

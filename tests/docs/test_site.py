@@ -7,12 +7,16 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from tests.docs.pages import PAGES, ROOT
 from tests.helpers.browser import DESKTOP, PHONE, chromium, overflow, served, watched
+
+if TYPE_CHECKING:
+    from playwright.sync_api import ViewportSize
 
 pytestmark = [pytest.mark.needs("mkdocs", "material")]
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
@@ -106,6 +110,10 @@ def test_nothing_is_loaded_from_elsewhere(pages: dict[Path, Page]) -> None:
     assert [link for page in pages.values() for link in page.loaded if urlsplit(link).netloc] == []
 
 
+def size(shape: tuple[int, int]) -> ViewportSize:
+    return {"width": shape[0], "height": shape[1]}
+
+
 @pytest.mark.needs("playwright")
 def test_a_browser_shows_every_page_without_an_error_at_the_width_of_a_phone(pages: dict[Path, Page]) -> None:
     """Nothing is cut off: what is wider than the window can be scrolled by itself."""
@@ -113,12 +121,14 @@ def test_a_browser_shows_every_page_without_an_error_at_the_width_of_a_phone(pag
     fixed = "getComputedStyle(table.parentElement).overflowX != 'auto'"
     any_cut = f"() => [...document.querySelectorAll('article table')].some(table => {cut} && {fixed})"
     with served(next(iter(pages)).parent) as address, chromium() as browser:
-        for width, height in (DESKTOP, PHONE):
-            page = browser.new_page(viewport={"width": width, "height": height})
-            faults = watched(page)
-            for path in pages:
-                page.goto(f"{address}/{path.name}")
-                assert overflow(page) == [] and not page.evaluate(any_cut), (path.name, width)
-            assert faults == []
+        page = browser.new_page()
+        faults = watched(page)
+        for path in pages:
+            page.set_viewport_size(size(DESKTOP))
+            page.goto(f"{address}/{path.name}")
+            for shape in (DESKTOP, PHONE):
+                page.set_viewport_size(size(shape))
+                assert overflow(page) == [] and not page.evaluate(any_cut), (path.name, shape)
+        assert faults == []
         page.evaluate("() => document.body.insertAdjacentHTML('beforeend', '<p style=min-width:500px>wide')")
         assert overflow(page) != [], "a paragraph of 500 pixels is not noticed"

@@ -31,6 +31,7 @@ class Graphs(Logger):
 PHASES = {"decay1": 2, "decay2": 3, "step1": 2, "step2": 3, "step3": 1, "gamma": 0.5}
 
 
+@pytest.mark.usefixtures("scalar_inductor")
 def test_nothing_is_compiled_after_the_first_round(tmp_path: Path) -> None:
     """With all that a step may have: momentum, noisy labels, a clipped gradient."""
     hard = {"momentum": 0.9, "nesterov": True, "label_noise": True, "noise_p": 0.3, "clip_norm": 0.1}

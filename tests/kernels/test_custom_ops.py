@@ -238,6 +238,7 @@ def test_compiled_without_a_graph_break(n_groups: int | None) -> None:
     check_against_the_loop(module, run, size=8)
 
 
+@pytest.mark.usefixtures("scalar_inductor")
 def test_compiled_by_inductor() -> None:
     """To the end, by the CPU's own compiler."""
     torch.manual_seed(0)

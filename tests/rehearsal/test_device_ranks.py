@@ -18,7 +18,9 @@ from fastlocal.distributed.store import Peer
 from fastlocal.distributed.world import World
 from fastlocal.runs.resolve import refuse_shared_gpu, resolve_device
 from fastlocal.training.timers import EVENTS, Timers
-from tests.helpers import command_line, processes
+from tests.helpers import command_line
+from tests.helpers.fork_server import ForkServer
+from tests.helpers.processes import Ends, run_each
 from tests.rehearsal import cuda_api
 from tests.rehearsal.conftest import Rehearsal
 
@@ -68,7 +70,7 @@ sys.exit(status)
 
 
 def test_ranks_with_a_gpu_each_train_what_one_does(
-    tmp_path: Path, rehearsed: Rehearsal, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, rehearsed: Rehearsal, fork_server: ForkServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Through the buckets' stream, with gloo in the place of NCCL."""
     data = command_line.write_npz(tmp_path / "data.npz")
@@ -79,13 +81,13 @@ def test_ranks_with_a_gpu_each_train_what_one_does(
         sizes = ["--batch-size", 4, "--total-batch-size", 20, "--epochs", 4, "--momentum", 0.9, "--bucket-mb", 0.01]
         return [*given, *sizes, "--executor", "stacked", "--tune-seconds", 0, "--timeout", 50]
 
-    interpreted = {"TRITON_INTERPRET": "1"}
-    started = processes.start(*[[hooks, "-", *words("cuda")]] * 2, program=("-c", RANK), **interpreted)
-    for status, said in processes.ends(started):
+    def on_two(*given: object) -> Ends:
+        return run_each(fork_server, tmp_path / "log{rank}", given, given, program=RANK, TRITON_INTERPRET="1")
+
+    for status, said in on_two(hooks, "-", *words("cuda")):
         assert status == 0 and "cpu:gloo,cuda:nccl, 110 s, 0" in said, said
         assert int(said.split(" events are left")[0].split()[-1]) <= 4, said
-    failing = [hooks, "fails", *words("cuda"), "--log-pth", tmp_path / "failing"]
-    for status, said in processes.ends(processes.start(failing, failing, program=("-c", RANK), **interpreted)):
+    for status, said in on_two(hooks, "fails", *words("cuda"), "--log-pth", tmp_path / "failing"):
         assert status == 1 and "the average of round 1 failed on every rank: NCCL error" in said, said
         assert "Traceback" not in said
     assert command_line.run(capsys, *words("cpu")).status == 0

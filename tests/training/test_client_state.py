@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import fastlocal
-from tests.helpers.processes import ends, start
+from tests.helpers.fork_server import ForkServer
+from tests.helpers.processes import run_each
 
 CLIENTS = 4
 
@@ -108,10 +109,10 @@ train(Path(sys.argv[1]), rounds=int(sys.argv[2]), resume=sys.argv[3] == "resume"
 """
 
 
-def test_on_two_ranks_and_on_from_there_on_one(whole: Path, tmp_path: Path) -> None:
+def test_on_two_ranks_and_on_from_there_on_one(whole: Path, fork_server: ForkServer, tmp_path: Path) -> None:
     """Either way the whole; half of it by two ranks is gone on with by one, which deals the clients anew."""
     words = [tmp_path / "run", 2, "start"]
-    for status, said in ends(start(words, words, program=("-c", PROGRAM))):
+    for status, said in run_each(fork_server, tmp_path / "log{rank}", words, words, program=PROGRAM):
         assert status == 0, said
     train(tmp_path / "run", rounds=4, resume=True)
     assert_same(tmp_path / "run", whole, 1e-9)
