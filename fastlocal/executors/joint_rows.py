@@ -73,7 +73,7 @@ class JointRows:
     def _plan(self, jobs: Sequence[ChunkJob]) -> RoundPlan:
         plans = [job.plan for job in jobs]
         first = plans[0]
-        device, dtype = first.client_ids.device, first.learning_rates.dtype
+        device = first.client_ids.device
         counts = [len(plan.client_ids) for plan in plans]
 
         def by_row(values: Sequence[Any], dtype: torch.dtype) -> Tensor:
@@ -88,8 +88,8 @@ class JointRows:
         values = RowValues(
             seed=differ(lambda problem: problem.seed, torch.int64),
             noise_p=differ(lambda problem: problem.noise and problem.noise.p, torch.float64),
-            momentum=differ(lambda problem: problem.momentum, dtype),
-            weight_decay=differ(lambda problem: problem.weight_decay, dtype),
+            momentum=differ(lambda problem: problem.momentum, torch.float64),
+            weight_decay=differ(lambda problem: problem.weight_decay, torch.float64),
         )
         if len(jobs) == 1:
             return dataclasses.replace(first, values=values)

@@ -24,8 +24,8 @@ class RowValues:
     Attributes:
         seed: int64 [clients], seeds of augmentation, label noise and the module's draws.
         noise_p: float64 [clients], probabilities of label noise.
-        momentum: [clients], momentum factors.
-        weight_decay: [clients], factors of the weight decay.
+        momentum: float64 [clients], momentum factors.
+        weight_decay: float64 [clients], factors of the weight decay.
     """
 
     seed: Tensor | None = None
