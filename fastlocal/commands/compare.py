@@ -156,8 +156,6 @@ def _results(runs: Sequence[RunRecord], metric: str, target: float | None) -> Ta
         samples = [None if row is None else one.samples(row) for one, row in zip(runs, rows, strict=True)]
         columns += [Column(f"rounds to {target:g}", reached, whole, min)]
         columns += [Column(f"samples to {target:g}", samples, whole, min)]
-    if any(one.seconds is not None for one in runs):
-        columns.append(Column("seconds", [one.seconds for one in runs], lambda value: f"{value:.1f}", min))
     states = [one.status for one in runs]
     table = _table("run", *(["status"] if any(states) else []), *(column.title for column in columns))
     cells = zip(*(column.cells() for column in columns), strict=True)

@@ -218,7 +218,9 @@ def _train(
 ) -> None:
     with defer_signals():
         from ..checkpoint.lock import hold_lock
+        from ..reports.tables import write_tables
         from ..sweeps.console import SweepConsole
+        from ..sweeps.ending import summary_text, write_report_files
         from ..sweeps.named_runs import NamedRuns
         from ..sweeps.train import train_sweep
 
@@ -235,7 +237,15 @@ def _train(
         halving = None if words.halving is None else Halving(words.halving, words.metric)
         builder = NamedRuns(world, console.message, resume=words.go_on)
         options = {"resume": words.go_on, "overwrite": words.overwrite}
-        train_sweep(runs, builder, files, world, console, halving=halving, **options)
+        try:
+            train_sweep(runs, builder, files, world, console, halving=halving, **options)
+        finally:
+            if world.is_rank0:
+                write_tables(directory)
+    if world.is_rank0:
+        print(summary_text(directory, words.metric))
+        for line in write_report_files(directory):
+            print(line)
 
 
 def _leave(directory: Path, detail: str = " in time") -> None:

@@ -20,7 +20,6 @@ from .html_parts import (
     heading,
     legend,
     mean_cell,
-    number,
     page,
     paragraph,
     section,
@@ -191,11 +190,8 @@ def _clients(sweep: Sweep) -> list[str]:
 
 
 def _time(sweep: Sweep) -> list[str]:
-    """Return the seconds of runs, and the spans of those that were profiled."""
-    out, seconds = [], [run.seconds for run in sweep.runs if run.seconds is not None]
-    if seconds:
-        longest = f", the longest {number(max(seconds))} s" if len(seconds) > 1 else ""
-        out.append(paragraph(f"{len(seconds)} runs took {number(sum(seconds))} s in all{longest}."))
+    """Return the spans of the runs that were profiled."""
+    out = []
     profiled = [(run, *read_spans(run.directory)) for run in sweep.runs]
     for run, what, spans in [one for one in profiled if one[2]][:PROFILES]:
         rows = [[span.name, Cell(f"{span.share:.1%}", span.share), span.round_ms] for span in spans]

@@ -36,7 +36,6 @@ class RunRecord:
         values: {field: value} by which the runs read together differ.
         rows: Rows of metrics.jsonl, numbers only, by rounds. A loss of null is NaN.
         status: Status in sweep.json; "" for a run that was given by itself.
-        seconds: Time in sweep.json, or None.
         message: Message in sweep.json, or what cannot be read; else "".
     """
 
@@ -46,7 +45,6 @@ class RunRecord:
     values: Mapping[str, Any] = field(default_factory=dict)
     rows: Sequence[Row] = ()
     status: str = ""
-    seconds: float | None = None
     message: str = ""
 
     @property

@@ -146,14 +146,13 @@ def read_sweep(directory: Path, flag: str = "SWEEP") -> Sweep:
 
 
 def _from_entry(directory: Path, entry: Mapping[str, Any]) -> RunRecord:
-    name, seconds = str(entry["name"]), entry.get("seconds")
+    name = str(entry["name"])
     run = read_run(directory / name, name)
     message = "; ".join(filter(None, [str(entry.get("message") or ""), run.message]))
     return dataclasses.replace(
         run,
         values=dict(entry["values"]),
         status=str(entry.get("status") or "waiting"),
-        seconds=None if seconds is None else float(seconds),
         message=message,
     )
 

@@ -61,12 +61,12 @@ def results(sweep: Sweep) -> Table:
     """Return a row for each run: swept fields, status, how far it is, last metrics, best accuracy and its round."""
     metrics = metric_names(sweep.runs)
     with_best = BEST in metrics
-    progress = ("status", "comm_round", "epoch", "samples", "seconds")
+    progress = ("status", "comm_round", "epoch", "samples")
     columns = ["name", *sweep.fields, *progress, *metrics, *(BEST_COLUMNS if with_best else ())]
     rows = []
     for run in sweep.runs:
         row: list[Any] = [run.name, *(run.values.get(name) for name in sweep.fields), run.status]
-        row += [run.comm_round, run.last("epoch"), run.samples(run.rows[-1]) if run.rows else None, run.seconds]
+        row += [run.comm_round, run.last("epoch"), run.samples(run.rows[-1]) if run.rows else None]
         row += [run.last(metric) for metric in metrics]
         row += (run.best() or (None, None)) if with_best else ()
         rows.append(row)

@@ -46,9 +46,8 @@ def write_sweep(
         run, state = ",".join(f"{field}={value}" for field, value in values.items()), status(values)
         if state != "waiting":
             write_run(directory / run, rows(values), **values)
-        done = state == "done"
         message = "the loss is <not> finite" if state == "failed" else None
-        entry = {"name": run, "values": values, "status": state, "seconds": 1.5 if done else None, "message": message}
+        entry = {"name": run, "values": values, "status": state, "message": message}
         listed.append(entry)
     stored = {"version": 1, "name": name, "command": ["fastlocal", "sweep"], "fields": fields, "runs": listed}
     (directory / "sweep.json").write_text(json.dumps(stored))
