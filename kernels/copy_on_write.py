@@ -69,7 +69,7 @@ def in_place(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
 def elsewhere(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Return the arguments of an activation or dropout of torch.nn.functional without `inplace`; None for other calls."""
+    """Return the arguments of an activation of torch.nn.functional without its `inplace`; None for other calls."""
     place = _inplace_at(func)
     if place is None or not in_place(func, args, kwargs):
         return None
