@@ -41,7 +41,7 @@ def saving() -> AbstractContextManager[Any]:
 
     Within other hooks of saved tensors, a checkpoint for example, it changes nothing.
     """
-    hooks = torch._C._autograd
+    hooks: Any = torch._C._autograd
     if not hooks._saved_tensors_hooks_is_enabled() or hooks._top_saved_tensors_default_hooks(False) is not None:
         return nullcontext()
     return saved_tensors_hooks(_pack, _Saved.value)

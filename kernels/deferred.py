@@ -101,7 +101,7 @@ class Norm:
         x: The images, perhaps a convolution that waits itself.
         affine: Weight and bias, [channels] or None.
         options: groups, eps and backend.
-        forks: Where the gradient of a residual flows that a convolution takes too.
+        deferred: Its forks, where the gradient of a residual flows that a convolution takes too, and its counts.
         residual: What is added after it, or None.
     """
 
@@ -110,10 +110,10 @@ class Norm:
         x: Tensor | Convolution,
         affine: tuple[Tensor | None, Tensor | None],
         options: tuple[int, float, str],
-        forks: Forks,
+        deferred: Deferred,
         residual: Tensor | None = None,
     ) -> None:
-        self.x, self.affine, self.options, self.residual, self.forks = x, affine, options, residual, forks
+        self.x, self.affine, self.options, self.residual, self.deferred = x, affine, options, residual, deferred
         self.shape, self.dtype, self.device = x.shape, x.dtype, x.device
         self._value: Tensor | None = None
 
@@ -125,7 +125,7 @@ class Norm:
     def value(self) -> Tensor:
         """Return the result without an activation; the sum is torch's, which saves no residual for the gradients."""
         if self._value is None:
-            alone = self if self.residual is None else Norm(self.x, self.affine, self.options, self.forks)
+            alone = self if self.residual is None else Norm(self.x, self.affine, self.options, self.deferred)
             self._value = alone.activated("none") if self.residual is None else alone.value() + self.residual
         return self._value
 
@@ -139,7 +139,8 @@ class Norm:
             x = self.x.value()
         else:
             x, mean, rstd = self.x.with_statistics(eps)
-        fork = self.forks.get(self.residual)
+        self.deferred.count(self, activation)
+        fork = self.deferred.forks.get(self.residual)
         residual = self.residual if fork is None or self.residual is None else self.residual.detach()
         *tensors, fork = (None if each is None else each.unsqueeze(0) for each in (*self.affine, residual, fork))
         with nullcontext() if residual is None else copy_on_write.saving():
@@ -151,7 +152,7 @@ class Norm:
         fits = residual.shape == self.shape and residual.dtype == self.dtype and residual.device == self.device
         if not fits or self.residual is not None or not self.waits:
             return None
-        return Norm(self.x, self.affine, self.options, self.forks, residual)
+        return Norm(self.x, self.affine, self.options, self.deferred, residual)
 
 
 class Known:
@@ -169,7 +170,12 @@ Node = Convolution | Norm | Known
 
 
 class Deferred:
-    """The nodes behind the stand-ins that are still in use."""
+    """The nodes behind the stand-ins that are still in use.
+
+    Attributes:
+        forks: Of the convolutions.
+        fused: Number of calls by what one call serves.
+    """
 
     def __init__(self) -> None:
         self._nodes: dict[int, tuple[weakref.ref[Tensor], Node]] = {}
@@ -200,9 +206,7 @@ class Deferred:
             norm = self.node(args[0]) if args else None
             if not isinstance(norm, Norm) or not norm.waits:
                 return None
-            activation = ACTIVATIONS[func]
-            y = norm.activated(activation)
-            self._count(norm, activation)
+            y = norm.activated(ACTIVATIONS[func])
             if in_place(func, args, kwargs):
                 self.replace(args[0], y)
             return y
@@ -227,6 +231,16 @@ class Deferred:
             self.forks.clear()
             copy_on_write.copy_before(func, args, kwargs)
 
+    def count(self, norm: Norm, activation: str) -> None:
+        """Count the call of norm_act that serves this norm and its neighbours."""
+        parts = ["convolution"] if isinstance(norm.x, Convolution) and norm.x.counted else []
+        parts.append("GroupNorm" if norm.options[0] else "BatchNorm")
+        parts += ["residual"] if norm.residual is not None else []
+        parts += [activation] if activation != "none" else []
+        if len(parts) > 1:
+            name = " + ".join(parts)
+            self.fused[name] = self.fused.get(name, 0) + 1
+
     def _sum(self, func: Callable[..., Any], first: Any, second: Any) -> Tensor | None:
         pairs = [(first, second)] if in_place(func, (), {}) else [(first, second), (second, first)]
         for one, other in pairs:
@@ -249,11 +263,3 @@ class Deferred:
     def _settle(self, value: Tensor) -> Tensor:
         node = self.node(value)
         return value if node is None else node.value()
-
-    def _count(self, norm: Norm, activation: str) -> None:
-        over_batch = not norm.options[0]
-        parts = ["convolution"] if isinstance(norm.x, Convolution) and norm.x.counted else []
-        parts.append("BatchNorm" if over_batch else "GroupNorm")
-        parts += [*(["residual"] if norm.residual is not None else []), activation]
-        name = " + ".join(parts)
-        self.fused[name] = self.fused.get(name, 0) + 1

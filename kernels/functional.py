@@ -120,7 +120,7 @@ def group_norm(
         value = _value(source)
         return F.group_norm(_wide(value), num_groups, weight, bias, eps).to(value.dtype)
     if deferred is not None:
-        return deferred.stand_in(Norm(source, (weight, bias), (num_groups, eps, backend), deferred.forks))
+        return deferred.stand_in(Norm(source, (weight, bias), (num_groups, eps, backend), deferred))
     return norm_act(input, weight, bias, groups=num_groups, eps=eps, backend=backend)
 
 
@@ -155,7 +155,7 @@ def batch_norm(
         wide = _wide(value)
         return F.batch_norm(wide, running_mean, running_var, weight, bias, training, momentum, eps).to(value.dtype)
     if deferred is not None:
-        return deferred.stand_in(Norm(source, (weight, bias), (0, eps, backend), deferred.forks))
+        return deferred.stand_in(Norm(source, (weight, bias), (0, eps, backend), deferred))
     return norm_act(input, weight, bias, groups=0, eps=eps, backend=backend)
 
 

@@ -110,7 +110,11 @@ def of_other_kinds(m: Layers, x: Tensor) -> Tensor:
 FORWARDS: dict[Forward, dict[str, int]] = {
     block: {"convolution + BatchNorm + relu": 1, "convolution + BatchNorm + residual + relu": 1},
     torchvision_block: {"convolution + BatchNorm + relu": 1, "convolution + BatchNorm + residual + relu": 1},
-    used_twice: {"convolution + BatchNorm + relu": 1, "convolution + BatchNorm + residual + silu": 1},
+    used_twice: {
+        "convolution + BatchNorm + relu": 1,
+        "convolution + BatchNorm + residual + silu": 1,
+        "convolution + BatchNorm": 1,
+    },
     changed_in_place: {},
     changed_by_an_activation: {"GroupNorm + relu": 1},
     a_residual_that_changes_afterwards: {
@@ -118,9 +122,9 @@ FORWARDS: dict[Forward, dict[str, int]] = {
         "GroupNorm + residual + silu": 1,
         "BatchNorm + residual + relu": 1,
     },
-    other_activations: {},
-    kept: {},
-    of_other_kinds: {"BatchNorm + relu": 1},
+    other_activations: {"convolution + BatchNorm": 1},
+    kept: {"convolution + BatchNorm": 1},
+    of_other_kinds: {"convolution + BatchNorm": 1, "BatchNorm + relu": 1},
 }
 
 
