@@ -147,6 +147,14 @@ class Norm:
             y, _, _ = norm_act_stacked(x.unsqueeze(0), *tensors, groups, eps, activation, backend, mean, rstd, fork)
         return only(y)
 
+    def serves(self, activation: str) -> str:
+        """Return the names of all that one call with this activation computes; empty for the norm alone."""
+        parts = ["convolution"] if isinstance(self.x, Convolution) and self.x.counted else []
+        parts.append("GroupNorm" if self.options[0] else "BatchNorm")
+        parts += ["residual"] if self.residual is not None else []
+        parts += [activation] if activation != "none" else []
+        return " + ".join(parts) if len(parts) > 1 else ""
+
     def plus(self, residual: Tensor) -> Norm | None:
         """Return the sum with a residual as a norm that waits; None if it has to be torch's addition."""
         fits = residual.shape == self.shape and residual.dtype == self.dtype and residual.device == self.device
@@ -232,13 +240,9 @@ class Deferred:
             copy_on_write.copy_before(func, args, kwargs)
 
     def count(self, norm: Norm, activation: str) -> None:
-        """Count the call of norm_act that serves this norm and its neighbours."""
-        parts = ["convolution"] if isinstance(norm.x, Convolution) and norm.x.counted else []
-        parts.append("GroupNorm" if norm.options[0] else "BatchNorm")
-        parts += ["residual"] if norm.residual is not None else []
-        parts += [activation] if activation != "none" else []
-        if len(parts) > 1:
-            name = " + ".join(parts)
+        """Count the call of norm_act for this norm if it serves anything else too."""
+        name = norm.serves(activation)
+        if name:
             self.fused[name] = self.fused.get(name, 0) + 1
 
     def _sum(self, func: Callable[..., Any], first: Any, second: Any) -> Tensor | None:
