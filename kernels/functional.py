@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from .accepted import Size, autocast, geometry_of, has_statistics
+from .composite import attention, is_mean_of_pixels
 from .conv2d_clients.operator import choose, conv2d_stacked
 from .copy_on_write import copy_before, elsewhere
 from .deferred import SIZES, Convolution, Deferred, Norm
@@ -258,8 +259,11 @@ class StackedOps(TorchFunctionMode):
         if func in (F.group_norm, F.batch_norm):
             norm = group_norm if func is F.group_norm else batch_norm
             return norm(*args, **kwargs, backend=self.norms, deferred=self._deferred(_first(args, kwargs)))
-        if func is F.adaptive_avg_pool2d and _to_one_pixel(*args, **kwargs):
+        if func is F.adaptive_avg_pool2d and is_mean_of_pixels(*args, **kwargs):
             return _first(args, kwargs).mean((-2, -1), keepdim=True)
+        if func is F.multi_head_attention_forward and not torch.compiler.is_compiling():
+            with self:
+                return attention(*args, **kwargs)
         if func is F.embedding:
             return embedding(*args, **kwargs)
         if func is F.one_hot:
@@ -284,11 +288,6 @@ def _settled(value: Tensor) -> Tensor:
         return value
     result: Tensor = torch.overrides.handle_torch_function(_settled, (value,), value)
     return result
-
-
-def _to_one_pixel(input: Tensor, output_size: Any) -> bool:
-    """Return True for a mean over all pixels, which torch restrides for each client under vmap: a launch each."""
-    return output_size in (1, (1, 1), [1, 1]) and input.dim() in (3, 4)
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
