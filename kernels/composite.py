@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 
-def _visible(func: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a Python function of torch without the line that hands a call to a mode as a whole."""
-    namespace = {**func.__globals__, "has_torch_function": lambda _: False}
-    found = types.FunctionType(func.__code__, namespace, func.__name__, func.__defaults__, func.__closure__)
-    found.__kwdefaults__ = func.__kwdefaults__
-    return found
+@functools.cache
+def opened(func: Callable[..., Any]) -> Callable[..., Any]:
+    """Copy a function of torch.nn.functional so that it runs its body without asking the modes first.
 
-
-attention = _visible(F.multi_head_attention_forward)
-"""torch.nn.functional.multi_head_attention_forward whose linear maps a mode sees.
-
-Under vmap, torch's own repeat each client's weights for every place of the sequence.
-"""
+    Within multi_head_attention_forward are linear maps: under vmap, torch's own repeat each client's weights for every
+    place of the sequence.
+    """
+    assert isinstance(func, types.FunctionType)
+    asks = [name for name in func.__globals__ if name.startswith("has_torch_function")]
+    names = func.__globals__ | dict.fromkeys(asks, lambda *tensors: False)
+    body = types.FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
+    body.__kwdefaults__ = func.__kwdefaults__
+    return body
 
 
 def is_mean_of_pixels(input: Tensor, output_size: Any) -> bool:

@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from .accepted import Size, autocast, geometry_of, has_statistics
-from .composite import attention, is_mean_of_pixels
+from .composite import is_mean_of_pixels, opened
 from .conv2d_clients.operator import choose, conv2d_stacked
 from .copy_on_write import copy_before, elsewhere
 from .deferred import SIZES, Convolution, Deferred, Norm
@@ -263,7 +263,7 @@ class StackedOps(TorchFunctionMode):
             return _first(args, kwargs).mean((-2, -1), keepdim=True)
         if func is F.multi_head_attention_forward and not torch.compiler.is_compiling():
             with self:
-                return attention(*args, **kwargs)
+                return opened(func)(*args, **kwargs)
         if func is F.embedding:
             return embedding(*args, **kwargs)
         if func is F.one_hot:
