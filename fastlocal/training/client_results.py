@@ -67,6 +67,7 @@ def rows_of(
     for one in results:
         row: dict[str, Any] = {"round": comm_round, "client": one.client, "samples": one.samples}
         row |= {"loss": one.loss, "acc1": one.accuracy}
-        mine = own.get(one.client)
-        rows.append(row | {"own_loss": mine and mine.loss, "own_acc1": mine and mine.accuracy})
+        if one.client in own:
+            row |= {"own_loss": own[one.client].loss, "own_acc1": own[one.client].accuracy}
+        rows.append(row)
     return rows
