@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from ..common.errors import UsageError, nearest
@@ -43,6 +43,17 @@ class Target(NamedTuple):
             known = nearest(metric, METRICS) or f"; one of {', '.join(METRICS)}"
             raise UsageError(f"--stop-at {text}: {metric!r} is no accuracy and no loss of metrics.jsonl{known}")
         return cls(metric, value)
+
+    def check(self, topk: Sequence[int]) -> None:
+        """Raise UsageError if a run never measures the metric.
+
+        Args:
+            topk: The k of the run's accuracies; empty if its targets are not labels.
+        """
+        k = 5 if self.metric.endswith("acc5") else 1
+        if "acc" in self.metric and k not in topk:
+            why = "the run measures no acc5; give val_acc1" if topk else "targets are no labels; give val_loss"
+            raise UsageError(f"--stop-at {self.metric}={self.value:g}: {why}")
 
     def first(self, rows: Iterable[Row]) -> Row | None:
         """Return the first row of metrics.jsonl whose metric is as good as the value; None if none is."""

@@ -93,12 +93,19 @@ class RunRecord:
 
     @cached_property
     def _owned(self) -> int | None:
-        """Number of samples that clients own, by the run's partition."""
+        """Number of samples that clients own and train on, by the run's partition."""
         try:
-            with np.load(self.directory / "partition.npz", allow_pickle=False) as held:
-                return int(held["offsets"][-1])
+            owned = _samples(self.directory / "partition.npz")
+            path = self.directory / "client_test.npz"
+            return owned - (_samples(path) if path.exists() else 0)
         except (OSError, KeyError, IndexError, ValueError, TypeError, zipfile.BadZipFile):
             return None
+
+
+def _samples(path: Path) -> int:
+    """Return the number of samples in a file of a partition."""
+    with np.load(path, allow_pickle=False) as held:
+        return int(held["offsets"][-1])
 
 
 def metric_names(records: Sequence[RunRecord]) -> list[str]:

@@ -18,6 +18,7 @@ from ..aggregation.server_optimizers import resolve_server, server_rows
 from ..common.errors import UsageError
 from ..common.machine import keep_freed_memory
 from ..config.schema import RunConfig
+from ..config.targets import Target
 from ..data.partition import Partition
 from ..data.sources.base import Source
 from ..data.types import DataSet
@@ -188,6 +189,8 @@ def build_run(
             needs_gradients = try_evaluation(plain, held_out.inputs, held_out.targets, numbers)
         local = local_module(module, modes)
         problem = build_problem(config, local, layout, source, loss, numbers, probe, tensor_names, ignored, user_module)
+        if config.schedule.stop_at is not None:
+            Target.parse(config.schedule.stop_at).check(problem.topk)
         probe = compare(plain, problem, batches, probe)
         if probe.no_vmap is None:  # without vmap, clients step one by one, and each step may use other parameters
             layout = without_decay(layout, probe.unused)

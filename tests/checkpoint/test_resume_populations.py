@@ -52,12 +52,19 @@ def test_any_number_of_processes_from_any_stop(kind: str, fork_server: ForkServe
         assert {*found.split(", ")} <= {"", "resume.pt", "metrics.jsonl", "clients.jsonl"}
 
 
+def _await_lines(process: ForkedRun, log: Path, lines: int) -> None:
+    """Wait until a log has this many lines, or the run has ended."""
+
+    def there() -> bool:
+        return not process.running() or (log.exists() and log.read_bytes().count(b"\n") >= lines)
+
+    assert wait_until(there, PATIENCE_S)
+
+
 def _stopped(fork_server: ForkServer, data: Path, directory: Path, flags: tuple[str, ...]) -> bool:
     """Start a run on two processes, and stop it; return whether it stopped within a round."""
-    process, log = begun(fork_server, data, directory, 2, *flags), directory / "steps.jsonl"
-    assert wait_until(
-        lambda: not process.running() or (log.exists() and log.read_bytes().count(b"\n") > 100), PATIENCE_S
-    )
+    process = begun(fork_server, data, directory, 2, *flags)
+    _await_lines(process, directory / "steps.jsonl", 101)
     time.sleep(0.015 * int(directory.name))
     process.send(signal.SIGTERM)
     assert process.statuses() in ([75, 75], [0, 0]), directory.with_suffix(".log").read_text()
@@ -71,12 +78,9 @@ def test_kills_within_rounds_that_evaluate_clients(fork_server: ForkServer, data
     within = 0
     for number in range(10):
         directory = tmp_path / str(number)
-        log = directory / "clients.jsonl"
         for lines in (2, 20, 45):
             process = begun(fork_server, data, directory, 1, *flags)
-            assert wait_until(
-                lambda: not process.running() or (log.exists() and log.read_bytes().count(b"\n") >= lines), PATIENCE_S
-            )
+            _await_lines(process, directory / "clients.jsonl", lines)
             time.sleep(0.01 * number)
             process.send(signal.SIGKILL)
             process.statuses()
