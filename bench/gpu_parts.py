@@ -41,6 +41,10 @@ THROUGHPUT = (("resnet20_gn", 512, 8, 70.0), ("resnet56", 32, 128, 50.0))
 """Model, clients, batch and seconds of the cases whose training throughput is a target, in bf16."""
 COHORTS = (("resnet20_gn", "100", 8, 40.0), ("resnet20_gn", "100of1000", 8, 40.0))
 """Throughput of 100 clients on shared samples, and of cohorts of 100 from 1,000 that own theirs."""
+REPLICAS = """--dataset synthetic --model resnet20_gn --clients 8 --batch-size 32 --precision bf16 --momentum 0.9
+    --step1 8 --rounds 40 --eval-freq1 40 --save-every 0 --bn-batches 1 --device cuda --over client_lr=0.01..0.16/16"""
+"""A sweep of runs that fill the device to a fraction each."""
+SWEEPS = "--counts 1,4,16 --alone 0 --turns 1 --executor stacked --out {out}"
 OUT = ("--out", "{out}", "--seconds", "{seconds}")
 DEVICE = ("--device", "cuda")
 CIFAR = """--dataset synthetic --model resnet20_gn --clients 32 --batch-size 32 --precision bf16 --client-lr 0.05
@@ -102,6 +106,7 @@ PARTS = (
     _timing("gather_augment", 20),
     _timing("label_noise_loss", 20),
     _timing("server_step", 15),
+    Part("replicas", ("-m", "bench.sweep", *SWEEPS.split(), "--words", REPLICAS), 90),
     *(_throughput(f"cohort {case[1]}", *case) for case in COHORTS),
     Part(
         "training over clients",

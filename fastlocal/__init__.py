@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from .common.version import __version__
 
 if TYPE_CHECKING:
-    from .api import Run, train, verify
+    from .api.sweep import Sweep, sweep
+    from .api.train import Run, train
+    from .api.verify import verify
     from .common.errors import NonFiniteLoss, UsageError
     from .config.schema import RunConfig
     from .data import partition
@@ -16,9 +18,11 @@ if TYPE_CHECKING:
     from .reports.rounds_to import rounds_to
 
 _LAZY = {
-    "train": ".api",
-    "Run": ".api",
-    "verify": ".api",
+    "train": ".api.train",
+    "Run": ".api.train",
+    "sweep": ".api.sweep",
+    "Sweep": ".api.sweep",
+    "verify": ".api.verify",
     "per_client": ".data.per_client",
     "rounds_to": ".reports.rounds_to",
     "RunConfig": ".config",
@@ -26,8 +30,8 @@ _LAZY = {
     "NonFiniteLoss": ".common.errors",
 }
 _MODULES = {"partition": ".data.partition"}
-__all__ = ["NonFiniteLoss", "Run", "RunConfig", "UsageError", "__version__", "partition"]
-__all__ += ["per_client", "rounds_to", "train", "verify"]
+__all__ = ["NonFiniteLoss", "Run", "RunConfig", "Sweep", "UsageError", "__version__", "partition"]
+__all__ += ["per_client", "rounds_to", "sweep", "train", "verify"]
 
 
 def __getattr__(name: str) -> Any:

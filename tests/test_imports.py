@@ -33,9 +33,10 @@ ROOMS = (
     "training",
     "runs",
     "reports",
+    "sweeps",
     "verification",
-    "commands",
     "api",
+    "commands",
     "cli",
     "__main__",
 )
@@ -45,7 +46,7 @@ OPTIONAL = ("ffcv", "h5py", "matplotlib", "nvidia", "pyarrow", "safetensors", "t
 """Each is imported only in the files that are named after it."""
 NAMED_AFTER = {"nvidia": "dali"}
 COMMANDS = (
-    *("", "train", "profile", "verify", "plan", "evaluate", "prepare", "partition"),
+    *("", "train", "sweep", "profile", "verify", "plan", "evaluate", "prepare", "partition"),
     *("report", "compare", "recipes"),
 )
 

@@ -42,6 +42,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "clients": ("clients", int),
     "continue": ("resume", bool),
     "ops": ("ops", str),
+    "over": ("over", str),
     "overwrite": ("overwrite", bool),
 }
 """Argument and type of each flag that is not a field."""

@@ -104,7 +104,8 @@ def build_replica(
         return None
     config = resolve_server(config)
     config, _ = resolve_for_data(config, base.data, numbers.device)
-    config, population = build_population(config, base.data, stored=stored_partition)
+    given = base.population.partition if config.client.partition == "python" else None
+    config, population = build_population(config, base.data, given, stored_partition)
     config = dataclasses.replace(
         config,
         data=base.config.data,

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 def take_snapshot(loop: Loop) -> State:
     """Copy the state of this process's clients and the state that all processes share to the CPU."""
     device = loop.global_model.flat_params.device
-    tensors = loop.global_model.tensors() | {"torch random state": torch.get_rng_state()}
-    if device.type == "cuda":
-        tensors["cuda random state"] = torch.cuda.get_rng_state(device)
+    tensors = loop.global_model.tensors()
+    if loop.evaluator.module_seed is not None:  # else every draw is a function of seed, client and step
+        tensors["torch random state"] = torch.get_rng_state()
+        if device.type == "cuda":
+            tensors["cuda random state"] = torch.cuda.get_rng_state(device)
     if loop.server.optimizer is not None:
         tensors |= {f"server {name}": value for name, value in loop.server.optimizer.state.items()}
     tensors |= {row_name(name): rows for name, rows in loop.client_store.all.items()}
@@ -63,6 +65,7 @@ def restore_snapshot(loop: Loop, state: State) -> None:
         for name, value in values.items():
             if f"{kind} {name}" in tensors:
                 value.copy_(tensors[f"{kind} {name}"])
-    torch.set_rng_state(tensors["torch random state"].clone())
+    if "torch random state" in tensors:
+        torch.set_rng_state(tensors["torch random state"].clone())
     if "cuda random state" in tensors and loop.global_model.flat_params.device.type == "cuda":
         torch.cuda.set_rng_state(tensors["cuda random state"].clone(), loop.global_model.flat_params.device)

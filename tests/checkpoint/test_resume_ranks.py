@@ -150,8 +150,6 @@ def test_torchrun_starts_it_again(data: Path, undisturbed: Path, tmp_path: Path)
     else:
         pytest.fail("each time the run was over before its first rank was killed")
     found, wanted = run_files(directory), run_files(undisturbed)
-    for _, tensors in (*found["resume.pt"], *wanted["resume.pt"]):
-        del tensors["torch random state"]  # which each new interpreter draws, and a run does not depend on
     assert difference(found, wanted) == ""
 
 

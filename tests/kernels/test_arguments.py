@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastlocal import kernels
-from fastlocal.api import _split
+from fastlocal.api.settings import split
 from fastlocal.kernels.arguments import expect
 from fastlocal.kernels.case import cases
 
@@ -218,10 +218,10 @@ def _parts(returned: Any) -> list[Tensor]:
 def test_images_of_a_user_with_their_channels_last_are_read_as_they_are() -> None:
     """As `fastlocal.train` takes them, and the kernel from there."""
     pixels = torch.arange(2 * 4 * 5 * 3, dtype=torch.uint8).view(2, 4, 5, 3)
-    split = _split("train", (pixels.permute(0, 3, 1, 2), torch.zeros(2)))
+    samples = split("train", (pixels.permute(0, 3, 1, 2), torch.zeros(2)))
     options = {"seed": 1, "padding": 1, "mean": [0.0] * 3, "std": [1 / 255] * 3, "dtype": torch.float32}
     gather = kernels.get("gather_augment", "triton", DEVICE)
-    found = gather(split.inputs.to(DEVICE), torch.tensor([1, 0], device=DEVICE), None, 0, **options)
+    found = gather(samples.inputs.to(DEVICE), torch.tensor([1, 0], device=DEVICE), None, 0, **options)
     torch.testing.assert_close(found.cpu(), pixels.permute(0, 3, 1, 2)[[1, 0]].float())
 
 

@@ -1,0 +1,80 @@
+"""A run of a sweep is the run alone, though it trains beside others as rows of one stack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastlocal.cli import main
+from fastlocal.reports.sweep_records import read_sweep
+from tests.helpers.command_line import metrics, train_words, write_npz
+from tests.helpers.run_files import difference, run_files
+
+LABELS = "--label-noise --clip-norm 0.5 --nesterov --momentum 0.5"
+OWNED = "--population 7 --clients 3 --batch-size 4 --rounds 5 --step1 2 --eval-freq1 2 --client-lr 0.1 --momentum 0.9"
+CASES = {
+    "every hyperparameter": (
+        f"--model mlp --epochs 3 --step1 2 {LABELS}",
+        "seed=0,3 noise_p=0,0.4 momentum=0.5,0.9 wd=0,0.1 client_lr=0.1,0.3",
+        ["seed=3,noise_p=0.4,momentum=0.9,wd=0.1,client_lr=0.3", "seed=0,noise_p=0,momentum=0.5,wd=0,client_lr=0.1"],
+    ),
+    "group norm": (
+        "--model resnet20_gn --epochs 1 --batch-size 4 --total-batch-size 8 --steps-per-epoch 2 --aug 1",
+        "seed=1,2 wd=0,0.1",
+        ["seed=2,wd=0.1"],
+    ),
+    "batch norm": (
+        "--model resnet20 --epochs 1 --batch-size 4 --total-batch-size 8 --steps-per-epoch 2 --aug 1",
+        "seed=1,2 bn_batches=1,3",
+        ["seed=2,bn_batches=3"],
+    ),
+    "cohorts": (
+        f"--partition dirichlet --server-optimizer adam {OWNED}",
+        "seed=0,1 alpha=0.3,2 server_lr=0.1,0.3 clients_drop=0,0.3",
+        ["seed=1,alpha=0.3,server_lr=0.3,clients_drop=0.3"],
+    ),
+    "H, clients, epochs": (
+        "--epochs 4 --decay1 2 --step2 3",
+        "step1=1,2 clients=2,4 epochs=2,3 gamma=0.1,1 lr=0.1",
+        ["step1=2,clients=4,epochs=3,gamma=0.1,lr=0.1"],
+    ),
+}
+
+
+def sweep_words(data: Path, directory: Path, *words: str) -> list[str]:
+    words_of_run = train_words(data, directory)[1:]
+    return ["sweep", *words_of_run[: words_of_run.index("--batch-size")], *words]
+
+
+def flags_of(name: str) -> list[str]:
+    pairs = (part.split("=") for part in name.split(","))
+    return [word for field, value in pairs for word in ("--" + field.replace("_", "-"), value)]
+
+
+@pytest.mark.parametrize("executor", ["looped", "threaded", "stacked"])
+@pytest.mark.parametrize("case", CASES)
+def test_every_swept_field(case: str, executor: str, data: Path, tmp_path: Path) -> None:
+    """To the bit with looped and threaded, to rounding with stacked."""
+    flags, over, names = CASES[case]
+    if case.endswith("norm"):
+        data = write_npz(tmp_path / "colours.npz", train=24, side=8, channels=3)
+    words = [*flags.split(), "--executor", executor, "--precision", "fp64"]
+    if case == "every hyperparameter" or case.startswith("H"):
+        words += ["--batch-size", "8"] + ([] if "clients" in over else ["--clients", "2"])
+    assert main(sweep_words(data, tmp_path / "sweep", *words, "--over", *over.split())) == 0
+    states = read_sweep(tmp_path / "sweep").runs
+    assert {run.status for run in states} == {"done"}
+    for place, name in enumerate(names):
+        alone = tmp_path / f"alone{place}"
+        assert main(["train", *sweep_words(data, alone, *words)[1:], *flags_of(name)]) == 0
+        together = tmp_path / "sweep" / name
+        if executor != "stacked":
+            assert difference(run_files(together), run_files(alone)) == ""
+            continue
+        weights = [torch.load(folder / "latest.pt", weights_only=True) for folder in (together, alone)]
+        for key, value in weights[1].items():
+            torch.testing.assert_close(weights[0][key], value, rtol=1e-12, atol=1e-12)
+        for row, expected in zip(metrics(together), metrics(alone), strict=True):
+            assert row == pytest.approx(expected, rel=1e-12)
