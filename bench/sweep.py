@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.common import Row, StealMeter, device_folder, machine_columns, merge_rows
-from fastlocal.commands.flags import parse
+from fastlocal.config.serialization import read_config
 from fastlocal.sweeps.axes import Values, grid, parse_axis
 from fastlocal.sweeps.plan import run_name
 
@@ -69,8 +69,8 @@ def flags_of(values: Values) -> list[str]:
     return [word for name, value in values.items() for word in ("--" + name.replace("_", "-"), str(value))]
 
 
-def turn(base: Sequence[str], runs: Sequence[Values], folder: Path, *, alone: bool) -> list[Times]:
-    """Train the runs as a sweep and, if `alone`, one by one; return the times of each."""
+def turn(base: Sequence[str], runs: Sequence[Values], folder: Path, *, alone: bool) -> tuple[list[Times], int]:
+    """Train the runs as a sweep and, if `alone`, one by one; return the times of each, and the clients of a run."""
     rows = [{name: str(value) for name, value in values.items()} for values in runs]
     listed = folder / "runs.csv"
     listed.write_text("\n".join([",".join(rows[0]), *(",".join(row.values()) for row in rows)]) + "\n")
@@ -78,17 +78,16 @@ def turn(base: Sequence[str], runs: Sequence[Values], folder: Path, *, alone: bo
     if alone:
         each = [timed(["train", *base, *flags_of(values)], folder / run_name(values)) for values in runs]
         found.append(sum(each[1:], each[0]))
-    return found
+    return found, read_config(next((folder / "sweep").rglob("config.json"))).clients
 
 
-def make_row(words: str, base: Sequence[str], runs: int, executor: str, turns: Sequence[Sequence[Times]]) -> Row:
+def make_row(words: str, clients: int, runs: int, executor: str, turns: Sequence[Sequence[Times]]) -> Row:
     """Return the table row of a grid: medians over the turns."""
 
     def median(place: int, name: str) -> float:
         return statistics.median(getattr(times[place], name) for times in turns)
 
-    config = parse([*base, "--executor", executor] if executor != "auto" else list(base)).run
-    row = {"words": words, "runs": str(runs), "executor": executor, "clients": str(config.clients)}
+    row = {"words": words, "runs": str(runs), "executor": executor, "clients": str(clients)}
     row |= {"turns": str(len(turns))}
     row |= {f"sweep_{name}_s": f"{median(0, name):.2f}" for name in ("start", "training", "cpu")}
     if len(turns[0]) > 1:
@@ -124,8 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         turns = []
         for _ in range(options.turns):
             with tempfile.TemporaryDirectory() as folder:
-                turns.append(turn(base, runs[:count], Path(folder), alone=bool(options.alone)))
-            row = make_row(options.words, before.split(), count, options.executor, turns)
+                times, clients = turn(base, runs[:count], Path(folder), alone=bool(options.alone))
+            turns.append(times)
+            row = make_row(options.words, clients, count, options.executor, turns)
             merge_rows(options.out / "sweep.csv", [row | machine | {"steal_percent": steal.percent()}], KEYS)
         print(", ".join(f"{name} {value}" for name, value in row.items()))
     return 0

@@ -16,6 +16,7 @@ from fastlocal.commands.flags import TrainFlags
 from fastlocal.commands.partition import PartitionFlags
 from fastlocal.commands.prepare import PrepareFlags
 from fastlocal.commands.report import ReportFlags
+from fastlocal.commands.sweep import HELP as SWEEP_HELP
 from fastlocal.commands.verify import HELP
 from fastlocal.config.field_docs import field_docs
 from fastlocal.config.python_names import ARGUMENTS, UNSUPPORTED
@@ -55,6 +56,11 @@ PREAMBLE = {
 
 VERIFY = [(f"`{flag}`", text) for flag, text in re.findall(r"^  (--\w+ \S+) +(.+)$", HELP, flags=re.MULTILINE)]
 """The flags of `fastlocal verify` that `train` has not, as its help says them."""
+SWEEP = [
+    (f"`{flag}`", " ".join(text.split()))
+    for flag, text in re.findall(r"^  (--\w\S*(?: \S+)*?) {2,}(.+(?:\n {5,}.+)*)$", SWEEP_HELP, flags=re.MULTILINE)
+]
+"""The flags of `fastlocal sweep` that `train` has not, as its help says them."""
 
 
 def page() -> str:
@@ -71,6 +77,7 @@ def page() -> str:
     parts += ["## fastlocal partition\n", _sentence(PartitionFlags.__doc__ or ""), _rows(PartitionFlags)]
     for name, kind in (("report", ReportFlags), ("compare", CompareFlags)):
         parts += [f"## fastlocal {name}\n", _sentence(kind.__doc__ or ""), _rows(kind)]
+    parts += ["## fastlocal sweep\n", "It takes the flags of `train` and these:\n", table(("flag", "meaning"), SWEEP)]
     parts += ["## fastlocal verify\n", "It takes the flags of `train` and these:\n", table(("flag", "meaning"), VERIFY)]
     parts += ["## Names in Python\n", "These arguments of `fastlocal.train` have other names than the flags.\n"]
     renamed: dict[str, list[str]] = {"clients": ["clients"]}

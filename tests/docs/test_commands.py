@@ -68,6 +68,8 @@ def fastlocal(words: Sequence[str]) -> list[str]:
         return ["verify", "quickstart", *VERIFIED] if rest == ["quickstart"] else ["plan", *rest]
     if command == "profile":
         return [*words, "--profile-rounds", "1", *NO_TIME]
+    if command == "sweep" and "--dry-run" not in rest:
+        return [*words, "--dry-run"]
     if command == "train" and not {"--help", "--help-all", "--dry-run"} & {*rest}:
         if "--profile" in rest:
             return [*words, "--rounds", "3", *NO_TIME]

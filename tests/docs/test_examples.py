@@ -35,7 +35,8 @@ def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
 
 def test_every_example_has_a_test_here() -> None:
     untitled = [page.name for page in PAGES for block in blocks(page) if block.language == "python" and not block.title]
-    assert untitled == ["README.md", "partitions.md", "populations.md", "python.md", "reports.md", "verify.md"]
+    pages = ("partitions", "populations", "python", "reports", "sweeps", "verify")
+    assert untitled == ["README.md", *(f"{name}.md" for name in pages)]
 
 
 def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,6 +68,17 @@ def test_the_example_of_the_page_on_reports(tmp_path: Path, monkeypatch: pytest.
     text = (ROOT / "docs" / "reports.md").read_text(encoding="utf-8")
     assert [name for name in TABLES if not (sweep / name).is_file() or f"| `{name}` |" not in text] == []
     assert any((sweep / "plots").iterdir())
+
+
+def test_the_example_of_the_page_on_sweeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row for each setting, and each seed has its own start."""
+    sweep = run("sweeps.md", tmp_path, monkeypatch)["sweep"]
+    assert [(one["n"], one["local_steps"], one["lr"]) for one in sweep.summary] == [
+        (3, 1, 0.1), (3, 1, 0.5), (3, 8, 0.1), (3, 8, 0.5),
+    ]  # fmt: skip
+    assert all(0.3 < one["val_acc1_mean"] <= 1 for one in sweep.summary)
+    losses = {(one["seed"], one["lr"]): one["val_loss"] for one in sweep.results if one["local_steps"] == 8}
+    assert len({*losses.values()}) == len(losses) == 6
 
 
 def test_the_example_of_the_page_on_verify(

@@ -49,6 +49,7 @@ def write_sweep(
         message = "the loss is <not> finite" if state == "failed" else None
         entry = {"name": run, "values": values, "status": state, "message": message}
         listed.append(entry)
-    stored = {"version": 1, "name": name, "command": ["fastlocal", "sweep"], "fields": fields, "runs": listed}
+    command = ["quickstart", "--over", "seed=0,1"]
+    stored = {"version": 1, "name": name, "command": command, "fields": fields, "runs": listed}
     (directory / "sweep.json").write_text(json.dumps(stored))
     return directory

@@ -18,14 +18,15 @@ from tests.sweeps.test_alone_and_together import sweep_words
 
 WORDS = "--batch-size 4 --clients 4 --epochs 12 --step1 2 --momentum 0.9 --executor looped --client-lr 0.05".split()
 OVER = "seed=0,1,2 wd=0,0.1".split()
-TABLES = ("results.csv", "summary.csv", "differences.csv", "sweep.json")
+TABLES = ("results.csv", "summary.csv", "differences.csv")
 
 
 def contents(directory: Path) -> dict[str, Any]:
     """Read the tables and all runs."""
     stored = json.loads((directory / "sweep.json").read_text())
-    files = {name: (directory / name).read_bytes() for name in TABLES[:3]}
-    return files | {run["name"]: run_files(directory / run["name"]) for run in stored["runs"]} | {"runs": stored["runs"]}
+    files = {name: (directory / name).read_bytes() for name in TABLES}
+    runs = {run["name"]: run_files(directory / run["name"]) for run in stored["runs"]}
+    return {**files, **runs, "runs": stored["runs"]}
 
 
 @pytest.mark.parametrize("halving", [[], ["--halving", "3", "--metric", "val_loss"]], ids=["whole", "halved"])
@@ -60,7 +61,8 @@ def test_the_worse_half_of_the_settings_stops(data: Path, tmp_path: Path, capsys
     stored = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     ended = {(run["values"]["client_lr"], run["status"]) for run in stored["runs"]}
     assert ended == {(0.0001, "stopped early"), (0.001, "stopped early"), (0.01, "stopped early"), (0.1, "done")}
-    rounds = {rate: len(metrics(tmp_path / "sweep" / f"seed=1,client_lr={rate}")) for rate in (0.0001, 0.001, 0.01, 0.1)}
+    rates = (0.0001, 0.001, 0.01, 0.1)
+    rounds = {rate: len(metrics(tmp_path / "sweep" / f"seed=1,client_lr={rate}")) for rate in rates}
     assert rounds[0.0001] == rounds[0.001] == 2 and rounds[0.01] == 4 and rounds[0.1] > 4
     stopped = tmp_path / "sweep" / "seed=1,client_lr=0.01"
     assert run(capsys, "train", "--config", stopped / "config.json", "--continue").status == 0
