@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .config.schema import RunConfig
     from .data import partition
     from .data.per_client import per_client
+    from .reports.rounds_to import rounds_to
 
 _LAZY = {
     "train": ".api.train",
@@ -23,13 +24,14 @@ _LAZY = {
     "Sweep": ".api.sweep",
     "verify": ".api.verify",
     "per_client": ".data.per_client",
+    "rounds_to": ".reports.rounds_to",
     "RunConfig": ".config",
     "UsageError": ".common.errors",
     "NonFiniteLoss": ".common.errors",
 }
 _MODULES = {"partition": ".data.partition"}
 __all__ = ["NonFiniteLoss", "Run", "RunConfig", "Sweep", "UsageError", "__version__", "partition"]
-__all__ += ["per_client", "sweep", "train", "verify"]
+__all__ += ["per_client", "rounds_to", "sweep", "train", "verify"]
 
 
 def __getattr__(name: str) -> Any:

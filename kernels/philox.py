@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     COHORT = 7
     DROP = 8
     ESTIMATE = 9
+    CLIENT_TEST = 11
 
 
 Key = tuple[int, int] | tuple[Tensor, Tensor]

@@ -146,17 +146,18 @@ def _reshard(parts: Mapping[int, State], mine: range, rank: int) -> tuple[dict[s
                 if losses is not None:
                     tensors[f"{LOSS_PREFIX}{len(done)}"] = losses[:, both.start - start : both.stop - start]
                 done.append([both.start, both.stop])
-    stats, bad = TrainStats(), []
+    stats, bad, own_results = TrainStats(), [], []
     if rank == 0:
         for state in states:
             stats.add(TrainStats(**state.metadata["so_far"]["stats"]))
             bad += state.metadata["so_far"]["bad"]
+            own_results += state.metadata["so_far"].get("own_results", [])
         tensors |= _sums(state.tensors for state in states)
         partial = [state for state in states if state.metadata["so_far"]["done"]]
         if partial and not done:  # keep the sums, although they are of other ranks' clients
             done.append([mine.start, mine.start])
             tensors |= {name: losses[:, :0] for name, losses in partial[0].tensors.items() if name == f"{LOSS_PREFIX}0"}
-    return {"done": done, "stats": vars(stats), "bad": bad}, tensors
+    return {"done": done, "stats": vars(stats), "bad": bad, "own_results": own_results}, tensors
 
 
 def _rows_of(so_far: Mapping[str, Any], at: int, mine: range) -> range:

@@ -22,7 +22,7 @@ from .resharding import read_saved
 from .state_file import DamagedState, State, stored_digest
 
 CHANGEABLE = {
-    *("epochs", "rounds", "data_pth", "train_pth", "val_pth", "nw", "source", "prefetch"),
+    *("epochs", "rounds", "stop_at", "data_pth", "train_pth", "val_pth", "nw", "source", "prefetch"),
     *(name for name, area in AREA_OF.items() if area in ("machine", "log")),
 } - {"precision", "seed", "wire_format", "reduce_order"}
 """Fields that do not affect the training so far: the end of the run, paths, and how it is computed."""
@@ -104,7 +104,7 @@ def _fill_in(config: RunConfig, stored: RunConfig) -> RunConfig:
         for name, area in AREA_OF.items()
         if config.value(name) in (None, "auto")
         and area != "log"
-        and name not in ("rounds", "start_lr", "lr", "client_lr")
+        and name not in ("rounds", "stop_at", "start_lr", "lr", "client_lr")
         and not (other_device and name in CHANGEABLE)
     }
     return config.with_values(**values)

@@ -21,6 +21,7 @@ RUN_FILES = (
     *RUN_MARKERS,
     LAUNCH_NAME,
     "steps.jsonl",
+    "clients.jsonl",
     "resume.pt",
     "resume.*.pt",
     "resume.*.part",
@@ -28,6 +29,7 @@ RUN_FILES = (
     "phase_epoch=*.pt",
     "round=*.pt",
     "partition.npz",
+    "client_test.npz",
     "events.out.tfevents.*",
     f".*{TEMPORARY_SUFFIX}",
 )

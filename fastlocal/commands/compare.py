@@ -15,6 +15,7 @@ import tyro
 from ..common.errors import UsageError, nearest
 from ..common.interrupts import defer_signals
 from ..common.standard_streams import is_terminal
+from ..config.targets import lower_is_better
 from .argv import normalise, refuse_unknown
 from .parser import parse_flags
 
@@ -130,7 +131,7 @@ def _settings(runs: Sequence[RunRecord]) -> Table | None:
 
 def _results(runs: Sequence[RunRecord], metric: str, target: float | None) -> Table:
     """Return a row for each run."""
-    from ..reports.run_records import lower_is_better, metric_names
+    from ..reports.run_records import metric_names
 
     def exact(value: float) -> str:
         return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"

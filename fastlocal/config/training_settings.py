@@ -78,6 +78,14 @@ class ClientConfig:
     """momenta, and buffers that a forward pass changes, at the start of a round: keep (a client's own), reset (momentum
     zero, buffers of the global model) or average (over the clients of the round before); None: keep if all clients take
     part in every round, else reset"""
+    client_test: float | None = None
+    """share of each client's samples that is held out before training; None: 0.2 with --eval-clients, else 0"""
+    eval_clients: int | None = None
+    """rounds between evaluations by client: of the global model, and of each client's own model after its local steps,
+    on the client's held-out samples; a multiple of --eval-freq1; None: none"""
+    eval_clients_of: Literal["cohort", "all"] = "cohort"
+    """clients on whose samples --eval-clients evaluates the global model: those of the round, or all; own models are
+    those of the round in any case"""
 
 
 @dataclass(frozen=True)
@@ -142,6 +150,9 @@ class ScheduleConfig:
     """epochs to train"""
     rounds: int | None = None
     """communication rounds to train, instead of --epochs"""
+    stop_at: str | None = None
+    """METRIC=VALUE, val_acc1=0.97 say: end after the evaluation whose accuracy is at least, or whose loss is at most,
+    this; METRIC is an accuracy or a loss of metrics.jsonl"""
     steps_per_epoch: int | None = None
     """local steps per epoch; None or -1: as many as the training set allows"""
     decay1: int = 250

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 
 from ..common.errors import UsageError
 from .schema import RunConfig
+from .targets import CLIENT_METRICS, Target
 
 MAX_COUNT = 2**31 - 1
 """Maximum of every count: the product of two counts then fits into 64 bits."""
@@ -56,6 +57,7 @@ def _problems(config: RunConfig) -> Iterator[str]:
     yield from _rates(config)
     yield from _clients(config)
     yield from _ownership(config)
+    yield from _client_tests(config)
     yield from _server(config)
 
 
@@ -239,6 +241,33 @@ def _ownership(config: RunConfig) -> Iterator[str]:
             "--client-weights examples: --cohort-sampling weighted draws by samples already, which would count twice; "
             "use uniform"
         )
+
+
+def _client_tests(config: RunConfig) -> Iterator[str]:
+    client, every = config.client, config.client.eval_clients
+    if config.schedule.stop_at is not None:
+        target = Target.parse(config.schedule.stop_at)
+        if target.metric in CLIENT_METRICS and every is None:
+            yield f"--stop-at {config.schedule.stop_at}: is measured by client; give --eval-clients"
+    if not config.owned:
+        for name in ("client_test", "eval_clients"):
+            if getattr(client, name) is not None:
+                yield f"{_flag(name)}: nobody owns samples with --partition shared; name a partition, such as iid"
+    if client.client_test is not None and not 0 <= client.client_test < 1:  # also NaN
+        yield f"--client-test {client.client_test}: must be a share of a client's samples, from 0 to below 1"
+    if every is None:
+        if client.eval_clients_of != "cohort":
+            yield f"--eval-clients-of {client.eval_clients_of}: give the rounds between evaluations, --eval-clients"
+        return
+    if not 1 <= every <= MAX_COUNT:
+        yield f"--eval-clients {every}: must be at least 1 and at most {MAX_COUNT}"
+    if every % config.schedule.eval_freq1:
+        yield (
+            f"--eval-clients {every}: goes with an evaluation of the test set; give a multiple of "
+            f"--eval-freq1 {config.schedule.eval_freq1}"
+        )
+    if client.client_test == 0:
+        yield "--client-test 0: holds out no sample; --eval-clients needs some, 0.2 say"
 
 
 def _server(config: RunConfig) -> Iterator[str]:

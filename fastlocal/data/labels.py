@@ -32,6 +32,6 @@ def refuse_empty_classes(data: DataSet, *, data_pth: str | None, train_pth: str 
     )
 
 
-def unknown_label(sample: int, label: int, classes: int) -> str:
-    """Return the message for a test sample whose label has no output."""
-    return f"test: sample {sample} has label {label}; the model has {classes} outputs, for labels 0 to {classes - 1}"
+def unknown_label(sample: int, label: int, classes: int, split: str = "test") -> str:
+    """Return the message for a sample whose label has no output."""
+    return f"{split}: sample {sample} has label {label}; the model has {classes} outputs, for labels 0 to {classes - 1}"

@@ -10,6 +10,7 @@ from typing import Any
 from fastlocal.common.version import __version__
 from fastlocal.config.schema import AREA_OF
 
+from .by_client import by_client_plots
 from .clients import client_plots
 from .html_parts import (
     Cell,
@@ -185,8 +186,11 @@ def _clients(sweep: Sweep) -> list[str]:
     plots, left_out = client_plots(sweep.runs)
     notes = dict.fromkeys(plot.note for plot in plots if plot.note)
     more = [f"{left_out} more partitions are not shown."] if left_out else []
-    drawn = figures([figure(plot.title, draw(plot)) for plot in plots])
-    return [drawn, *(paragraph(text, "faint") for text in (*notes, *more))] if plots else []
+    results, runs_left_out = by_client_plots(sweep.runs)
+    more += [f"{runs_left_out} more runs evaluated clients, and are not shown."] if runs_left_out else []
+    drawn = [figure(plot.title, draw(plot)) for plot in plots]
+    drawn += [figure(plot.title, draw(plot), legend(plot.lines)) for plot in results]
+    return [figures(drawn), *(paragraph(text, "faint") for text in (*notes, *more))] if drawn else []
 
 
 def _time(sweep: Sweep) -> list[str]:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastlocal.config.targets import lower_is_better
+
 from .clients import ClientPlot
-from .run_records import RunRecord, lower_is_better, metric_names
+from .run_records import RunRecord, metric_names
 from .statistics import Summary, evenly, summarise
 from .sweep_records import MAX_NAMED, Setting, Sweep, settings_of, show
 from .tables import summary_of

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastlocal.common.errors import UsageError, one_line
+from fastlocal.config.targets import Target, lower_is_better
 
 COUNTERS = ("epoch", "comm_round", "iter", "lr", "clients", "samples", "min_weight", "max_weight", "best_acc")
 """Values of a row that are no metrics; the best accuracy is computed from the rows."""
@@ -74,12 +75,7 @@ class RunRecord:
 
     def first_at(self, metric: str, target: float) -> Row | None:
         """Return the first row whose metric is as good as `target`; None if no row is."""
-        lower = lower_is_better(metric)
-        for row in self.rows:
-            value = row.get(metric, math.nan)
-            if value <= target if lower else value >= target:
-                return row
-        return None
+        return Target(metric, target).first(self.rows)
 
     def samples(self, row: Row) -> int | None:
         """Return the training samples of all clients up to a row; None if the files do not tell them.
@@ -97,17 +93,19 @@ class RunRecord:
 
     @cached_property
     def _owned(self) -> int | None:
-        """Number of samples that clients own, by the run's partition."""
+        """Number of samples that clients own and train on, by the run's partition."""
         try:
-            with np.load(self.directory / "partition.npz", allow_pickle=False) as held:
-                return int(held["offsets"][-1])
+            owned = _samples(self.directory / "partition.npz")
+            path = self.directory / "client_test.npz"
+            return owned - (_samples(path) if path.exists() else 0)
         except (OSError, KeyError, IndexError, ValueError, TypeError, zipfile.BadZipFile):
             return None
 
 
-def lower_is_better(metric: str) -> bool:
-    """Return True for losses and errors."""
-    return metric.endswith(("loss", "error"))
+def _samples(path: Path) -> int:
+    """Return the number of samples in a file of a partition."""
+    with np.load(path, allow_pickle=False) as held:
+        return int(held["offsets"][-1])
 
 
 def metric_names(records: Sequence[RunRecord]) -> list[str]:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fastlocal.common.atomic_file import write_atomically
+from fastlocal.config.targets import lower_is_better
 
-from .run_records import BEST, lower_is_better, metric_names
+from .run_records import BEST, metric_names
 from .statistics import Summary, paired_difference, summarise
 from .sweep_records import Setting, Sweep, read_sweep, settings_of, show
 

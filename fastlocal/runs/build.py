@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,9 @@ from ..aggregation.server_optimizers import resolve_server, server_rows
 from ..common.errors import UsageError
 from ..common.machine import keep_freed_memory
 from ..config.schema import RunConfig
+from ..config.targets import Target
 from ..data.partition import Partition
 from ..data.sources.base import Source
-from ..data.sources.build import make_source
-from ..data.sources.source_config import SourceConfig
 from ..data.types import DataSet
 from ..distributed.world import World
 from ..executors.base import Executor, LocalProblem
@@ -41,7 +40,7 @@ from ..module_checks.structure import refuse_aliases
 from ..module_checks.trial_evaluation import try_evaluation
 from ..params.losses import Loss, move_loss
 from ..params.param_layout import ParamLayout, param_layout
-from ..params.precision import Numerics, numerics
+from ..params.precision import numerics
 from ..schedule.owned_rounds import make_progress
 from ..schedule.rounds import Progress
 from .executor_choice import choose_executor, default_executor
@@ -58,6 +57,7 @@ from .resolve import (
     resolve_for_machine,
     resolve_for_stateful_loss,
 )
+from .sources import open_sources
 
 PROBE_BATCH = 4
 HELD_OUT = 5
@@ -72,6 +72,7 @@ class PreparedRun:
         config: The resolved settings.
         modes: Training modes of the module's parts.
         test: The test samples.
+        client_test: The training samples without augmentation, for those that clients hold out.
         population: The clients of all processes.
         memory: Predicted memory of this process.
         uses_rng: Whether the module draws random numbers that no client's seed fixes.
@@ -92,6 +93,7 @@ class PreparedRun:
     problem: LocalProblem
     executor: Executor
     test: Source
+    client_test: Source
     progress: Progress
     population: Population
     memory: MemoryPlan
@@ -164,7 +166,7 @@ def build_run(
         raise UsageError(f"{model_flag}: has no parameter that requires a gradient")
     kernel_notes = _try_kernels(used_ops(module, server=server_rows(config.server) > 0), device, world)
     with ExitStack() as opened, _training_modes(user_module, modes, opened), preserve_state(loss):
-        source, test = _sources(config, data, population.partition, numbers, opened)
+        source, test, client_test = open_sources(config, data, population, numbers, opened)
         user_tensors = {} if user_module is None else tensors_of(user_module)
         tensor_names = {id(value): name for name, value in user_tensors.items()}
         plain = PlainModule(
@@ -187,6 +189,8 @@ def build_run(
             needs_gradients = try_evaluation(plain, held_out.inputs, held_out.targets, numbers)
         local = local_module(module, modes)
         problem = build_problem(config, local, layout, source, loss, numbers, probe, tensor_names, ignored, user_module)
+        if config.schedule.stop_at is not None:
+            Target.parse(config.schedule.stop_at).check(problem.topk)
         probe = compare(plain, problem, batches, probe)
         if probe.no_vmap is None:  # without vmap, clients step one by one, and each step may use other parameters
             layout = without_decay(layout, probe.unused)
@@ -212,7 +216,7 @@ def build_run(
                 notes += choice_notes
                 part = resolve_chunk(part, problem, data, requested.chunk)
             executor, part, trial_notes = try_executor(part, problem)
-            notes += trial_notes
+            notes += trial_notes + population.notes()
         config = merge_rank_config(config, part, world)
         if executor is None:
             part = localize_config(config, world, device)
@@ -227,6 +231,7 @@ def build_run(
             problem=problem,
             executor=executor,
             test=test,
+            client_test=client_test,
             progress=make_progress(config),
             population=population,
             memory=plan_memory(part, problem, data),
@@ -256,28 +261,6 @@ def _try_kernels(ops: Sequence[str], device: torch.device, world: World) -> list
             for op, reason in reasons.items():
                 kernels.refuse(op, "triton", reason)
     return verdicts.lines_for(device, ops)
-
-
-def _sources(
-    config: RunConfig, data: DataSet, partition: Partition | None, numbers: Numerics, opened: ExitStack
-) -> tuple[Source, Source]:
-    """Return the sources of the training and the test samples; `opened` closes them."""
-    source_config = SourceConfig(
-        kind=config.data.source,
-        workers=config.data.nw,
-        prefetch=config.data.prefetch,
-        on_bad_sample=config.data.on_bad_sample,
-        mean=data.mean,
-        std=data.std,
-        seed=config.machine.seed,
-        device=numbers.device,
-        dtype=numbers.dtype,
-    )
-    train_config = source_config
-    if partition is not None and config.data.on_bad_sample == "skip":
-        train_config = dataclasses.replace(source_config, substitutes=partition.substitutes(len(data.train)))
-    source = opened.enter_context(closing(make_source(data.train, train_config, augment=bool(config.data.aug))))
-    return source, opened.enter_context(closing(make_source(data.test, source_config, augment=False)))
 
 
 def _notes(probe: Probe) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,6 +17,9 @@ from ..aggregation.buffer_mean import BufferMean
 from ..aggregation.global_model import GlobalModel
 from ..aggregation.server_optimizers import make_server_optimizer
 from ..checkpoint.distributed_saver import make_saver
+from ..config.targets import Target
+from ..executors.registry import EXECUTORS
+from ..executors.tuning.conv_strategy import parse_strategies
 from ..models.mirror import Mirror
 from ..models.modes import in_modes, modes_of
 from ..models.own_functions import rebind_functions
@@ -23,6 +28,8 @@ from ..models.python_state import preserve_state
 from ..params.client_stack import MOMENTUM, ClientStore
 from ..telemetry.base import Logger
 from ..telemetry.jsonl import StepLog
+from ..training.client_evaluation import ClientEvaluator
+from ..training.client_reports import ClientReports
 from ..training.evaluation import Evaluation, RandomContext, evaluate
 from ..training.evaluator import Evaluator
 from ..training.loop import Loop
@@ -62,6 +69,24 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
     if config.sgd.momentum and state != "reset":  # else it is zero at the start of every round
         start = {MOMENTUM: torch.zeros_like(global_model.flat_params), **start}
     averaged = start if state == "average" else problem.state
+    evaluator = Evaluator(
+        global_model=global_model,
+        source=problem.source,
+        streams=streams,
+        evaluate=lambda random_context: _evaluate(prepared, global_model.module, random_context),
+        logger=logger,
+        directory=directory,
+        bn_batches=config.model.bn_batches,
+        batch_size=config.client.batch_size,
+        topk=problem.topk,
+        stop_on_nan=config.machine.on_nan == "stop",
+        module_seed=config.machine.seed if prepared.uses_rng else None,
+        draws_seed=config.machine.seed if problem.draws else None,
+        writes=world.is_rank0,
+        weights=population.weights,
+        owned=None if population.partition is None else len(population.partition.indices),
+        stop_at=None if config.schedule.stop_at is None else Target.parse(config.schedule.stop_at),
+    )
     return Loop(
         world=world,
         progress=prepared.progress,
@@ -89,23 +114,7 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
             client_state=state,
         ),
         client_store=ClientStore(clients, start, chunk, device),
-        evaluator=Evaluator(
-            global_model=global_model,
-            source=problem.source,
-            streams=streams,
-            evaluate=lambda random_context: _evaluate(prepared, global_model.module, random_context),
-            logger=logger,
-            directory=directory,
-            bn_batches=config.model.bn_batches,
-            batch_size=config.client.batch_size,
-            topk=problem.topk,
-            stop_on_nan=config.machine.on_nan == "stop",
-            module_seed=config.machine.seed if prepared.uses_rng else None,
-            draws_seed=config.machine.seed if problem.draws else None,
-            writes=world.is_rank0,
-            weights=population.weights,
-            owned=None if population.partition is None else len(population.partition.indices),
-        ),
+        evaluator=evaluator,
         logger=logger,
         steps=steps,
         log_steps=config.log.debug,
@@ -119,7 +128,29 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
         ),
         config=dataclasses.asdict(config),
         grace=config.log.grace,
+        by_client=_client_reports(prepared, evaluator),
     )
+
+
+def _client_reports(prepared: PreparedRun, evaluator: Evaluator) -> ClientReports | None:
+    """Return what evaluates clients; None without --eval-clients."""
+    config, problem, held_out = prepared.config, prepared.problem, prepared.population.held_out
+    if config.client.eval_clients is None or held_out is None:
+        return None
+    module = evaluator.global_model.module
+    clients = ClientEvaluator(
+        problem,
+        evaluator.global_model,
+        prepared.client_test,
+        held_out,
+        prepared.world,
+        of_all=config.client.eval_clients_of == "all",
+        stacked=EXECUTORS[config.machine.executor].in_place and problem.no_vmap is None,
+        conv_strategy=parse_strategies(config.machine.conv_strategy, problem.module, problem.numerics.device),
+        gradients=prepared.needs_gradients,
+        context=functools.partial(_evaluation_context, prepared, module),
+    )
+    return ClientReports(clients, config.client.eval_clients, evaluator)
 
 
 def _client_state(prepared: PreparedRun) -> ClientState:
@@ -147,9 +178,7 @@ def _evaluate(prepared: PreparedRun, module: nn.Module, random_context: RandomCo
         with mirror.expose():
             return problem.loss(outputs, targets)
 
-    module.eval()
-    shown = in_modes(prepared.user_module, modes_of(module))
-    with preserve_state(problem.loss) if prepared.stateful_loss else nullcontext(), own, shown:
+    with _evaluation_context(prepared, module), own:
         return evaluate(
             module,
             prepared.test,
@@ -160,3 +189,12 @@ def _evaluate(prepared: PreparedRun, module: nn.Module, random_context: RandomCo
             world=prepared.world,
             random_context=random_context,
         )
+
+
+@contextlib.contextmanager
+def _evaluation_context(prepared: PreparedRun, module: nn.Module) -> Iterator[None]:
+    """Set the module and the user's to evaluation mode, and preserve what the loss keeps."""
+    module.eval()
+    shown = in_modes(prepared.user_module, modes_of(module))
+    with preserve_state(prepared.problem.loss) if prepared.stateful_loss else nullcontext(), shown:
+        yield

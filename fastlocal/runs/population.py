@@ -6,11 +6,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..common.errors import UsageError, nearest
 from ..config.schema import RunConfig
 from ..data.client_streams import ClientStreams
+from ..data.client_test import hold_out, without
 from ..data.partition import Partition
 from ..data.partition.build import NAMES, build
 from ..data.sample_streams import SampleStreams, Streams, StreamSpec
@@ -22,6 +24,10 @@ from .resolve import sample_pages
 
 PARTITION_FILE = "partition.npz"
 """File of a run directory with the partition."""
+CLIENT_TEST_FILE = "client_test.npz"
+"""File of a run directory with the samples of the partition that are held out."""
+CLIENT_TEST = 0.2
+"""Share of each client's samples that --eval-clients holds out."""
 SAMPLINGS = ("uniform", "replacement", "weighted", "cyclic")
 WEIGHTS = ("examples", "uniform")
 NEEDS_LABELS = ("dirichlet", "dirichlet-client", "shards", "classes")
@@ -32,14 +38,32 @@ class Population:
     """The clients of a run.
 
     Attributes:
-        partition: Samples of each client, or None if nobody owns any.
+        owned: Samples of each client, or None if nobody owns any.
+        held_out: Those that are held out before training, or None if none are.
+        partition: Those that are trained on, or None if nobody owns any.
         sampler: The cohort of each round.
         weights: Weights in the mean.
     """
 
+    owned: Partition | None
+    held_out: Partition | None
     partition: Partition | None
     sampler: CohortSampler
     weights: ClientWeights
+
+    def save(self, directory: Path) -> None:
+        """Write the partition and its held-out samples to a run directory."""
+        if self.owned is not None:
+            self.owned.save(directory / PARTITION_FILE)
+        if self.held_out is not None:
+            self.held_out.save(directory / CLIENT_TEST_FILE)
+
+    def notes(self) -> list[str]:
+        """Return log lines about clients without held-out samples."""
+        if self.held_out is None:
+            return []
+        untested, clients = int((self.held_out.sizes == 0).sum()), self.held_out.clients
+        return [f"{untested} of {clients} clients have too few samples to hold one out"] if untested else []
 
     def streams(self, config: RunConfig, data: DataSet, steps_per_epoch: int) -> SampleStreams:
         """Return the samples of each client at each step of a resolved run."""
@@ -78,7 +102,13 @@ def build_population(
     Raises:
         UsageError: The partition, the cohort or the weights do not fit.
     """
-    partition = _partition(config, data, given, stored)
+    owned = partition = _partition(config, data, given, stored)
+    if config.client.client_test is None and config.client.eval_clients is not None:
+        config = config.with_values(client_test=CLIENT_TEST)
+    held_out = None
+    if owned is not None and config.client.client_test:
+        held_out = _held_out(config, owned, stored)
+        partition = without(owned, held_out)
     clients, population = config.clients, config.clients
     offsets, names = None, None
     if partition is not None:
@@ -118,7 +148,23 @@ def build_population(
             client_epochs=config.client.client_epochs or ("continue" if everybody else "restart"),
             client_state=config.client.client_state or ("keep" if everybody else "reset"),
         )
-    return config, Population(partition, sampler, client_weights)
+    return config, Population(owned, held_out, partition, sampler, client_weights)
+
+
+def _held_out(config: RunConfig, owned: Partition, stored: Path | None) -> Partition:
+    """Return the held-out samples: those of the run that continues, or drawn ones."""
+    fraction = config.client.client_test
+    assert fraction is not None
+    path = None if stored is None else stored.with_name(CLIENT_TEST_FILE)
+    if path is not None and path.exists():
+        held_out = Partition.load(path, flag=str(path))
+        if held_out.clients != owned.clients or not np.isin(held_out.indices, owned.indices).all():
+            raise UsageError(f"--continue: {path} is not of the run's partition; --overwrite 1 starts afresh")
+        return held_out
+    held_out = hold_out(owned, fraction, config.machine.seed)
+    if not len(held_out.indices):
+        raise UsageError(f"--client-test {fraction}: no client has enough samples to hold one out; give more")
+    return held_out
 
 
 def _partition(config: RunConfig, data: DataSet, given: Partition | None, stored: Path | None) -> Partition | None:

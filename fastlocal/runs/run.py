@@ -20,16 +20,17 @@ from ..checkpoint.run_directory import check_directory, create_directory, make_d
 from ..checkpoint.state_file import State
 from ..common.errors import RankMissing, StoppedUnsaved, UsageError
 from ..common.interrupts import defer_signals, requested_for
+from ..config.schema import RunConfig
+from ..config.targets import Target
 from ..distributed.world import World
 from ..telemetry.base import Logger, Loggers, RunSummary
-from ..telemetry.jsonl import JsonlLogger, StepLog, read_rows
+from ..telemetry.jsonl import ClientLog, JsonlLogger, StepLog, read_rows
 from ..telemetry.rank_messages import RankMessages
 from ..training.driver import train_loop
 from ..training.loop import Loop
 from ..training.snapshot import restore_snapshot
 from .build import PreparedRun
 from .build_loop import build_loop, make_global_model
-from .population import PARTITION_FILE
 from .profile import profiler
 
 
@@ -135,18 +136,17 @@ def open_run(
         if state is None:
             if world.is_rank0:
                 create_directory(directory, config, world.launch_ids)
-                if prepared.population.partition is not None:
-                    prepared.population.partition.save(directory / PARTITION_FILE)
+                prepared.population.save(directory)
         else:
             shapes = {name: value.shape for name, value in make_global_model(prepared).tensors().items()}
             check_state(state, config, prepared.progress, shapes)
-            if is_complete(state, prepared.progress):
+            reached = _target_reached(config, state, directory)
+            if reached is not None or is_complete(state, prepared.progress):
                 loop = build_loop(prepared, others, None)
                 _restore(loop, state)
                 if world.is_rank0:
-                    others.message(
-                        f"the run is complete after {loop.comm_round} rounds; --rounds or --epochs extends it"
-                    )
+                    why = "--rounds or --epochs extends it" if reached is None else reached
+                    others.message(f"the run is complete after {loop.comm_round} rounds; {why}")
                 yield OpenRun(loop, complete=True, eval_on_start=False)
                 return
             logged = state.metadata["logged"]
@@ -155,9 +155,12 @@ def open_run(
         _see_directory(directory, world)
         logger, steps = others, None
         if world.is_rank0:
-            lines = JsonlLogger(directory, logged.get("metrics.jsonl", 0))
-            closing.callback(lines.close)
-            logger = Loggers([lines, others])
+            lines: list[Logger] = [JsonlLogger(directory, logged.get("metrics.jsonl", 0))]
+            if config.client.eval_clients is not None:
+                lines.append(ClientLog(directory, logged.get("clients.jsonl", 0)))
+            for file in lines:
+                closing.callback(file.close)
+            logger = Loggers([*lines, others])
             steps = StepLog(directory, logged.get("steps.jsonl", 0)) if config.log.debug else None
         if config.log.profile:
             watch = profiler(config, prepared.problem, directory, others.message, eval_every)
@@ -186,6 +189,20 @@ def _see_directory(directory: Path, world: World) -> None:
     world.all_gather_object(None, "the run directory")
 
 
+def _target_reached(config: RunConfig, state: State, directory: Path) -> str | None:
+    """Return a log line about --stop-at if a saved evaluation reaches it; else None."""
+    if config.schedule.stop_at is None:
+        return None
+    row = Target.parse(config.schedule.stop_at).first(_saved_rows(state, directory))
+    if row is None:
+        return None
+    return f"--stop-at {config.schedule.stop_at} was reached in round {row['comm_round']}; another value extends it"
+
+
+def _saved_rows(state: State, directory: Path) -> list[dict[str, Any]]:
+    return read_rows(directory / "metrics.jsonl", state.metadata["logged"]["metrics.jsonl"])
+
+
 def _save_start(prepared: PreparedRun, directory: Path) -> None:
     """Write the start weights if they were drawn from the seed."""
     if prepared.config.model.resume_pth is None:
@@ -199,7 +216,7 @@ def _restore(loop: Loop, state: State) -> None:
     residual = state.tensors.get(f"feedback {FEEDBACK}")
     if residual is not None:  # resharding adds it up if the number of processes has changed
         loop.server.aggregator.load_residual(residual)
-    loop.history.extend(read_rows(loop.directory / "metrics.jsonl", state.metadata["logged"]["metrics.jsonl"]))
+    loop.history.extend(_saved_rows(state, loop.directory))
     if not loop.history and loop.evaluator.writes:
         (loop.directory / "latest.pt").unlink(missing_ok=True)  # written at an interruption, or after `state`
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -58,12 +58,14 @@ class PartialRound:
         stats: Sums over these clients.
         bad: (step, client, text) of each non-finite value.
         losses: [local_steps, clients] of each chunk on the CPU, if every step is logged.
+        own_results: Results of these clients' own models on their held-out samples, as JSON values.
     """
 
     done: list[tuple[int, int]] = field(default_factory=list)
     stats: TrainStats = field(default_factory=TrainStats)
     bad: list[tuple[int, int, str]] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
+    own_results: list[list[Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -79,6 +81,7 @@ class TrainingCursor:
         round_end: Local steps at the end of the current round.
         best_acc: Best test accuracy so far.
         samples: Samples that clients trained on so far.
+        own_results: Results of the own models of the round's clients, until they are logged.
         stats: Sums since the last evaluation.
         so_far: Results of the current round's finished chunks.
     """
@@ -91,6 +94,7 @@ class TrainingCursor:
     round_end: int = 0
     best_acc: float = 0.0
     samples: int = 0
+    own_results: Sequence[list[Any]] = ()
     stats: TrainStats = field(default_factory=TrainStats)
     so_far: PartialRound = field(default_factory=PartialRound)
 
@@ -109,6 +113,7 @@ class TrainingCursor:
                 "done": list(so_far.done),
                 "stats": dataclasses.asdict(so_far.stats),
                 "bad": list(so_far.bad),
+                "own_results": list(so_far.own_results),
             },
         }
 
@@ -119,11 +124,17 @@ class TrainingCursor:
         bad = [(step, client, what) for step, client, what in so_far["bad"]]
         return cls(
             **{
-                spec.name: numbers.get(_key(spec.name), spec.default)  # version 0.1 did not count samples
+                spec.name: numbers.get(_key(spec.name), spec.default)  # earlier versions have fewer
                 for spec in dataclasses.fields(cls)[:-2]
             },
             stats=TrainStats(**numbers["stats"]),
-            so_far=PartialRound([(a, b) for a, b in so_far["done"]], TrainStats(**so_far["stats"]), bad, losses),
+            so_far=PartialRound(
+                [(a, b) for a, b in so_far["done"]],
+                TrainStats(**so_far["stats"]),
+                bad,
+                losses,
+                list(so_far.get("own_results", ())),
+            ),
         )
 
 

@@ -69,6 +69,9 @@ class Logger:
     def evaluation(self, row: dict[str, Any]) -> None:
         """Called after each evaluation of the averaged model; `row` is the line of metrics.jsonl."""
 
+    def clients(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Called after each evaluation by client; `rows` are the lines of clients.jsonl."""
+
     def checkpoint(self, path: Path) -> None:
         """Called after a model was written to `path`."""
 
@@ -109,6 +112,10 @@ class Loggers(Logger):
     def evaluation(self, row: dict[str, Any]) -> None:
         for logger in self.loggers:
             logger.evaluation(row)
+
+    def clients(self, rows: Sequence[dict[str, Any]]) -> None:
+        for logger in self.loggers:
+            logger.clients(rows)
 
     def checkpoint(self, path: Path) -> None:
         for logger in self.loggers:

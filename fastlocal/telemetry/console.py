@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -69,6 +69,8 @@ class ConsoleLogger(Logger):
             return
         accuracy = "" if row["val_acc1"] is None else f" val acc {row['val_acc1']:.4f}"
         self._line(f"evaluation round {row['comm_round']}/{self._rounds}{accuracy} val loss {row['val_loss']:.4f}")
+        for line in _by_client(row):
+            self._line(line)
 
     def message(self, text: str) -> None:
         if self._bar is not None:
@@ -134,6 +136,8 @@ class _Bar:
         accuracy = row["val_acc1"]
         self._test = f" test {accuracy:.4f}" if accuracy is not None else f" test loss {row['val_loss']:.4f}"
         self._progress.update(self._task, numbers=self._train + self._test)
+        for line in _by_client(row):
+            self.message(line)
 
     def message(self, text: str) -> None:
         self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -168,6 +172,16 @@ def summary_table(history: Sequence[dict[str, Any]]) -> str:
         value = "-" if row[key] is None else f"{row[key]:.4f}"
         lines.append(f"{row['comm_round']:>7}  {train:>10}  {value:>13}")
     return "\n".join(lines)
+
+
+def _by_client(row: dict[str, Any]) -> Iterator[str]:
+    """Format the statistics of an evaluation by client: a line for the global model, and one for the own models."""
+    for model, who in (("client", "global model"), ("own", "own models")):
+        if f"{model}_acc1" in row:
+            mean, weighted, worst = (row[f"{model}_{name}acc1"] for name in ("", "weighted_", "worst_"))
+            yield f"by client: {who} acc {mean:.4f}, weighted {weighted:.4f}, worst tenth {worst:.4f}"
+        elif f"{model}_loss" in row:
+            yield f"by client: {who} loss {row[f'{model}_loss']:.4f}, weighted {row[f'{model}_weighted_loss']:.4f}"
 
 
 def _clients(report: RoundReport) -> str:

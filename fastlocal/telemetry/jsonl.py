@@ -1,4 +1,4 @@
-"""metrics.jsonl and steps.jsonl: one strict JSON object per line.
+"""metrics.jsonl, clients.jsonl and steps.jsonl: one strict JSON object per line.
 
 Floats keep all their digits. JSON has no NaN and no infinity: they are written as null.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -36,6 +36,29 @@ class JsonlLogger(Logger):
 
     def state(self) -> dict[str, Any]:
         return {"metrics.jsonl": _size(self._file)}
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class ClientLog(Logger):
+    """Write `directory`/clients.jsonl: one line per evaluation of each client, flushed to the disk.
+
+    Args:
+        directory: Run directory.
+        size: Bytes of the file to keep, if the run continues.
+    """
+
+    def __init__(self, directory: Path, size: int = 0) -> None:
+        self._file = _open(directory / "clients.jsonl", size)
+
+    def clients(self, rows: Sequence[dict[str, Any]]) -> None:
+        self._file.writelines(map(_line, rows))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def state(self) -> dict[str, Any]:
+        return {"clients.jsonl": _size(self._file)}
 
     def close(self) -> None:
         self._file.close()

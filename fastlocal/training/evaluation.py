@@ -85,15 +85,15 @@ def evaluate(
         with torch.set_grad_enabled(gradients), random_context(begin // size), numerics.autocast():
             outputs = numerics.to_param_dtype(module(batch.inputs.clone()))  # a module may write to its inputs
         with torch.set_grad_enabled(gradients):
-            sums.append(_sums(outputs, batch.targets, loss, rule, topk, begin).detach())
+            sums.append(batch_sums(outputs, batch.targets, loss, rule, topk, begin).detach())
     module.train(was_training)
     rank_sums = world.all_gather_object(torch.stack(sums).tolist() if sums else [], "the evaluation")
     totals = [0.0] * (2 + (len(topk) + 1 if topk else 0))
     for place in range(-(-len(source) // size)):
-        classes, sample, label, *batch_sums = rank_sums[place % world.size][place // world.size]
+        classes, sample, label, *found = rank_sums[place % world.size][place // world.size]
         if classes:
             raise UsageError(unknown_label(int(sample), int(label), int(classes)))
-        totals = [total + value for total, value in zip(totals, batch_sums, strict=True)]
+        totals = [total + value for total, value in zip(totals, found, strict=True)]
     if not (rule.summed or totals[1]):
         raise UsageError(f"test: the loss counts none of the {len(source)} targets, so that it has no mean")
     counted = len(source) - (totals[-1] if topk else 0)
@@ -101,7 +101,9 @@ def evaluate(
     return Evaluation(totals[0] if rule.summed else totals[0] / totals[1], accuracies)
 
 
-def _sums(outputs: Tensor, targets: Tensor, loss: Loss, rule: Combination, topk: tuple[int, ...], begin: int) -> Tensor:
+def batch_sums(
+    outputs: Tensor, targets: Tensor, loss: Loss, rule: Combination, topk: tuple[int, ...], begin: int
+) -> Tensor:
     """Return the sums of one batch as one float64 vector on its device.
 
     The vector is (classes, sample, label) of the first unknown label or zeros, the loss, its divisor, and with `topk`

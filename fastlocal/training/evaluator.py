@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +19,14 @@ from ..aggregation.global_model import GlobalModel
 from ..checkpoint.model_file import save_model
 from ..common import interrupts
 from ..common.errors import NonFiniteLoss
+from ..config.targets import Target
 from ..data.sample_streams import SampleStreams
 from ..data.sources.base import BatchRequest, Source
 from ..models.client_random.mode import ClientRandom
 from ..schedule.cohort import ClientWeights
 from ..schedule.cursor import TrainingCursor, TrainStats
 from ..schedule.rounds import RoundSchedule
-from ..telemetry.base import Logger
+from ..telemetry.base import Logger, RoundReport
 from .evaluation import Evaluation, RandomContext
 
 
@@ -45,6 +46,7 @@ class Evaluator:
         writes: Whether this process writes files.
         owned: Number of samples that clients own, or None if nobody owns any.
         weights: Weights of the clients in the mean.
+        stop_at: Value of a metric at which the run ends, or None.
         history: The lines of metrics.jsonl.
     """
 
@@ -63,6 +65,7 @@ class Evaluator:
     writes: bool
     weights: ClientWeights
     owned: int | None = None
+    stop_at: Target | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     _warned: bool = False
 
@@ -91,8 +94,16 @@ class Evaluator:
             save_model(path, self.global_model.module.state_dict())
             self.logger.checkpoint(path)
 
-    def report(self, schedule: RoundSchedule, cursor: TrainingCursor) -> None:
-        """Evaluate and save the global model, and add a line to the history."""
+    def report(
+        self, schedule: RoundSchedule, cursor: TrainingCursor, by_client: Mapping[str, float] | None = None
+    ) -> None:
+        """Evaluate and save the global model, and add a line to the history.
+
+        Args:
+            schedule: The round.
+            cursor: The run after the round.
+            by_client: Statistics of an evaluation by client, or None.
+        """
         self.load_global_model(cursor.steps_done)
         self.seed_module(cursor.steps_done, self.streams.population + 1)
         with self.global_model.preserve_tensors():
@@ -109,7 +120,7 @@ class Evaluator:
         row |= {"best_acc": cursor.best_acc if self.topk else None}
         row |= {"iter": schedule.iteration, "lr": schedule.learning_rate}
         if self.owned is not None:
-            row |= self._participation(schedule)
+            row |= self._participation(schedule) | dict(by_client or {})
         self.save_latest(cursor.steps_done)
         if schedule.save_as is not None:
             self.save(schedule.save_as, cursor.steps_done)
@@ -118,6 +129,39 @@ class Evaluator:
     def epoch(self, schedule: RoundSchedule, cursor: TrainingCursor) -> float:
         """Return the epochs so far: samples trained per owned sample, or the count of the schedule."""
         return schedule.epoch if self.owned is None else cursor.samples / self.owned
+
+    def round_report(
+        self, schedule: RoundSchedule, cursor: TrainingCursor, stats: TrainStats, rate: float, clients: int
+    ) -> RoundReport:
+        """Return the report of a round.
+
+        Args:
+            schedule: The round.
+            cursor: The run after the round.
+            stats: Sums over the clients of the round.
+            rate: Rate of the last local step.
+            clients: Number of clients that took part.
+        """
+        loss, correct = stats.mean(len(self.topk))
+        return RoundReport(
+            schedule.number,
+            self.epoch(schedule, cursor),
+            schedule.local_steps,
+            rate,
+            loss,
+            correct[0] if self.topk else None,
+            stats.samples,
+            clients if clients < self.streams.population else None,
+        )
+
+    def reaches_target(self) -> bool:
+        """Return True if the last evaluation reaches --stop-at, and say so."""
+        if self.stop_at is None or self.stop_at.first(self.history[-1:]) is None:
+            return False
+        metric, value = self.stop_at
+        found = self.history[-1][metric]
+        self.logger.message(f"{metric} is {found:.6g}: the run ends by --stop-at {metric}={value:g}")
+        return True
 
     def _participation(self, schedule: RoundSchedule) -> dict[str, Any]:
         """Return the clients of a round, its samples, and its least and greatest weight; zeros before the first."""

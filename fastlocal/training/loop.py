@@ -27,9 +27,10 @@ from ..params.nonfinite import find_nonfinite
 from ..schedule.cohort import Cohort
 from ..schedule.cursor import PartialRound, TrainingCursor, TrainStats
 from ..schedule.rounds import Progress, RoundSchedule
-from ..telemetry.base import Logger, RoundReport
+from ..telemetry.base import Logger
 from ..telemetry.jsonl import StepLog
 from ..telemetry.trace import span
+from .client_reports import ClientReports
 from .evaluator import Evaluator
 from .planner import Planner
 from .round_sync import RoundSync, sync_round
@@ -63,6 +64,7 @@ class Loop:
         saver: Writes the snapshots.
         config: The resolved RunConfig as nested plain dictionaries.
         grace: Seconds that a chunk may still take after a signal.
+        by_client: Evaluates clients, or None.
         cursor: Progress of the run.
         chunk_done: Whether no chunk is on its way; a driver clears it before it takes the local steps of a job.
     """
@@ -83,6 +85,7 @@ class Loop:
     saver: Saver
     config: dict[str, Any]
     grace: float
+    by_client: ClientReports | None = None
     cursor: TrainingCursor = field(default_factory=TrainingCursor)
 
     def __post_init__(self) -> None:
@@ -126,6 +129,8 @@ class Loop:
                 # steps left over are not averaged; a run extended later trains them as part of a whole round
                 self._before_leftover = self.snapshot()
             yield from self._round(schedule)
+            if schedule.evaluate and self.evaluator.reaches_target():
+                return self.save()
             if schedule.averaged:
                 self.saver.after_round(schedule.comm_round, schedule.evaluate, self.snapshot)
         last = self._before_leftover or self.snapshot()
@@ -174,6 +179,8 @@ class Loop:
         cursor, so_far = self.cursor, self.cursor.so_far
         yield Point.ROUND
         rates = self.planner.rates(schedule)
+        if self.by_client is not None:
+            self.by_client.before_round(schedule, cursor)
         self.source.pop_wait_seconds()  # drop the waits of BatchNorm's re-estimation
         began = time.perf_counter()
         cohort = self.planner.cohort(schedule)
@@ -218,13 +225,9 @@ class Loop:
             self.cursor.comm_round = schedule.comm_round
         cursor.stats.add(round_sync.stats)
         cursor.samples += round_sync.stats.samples
+        cursor.own_results = round_sync.own_results
         cursor.steps_done, cursor.stage, cursor.so_far = cursor.round_end, "report", PartialRound()
-        loss, correct = round_sync.stats.mean(len(self.evaluator.topk))
-        accuracy = correct[0] if self.evaluator.topk else None
-        counters = schedule.number, self.evaluator.epoch(schedule, cursor), schedule.local_steps
-        samples = round_sync.stats.samples
-        clients = len(cohort) if len(cohort) < self.planner.streams.population else None
-        self.logger.round(RoundReport(*counters, rates[-1], loss, accuracy, samples, clients))
+        self.logger.round(self.evaluator.round_report(schedule, cursor, round_sync.stats, rates[-1], len(cohort)))
 
     def _train_chunk(
         self, schedule: RoundSchedule, rows: range, rest: list[range], rates: list[float], weights: Tensor | None
@@ -247,6 +250,9 @@ class Loop:
         result = yield ChunkJob(self.executor, self.problem, stack, plan)
         assert result is not None, "the driver answers a job by its result"
         self.client_store.store(state_rows)
+        if self.by_client is not None:
+            with span("evaluate"):
+                so_far.own_results += self.by_client.after_chunk(schedule, stack, plan)
         losses = result.losses.cpu()
         for note in result.notes:
             self.logger.message(note)
@@ -278,7 +284,7 @@ class Loop:
     def _report(self, schedule: RoundSchedule) -> None:
         """Evaluate and log the global model, and advance the cursor past the evaluation."""
         with span("evaluate"):
-            self.evaluator.report(schedule, self.cursor)
+            (self.by_client or self.evaluator).report(schedule, self.cursor)
         self.cursor.stage = "train" if self.cursor.stage == "start" else "files"
         self.logger.evaluation(self.history[-1])
         for line in self._timers.pop_messages(self.world):

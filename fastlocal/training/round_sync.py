@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from ..distributed.world import World
 from ..schedule.cursor import PartialRound, TrainStats
@@ -17,12 +18,14 @@ class RoundSync:
         bad: (step, client, description) of every first non-finite value.
         save: Highest number of a save that a rank began or was asked for.
         losses: [clients][local_steps] if every step is logged, else empty.
+        own_results: Results of the clients' own models, by clients.
     """
 
     stats: TrainStats
     bad: list[tuple[int, int, str]]
     save: int
     losses: list[list[float]]
+    own_results: list[list[Any]]
 
 
 def sync_round(world: World, what: str, so_far: PartialRound, save: int, *, losses: bool) -> RoundSync:
@@ -39,6 +42,7 @@ def sync_round(world: World, what: str, so_far: PartialRound, save: int, *, loss
         "stats": asdict(so_far.stats),
         "bad": so_far.bad,
         "save": save,
+        "own_results": so_far.own_results,
         "losses": [
             (first, column)
             for (first, _), chunk in zip(so_far.done, so_far.losses, strict=True)
@@ -55,5 +59,6 @@ def sync_round(world: World, what: str, so_far: PartialRound, save: int, *, loss
         stats=stats,
         bad=[(step, client, text) for rank in ranks for step, client, text in rank["bad"]],
         save=max(rank["save"] for rank in ranks),
+        own_results=sorted((one for rank in ranks for one in rank["own_results"]), key=lambda one: one[0]),
         losses=[column for _, column in sorted(pair for rank in ranks for pair in rank["losses"])],
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fastlocal.checkpoint.state_file import read_metadata
 from tests.checkpoint.test_resume_ranks import within_a_round
 from tests.distributed.test_many_processes import assert_alike
 from tests.helpers.command_line import run, train_words
@@ -21,9 +22,9 @@ FLAGS = (
 ).split()
 KINDS = {
     "kept": "--client-state keep --client-epochs continue --server-optimizer adam --clients-drop 0.2 "
-    "--reduce-order fixed --client-lr 0.1 --momentum 0.9",
+    "--reduce-order fixed --client-lr 0.1 --momentum 0.9 --eval-clients 3 --eval-clients-of all",
     "averaged": "--client-state average --cohort-sampling replacement --server-optimizer nesterov --server-lr 0.5 "
-    "--server-momentum 0.3 --client-lr 0.02 --momentum 0.5",
+    "--server-momentum 0.3 --client-lr 0.02 --momentum 0.5 --eval-clients 3",
 }
 
 
@@ -48,19 +49,47 @@ def test_any_number_of_processes_from_any_stop(kind: str, fork_server: ForkServe
     assert_alike(directory, alone)
     if "fixed" in flags:  # but the order in which losses are added up
         found = difference(run_files(directory), run_files(alone)).removeprefix("differ: ")
-        assert found in ("", "resume.pt", "metrics.jsonl", "metrics.jsonl, resume.pt")
+        assert {*found.split(", ")} <= {"", "resume.pt", "metrics.jsonl", "clients.jsonl"}
+
+
+def _await_lines(process: ForkedRun, log: Path, lines: int) -> None:
+    """Wait until a log has this many lines, or the run has ended."""
+
+    def there() -> bool:
+        return not process.running() or (log.exists() and log.read_bytes().count(b"\n") >= lines)
+
+    assert wait_until(there, PATIENCE_S)
 
 
 def _stopped(fork_server: ForkServer, data: Path, directory: Path, flags: tuple[str, ...]) -> bool:
     """Start a run on two processes, and stop it; return whether it stopped within a round."""
-    process, log = begun(fork_server, data, directory, 2, *flags), directory / "steps.jsonl"
-    assert wait_until(
-        lambda: not process.running() or (log.exists() and log.read_bytes().count(b"\n") > 100), PATIENCE_S
-    )
+    process = begun(fork_server, data, directory, 2, *flags)
+    _await_lines(process, directory / "steps.jsonl", 101)
     time.sleep(0.015 * int(directory.name))
     process.send(signal.SIGTERM)
     assert process.statuses() in ([75, 75], [0, 0]), directory.with_suffix(".log").read_text()
     return process.statuses()[0] == 75 and within_a_round(directory)
+
+
+def test_kills_within_rounds_that_evaluate_clients(fork_server: ForkServer, data: Path, tmp_path: Path) -> None:
+    """Own models that were evaluated before a kill are in the state; all files end to the bit."""
+    flags = (*KINDS["kept"].split()[:-3], "1", "--eval-freq1", "1", "--rounds", "12", "--save-minutes", "0")
+    assert begun(fork_server, data, tmp_path / "alone", 1, *flags).statuses() == [0]
+    within = 0
+    for number in range(10):
+        directory = tmp_path / str(number)
+        for lines in (2, 20, 45):
+            process = begun(fork_server, data, directory, 1, *flags)
+            _await_lines(process, directory / "clients.jsonl", lines)
+            time.sleep(0.01 * number)
+            process.send(signal.SIGKILL)
+            process.statuses()
+            within += bool(read_metadata(directory / "resume.pt")["position"]["so_far"]["own_results"])
+        assert begun(fork_server, data, directory, 1, *flags).statuses() == [0]
+        assert difference(run_files(directory), run_files(tmp_path / "alone")) == ""
+        if within:
+            return
+    pytest.fail("no kill came within a round")
 
 
 def test_rates_of_past_rounds_cannot_change(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

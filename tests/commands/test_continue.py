@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fastlocal import rounds_to
 from fastlocal.checkpoint.restore import with_stored_settings
 from fastlocal.cli import main
 from fastlocal.commands.flags import parse
@@ -52,6 +53,38 @@ def test_a_complete_run(copied: Path, capsys: pytest.CaptureFixture[str]) -> Non
     outcome = run(capsys, "train", "--config", copied / "config.json", "--log-pth", copied, "--continue")
     assert outcome.status == 0 and "complete after 2 rounds" in outcome.err
     assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
+
+
+def test_a_run_that_ends_at_a_value(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has the files of a run of as many rounds; another value, or more rounds without one, goes on."""
+    words = ["train", "--dataset", "npz", "--data-pth", data, "--device", "cpu", "--batch-size", "8", "--clients", "2"]
+    words += ["--step1", "2", "--rounds", "8", "--client-lr", "0.05", "--save-every", "3"]
+    assert run(capsys, *words, "--log-pth", tmp_path / "whole").status == 0
+    losses = [row["val_loss"] for row in metrics(tmp_path / "whole")]
+    assert sorted(losses, reverse=True) == losses
+
+    def ended(*more: object) -> tuple[str, list[dict[str, Any]]]:
+        outcome = run(capsys, *words, "--log-pth", tmp_path / "run", *more)
+        assert outcome.status == 0, outcome.err
+        return outcome.err, metrics(tmp_path / "run")
+
+    first, later = (f"val_loss={loss}" for loss in (losses[2], (losses[4] + losses[5]) / 2))
+    said, rows = ended("--stop-at", first)
+    assert "ends by --stop-at" in said and rows == metrics(tmp_path / "whole")[:3]
+    before = run_files(tmp_path / "run")
+    assert run(capsys, *words, "--rounds", "3", "--log-pth", tmp_path / "short").status == 0
+    found, short = run_files(tmp_path / "run"), run_files(tmp_path / "short")
+    assert difference(found, short) in ("", "differ: resume.pt")  # which says that three rounds were the end
+    said, rows = ended("--stop-at", first, "--continue")
+    assert "complete after 3 rounds" in said and "reached in round 3" in said
+    assert difference(run_files(tmp_path / "run"), before) == ""
+    assert len(ended("--stop-at", later, "--continue")[1]) == 6
+    assert rounds_to(tmp_path / "run", losses[2], "val_loss") == 3 == rounds_to(rows, losses[2], "val_loss")
+    assert rounds_to(tmp_path / "run", 0.0, "val_loss") is None
+    with pytest.raises(ValueError, match="did you mean 'val_loss'"):
+        rounds_to(tmp_path / "run", 0.5, "val_los")
+    assert len(ended("--continue")[1]) == 8
+    assert difference(run_files(tmp_path / "run"), run_files(tmp_path / "whole")) == ""
 
 
 def test_without_a_saved_state_it_starts_over(

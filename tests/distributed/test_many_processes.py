@@ -102,7 +102,7 @@ def assert_alike(directory: Path, other: Path) -> None:
     """The same files, and to the rounding of sums the same numbers in them; samples alike show in every step's loss."""
     names = {path.name for path in other.iterdir() if not path.name.startswith("resume.")}
     assert {path.name for path in directory.iterdir() if not path.name.startswith("resume.")} == names
-    for log in ("metrics.jsonl", "steps.jsonl"):
+    for log in ("metrics.jsonl", "steps.jsonl", *({"clients.jsonl"} & names)):
         got, wanted = rows(directory / log), rows(other / log)
         assert len(got) == len(wanted) > 0
         for one, another in zip(got, wanted, strict=True):

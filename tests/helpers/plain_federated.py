@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MASK = 2**32 - 1
-EPOCH, COHORT, DROP = 6, 7, 8
+EPOCH, COHORT, DROP, HELD_OUT = 6, 7, 8, 11
 
 
 def philox(counter: tuple[int, int, int, int], seed: int) -> tuple[int, int, int, int]:
@@ -55,6 +55,16 @@ def permuted(seed: int, purpose: int, client: int, step: int, size: int, place: 
         place = high * 2**low_bits + low
         if place < size:
             return place
+
+
+def held_out(owned: Sequence[Sequence[int]], fraction: float, seed: int) -> list[list[int]]:
+    """The samples of each client that it is tested on, and not trained."""
+    found = []
+    for client, mine in enumerate(owned):
+        count = min(math.floor(fraction * len(mine) + 0.5), len(mine) - 1)
+        places = {permuted(seed, HELD_OUT, client, 0, len(mine), place) for place in range(count)}
+        found.append([sample for place, sample in enumerate(mine) if place in places])
+    return found
 
 
 @dataclass(frozen=True)
@@ -123,8 +133,12 @@ def train(
     targets: Tensor,
     plan: Federation,
     server: Callable[[Tensor, Tensor, float], Tensor],
+    watch: Callable[[int, dict[int, Tensor], Tensor], None] = lambda number, ends, row: None,
 ) -> tuple[Tensor, list[float]]:
-    """Return the flat global model, and the mean training loss of each round."""
+    """Return the flat global model, and the mean training loss of each round.
+
+    `watch` is told the number of each round, the flat models of its clients at its end, and the global one after it.
+    """
     row = nn.utils.parameters_to_vector(module.parameters()).detach().clone()
     momenta: dict[int, list[Tensor]] = {}
     taken = [0] * len(plan.owned)
@@ -161,6 +175,7 @@ def train(
                     sum(w * own[at] for w, own in zip(weights, ended, strict=True)) for at in range(len(ended[0]))
                 ]  # type: ignore[misc]
             row = server(row, mean, rate)
+        watch(number, dict(zip(cohort, ends, strict=True)), row)
     return row, losses
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ import pytest
 
 from fastlocal.common.errors import UsageError
 from fastlocal.data.partition import build
+from fastlocal.reports.by_client import by_client_plots
 from fastlocal.reports.page import report_page
 from fastlocal.reports.plot_data import curves, heat_map
 from fastlocal.reports.plots import write_plots
@@ -69,6 +71,12 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = folder / "seed=0,start_lr=0.05,model=mlp"
     (first / "profile_rank0.txt").write_text(PROFILE)
     build("iid", samples=1437, labels=None, clients=40, seed=0).save(first / "partition.npz")
+    lines = [
+        {"round": number, "client": client, "samples": 7, "loss": 1.0, "acc1": client / 40 / number, "own_acc1": 1.0}
+        for number in (1, 2)
+        for client in range(40)
+    ]
+    (first / "clients.jsonl").write_text("".join(map("{}\n".format, map(json.dumps, lines))) + '{"rou')
     return folder
 
 
@@ -96,7 +104,7 @@ def test_a_browser_shows_all_of_it(browser: Browser, address: str) -> None:
             page.evaluate("() => document.querySelectorAll('details').forEach(one => one.open = true)")
             assert overflow(page) == [] and page.evaluate(CUT) == [], (width, scheme)
             assert page.evaluate(CONTRAST) > 4.5, (width, scheme)
-            assert page.locator("svg").count() == 2 + 4 + 2 + 1, "curves, final values, maps, clients"
+            assert page.locator("svg").count() == 2 + 4 + 2 + 2, "curves, final values, maps, clients"
             titles = [title.inner_text() for title in page.locator("h2").all()]
             assert titles == ["Curves", "Final values", "Settings", "Runs", "Configuration", "Clients", "Time"]
             assert page.locator("h1").inner_text() == EVIL and page.locator("img").count() == 0
@@ -142,12 +150,21 @@ def test_the_page_says_what_happened(address: str, sweep: Path) -> None:
         "Best final val_acc1: 0.86, start_lr=0.05,model=mlp; 95% interval 0.8352 to 0.8848 over 3 seeds",
         "the loss is &lt;not&gt; finite",
         "iid: 40 clients of seed=0,start_lr=0.05,model=mlp",
+        "accuracy by client of seed=0,start_lr=0.05,model=mlp, round 2",
         "<td data-value=\"1015.525\">1015.5</td>",
         "16 runs took 24 s in all",
     ):
         assert part in text, part
     assert EVIL not in text and "<img" not in text and "http://" not in text.replace("http://www.w3.org/1999/xlink", "")
     assert text.count("</script>") == 1
+
+
+def test_clients_of_the_last_evaluation_worst_first(sweep: Path) -> None:
+    (plot,), left_out = by_client_plots(collect([sweep], "SWEEP").runs)
+    model, own = plot.lines
+    assert left_out == 0 and list(model.x) == list(range(1, 41))
+    assert [point.mean for point in model.points] == [client / 80 for client in range(40)]
+    assert {point.mean for point in own.points} == {1.0}
 
 
 def test_runs_of_different_kinds_and_of_none(tmp_path: Path) -> None:

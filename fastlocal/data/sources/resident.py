@@ -100,9 +100,12 @@ class ResidentSource:
         return Batch(self._inputs(ids, None, 0), self.targets[ids])
 
     def feed(self, requests: Iterable[BatchRequest]) -> Iterator[Batch]:
-        """Yield the batches in order, small ones gathered in groups."""
+        """Yield the batches in order, small ones gathered in groups; augmented ones come with no others."""
         group: list[BatchRequest] = []
         for one in requests:
+            if one.clients is None:
+                yield Batch(self._inputs(one.sample_ids, None, 0), self.targets[one.sample_ids])
+                continue
             if group and (self._is_full(group) or one.sample_ids.shape != group[0].sample_ids.shape):
                 yield from self._gather_group(group)
                 group = []
@@ -122,7 +125,6 @@ class ResidentSource:
     def _gather_group(self, requests: Sequence[BatchRequest]) -> Iterator[Batch]:
         """Yield batches of one shape."""
         clients = [one.clients for one in requests if one.clients is not None]
-        assert len(clients) == len(requests), "read_range is for samples without augmentation"
         steps = [torch.as_tensor(one.step, device=self.device).expand(clients[0].shape) for one in requests]
         ids = torch.stack([one.sample_ids for one in requests])
         if not self._draws_first:
