@@ -2,7 +2,7 @@
 
     python -m bench.count                                    the headline cases
     python -m bench.count resnet20_gn:512x8 --precision bf16 --operations
-    python -m bench.count headline --write                   replace their rows in bench/results/counted/steps.csv
+    python -m bench.count headline strangers --write         replace their rows in bench/results/counted/steps.csv
 
 The step is that of a GPU of capability 9.0 with Triton, on images of 3 x 32 x 32 that are resident and augmented. The
 floor is 12 passes over the outputs of all convolutions in the format of the step (written and read in the forward pass
@@ -69,6 +69,11 @@ HEADLINE = (
 )
 
 
+STRANGERS = (Step("torchvision.resnet18", 32, 32, "bf16"), Step("torchvision.mobilenet_v2", 32, 32, "bf16"))
+"""Models that were not written for fastlocal."""
+GROUPS = {"headline": HEADLINE, "strangers": STRANGERS}
+
+
 def count(step: Step, module: torch.nn.Module | None = None) -> tuple[Counts, int]:
     """Count one local step; return the counts and the bytes of the floor.
 
@@ -130,6 +135,7 @@ def row(step: Step, counts: Counts, floor: int) -> Row:
         "launches": str(total.launches),
         **{name: f"{size / 1e9:.3f}" for name, size in gigabytes.items()},
         "host_reads": str(counts.host_reads),
+        "fused": "; ".join(f"{number} {name}" for name, number in counts.fused.most_common()),
         "torch": torch.__version__,
         "triton": triton_version(),
         "commit": commit(),
@@ -145,28 +151,28 @@ def operations_table(counts: Counts) -> str:
 
 
 def parse_steps(words: Sequence[str], precision: str, label_noise: bool) -> list[Step]:
-    """Parse `headline`, or steps as MODEL:CLIENTSxBATCH.
+    """Parse `headline`, `strangers`, or steps as MODEL:CLIENTSxBATCH.
 
     Raises:
-        ValueError: A word is neither.
+        ValueError: A word is none of these.
     """
     found: list[Step] = []
     for word in words:
         model, _, sizes = word.partition(":")
         numbers = sizes.split("x")
-        if word == "headline":
-            found += HEADLINE
+        if word in GROUPS:
+            found += GROUPS[word]
         elif len(numbers) == 2 and all(number.isdigit() and int(number) for number in numbers):
             found.append(Step(model, int(numbers[0]), int(numbers[1]), precision, label_noise))
         else:
-            raise ValueError(f"{word!r}: give headline or MODEL:CLIENTSxBATCH, such as resnet20_gn:512x8")
+            raise ValueError(f"{word!r}: give headline, strangers or MODEL:CLIENTSxBATCH, such as resnet20_gn:512x8")
     return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Count, print a line for each step, and write the rows."""
     parser = argparse.ArgumentParser(prog="python -m bench.count", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("steps", nargs="*", default=["headline"], help="headline, or MODEL:CLIENTSxBATCH")
+    parser.add_argument("steps", nargs="*", default=["headline"], help="headline, strangers, or MODEL:CLIENTSxBATCH")
     parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="tf32", help="of the named steps")
     parser.add_argument("--label-noise", action="store_true", help="with noise in the labels of the named steps")
     parser.add_argument("--operations", action="store_true", help="print each operation too")
@@ -183,6 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows.append(row(step, counts, floor))
         print(f"{step.name:<32}" + "".join(f"{rows[-1][name]:>12}" for name in COLUMNS), flush=True)
         if options.operations:
+            print("\n".join(f"fused: {number} {name}" for name, number in counts.fused.most_common()))
             print(operations_table(counts))
     if options.write:
         merge_rows(RESULTS / "counted" / "steps.csv", rows, KEYS)

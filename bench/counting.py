@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastlocal import kernels
 from fastlocal.common.disk_cache import cache_file
+from fastlocal.kernels.deferred import Deferred, Norm
 from fastlocal.kernels.light_ops import FUNCTIONS
 from fastlocal.telemetry.trace import PREFIX
 from tests.rehearsal.cuda_api import build_hooks
@@ -92,6 +94,7 @@ class Counts:
         convolved: Bytes of the outputs of all convolutions.
         active: Whether anything is counted now.
         last: Whether the images of each launch of a convolution or norm are channels-last.
+        fused: Number of norms by what one launch computes with them.
     """
 
     operations: dict[tuple[str, str], Tally] = field(default_factory=dict)
@@ -100,6 +103,7 @@ class Counts:
     convolved: int = 0
     active: bool = False
     last: list[tuple[str, bool]] = field(default_factory=list)
+    fused: Counter[str] = field(default_factory=Counter)
 
     @property
     def total(self) -> Tally:
@@ -230,6 +234,11 @@ def counting() -> Iterator[tuple[Counts, Callable[[], Any]]]:
 
         return launch
 
+    def note_fused(deferred: Deferred, norm: Norm, activation: str) -> None:
+        name = norm.serves(activation)
+        if counts.active and name:
+            counts.fused[name] += 1
+
     def note_saved(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         counts.saved[storage._cdata] = storage.nbytes()
@@ -259,5 +268,6 @@ def counting() -> Iterator[tuple[Counts, Callable[[], Any]]]:
         stack.enter_context(patch.object(fake_tensor, "init_gpu_context", lambda device: None))
         stack.enter_context(patch.object(kernels, "_obstacle", lambda device, *, interpreted: None))
         stack.enter_context(patch.object(KernelInterface, "__getitem__", launcher))
+        stack.enter_context(patch.object(Deferred, "count", note_fused))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield counts, counted

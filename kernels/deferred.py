@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,8 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from . import copy_on_write
 from .conv2d_clients.fused_operator import conv2d_stacked_fused
+from .copy_on_write import in_place
 from .norm_act.operator import norm_act_stacked
+from .stacking import only
 
 ACTIVATIONS: dict[Any, str] = {
     **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_), "relu"),
@@ -70,6 +74,11 @@ class Convolution:
         self.counted = False
         self._value: Tensor | None = None
 
+    @property
+    def waits(self) -> bool:
+        """Return True until the value is computed, of which there can be views then."""
+        return self._value is None
+
     def value(self) -> Tensor:
         """Return the images [batch, out, h, w]."""
         return self.with_statistics(None)[0] if self._value is None else self._value
@@ -81,7 +90,7 @@ class Convolution:
         y, mean, rstd, _, fork = conv2d_stacked_fused(*self.arguments, eps)
         if self.input is not None:
             self.forks.add(self.input, fork.squeeze(0))
-        self._value, self.counted = y.squeeze(0), eps is not None
+        self._value, self.counted = only(y), eps is not None
         return (self._value, mean, rstd) if eps is not None else (self._value, None, None)
 
 
@@ -92,7 +101,7 @@ class Norm:
         x: The images, perhaps a convolution that waits itself.
         affine: Weight and bias, [channels] or None.
         options: groups, eps and backend.
-        forks: Where the gradient of a residual flows that a convolution takes too.
+        deferred: Its forks, where the gradient of a residual flows that a convolution takes too, and its counts.
         residual: What is added after it, or None.
     """
 
@@ -101,10 +110,10 @@ class Norm:
         x: Tensor | Convolution,
         affine: tuple[Tensor | None, Tensor | None],
         options: tuple[int, float, str],
-        forks: Forks,
+        deferred: Deferred,
         residual: Tensor | None = None,
     ) -> None:
-        self.x, self.affine, self.options, self.residual, self.forks = x, affine, options, residual, forks
+        self.x, self.affine, self.options, self.residual, self.deferred = x, affine, options, residual, deferred
         self.shape, self.dtype, self.device = x.shape, x.dtype, x.device
         self._value: Tensor | None = None
 
@@ -116,7 +125,7 @@ class Norm:
     def value(self) -> Tensor:
         """Return the result without an activation; the sum is torch's, which saves no residual for the gradients."""
         if self._value is None:
-            alone = self if self.residual is None else Norm(self.x, self.affine, self.options, self.forks)
+            alone = self if self.residual is None else Norm(self.x, self.affine, self.options, self.deferred)
             self._value = alone.activated("none") if self.residual is None else alone.value() + self.residual
         return self._value
 
@@ -130,18 +139,28 @@ class Norm:
             x = self.x.value()
         else:
             x, mean, rstd = self.x.with_statistics(eps)
-        fork = self.forks.get(self.residual)
+        self.deferred.count(self, activation)
+        fork = self.deferred.forks.get(self.residual)
         residual = self.residual if fork is None or self.residual is None else self.residual.detach()
         *tensors, fork = (None if each is None else each.unsqueeze(0) for each in (*self.affine, residual, fork))
-        y, _, _ = norm_act_stacked(x.unsqueeze(0), *tensors, groups, eps, activation, backend, mean, rstd, fork)
-        return y.squeeze(0)
+        with nullcontext() if residual is None else copy_on_write.saving():
+            y, _, _ = norm_act_stacked(x.unsqueeze(0), *tensors, groups, eps, activation, backend, mean, rstd, fork)
+        return only(y)
+
+    def serves(self, activation: str) -> str:
+        """Return the names of all that one call with this activation computes; empty for the norm alone."""
+        parts = ["convolution"] if isinstance(self.x, Convolution) and self.x.counted else []
+        parts.append("GroupNorm" if self.options[0] else "BatchNorm")
+        parts += ["residual"] if self.residual is not None else []
+        parts += [activation] if activation != "none" else []
+        return " + ".join(parts) if len(parts) > 1 else ""
 
     def plus(self, residual: Tensor) -> Norm | None:
         """Return the sum with a residual as a norm that waits; None if it has to be torch's addition."""
         fits = residual.shape == self.shape and residual.dtype == self.dtype and residual.device == self.device
         if not fits or self.residual is not None or not self.waits:
             return None
-        return Norm(self.x, self.affine, self.options, self.forks, residual)
+        return Norm(self.x, self.affine, self.options, self.deferred, residual)
 
 
 class Known:
@@ -159,7 +178,12 @@ Node = Convolution | Norm | Known
 
 
 class Deferred:
-    """The nodes behind the stand-ins that are still in use."""
+    """The nodes behind the stand-ins that are still in use.
+
+    Attributes:
+        forks: Of the convolutions.
+        fused: Number of calls by what one call serves.
+    """
 
     def __init__(self) -> None:
         self._nodes: dict[int, tuple[weakref.ref[Tensor], Node]] = {}
@@ -190,25 +214,39 @@ class Deferred:
             norm = self.node(args[0]) if args else None
             if not isinstance(norm, Norm) or not norm.waits:
                 return None
-            activation = ACTIVATIONS[func]
-            y = norm.activated(activation)
-            self._count(norm, activation)
-            if _in_place(func, args, kwargs):
-                self._nodes[id(args[0])] = self._nodes[id(args[0])][0], Known(y)
+            y = norm.activated(ACTIVATIONS[func])
+            if in_place(func, args, kwargs):
+                self.replace(args[0], y)
             return y
         if func in ADDITIONS and len(args) == 2 and not kwargs:
             return self._sum(func, *args)
         return None
 
+    def waits(self, value: Any) -> bool:
+        """Return True for the stand-in of a value that is not computed yet."""
+        node = self.node(value)
+        return isinstance(node, Convolution | Norm) and node.waits
+
+    def replace(self, stand_in: Tensor, value: Tensor) -> None:
+        """Let a stand-in have this value from now on, as an operation in place leaves it."""
+        self._nodes[id(stand_in)] = self._nodes[id(stand_in)][0], Known(self._settle(value))
+
     def settle_before(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Compute all that waits before an operation that may change its inputs."""
-        if _in_place(func, args, kwargs):
+        """Compute all that waits, and copy what is saved, before an operation that may change its inputs."""
+        if in_place(func, args, kwargs):
             for _, node in list(self._nodes.values()):
                 node.value()
             self.forks.clear()
+            copy_on_write.copy_before(func, args, kwargs)
+
+    def count(self, norm: Norm, activation: str) -> None:
+        """Count the call of norm_act for this norm if it serves anything else too."""
+        name = norm.serves(activation)
+        if name:
+            self.fused[name] = self.fused.get(name, 0) + 1
 
     def _sum(self, func: Callable[..., Any], first: Any, second: Any) -> Tensor | None:
-        pairs = [(first, second)] if _in_place(func, (), {}) else [(first, second), (second, first)]
+        pairs = [(first, second)] if in_place(func, (), {}) else [(first, second), (second, first)]
         for one, other in pairs:
             norm = self.node(one)
             if not isinstance(norm, Norm) or not isinstance(other, Tensor):
@@ -216,7 +254,7 @@ class Deferred:
             total = norm.plus(self.settled(other))
             if total is None:
                 continue
-            if _in_place(func, (), {}):
+            if in_place(func, (), {}):
                 self._nodes[id(one)] = self._nodes[id(one)][0], total
                 return one
             return self.stand_in(total)
@@ -229,20 +267,3 @@ class Deferred:
     def _settle(self, value: Tensor) -> Tensor:
         node = self.node(value)
         return value if node is None else node.value()
-
-    def _count(self, norm: Norm, activation: str) -> None:
-        over_batch = not norm.options[0]
-        parts = ["convolution"] if isinstance(norm.x, Convolution) and norm.x.counted else []
-        parts.append("BatchNorm" if over_batch else "GroupNorm")
-        parts += [*(["residual"] if norm.residual is not None else []), activation]
-        name = " + ".join(parts)
-        self.fused[name] = self.fused.get(name, 0) + 1
-
-
-def _in_place(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Return True if a call may change a tensor: by its name, by out=, or by a flag that may be `inplace`."""
-    name = getattr(func, "__name__", "")
-    dunder = name.startswith("__")
-    if dunder and (name.startswith("__i") or name == "__setitem__") or not dunder and name.endswith("_"):
-        return True
-    return "out" in kwargs or any(value is True for value in (*args, *kwargs.values()))

@@ -27,10 +27,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from .accepted import Size, autocast, geometry_of, has_statistics
+from .composite import is_mean_of_pixels, opened
 from .conv2d_clients.operator import choose, conv2d_stacked
+from .copy_on_write import copy_before, elsewhere
 from .deferred import SIZES, Convolution, Deferred, Norm
 from .indexed import INDEX_FILLS, cross_entropy, embedding, one_hot, takes_labels, with_positive_indices
 from .norm_act.operator import faster_than_torch, norm_act_stacked
+from .stacking import only
 
 
 def conv2d(
@@ -76,7 +79,7 @@ def conv2d(
         shape = torch.Size(window.check(images, filters)[1:])
         same = taken if input is taken else None
         return deferred.stand_in(Convolution(same, shape, arguments, deferred.forks))
-    return conv2d_stacked(*arguments).squeeze(0)
+    return only(conv2d_stacked(*arguments))
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -118,7 +121,7 @@ def group_norm(
         value = _value(source)
         return F.group_norm(_wide(value), num_groups, weight, bias, eps).to(value.dtype)
     if deferred is not None:
-        return deferred.stand_in(Norm(source, (weight, bias), (num_groups, eps, backend), deferred.forks))
+        return deferred.stand_in(Norm(source, (weight, bias), (num_groups, eps, backend), deferred))
     return norm_act(input, weight, bias, groups=num_groups, eps=eps, backend=backend)
 
 
@@ -153,7 +156,7 @@ def batch_norm(
         wide = _wide(value)
         return F.batch_norm(wide, running_mean, running_var, weight, bias, training, momentum, eps).to(value.dtype)
     if deferred is not None:
-        return deferred.stand_in(Norm(source, (weight, bias), (0, eps, backend), deferred.forks))
+        return deferred.stand_in(Norm(source, (weight, bias), (0, eps, backend), deferred))
     return norm_act(input, weight, bias, groups=0, eps=eps, backend=backend)
 
 
@@ -192,7 +195,7 @@ def norm_act(
     """Compute activation(norm(input) * weight + bias + residual) of one client, see `norm_act_stacked`."""
     stacked = (None if tensor is None else tensor.unsqueeze(0) for tensor in (weight, bias, residual))
     y, _, _ = norm_act_stacked(input.unsqueeze(0), *stacked, groups, eps, activation, backend, None, None)
-    return y.squeeze(0)
+    return only(y)
 
 
 class StackedOps(TorchFunctionMode):
@@ -222,12 +225,18 @@ class StackedOps(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if not len(self.deferred):
+            copy_before(func, args, kwargs)
             return self._call(func, args, kwargs)
         if func in SIZES:
             return func(*args, **kwargs)
         fused = self.deferred.call(func, args, kwargs)
         if fused is not None:
             return fused
+        plain = elsewhere(func, args, kwargs) if args and self.deferred.waits(args[0]) else None
+        if plain is not None:
+            result = self.__torch_function__(func, types, *plain)
+            self.deferred.replace(args[0], result)
+            return result
         if func in (F.group_norm, F.batch_norm):
             rest = self.deferred.settled((args[1:], {key: kwargs[key] for key in kwargs if key != "input"}))
             return self._call(func, (*args[:1], *rest[0]), {**kwargs, **rest[1]})
@@ -250,6 +259,11 @@ class StackedOps(TorchFunctionMode):
         if func in (F.group_norm, F.batch_norm):
             norm = group_norm if func is F.group_norm else batch_norm
             return norm(*args, **kwargs, backend=self.norms, deferred=self._deferred(_first(args, kwargs)))
+        if func is F.adaptive_avg_pool2d and is_mean_of_pixels(*args, **kwargs):
+            return _first(args, kwargs).mean((-2, -1), keepdim=True)
+        if func is F.multi_head_attention_forward and not torch.compiler.is_compiling():
+            with self:
+                return opened(func)(*args, **kwargs)
         if func is F.embedding:
             return embedding(*args, **kwargs)
         if func is F.one_hot:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -24,3 +25,12 @@ def fold(tensor: Tensor, dim: int | None, size: int, into: int = 0) -> Tensor:
 def unfold(tensor: Tensor, size: int, at: int = 0) -> Tensor:
     """Reverse `fold` for a result; vmap's axis is then `at`."""
     return tensor.unflatten(at, (size, tensor.shape[at] // size))
+
+
+def only(stacked: Tensor) -> Tensor:
+    """Return the result of the only client of a stacked operation, which nothing else may use.
+
+    It is no view, on which an operation in place costs the backward pass two copies of the gradient.
+    """
+    result: Tensor = torch.ops.aten._unsafe_view(stacked, stacked.shape[1:])
+    return result

@@ -29,7 +29,10 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _finish(prepared: PreparedRun, loop: Loop) -> None:
-    for table in sorted(loop.directory.glob("profile_rank*.txt")):
-        print(table.read_text(encoding="utf-8"))
+    from ..runs.fusions import fusions, table
+
+    for path in sorted(loop.directory.glob("profile_rank*.txt")):
+        print(path.read_text(encoding="utf-8"))
+    print(table(fusions(prepared.config, prepared.problem)), end="\n\n")
     print_files(prepared, loop)
     print("Traces open in ui.perfetto.dev and chrome://tracing.")

@@ -5,6 +5,8 @@ They use torch's stable ABI, and TorchScript calls them without the interpreter 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import logging
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -74,7 +77,9 @@ def build_library(folder: Path) -> tuple[Path | None, str | None]:
     path = folder / f"native-{_key(compiler)}.so"
     try:
         if not path.exists():
-            _compile(compiler, path)
+            with _lock(folder):
+                if not path.exists():
+                    _compile(compiler, path)
     except subprocess.SubprocessError as error:
         output = getattr(error, "stderr", None) or b""
         lines = [line for line in output.decode(errors="replace").splitlines() if "error" in line]
@@ -108,9 +113,21 @@ def _key(compiler: str) -> str:
     return digest.hexdigest()[:16]
 
 
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, for which the other ranks of a node wait instead of compiling the same.
+
+    Where the file system has no locks, several processes compile at once, and the last one's file stays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _compile(compiler: str, path: Path) -> None:
-    """Compile the library. Several processes may do so at once: each writes its own file, and the last one stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Compile the library into a file of its own, which then takes its place."""
     torch_folder = Path(torch.__file__).parent
     flags = [*FLAGS, *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else [])]
     flags += [f"-DTORCH_TARGET_VERSION={ABI}", f"-isystem{torch_folder / 'include'}"]

@@ -63,20 +63,20 @@ def test_regression_with_its_own_loss(tmp_path: Path) -> None:
     assert run.history[-1]["val_acc1"] is None and run.history[-1]["best_acc"] is None
 
 
-@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int8, np.int32, np.bool_])
-def test_labels_of_any_integer_kind(tmp_path: Path, kind: type, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labels_of_any_integer_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (inputs, labels), _ = table()
     wanted = fit(tmp_path, perceptron(), "int64", train=(inputs, labels), test=(inputs, labels), rounds=1)
-    targets = labels.numpy().astype(kind)
+    targets = {kind: labels.numpy().astype(kind) for kind in (np.uint8, np.uint16, np.int8, np.int32, np.bool_)}
+    given: dict[str, Any] = {f"tensors of {kind}": (inputs, own) for kind, own in targets.items()}
+    for kind in (np.uint16, np.bool_):
+        given[f"samples of {kind}"] = Samples(inputs, [torch.tensor(label) for label in targets[kind]])
+    for kind in (np.int8, np.bool_):
+        given[f"numbers of {kind}"] = Samples(inputs, targets[kind].tolist())
     options: dict[str, Any] = {"loss": nn.CrossEntropyLoss(), "executor": "stacked", "rounds": 1, "progress": True}
-    for name, data in (
-        ("tensors", (inputs, targets)),
-        ("samples", Samples(inputs, [torch.tensor(label) for label in targets])),
-        ("numbers", Samples(inputs, targets.tolist())),
-    ):
-        found = fit(tmp_path, perceptron(), name, train=data, test=data, **options)
-        assert found.history[0]["val_acc1"] == wanted.history[0]["val_acc1"]
-        assert "vmap" not in capsys.readouterr().err
+    for number, (name, data) in enumerate(given.items()):
+        found = fit(tmp_path, perceptron(), str(number), train=data, test=data, **options)
+        assert found.history[0]["val_acc1"] == wanted.history[0]["val_acc1"], name
+        assert "vmap" not in capsys.readouterr().err, name
 
 
 @pytest.mark.parametrize("source", ["tensors", "samples"])
@@ -98,23 +98,25 @@ def test_label_maps_and_images_as_targets(tmp_path: Path, source: str) -> None:
         assert seen == {wanted}
 
 
+SAMPLES: list[tuple[Any, str]] = [
+    ({"x": 1, "label": 0}, "is no pair of an input and a target (it is a dict with the keys 'x', 'label'; "),
+    ((1.0, 2.0, 3.0), "is no pair of an input and a target (it is a tuple of 3 (float, float, float); "),
+    (torch.zeros(2, 8), "is no pair of an input and a target (it is a tensor of float32 (2, 8); "),
+    (None, "is no pair of an input and a target (it is None; "),
+    ((torch.zeros(8), "cat"), "has a target that is no number (it is 'cat', a str; number the classes"),
+    ((torch.zeros(8), None), "has a target that is no number (it is None; "),
+    ((torch.zeros(8), {"label": 1}), "has a target that is no number (it is a dict with the keys 'label'; "),
+    (((torch.zeros(8), torch.zeros(8)), 1), "has an input that is no tensor (it is a tuple of 2 (a tensor, "),
+    (({"ids": torch.zeros(8)}, 1), "has an input that is no tensor (it is a dict with the keys 'ids'; join"),
+    ((np.array(["a"]), 1), "has an input that is no tensor (it is an array of <U1 (1,); "),
+    (([1.0, [2.0]], 1), "has an input that is no tensor (it is a list of 2 (float, list); "),
+]
+
+
 @pytest.mark.parametrize(
-    ("sample", "says"),
-    [
-        ({"x": 1, "label": 0}, "is no pair of an input and a target (it is a dict with the keys 'x', 'label'; "),
-        ((1.0, 2.0, 3.0), "is no pair of an input and a target (it is a tuple of 3 (float, float, float); "),
-        (torch.zeros(2, 8), "is no pair of an input and a target (it is a tensor of float32 (2, 8); "),
-        (None, "is no pair of an input and a target (it is None; "),
-        ((torch.zeros(8), "cat"), "has a target that is no number (it is 'cat', a str; number the classes"),
-        ((torch.zeros(8), None), "has a target that is no number (it is None; "),
-        ((torch.zeros(8), {"label": 1}), "has a target that is no number (it is a dict with the keys 'label'; "),
-        (((torch.zeros(8), torch.zeros(8)), 1), "has an input that is no tensor (it is a tuple of 2 (a tensor, "),
-        (({"ids": torch.zeros(8)}, 1), "has an input that is no tensor (it is a dict with the keys 'ids'; join"),
-        ((np.array(["a"]), 1), "has an input that is no tensor (it is an array of <U1 (1,); "),
-        (([1.0, [2.0]], 1), "has an input that is no tensor (it is a list of 2 (float, list); "),
-    ],
+    ("sample", "says", "place"),
+    [(*sample, 0) for sample in SAMPLES] + [(*sample, 7) for sample in (SAMPLES[0], SAMPLES[4])],
 )
-@pytest.mark.parametrize("place", [0, 7])
 def test_a_dataset_that_gives_no_samples(tmp_path: Path, sample: Any, says: str, place: int) -> None:
     """The first sample is looked at before the run, any other as it is read."""
     (inputs, labels), test = table()

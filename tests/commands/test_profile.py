@@ -38,7 +38,7 @@ def test_profile_trains_a_few_rounds_and_tells_where_the_time_went(
     assert done.status == 0, done.err
     assert [row["comm_round"] for row in metrics(tmp_path / "run")] == [1, 2, 3]
     assert "rounds 2 to 3: 4 local steps of 2 clients" in done.out
-    assert "every 7 rounds" in done.out
+    assert "every 7 rounds" in done.out and "fused: nothing" in done.out
     assert {"trace_rank0.pt.trace.json.gz", "profile_rank0.txt"} < tree(tmp_path / "run")
     found = spans(tmp_path / "run")
     assert found["fastlocal::forward"] == found["fastlocal::client_sgd"] == 4

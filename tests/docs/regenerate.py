@@ -1,6 +1,6 @@
 """The parts of the documentation that are made from the sources and from bench/results.
 
-python -m tests.docs.regenerate            write docs/flags.md and the tables of README.md and docs/benchmarks.md
+python -m tests.docs.regenerate            write docs/flags.md and the tables of the other pages
 python -m tests.docs.regenerate --check    exit with 1 where a file would change
 """
 
@@ -10,16 +10,17 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.docs import bench_tables, flags_page
+from tests.docs import bench_tables, counted_tables, flags_page
 from tests.docs.markdown_tables import fill
 
 ROOT = Path(__file__).resolve().parents[2]
-WITH_TABLES = ("README.md", "docs/benchmarks.md")
+WITH_TABLES = ("README.md", "docs/benchmarks.md", "docs/gpu.md", "docs/profiling.md")
+TABLES = {**bench_tables.TABLES, **counted_tables.TABLES}
 
 
 def pages() -> dict[str, str]:
     """Return the text that each generated file should have, by its path in the repository."""
-    blocks = {name: make() for name, make in bench_tables.TABLES.items()}
+    blocks = {name: make() for name, make in TABLES.items()}
     filled = {name: fill((ROOT / name).read_text(encoding="utf-8"), blocks) for name in WITH_TABLES}
     return {"docs/flags.md": flags_page.page(), **filled}
 

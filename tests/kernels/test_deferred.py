@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -68,6 +69,31 @@ def changed_by_an_activation(m: Layers, x: Tensor) -> Tensor:
     return normal * 2
 
 
+def a_residual_that_changes_afterwards(m: Layers, x: Tensor) -> Tensor:
+    """Whole, in part, through a view, and where nothing waits any more; torch's sum does not need it."""
+    first, second, third = x * 2, x * 3, x * 4
+    part = second[:, 1:]
+    y = F.relu(m.batch(m.conv(x)) + first)
+    first += y
+    z = F.silu(m.group(first) + second)
+    part.mul_(y[:, 1:])
+    z = F.relu(m.batch2(z) + third)
+    F.hardswish(third, inplace=True)
+    return z + first + second + third
+
+
+def other_activations(m: Layers, x: Tensor) -> Tensor:
+    """In place, of norms and of a convolution, whose results are used again under both names."""
+    y = m.batch(m.conv(x))
+    z = F.relu6(y, inplace=True)
+    w = m.other(z)
+    F.hardswish(w, True)
+    v = m.group(w)
+    u = v[:, :2]
+    F.elu(v, inplace=True)
+    return F.adaptive_avg_pool2d(y, 1) * z + F.leaky_relu(m.batch2(x), 0.1, inplace=True) + w * v + u.sum()
+
+
 def kept(m: Layers, x: Tensor) -> Tensor:
     """A deferred value is read after the forward pass."""
     m.seen = [m.batch(m.conv(x))]
@@ -84,22 +110,34 @@ def of_other_kinds(m: Layers, x: Tensor) -> Tensor:
 FORWARDS: dict[Forward, dict[str, int]] = {
     block: {"convolution + BatchNorm + relu": 1, "convolution + BatchNorm + residual + relu": 1},
     torchvision_block: {"convolution + BatchNorm + relu": 1, "convolution + BatchNorm + residual + relu": 1},
-    used_twice: {"convolution + BatchNorm + relu": 1, "convolution + BatchNorm + residual + silu": 1},
+    used_twice: {
+        "convolution + BatchNorm + relu": 1,
+        "convolution + BatchNorm + residual + silu": 1,
+        "convolution + BatchNorm": 1,
+    },
     changed_in_place: {},
     changed_by_an_activation: {"GroupNorm + relu": 1},
-    kept: {},
-    of_other_kinds: {"BatchNorm + relu": 1},
+    a_residual_that_changes_afterwards: {
+        "convolution + BatchNorm + residual + relu": 1,
+        "GroupNorm + residual + silu": 1,
+        "BatchNorm + residual + relu": 1,
+    },
+    other_activations: {"convolution + BatchNorm": 1},
+    kept: {"convolution + BatchNorm": 1},
+    of_other_kinds: {"convolution + BatchNorm": 1, "BatchNorm + relu": 1},
 }
 
 
 @pytest.mark.parametrize("forward", FORWARDS, ids=lambda forward: forward.__name__)
 def test_what_waits_is_what_it_would_have_been(forward: Forward) -> None:
+    """Of all clients at once by our operations, together and one by one, and by torch's."""
     torch.manual_seed(0)
     module = Layers(forward).double()
     images = normal(CLIENTS, 2, 4, 6, 6)
     found = []
-    for fuse in (True, False):
-        params, mode = clients_of(module), StackedOps("loop", norms="reference", fuse=fuse)
+    modes = [StackedOps("loop", norms="reference", fuse=True), StackedOps("loop", norms="reference", fuse=False)]
+    for mode in (*modes, nullcontext()):
+        params = clients_of(module)
 
         def one(values: dict[str, Tensor], x: Tensor) -> tuple[Tensor, list[Tensor]]:
             result = functional_call(module, values, (x,))
@@ -112,9 +150,10 @@ def test_what_waits_is_what_it_would_have_been(forward: Forward) -> None:
         inputs = [images, *params.values()]
         grads = torch.autograd.grad(loss, inputs, materialize_grads=True, allow_unused=True)
         found.append([result, *seen, *grads])
-        assert mode.deferred.fused == (FORWARDS[forward] if fuse else {})
-    for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert [mode.deferred.fused for mode in modes] == [FORWARDS[forward], {}]
+    for together, apart, torchs in zip(*found, strict=True):
+        torch.testing.assert_close(together, torchs, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(apart, torchs, rtol=1e-12, atol=1e-12)
 
 
 def test_a_use_that_no_mode_sees_fails_instead_of_reading_nothing() -> None:

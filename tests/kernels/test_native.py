@@ -149,7 +149,7 @@ def test_a_compiler_that_fails(tmp_path: Path, fresh: None, monkeypatch: pytest.
     script.chmod(0o755)
     monkeypatch.setenv("CXX", str(script))
     assert native.load(tmp_path / "cache") == f"{script} does not compile it: here: error: no space"
-    assert not list((tmp_path / "cache").iterdir())
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
     script.write_text("#!/bin/sh\n")  # says that all is well, and makes nothing
     native.load.cache_clear()
     assert "No such file" in str(native.load(tmp_path / "cache"))
@@ -188,6 +188,7 @@ def test_it_is_compiled_once(tmp_path: Path, ops: Any) -> None:
 
     assert [process.communicate()[0] for process in [begin(), begin()]] == ["None\n", "None\n"]
     compiled = calls.read_text()
+    assert compiled.count("call") == len(list(native.FOLDER.glob("*.cpp"))) + 1
     assert begin().communicate()[0] == "None\n" and calls.read_text() == compiled
     assert len(list(tmp_path.glob("native-*"))) == 1
 

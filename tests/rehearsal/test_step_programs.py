@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastlocal.config.schema import RunConfig
 from fastlocal.data.sources.resident import ResidentSource
 from fastlocal.data.types import Split
 from fastlocal.executors import cuda_graphs
@@ -24,6 +25,7 @@ from fastlocal.params.client_stack import ClientStack
 from fastlocal.params.losses import cross_entropy
 from fastlocal.params.param_layout import param_layout
 from fastlocal.params.precision import Numerics
+from fastlocal.runs.fusions import fusions, table
 from tests.executors.problems import problem_of
 from tests.rehearsal.conftest import Rehearsal
 
@@ -129,7 +131,7 @@ def test_a_replayed_step_is_that_of_the_cpu(
 
 
 class Shared(nn.Module):
-    """Filters that are used twice, a shortcut around them, and a part of a parameter."""
+    """Filters that are used twice, a shortcut around them that changes afterwards, and a part of a parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +140,10 @@ class Shared(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.norm(self.first(x)).relu()
-        x = nn.functional.relu(self.norm(self.twice(nn.functional.silu(self.norm(self.twice(x))))) + x)
+        shortcut = x / 2
+        x = nn.functional.hardswish(self.norm(self.twice(x)), inplace=True)
+        x = nn.functional.relu(self.norm(self.twice(x)) + shortcut)
+        x = x + shortcut.sigmoid_()
         return nn.functional.linear(x.mean(dim=(2, 3)), self.linear.weight[:4], self.linear.bias[:4])
 
 
@@ -206,6 +211,21 @@ def test_the_models_of_the_benches(case: str, rehearsed: Rehearsal, monkeypatch:
         )
 
     check(make, low, rehearsed, monkeypatch, [range(0, 2)], batch=2, count=1)
+
+
+def test_the_table_of_fusions(rehearsed: Rehearsal) -> None:
+    """What a step on a GPU fuses, by the model as it is there."""
+    config = RunConfig().with_values(executor="stacked", conv_strategy="triton")
+    with rehearsed(interpret=True):
+        problem = on_cuda(problem_of("batchnorm", torch.float32))
+        found = fusions(config, problem)
+        assert fusions(config.with_values(executor="looped"), problem) == {}
+    assert found == {
+        "convolution + BatchNorm + silu": 1,
+        "convolution + BatchNorm + relu": 1,
+    }
+    lines = table({"GroupNorm + relu": 2, **found}).splitlines()
+    assert [line.split()[-1] for line in lines] == ["step", "2", "1", "1"] and lines[1].startswith("GroupNorm + relu ")
 
 
 def test_a_replay_reads_samples_where_they_are(rehearsed: Rehearsal) -> None:

@@ -7,7 +7,6 @@ on chunks, executors or the number of processes.
 from __future__ import annotations
 
 import functools
-import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ...kernels.composite import opened
 from . import draws, dropout
 from .words import ClientWords
 
@@ -49,24 +49,13 @@ class ClientRandom(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in OPENED:
             with self:
-                return _opened(func)(*args, **kwargs)
+                return opened(func)(*args, **kwargs)
         ours = DRAWS.get(func) if kwargs.get("generator") is None else None
         return func(*args, **kwargs) if ours is None else ours(self._words, *args, **kwargs)
 
 
 OPENED = (F.multi_head_attention_forward, F.gumbel_softmax)
 """Python functions that draw through other functions. The mode's handler runs their bodies with the mode on again."""
-
-
-@functools.cache
-def _opened(func: Callable[..., Any]) -> Callable[..., Any]:
-    """Copy a function of torch.nn.functional so that it runs its body without asking the modes first."""
-    assert isinstance(func, types.FunctionType)
-    asks = [name for name in func.__globals__ if name.startswith("has_torch_function")]
-    names = func.__globals__ | dict.fromkeys(asks, lambda *tensors: False)
-    body = types.FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
-    body.__kwdefaults__ = func.__kwdefaults__
-    return body
 
 
 DRAWS: dict[Any, Callable[..., Any]] = {
