@@ -104,7 +104,7 @@ def build_replica(
         return None
     config = resolve_server(config)
     config, _ = resolve_for_data(config, base.data, numbers.device)
-    given = base.population.partition if config.client.partition == "python" else None
+    given = base.population.owned if config.client.partition == "python" else None
     config, population = build_population(config, base.data, given, stored_partition)
     config = dataclasses.replace(
         config,

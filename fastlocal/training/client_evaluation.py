@@ -113,7 +113,7 @@ class ClientEvaluator:
     def pop_notes(self) -> list[str]:
         """Return the log lines since the last call."""
         notes, self._notes = self._notes, []
-        return notes
+        return [*notes, *self._source.pop_messages()]
 
     def evaluate_own(self, stack: ClientStack, clients: Tensor, step: int) -> list[ClientResult]:
         """Evaluate each client's own model on its samples.

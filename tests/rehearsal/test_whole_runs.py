@@ -98,7 +98,10 @@ def test_every_family_of_models(
 
 
 COHORTS = {
-    "kept": ["--client-state", "keep", "--server-optimizer", "adam", "--clients", "3", "--chunk", "2"],
+    "kept": [
+        *("--client-state", "keep", "--server-optimizer", "adam", "--clients", "3", "--chunk", "2"),
+        *("--eval-clients", "1"),
+    ],
     "dropped": ["--client-state", "average", "--clients-drop", "0.3", "--server-optimizer", "slowmo", "--clients", "5"],
 }
 

@@ -31,7 +31,7 @@ CASES = {
         ["seed=2,bn_batches=3"],
     ),
     "cohorts": (
-        f"--partition dirichlet --server-optimizer adam {OWNED}",
+        f"--partition dirichlet --server-optimizer adam --eval-clients 2 {OWNED}",
         "seed=0,1 alpha=0.3,2 server_lr=0.1,0.3 clients_drop=0,0.3",
         ["seed=1,alpha=0.3,server_lr=0.3,clients_drop=0.3"],
     ),
