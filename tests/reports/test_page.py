@@ -133,10 +133,6 @@ def test_tables_sort_by_click_and_by_key(browser: Browser, address: str) -> None
     rates.locator("button").press("Enter")
     assert column(page, "runs", "start_lr") == ["0.2"] * 6 + ["0.1"] * 6 + ["0.05"] * 6
     assert rates.get_attribute("aria-sort") == "descending"
-    for _ in range(2):
-        page.locator('[aria-label="runs"] th button', has_text="samples").click()
-        cells = column(page, "runs", "samples")
-        assert cells[-1] == "" and cells[0] != "", "empty cells are last either way"
     page.locator('[aria-label="settings"] th button', has_text="best_val_acc1").click()
     means = [float(text.split()[0]) for text in column(page, "settings", "best_val_acc1")]
     assert means == sorted(means) and len(means) == 6
@@ -152,7 +148,6 @@ def test_the_page_says_what_happened(address: str, sweep: Path) -> None:
         "iid: 40 clients of seed=0,start_lr=0.05,model=mlp",
         "accuracy by client of seed=0,start_lr=0.05,model=mlp, round 2",
         "<td data-value=\"1015.525\">1015.5</td>",
-        "16 runs took 24 s in all",
     ):
         assert part in text, part
     assert EVIL not in text and "<img" not in text and "http://" not in text.replace("http://www.w3.org/1999/xlink", "")
