@@ -27,7 +27,10 @@ CASES = (
     ("looped", "resnet20_gn", f"{SMALL} {PHASES} --n-groups 4 --nesterov 1 --warm-up 1 --warmup-epochs 2"),
     ("stacked", "cnn", f"--batch-size 7 --total-batch-size 28 {PHASES} --group-weight 1 --max-lr 0.05 --warm-up 1"),
     ("looped", "cnn", "--batch-size 5 --clients 3 --epochs 2 --step1 3 --aug 0 --label-noise 1 --noise-p 0.3"),
-    ("stacked", "mlp", "--batch-size 3 --clients 9 --steps-per-epoch 3 --epochs 2 --replacement 1 --step1 2 --label-noise"),
+    (
+        *("stacked", "mlp"),
+        "--batch-size 3 --clients 9 --steps-per-epoch 3 --epochs 2 --replacement 1 --step1 2 --label-noise 1",
+    ),
 )
 
 
