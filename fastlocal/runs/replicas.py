@@ -75,10 +75,15 @@ def replicas_at_once(base: PreparedRun, runs: int) -> int:
         local = config.with_values(
             total_batch_size=rows * config.client.batch_size, chunk=None, population=None, client_state=None
         )
-        fits = plan_memory(local, base.problem, base.data).fits
-        if base.problem.numerics.device.type == "cpu" and EXECUTORS[config.machine.executor].in_place:
-            fits = min(fits, default_chunk(local, base.layout.n_params, config.machine.executor))
-        fits = max(1, min(runs, fits // clients))
+        plan = plan_memory(local, base.problem, base.data)
+        needs, in_place = plan.needs, EXECUTORS[config.machine.executor].in_place
+        # the rows of several runs are copied to one stack
+        copied = needs.row * (2 if needs.momentum else 1) + needs.state if in_place else 0
+        counts = range(2, runs + 1)
+        fits = max([1, *(n for n in counts if needs.total(n * clients) + n * clients * copied <= plan.limit)])
+        if base.problem.numerics.device.type == "cpu" and in_place:
+            rows = default_chunk(local, base.layout.n_params, config.machine.executor)
+            fits = max(1, min(fits, rows // clients))
     return min(world.all_gather_object(fits, "the number of replicas"))
 
 
