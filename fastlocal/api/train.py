@@ -14,6 +14,7 @@ from ..common.errors import UsageError
 from ..common.random_states import enable_autograd, preserve_random_states
 from ..common.standard_streams import hide_closed_streams
 from ..config.python_names import python_names, to_python_names
+from ..config.sync_checks import refuse_unused
 from ..config.validation import check
 from ..data.partition import Partition
 from ..distributed.ranks import LaunchInfo
@@ -138,6 +139,7 @@ def train(
         partition=partition,
         directory=directory,
     )
+    refuse_unused(settings.keys(), config)
     check(config)
     data = data_set(train, test, loss, config)
     ranks, machine = LaunchInfo.from_environment(), config.machine
