@@ -110,7 +110,7 @@ def _phase_rows(config: RunConfig, progress: Progress, rate: str) -> list[tuple[
         rows.append((f"{what} rounds", ends))
     if progress.warm_up.steps:
         rate += f" to {progress.warm_up.peak:g} over {progress.warm_up.steps} steps"
-    decay = f"x {config.sgd.gamma:g} at each decay" if what == "decay" else schedule.lr_schedule
+    decay = f"x {config.sgd.gamma:g} at each decay" if what == "decay" else f"then {schedule.lr_schedule}"
     return [*rows, ("rate", f"{rate}, {decay}")]
 
 

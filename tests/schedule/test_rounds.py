@@ -25,6 +25,7 @@ def configs(draw: st.DrawFn) -> RunConfig:
     clients, batch_size = draw(st.integers(1, 40)), draw(st.sampled_from([1, 8, 64]))
     rate = draw(st.sampled_from([0.005, 0.01, 0.3]))
     use_lr = draw(st.booleans()) if by_epochs else False
+    max_lr = draw(st.none() | st.sampled_from([0.3, 0.5])) if not use_lr else None
     sync = draw(st.sampled_from(["phases", "constant"] if by_epochs else ["phases", "constant", "qsr"]))
     rounds = draw(st.none() | st.integers(1, 25))
     decaying = st.sampled_from(["constant", "cosine", "linear"])
@@ -37,13 +38,13 @@ def configs(draw: st.DrawFn) -> RunConfig:
         "lr": rate if use_lr else None,
         "warm_up": draw(st.booleans()),
         "warmup_epochs": draw(st.integers(1, 6)),
-        "max_lr": draw(st.none() | st.sampled_from([0.3, 0.5])) if not use_lr else None,
+        "max_lr": max_lr,
         "gamma": draw(st.sampled_from([0.5, 2.0] if sync == "qsr" else [0.1, 0.5, 2.0])),
         "epochs": draw(st.integers(1, 9)),
         "rounds": rounds,
         "steps_per_epoch": draw(small),
         "sync": sync,
-        "qsr_alpha": draw(st.sampled_from([0.7, 1.5, 2.5])) * rate * clients,
+        "qsr_alpha": draw(st.sampled_from([0.7, 1.5, 2.5])) * min(rate * clients, max_lr or rate * clients),
         "h_min": draw(st.integers(1, 3)),
         "post_local_from": draw(st.sampled_from([0, 0, 1, 3, 6])),
         "lr_schedule": "constant" if sync == "qsr" and rounds is not None else draw(decaying),
