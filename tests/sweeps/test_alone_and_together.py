@@ -37,7 +37,7 @@ CASES = {
     ),
     "H by rule": (
         "--model mlp --epochs 4 --qsr-alpha 0.03",
-        "sync=phases,qsr lr_schedule=constant,cosine h_min=1,3 post_local_from=1",
+        "sync=phases,qsr lr_schedule=constant,cosine h_min=3 post_local_from=1",
         ["sync=qsr,lr_schedule=cosine,h_min=3,post_local_from=1"],
     ),
     "H, clients, epochs": (
