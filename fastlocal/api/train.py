@@ -59,7 +59,7 @@ def train(
     local_steps: int = 1,
     batch_size: int = 32,
     lr: float = 0.1,
-    rounds: int = 100,
+    rounds: int | None = None,
     loss: Loss | None = None,
     momentum: float = 0.0,
     nesterov: bool = False,
@@ -89,7 +89,7 @@ def train(
         local_steps: Local steps per round.
         batch_size: Samples per client and step.
         lr: Learning rate of every client.
-        rounds: Number of communication rounds.
+        rounds: Number of communication rounds; None: 100, or those of the setting `epochs`.
         loss: (outputs of one batch, targets) -> mean loss as a scalar tensor; default cross-entropy. The test loss is
             the loss of all samples in one call for torch's own losses (modules, functions, functools.partial of these);
             for any other callable it is the mean of the batch losses, weighted by their sizes. Targets equal to the

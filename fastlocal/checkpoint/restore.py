@@ -128,7 +128,7 @@ def check_state(state: State, config: RunConfig, progress: Progress, shapes: dic
             found = f"{name} is {tuple(saved) if saved else 'not there'}"
             raise UsageError(f"--continue: the run's model is another one: its {found}; give the model that it had")
     position = TrainingCursor.from_state_dict(state.metadata["position"], [])
-    if not config.owned:
+    if not config.owned and (config.schedule.sync == "qsr" or config.schedule.lr_schedule != "constant"):
         _refuse_other_rounds(config, progress, config_from_json(state.metadata["config"]), position.first_step)
     fits = position.first_step <= progress.total_steps
     if state.metadata.get("begun") or not position.between_rounds:
@@ -158,8 +158,7 @@ def _refuse_other_rates(config: RunConfig, rounds: int | None) -> None:
 
 def _refuse_other_rounds(config: RunConfig, progress: Progress, stored: RunConfig, first_step: int) -> None:
     """Raise UsageError if rounds of the run before `first_step` had other steps or rates, as its length was another."""
-    schedule = config.schedule
-    if _length(config) == _length(stored) or (schedule.sync != "qsr" and schedule.lr_schedule == "constant"):
+    if _length(config) == _length(stored):
         return
     before = make_progress(stored)
     for then, now in zip(before.rounds(), progress.rounds(), strict=False):
@@ -168,7 +167,7 @@ def _refuse_other_rounds(config: RunConfig, progress: Progress, stored: RunConfi
         end = then.first_step + then.local_steps
         same_rate = before.learning_rate(end - 1) == progress.learning_rate(end - 1)
         if not same_rate or (then.first_step, then.local_steps) != (now.first_step, now.local_steps):
-            rule = "--sync qsr" if same_rate else f"--lr-schedule {schedule.lr_schedule}"
+            rule = "--sync qsr" if same_rate else f"--lr-schedule {config.schedule.lr_schedule}"
             raise UsageError(
                 f"{_length(config)}: {rule} made round {then.number} for a run of {_length(stored)}; give these, or "
                 "start another run"

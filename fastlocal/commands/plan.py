@@ -47,6 +47,8 @@ def _print(prepared: PreparedRun) -> None:
         f"{config.clients} clients of {config.model.model} ({prepared.layout.n_params:,} parameters), batch "
         f"{config.client.batch_size}, {config.machine.precision}, {config.machine.executor} on {config.machine.device}"
     )
+    if _changes_h(prepared.progress):
+        print(f"H from step {_changes(prepared.progress)}")
     print(prepared.memory.table())
     for note in prepared.notes:
         print(note)
@@ -96,7 +98,7 @@ def _phase_rows(config: RunConfig, progress: Progress, rate: str) -> list[tuple[
         rows.append(("H", f"max({schedule.h_min}, floor(({schedule.qsr_alpha:g} / rate)^2))"))
     else:
         rows.append(("H per phase", f"{schedule.step1}, {schedule.step2}, {schedule.step3}"))
-    if schedule.sync == "qsr" or progress.post_local_steps:
+    if _changes_h(progress):
         rows.append(("H from step", _changes(progress)))
     rows.append(("rounds", _rounds(progress)))
     what = "decay" if schedule.lr_schedule == "constant" else "phase"
@@ -112,6 +114,11 @@ def _phase_rows(config: RunConfig, progress: Progress, rate: str) -> list[tuple[
         rate += f" to {progress.warm_up.peak:g} over {progress.warm_up.steps} steps"
     decay = f"x {config.sgd.gamma:g} at each decay" if what == "decay" else f"then {schedule.lr_schedule}"
     return [*rows, ("rate", f"{rate}, {decay}")]
+
+
+def _changes_h(progress: Progress) -> bool:
+    """Return True if H changes within phases."""
+    return progress.schedule.sync == "qsr" or progress.post_local_steps > 0
 
 
 def _changes(progress: Progress) -> str:
