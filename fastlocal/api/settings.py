@@ -28,7 +28,7 @@ def run_config(
     local_steps: int,
     batch_size: int,
     lr: float,
-    rounds: int,
+    rounds: int | None,
     momentum: float,
     nesterov: bool,
     weight_decay: float,
@@ -56,6 +56,8 @@ def run_config(
         raise UsageError("partition: with per_client, samples have their clients already; give one of them")
     if not isinstance(partition, str | Path | Partition | None):
         raise UsageError(f"partition: is a {type(partition).__name__}; give a Partition (its from_lists makes one)")
+    if rounds is not None and "epochs" in settings:
+        raise UsageError("epochs, rounds: give one of them")
     given = isinstance(partition, Partition)
     config = convert_settings(
         settings,
@@ -66,7 +68,7 @@ def run_config(
         total_batch_size=clients * batch_size if isinstance(batch_size, int) else 1,
         start_lr=None,
         client_lr=lr,
-        rounds=rounds,
+        rounds=100 if rounds is None and "epochs" not in settings else rounds,
         **{f"step{phase}": local_steps for phase in (1, 2, 3)},
         **{f"eval_freq{phase}": eval_every for phase in (1, 2, 3)},
         **{f"save_freq{phase}": save_every for phase in (1, 2, 3)},

@@ -72,7 +72,7 @@ def sweep(
     local_steps: int = 1,
     batch_size: int = 32,
     lr: float = 0.1,
-    rounds: int = 100,
+    rounds: int | None = None,
     loss: Loss | None = None,
     momentum: float = 0.0,
     nesterov: bool = False,

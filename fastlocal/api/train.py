@@ -14,6 +14,7 @@ from ..common.errors import UsageError
 from ..common.random_states import enable_autograd, preserve_random_states
 from ..common.standard_streams import hide_closed_streams
 from ..config.python_names import python_names, to_python_names
+from ..config.sync_checks import refuse_unused
 from ..config.validation import check
 from ..data.partition import Partition
 from ..distributed.ranks import LaunchInfo
@@ -58,7 +59,7 @@ def train(
     local_steps: int = 1,
     batch_size: int = 32,
     lr: float = 0.1,
-    rounds: int = 100,
+    rounds: int | None = None,
     loss: Loss | None = None,
     momentum: float = 0.0,
     nesterov: bool = False,
@@ -88,7 +89,7 @@ def train(
         local_steps: Local steps per round.
         batch_size: Samples per client and step.
         lr: Learning rate of every client.
-        rounds: Number of communication rounds.
+        rounds: Number of communication rounds; None: 100, or those of the setting `epochs`.
         loss: (outputs of one batch, targets) -> mean loss as a scalar tensor; default cross-entropy. The test loss is
             the loss of all samples in one call for torch's own losses (modules, functions, functools.partial of these);
             for any other callable it is the mean of the batch losses, weighted by their sizes. Targets equal to the
@@ -138,6 +139,7 @@ def train(
         partition=partition,
         directory=directory,
     )
+    refuse_unused(settings.keys(), config)
     check(config)
     data = data_set(train, test, loss, config)
     ranks, machine = LaunchInfo.from_environment(), config.machine

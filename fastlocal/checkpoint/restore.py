@@ -12,9 +12,10 @@ import torch
 
 from ..common.errors import UsageError
 from ..config.schema import AREA_OF, AREAS, RunConfig
-from ..config.serialization import read_config
+from ..config.serialization import config_from_json, read_config
 from ..distributed.world import World
 from ..schedule.cursor import TrainingCursor
+from ..schedule.owned_rounds import make_progress
 from ..schedule.rate_schedules import rate_factor
 from ..schedule.rounds import Progress
 from .file_names import RESUME_NAME, saved_paths
@@ -127,6 +128,8 @@ def check_state(state: State, config: RunConfig, progress: Progress, shapes: dic
             found = f"{name} is {tuple(saved) if saved else 'not there'}"
             raise UsageError(f"--continue: the run's model is another one: its {found}; give the model that it had")
     position = TrainingCursor.from_state_dict(state.metadata["position"], [])
+    if not config.owned and (config.schedule.sync == "qsr" or config.schedule.lr_schedule != "constant"):
+        _refuse_other_rounds(config, progress, config_from_json(state.metadata["config"]), position.first_step)
     fits = position.first_step <= progress.total_steps
     if state.metadata.get("begun") or not position.between_rounds:
         current = next(progress.rounds(position.first_step, position.rounds_before), None)
@@ -135,8 +138,7 @@ def check_state(state: State, config: RunConfig, progress: Progress, shapes: dic
             position.round_end,
         )
     if not fits:
-        schedule = config.schedule
-        flag = f"--epochs {schedule.epochs}" if schedule.rounds is None else f"--rounds {schedule.rounds}"
+        flag = _length(config)
         reached = f"{position.rounds_before} rounds and {max(position.steps_done, position.first_step)} steps"
         raise UsageError(f"{flag}: the run is further already ({reached}); give more")
 
@@ -152,6 +154,29 @@ def _refuse_other_rates(config: RunConfig, rounds: int | None) -> None:
             f"--rounds {schedule.rounds}: --lr-schedule {schedule.lr_schedule} made the rates of the run for {rounds} "
             "rounds; give these, or start another run"
         )
+
+
+def _refuse_other_rounds(config: RunConfig, progress: Progress, stored: RunConfig, first_step: int) -> None:
+    """Raise UsageError if rounds of the run before `first_step` had other steps or rates, as its length was another."""
+    if _length(config) == _length(stored):
+        return
+    before = make_progress(stored)
+    for then, now in zip(before.rounds(), progress.rounds(), strict=False):
+        if then.first_step >= first_step:
+            return
+        end = then.first_step + then.local_steps
+        same_rate = before.learning_rate(end - 1) == progress.learning_rate(end - 1)
+        if not same_rate or (then.first_step, then.local_steps) != (now.first_step, now.local_steps):
+            rule = "--sync qsr" if same_rate else f"--lr-schedule {config.schedule.lr_schedule}"
+            raise UsageError(
+                f"{_length(config)}: {rule} made round {then.number} for a run of {_length(stored)}; give these, or "
+                "start another run"
+            )
+
+
+def _length(config: RunConfig) -> str:
+    schedule = config.schedule
+    return f"--epochs {schedule.epochs}" if schedule.rounds is None else f"--rounds {schedule.rounds}"
 
 
 def is_complete(state: State, progress: Progress) -> bool:

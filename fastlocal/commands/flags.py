@@ -16,6 +16,7 @@ from ..config.field_docs import field_docs
 from ..config.recipes import RECIPES, default
 from ..config.schema import AREA_OF, AREAS, RunConfig
 from ..config.serialization import read_config
+from ..config.sync_checks import refuse_unused
 from ..config.training_settings import ServerConfig
 from ..config.validation import PARTITION_PARAMETERS, refuse_phases
 from .argv import is_flag, normalise, refuse_half_precision, refuse_unknown, value_of
@@ -81,7 +82,9 @@ def parse(argv: Sequence[str], command: str = "fastlocal train") -> TrainFlags:
         SystemExit: The help was printed (status 0).
     """
     flags, names = read_flags(argv, command)
-    return dataclasses.replace(flags, run=resolve(flags, names))
+    config = resolve(flags, names)
+    refuse_unused(names, config)
+    return dataclasses.replace(flags, run=config)
 
 
 def read_flags(argv: Sequence[str], command: str) -> tuple[TrainFlags, set[str]]:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ..runs.build import PreparedRun
     from ..schedule.rounds import Progress
 
+MAX_CHANGES = 8
+"""Changes of H that a plan shows."""
+
 
 def run(argv: Sequence[str]) -> int:
     """Print the bytes of each part at the peak, and the largest chunk that fits --memory-limit."""
@@ -44,6 +47,8 @@ def _print(prepared: PreparedRun) -> None:
         f"{config.clients} clients of {config.model.model} ({prepared.layout.n_params:,} parameters), batch "
         f"{config.client.batch_size}, {config.machine.precision}, {config.machine.executor} on {config.machine.device}"
     )
+    if _changes_h(prepared.progress):
+        print(f"H from step {_changes(prepared.progress)}")
     print(prepared.memory.table())
     for note in prepared.notes:
         print(note)
@@ -87,26 +92,49 @@ def _phase_rows(config: RunConfig, progress: Progress, rate: str) -> list[tuple[
     """Return the lines about epochs and phases."""
     from ..schedule.phases import decay_rounds
 
-    schedule = config.schedule
-    rows = [
-        ("steps", f"{progress.total_steps} local steps, {progress.steps_per_epoch} per epoch"),
-        ("H per phase", f"{schedule.step1}, {schedule.step2}, {schedule.step3}"),
-        ("rounds", _rounds(progress)),
-    ]
+    schedule = progress.schedule
+    rows = [("steps", f"{progress.total_steps} local steps, {progress.steps_per_epoch} per epoch")]
+    if schedule.sync == "qsr":
+        rows.append(("H", f"max({schedule.h_min}, floor(({schedule.qsr_alpha:g} / rate)^2))"))
+    else:
+        rows.append(("H per phase", f"{schedule.step1}, {schedule.step2}, {schedule.step3}"))
+    if _changes_h(progress):
+        rows.append(("H from step", _changes(progress)))
+    rows.append(("rounds", _rounds(progress)))
+    what = "decay" if schedule.lr_schedule == "constant" else "phase"
     if progress.by_epochs:
-        rows.append(("decay epochs", f"{schedule.decay1}, {schedule.decay2}, {schedule.decay3}"))
+        rows.append((f"{what} epochs", f"{schedule.decay1}, {schedule.decay2}, {schedule.decay3}"))
+    elif schedule.sync == "qsr":
+        rows.append((f"{what} epochs", f"{schedule.decay1}, {schedule.decay2}"))
     else:
         decays, end = decay_rounds(schedule, progress.steps_per_epoch), progress.count()
-        rows.append(("decay rounds", ", ".join(str(at) if at <= end else f"{at} (after the end)" for at in decays)))
+        ends = ", ".join(str(at) if at <= end else f"{at} (after the end)" for at in decays)
+        rows.append((f"{what} rounds", ends))
     if progress.warm_up.steps:
         rate += f" to {progress.warm_up.peak:g} over {progress.warm_up.steps} steps"
-    return [*rows, ("rate", f"{rate}, x {config.sgd.gamma:g} at each decay")]
+    decay = f"x {config.sgd.gamma:g} at each decay" if what == "decay" else f"then {schedule.lr_schedule}"
+    return [*rows, ("rate", f"{rate}, {decay}")]
+
+
+def _changes_h(progress: Progress) -> bool:
+    """Return True if H changes within phases."""
+    return progress.schedule.sync == "qsr" or progress.post_local_steps > 0
+
+
+def _changes(progress: Progress) -> str:
+    """Format H over the run: the steps from which on rounds have another H, at most MAX_CHANGES of them."""
+    changes: list[tuple[int, int]] = []
+    for planned in progress.rounds():
+        if not changes or changes[-1][1] != planned.local_steps:
+            changes.append((planned.first_step, planned.local_steps))
+    kept = min(len(changes), MAX_CHANGES)
+    shown = [changes[place * (len(changes) - 1) // max(kept - 1, 1)] for place in range(kept)]
+    text = ", ".join(f"{step}: {local_steps}" for step, local_steps in shown)
+    return text if kept == len(changes) else f"{text} ({kept} of {len(changes)} changes)"
 
 
 def _rounds(progress: Progress) -> str:
     """Format the number of averages, and of the steps after the last one."""
-    last = [phase for phase in progress.phases if phase.first_step < progress.total_steps][-1]
-    remaining = (progress.total_steps - last.origin) % last.local_steps
-    if not remaining:
+    if not progress.leftover:
         return str(progress.count())
-    return f"{progress.count() - 1}, then {remaining} local steps that are not averaged"
+    return f"{progress.count() - 1}, then {progress.leftover} local steps that are not averaged"

@@ -21,6 +21,7 @@ def run(argv: Sequence[str]) -> int:
     config = flags.run.with_values(
         profile=True,
         rounds=rounds if schedule.rounds is None else min(rounds, schedule.rounds),
+        lr_schedule="constant" if schedule.sync == "qsr" else schedule.lr_schedule,  # a run of few rounds has no length
         eval_freq1=1,
         eval_freq2=1,
         eval_freq3=1,

@@ -19,7 +19,7 @@ from .schema import AREA_OF, AREAS
 
 UNSUPPORTED = (
     *("client_column", "label_column"),
-    *("data_pth", "train_pth", "val_pth", "image_size", "n_groups", "resume", "resume_pth", "epochs", "dist_url"),
+    *("data_pth", "train_pth", "val_pth", "image_size", "n_groups", "resume", "resume_pth", "dist_url"),
     *("start_lr", "lr", "log_pth", "total_batch_size"),
 )
 """Fields without an argument: another argument replaces them, or only named models and data sets have them."""

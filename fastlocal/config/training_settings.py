@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Schedule = Literal["rounds", "epochs"]
+Sync = Literal["phases", "constant", "qsr"]
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,15 @@ class ScheduleConfig:
     """epoch of the second decay, which begins phase 3"""
     decay3: int = 225
     """epoch of a third decay (--schedule epochs)"""
+    sync: Sync = "phases"
+    """rule of H: phases (--step1, --step2, --step3), constant (--step1 in all phases), or qsr, the quadratic
+    synchronization rule: max(--h-min, floor((--qsr-alpha / rate)^2))"""
+    qsr_alpha: float | None = None
+    """coefficient of --sync qsr: the rate at which H would be 1"""
+    h_min: int = 1
+    """least H of --sync qsr"""
+    post_local_from: int = 0
+    """epoch before which H is 1 (post-local SGD), counted as that of --decay1; from it on, H follows --sync"""
     step1: int = 1
     """H in phase 1"""
     step2: int = 1
@@ -182,5 +192,6 @@ class ScheduleConfig:
     eval_on_start: bool = False
     """evaluate and save before the first round"""
     lr_schedule: str = "constant"
-    """rate as a function of the round, if clients own samples: constant, cosine or linear (both to 0 after the last
-    round), or a file of factors of --client-lr, one per round (.json, or a number per line)"""
+    """rate after the warm-up as a function of the local step, or of the round if clients own samples: constant (with
+    the decays by --gamma), cosine or linear (both to 0 at the end of the run), or a file of factors of the peak rate,
+    one per step or round (.json, or a number per line)"""

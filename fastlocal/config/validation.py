@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 
 from ..common.errors import UsageError
 from .schema import RunConfig
+from .sync_checks import sync_problems
 from .targets import CLIENT_METRICS, Target
 
 MAX_COUNT = 2**31 - 1
@@ -37,7 +38,7 @@ PHASES = (
         "lr",
         "resume",
     ),
-    *("replacement", "sampling", "sampling_pages"),
+    *("replacement", "sampling", "sampling_pages", "post_local_from"),
 )
 """Settings that count in epochs or phases, or deal shared samples."""
 
@@ -55,6 +56,7 @@ def _problems(config: RunConfig) -> Iterator[str]:
     yield from _paths(config)
     yield from _counts(config)
     yield from _rates(config)
+    yield from sync_problems(config)
     yield from _clients(config)
     yield from _ownership(config)
     yield from _client_tests(config)
@@ -89,6 +91,7 @@ def _counts(config: RunConfig) -> Iterator[str]:
         "total_batch_size": config.client.total_batch_size,
         "epochs": schedule.epochs,
         "rounds": schedule.rounds,
+        "h_min": schedule.h_min,
         "steps_per_epoch": schedule.steps_per_epoch,
         "sampling_pages": config.client.sampling_pages,
         "bn_batches": config.model.bn_batches if config.model.bn else None,
@@ -113,6 +116,7 @@ def _counts(config: RunConfig) -> Iterator[str]:
         yield f"--workers {config.machine.workers}: must be at most {MAX_WORKERS}"
     from_zero = {
         "resume": config.model.resume,
+        "post_local_from": schedule.post_local_from,
         "nw": config.data.nw,
         "save_every": config.log.save_every,
     }
@@ -205,8 +209,6 @@ def _ownership(config: RunConfig) -> Iterator[str]:
             yield "--cohort-sampling: with --partition shared all clients take part; name a partition, such as iid"
         if client.client_weights == "examples":
             yield "--client-weights examples: with --partition shared nobody owns any; name a partition, such as iid"
-        if schedule.lr_schedule != "constant":
-            yield f"--lr-schedule {schedule.lr_schedule}: is for clients that own samples; use --warm-up and --decay1"
         return
     flag = f"--partition {client.partition}"
     if schedule.rounds is None:

@@ -19,6 +19,7 @@ from ..data.sample_streams import SampleStreams, Streams, StreamSpec
 from ..data.types import DataSet
 from ..schedule.client_files import read_availability, read_weights
 from ..schedule.cohort import ClientWeights, CohortSampler
+from ..schedule.owned_rounds import make_progress
 from ..schedule.rate_schedules import rate_factor
 from .resolve import sample_pages
 
@@ -148,6 +149,9 @@ def build_population(
             client_epochs=config.client.client_epochs or ("continue" if everybody else "restart"),
             client_state=config.client.client_state or ("keep" if everybody else "reset"),
         )
+    else:
+        make_progress(config)  # names the file of factors as given
+        config = config.with_values(lr_schedule=_absolute(config.schedule.lr_schedule))
     return config, Population(owned, held_out, partition, sampler, client_weights)
 
 

@@ -33,6 +33,7 @@ REPLICA_FIELDS = frozenset(
         *("server_optimizer", "server_lr", "server_momentum", "server_beta1", "server_beta2", "server_tau"),
         *("server_accumulator", "server_bias_correction"),
         *("epochs", "rounds", "steps_per_epoch", "decay1", "decay2", "decay3", "lr_schedule", "eval_on_start"),
+        *("sync", "qsr_alpha", "h_min", "post_local_from"),
         *("eval_freq1", "eval_freq2", "eval_freq3", "save_freq1", "save_freq2", "save_freq3"),
         *("bn_batches", "seed", "on_nan", "log_pth"),
     }

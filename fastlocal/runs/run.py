@@ -206,9 +206,7 @@ def _saved_rows(state: State, directory: Path) -> list[dict[str, Any]]:
 def _save_start(prepared: PreparedRun, directory: Path) -> None:
     """Write the start weights if they were drawn from the seed."""
     if prepared.config.model.resume_pth is None:
-        schedule = prepared.config.schedule
-        name = f"H={schedule.step1}-{schedule.step2}-{schedule.step3}_init.pt"
-        save_model(directory / name, prepared.module.state_dict())
+        save_model(directory / f"{prepared.progress.label}_init.pt", prepared.module.state_dict())
 
 
 def _restore(loop: Loop, state: State) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..config.schema import RunConfig
 from .phases import Phase
+from .quadratic_rounds import QuadraticRounds
 from .rate_schedules import rate_factor
 from .rounds import Progress
 
@@ -14,7 +15,7 @@ class OwnedRounds(Progress):
     def __init__(self, config: RunConfig) -> None:
         schedule = config.schedule
         assert schedule.rounds is not None and config.sgd.client_lr is not None, "validation.py requires both"
-        super().__init__(config.with_values(steps_per_epoch=schedule.step1))
+        super().__init__(config.with_values(steps_per_epoch=schedule.step1, lr_schedule="constant"))
         self.phases = [Phase(0, 0, 0, schedule.step1, schedule.eval_freq1, schedule.save_freq1, decays=0)]
         self.total_steps = schedule.rounds * schedule.step1
         self._client_lr = config.sgd.client_lr
@@ -29,4 +30,6 @@ class OwnedRounds(Progress):
 
 def make_progress(config: RunConfig) -> Progress:
     """Return the schedule of a resolved run."""
-    return OwnedRounds(config) if config.owned else Progress(config)
+    if config.owned:
+        return OwnedRounds(config)
+    return QuadraticRounds(config) if config.schedule.sync == "qsr" else Progress(config)

@@ -171,7 +171,9 @@ def test_a_diverged_model_does_not_replace_the_last_good_one(tmp_path: Path) -> 
         ({"chunk": 2.5}, "chunk is 2.5, not int"),
         ({"batch_size": 4.0}, "batch_size is 4.0, not int"),
         ({"lr": "a"}, "lr is 'a', not float"),
-        ({"epochs": 3}, "epochs: is no setting"),
+        ({"epochs": 3}, "epochs, rounds: give one of them"),
+        ({"sync": "qsr", "qsr_alpha": 0.3, "lr_schedule": "cosine"}, 'lr_schedule="cosine": with sync="qsr" .* epochs'),
+        ({"qsr_alpha": 0.3}, 'qsr_alpha: is for sync="qsr"'),
         ({"resume_pth": "start.pt"}, "resume_pth: is no setting"),
         ({"train": "digits"}, r"give a pair \(inputs, targets\)"),
         ({"test": (np.array(["a"]), np.array([1]))}, r"test inputs: is an array of <U1 \(1,\), not a tensor or"),
@@ -204,6 +206,14 @@ def test_a_run_directory_is_not_reused_unasked(tmp_path: Path) -> None:
         fit(tmp_path, perceptron(), rounds=1)
     again = fit(tmp_path, perceptron(), rounds=2, overwrite=True)
     assert len((again.directory / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_epochs_instead_of_rounds(tmp_path: Path) -> None:
+    """240 samples are 5 steps of 6 clients with 8 each; H grows over the cosine: (0.45 / 0.173)^2 is 6.7 at step 9."""
+    rule = {"sync": "qsr", "qsr_alpha": 0.45, "lr_schedule": "cosine"}
+    run = fit(tmp_path, perceptron(), rounds=None, epochs=4, **rule)
+    assert [row["iter"] for row in run.history] == [2, 4, 6, 9, 15, 20]
+    assert run.history[-1]["epoch"] == 4 and run.history[-1]["lr"] == 0
 
 
 def test_resume_goes_on_to_more_rounds(tmp_path: Path) -> None:

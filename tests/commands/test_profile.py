@@ -32,9 +32,8 @@ def test_profile_trains_a_few_rounds_and_tells_where_the_time_went(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = train_words(data, tmp_path / "run")[1:]
-    done = run(
-        capsys, "profile", *words, "--epochs", "50", "--eval-freq1", "7", "--step1", "2", "--profile-rounds", "2"
-    )
+    rule = ("--sync", "qsr", "--qsr-alpha", "1e-3", "--h-min", "2", "--lr-schedule", "cosine", "--epochs", "50")
+    done = run(capsys, "profile", *words[:-2], *rule, "--eval-freq1", "7", "--profile-rounds", "2")
     assert done.status == 0, done.err
     assert [row["comm_round"] for row in metrics(tmp_path / "run")] == [1, 2, 3]
     assert "rounds 2 to 3: 4 local steps of 2 clients" in done.out

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from math import cos, pi
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlocal.config.schema import RunConfig
+from fastlocal.schedule.owned_rounds import make_progress
+from fastlocal.schedule.quadratic_rounds import quadratic_steps
 from fastlocal.schedule.rounds import Progress, RoundSchedule
 from tests.helpers import step_by_step
 
@@ -22,6 +25,10 @@ def configs(draw: st.DrawFn) -> RunConfig:
     clients, batch_size = draw(st.integers(1, 40)), draw(st.sampled_from([1, 8, 64]))
     rate = draw(st.sampled_from([0.005, 0.01, 0.3]))
     use_lr = draw(st.booleans()) if by_epochs else False
+    max_lr = draw(st.none() | st.sampled_from([0.3, 0.5])) if not use_lr else None
+    sync = draw(st.sampled_from(["phases", "constant"] if by_epochs else ["phases", "constant", "qsr"]))
+    rounds = draw(st.none() | st.integers(1, 25))
+    decaying = st.sampled_from(["constant", "cosine", "linear"])
     small, frequency = st.integers(1, 7), st.integers(1, 4)
     values = {
         "schedule": "epochs" if by_epochs else "rounds",
@@ -31,11 +38,16 @@ def configs(draw: st.DrawFn) -> RunConfig:
         "lr": rate if use_lr else None,
         "warm_up": draw(st.booleans()),
         "warmup_epochs": draw(st.integers(1, 6)),
-        "max_lr": draw(st.none() | st.sampled_from([0.3, 0.5])) if not use_lr else None,
-        "gamma": draw(st.sampled_from([0.1, 0.5, 2.0])),
+        "max_lr": max_lr,
+        "gamma": draw(st.sampled_from([0.5, 2.0] if sync == "qsr" else [0.1, 0.5, 2.0])),
         "epochs": draw(st.integers(1, 9)),
-        "rounds": draw(st.none() | st.integers(1, 25)),
+        "rounds": rounds,
         "steps_per_epoch": draw(small),
+        "sync": sync,
+        "qsr_alpha": draw(st.sampled_from([0.7, 1.5, 2.5])) * min(rate * clients, max_lr or rate * clients),
+        "h_min": draw(st.integers(1, 3)),
+        "post_local_from": draw(st.sampled_from([0, 0, 1, 3, 6])),
+        "lr_schedule": "constant" if sync == "qsr" and rounds is not None else draw(decaying),
         "resume": draw(st.integers(0, 5)),
         "resume_pth": draw(st.none() | st.just("start.pt")),
         **{f"decay{number}": draw(st.integers(0, 12)) for number in (1, 2, 3)},
@@ -58,8 +70,10 @@ def assert_same_round(planned: RoundSchedule, counted: RoundSchedule) -> None:
 @settings(max_examples=200)
 @given(config=configs())
 def test_the_plan_is_what_counting_steps_gives(config: RunConfig) -> None:
-    progress, counted = Progress(config), step_by_step.count(config)
+    progress, counted = make_progress(config), step_by_step.count(config)
     planned = list(progress.rounds())
+    middle = len(planned) // 2
+    assert list(progress.rounds(planned[middle].first_step, middle)) == planned[middle:]
     assert len(planned) == len(counted.rounds) == progress.count()
     for one, other in zip(planned, counted.rounds, strict=True):
         assert_same_round(one, other)
@@ -140,3 +154,33 @@ def test_a_total_batch_of_at_most_256_has_no_warm_up_by_epochs() -> None:
     assert {flat.learning_rate(step) for step in range(12)} == {0.05}
     rising = Progress(three_phases(**values, total_batch_size=512))
     assert rising.learning_rate(0) == pytest.approx(0.1) and rising.learning_rate(6) == pytest.approx(0.2)
+
+
+def test_the_quadratic_rule() -> None:
+    """H as published, and over a cosine with warm-up as a loop over steps finds it."""
+    assert [quadratic_steps(rate, 0.0175, 4) for rate in (0.008, 0.004, 0.002)] == [4, 19, 76]
+    assert quadratic_steps(0.1, 0.3, 1) == 9, "though 0.3 / 0.1 is below 3 in floating point"
+    values = {"sync": "qsr", "qsr_alpha": 0.03, "h_min": 2, "lr_schedule": "cosine", "epochs": 40, "warmup_epochs": 2}
+    config = three_phases(**values, decay1=10, decay2=20)
+    total, warm, lengths, step = 40 * 6, 2 * 6, [], 0
+    while step < total:
+        decayed = max(step - warm, 0)  # 0 in the warm-up too: its rounds are those of the rate after it
+        rate = 0.03 * (1 + cos(pi * decayed / (total - warm))) / 2
+        lengths.append(min(max(2, int((0.03 / rate) ** 2 + 1e-6)), total - step))
+        step += lengths[-1]
+    planned = list(make_progress(config).rounds())
+    assert [one.local_steps for one in planned] == lengths and max(lengths) > 20
+    assert all(one.averaged and one.iteration == one.first_step + one.local_steps for one in planned)
+    assert planned[-1].learning_rate == 0 and make_progress(config).count() == len(lengths)
+
+
+def test_the_quadratic_rule_by_epochs() -> None:
+    """Rates decay within a round, whose H is that of its first step; no counter restarts."""
+    values = {"schedule": "epochs", "sync": "qsr", "qsr_alpha": 0.06, "warm_up": False, "resume": 0, "start_lr": 0.01}
+    config = three_phases(**values, gamma=0.5, decay1=2, decay2=3, decay3=3, epochs=7, post_local_from=1, save_freq1=1)
+    planned = list(make_progress(config).rounds())
+    # the rate is 0.03 until step 12, then 0.015 until step 18, then 0.0075: H is 4, 16, 64
+    assert [one.local_steps for one in planned] == [1] * 6 + [4, 4, 16, 12]
+    assert [one.phase_round for one in planned] == [*range(1, 11)]
+    assert planned[7].phase_files == (("phase_epoch=2.pt",), ()) and planned[8].phase_files[0] == ("phase_epoch=3.pt",)
+    assert planned[5].save_as == "H=qsr_epoch=1.pt"

@@ -35,6 +35,11 @@ CASES = {
         "seed=0,1 alpha=0.3,2 server_lr=0.1,0.3 clients_drop=0,0.3",
         ["seed=1,alpha=0.3,server_lr=0.3,clients_drop=0.3"],
     ),
+    "H by rule": (
+        "--model mlp --epochs 4 --qsr-alpha 0.03",
+        "sync=phases,qsr lr_schedule=constant,cosine h_min=3 post_local_from=1",
+        ["sync=qsr,lr_schedule=cosine,h_min=3,post_local_from=1"],
+    ),
     "H, clients, epochs": (
         "--epochs 4 --decay1 2 --step2 3",
         "step1=1,2 clients=2,4 epochs=2,3 gamma=0.1,1 lr=0.1",

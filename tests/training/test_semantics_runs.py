@@ -45,6 +45,8 @@ NESTEROV = {"momentum": 0.8, "nesterov": True, "group_weight": True}
 PHASES = {"step1": 2, "step2": 1, "step3": 4, "decay1": 1, "decay2": 2, "epochs": 4, "warm_up": True, "resume": 2}
 FREQUENCIES = {"eval_freq1": 2, "eval_freq2": 3, "save_freq1": 4, "save_freq2": 1, "save_freq3": 2}
 EPOCHS = {"schedule": "epochs", "start_lr": None, "lr": 2.0, "decay1": 1, "decay2": 2, "decay3": 3, "epochs": 4}
+QSR = {"sync": "qsr", "qsr_alpha": 0.2, "h_min": 2, "lr_schedule": "cosine", "epochs": 4, "post_local_from": 1}
+QSR_DECAYS = {"lr_schedule": "constant", "decay1": 1, "gamma": 0.5}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("perceptron", {}),
@@ -59,6 +61,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "coinciding_decays": ("perceptron", {**PHASES, "decay2": 1, "max_lr": 0.3, "warmup_epochs": 2, **MOMENTUM}),
     "reversed_decays": ("perceptron", {**PHASES, "decay1": 3, "decay2": 2, "step1": 5}),
     "by_rounds": ("perceptron", {"rounds": 7, "epochs": 1, **MOMENTUM}),
+    "qsr": ("groupnorm", {**QSR, **NESTEROV, "eval_on_start": True, "warm_up": True, "warmup_epochs": 1}),
+    "qsr_decays": ("perceptron", {**QSR, **FREQUENCIES, **QSR_DECAYS, "rounds": 9}),
+    "post_local": ("batchnorm", {**PHASES, **FREQUENCIES, "post_local_from": 2, "lr_schedule": "linear"}),
     "batchnorm": ("batchnorm", {"bn_batches": 4, **MOMENTUM}),
     "batchnorm_all": ("batchnorm", {"bn_batches": 400, "aug": True, "eval_on_start": True, "eval_freq1": 2}),
     "batchnorm_phases": ("batchnorm", {**PHASES, **FREQUENCIES, **NESTEROV, "bn_batches": 3}),
@@ -121,8 +126,7 @@ def test_run_is_that_of_plain_torch(case: str, executor: str, tmp_path: Path) ->
     ready = prepared(name, **values, executor=executor, chunk=2, log_pth=str(tmp_path / "run"))
     expected = plain(name, ready)
     train(ready, overwrite=False, make_loggers=lambda path: [])
-    schedule = ready.config.schedule
-    init = f"H={schedule.step1}-{schedule.step2}-{schedule.step3}_init.pt"
+    init = f"{ready.progress.label}_init.pt"
     assert_same(tmp_path / "run", expected, init if ready.config.model.resume_pth is None else None)
 
 
@@ -137,6 +141,9 @@ def test_the_plain_run_notices_what_it_should() -> None:
         {"label_noise": True},
         {"seed": 4},
         {"step1": 1},
+        {"sync": "qsr", "qsr_alpha": 0.3},
+        {"lr_schedule": "cosine"},
+        {"post_local_from": 1},
         {"warm_up": True},
     ]
     for change in changes:

@@ -1,6 +1,6 @@
-"""Rates as functions of the round, one file each: `factor(round_number, rounds)`, with the file's name.
+"""Rates as functions of time, one file each: `factor(number, total)`, with the file's name.
 
-A factor multiplies --client-lr in round `round_number`, counted from 1, of `rounds`.
+A factor multiplies the rate in round or local step `number`, counted from 1, of `total`.
 """
 
 from __future__ import annotations
@@ -19,34 +19,36 @@ MAX_BYTES = 2**26
 """Size of the largest file of factors that is read."""
 
 
-def rate_factor(name: str, rounds: int) -> Callable[[int], float]:
-    """Return the factor of each round, counted from 1, of a schedule or a file of factors.
+def rate_factor(name: str, total: int, unit: str = "round") -> Callable[[int], float]:
+    """Return the factor of each round or local step, counted from 1, of a schedule or a file of factors.
 
     Args:
         name: Name of a schedule, or a file: .json with a list of numbers, or text with a number per line.
-        rounds: Rounds of the run. The rate that is shown after the last round is that of the schedule's next one.
+        total: Rounds or local steps of the schedule. The rate that is shown after the last one is that of the next.
+        unit: What the schedule counts.
 
     Raises:
-        UsageError: There is no such schedule, or the file has not a number for every round.
+        UsageError: There is no such schedule, or the file has not a number for every round or step.
     """
     if name in NAMES:
         factor = importlib.import_module(f"{__name__}.{name}").factor
-        return lambda round_number: factor(round_number, rounds)
+        return lambda number: factor(number, total)
     path = Path(name).expanduser()
     if not path.is_file():
         raise UsageError(
             f"--lr-schedule {name}: is no file{nearest(name, NAMES)}; give {', '.join(NAMES)} or a file of factors"
         )
     factors = _read(path)
-    if len(factors) < rounds:
-        raise UsageError(f"--lr-schedule {name}: has {len(factors)} factors for --rounds {rounds}; give one per round")
-    return lambda round_number: factors[min(round_number, len(factors)) - 1]
+    if len(factors) < total:
+        what = f"--rounds {total}" if unit == "round" else f"the {total} {unit}s after the warm-up"
+        raise UsageError(f"--lr-schedule {name}: has {len(factors)} factors for {what}; give one per {unit}")
+    return lambda number: factors[min(number, len(factors)) - 1]
 
 
 def _read(path: Path) -> list[float]:
     flag = f"--lr-schedule {path}"
     if path.stat().st_size > MAX_BYTES:
-        raise UsageError(f"{flag}: is larger than {MAX_BYTES // 2**20} MiB; give one number per round")
+        raise UsageError(f"{flag}: is larger than {MAX_BYTES // 2**20} MiB; give a number per line")
     try:
         text = path.read_text()
         values = json.loads(text) if path.suffix == ".json" else list(map(float, text.split()))

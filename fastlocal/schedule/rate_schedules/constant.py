@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 
-def factor(round_number: int, rounds: int) -> float:
+def factor(number: int, total: int) -> float:
     """Return 1."""
     return 1.0

@@ -1,8 +1,8 @@
-"""A line from 1 in the first round to 0 after the last."""
+"""A line from 1 in the first round or step to 0 after the last."""
 
 from __future__ import annotations
 
 
-def factor(round_number: int, rounds: int) -> float:
-    """Return 1 - (r - 1) / R in round r of R."""
-    return 1 - (round_number - 1) / rounds
+def factor(number: int, total: int) -> float:
+    """Return 1 - (r - 1) / R in number r of R."""
+    return 1 - (number - 1) / total
