@@ -51,7 +51,10 @@ class QuadraticRounds(Progress):
 
     def count(self) -> int:
         """Return the number of rounds that `rounds` yields."""
-        return sum(1 for _ in self.rounds())
+        step = number = 0
+        while step < self.total_steps:
+            step, number = self._next_average(step), number + 1
+        return number
 
     def local_steps(self, step: int) -> int:
         """Return H of a round that begins at local step `step`, were it not for the end of the run."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from math import cos, pi
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -154,6 +156,16 @@ def test_a_total_batch_of_at_most_256_has_no_warm_up_by_epochs() -> None:
     assert {flat.learning_rate(step) for step in range(12)} == {0.05}
     rising = Progress(three_phases(**values, total_batch_size=512))
     assert rising.learning_rate(0) == pytest.approx(0.1) and rising.learning_rate(6) == pytest.approx(0.2)
+
+
+def test_a_file_of_factors(tmp_path: Path) -> None:
+    """One per local step after the warm-up, of the peak rate; decays change H alone."""
+    (tmp_path / "factors.json").write_text(json.dumps([1 / number for number in range(1, 13)]))
+    progress = make_progress(three_phases(lr_schedule=str(tmp_path / "factors.json")))
+    rates = [progress.learning_rate(step) for step in range(19)]
+    assert rates[6:] == pytest.approx([0.03 / number for number in range(1, 13)] + [0.03 / 12])
+    assert rates[3] == pytest.approx(0.02)
+    assert [one.local_steps for one in progress.rounds()] == [2, 2, 2, 3, 3, 6]
 
 
 def test_the_quadratic_rule() -> None:
