@@ -26,6 +26,7 @@ from .joint_rows import JointRows
 from .round_plan import LocalStep, RoundPlan, RoundResult, RowValues
 from .sgd_update import Update
 from .tuning.conv_strategy import Stacking, Strategies, parse_strategies
+from .unequal_rows import run_unequal
 
 Params = Tensor | dict[str, Tensor]
 """Rows [clients, n_params], or the parameters by name, [clients, *shape]."""
@@ -110,10 +111,11 @@ class StackedExecutor(ExecutorKind):
         self._loss = FusedLoss(problem) if fuse and FusedLoss.can_fuse(problem) else None
         if self._loss is not None:  # its kernel draws the noise
             self.problem = dataclasses.replace(problem, noise=None)
-        self._update = Update(problem)
+        self._update = self._plain_update = Update(problem)
         self.compiler = Compiler() if compile else None
         self._program = self._forward if self.compiler is None else self.compiler.compile(self._forward)
         if self.compiler is not None and problem.source.device.type == "cpu":  # on a GPU the update is one kernel
+            self._plain_update = Update(problem)
             self._update.step = self.compiler.compile(self._update.step)  # type: ignore[method-assign]
         default = best_by_parameter(problem.source.device, compile=compile)
         self._by_parameter = default if by_parameter is None else by_parameter
@@ -125,6 +127,10 @@ class StackedExecutor(ExecutorKind):
 
     def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
         """See Executor.run_round."""
+        if plan.sizes is not None:
+            result = run_unequal(self, stack, plan)
+            self._client_forward.constants.check()
+            return result
         losses, correct = [], []
         for step in range(plan.local_steps):
             batch, targets = self.problem.batch(plan, step, slice(None))
@@ -144,8 +150,15 @@ class StackedExecutor(ExecutorKind):
         """See ExecutorKind.replica; the program is shared."""
         return self
 
-    def local_step(self, stack: ClientStack, step: LocalStep) -> tuple[Tensor, Tensor | None]:
+    def local_step(
+        self, stack: ClientStack, step: LocalStep, *, plain: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """Take one local step of all clients of a stack, in place.
+
+        Args:
+            stack: The clients.
+            step: The step.
+            plain: Whether to leave out torch.compile, as for numbers of clients and samples that seldom come again.
 
         Returns:
             Losses [clients], and counts of correct predictions, [clients, problem.counts] or None.
@@ -156,7 +169,7 @@ class StackedExecutor(ExecutorKind):
         while begin < clients:
             part = slice(begin, min(begin + (self._max_clients or clients), clients))
             try:
-                part_losses, hits = self._step(stack.part(part), step.part(part))
+                part_losses, hits = self._step(stack.part(part), step.part(part), plain)
             except torch.OutOfMemoryError:
                 # a step under capture cannot be repeated: its kernels stay in the graph
                 captured = stack.params.is_cuda and torch.cuda.is_current_stream_capturing()
@@ -190,7 +203,8 @@ class StackedExecutor(ExecutorKind):
         self._notes.clear()
         return notes
 
-    def _step(self, stack: ClientStack, step: LocalStep) -> tuple[Tensor, Tensor | None]:
+    def _step(self, stack: ClientStack, step: LocalStep, plain: bool) -> tuple[Tensor, Tensor | None]:
+        program, update = (self._forward, self._plain_update) if plain else (self._program, self._update)
         if self._by_parameter or self._gather is not None:
             values = self.problem.layout.views(stack.params.detach())
             params: Params = {name: value.detach().requires_grad_() for name, value in values.items()}
@@ -199,7 +213,7 @@ class StackedExecutor(ExecutorKind):
             params = stack.params.detach().requires_grad_()
             leaves = [params]
         with span("forward"):
-            losses, correct, state, root = self._program(
+            losses, correct, state, root = program(
                 params,
                 dict(stack.state),
                 step.batch.inputs,
@@ -219,13 +233,19 @@ class StackedExecutor(ExecutorKind):
                 grads: tuple[Tensor, ...] = (self._gather(stack.params, differentiate),)
             else:
                 grads = differentiate()
+        active = step.active
         if self._by_parameter:
-            self._update.by_parameter(stack.params, stack.momentum, grads, step.learning_rates, step.values)
+            assert active is None, "only captured and compiled steps mask rows"
+            update.by_parameter(stack.params, stack.momentum, grads, step.learning_rates, step.values)
         else:
-            self._update(stack.params, stack.momentum, grads[0], step.learning_rates, step.values)
+            update(stack.params, stack.momentum, grads[0], step.learning_rates, step.values, active)
         for name, rows in stack.state.items():
-            rows.copy_(state[name].detach())
-        return losses.detach(), correct
+            changed = state[name].detach()
+            rows.copy_(changed if active is None else torch.where(_beside(active, rows), changed, rows))
+        if active is None:
+            return losses.detach(), correct
+        counts = None if correct is None else correct.masked_fill(_beside(~active, correct), 0)
+        return losses.detach().masked_fill(~active, 0), counts
 
     def _forward(
         self,
@@ -300,6 +320,11 @@ class StackedExecutor(ExecutorKind):
         """Return the tensors of the module during a call; buffers are copies, so that a failed step can be repeated."""
         named = self.problem.layout.views(params) if isinstance(params, Tensor) else params
         return {**named, **{name: value.clone() for name, value in state.items()}}
+
+
+def _beside(mask: Tensor, rows: Tensor) -> Tensor:
+    """Return a mask [clients] as [clients, 1, ...], for rows [clients, ...]."""
+    return mask.view(-1, *[1] * (rows.dim() - 1))
 
 
 def _sum(counts: list[Tensor | None]) -> Tensor | None:

@@ -22,7 +22,7 @@ from ..executors.base import Executor, LocalProblem
 from ..executors.empty_batches import clear_empty
 from ..executors.jobs import ChunkJob
 from ..executors.round_plan import RoundResult
-from ..params.client_stack import MOMENTUM, ClientRows, ClientStack, ClientStore
+from ..params.client_stack import MOMENTUM, ClientRows, ClientStack, ClientStore, take
 from ..params.nonfinite import find_nonfinite
 from ..schedule.cohort import Cohort
 from ..schedule.cursor import PartialRound, TrainingCursor, TrainStats
@@ -187,7 +187,7 @@ class Loop:
         weights = self.planner.weights.of(cohort) if len(cohort) else None
         if not so_far.done:
             self.server.prepare(self.client_store)
-        chunks = self.planner.chunks(self.planner.rows(schedule), so_far.done)
+        chunks = self.planner.chunks(schedule, so_far.done)
         for place, rows in enumerate(chunks):
             yield from self._train_chunk(schedule, rows, chunks[place + 1 :], rates, weights)
             if schedule.averaged and place + 1 < len(chunks):
@@ -207,7 +207,8 @@ class Loop:
         if round_sync.bad:
             step, client, what = min(round_sync.bad)
             self.evaluator.stop_or_warn(schedule, f"step {step}, client {client}", what)
-        self.global_model.count_steps(schedule.local_steps)
+        steps = self.planner.most_steps(schedule)
+        self.global_model.count_steps(steps)
         if schedule.averaged:
             if len(cohort):
                 rows = self.planner.rows(schedule)
@@ -227,10 +228,15 @@ class Loop:
         cursor.samples += round_sync.stats.samples
         cursor.own_results = round_sync.own_results
         cursor.steps_done, cursor.stage, cursor.so_far = cursor.round_end, "report", PartialRound()
-        self.logger.round(self.evaluator.round_report(schedule, cursor, round_sync.stats, rates[-1], len(cohort)))
+        self.logger.round(self.evaluator.round_report(schedule, cursor, round_sync.stats, rates[-1], len(cohort), steps))
 
     def _train_chunk(
-        self, schedule: RoundSchedule, rows: range, rest: list[range], rates: list[float], weights: Tensor | None
+        self,
+        schedule: RoundSchedule,
+        rows: ClientRows,
+        rest: list[ClientRows],
+        rates: list[float],
+        weights: Tensor | None,
     ) -> LoopSteps:
         """Train one chunk of clients for the round.
 
@@ -246,7 +252,7 @@ class Loop:
         with span("plan"):
             stack = self._stack(state_rows, params)
             plan = self.planner.plan(schedule, rows, rates, rest)
-        self.evaluator.seed_module(schedule.first_step, rows.start)
+        self.evaluator.seed_module(schedule.first_step, plan.first_row)
         result = yield ChunkJob(self.executor, self.problem, stack, plan)
         assert result is not None, "the driver answers a job by its result"
         self.client_store.store(state_rows)
@@ -256,20 +262,19 @@ class Loop:
         losses = result.losses.cpu()
         for note in result.notes:
             self.logger.message(note)
-        batch = plan.sample_ids.shape[-1]
-        empty = clear_empty(losses, plan, self.problem) * batch
+        empty = clear_empty(losses, plan, self.problem)
         counts = [] if result.correct is None else result.correct.sum(dim=0).tolist()
         correct, ignored = counts[: len(self.problem.topk)], int(sum(counts[len(self.problem.topk) :]))
-        loss = losses.double().sum().item() * batch
-        so_far.stats.add(TrainStats(loss, correct, losses.numel() * batch, ignored, empty))
-        so_far.bad += find_nonfinite(losses, params, schedule.first_step, plan.client_ids)
+        loss, samples = plan.trained(losses)
+        so_far.stats.add(TrainStats(loss, correct, samples, ignored, empty))
+        so_far.bad += find_nonfinite(losses, params, schedule.first_step, plan.client_ids, plan.steps_of)
         if self.log_steps:
             so_far.losses.append(losses)
         if schedule.averaged:
             with span("average"):
-                part = None if weights is None else weights[rows.start : rows.stop]
+                part = None if weights is None else take(weights, rows)
                 self.server.aggregator.accumulate(params, last=not rest, weights=part)
-        so_far.done.append((rows.start, rows.stop))
+        so_far.done.append(rows if isinstance(rows, range) else tuple(rows.tolist()))
         self.chunk_done = True
 
     def _stack(self, state_rows: ClientRows, params: Tensor) -> ClientStack:
@@ -292,8 +297,12 @@ class Loop:
 
     def _write_steps(self, schedule: RoundSchedule, rates: list[float], round_sync: RoundSync, cohort: Cohort) -> None:
         assert self.steps is not None
+        steps = self.planner.streams.steps(schedule.first_step)
+        counts = [schedule.local_steps] * len(cohort) if steps is None else steps.tolist()
+        clients = list(zip(cohort.ids.tolist(), counts, round_sync.losses, strict=True))
         self.steps.write(
-            (schedule.first_step + step, client, rates[step], loss)
+            (schedule.first_step + step, client, rates[step], losses[step])
             for step in range(schedule.local_steps)
-            for client, loss in zip(cohort.ids.tolist(), (losses[step] for losses in round_sync.losses), strict=True)
+            for client, count, losses in clients
+            if step < count
         )

@@ -17,7 +17,7 @@ class RoundSync:
         stats: Sums over the clients.
         bad: (step, client, description) of every first non-finite value.
         save: Highest number of a save that a rank began or was asked for.
-        losses: [clients][local_steps] if every step is logged, else empty.
+        losses: [clients][local_steps] if every step is logged, else empty; 0 or nothing after a client's last step.
         own_results: Results of the clients' own models, by clients.
     """
 
@@ -44,9 +44,9 @@ def sync_round(world: World, what: str, so_far: PartialRound, save: int, *, loss
         "save": save,
         "own_results": so_far.own_results,
         "losses": [
-            (first, column)
-            for (first, _), chunk in zip(so_far.done, so_far.losses, strict=True)
-            for first, column in enumerate(chunk.t().tolist(), first)
+            (row, column)
+            for rows, chunk in zip(so_far.done, so_far.losses, strict=True)
+            for row, column in zip(rows, chunk.t().tolist(), strict=True)
         ]
         if losses
         else [],
