@@ -220,7 +220,7 @@ def _ownership(config: RunConfig) -> Iterator[str]:
     if not config.owned:
         if client.stragglers:
             yield f"--stragglers {client.stragglers}: {NOBODY_OWNS}"
-        for name in ("population", "client_epochs", "local_epochs", *PARTITION_PARAMETERS):
+        for name in ("local_epochs", "population", "client_epochs", *PARTITION_PARAMETERS):
             if getattr(client, name) is not None:
                 yield f"{_flag(name)}: {NOBODY_OWNS}"
         if client.cohort_sampling != "uniform":

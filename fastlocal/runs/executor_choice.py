@@ -32,6 +32,7 @@ def choose_executor(
     problem: LocalProblem,
     replicas: int = 1,
     local_steps: int | None = None,
+    share: float = 1.0,
 ) -> tuple[RunConfig, list[str]]:
     """Choose the fastest executor and its options by timing, or the likely fastest if the run is short.
 
@@ -44,6 +45,7 @@ def choose_executor(
         problem: The local step.
         replicas: Number of runs like this one that train together.
         local_steps: Steps of a client in a round, their mean if they differ; None: --step1.
+        share: Share of the resident clients that step at once, in the mean.
 
     Returns:
         `config` with the chosen executor, and log lines.
@@ -57,7 +59,8 @@ def choose_executor(
     local_steps = local_steps or config.schedule.step1
     total = make_progress(config, local_steps).total_steps * clients
     workers = machine.workers if problem.numerics.device.type == "cpu" else None
-    budget = TuningBudget(machine.chunk, config.client.batch_size, local_steps, total, workers or 1)
+    at_once = max(1, round(machine.chunk * share))
+    budget = TuningBudget(at_once, config.client.batch_size, local_steps, total, workers or 1)
     options = candidates(config, requested, problem)
     if replicas > 1:  # with all clients of a run at once, several runs are
         options = [values for values in options if "chunk" not in values]

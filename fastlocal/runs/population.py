@@ -64,6 +64,11 @@ class Population:
         mean = steps[steps > 0].double().mean().item()
         return max(1, round(mean - self.work.stragglers * (mean - 1) / 2))
 
+    @property
+    def busy_share(self) -> float:
+        """Share of the clients that have a step at a time, in the mean."""
+        return 1.0 if self.work.equal else self.mean_steps / self.work.most
+
     def save(self, directory: Path) -> None:
         """Write the partition and its held-out samples to a run directory."""
         if self.owned is not None:

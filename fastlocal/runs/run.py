@@ -223,8 +223,7 @@ def _restore(loop: Loop, state: State) -> None:
 
 def _summary(prepared: PreparedRun, directory: Path, steps_done: int) -> RunSummary:
     config, population = prepared.config, prepared.population
-    share = 1 if population.work.equal else population.mean_steps / population.work.most
-    per_step = config.client.total_batch_size * share
+    per_step = config.client.total_batch_size * population.busy_share
     return RunSummary(
         name=config.name,
         directory=directory,
