@@ -25,19 +25,8 @@ MAX_WORKERS = 1024
 
 PHASES = (
     *("epochs", "schedule", "steps_per_epoch", "decay1", "decay2", "decay3", "step2", "step3", "eval_freq2"),
-    *(
-        "eval_freq3",
-        "save_freq2",
-        "save_freq3",
-        "warm_up",
-        "warmup_epochs",
-        "max_lr",
-        "gamma",
-        "start_lr",
-        "lr",
-        "resume",
-    ),
-    *("replacement", "sampling", "sampling_pages"),
+    *("eval_freq3", "save_freq2", "save_freq3", "warm_up", "warmup_epochs", "max_lr", "gamma", "start_lr", "lr"),
+    *("resume", "replacement", "sampling", "sampling_pages"),
 )
 """Settings that count in epochs or phases, or deal shared samples."""
 

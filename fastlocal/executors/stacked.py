@@ -26,7 +26,7 @@ from .joint_rows import JointRows
 from .round_plan import LocalStep, RoundPlan, RoundResult, RowValues
 from .sgd_update import Update
 from .tuning.conv_strategy import Stacking, Strategies, parse_strategies
-from .unequal_rows import run_unequal
+from .unequal_rows import only, run_unequal
 
 Params = Tensor | dict[str, Tensor]
 """Rows [clients, n_params], or the parameters by name, [clients, *shape]."""
@@ -240,12 +240,8 @@ class StackedExecutor(ExecutorKind):
         else:
             update(stack.params, stack.momentum, grads[0], step.learning_rates, step.values, active)
         for name, rows in stack.state.items():
-            changed = state[name].detach()
-            rows.copy_(changed if active is None else torch.where(_beside(active, rows), changed, rows))
-        if active is None:
-            return losses.detach(), correct
-        counts = None if correct is None else correct.masked_fill(_beside(~active, correct), 0)
-        return losses.detach().masked_fill(~active, 0), counts
+            rows.copy_(only(active, state[name].detach(), rows))
+        return only(active, losses.detach(), 0), None if correct is None else only(active, correct, 0)
 
     def _forward(
         self,
@@ -320,11 +316,6 @@ class StackedExecutor(ExecutorKind):
         """Return the tensors of the module during a call; buffers are copies, so that a failed step can be repeated."""
         named = self.problem.layout.views(params) if isinstance(params, Tensor) else params
         return {**named, **{name: value.clone() for name, value in state.items()}}
-
-
-def _beside(mask: Tensor, rows: Tensor) -> Tensor:
-    """Return a mask [clients] as [clients, 1, ...], for rows [clients, ...]."""
-    return mask.view(-1, *[1] * (rows.dim() - 1))
 
 
 def _sum(counts: list[Tensor | None]) -> Tensor | None:

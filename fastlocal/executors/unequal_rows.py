@@ -93,6 +93,13 @@ def _local_step(plan: RoundPlan, step: int, rows: slice, batch: Batch, targets: 
     return LocalStep(batch, targets, rates, ids, plan.steps[step], plan.values.part(rows))
 
 
+def only(active: Tensor | None, rows: Tensor, others: Tensor | int) -> Tensor:
+    """Return rows [clients, ...] where `active` [clients] is true, else `others`; without a mask all rows."""
+    if active is None:
+        return rows
+    return torch.where(active.view(-1, *[1] * (rows.dim() - 1)), rows, others)
+
+
 def add(result: RoundResult, step: int, rows: slice, losses: Tensor, correct: Tensor | None) -> None:
     """Add the losses [rows] and counts [rows, counts] of a step of some rows to a result."""
     result.losses[step, rows] = losses

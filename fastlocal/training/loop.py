@@ -24,7 +24,6 @@ from ..executors.jobs import ChunkJob
 from ..executors.round_plan import RoundResult
 from ..params.client_stack import MOMENTUM, ClientRows, ClientStack, ClientStore, take
 from ..params.nonfinite import find_nonfinite
-from ..schedule.cohort import Cohort
 from ..schedule.cursor import PartialRound, TrainingCursor, TrainStats
 from ..schedule.rounds import Progress, RoundSchedule
 from ..telemetry.base import Logger
@@ -33,7 +32,7 @@ from ..telemetry.trace import span
 from .client_reports import ClientReports
 from .evaluator import Evaluator
 from .planner import Planner
-from .round_sync import RoundSync, sync_round
+from .round_sync import step_rows, sync_round
 from .server import Server
 from .snapshot import take_snapshot
 from .timers import Timers
@@ -203,7 +202,8 @@ class Loop:
         if schedule.averaged:
             self.saver.catch_up(round_sync.save, self.snapshot)  # before this round's steps are logged and counted
         if self.steps is not None:
-            self._write_steps(schedule, rates, round_sync, cohort)
+            counted = self.planner.streams.steps(schedule.first_step)
+            self.steps.write(step_rows(schedule, rates, cohort.ids, counted, round_sync.losses))
         if round_sync.bad:
             step, client, what = min(round_sync.bad)
             self.evaluator.stop_or_warn(schedule, f"step {step}, client {client}", what)
@@ -228,7 +228,8 @@ class Loop:
         cursor.samples += round_sync.stats.samples
         cursor.own_results = round_sync.own_results
         cursor.steps_done, cursor.stage, cursor.so_far = cursor.round_end, "report", PartialRound()
-        self.logger.round(self.evaluator.round_report(schedule, cursor, round_sync.stats, rates[-1], len(cohort), steps))
+        counts = len(cohort), steps
+        self.logger.round(self.evaluator.round_report(schedule, cursor, round_sync.stats, rates[-1], *counts))
 
     def _train_chunk(
         self,
@@ -294,15 +295,3 @@ class Loop:
         self.logger.evaluation(self.history[-1])
         for line in self._timers.pop_messages(self.world):
             self.logger.message(line)
-
-    def _write_steps(self, schedule: RoundSchedule, rates: list[float], round_sync: RoundSync, cohort: Cohort) -> None:
-        assert self.steps is not None
-        steps = self.planner.streams.steps(schedule.first_step)
-        counts = [schedule.local_steps] * len(cohort) if steps is None else steps.tolist()
-        clients = list(zip(cohort.ids.tolist(), counts, round_sync.losses, strict=True))
-        self.steps.write(
-            (schedule.first_step + step, client, rates[step], losses[step])
-            for step in range(schedule.local_steps)
-            for client, count, losses in clients
-            if step < count
-        )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import Tensor
+
 from ..distributed.world import World
 from ..schedule.cursor import PartialRound, TrainStats
+from ..schedule.rounds import RoundSchedule
 
 
 @dataclass(frozen=True)
@@ -62,3 +66,27 @@ def sync_round(world: World, what: str, so_far: PartialRound, save: int, *, loss
         own_results=sorted((one for rank in ranks for one in rank["own_results"]), key=lambda one: one[0]),
         losses=[column for _, column in sorted(pair for rank in ranks for pair in rank["losses"])],
     )
+
+
+def step_rows(
+    schedule: RoundSchedule,
+    rates: Sequence[float],
+    clients: Tensor,
+    steps: Tensor | None,
+    losses: Sequence[list[float]],
+) -> Iterator[tuple[int, int, float, float]]:
+    """Yield (step, client, rate, loss) of every local step of a round, step after step.
+
+    Args:
+        schedule: The round.
+        rates: The rate of each step.
+        clients: int64 [clients].
+        steps: int64 [clients], steps of each client; None: all.
+        losses: Those of a RoundSync.
+    """
+    counts = [schedule.local_steps] * len(clients) if steps is None else steps.tolist()
+    rows = list(zip(clients.tolist(), counts, losses, strict=True))
+    for step in range(schedule.local_steps):
+        for client, count, own in rows:
+            if step < count:
+                yield schedule.first_step + step, client, rates[step], own[step]
