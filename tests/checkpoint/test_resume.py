@@ -51,8 +51,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "unequal clients": (
         lambda: small_models.make("groupnorm"),
         OWNED
-        | {"local_epochs": 0.7, "step1": 1, "last_batch": "partial", "stragglers": 0.4, "rounds": 5, "label_noise": True}
-        | {"client_state": "keep", "client_epochs": "continue", "executor": "stacked", "precision": "fp64"},
+        | {"local_epochs": 0.7, "step1": 1, "last_batch": "partial", "stragglers": 0.4, "rounds": 5}
+        | {"label_noise": True, "client_state": "keep", "client_epochs": "continue", "executor": "stacked", "precision": "fp64"},
     ),
     "never evaluated": (lambda: small_models.make("odd"), {"eval_freq1": 1000, "save_every": 2}),
 }

@@ -72,7 +72,7 @@ SHORT = {(8, 0): 2, (6, 1): 3, (6, 2): 3, (3, 1): 4, (3, 2): 4, (1, 4): 1, (0, 7
 
 @pytest.mark.parametrize("name", ["perceptron", "groupnorm", "odd"])
 def test_unequal_rounds_of_programs(name: str) -> None:
-    """By rows of fixed numbers and by plain steps: what one client after the other comes to; rows that are done stay."""
+    """By rows of fixed numbers and by plain steps, as one client after the other; rows that are done stay."""
     problem = problem_of(name, noise=NOISE, clip_norm=0.5)
     counted = Counted()
     graphed = GraphedExecutor(StackedExecutor(problem, by_parameter=False), counted)
