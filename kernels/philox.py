@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     COHORT = 7
     DROP = 8
     ESTIMATE = 9
+    STRAGGLER = 10
     CLIENT_TEST = 11
 
 

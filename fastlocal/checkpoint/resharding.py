@@ -8,7 +8,6 @@ sums (--reduce-order fixed) are exact.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from ..distributed.ranks import split_contiguous
 from ..params.client_stack import MOMENTUM
-from ..schedule.cursor import TrainStats
+from ..schedule.cursor import TrainStats, rows_from_json, rows_to_json
 from .state_file import DamagedState, State, read_state_file
 
 CLIENT_PREFIX = "of clients "
@@ -137,15 +136,19 @@ def _reshard(parts: Mapping[int, State], mine: range, rank: int) -> tuple[dict[s
     tensors = {name: states[0].tensors[name] for name in RNG_NAMES if name in states[0].tensors}
     for name in filter(_is_rows, states[0].tensors):
         tensors[name] = _concatenate([_client_rows(state, name, mine) for state in states])
-    done: list[list[int]] = []
+    done: list[Any] = []
     for state in states:
-        for at, (start, _) in enumerate(state.metadata["so_far"]["done"]):
-            both = _rows_of(state.metadata["so_far"], at, mine)
-            if both:
+        for at, stored in enumerate(state.metadata["so_far"]["done"]):
+            columns = _columns(state.metadata["so_far"], at, mine)
+            if columns:
                 losses = state.tensors.get(f"{LOSS_PREFIX}{at}")
                 if losses is not None:
-                    tensors[f"{LOSS_PREFIX}{len(done)}"] = losses[:, both.start - start : both.stop - start]
-                done.append([both.start, both.stop])
+                    tensors[f"{LOSS_PREFIX}{len(done)}"] = losses[:, columns]
+                rows = rows_from_json(stored)
+                if isinstance(rows, range):
+                    done.append(rows_to_json(rows[columns[0] : columns[-1] + 1]))
+                else:
+                    done.append(rows_to_json([rows[column] for column in columns]))
     stats, bad, own_results = TrainStats(), [], []
     if rank == 0:
         for state in states:
@@ -160,19 +163,18 @@ def _reshard(parts: Mapping[int, State], mine: range, rank: int) -> tuple[dict[s
     return {"done": done, "stats": vars(stats), "bad": bad, "own_results": own_results}, tensors
 
 
-def _rows_of(so_far: Mapping[str, Any], at: int, mine: range) -> range:
-    """Return the rows of a finished chunk whose state is in the rows `mine` of the new rank's store.
+def _columns(so_far: Mapping[str, Any], at: int, mine: range) -> list[int]:
+    """Return the places, in a finished chunk, of the rows whose state is in the rows `mine` of the new rank's store.
+
+    Those of a range follow each other.
 
     Args:
         so_far: Progress of the round.
         at: Index of the chunk.
         mine: Rows of the store: clients if these keep their state, else rows of the cohort.
     """
-    start, stop = so_far["done"][at]
-    if "clients" not in so_far:
-        return _common(range(start, stop), mine)
-    ids = so_far["clients"][at]
-    return range(start + bisect_left(ids, mine.start), start + bisect_left(ids, mine.stop))
+    places = so_far["clients"][at] if "clients" in so_far else rows_from_json(so_far["done"][at])
+    return [column for column, place in enumerate(places) if place in mine]
 
 
 def _client_rows(state: State, name: str, mine: range) -> Tensor:

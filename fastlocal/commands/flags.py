@@ -164,6 +164,8 @@ def resolve(flags: TrainFlags, names: set[str]) -> RunConfig:
         changes["rounds"] = None
     if config.owned and config.sgd.client_lr is None:  # a default per client, which no cohort scales
         changes |= {"client_lr": config.sgd.start_lr, "start_lr": None, "lr": None}
+    if config.client.local_epochs is not None:  # the steps of a recipe or a config.json
+        changes["step1"] = RunConfig().schedule.step1
     if flags.clients is not None:
         if "total_batch_size" in names:
             raise UsageError("--clients and --total-batch-size: give one of them")

@@ -66,7 +66,7 @@ def plan_text(prepared: PreparedRun) -> str:
     ]
     rate = f"{progress.warm_up.start:g}"
     if config.owned:
-        rows += [("samples", f"by --partition {config.client.partition}"), ("H", str(schedule.step1))]
+        rows += [("samples", f"by --partition {config.client.partition}"), ("H", _steps(prepared))]
         rows += [("rounds", str(schedule.rounds)), ("rate", f"{rate}, {schedule.lr_schedule}")]
     else:
         rows += _phase_rows(config, progress, rate)
@@ -80,6 +80,15 @@ def plan_text(prepared: PreparedRun) -> str:
     rows.append(("memory", f"{memory.needs.total(memory.chunk) / 2**20:,.1f} MiB in all at the peak"))
     rows += [("note", line) for line in prepared.notes]
     return "\n".join(f"{name:<14}{value}" for name, value in rows)
+
+
+def _steps(prepared: PreparedRun) -> str:
+    """Return the local steps of a round, or their range and mean over the clients that take part."""
+    population = prepared.population
+    steps = population.work.steps[population.work.steps > 0]
+    if population.work.equal:
+        return str(population.work.most)
+    return f"{int(steps.min())} to {int(steps.max())} by client, {population.mean_steps} in the mean"
 
 
 def _of(config: RunConfig) -> str:

@@ -72,6 +72,14 @@ class ClientConfig:
     client_epochs: Literal["restart", "continue"] | None = None
     """in each round a client begins a new epoch of its own samples, or goes on in the one of its last round; None:
     continue if all clients take part in every round, else restart"""
+    local_epochs: float | None = None
+    """epochs of its own samples that a client trains in a round, also a fraction, instead of --step1 local steps; None:
+    --step1"""
+    last_batch: Literal["fill", "drop", "partial"] = "fill"
+    """last batch of a client's epoch under --local-epochs: fill (it runs on into the client's next epoch), drop (left
+    out if it is short, and with it a client that has no whole batch) or partial (short, as a DataLoader's)"""
+    stragglers: float = 0.0
+    """probability that a client takes only some of its steps in a round, 1 to all of them alike likely"""
     client_weights: str | None = None
     """weights of the clients in the mean: examples (their samples), uniform, or a .json or .npy file of one weight per
     client; None: examples if clients own samples, else uniform"""

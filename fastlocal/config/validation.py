@@ -26,21 +26,12 @@ MAX_WORKERS = 1024
 
 PHASES = (
     *("epochs", "schedule", "steps_per_epoch", "decay1", "decay2", "decay3", "step2", "step3", "eval_freq2"),
-    *(
-        "eval_freq3",
-        "save_freq2",
-        "save_freq3",
-        "warm_up",
-        "warmup_epochs",
-        "max_lr",
-        "gamma",
-        "start_lr",
-        "lr",
-        "resume",
-    ),
-    *("replacement", "sampling", "sampling_pages", "post_local_from"),
+    *("eval_freq3", "save_freq2", "save_freq3", "warm_up", "warmup_epochs", "max_lr", "gamma", "start_lr", "lr"),
+    *("resume", "replacement", "sampling", "sampling_pages", "post_local_from"),
 )
 """Settings that count in epochs or phases, or deal shared samples."""
+
+NOBODY_OWNS = "nobody owns samples with --partition shared; name a partition, such as iid"
 
 PARTITION_PARAMETERS = ("alpha", "shards_per_client", "classes_per_client", "min_client_size", "partition_as")
 """Parameters of drawn partitions."""
@@ -186,9 +177,11 @@ def _clients(config: RunConfig) -> Iterator[str]:
 
 
 def refuse_phases(names: Collection[str], config: RunConfig) -> None:
-    """Raise UsageError if one of the settings `names` counts in epochs or phases, and clients own their samples."""
+    """Raise UsageError if one of the settings `names` counts otherwise than the run: in epochs, phases or --step1."""
     if not config.owned:
         return
+    if config.client.local_epochs is not None and "step1" in names:
+        raise UsageError(_two_counts(config))
     for name in PHASES:
         if name in names:
             raise UsageError(
@@ -197,19 +190,39 @@ def refuse_phases(names: Collection[str], config: RunConfig) -> None:
             )
 
 
+def _two_counts(config: RunConfig) -> str:
+    return (
+        f"--step1 {config.schedule.step1}: --local-epochs {config.client.local_epochs:g} counts the steps of each "
+        "client; give one of them"
+    )
+
+
 def _ownership(config: RunConfig) -> Iterator[str]:
     client, schedule, sgd = config.client, config.schedule, config.sgd
-    if not 0 <= client.clients_drop <= 1:  # also NaN
-        yield f"--clients-drop {client.clients_drop}: must be a probability in [0, 1]"
+    for name in ("clients_drop", "stragglers"):
+        probability = getattr(client, name)
+        if not 0 <= probability <= 1:  # also NaN
+            yield f"{_flag(name)} {probability}: must be a probability in [0, 1]"
+    epochs = client.local_epochs
+    if epochs is not None and not (math.isfinite(epochs) and epochs > 0):
+        yield f"--local-epochs {epochs}: must be a finite number above 0"
+    if epochs is not None and epochs > MAX_COUNT:
+        yield f"--local-epochs {epochs:g}: must be at most {MAX_COUNT}"
+    if epochs is None and client.last_batch != "fill":
+        yield f"--last-batch {client.last_batch}: is for --local-epochs; with --step1 batches run on"
     if not config.owned:
-        for name in ("population", "client_epochs", *PARTITION_PARAMETERS):
+        if client.stragglers:
+            yield f"--stragglers {client.stragglers}: {NOBODY_OWNS}"
+        for name in ("local_epochs", "population", "client_epochs", *PARTITION_PARAMETERS):
             if getattr(client, name) is not None:
-                yield f"{_flag(name)}: nobody owns samples with --partition shared; name a partition, such as iid"
+                yield f"{_flag(name)}: {NOBODY_OWNS}"
         if client.cohort_sampling != "uniform":
             yield "--cohort-sampling: with --partition shared all clients take part; name a partition, such as iid"
         if client.client_weights == "examples":
             yield "--client-weights examples: with --partition shared nobody owns any; name a partition, such as iid"
         return
+    if epochs is not None and schedule.step1 != 1:
+        yield _two_counts(config)
     flag = f"--partition {client.partition}"
     if schedule.rounds is None:
         yield f"{flag}: time is counted in rounds; give --rounds"

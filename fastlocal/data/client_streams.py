@@ -15,6 +15,7 @@ from fastlocal.kernels.philox import Purpose
 
 from ..schedule import keyed_permutation
 from ..schedule.cohort import Cohort, CohortSampler, StepsTaken
+from ..schedule.local_work import LocalWork
 from .partition import Partition
 
 EPOCH_BITS = 31
@@ -30,7 +31,7 @@ class ClientStreams:
         sampler: CohortSampler,
         *,
         batch_size: int,
-        local_steps: int,
+        work: LocalWork,
         seed: int,
         restart: bool,
     ) -> None:
@@ -40,15 +41,15 @@ class ClientStreams:
             partition: Samples of each client.
             sampler: Clients of each round.
             batch_size: Samples per client and step.
-            local_steps: Local steps of each round, H.
+            work: Local steps of the clients.
             seed: Seed of the run.
             restart: Whether a client begins a new epoch in every round; else it goes on where its last round ended.
         """
         self.population = partition.clients
         self.sampler = sampler
         self._indices, self._offsets = torch.from_numpy(partition.indices), torch.from_numpy(partition.offsets)
-        self._batch_size, self._local_steps, self._seed = batch_size, local_steps, seed
-        self._taken = None if restart else StepsTaken(sampler, local_steps)
+        self._batch_size, self._local_steps, self._seed = batch_size, work.most, seed
+        self._taken = None if restart else StepsTaken(sampler, work)
         self._cohorts: dict[int, Cohort] = {}
 
     @property
@@ -65,6 +66,12 @@ class ClientStreams:
             # read-ahead may need the next rounds already: keep the last few
             self._cohorts = {known: self._cohorts[known] for known in list(self._cohorts)[-3:]} | {number: cohort}
         return cohort
+
+    def steps(self, first_step: int) -> Tensor | None:
+        return None
+
+    def samples_of(self, first_step: int, local_steps: int) -> int:
+        return len(self.cohort(first_step)) * local_steps * self._batch_size
 
     def sample_ids(self, first_step: int, local_steps: int, rows: range) -> Tensor:
         number, done = divmod(first_step, self._local_steps)

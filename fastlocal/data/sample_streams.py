@@ -37,6 +37,14 @@ class SampleStreams(Protocol):
         """Return the clients of the round that begins with the global local step `first_step`."""
         ...
 
+    def steps(self, first_step: int) -> Tensor | None:
+        """Return int64 [rows], the steps of the clients of a round; None if all take all steps, of whole batches."""
+        ...
+
+    def samples_of(self, first_step: int, local_steps: int) -> int:
+        """Return the number of samples on which the clients of a round train."""
+        ...
+
     def sample_ids(self, first_step: int, local_steps: int, rows: range) -> Tensor:
         """Return int64 [local_steps, rows, batch] for the global local steps from `first_step` on, on the CPU."""
         ...
@@ -104,6 +112,12 @@ class Streams:
 
     def cohort(self, first_step: int) -> Cohort:
         return self._everybody if self._sampler is None else self._sampler.cohort(first_step + 1)
+
+    def steps(self, first_step: int) -> Tensor | None:
+        return None
+
+    def samples_of(self, first_step: int, local_steps: int) -> int:
+        return len(self.cohort(first_step)) * local_steps * self.spec.batch_size
 
     def sample_ids(self, first_step: int, local_steps: int, rows: range) -> Tensor:
         if self._sampler is not None:

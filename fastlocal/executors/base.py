@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -105,16 +106,24 @@ class LocalProblem:
         """Number of counts of predictions: correct ones for each k, and ignored targets if there may be any."""
         return len(self.topk) + (self.ignored is not None and bool(self.topk))
 
-    def batch(self, plan: RoundPlan, step: int, clients: slice) -> tuple[Batch, Tensor]:
-        """Return the batch of a local step of some clients, and the targets of the loss."""
+    def batch(self, plan: RoundPlan, step: int, clients: slice, size: int | None = None) -> tuple[Batch, Tensor]:
+        """Return the batch of a local step of some clients, and the targets of the loss.
+
+        Args:
+            plan: The round.
+            step: The step, counted from the round's first.
+            clients: Rows whose batches have one size.
+            size: Its size; None for whole batches.
+        """
         interrupts.check_signals()
+        size = plan.batch if size is None else size
         if self.ahead is not None:
             with span("data"):
-                batch = self.ahead.batch(plan, step, clients)
+                batch = self.ahead.batch(plan, step, clients, size)
                 return batch, self._seen_targets(batch, plan.client_ids[clients], plan.start + step)
         number = plan.first_step + step if isinstance(plan.first_step, int) else plan.steps[step, clients]
         ids = plan.client_ids[clients]
-        return self._batch(plan.sample_ids[step, clients], ids, number, plan.values.part(clients))
+        return self._batch(plan.sample_ids[step, clients, :size], ids, number, plan.values.part(clients))
 
     def batch_at(
         self, sample_ids: Tensor, clients: Tensor, step: Tensor, values: RowValues = SHARED
@@ -136,7 +145,7 @@ class LocalProblem:
         """
         if self.ahead is not None:
             with closing(self.ahead.batches_of(plan, client)) as batches:
-                for step in range(plan.local_steps):
+                for step in range(plan.steps_of(client)):
                     interrupts.check_signals()
                     with span("data"):
                         batch = next(batches)
@@ -154,11 +163,13 @@ class LocalProblem:
             for batch, targets in self.batches_of(plan, client):
                 yield Batch(batch.inputs.unsqueeze(0), batch.targets.unsqueeze(0)), targets.unsqueeze(0)
             return
-        block = max(1, BLOCK_BYTES // self.source.batch_bytes(plan.sample_ids.shape[-1]))
-        for begin in range(0, plan.local_steps, block):
-            interrupts.check_signals()
-            steps, sample_ids = plan.steps[begin : begin + block], plan.sample_ids[begin : begin + block, client]
-            yield self._batch(sample_ids, plan.client_ids[client].expand_as(steps), steps)
+        block = max(1, BLOCK_BYTES // self.source.batch_bytes(plan.batch))
+        for first, end, size in _equal_batches(plan, client):
+            for begin in range(first, end, block):
+                interrupts.check_signals()
+                here = slice(begin, min(begin + block, end))
+                steps, sample_ids = plan.steps[here], plan.sample_ids[here, client, :size]
+                yield self._batch(sample_ids, plan.client_ids[client].expand_as(steps), steps)
 
     def _batch(
         self, sample_ids: Tensor, clients: Tensor, step: Tensor | int, values: RowValues = SHARED
@@ -187,6 +198,17 @@ class LocalProblem:
     @functools.cached_property
     def _noisy_targets(self) -> Callable[..., Tensor]:
         return kernels.get("noisy_targets", device=self.source.device)
+
+
+def _equal_batches(plan: RoundPlan, client: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (first, end, size) of the steps of a client whose batches have one size, in order."""
+    steps = plan.steps_of(client)
+    sizes = [plan.batch] * steps if plan.sizes is None else plan.sizes[:steps, client].tolist()
+    begin = 0
+    for size, run in itertools.groupby(sizes):
+        end = begin + len(list(run))
+        yield begin, end, size
+        begin = end
 
 
 class Executor(Protocol):

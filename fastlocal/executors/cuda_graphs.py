@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from weakref import WeakSet
 
@@ -15,6 +17,7 @@ from .base import Executor, LocalProblem
 from .jobs import ChunkJob
 from .round_plan import LocalStep, RoundPlan, RoundResult
 from .stacked import StackedExecutor
+from .unequal_rows import ROW_COUNTS, fixed_rows, no_results, take_parts, whole_batches
 
 MIN_STEPS = 16
 """Minimum capacity of a program in local steps, so that a small change of H needs no new program."""
@@ -33,6 +36,7 @@ class StepProgram:
     """
 
     def __init__(self, executor: StackedExecutor, stack: ClientStack, steps: int, plan: RoundPlan) -> None:
+        """Prepare the buffers of `stack`; if the plan has `sizes`, rows without a whole batch are masked."""
         self._executor = executor
         self.stack, self.steps = stack, steps
         clients, batch, device = len(stack.params), plan.sample_ids.shape[-1], stack.params.device
@@ -46,6 +50,7 @@ class StepProgram:
         self._rates = torch.zeros(steps, clients, dtype=stack.params.dtype, device=device)
         self._losses = torch.zeros_like(self._rates)
         self._correct = torch.zeros(clients, executor.problem.counts, dtype=torch.float64, device=device)
+        self._active = None if plan.sizes is None else torch.ones(steps, clients, dtype=torch.bool, device=device)
 
     def serves(self, stack: ClientStack, plan: RoundPlan) -> bool:
         """Return True if the program uses the buffers of `stack` and has room for the plan."""
@@ -53,7 +58,8 @@ class StepProgram:
         fits = plan.local_steps <= self.steps and plan.sample_ids.shape[1:] == self._sample_ids.shape[1:]
         one_step = isinstance(plan.first_step, int) == (len(self._first_step) == 1)
         alike = plan.values.tensors.keys() == self._values.tensors.keys()
-        return fits and one_step and alike and addresses[0] == addresses[1]
+        masked = plan.sizes is None or self._active is not None
+        return fits and masked and one_step and alike and addresses[0] == addresses[1]
 
     def load(self, plan: RoundPlan) -> None:
         """Copy the plan of a round into the buffers."""
@@ -66,6 +72,9 @@ class StepProgram:
             values.copy_(plan.values.tensors[name])
         self._sample_ids[: plan.local_steps].copy_(plan.sample_ids)
         self._rates[: plan.local_steps].copy_(plan.learning_rates)
+        if self._active is not None:
+            steps, rows = slice(plan.local_steps), slice(len(self._client_ids))
+            self._active[steps].copy_(whole_batches(plan, steps, rows))
         self.rewind()
 
     def rewind(self) -> None:
@@ -80,7 +89,8 @@ class StepProgram:
         step = self._first_step + self._counter
         step = step.squeeze(0) if len(step) == 1 else step  # one for all clients
         batch, targets = self._executor.problem.batch_at(sample_ids, self._client_ids, step, self._values)
-        local_step = LocalStep(batch, targets, rates, self._client_ids, step, self._values)
+        active = None if self._active is None else self._active.index_select(0, self._counter).squeeze(0)
+        local_step = LocalStep(batch, targets, rates, self._client_ids, step, self._values, active)
         losses, correct = self._executor.local_step(self.stack, local_step)
         self._losses.index_copy_(0, self._counter, losses.unsqueeze(0))
         if correct is not None:
@@ -108,21 +118,55 @@ class GraphedExecutor:
 
     def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
         """See Executor.run_round."""
-        clients = len(stack.params)
-        if clients not in self._programs and len(self._programs) >= MAX_PROGRAMS:
+        if plan.sizes is not None:
+            return self._run_unequal(stack, plan)
+        found = self._program_for(stack, plan)
+        if found is None:
             return self._executor.run_round(stack, plan)
+        program, take_step = found
+        program.load(plan)
+        for _ in range(plan.local_steps):
+            interrupts.check_signals()
+            take_step()
+        return program.result(plan.local_steps)
+
+    def _run_unequal(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
+        """Replay steps of fixed numbers of rows, in which rows without a whole batch are masked."""
+        result, notes = no_results(self.problem, plan, stack), self._executor.take_notes()
+        counts = [fixed_rows(plan, step) for step in range(plan.local_steps)]
+        begin = 0
+        for count, run in itertools.groupby(counts):
+            steps = range(begin, begin + len(list(run)))
+            begin = steps.stop
+            part, rows = plan.part(slice(steps.start, steps.stop), slice(count)), slice(count)
+            found = self._program_for(stack.part(rows), part) if count else None
+            if found is not None:
+                found[0].load(part)
+            for step in steps:
+                interrupts.check_signals()
+                if found is not None:
+                    found[1]()
+                take_parts(self._executor, stack, plan, step, result, short=found is not None)
+            if found is not None:
+                replayed = found[0].result(len(steps))
+                result.losses[steps.start : steps.stop, rows] += replayed.losses
+                if result.correct is not None and replayed.correct is not None:
+                    result.correct[rows] += replayed.correct
+                notes += replayed.notes
+        return dataclasses.replace(result, notes=(*notes, *self._executor.take_notes()))
+
+    def _program_for(self, stack: ClientStack, plan: RoundPlan) -> tuple[StepProgram, Callable[[], None]] | None:
+        """Return the program of a plan and what takes its next step; None if there are enough of other sizes."""
+        clients, most = len(stack.params), MAX_PROGRAMS if plan.sizes is None else 2 * ROW_COUNTS
+        if clients not in self._programs and len(self._programs) >= most:
+            return None
         if clients not in self._programs or not self._programs[clients][0].serves(stack, plan):
             self._programs.pop(clients, None)  # free its buffers first
             capacity = max(MIN_STEPS, 1 << (plan.local_steps - 1).bit_length())
             program = StepProgram(self._executor, stack, capacity, plan)
             program.load(plan)
             self._programs[clients] = program, self._capture_step(program, clients)
-        program, take_step = self._programs[clients]
-        program.load(plan)
-        for _ in range(plan.local_steps):
-            interrupts.check_signals()
-            take_step()
-        return program.result(plan.local_steps)
+        return self._programs[clients]
 
     def run_jobs(self, jobs: Sequence[ChunkJob]) -> list[RoundResult]:
         """See Executor.run_jobs; one program steps the rows of all runs."""

@@ -20,7 +20,7 @@ def clear_empty(losses: Tensor, plan: RoundPlan, problem: LocalProblem) -> int:
         problem: The local step, with the label that does not count.
 
     Returns:
-        The number of such batches.
+        The number of samples in such batches.
     """
     count = 0
     if problem.ignored is None:
@@ -28,9 +28,10 @@ def clear_empty(losses: Tensor, plan: RoundPlan, problem: LocalProblem) -> int:
     for step, client in losses.isnan().nonzero().tolist():
         one = slice(client, client + 1)
         number = torch.tensor(plan.start + step, device=plan.sample_ids.device)
-        _, targets = problem.batch_at(plan.sample_ids[step, one], plan.client_ids[one], number)
+        size = plan.size_of(client, step)
+        _, targets = problem.batch_at(plan.sample_ids[step, one, :size], plan.client_ids[one], number)
         if bool((targets != problem.ignored).any()):
             break
         losses[step, client] = 0
-        count += 1
+        count += size
     return count

@@ -31,16 +31,21 @@ class JointRows:
         self._memory: dict[str, Tensor] = {}
 
     def run(self, run_round: RunRound, jobs: Sequence[ChunkJob]) -> list[RoundResult]:
-        """Take the steps of all jobs, those with as many local steps together."""
+        """Take the steps of all jobs, those whose rows all have as many local steps together."""
+        if len(jobs) == 1:
+            return [run_round(jobs[0].stack, self._plan(jobs))]
         results: dict[int, RoundResult] = {}
-        for steps in dict.fromkeys(job.plan.local_steps for job in jobs):
-            places = [place for place, job in enumerate(jobs) if job.plan.local_steps == steps]
+        groups: dict[tuple[int, int | None], list[int]] = {}
+        for place, job in enumerate(jobs):  # a job whose rows have unequal steps stays alone
+            key = job.plan.local_steps, None if job.plan.sizes is None else place
+            groups.setdefault(key, []).append(place)
+        for places in groups.values():
             results |= zip(places, self._run(run_round, [jobs[place] for place in places]), strict=True)
         return [results[place] for place in range(len(jobs))]
 
     def _run(self, run_round: RunRound, jobs: Sequence[ChunkJob]) -> list[RoundResult]:
         plan = self._plan(jobs)
-        if len(jobs) == 1:
+        if len(jobs) == 1 and plan.sizes is None:
             return [run_round(jobs[0].stack, plan)]
         stack = self._stack([job.stack for job in jobs])
         result = run_round(stack, plan)

@@ -79,14 +79,55 @@ class LoopedExecutor(ExecutorKind):
             stack: Rows of the chunk's clients, updated in place.
             plan: Round of the chunk.
             client: Row of the client.
-            losses: [local_steps], overwritten.
+            losses: [local_steps], overwritten up to the client's last step.
 
         Returns:
             Counts of losses.count_correct, float64 [problem.counts].
         """
+        own = slice(plan.steps_of(client))
+        return self._run(stack, plan, client, own, self.problem.batches_of(plan, client), losses)
+
+    @torch.enable_grad()
+    def take_block(
+        self,
+        stack: ClientStack,
+        plan: RoundPlan,
+        client: int,
+        steps: slice,
+        batch: Batch,
+        targets: Tensor,
+        losses: Tensor,
+    ) -> Tensor:
+        """Take some local steps of one client, whose batches are gathered.
+
+        Args:
+            stack: Rows of the chunk's clients, updated in place.
+            plan: Round of the chunk.
+            client: Row of the client.
+            steps: The steps, counted from the round's first.
+            batch: Their batches, [steps, batch, ...].
+            targets: Targets of the loss.
+            losses: [steps], overwritten.
+
+        Returns:
+            Counts of losses.count_correct, float64 [problem.counts].
+        """
+        each = zip(batch.inputs, batch.targets, targets, strict=True)
+        batches = ((Batch(inputs, labels), wanted) for inputs, labels, wanted in each)
+        return self._run(stack, plan, client, steps, batches, losses)
+
+    def _run(
+        self,
+        stack: ClientStack,
+        plan: RoundPlan,
+        client: int,
+        own: slice,
+        batches: Iterable[tuple[Batch, Tensor]],
+        losses: Tensor,
+    ) -> Tensor:
         correct = torch.zeros(self.problem.counts, device=self.row.device, dtype=torch.float64)
-        batches, rates = self.problem.batches_of(plan, client), plan.learning_rates[:, client : client + 1]
-        steps = self.steps(stack, client, batches, rates, plan.client_ids[client], plan.steps)
+        rates = plan.learning_rates[own, client : client + 1]
+        steps = self.steps(stack, client, batches, rates, plan.client_ids[client], plan.steps[own])
         for step, (loss, outputs, batch) in enumerate(steps):
             losses[step] = loss
             if self.problem.topk:

@@ -28,11 +28,18 @@ class ReadAhead:
         self._started_clients: set[int] = set()
         self._guesses: dict[tuple[int, int, int], Feed] = {}
 
-    def batch(self, plan: RoundPlan, step: int, clients: slice) -> Batch:
-        """Return the batch of a local step of some clients, while their next steps and plans are read."""
+    def batch(self, plan: RoundPlan, step: int, clients: slice, size: int) -> Batch:
+        """Return the batch of a local step of some clients, while their next steps and plans are read.
+
+        Args:
+            plan: The round.
+            step: The step, counted from the round's first.
+            clients: Rows whose batches have one size.
+            size: Its size.
+        """
         with self._lock:
             feed = self._steps
-            if feed is None or not _is_next(feed, plan, step, clients):
+            if feed is None or not _is_next(feed, plan, step, clients, size):
                 if feed is not None:
                     feed.close()
                 self._steps = feed = self._source.feed(_by_step(plan, step, clients))
@@ -43,7 +50,7 @@ class ReadAhead:
         with self._lock:
             self._drop_other_plans(plan)
             feed = self._guesses.pop((plan.start, plan.first_row, client), None)
-            if feed is not None and not _is_next(feed, plan, 0, client):
+            if feed is not None and not _is_next(feed, plan, 0, client, plan.size_of(client, 0)):
                 feed.close()
                 feed = None
             if feed is None:
@@ -84,11 +91,11 @@ def _key(plan: RoundPlan, step: int, clients: slice | int) -> Key:
     return plan.start, plan.first_row, step, clients
 
 
-def _is_next(feed: Feed, plan: RoundPlan, step: int, clients: slice | int) -> bool:
+def _is_next(feed: Feed, plan: RoundPlan, step: int, clients: slice | int, size: int) -> bool:
     request = feed.peek()
     if request is None or request.key != _key(plan, step, clients):
         return False
-    return torch.equal(request.sample_ids, plan.sample_ids[step, clients])
+    return torch.equal(request.sample_ids, plan.sample_ids[step, clients, :size])
 
 
 def make_read_ahead(source: Source) -> ReadAhead | None:
@@ -101,10 +108,25 @@ def _by_step(plan: RoundPlan, first: int, clients: slice) -> Iterator[BatchReque
     upcoming: RoundPlan | None = plan
     while upcoming is not None:
         yield from _steps(upcoming, first, clients)
+        clients = clients if upcoming.sizes is None else slice(None)
         first, upcoming = 0, next(following, None)
 
 
 def _steps(plan: RoundPlan, first: int, clients: slice | int) -> Iterator[BatchRequest]:
-    numbers = plan.client_ids.cpu()[clients]
-    for step in range(first, plan.local_steps):
-        yield BatchRequest(plan.sample_ids[step, clients], numbers, plan.start + step, _key(plan, step, clients))
+    """Yield the requests of a plan from those of some clients at step `first` on."""
+    client_ids = plan.client_ids.cpu()
+    last = plan.local_steps if isinstance(clients, slice) else plan.steps_of(clients)
+    for step in range(first, last):
+        for rows, size in _parts(plan, step, clients, step == first):
+            samples = plan.sample_ids[step, rows, :size]
+            yield BatchRequest(samples, client_ids[rows], plan.start + step, _key(plan, step, rows))
+
+
+def _parts(plan: RoundPlan, step: int, clients: slice | int, is_first: bool) -> list[tuple[slice | int, int]]:
+    """Return the rows of each request of a step and the sizes of their batches."""
+    if isinstance(clients, int):
+        return [(clients, plan.size_of(clients, step))]
+    if plan.sizes is None:
+        return [(clients, plan.batch)]
+    begin = (clients.start or 0) if is_first else 0
+    return [(rows, size) for rows, size in plan.parts(step) if rows.start >= begin]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -65,6 +66,8 @@ class RoundPlan:
         first_row: Place of the first client in the cohort of the round.
         following: Makes an iterator over the plans after this one.
         values: Hyperparameters that differ between the rows.
+        sizes: int64 [local_steps, clients] on the CPU, samples of each batch, of which those in `sample_ids` are the
+            first; 0 after a client's last step, and clients with more steps come first. None: all batches are whole.
     """
 
     client_ids: Tensor
@@ -74,6 +77,7 @@ class RoundPlan:
     first_row: int = 0
     following: Callable[[], Iterator[RoundPlan]] = _no_plans
     values: RowValues = SHARED
+    sizes: Tensor | None = None
 
     @property
     def local_steps(self) -> int:
@@ -85,6 +89,59 @@ class RoundPlan:
         """The global number of the first local step, of the clients of one run."""
         assert isinstance(self.first_step, int), "rows of several runs"
         return self.first_step
+
+    @property
+    def batch(self) -> int:
+        """Samples of a whole batch."""
+        return self.sample_ids.shape[-1]
+
+    def steps_of(self, client: int) -> int:
+        """Return the number of local steps of a row."""
+        return self.local_steps if self._steps_of is None else self._steps_of[client]
+
+    def size_of(self, client: int, step: int) -> int:
+        """Return the samples in the batch of a row at a step."""
+        return self.batch if self.sizes is None else int(self.sizes[step, client])
+
+    @property
+    def whole(self) -> bool:
+        """Whether no batch is short."""
+        return self.sizes is None or bool(((self.sizes == 0) | (self.sizes == self.batch)).all())
+
+    def parts(self, step: int) -> list[tuple[slice, int]]:
+        """Return the rows that take a step, as slices of rows with batches of one size, and these sizes."""
+        if self.sizes is None:
+            return [(slice(None), self.batch)]
+        sizes = self.sizes[step]
+        bounds = [0, *((sizes[1:] != sizes[:-1]).nonzero().flatten() + 1).tolist(), len(sizes)]
+        every = [(slice(begin, end), int(sizes[begin])) for begin, end in itertools.pairwise(bounds)]
+        return [(rows, size) for rows, size in every if size]
+
+    def part(self, steps: slice, rows: slice) -> RoundPlan:
+        """Return the plan of some steps of some rows, without those that follow."""
+        return RoundPlan(
+            client_ids=self.client_ids[rows],
+            first_step=self.start + steps.start,
+            learning_rates=self.learning_rates[steps, rows],
+            sample_ids=self.sample_ids[steps, rows],
+            first_row=self.first_row,
+            values=self.values.part(rows),
+            sizes=None if self.sizes is None else self.sizes[steps, rows],
+        )
+
+    def trained(self, losses: Tensor) -> tuple[float, int]:
+        """Return the sum of the losses of all samples, and their number.
+
+        Args:
+            losses: [local_steps, clients] on the CPU.
+        """
+        if self.sizes is None:
+            return losses.double().sum().item() * self.batch, losses.numel() * self.batch
+        return (losses.double() * self.sizes).sum().item(), int(self.sizes.sum())
+
+    @functools.cached_property
+    def _steps_of(self) -> list[int] | None:
+        return None if self.sizes is None else (self.sizes > 0).sum(dim=0).tolist()
 
     @functools.cached_property
     def steps(self) -> Tensor:
@@ -104,6 +161,8 @@ class LocalStep:
         client_ids: int64 [clients].
         number: int64 [], the global number of the step, or [clients].
         values: Hyperparameters that differ between the clients.
+        active: bool [clients], the clients that take the step, or None for all. The others keep every bit, and have
+            loss 0 and no correct predictions.
     """
 
     batch: Batch
@@ -112,6 +171,7 @@ class LocalStep:
     client_ids: Tensor
     number: Tensor
     values: RowValues = SHARED
+    active: Tensor | None = None
 
     def part(self, clients: slice) -> LocalStep:
         """Return the step of these clients alone."""
@@ -119,7 +179,8 @@ class LocalStep:
         targets = batch.targets if self.targets is self.batch.targets else self.targets[clients]
         number = self.number[clients] if self.number.dim() else self.number
         rates, ids = self.learning_rates[clients], self.client_ids[clients]
-        return LocalStep(batch, targets, rates, ids, number, self.values.part(clients))
+        active = None if self.active is None else self.active[clients]
+        return LocalStep(batch, targets, rates, ids, number, self.values.part(clients), active)
 
 
 @dataclass(frozen=True)
@@ -127,7 +188,7 @@ class RoundResult:
     """The losses and counts of a chunk's round, on the device.
 
     Attributes:
-        losses: [local_steps, clients], the mean loss of each batch.
+        losses: [local_steps, clients], the mean loss of each batch; 0 after a client's last step.
         correct: Correct predictions in the batches of each client, float64 [clients, LocalProblem.counts]; None if
             targets are not labels.
         notes: Log lines.

@@ -43,6 +43,7 @@ class Update:
         grads: Tensor,
         learning_rates: Tensor,
         values: RowValues = SHARED,
+        active: Tensor | None = None,
     ) -> None:
         """Clip the gradients and take one SGD step for every client.
 
@@ -52,10 +53,11 @@ class Update:
             grads: [clients, n_params]; may be overwritten.
             learning_rates: [clients].
             values: Hyperparameters that differ between the clients.
+            active: bool [clients], clients that take the step, or None for all.
         """
         with span("client_sgd"):
             scale = None if self._problem.clip_norm is None else self._scale(self._norm(grads))
-            self.step(params, momentum, grads, learning_rates, scale, values.momentum, values.weight_decay)
+            self.step(params, momentum, grads, learning_rates, scale, values.momentum, values.weight_decay, active)
 
     def by_parameter(
         self,
@@ -104,6 +106,7 @@ class Update:
         scale: Tensor | None,
         mu: Tensor | None = None,
         weight_decay: Tensor | None = None,
+        active: Tensor | None = None,
     ) -> None:
         """Take one SGD step; torch.compile supports this part.
 
@@ -115,9 +118,10 @@ class Update:
             scale: [clients], factors of the gradients, or None.
             mu: [clients], momentum factors that differ, or None.
             weight_decay: [clients], factors of the weight decay that differ, or None.
+            active: bool [clients], clients that take the step, or None for all.
         """
         factors = self._factors(mu, weight_decay)
-        self._sgd(params, momentum, grads, learning_rates, self._decay_mask, **factors, grad_scale=scale)
+        self._sgd(params, momentum, grads, learning_rates, self._decay_mask, **factors, grad_scale=scale, active=active)
 
     def _factors(self, mu: Tensor | None, weight_decay: Tensor | None) -> dict[str, Any]:
         """Return the factors of client_sgd: numbers, or a tensor [clients] for one that differs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,13 +20,14 @@ from ..telemetry.trace import span
 from .base import Executor, ExecutorKind, LocalProblem, Values
 from .forward import Forward
 from .fused_loss import FusedLoss
-from .gradient_rows import GradientRows
+from .gradient_rows import GradientRows, best_by_parameter
 from .inductor import Compiler
 from .jobs import ChunkJob
 from .joint_rows import JointRows
 from .round_plan import LocalStep, RoundPlan, RoundResult, RowValues
 from .sgd_update import Update
 from .tuning.conv_strategy import Stacking, Strategies, parse_strategies
+from .unequal_rows import only, run_unequal
 
 Params = Tensor | dict[str, Tensor]
 """Rows [clients, n_params], or the parameters by name, [clients, *shape]."""
@@ -33,14 +35,6 @@ CACHE_BYTES = 2 * 2**20
 """Size of a core's own cache; a chunk whose rows fit into it is timed too."""
 COMPILE_SECONDS = 30.0
 """Minimum of --tune-seconds for timing compiled steps, about the time that compiling takes."""
-
-
-def best_by_parameter(device: torch.device, *, compile: bool) -> bool:
-    """Return True if a gradient for each parameter is faster than a row of all gradients.
-
-    On a CPU the row takes two more passes over memory. A compiled program gathers the gradients itself.
-    """
-    return device.type == "cpu" and not compile
 
 
 class StackedExecutor(ExecutorKind):
@@ -110,10 +104,11 @@ class StackedExecutor(ExecutorKind):
         self._loss = FusedLoss(problem) if fuse and FusedLoss.can_fuse(problem) else None
         if self._loss is not None:  # its kernel draws the noise
             self.problem = dataclasses.replace(problem, noise=None)
-        self._update = Update(problem)
+        self._update = self._plain_update = Update(problem)
         self.compiler = Compiler() if compile else None
         self._program = self._forward if self.compiler is None else self.compiler.compile(self._forward)
         if self.compiler is not None and problem.source.device.type == "cpu":  # on a GPU the update is one kernel
+            self._plain_update = Update(problem)
             self._update.step = self.compiler.compile(self._update.step)  # type: ignore[method-assign]
         default = best_by_parameter(problem.source.device, compile=compile)
         self._by_parameter = default if by_parameter is None else by_parameter
@@ -125,6 +120,10 @@ class StackedExecutor(ExecutorKind):
 
     def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
         """See Executor.run_round."""
+        if plan.sizes is not None:
+            result = run_unequal(self, stack, plan)
+            self._client_forward.constants.check()
+            return result
         losses, correct = [], []
         for step in range(plan.local_steps):
             batch, targets = self.problem.batch(plan, step, slice(None))
@@ -144,8 +143,15 @@ class StackedExecutor(ExecutorKind):
         """See ExecutorKind.replica; the program is shared."""
         return self
 
-    def local_step(self, stack: ClientStack, step: LocalStep) -> tuple[Tensor, Tensor | None]:
+    def local_step(
+        self, stack: ClientStack, step: LocalStep, *, plain: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """Take one local step of all clients of a stack, in place.
+
+        Args:
+            stack: The clients.
+            step: The step.
+            plain: Whether to leave out torch.compile, as for numbers of clients and samples that seldom come again.
 
         Returns:
             Losses [clients], and counts of correct predictions, [clients, problem.counts] or None.
@@ -156,7 +162,7 @@ class StackedExecutor(ExecutorKind):
         while begin < clients:
             part = slice(begin, min(begin + (self._max_clients or clients), clients))
             try:
-                part_losses, hits = self._step(stack.part(part), step.part(part))
+                part_losses, hits = self._step(stack.part(part), step.part(part), plain)
             except torch.OutOfMemoryError:
                 # a step under capture cannot be repeated: its kernels stay in the graph
                 captured = stack.params.is_cuda and torch.cuda.is_current_stream_capturing()
@@ -190,7 +196,8 @@ class StackedExecutor(ExecutorKind):
         self._notes.clear()
         return notes
 
-    def _step(self, stack: ClientStack, step: LocalStep) -> tuple[Tensor, Tensor | None]:
+    def _step(self, stack: ClientStack, step: LocalStep, plain: bool) -> tuple[Tensor, Tensor | None]:
+        program, update = (self._forward, self._plain_update) if plain else (self._program, self._update)
         if self._by_parameter or self._gather is not None:
             values = self.problem.layout.views(stack.params.detach())
             params: Params = {name: value.detach().requires_grad_() for name, value in values.items()}
@@ -199,7 +206,7 @@ class StackedExecutor(ExecutorKind):
             params = stack.params.detach().requires_grad_()
             leaves = [params]
         with span("forward"):
-            losses, correct, state, root = self._program(
+            losses, correct, state, root = program(
                 params,
                 dict(stack.state),
                 step.batch.inputs,
@@ -219,13 +226,15 @@ class StackedExecutor(ExecutorKind):
                 grads: tuple[Tensor, ...] = (self._gather(stack.params, differentiate),)
             else:
                 grads = differentiate()
+        active = step.active
         if self._by_parameter:
-            self._update.by_parameter(stack.params, stack.momentum, grads, step.learning_rates, step.values)
+            assert active is None, "only captured and compiled steps mask rows"
+            update.by_parameter(stack.params, stack.momentum, grads, step.learning_rates, step.values)
         else:
-            self._update(stack.params, stack.momentum, grads[0], step.learning_rates, step.values)
+            update(stack.params, stack.momentum, grads[0], step.learning_rates, step.values, active)
         for name, rows in stack.state.items():
-            rows.copy_(state[name].detach())
-        return losses.detach(), correct
+            rows.copy_(only(active, state[name].detach(), rows))
+        return only(active, losses.detach(), 0), None if correct is None else only(active, correct, 0)
 
     def _forward(
         self,
@@ -256,13 +265,11 @@ class StackedExecutor(ExecutorKind):
         draws = client_ids, number, values.seed
         draw_dims = 0, 0 if number.dim() else None, None if values.seed is None else 0
         with self._stacking.mode():
-            if self._loss is None:
-                stacked = vmap(self._forward_one, (0, 0, 0, 0, *draw_dims), randomness="different")
-                losses, outputs, state = stacked(params, state, inputs, targets, *draws)
-            else:
-                forward = vmap(self._outputs_one, (0, 0, 0, *draw_dims), randomness="different")
-                outputs, state = forward(params, state, inputs, *draws)
-        if self._loss is not None:
+            stacked = vmap(self._forward_one, (0, 0, 0, 0, *draw_dims), randomness="different")
+            outputs, state, *loss = stacked(params, state, inputs, targets, *draws)
+        if self._loss is None:
+            (losses,) = loss
+        else:
             losses, hits, root = self._loss(outputs, targets, client_ids, number, values)
             if topk == (1,) and hits is not None:
                 return losses, hits.unsqueeze(-1), state, root
@@ -278,28 +285,17 @@ class StackedExecutor(ExecutorKind):
         client: Tensor,
         number: Tensor,
         seed: Tensor | None,
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        values = self._values(params, state)
-        loss, outputs = self._client_forward(values, inputs, targets, client, number, seed)
-        return settled((loss, outputs, {name: values[name] for name in state}))
-
-    def _outputs_one(
-        self,
-        params: Params,
-        state: dict[str, Tensor],
-        inputs: Tensor,
-        client: Tensor,
-        number: Tensor,
-        seed: Tensor | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        values = self._values(params, state)
-        outputs = self._client_forward.outputs(values, inputs, client, number, seed)
-        return settled((outputs, {name: values[name] for name in state}))
-
-    def _values(self, params: Params, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensors of the module during a call; buffers are copies, so that a failed step can be repeated."""
+    ) -> tuple[Any, ...]:
+        """Return outputs and changed buffers of one client, and its loss unless one kernel computes those of all."""
         named = self.problem.layout.views(params) if isinstance(params, Tensor) else params
-        return {**named, **{name: value.clone() for name, value in state.items()}}
+        # buffers are copies, so that a failed step can be repeated
+        values = {**named, **{name: value.clone() for name, value in state.items()}}
+        if self._loss is not None:
+            loss: list[Tensor] = []
+            outputs = self._client_forward.outputs(values, inputs, client, number, seed)
+        else:
+            *loss, outputs = self._client_forward(values, inputs, targets, client, number, seed)
+        return settled((outputs, {name: values[name] for name in state}, *loss))
 
 
 def _sum(counts: list[Tensor | None]) -> Tensor | None:

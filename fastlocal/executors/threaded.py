@@ -112,6 +112,7 @@ class ThreadedExecutor(ExecutorKind):
         self._channels_last = channels_last
         self._steps: dict[int, Sequence[Steps]] = {}
         self._scripts: dict[tuple[int, float, float], ScriptedSteps | None] = {}
+        self._plain: list[LoopedExecutor] = []
         self._notes: list[str] = []
 
     def replica(self, problem: LocalProblem) -> ThreadedExecutor:
@@ -173,17 +174,23 @@ class ThreadedExecutor(ExecutorKind):
         return notes
 
     def _steps_for(self, plan: RoundPlan) -> Sequence[Steps]:
-        """Return the steps of each worker, made once per batch size."""
-        size = plan.sample_ids.shape[-1]
+        """Return the steps of each worker, made once per batch size; those of short batches are plain."""
+        size = plan.batch
+        if not plan.whole and not self._plain:
+            self._plain = [LoopedExecutor(self.problem) for _ in range(self._workers)]
+            self._steps.clear()
         if size not in self._steps:
             key = size, self.problem.momentum, self.problem.weight_decay
             if key not in self._scripts:
                 self._scripts[key] = self._scripted(size)
             scripted = self._scripts[key]
             if scripted is None:
-                self._steps[size] = [LoopedExecutor(self.problem) for _ in range(self._workers)]
+                self._steps[size] = self._plain or [LoopedExecutor(self.problem) for _ in range(self._workers)]
             else:
-                self._steps[size] = [dataclasses.replace(scripted, problem=self.problem)] * self._workers
+                own = dataclasses.replace(scripted, problem=self.problem)
+                self._steps[size] = [own] * self._workers
+                if self._plain:
+                    self._steps[size] = [dataclasses.replace(own, plain=plain) for plain in self._plain]
         return self._steps[size]
 
     def _scripted(self, batch_size: int) -> ScriptedSteps | None:

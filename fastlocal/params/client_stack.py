@@ -38,7 +38,12 @@ class ClientStack:
 
 
 ClientRows: TypeAlias = range | Tensor
-"""Numbers of rows of a store, ascending: a range, or int64 [rows] on the CPU."""
+"""Numbers of rows, each once: a range, or int64 [rows] on the CPU."""
+
+
+def take(values: Tensor, rows: ClientRows) -> Tensor:
+    """Return the entries of a tensor on the CPU at these rows; a view of a range."""
+    return values[rows] if isinstance(rows, Tensor) else values[rows.start : rows.stop]
 
 
 class ClientStore:

@@ -211,7 +211,8 @@ def build_run(
             notes += default_notes + _notes(probe)
             part = resolve_for_machine(part, name, problem, replicas)
             part = resolve_chunk(part, problem, data, requested.chunk)
-            part, choice_notes = choose_executor(part, requested, problem, replicas)
+            steps, share = population.mean_steps, population.busy_share
+            part, choice_notes = choose_executor(part, requested, problem, replicas, steps, share)
             if choice_notes:
                 notes += choice_notes
                 part = resolve_chunk(part, problem, data, requested.chunk)
@@ -232,7 +233,7 @@ def build_run(
             executor=executor,
             test=test,
             client_test=client_test,
-            progress=make_progress(config),
+            progress=make_progress(config, population.work.most),
             population=population,
             memory=plan_memory(part, problem, data),
             uses_rng=probe.uses_rng,

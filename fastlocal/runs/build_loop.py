@@ -77,7 +77,6 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
         logger=logger,
         directory=directory,
         bn_batches=config.model.bn_batches,
-        batch_size=config.client.batch_size,
         topk=problem.topk,
         stop_on_nan=config.machine.on_nan == "stop",
         module_seed=config.machine.seed if prepared.uses_rng else None,

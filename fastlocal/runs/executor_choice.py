@@ -27,7 +27,12 @@ MIN_THREADED_S = 4.0
 
 
 def choose_executor(
-    config: RunConfig, requested: MachineConfig, problem: LocalProblem, replicas: int = 1
+    config: RunConfig,
+    requested: MachineConfig,
+    problem: LocalProblem,
+    replicas: int = 1,
+    local_steps: int | None = None,
+    share: float = 1.0,
 ) -> tuple[RunConfig, list[str]]:
     """Choose the fastest executor and its options by timing, or the likely fastest if the run is short.
 
@@ -39,6 +44,8 @@ def choose_executor(
         requested: Settings of the user, which stay.
         problem: The local step.
         replicas: Number of runs like this one that train together.
+        local_steps: Steps of a client in a round, their mean if they differ; None: --step1.
+        share: Share of the resident clients that step at once, in the mean.
 
     Returns:
         `config` with the chosen executor, and log lines.
@@ -49,9 +56,11 @@ def choose_executor(
         return config, []
     assert machine.chunk is not None, "resolved before"
     clients = config.clients * replicas
-    total = make_progress(config).total_steps * clients
+    local_steps = local_steps or config.schedule.step1
+    total = make_progress(config, local_steps).total_steps * clients
     workers = machine.workers if problem.numerics.device.type == "cpu" else None
-    budget = TuningBudget(machine.chunk, config.client.batch_size, config.schedule.step1, total, workers or 1)
+    at_once = max(1, round(machine.chunk * share))
+    budget = TuningBudget(at_once, config.client.batch_size, local_steps, total, workers or 1)
     options = candidates(config, requested, problem)
     if replicas > 1:  # with all clients of a run at once, several runs are
         options = [values for values in options if "chunk" not in values]
@@ -59,7 +68,7 @@ def choose_executor(
         return config, []
     if not machine.tune_seconds:
         return _choose_untimed(config, requested, problem, options, budget, clients), []
-    path, key = cache_file("tuning.json"), _key(config, requested, problem, options)
+    path, key = cache_file("tuning.json"), _key(config, requested, problem, options, local_steps)
     cached = disk_cache.get(path, key)
     if isinstance(cached, dict) and cached.get("fastest") in options and isinstance(cached.get("default_s"), float):
         if not worthwhile(budget, cached["default_s"], machine.tune_seconds):
@@ -139,7 +148,9 @@ def candidates(config: RunConfig, requested: MachineConfig, problem: LocalProble
     return [values for place, values in enumerate(options) if values not in options[:place]]
 
 
-def _key(config: RunConfig, requested: MachineConfig, problem: LocalProblem, options: list[Values]) -> str:
+def _key(
+    config: RunConfig, requested: MachineConfig, problem: LocalProblem, options: list[Values], local_steps: int
+) -> str:
     """Return the cache key, from everything that affects the times."""
     device = problem.numerics.device
     sample = problem.source.read_range(0, 1)
@@ -147,7 +158,7 @@ def _key(config: RunConfig, requested: MachineConfig, problem: LocalProblem, opt
         "machine": [*machine_name(device), config.machine.workers, torch.get_num_threads()],
         "model": [repr(problem.module), [list(shape) for shape in problem.layout.shapes]],
         "inputs": [list(sample.inputs.shape), str(sample.inputs.dtype), type(problem.source).__name__],
-        "run": [config.clients, config.client.batch_size, config.schedule.step1, config.machine.precision],
+        "run": [config.clients, config.client.batch_size, local_steps, config.machine.precision],
         "update": [bool(problem.momentum), bool(problem.weight_decay), problem.nesterov, problem.clip_norm is not None],
         "options": options,
         "kept": [requested.chunk, requested.conv_strategy, requested.channels_last],

@@ -12,8 +12,8 @@ from ..common.machine import available, resident_bytes
 from ..config.schema import RunConfig
 from ..data.types import DataSet, Split
 from ..executors.base import LocalProblem
+from ..executors.gradient_rows import best_by_parameter
 from ..executors.registry import EXECUTORS
-from ..executors.stacked import best_by_parameter
 from ..executors.tuning.conv_strategy import Strategies, parse_strategies
 from ..training.evaluation import BATCH
 from .activations import Activations, activations

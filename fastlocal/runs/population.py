@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..common.errors import UsageError, nearest
 from ..config.schema import RunConfig
+from ..config.validation import MAX_COUNT
 from ..data.client_streams import ClientStreams
 from ..data.client_test import hold_out, without
 from ..data.partition import Partition
 from ..data.partition.build import NAMES, build
 from ..data.sample_streams import SampleStreams, Streams, StreamSpec
 from ..data.types import DataSet
+from ..data.unequal_streams import UnequalStreams
 from ..schedule.client_files import read_availability, read_weights
 from ..schedule.cohort import ClientWeights, CohortSampler
+from ..schedule.local_work import LocalWork, epoch_steps
 from ..schedule.owned_rounds import make_progress
 from ..schedule.rate_schedules import rate_factor
 from .resolve import sample_pages
@@ -44,6 +48,7 @@ class Population:
         partition: Those that are trained on, or None if nobody owns any.
         sampler: The cohort of each round.
         weights: Weights in the mean.
+        work: Local steps of each client in a round.
     """
 
     owned: Partition | None
@@ -51,6 +56,19 @@ class Population:
     partition: Partition | None
     sampler: CohortSampler
     weights: ClientWeights
+    work: LocalWork
+
+    @property
+    def mean_steps(self) -> int:
+        """Expected steps of a client in a round, rounded, at least 1."""
+        steps = self.work.steps
+        mean = steps[steps > 0].double().mean().item()
+        return max(1, round(mean - self.work.stragglers * (mean - 1) / 2))
+
+    @property
+    def busy_share(self) -> float:
+        """Share of the clients that have a step at a time, in the mean."""
+        return 1.0 if self.work.equal else self.mean_steps / self.work.most
 
     def save(self, directory: Path) -> None:
         """Write the partition and its held-out samples to a run directory."""
@@ -60,24 +78,32 @@ class Population:
             self.held_out.save(directory / CLIENT_TEST_FILE)
 
     def notes(self) -> list[str]:
-        """Return log lines about clients without held-out samples."""
-        if self.held_out is None:
-            return []
-        untested, clients = int((self.held_out.sizes == 0).sum()), self.held_out.clients
-        return [f"{untested} of {clients} clients have too few samples to hold one out"] if untested else []
+        """Return log lines about clients without held-out samples, and about those that never take part."""
+        notes = []
+        if self.held_out is not None:
+            untested, clients = int((self.held_out.sizes == 0).sum()), self.held_out.clients
+            if untested:
+                notes.append(f"{untested} of {clients} clients have too few samples to hold one out")
+        idle = self.work.steps == 0
+        if self.partition is not None and bool(idle.any()):
+            count, first = int(idle.sum()), self.partition.name_of(int(idle.int().argmax()))
+            which = f"client {first}" if count == 1 else f"{count} of {len(idle)} clients (the first is {first})"
+            notes.append(f"--last-batch drop: {which} without a whole batch in --local-epochs never takes part")
+        return notes
 
     def streams(self, config: RunConfig, data: DataSet, steps_per_epoch: int) -> SampleStreams:
         """Return the samples of each client at each step of a resolved run."""
         client, seed = config.client, config.machine.seed
         if self.partition is not None:
-            return ClientStreams(
-                self.partition,
-                self.sampler,
-                batch_size=client.batch_size,
-                local_steps=config.schedule.step1,
-                seed=seed,
-                restart=client.client_epochs == "restart",
-            )
+            settings: dict[str, Any] = {
+                "batch_size": client.batch_size,
+                "work": self.work,
+                "seed": seed,
+                "restart": client.client_epochs == "restart",
+            }
+            if self.work.equal:
+                return ClientStreams(self.partition, self.sampler, **settings)
+            return UnequalStreams(self.partition, self.sampler, last_batch=client.last_batch, **settings)
         spec = StreamSpec(
             samples=len(data.train),
             clients=config.clients,
@@ -126,6 +152,8 @@ def build_population(
     values = None
     if weights not in WEIGHTS:
         values = read_weights(_file("--client-weights", weights, WEIGHTS), population, names)
+    work = _work(config, partition, population)
+    idle = work.steps == 0
     sampler = CohortSampler(
         seed=config.machine.seed,
         population=population,
@@ -134,6 +162,7 @@ def build_population(
         drop=config.client.clients_drop,
         offsets=offsets,
         available=available,
+        idle=idle if bool(idle.any()) else None,
     )
     client_weights = ClientWeights(offsets if weights == "examples" else None, values)
     if partition is not None:
@@ -152,7 +181,7 @@ def build_population(
     else:
         make_progress(config)  # names the file of factors as given
         config = config.with_values(lr_schedule=_absolute(config.schedule.lr_schedule))
-    return config, Population(owned, held_out, partition, sampler, client_weights)
+    return config, Population(owned, held_out, partition, sampler, client_weights, work)
 
 
 def _held_out(config: RunConfig, owned: Partition, stored: Path | None) -> Partition:
@@ -169,6 +198,24 @@ def _held_out(config: RunConfig, owned: Partition, stored: Path | None) -> Parti
     if not len(held_out.indices):
         raise UsageError(f"--client-test {fraction}: no client has enough samples to hold one out; give more")
     return held_out
+
+
+def _work(config: RunConfig, partition: Partition | None, population: int) -> LocalWork:
+    """Return the local steps of each client; raise UsageError if nobody has any."""
+    client, seed = config.client, config.machine.seed
+    if client.local_epochs is None or partition is None:
+        steps = torch.tensor(config.schedule.step1).expand(population)
+        return LocalWork(steps, client.stragglers, seed, equal=not client.stragglers)
+    flag = f"--local-epochs {client.local_epochs:g}"
+    steps = epoch_steps(torch.from_numpy(partition.sizes), client.batch_size, client.local_epochs, client.last_batch)
+    if steps.max() > MAX_COUNT:
+        raise UsageError(f"{flag}: a client would take {int(steps.max())} steps in a round; at most {MAX_COUNT}")
+    if steps.max() == 0:
+        raise UsageError(
+            f"{flag} --last-batch drop: no client has a whole batch of --batch-size {client.batch_size} in it; lower "
+            "it, or use fill or partial"
+        )
+    return LocalWork(steps, client.stragglers, seed)
 
 
 def _partition(config: RunConfig, data: DataSet, given: Partition | None, stored: Path | None) -> Partition | None:

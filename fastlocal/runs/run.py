@@ -220,15 +220,16 @@ def _restore(loop: Loop, state: State) -> None:
 
 
 def _summary(prepared: PreparedRun, directory: Path, steps_done: int) -> RunSummary:
-    config = prepared.config
+    config, population = prepared.config, prepared.population
+    per_step = config.client.total_batch_size * population.busy_share
     return RunSummary(
         name=config.name,
         directory=directory,
         config=dataclasses.asdict(config),
         clients=config.clients,
         rounds=prepared.progress.count(),
-        samples=prepared.progress.total_steps * config.client.total_batch_size,
-        samples_done=steps_done * config.client.total_batch_size,
+        samples=round(prepared.progress.total_steps * per_step),
+        samples_done=round(steps_done * per_step),
     )
 
 

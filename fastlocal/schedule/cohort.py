@@ -12,6 +12,7 @@ from fastlocal.kernels import philox
 from fastlocal.kernels.philox import Purpose
 
 from . import keyed_permutation
+from .local_work import LocalWork
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class CohortSampler:
         drop: Probability that a drawn client does not take part.
         offsets: int64 [population + 1], running sum of the clients' samples, for weighted sampling.
         available: int64 numbers of the clients that can take part in each round; after the last, from the first again.
+        idle: bool [population], clients that never take part, or None.
     """
 
     seed: int
@@ -51,12 +53,13 @@ class CohortSampler:
     drop: float = 0.0
     offsets: Tensor | None = None
     available: Sequence[Tensor] | None = None
+    idle: Tensor | None = None
 
     @property
     def everybody(self) -> bool:
         """Return True if every client takes part in every round."""
         all_drawn = self.clients == self.population and self.sampling in ("uniform", "cyclic")
-        return all_drawn and self.drop == 0.0
+        return all_drawn and self.drop == 0.0 and self.idle is None
 
     def cohort(self, round_number: int) -> Cohort:
         """Return the clients of a round, counted from 1; may be empty where all are dropped."""
@@ -65,6 +68,9 @@ class CohortSampler:
             words = philox.draw(self.seed, Purpose.DROP, ids, round_number, 1)[0].squeeze(-1)
             stays = ~philox.happens(words, self.drop)
             ids, counts = ids[stays], counts[stays]
+        if self.idle is not None:
+            works = ~self.idle[ids]
+            ids, counts = ids[works], counts[works]
         return Cohort(ids, counts)
 
     def _drawn(self, round_number: int) -> tuple[Tensor, Tensor]:
@@ -128,33 +134,30 @@ class ClientWeights:
 
 
 class StepsTaken:
-    """Local steps that clients took before a round, in runs whose clients all take H steps in a round.
+    """Local steps that clients took before a round.
 
     A pure function of the cohorts: a run that continues counts the rounds before it again.
     """
 
-    def __init__(self, sampler: CohortSampler, local_steps: int) -> None:
-        self._sampler, self._local_steps = sampler, local_steps
-        self._rounds = torch.zeros(sampler.population, dtype=torch.int64)
+    def __init__(self, sampler: CohortSampler, work: LocalWork) -> None:
+        self._sampler, self._work = sampler, work
+        self._taken = torch.zeros(sampler.population, dtype=torch.int64)
         self._counted = 0
         self._known: dict[int, Tensor] = {}
 
     def before(self, round_number: int) -> Tensor:
         """Return int64 [rows]: the steps of the round's clients before it."""
-        if self._sampler.everybody:
-            steps = (round_number - 1) * self._local_steps
-            return torch.full((self._sampler.clients,), steps, dtype=torch.int64)
+        if self._sampler.everybody and not self._work.stragglers:
+            return (round_number - 1) * self._work.of(self._sampler.cohort(round_number).ids, round_number)
         if round_number not in self._known and round_number <= self._counted:
-            self._rounds.zero_()
+            self._taken.zero_()
             self._counted = 0
         while self._counted < round_number:
             ids = self._sampler.cohort(self._counted + 1).ids
             self._counted += 1
             # a chunk may be planned while later rounds are read ahead: keep the starts of the last few rounds
-            self._known = dict(list(self._known.items())[-KEPT:]) | {
-                self._counted: self._rounds[ids] * self._local_steps
-            }
-            self._rounds[ids] += 1
+            self._known = dict(list(self._known.items())[-KEPT:]) | {self._counted: self._taken[ids]}
+            self._taken[ids] += self._work.of(ids, self._counted)
         return self._known[round_number]
 
 

@@ -54,14 +54,14 @@ class PartialRound:
     """Results of the current round's finished chunks.
 
     Attributes:
-        done: Rows [first, last + 1) of each chunk, by their places in the cohort.
+        done: Rows of each chunk, by their places in the cohort; a range, unless they are in the order of their steps.
         stats: Sums over these clients.
         bad: (step, client, text) of each non-finite value.
-        losses: [local_steps, clients] of each chunk on the CPU, if every step is logged.
+        losses: [local_steps, clients] of each chunk on the CPU, if every step is logged; 0 after a client's last step.
         own_results: Results of these clients' own models on their held-out samples, as JSON values.
     """
 
-    done: list[tuple[int, int]] = field(default_factory=list)
+    done: list[range | tuple[int, ...]] = field(default_factory=list)
     stats: TrainStats = field(default_factory=TrainStats)
     bad: list[tuple[int, int, str]] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
@@ -110,7 +110,7 @@ class TrainingCursor:
         return shared | {
             "stats": dataclasses.asdict(self.stats),
             "so_far": {
-                "done": list(so_far.done),
+                "done": [rows_to_json(rows) for rows in so_far.done],
                 "stats": dataclasses.asdict(so_far.stats),
                 "bad": list(so_far.bad),
                 "own_results": list(so_far.own_results),
@@ -129,13 +129,23 @@ class TrainingCursor:
             },
             stats=TrainStats(**numbers["stats"]),
             so_far=PartialRound(
-                [(a, b) for a, b in so_far["done"]],
+                [rows_from_json(rows) for rows in so_far["done"]],
                 TrainStats(**so_far["stats"]),
                 bad,
                 losses,
                 list(so_far.get("own_results", ())),
             ),
         )
+
+
+def rows_to_json(rows: Sequence[int]) -> Any:
+    """Return the rows of a chunk as JSON: [first, last + 1] of a range, as version 0.1, else {"rows": [...]}."""
+    return [rows.start, rows.stop] if isinstance(rows, range) else {"rows": list(rows)}
+
+
+def rows_from_json(stored: Any) -> range | tuple[int, ...]:
+    """Return the rows of `rows_to_json`."""
+    return tuple(stored["rows"]) if isinstance(stored, dict) else range(*stored)
 
 
 def _key(name: str) -> str:

@@ -38,7 +38,6 @@ class Evaluator:
 
     Attributes:
         evaluate: Evaluates the model on the test set.
-        batch_size: Samples per client and local step.
         topk: The k of the accuracies; empty if the targets are not labels.
         stop_on_nan: Whether a non-finite loss ends the run.
         module_seed: Seed for a module that draws random numbers outside client_random, or None.
@@ -57,7 +56,6 @@ class Evaluator:
     logger: Logger
     directory: Path
     bn_batches: int
-    batch_size: int
     topk: tuple[int, ...]
     stop_on_nan: bool
     module_seed: int | None
@@ -131,7 +129,7 @@ class Evaluator:
         return schedule.epoch if self.owned is None else cursor.samples / self.owned
 
     def round_report(
-        self, schedule: RoundSchedule, cursor: TrainingCursor, stats: TrainStats, rate: float, clients: int
+        self, schedule: RoundSchedule, cursor: TrainingCursor, stats: TrainStats, rate: float, clients: int, steps: int
     ) -> RoundReport:
         """Return the report of a round.
 
@@ -141,12 +139,13 @@ class Evaluator:
             stats: Sums over the clients of the round.
             rate: Rate of the last local step.
             clients: Number of clients that took part.
+            steps: The most steps that one of them took.
         """
         loss, correct = stats.mean(len(self.topk))
         return RoundReport(
             schedule.number,
             self.epoch(schedule, cursor),
-            schedule.local_steps,
+            steps,
             rate,
             loss,
             correct[0] if self.topk else None,
@@ -173,7 +172,7 @@ class Evaluator:
         least, greatest = (
             (1 / max(clients, 1),) * 2 if weights is None else (weights.min().item(), weights.max().item())
         )
-        samples = clients * schedule.local_steps * self.batch_size
+        samples = self.streams.samples_of(schedule.first_step, schedule.local_steps)
         return {"clients": clients, "samples": samples, "min_weight": least, "max_weight": greatest}
 
     def stop_or_warn(self, schedule: RoundSchedule, who: str, what: str) -> None:

@@ -22,9 +22,8 @@ from ..executors.base import Executor, LocalProblem
 from ..executors.empty_batches import clear_empty
 from ..executors.jobs import ChunkJob
 from ..executors.round_plan import RoundResult
-from ..params.client_stack import MOMENTUM, ClientRows, ClientStack, ClientStore
+from ..params.client_stack import MOMENTUM, ClientRows, ClientStack, ClientStore, take
 from ..params.nonfinite import find_nonfinite
-from ..schedule.cohort import Cohort
 from ..schedule.cursor import PartialRound, TrainingCursor, TrainStats
 from ..schedule.rounds import Progress, RoundSchedule
 from ..telemetry.base import Logger
@@ -33,7 +32,7 @@ from ..telemetry.trace import span
 from .client_reports import ClientReports
 from .evaluator import Evaluator
 from .planner import Planner
-from .round_sync import RoundSync, sync_round
+from .round_sync import step_rows, sync_round
 from .server import Server
 from .snapshot import take_snapshot
 from .timers import Timers
@@ -187,7 +186,7 @@ class Loop:
         weights = self.planner.weights.of(cohort) if len(cohort) else None
         if not so_far.done:
             self.server.prepare(self.client_store)
-        chunks = self.planner.chunks(self.planner.rows(schedule), so_far.done)
+        chunks = self.planner.chunks(schedule, so_far.done)
         for place, rows in enumerate(chunks):
             yield from self._train_chunk(schedule, rows, chunks[place + 1 :], rates, weights)
             if schedule.averaged and place + 1 < len(chunks):
@@ -203,11 +202,13 @@ class Loop:
         if schedule.averaged:
             self.saver.catch_up(round_sync.save, self.snapshot)  # before this round's steps are logged and counted
         if self.steps is not None:
-            self._write_steps(schedule, rates, round_sync, cohort)
+            counted = self.planner.streams.steps(schedule.first_step)
+            self.steps.write(step_rows(schedule, rates, cohort.ids, counted, round_sync.losses))
         if round_sync.bad:
             step, client, what = min(round_sync.bad)
             self.evaluator.stop_or_warn(schedule, f"step {step}, client {client}", what)
-        self.global_model.count_steps(schedule.local_steps)
+        steps = self.planner.most_steps(schedule)
+        self.global_model.count_steps(steps)
         if schedule.averaged:
             if len(cohort):
                 rows = self.planner.rows(schedule)
@@ -227,10 +228,16 @@ class Loop:
         cursor.samples += round_sync.stats.samples
         cursor.own_results = round_sync.own_results
         cursor.steps_done, cursor.stage, cursor.so_far = cursor.round_end, "report", PartialRound()
-        self.logger.round(self.evaluator.round_report(schedule, cursor, round_sync.stats, rates[-1], len(cohort)))
+        counts = len(cohort), steps
+        self.logger.round(self.evaluator.round_report(schedule, cursor, round_sync.stats, rates[-1], *counts))
 
     def _train_chunk(
-        self, schedule: RoundSchedule, rows: range, rest: list[range], rates: list[float], weights: Tensor | None
+        self,
+        schedule: RoundSchedule,
+        rows: ClientRows,
+        rest: list[ClientRows],
+        rates: list[float],
+        weights: Tensor | None,
     ) -> LoopSteps:
         """Train one chunk of clients for the round.
 
@@ -246,7 +253,7 @@ class Loop:
         with span("plan"):
             stack = self._stack(state_rows, params)
             plan = self.planner.plan(schedule, rows, rates, rest)
-        self.evaluator.seed_module(schedule.first_step, rows.start)
+        self.evaluator.seed_module(schedule.first_step, plan.first_row)
         result = yield ChunkJob(self.executor, self.problem, stack, plan)
         assert result is not None, "the driver answers a job by its result"
         self.client_store.store(state_rows)
@@ -256,20 +263,19 @@ class Loop:
         losses = result.losses.cpu()
         for note in result.notes:
             self.logger.message(note)
-        batch = plan.sample_ids.shape[-1]
-        empty = clear_empty(losses, plan, self.problem) * batch
+        empty = clear_empty(losses, plan, self.problem)
         counts = [] if result.correct is None else result.correct.sum(dim=0).tolist()
         correct, ignored = counts[: len(self.problem.topk)], int(sum(counts[len(self.problem.topk) :]))
-        loss = losses.double().sum().item() * batch
-        so_far.stats.add(TrainStats(loss, correct, losses.numel() * batch, ignored, empty))
-        so_far.bad += find_nonfinite(losses, params, schedule.first_step, plan.client_ids)
+        loss, samples = plan.trained(losses)
+        so_far.stats.add(TrainStats(loss, correct, samples, ignored, empty))
+        so_far.bad += find_nonfinite(losses, params, schedule.first_step, plan.client_ids, plan.steps_of)
         if self.log_steps:
             so_far.losses.append(losses)
         if schedule.averaged:
             with span("average"):
-                part = None if weights is None else weights[rows.start : rows.stop]
+                part = None if weights is None else take(weights, rows)
                 self.server.aggregator.accumulate(params, last=not rest, weights=part)
-        so_far.done.append((rows.start, rows.stop))
+        so_far.done.append(rows if isinstance(rows, range) else tuple(rows.tolist()))
         self.chunk_done = True
 
     def _stack(self, state_rows: ClientRows, params: Tensor) -> ClientStack:
@@ -289,11 +295,3 @@ class Loop:
         self.logger.evaluation(self.history[-1])
         for line in self._timers.pop_messages(self.world):
             self.logger.message(line)
-
-    def _write_steps(self, schedule: RoundSchedule, rates: list[float], round_sync: RoundSync, cohort: Cohort) -> None:
-        assert self.steps is not None
-        self.steps.write(
-            (schedule.first_step + step, client, rates[step], loss)
-            for step in range(schedule.local_steps)
-            for client, loss in zip(cohort.ids.tolist(), (losses[step] for losses in round_sync.losses), strict=True)
-        )

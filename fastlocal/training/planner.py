@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 from ..data.sample_streams import SampleStreams
+from ..data.unequal_streams import UnequalStreams
 from ..executors.round_plan import RoundPlan
-from ..params.client_stack import ClientRows
+from ..params.client_stack import ClientRows, take
 from ..schedule.cohort import ClientWeights, Cohort
 from ..schedule.cursor import TrainingCursor
 from ..schedule.rounds import Progress, RoundSchedule
@@ -62,19 +64,32 @@ class Planner:
             return range(first, end)
         return range(min(self.clients.start, len(ids)), min(self.clients.stop, len(ids)))
 
-    def state_rows(self, schedule: RoundSchedule, rows: range) -> ClientRows:
+    def state_rows(self, schedule: RoundSchedule, rows: ClientRows) -> ClientRows:
         """Return the places of rows of a round in the ClientStore."""
         if not self.kept:
             return rows
-        ids = self.cohort(schedule).ids[rows.start : rows.stop]
+        ids = take(self.cohort(schedule).ids, rows)
+        if isinstance(rows, Tensor):
+            return ids
         if len(ids) == 0:
             return range(self.clients.start, self.clients.start)
         first, last = int(ids[0]), int(ids[-1])
         return range(first, last + 1) if last - first + 1 == len(ids) else ids
 
-    def chunks(self, rows: range, done: Sequence[tuple[int, int]] = ()) -> list[range]:
-        """Split the rows outside the ranges [first, last + 1) of `done` into chunks."""
-        filled = sorted(pair for pair in done if pair[0] < pair[1])
+    def chunks(self, schedule: RoundSchedule, done: Sequence[Sequence[int]] = ()) -> list[ClientRows]:
+        """Split the rows of a round that this process trains into chunks.
+
+        Clients of unequal steps are split in the order of their steps, those with the most first.
+
+        Args:
+            schedule: The round.
+            done: Rows of finished chunks, which are left out: ranges, or any rows of clients of unequal steps.
+        """
+        rows = self.rows(schedule)
+        if isinstance(self.streams, UnequalStreams):
+            order = self._by_steps(self.streams, schedule, rows, done)
+            return list(order.split(self.chunk)) if len(order) else []
+        filled = sorted((rows.start, rows.stop) for rows in done if isinstance(rows, range) and rows)
         bounds = [rows.start, *(bound for pair in filled for bound in pair), rows.stop]
         return [
             range(first, min(first + self.chunk, end))
@@ -82,37 +97,69 @@ class Planner:
             for first in range(begin, end, self.chunk)
         ]
 
+    def _by_steps(
+        self, streams: UnequalStreams, schedule: RoundSchedule, rows: range, done: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """Return the rows that are not done, int64, by descending steps; of these, clients of one size together."""
+        left = torch.ones(len(self.cohort(schedule)), dtype=torch.bool)
+        for finished in done:
+            left[list(finished)] = False
+        waiting = torch.arange(rows.start, rows.stop)
+        waiting = waiting[left[waiting]]
+        by_size = waiting[streams.owned(schedule.first_step)[waiting].argsort(descending=True, stable=True)]
+        return by_size[streams.steps(schedule.first_step)[by_size].argsort(descending=True, stable=True)]
+
+    def most_steps(self, schedule: RoundSchedule) -> int:
+        """Return the most steps of a client of a round."""
+        steps = self.streams.steps(schedule.first_step)
+        if steps is None:
+            return schedule.local_steps
+        return int(steps.max()) if len(steps) else 0
+
     def rates(self, schedule: RoundSchedule) -> list[float]:
         """Return the learning rate of each local step of a round."""
         return [self.progress.learning_rate(schedule.first_step + step) for step in range(schedule.local_steps)]
 
-    def plan(self, schedule: RoundSchedule, rows: range, rates: list[float], rest: Sequence[range]) -> RoundPlan:
+    def plan(
+        self, schedule: RoundSchedule, rows: ClientRows, rates: list[float], rest: Sequence[ClientRows]
+    ) -> RoundPlan:
         """Plan the round of one chunk.
 
         Args:
             schedule: The round.
-            rows: The rows of the chunk.
+            rows: The rows of the chunk, at least one.
             rates: The learning rate of each local step.
             rest: The chunks of this round after this one.
         """
-        sample_ids = self.streams.sample_ids(schedule.first_step, schedule.local_steps, rows)
+        sizes: Tensor | None = None
+        if isinstance(rows, range):
+            sample_ids = self.streams.sample_ids(schedule.first_step, schedule.local_steps, rows)
+        else:
+            assert isinstance(self.streams, UnequalStreams), "as in chunks"
+            sample_ids, sizes = self.streams.batches(schedule.first_step, rows)
         return RoundPlan(
-            client_ids=self.cohort(schedule).ids[rows.start : rows.stop].to(self.device),
+            client_ids=take(self.cohort(schedule).ids, rows).to(self.device),
             first_step=schedule.first_step,
-            learning_rates=torch.tensor(rates, dtype=self.dtype, device=self.device)[:, None].expand(-1, len(rows)),
+            learning_rates=torch.tensor(
+                rates[: len(sample_ids)], dtype=self.dtype, device=self.device
+            )[:, None].expand(-1, len(rows)),
             sample_ids=sample_ids.to(self.index_device),
-            first_row=rows.start,
+            first_row=int(rows[0]),
             following=lambda: self._following(schedule, rest, rates),
+            # steps of all rows with whole batches are those of clients that take the same steps
+            sizes=None if sizes is None or bool((sizes == sample_ids.shape[-1]).all()) else sizes,
         )
 
-    def _following(self, schedule: RoundSchedule, rest: Sequence[range], rates: list[float]) -> Iterator[RoundPlan]:
+    def _following(
+        self, schedule: RoundSchedule, rest: Sequence[ClientRows], rates: list[float]
+    ) -> Iterator[RoundPlan]:
         """Iterate over the plans of the round's remaining chunks and of the rounds after it."""
         later = self._rounds.later()
         yield from self._plans(schedule, rest, rates)
         for upcoming in later:
-            yield from self._plans(upcoming, self.chunks(self.rows(upcoming)), self.rates(upcoming))
+            yield from self._plans(upcoming, self.chunks(upcoming), self.rates(upcoming))
 
-    def _plans(self, schedule: RoundSchedule, chunks: Sequence[range], rates: list[float]) -> Iterator[RoundPlan]:
+    def _plans(self, schedule: RoundSchedule, chunks: Sequence[ClientRows], rates: list[float]) -> Iterator[RoundPlan]:
         for place, rows in enumerate(chunks):
             yield self.plan(schedule, rows, rates, chunks[place + 1 :])
 

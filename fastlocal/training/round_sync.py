@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import Tensor
+
 from ..distributed.world import World
 from ..schedule.cursor import PartialRound, TrainStats
+from ..schedule.rounds import RoundSchedule
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,7 @@ class RoundSync:
         stats: Sums over the clients.
         bad: (step, client, description) of every first non-finite value.
         save: Highest number of a save that a rank began or was asked for.
-        losses: [clients][local_steps] if every step is logged, else empty.
+        losses: [clients][local_steps] if every step is logged, else empty; 0 or nothing after a client's last step.
         own_results: Results of the clients' own models, by clients.
     """
 
@@ -44,9 +48,9 @@ def sync_round(world: World, what: str, so_far: PartialRound, save: int, *, loss
         "save": save,
         "own_results": so_far.own_results,
         "losses": [
-            (first, column)
-            for (first, _), chunk in zip(so_far.done, so_far.losses, strict=True)
-            for first, column in enumerate(chunk.t().tolist(), first)
+            (row, column)
+            for rows, chunk in zip(so_far.done, so_far.losses, strict=True)
+            for row, column in zip(rows, chunk.t().tolist(), strict=True)
         ]
         if losses
         else [],
@@ -62,3 +66,27 @@ def sync_round(world: World, what: str, so_far: PartialRound, save: int, *, loss
         own_results=sorted((one for rank in ranks for one in rank["own_results"]), key=lambda one: one[0]),
         losses=[column for _, column in sorted(pair for rank in ranks for pair in rank["losses"])],
     )
+
+
+def step_rows(
+    schedule: RoundSchedule,
+    rates: Sequence[float],
+    clients: Tensor,
+    steps: Tensor | None,
+    losses: Sequence[list[float]],
+) -> Iterator[tuple[int, int, float, float]]:
+    """Yield (step, client, rate, loss) of every local step of a round, step after step.
+
+    Args:
+        schedule: The round.
+        rates: The rate of each step.
+        clients: int64 [clients].
+        steps: int64 [clients], steps of each client; None: all.
+        losses: Those of a RoundSync.
+    """
+    counts = [schedule.local_steps] * len(clients) if steps is None else steps.tolist()
+    rows = list(zip(clients.tolist(), counts, losses, strict=True))
+    for step in range(schedule.local_steps):
+        for client, count, own in rows:
+            if step < count:
+                yield schedule.first_step + step, client, rates[step], own[step]

@@ -34,7 +34,7 @@ def take_snapshot(loop: Loop) -> State:
     if loop.planner.kept:
         ids = loop.planner.streams.cohort(loop.cursor.first_step).ids
         # the clients of each finished chunk, for a continuation by another number of processes
-        position["so_far"]["clients"] = [ids[first:end].tolist() for first, end in loop.cursor.so_far.done]
+        position["so_far"]["clients"] = [ids[list(rows)].tolist() for rows in loop.cursor.so_far.done]
     metadata = {
         "config": loop.config,
         "position": position,

@@ -46,8 +46,8 @@ def client_sgd(
         shadow: [clients, n_params] of a narrower dtype that becomes a copy of params, or None.
     """
     if active is not None:
-        frozen = ~active
-        before = [None if buffer is None else buffer[frozen] for buffer in (params, momentum, shadow)]
+        # no rows are picked: a GPU would wait for their number, which no captured step may
+        before = [None if buffer is None else buffer.clone() for buffer in (params, momentum, shadow)]
     if grad_scale is not None:
         grads.mul_(grad_scale.to(grads.dtype).unsqueeze(-1))
     if isinstance(weight_decay, Tensor):
@@ -72,4 +72,4 @@ def client_sgd(
     if active is not None:
         for buffer, rows in zip((params, momentum, shadow), before, strict=True):
             if buffer is not None and rows is not None:
-                buffer[frozen] = rows
+                buffer.copy_(torch.where(active.unsqueeze(-1), buffer, rows))

@@ -17,12 +17,14 @@ from tests.helpers.run_files import difference, run_files
 
 PATIENCE_S = 120
 FLAGS = (
-    "--partition iid --population 13 --clients 6 --batch-size 4 --rounds 6 --step1 20 --eval-freq1 3 "
+    "--partition iid --population 13 --clients 6 --batch-size 4 --rounds 6 --eval-freq1 3 "
     "--precision fp64 --chunk 1 --debug --wd 0.01"
 ).split()
 KINDS = {
     "kept": "--client-state keep --client-epochs continue --server-optimizer adam --clients-drop 0.2 "
     "--reduce-order fixed --client-lr 0.1 --momentum 0.9 --eval-clients 3 --eval-clients-of all",
+    "unequal": "--client-state keep --client-epochs continue --clients-drop 0.2 --reduce-order fixed --client-lr 0.1 "
+    "--momentum 0.9 --local-epochs 8.5 --last-batch partial --stragglers 0.3",
     "averaged": "--client-state average --cohort-sampling replacement --server-optimizer nesterov --server-lr 0.5 "
     "--server-momentum 0.3 --client-lr 0.02 --momentum 0.5 --eval-clients 3",
 }
@@ -31,7 +33,8 @@ KINDS = {
 def begun(fork_server: ForkServer, data: Path, directory: Path, ranks: int, *flags: str) -> ForkedRun:
     words = train_words(data, directory)
     words = words[: words.index("--batch-size")]
-    return fork_server.start([*words, *FLAGS, *flags, "--continue"], directory.with_suffix(".log"), ranks)
+    counted = [] if "--local-epochs" in flags else ["--step1", "20"]
+    return fork_server.start([*words, *FLAGS, *counted, *flags, "--continue"], directory.with_suffix(".log"), ranks)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -20,6 +20,7 @@ from fastlocal.data.types import BadSample
 from fastlocal.kernels.philox import Purpose
 from fastlocal.schedule import keyed_permutation
 from fastlocal.schedule.cohort import CohortSampler
+from fastlocal.schedule.local_work import LocalWork
 from tests.helpers import plain_federated
 
 SIZES = st.integers(1, 70) | st.sampled_from([127, 128, 129, 1009])
@@ -62,7 +63,8 @@ def test_each_epoch_holds_every_sample_once(
     order = torch.randperm(total, generator=torch.Generator().manual_seed(total)).tolist()
     parts = Partition.from_lists([order[sum(sizes[:at]) : sum(sizes[: at + 1])] for at in range(len(sizes))])
     sampler = CohortSampler(seed=7, population=len(sizes), clients=min(chosen, len(sizes)))
-    streams = ClientStreams(parts, sampler, batch_size=batch, local_steps=steps, seed=7, restart=restart)
+    work = LocalWork(torch.full((len(sizes),), steps))
+    streams = ClientStreams(parts, sampler, batch_size=batch, work=work, seed=7, restart=restart)
     seen: dict[int, list[int]] = {client: [] for client in range(len(sizes))}
     for number in range(4):
         ids = streams.cohort(number * steps).ids.tolist()
@@ -75,7 +77,7 @@ def test_each_epoch_holds_every_sample_once(
             for begin in range(0, len(seen[client]), sizes[client]):
                 epoch = seen[client][begin : begin + sizes[client]]
                 assert len(set(epoch)) == len(epoch) and set(epoch) <= set(parts.samples_of(client).tolist())
-    again = ClientStreams(parts, sampler, batch_size=batch, local_steps=steps, seed=7, restart=restart)
+    again = ClientStreams(parts, sampler, batch_size=batch, work=work, seed=7, restart=restart)
     ids = streams.cohort(3 * steps).ids
     assert torch.equal(again.sample_ids(3 * steps, steps, range(len(ids))), rows), "a run that continues"
 

@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from fastlocal import kernels
 from fastlocal.executors.base import LabelNoise
 from fastlocal.executors.cuda_graphs import CudaGraphs, GraphedExecutor, StepProgram
+from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.round_plan import RoundPlan, RoundResult
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.kernels import indices
@@ -55,6 +56,39 @@ def test_rounds_of_programs_are_stacked_rounds(name: str, values: dict[str, Any]
             )
             assert_same(ours, wanted, 1e-12)
         first += steps
+
+
+def unequal(plan: RoundPlan, steps: list[int], short: dict[tuple[int, int], int]) -> RoundPlan:
+    """The plan, of which each row takes so many steps, those of `short` (step, row) with so many samples."""
+    sizes = (torch.arange(plan.local_steps)[:, None] < torch.tensor(steps)) * plan.batch
+    for (step, row), size in short.items():
+        sizes[step, row] = size
+    return dataclasses.replace(plan, sizes=sizes)
+
+
+STEPS_OF = [9, 7, 7, 4, 2, 2, 1, 1]
+SHORT = {(8, 0): 2, (6, 1): 3, (6, 2): 3, (3, 1): 4, (3, 2): 4, (1, 4): 1, (0, 7): 3}
+
+
+@pytest.mark.parametrize("name", ["perceptron", "groupnorm", "odd"])
+def test_unequal_rounds_of_programs(name: str) -> None:
+    """By rows of fixed numbers and by plain steps, as one client after the other; rows that are done stay."""
+    problem = problem_of(name, noise=NOISE, clip_norm=0.5)
+    counted = Counted()
+    graphed = GraphedExecutor(StackedExecutor(problem, by_parameter=False), counted)
+    for first in (3, 90):
+        plan = unequal(plan_of(9, range(8), first, 0.01, torch.float64), STEPS_OF, SHORT)
+        stacks = [start(problem, clients=8)[0] for _ in range(3)]
+        wanted = LoopedExecutor(problem).run_round(stacks[0], plan)
+        for stack, executor in zip(stacks[1:], (graphed, StackedExecutor(problem)), strict=True):
+            found = executor.run_round(stack, plan)
+            assert_same((stack, found), (stacks[0], wanted), 1e-12)
+            assert not found.losses[plan.sizes == 0].any()
+    assert [len(program.stack.params) for program in counted.programs] == [8, 4, 1] * 2, "each for rows of its own"
+    before = stacks[1].params.clone()
+    none = unequal(plan_of(1, range(8), 5, 0.01, torch.float64), [1, *[0] * 7], {})
+    graphed.run_round(stacks[1], none)
+    assert torch.equal(stacks[1].params[1:], before[1:]) and not torch.equal(stacks[1].params[0], before[0])
 
 
 class Counted:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import bisect
 import copy
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 MASK = 2**32 - 1
-EPOCH, COHORT, DROP, HELD_OUT = 6, 7, 8, 11
+LABEL_NOISE, EPOCH, COHORT, DROP, STRAGGLER, HELD_OUT = 2, 6, 7, 8, 10, 11
 
 
 def philox(counter: tuple[int, int, int, int], seed: int) -> tuple[int, int, int, int]:
@@ -86,6 +89,12 @@ class Federation:
     client_weights: Sequence[float] | str = "examples"
     client_state: str = "reset"
     factor: Callable[[int], float] = field(default=lambda number: 1.0)
+    local_epochs: float | None = None
+    last_batch: str = "fill"
+    stragglers: float = 0.0
+    clip_norm: float | None = None
+    noise_p: float = 0.0
+    classes: int = 4
 
     def cohort(self, number: int) -> dict[int, int]:
         """The clients of a round, counted from 1, and how often each was drawn."""
@@ -103,19 +112,56 @@ class Federation:
             places = [permuted(self.seed, COHORT, 0, number, len(can), place) for place in each[: len(can)]]
             drawn = [can[place] for place in places]
         here = [
-            one for one in drawn if philox((0, one, number, DROP), self.seed)[0] >= round(self.clients_drop * 2**32)
+            one
+            for one in drawn
+            if philox((0, one, number, DROP), self.seed)[0] >= round(self.clients_drop * 2**32) and self.whole_work(one)
         ]
         return {client: here.count(client) for client in sorted(here)}
 
-    def samples(self, client: int, number: int, taken: int) -> list[int]:
-        """The samples of a client in a round that it begins after `taken` steps."""
-        mine, found = self.owned[client], []
-        begin = taken * self.batch_size if self.client_epochs == "continue" else 0
-        for position in range(begin, begin + self.local_steps * self.batch_size):
-            epoch, within = divmod(position, len(mine))
-            key = epoch if self.client_epochs == "continue" else (number << 31) + epoch
-            found.append(mine[permuted(self.seed, EPOCH, client, key, len(mine), within)])
-        return found
+    def whole_work(self, client: int) -> int:
+        """The steps of a client in a round that it does not leave early."""
+        if self.local_epochs is None:
+            return self.local_steps
+        n, b, e = len(self.owned[client]), self.batch_size, Fraction(str(self.local_epochs))
+        return {
+            "fill": max(1, math.ceil(e * n / b)),
+            "drop": math.floor(e * (n // b)),
+            "partial": math.ceil(e * math.ceil(Fraction(n, b))),
+        }[self.last_batch]
+
+    def work(self, client: int, number: int) -> int:
+        """The steps of a client in a round."""
+        steps = self.whole_work(client)
+        leaves, when, *_ = philox((0, client, number, STRAGGLER), self.seed)
+        return 1 + (when * steps >> 32) if leaves < round(self.stragglers * 2**32) else steps
+
+    def batches(self, client: int, number: int, taken: int) -> list[list[int]]:
+        """The batches of a client in a round that it begins after `taken` steps."""
+        goes_on, steps = self.client_epochs == "continue", self.work(client, number)
+        first = taken if goes_on else 0
+
+        def epoch(at: int) -> list[int]:
+            mine, key = self.owned[client], at if goes_on else (number << 31) + at
+            return [mine[permuted(self.seed, EPOCH, client, key, len(mine), place)] for place in range(len(mine))]
+
+        if self.last_batch == "fill":
+            stream = itertools.chain.from_iterable(map(epoch, itertools.count()))
+            wanted = itertools.islice(stream, first * self.batch_size, (first + steps) * self.batch_size)
+            return [list(batch) for batch in zip(*[wanted] * self.batch_size, strict=True)]
+        loaders = (
+            DataLoader(epoch(at), self.batch_size, drop_last=self.last_batch == "drop", collate_fn=list)  # type: ignore[arg-type]
+            for at in itertools.count()
+        )
+        return list(itertools.islice(itertools.chain.from_iterable(loaders), first, first + steps))
+
+    def labels(self, targets: Tensor, client: int, step: int) -> Tensor:
+        """The labels of a batch under label noise."""
+        found = targets.tolist()
+        for place, label in enumerate(found):
+            replaced, other, *_ = philox((place, client, step, LABEL_NOISE), self.seed)
+            if replaced < round(self.noise_p * 2**32):
+                found[place] = (label + 1 + (other * (self.classes - 1) >> 32)) % self.classes
+        return torch.tensor(found)
 
     def weights(self, cohort: dict[int, int]) -> list[float]:
         raw = {
@@ -146,6 +192,7 @@ def train(
     losses = []
     for number in range(1, plan.rounds + 1):
         cohort, ends, ended, found = plan.cohort(number), [], [], []
+        first_step = (number - 1) * max(plan.whole_work(client) for client in range(len(plan.owned)))
         rate = plan.lr * plan.factor(number)
         for client in cohort:
             own = copy.deepcopy(module)
@@ -154,14 +201,15 @@ def train(
             kept = {"keep": momenta.get(client), "average": average}.get(plan.client_state)
             for parameter, buffer in zip(own.parameters(), kept or [], strict=False):
                 optimizer.state[parameter]["momentum_buffer"] = buffer.clone()
-            ids = torch.tensor(plan.samples(client, number, taken[client])).view(plan.local_steps, -1)
-            for batch in ids:
+            for step, batch in enumerate(plan.batches(client, number, taken[client])):
                 optimizer.zero_grad()
-                loss = F.cross_entropy(own(inputs[batch]), targets[batch])
+                loss = F.cross_entropy(own(inputs[batch]), plan.labels(targets[batch], client, first_step + step))
                 loss.backward()
+                if plan.clip_norm is not None:
+                    nn.utils.clip_grad_norm_(own.parameters(), plan.clip_norm)
                 optimizer.step()
-                found.append(loss.item())
-            taken[client] += plan.local_steps
+                found += [loss.item()] * len(batch)
+            taken[client] += plan.work(client, number)
             ends.append(nn.utils.parameters_to_vector(own.parameters()).detach())
             if plan.momentum:
                 momenta[client] = [optimizer.state[one]["momentum_buffer"] for one in own.parameters()]

@@ -130,6 +130,33 @@ def test_a_replayed_step_is_that_of_the_cpu(
     check(make, low, rehearsed, monkeypatch, chunks)
 
 
+def test_unequal_clients_on_a_few_numbers_of_rows(rehearsed: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captured steps with masks, and plain steps of short batches, are the CPU's; rows that are done keep every bit."""
+    monkeypatch.setattr(cuda_graphs, "WARM_UPS", 1)
+    sizes = torch.tensor([[3, 3, 3, 3], [3, 3, 3, 0], [3, 2, 0, 0]])
+
+    def take(problem: LocalProblem, executor: Any) -> tuple[ClientStack, RoundResult]:
+        stack = problem.stack(4)
+        torch.manual_seed(3)
+        stack.params.add_(0.02 * torch.randn(stack.params.shape, dtype=torch.float64).to(stack.params))
+        plan = dataclasses.replace(plan_of(problem, range(0, 4), 3, 3, 11), sizes=sizes)
+        return stack, executor.run_round(stack, plan)
+
+    def make(dtype: torch.dtype) -> LocalProblem:
+        return problem_of("perceptron", dtype, None, **HARD)
+
+    wanted, theirs = take(make(torch.float64), StackedExecutor(make(torch.float64)))
+    with rehearsed(interpret=True) as device:
+        problem = on_cuda(make(torch.float32))
+        executor = GraphedExecutor(StackedExecutor(problem, conv_strategy="triton"), CudaGraphs())
+        stack, ours = take(problem, executor)
+        assert device.count("graph") == 3 and sorted(executor._programs) == [1, 4]
+        for found, expected in ((stack.params, wanted.params), (ours.losses, theirs.losses)):
+            assert ((found.to(CPU) - expected).norm() / expected.norm()) < TOLERANCE["params"]
+        assert ours.correct is not None and torch.equal(ours.correct.to(CPU), theirs.correct)
+        assert not ours.losses.to(CPU)[sizes == 0].any()
+
+
 class Shared(nn.Module):
     """Filters that are used twice, a shortcut around them that changes afterwards, and a part of a parameter."""
 

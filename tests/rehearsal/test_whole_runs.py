@@ -100,13 +100,18 @@ def test_every_family_of_models(
 COHORTS = {
     "kept": [
         *("--client-state", "keep", "--server-optimizer", "adam", "--clients", "3", "--chunk", "2"),
-        *("--eval-clients", "1"),
+        *("--eval-clients", "1", "--step1", "2"),
     ],
-    "dropped": ["--client-state", "average", "--clients-drop", "0.3", "--server-optimizer", "slowmo", "--clients", "5"],
+    "unequal": [
+        *("--partition", "quantity", "--local-epochs", "1.5", "--last-batch", "partial", "--stragglers", "0.3"),
+        *("--client-state", "keep", "--client-epochs", "continue", "--clients", "5", "--chunk", "3"),
+    ],
+    "dropped": ["--client-state", "average", "--clients-drop", "0.3", "--server-optimizer", "slowmo", "--clients", "5"]
+    + ["--step1", "2"],
 }
 
 
-@pytest.mark.parametrize("kind", [pytest.param("dropped", marks=pytest.mark.slow), "kept"])
+@pytest.mark.parametrize("kind", [pytest.param("dropped", marks=pytest.mark.slow), "kept", "unequal"])
 def test_cohorts_are_those_of_the_cpu(
     kind: str,
     tmp_path: Path,
@@ -118,7 +123,7 @@ def test_cohorts_are_those_of_the_cpu(
     monkeypatch.setattr(cuda_graphs, "MAX_PROGRAMS", 1)
     data = command_line.write_npz(tmp_path / "data.npz", train=24, test=8, side=8)
     words = ["train", "--dataset", "npz", "--data-pth", data, "--partition", "iid", "--population", "6", *COHORTS[kind]]
-    words += ["--batch-size", "2", "--step1", "2", "--client-lr", "0.05", "--momentum", "0.9", "--executor", "stacked"]
+    words += ["--batch-size", "2", "--client-lr", "0.05", "--momentum", "0.9", "--executor", "stacked"]
     words += ["--tune-seconds", "0", "--model", "mlp"]
     with rehearsed() as device:
         for more in (["--rounds", "2"], ["--rounds", "5", "--continue"]):
@@ -253,21 +258,25 @@ class Habits(nn.Module):
         return self.output(hidden - self.mean)
 
 
-@pytest.mark.parametrize("chunk", [None, 2])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"chunk": 2}, {"local_steps": 1, "local_epochs": 0.8, "partition": "quantity", "client_state": "average"}],
+    ids=["resident", "chunks", "unequal"],
+)
 def test_draws_and_buffers_of_clients_are_those_of_a_cpu(
-    chunk: int | None, tmp_path: Path, rehearsed: Rehearsal
+    changes: dict[str, Any], tmp_path: Path, rehearsed: Rehearsal
 ) -> None:
-    """In captured steps, and where a chunk's buffers wait on the host."""
+    """In captured steps, where a chunk's buffers wait on the host, and where a client has no step left."""
     data = torch.arange(240).reshape(60, 4) % 9, torch.arange(60) % 3
     torch.manual_seed(0)
     module, states = Habits(), []
     settings: dict[str, Any] = {"clients": 5, "local_steps": 3, "batch_size": 4, "rounds": 2, "momentum": 0.5}
-    settings |= {"chunk": chunk, "executor": "stacked", "tune_seconds": 0.0, "progress": False}
+    settings |= {"executor": "stacked", "tune_seconds": 0.0, "progress": False} | changes
     for device in ("cuda", "cpu"):
         with rehearsed() if device == "cuda" else contextlib.nullcontext() as seen:
             run_ = fastlocal.train(module, data, data, directory=tmp_path / device, device=device, **settings)
             states.append({name: value.cpu() for name, value in run_.model.state_dict().items()})
             assert seen is None or seen.count("graph") > 0
-    assert int(states[0]["steps"]) == 6
+    assert "partition" in changes or int(states[0]["steps"]) == 6
     for name, value in states[0].items():
         torch.testing.assert_close(value, states[1][name], rtol=1e-4, atol=1e-5, msg=name)

@@ -21,6 +21,7 @@ from ...kernel_trial.kernels_tried import load_native, native_lines
 from ...params.client_stack import ClientStack
 from ...telemetry.trace import span
 from ..base import LocalProblem
+from ..looped import LoopedExecutor
 from ..round_plan import RoundPlan
 from .emit import ScriptText
 from .fuse_linear import MERGED_WEIGHT
@@ -37,11 +38,15 @@ class ScriptedSteps:
         problem: The local step.
         steps: The function.
         constants: Tensors that it refers to.
+        batch: Size of the batches that the function takes.
+        plain: Takes the steps of batches of other sizes, for one thread.
     """
 
     problem: LocalProblem
     steps: Steps
     constants: list[Tensor]
+    batch: int
+    plain: LoopedExecutor | None = None
 
     @torch.no_grad()
     def run_client(self, stack: ClientStack, plan: RoundPlan, client: int, losses: Tensor) -> Tensor:
@@ -51,7 +56,7 @@ class ScriptedSteps:
             stack: Rows of the chunk's clients, updated in place.
             plan: Round of the chunk.
             client: Row of the client.
-            losses: [local_steps], overwritten.
+            losses: [local_steps], overwritten up to the client's last step.
 
         Returns:
             Counts of losses.count_correct, float64 [problem.counts].
@@ -62,6 +67,12 @@ class ScriptedSteps:
         begin = 0
         for batch, targets in self.problem.blocks_of(plan, client):
             end = begin + len(targets)
+            if targets.shape[1] != self.batch:
+                assert self.plain is not None, "as the plan's batches are not whole"
+                here = slice(begin, end)
+                correct += self.plain.take_block(stack, plan, client, here, batch, targets, losses[here])
+                begin = end
+                continue
             arguments = *rows, self.constants, batch.inputs, targets, batch.targets, rates[begin:end]
             with span("local_step"):
                 losses[begin:end], hits = self.steps(*arguments)
@@ -130,7 +141,7 @@ def script(problem: LocalProblem, inputs: Tensor, targets: Tensor, *, channels_l
     if any(value.data_ptr() in addresses for value in script_text.constants):
         raise RuntimeError("its backward pass reads the module's own parameters")
     unit = torch.jit.CompilationUnit(script_text.source())
-    return ScriptedSteps(problem, unit.steps, script_text.constants)
+    return ScriptedSteps(problem, unit.steps, script_text.constants, len(inputs))
 
 
 def compile_ahead(module: nn.Module) -> list[str]:
