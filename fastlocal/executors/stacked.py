@@ -143,9 +143,7 @@ class StackedExecutor(ExecutorKind):
         """See ExecutorKind.replica; the program is shared."""
         return self
 
-    def local_step(
-        self, stack: ClientStack, step: LocalStep, *, plain: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    def local_step(self, stack: ClientStack, step: LocalStep, *, plain: bool = False) -> tuple[Tensor, Tensor | None]:
         """Take one local step of all clients of a stack, in place.
 
         Args:
@@ -156,9 +154,8 @@ class StackedExecutor(ExecutorKind):
         Returns:
             Losses [clients], and counts of correct predictions, [clients, problem.counts] or None.
         """
-        clients = len(stack.params)
+        clients, begin = len(stack.params), 0
         losses, correct = [], []
-        begin = 0
         while begin < clients:
             part = slice(begin, min(begin + (self._max_clients or clients), clients))
             try:
