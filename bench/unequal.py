@@ -2,10 +2,10 @@
 
     python -m bench.unequal
 
-100 clients of an MLP of 784-200-200-10 train one epoch of their own samples in batches of 10. Their sizes are
-lognormal, or all the mean of these in whole batches. Each kind trains in a process of its own; they take turns, a
-round each. Times are seconds of the processor over all client-steps of a round. The ratio is the median of those
-within a turn; it should be 1.15 at most.
+100 clients of an MLP of 784-200-200-10 train one epoch of their own samples in batches of 10, in one thread. Their
+sizes are lognormal, or all the mean of these in whole batches. Each kind trains in a process of its own; they take
+turns, a round each. Times are seconds of the processor over all client-steps of a round. The ratio is the median of
+those within a turn; it should be 1.15 at most.
 
 Rows go to unequal.csv after the turns.
 """

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -112,8 +113,8 @@ class RoundPlan:
         """Return the rows that take a step, as slices of rows with batches of one size, and these sizes."""
         if self.sizes is None:
             return [(slice(None), self.batch)]
-        sizes = self.sizes[step]
-        bounds = [0, *((sizes[1:] != sizes[:-1]).nonzero().flatten() + 1).tolist(), len(sizes)]
+        sizes = self.sizes[step].numpy()
+        bounds = [0, *(np.flatnonzero(np.diff(sizes)) + 1).tolist(), len(sizes)]
         every = [(slice(begin, end), int(sizes[begin])) for begin, end in itertools.pairwise(bounds)]
         return [(rows, size) for rows, size in every if size]
 

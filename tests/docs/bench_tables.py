@@ -248,6 +248,22 @@ def population() -> str:
     return table((*columns, ">peak, MiB", ">arrays, MiB"), rows) + measured("population.csv")
 
 
+def unequal() -> str:
+    """Client-steps of clients of lognormal sizes and of one size."""
+    rows = [
+        (
+            row["executor"],
+            row["last_batch"],
+            row["equal_step_cpu_ms"],
+            row["lognormal_step_cpu_ms"],
+            row["ratio_cpu"],
+        )
+        for row in read("unequal.csv")
+    ]
+    columns = ("executor", "last batch", ">ms of the processor, one size", ">lognormal", ">ratio")
+    return table(columns, rows) + measured("unequal.csv")
+
+
 def peers() -> str:
     """Global models of fastlocal and of Flower after three rounds."""
     found = {(row["case"], row["precision"]): row for row in read("peers_flower.csv")}
@@ -278,4 +294,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "kill": kill,
     "peers": peers,
     "population": population,
+    "unequal": unequal,
 }

@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 import fastlocal
 from fastlocal.common.errors import UsageError
 from fastlocal.executors.stacked import StackedExecutor
+from fastlocal.executors.unequal_rows import ROW_COUNTS
 from fastlocal.telemetry.base import Logger, RoundReport
 from tests.helpers import command_line, small_models
 from tests.training.test_loop_equivalences import assert_same, run
@@ -48,6 +49,23 @@ def test_nothing_is_compiled_after_the_first_round(tmp_path: Path) -> None:
     # forward and backward pass together, and the update, for each of the two sizes
     assert compiled.executor.compiler.graphs == 4
     assert len(graphs.seen) > 4 and {count - before for count in graphs.seen} == {4}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("scalar_inductor")
+def test_unequal_clients_compile_a_few_numbers_of_rows(tmp_path: Path) -> None:
+    """Rows that are done are masked; short batches are not compiled."""
+    values: dict[str, Any] = {"executor": "stacked", "precision": "fp32", "momentum": 0.9, "clip_norm": 0.1}
+    values |= {"partition": "quantity", "local_epochs": 1.0, "last_batch": "partial", "rounds": 3}
+    values |= {"step1": 1, "start_lr": None, "client_lr": 0.05}
+    compiled, plain = (
+        run(tmp_path / str(wanted), small_models.make("perceptron"), small_models.images(), compile=wanted, **values)
+        for wanted in (True, False)
+    )
+    assert_same(compiled, plain, 1e-4)
+    assert isinstance(compiled.executor, StackedExecutor) and compiled.executor.compiler is not None
+    # forward and backward pass, and the update, of each number; the first step, of all rows, is not masked
+    assert 2 < compiled.executor.compiler.graphs <= 2 * ROW_COUNTS + 1
 
 
 class Opaque(nn.Module):

@@ -40,6 +40,11 @@ CASES = {
         "sync=phases,qsr lr_schedule=constant,cosine h_min=3 post_local_from=1",
         ["sync=qsr,lr_schedule=cosine,h_min=3,post_local_from=1"],
     ),
+    "unequal clients": (
+        f"--partition quantity --last-batch partial {OWNED.replace('--step1 2', '--client-state keep')}",
+        "seed=0,1 local_epochs=0.6,2 stragglers=0.4",
+        ["seed=1,local_epochs=2,stragglers=0.4"],
+    ),
     "H, clients, epochs": (
         "--epochs 4 --decay1 2 --step2 3",
         "step1=1,2 clients=2,4 epochs=2,3 gamma=0.1,1 lr=0.1",
