@@ -72,7 +72,7 @@ class LinePlot:
 
     @property
     def y_limits(self) -> tuple[float, float]:
-        """Return limits that show all means; intervals widen them by at most half of the means' range on each side.
+        """Return limits that show all means; intervals widen them by at most three quarters of the means' range on each side.
 
         The interval of two seeds is 9 standard deviations wide on each side, beside which nothing else could be seen.
         """
@@ -82,10 +82,10 @@ class LinePlot:
         low, high = min(point.mean for point in points), max(point.mean for point in points)
         if self.log_y:
             return low / 1.3, high * 1.3
-        room = (high - low or abs(high) or 1.0) / 2
+        span = high - low or abs(high) or 1.0
         lowest = min(point.mean if point.low is None else point.low for point in points)
         highest = max(point.mean if point.high is None else point.high for point in points)
-        return max(lowest, low - room) - room / 10, min(highest, high + room) + room / 10
+        return max(lowest, low - 0.75 * span) - span / 20, min(highest, high + 0.75 * span) + span / 20
 
 
 @dataclass(frozen=True)

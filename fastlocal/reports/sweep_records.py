@@ -18,6 +18,8 @@ from .run_records import RunRecord, is_run, no_run_error, read_run
 SWEEP_FILE = "sweep.json"
 COMPUTE_FIELDS = ("precision", "seed", "wire_format")
 """Settings of the machine and of the log that change what a run computes; others make no two settings of it."""
+FREQUENCIES = (*("eval_freq1", "eval_freq2", "eval_freq3", "save_freq1", "save_freq2", "save_freq3"), "eval_every")
+"""Fields that move together with others, so that runs of unequal H are evaluated after as many samples."""
 MAX_NAMED = 4
 """Fields up to which a setting is called by its values; with more it has its first run's name."""
 Key = tuple[str, ...]
@@ -41,8 +43,9 @@ class Sweep:
 
     @property
     def swept(self) -> list[str]:
-        """Return the fields other than the seed."""
-        return [name for name in self.fields if name != "seed"]
+        """Return the fields by which settings differ: not the seed, and not when runs are evaluated and saved."""
+        names = [name for name in self.fields if name != "seed"]
+        return [name for name in names if name not in FREQUENCIES] or names
 
 
 @dataclass
