@@ -72,7 +72,7 @@ class LinePlot:
 
     @property
     def y_limits(self) -> tuple[float, float]:
-        """Return limits that show all means; intervals widen them by at most three quarters of the means' range on each side.
+        """Return limits that show all means, and of intervals three quarters of the means' range beyond them at most.
 
         The interval of two seeds is 9 standard deviations wide on each side, beside which nothing else could be seen.
         """
