@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import nn
 
-from ..checkpoint.lock import hold_lock
 from ..checkpoint.restore import with_stored_settings
 from ..checkpoint.run_directory import default_directory
 from ..common.errors import UsageError, nearest
@@ -159,13 +158,11 @@ def sweep(
         connect(ranks, url=machine.dist_url, timeout=machine.timeout, device=device) as world,
         ExitStack() as resources,
     ):
-        if world.is_rank0:
-            folder.mkdir(parents=True, exist_ok=True)
-            resources.enter_context(hold_lock(folder))
-            if overwrite:
-                (folder / SWEEP_FILE).unlink(missing_ok=True)
+        command = ["fastlocal.sweep"]
+        files = resources.enter_context(
+            closing(SweepDirectory(folder, "python", command, runs, writes=world.is_rank0, overwrite=overwrite))
+        )
         world.all_gather_object(None, "the directory of the sweep")
-        files = SweepDirectory(folder, "python", ["fastlocal.sweep"], runs, writes=world.is_rank0)
         console = resources.enter_context(closing(SweepConsole(files, runs, shows=progress and world.is_rank0)))
         builder = _PythonRuns(make_model, data, loss, partition, world, resume=resume)
         choice = None if halving is None else Halving(halving, metric)

@@ -176,7 +176,8 @@ def _plan(runs: Sequence[SweepRun]) -> str:
     fields = [f"{field:<14}{', '.join(map(str, values))}" for field, values in swept_fields(runs).items()]
     groups = group_runs(runs)
     counts = ", ".join(str(len(group)) for group in groups)
-    lines = [f"{len(runs)} runs in {len(groups)} groups that share a program ({counts} runs)"]
+    one = f"{len(runs)} runs of one program"
+    lines = [one if len(groups) == 1 else f"{len(runs)} runs of {len(groups)} programs: {counts}"]
     return "\n".join([*lines, *fields, *(f"  {run.name}" for run in runs)])
 
 
@@ -217,7 +218,6 @@ def _train(
     words: SweepWords, runs: Sequence[SweepRun], directory: Path, command: Sequence[str], world: World, name: str
 ) -> None:
     with defer_signals():
-        from ..checkpoint.lock import hold_lock
         from ..reports.tables import write_tables
         from ..sweeps.console import SweepConsole
         from ..sweeps.ending import summary_text, write_report_files
@@ -225,13 +225,10 @@ def _train(
         from ..sweeps.train import train_sweep
 
     with ExitStack() as resources:
-        if world.is_rank0:
-            directory.mkdir(parents=True, exist_ok=True)
-            resources.enter_context(hold_lock(directory))
-        if words.overwrite and world.is_rank0:
-            (directory / SWEEP_FILE).unlink(missing_ok=True)
+        files = resources.enter_context(
+            closing(SweepDirectory(directory, name, command, runs, writes=world.is_rank0, overwrite=words.overwrite))
+        )
         world.all_gather_object(None, "the directory of the sweep")
-        files = SweepDirectory(directory, name, command, runs, writes=world.is_rank0)
         console = resources.enter_context(closing(SweepConsole(files, runs, shows=world.is_rank0)))
         console.message(_plan(runs).partition("\n")[0])
         halving = None if words.halving is None else Halving(words.halving, words.metric)
@@ -240,7 +237,7 @@ def _train(
         try:
             train_sweep(runs, builder, files, world, console, halving=halving, **options)
         finally:
-            if world.is_rank0:
+            if world.is_rank0 and files.begun:
                 write_tables(directory)
     if world.is_rank0:
         print(summary_text(directory, words.metric))

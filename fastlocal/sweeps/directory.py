@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..checkpoint.lock import hold_lock
 from ..common.atomic_file import write_atomically
 from ..common.errors import UsageError
 from .plan import SweepRun, swept_fields
@@ -43,10 +45,18 @@ class SweepDirectory:
         path: The directory.
         states: State of every run by name.
         decided: Last round after which runs were chosen, or 0.
+        begun: Whether `begin` was called; before, nothing is written.
     """
 
     def __init__(
-        self, path: Path, name: str, command: Sequence[str], runs: Sequence[SweepRun], *, writes: bool
+        self,
+        path: Path,
+        name: str,
+        command: Sequence[str],
+        runs: Sequence[SweepRun],
+        *,
+        writes: bool,
+        overwrite: bool = False,
     ) -> None:
         """Take the states of an existing sweep.json of the same runs, or start with new ones.
 
@@ -56,17 +66,32 @@ class SweepDirectory:
             command: Words of the command line, with which the sweep can be continued.
             runs: The runs.
             writes: Whether this process writes the file.
+            overwrite: Whether to start with new states in any case.
         """
         self.path = path
         self.decided = 0
         self._writes = writes
         self._head = {"version": VERSION, "name": name, "command": list(command), "fields": swept_fields(runs)}
         self.states = {run.name: RunState(run.name, dict(run.values)) for run in runs}
-        stored = read_sweep(path) if (path / SWEEP_FILE).exists() else {"runs": []}
+        stored = read_sweep(path) if (path / SWEEP_FILE).exists() and not overwrite else {"runs": []}
         for state in stored["runs"]:
             if state["name"] in self.states and state["status"] in ENDED:
                 self.states[state["name"]] = RunState(**state)
         self.decided = stored.get("decided", 0)
+        self.begun = False
+        self._resources = ExitStack()
+
+    def begin(self) -> None:
+        """Make the directory, lock it against other sweeps, and write sweep.json."""
+        if self._writes:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._resources.enter_context(hold_lock(self.path))
+        self.begun = True
+        self.write()
+
+    def close(self) -> None:
+        """Unlock the directory."""
+        self._resources.close()
 
     def stop_early(self, messages: Mapping[str, str], decided: int) -> None:
         """Note the runs that do not go on after a round, all at once.
@@ -90,7 +115,6 @@ class SweepDirectory:
     def write(self) -> None:
         """Write sweep.json."""
         if self._writes:
-            self.path.mkdir(parents=True, exist_ok=True)
             decided = {"decided": self.decided} if self.decided else {}
             content = self._head | decided | {"runs": [dataclasses.asdict(state) for state in self.states.values()]}
             text = json.dumps(content, indent=1) + "\n"

@@ -50,8 +50,6 @@ def train_sweep(
     Raises:
         KeyboardInterrupt: A signal came; what trained is saved.
     """
-    directory.write()
-
     def alive(group: Sequence[SweepRun]) -> list[SweepRun]:
         return [run for run in group if directory.states[run.name].status not in ENDED]
 
@@ -59,6 +57,8 @@ def train_sweep(
 
     def open_group(place: int) -> Group:
         group = Group(waiting[place], builder, directory, world, watcher, resume=resume, overwrite=overwrite)
+        if not directory.begun:  # after what may refuse the settings
+            directory.begin()
         watcher.message(_plan_line(group, place, len(waiting)))
         return group
 
