@@ -27,7 +27,8 @@ class DrivenLoop:
         self.loop = loop
         self._steps = loop.run(eval_on_start)
         self.error: NonFiniteLoss | None = None
-        self.at: ChunkJob | Point | None = next(self._steps, None)
+        self.at: ChunkJob | Point | None = None
+        self.go_on()
 
     def go_on(self, result: RoundResult | None = None) -> None:
         """Take the loop to its next point or job.

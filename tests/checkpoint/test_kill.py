@@ -32,9 +32,11 @@ def test_some_kills(ranks: int, kills: int, fork_server: ForkServer, tmp_path: P
     pytest.fail("none of sixty kills came while a file was written")
 
 
-ENDLESS = ("--epochs", "100000", "--decay1", "1", "--decay2", "1", "--step3", "100000", "--momentum", "0.9")
+ENDLESS = ("--epochs", "100000", "--decay1", "1", "--decay2", "1", "--step3", "50000", "--momentum", "0.9")
 ENDLESS += ("--save-every", "4")  # alone, as what comes while one is written is put off
-"""Four rounds of one step, each evaluated, then one of minutes."""
+"""Four rounds of one step, each evaluated, then one of half a minute."""
+PLAN_S = 1.5
+"""More processor time than it takes to plan the last round, where a signal stops a run at once."""
 
 
 def into_the_endless_round(
@@ -50,7 +52,7 @@ def into_the_endless_round(
     assert wait_until(there, PATIENCE_S)
     worked = [processor_seconds(pid) for pid in process.pids]
     assert wait_until(
-        lambda: all(processor_seconds(pid) > then + 0.3 for pid, then in zip(process.pids, worked, strict=True)),
+        lambda: all(processor_seconds(pid) > then + PLAN_S for pid, then in zip(process.pids, worked, strict=True)),
         PATIENCE_S,
     )
     return process
