@@ -148,21 +148,20 @@ class Group:
                 raise
 
     def _start(self, run: SweepRun) -> None:
-        resources = ExitStack()
-        prepared = self._prepare(run, resources)
-        resume = self._resume or run.name in self._started
-        loggers = self._loggers(run, prepared)
-        opened = resources.enter_context(
-            open_run(prepared, overwrite=self._overwrite and not resume, make_loggers=loggers, resume=resume)
-        )
-        self._started.add(run.name)
-        if opened.complete:
-            self._directory.set_status(run, "done")
-            resources.close()
-            return
-        self._directory.set_status(run, "running")
-        driven = DrivenLoop(opened.loop, eval_on_start=opened.eval_on_start)
-        self._active.append(LiveRun(run, opened, driven, resources))
+        with ExitStack() as resources:
+            prepared = self._prepare(run, resources)
+            resume = self._resume or run.name in self._started
+            loggers = self._loggers(run, prepared)
+            opened = resources.enter_context(
+                open_run(prepared, overwrite=self._overwrite and not resume, make_loggers=loggers, resume=resume)
+            )
+            self._started.add(run.name)
+            if opened.complete:
+                self._directory.set_status(run, "done")
+                return
+            self._directory.set_status(run, "running")
+            driven = DrivenLoop(opened.loop, eval_on_start=opened.eval_on_start)
+            self._active.append(LiveRun(run, opened, driven, resources.pop_all()))
 
     def _prepare(self, run: SweepRun, resources: ExitStack) -> PreparedRun:
         """Return the run as a replica of the base, or built on its own where that is not possible."""
