@@ -60,8 +60,8 @@ def test_a_sweep_at_work_in_the_terminal(tmp_path: Path, capsys: pytest.CaptureF
     rows = [line.split() for line in done.out.splitlines() if line.strip().startswith("seed=") and ": " not in line]
     name = "seed={},model=[bold]mlp\\x1b[2J".format
     assert rows == [
-        [name(0), "done", "4", "0.5000", "0.5000", "4", "0.5000", "1.5"],
-        *([name(seed), states[seed], *"------"] for seed in (1, 2, 3)),
+        [name(0), "done", "4", "0.5000", "0.5000", "4", "0.5000"],
+        *([name(seed), states[seed], *"-----"] for seed in (1, 2, 3)),
     ]
     assert f"{name(3)}: the loss is <not> finite" in done.out
 
