@@ -34,7 +34,7 @@ from ..runs.resolve import resolve_device
 from ..sweeps.axes import REFUSED, Values, grid, join_columns
 from ..sweeps.console import SweepConsole
 from ..sweeps.directory import SWEEP_FILE, SweepDirectory
-from ..sweeps.halving import Halving
+from ..sweeps.halving import Halving, refuse_metric
 from ..sweeps.plan import SweepRun, make_runs
 from ..sweeps.train import train_sweep
 from .settings import data_set, run_config
@@ -135,8 +135,11 @@ def sweep(
         raise UsageError("resume: needs the directory of the sweep, and no overwrite")
     if halving is not None and (not isinstance(halving, int) or halving < 1):
         raise UsageError(f"halving {halving!r}: must be a round, a whole number from 1 on")
+    refuse_metric(metric)
     make_model = _maker(model)
     folder = Path(directory or default_directory("sweep_python")).expanduser().absolute()
+    if (folder / "config.json").exists():
+        raise UsageError(f"directory {folder}: holds a run; name another directory for the sweep")
     if (folder / SWEEP_FILE).exists() and not (resume or overwrite):
         raise UsageError(f"directory {folder}: holds a sweep already; give resume=True or overwrite=True")
 
@@ -242,6 +245,8 @@ def _combinations(over: Any, arguments: Mapping[str, Any]) -> list[Values]:
             axes.append(join_columns(found, "over"))
         runs = grid(axes) if axes else []
     elif isinstance(over, Sequence) and all(isinstance(row, Mapping) and row for row in over):
+        if any({*row} != {*over[0]} for row in over):
+            raise UsageError("over: gives its runs other arguments; give every run the same")
         runs = [{name: _plain(name, value) for name, value in row.items()} for row in over]
     else:
         raise UsageError("over: must be {argument: values}, or a list of {argument: value}")

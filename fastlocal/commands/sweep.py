@@ -19,7 +19,7 @@ from ..config.validation import check
 from ..distributed.ranks import LaunchInfo
 from ..sweeps.axes import Axis, Values, grid, parse_axis, read_runs
 from ..sweeps.directory import SWEEP_FILE, SweepDirectory, read_sweep
-from ..sweeps.halving import Halving
+from ..sweeps.halving import Halving, refuse_metric
 from ..sweeps.plan import SweepRun, make_runs, swept_fields
 from .argv import is_flag
 from .flags import TrainFlags, read_flags, resolve
@@ -75,6 +75,7 @@ def run(argv: Sequence[str]) -> int:
     words = parse_words(argv)
     if words.go_on:
         words, argv = _stored_words(words)
+    refuse_metric(words.metric)
     flags, names = read_flags(words.rest, "fastlocal sweep")
     values = grid(words.axes) if words.axes else [{}]
     for path in words.files:
@@ -84,6 +85,8 @@ def run(argv: Sequence[str]) -> int:
     if words.dry_run:
         print(_plan(runs))
         return 0
+    if (directory / "config.json").exists():
+        raise UsageError(f"--log-pth {directory}: holds a run; name another directory for the sweep")
     if (directory / SWEEP_FILE).exists() and not (words.go_on or words.overwrite):
         raise UsageError(f"--log-pth {directory}: holds a sweep already; --continue goes on, --overwrite starts afresh")
     return _start(words, flags, runs, directory, argv)
@@ -218,12 +221,15 @@ def _train(
     words: SweepWords, runs: Sequence[SweepRun], directory: Path, command: Sequence[str], world: World, name: str
 ) -> None:
     with defer_signals():
+        from ..models import refuse_unknown
         from ..reports.tables import write_tables
         from ..sweeps.console import SweepConsole
         from ..sweeps.ending import summary_text, write_report_files
         from ..sweeps.named_runs import NamedRuns
         from ..sweeps.train import train_sweep
 
+    for model in dict.fromkeys(run.config.model.model for run in runs):
+        refuse_unknown(model)  # before the first run of another model trains
     with ExitStack() as resources:
         files = resources.enter_context(
             closing(SweepDirectory(directory, name, command, runs, writes=world.is_rank0, overwrite=words.overwrite))

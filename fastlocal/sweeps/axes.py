@@ -178,6 +178,9 @@ def read_runs(path: Path) -> Axis:
         raise UsageError(f"{flag}: must hold a list of objects, one for each run, each field: value")
     if not rows:
         raise UsageError(f"{flag}: has no runs")
+    for number, row in enumerate(rows, 1):
+        if {*row} != {*rows[0]} or None in row or (path.suffix == ".csv" and None in row.values()):
+            raise UsageError(f"{flag}: run {number} has other fields than the first one; give every run the same")
     return [{(field := field_name(str(name), flag)): parse_value(field, value, flag) for name, value in row.items()}
             for row in rows]  # fmt: skip
 

@@ -10,9 +10,18 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from ..common.errors import UsageError, nearest
 from .plan import SweepRun, setting_of
 
 SMALLER_IS_BETTER = ("val_loss", "train_loss")
+METRICS = ("val_acc1", "val_acc5", "val_loss", "train_acc1", "train_acc5", "train_loss", "best_acc")
+"""Keys of metrics.jsonl by which runs can be compared."""
+
+
+def refuse_metric(name: str) -> None:
+    """Raise UsageError for a --metric that no run writes."""
+    if name not in METRICS:
+        raise UsageError(f"--metric {name}: is none of {', '.join(METRICS)}{nearest(name, METRICS)}")
 
 
 @dataclass(frozen=True)

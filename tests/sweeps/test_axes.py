@@ -67,6 +67,8 @@ REFUSED = {
     "--continue --over seed=0": "with the settings it began with",
     "--over seed=0 --sed 1": "unknown flag --sed; did you mean '--seed'?",
     "--runs missing.csv": "--runs missing.csv: cannot be read",
+    "--over seed=0,1 --metric val_ac": "--metric val_ac: is none of val_acc1",
+    "--over model=mlp,quick": "--model 'quick' is unknown",
     "--over seed=0,1 --data-pth missing.npz": "--data-pth missing.npz",
     "--over seed=0,1 --model quick": "--model 'quick' is unknown",
     "--over seed=0 --rounds 3 --epochs 3": "--epochs and --rounds: give one of them",
