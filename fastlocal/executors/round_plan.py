@@ -106,7 +106,7 @@ class RoundPlan:
 
     @property
     def whole(self) -> bool:
-        """Whether no batch is short."""
+        """Return True if no batch is short."""
         return self.sizes is None or bool(((self.sizes == 0) | (self.sizes == self.batch)).all())
 
     def parts(self, step: int) -> list[tuple[slice, int]]:

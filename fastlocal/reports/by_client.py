@@ -1,4 +1,4 @@
-"""How the last evaluation by client is distributed over clients, from clients.jsonl."""
+"""The distribution of the last evaluation over clients, from clients.jsonl."""
 
 from __future__ import annotations
 

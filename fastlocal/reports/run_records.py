@@ -1,4 +1,4 @@
-"""What a run directory holds, read for reports: settings, rows of metrics, and what is missing or damaged."""
+"""Records of one run directory for reports: settings, rows of metrics, and what is missing or damaged."""
 
 from __future__ import annotations
 

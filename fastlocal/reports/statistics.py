@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import TypeVar
 
 CONFIDENCE = 0.95
-"""Of every interval."""
+"""Confidence level of every interval."""
 TERMS = 500
 """Terms of the continued fraction at most; it needs about the square root of its larger parameter."""
 

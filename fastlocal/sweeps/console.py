@@ -37,7 +37,7 @@ class SweepConsole:
     Args:
         directory: Directory of the sweep.
         runs: The runs.
-        stream: Output; standard error by default. None of a rank that shows nothing.
+        stream: Output; standard error by default.
         shows: Whether this process shows anything.
     """
 

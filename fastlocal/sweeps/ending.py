@@ -1,4 +1,4 @@
-"""What a sweep leaves: its tables, its plots, and a table in the terminal."""
+"""The files and the table in the terminal with which a sweep ends."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ print(json.dumps([listed, layers, one_position]))
 
 
 class Compiled(NamedTuple):
-    """What the installed Triton compiles in a Python without the interpreter, which the tests have chosen.
+    """Programs that the installed Triton compiles in a Python without the interpreter, which the tests have chosen.
 
     Attributes:
         others: Rows of two configurations of every kernel but those of convolutions.

@@ -32,7 +32,7 @@ def counted() -> str:
 
 
 def fused() -> str:
-    """What steps fuse, and how often."""
+    """Return the table of the fusions of each step, with their numbers."""
     rows = [row for row in read_rows(PATH) if row["fused"]]
     cells = []
     for row in rows:

@@ -130,7 +130,7 @@ FORWARDS: dict[Forward, dict[str, int]] = {
 
 @pytest.mark.parametrize("forward", FORWARDS, ids=lambda forward: forward.__name__)
 def test_what_waits_is_what_it_would_have_been(forward: Forward) -> None:
-    """Of all clients at once by our operations, together and one by one, and by torch's."""
+    """Fused and unfused operations for all clients at once give the results of torch's for each client."""
     torch.manual_seed(0)
     module = Layers(forward).double()
     images = normal(CLIENTS, 2, 4, 6, 6)

@@ -241,7 +241,7 @@ def test_the_models_of_the_benches(case: str, rehearsed: Rehearsal, monkeypatch:
 
 
 def test_the_table_of_fusions(rehearsed: Rehearsal) -> None:
-    """What a step on a GPU fuses, by the model as it is there."""
+    """The table lists the fusions of the model on a GPU."""
     config = RunConfig().with_values(executor="stacked", conv_strategy="triton")
     with rehearsed(interpret=True):
         problem = on_cuda(problem_of("batchnorm", torch.float32))

@@ -1,4 +1,4 @@
-"""What plots show: places and kinds of their axes, gaps, and limits."""
+"""Plots have the right axes, gaps and limits."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def test_directories_that_are_refused(files: dict[str, str], problem: str, tmp_p
 
 
 def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
-    """What is whole is used."""
+    """Whole lines of damaged files are used."""
     run = write_run(tmp_path / "run", rows_of(0.5))
     with (run / "metrics.jsonl").open("a") as file:
         file.write("[1]\n{}\n")

@@ -255,17 +255,13 @@ too.
 """
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "/").replace("__", r"\_\_")
-
-
 def page(count: int, command: str, executors: str, counts: dict[str, collections.Counter[str]]) -> str:
     """The counts in Markdown."""
     head = {"kinds": len(BLOCKS), "losses": len(LOSSES), "inputs": len(set(INPUTS))}
     lines = [PAGE.format(count=f"{count:,}", command=command, executors=executors, **head)]
     for kind, found in counts.items():
-        rows = found.most_common() or [("none", 0)]
-        lines += [f"| {kind} | {_cell(name)} | {number} |\n" for name, number in rows]
+        rows = [(name.replace("|", "/").replace("__", r"\_\_"), number) for name, number in found.most_common()]
+        lines += [f"| {kind} | {name} | {number} |\n" for name, number in rows or [("none", 0)]]
     return "".join(lines)
 
 
@@ -295,8 +291,7 @@ def main() -> int:
         given.page.write_text(page(given.count, command, executors, counts), encoding="utf-8")
     for kind, found in counts.items():
         print(f"{kind}: {sum(found.values())}")
-        for name, count in found.most_common():
-            print(f"  {count:>5}  {name}")
+        print("".join(f"  {count:>5}  {name}\n" for name, count in found.most_common()), end="")
     print(f"wrong seeds: {sorted({outcome.seed for outcome in wrong})}")
     return 1 if wrong else 0
 

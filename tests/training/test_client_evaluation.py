@@ -59,7 +59,7 @@ def lines(directory: Path) -> list[dict[str, Any]]:
 
 
 def test_as_a_loop_over_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever the executor, the chunk and the source; the statistics are those of the lines."""
+    """The numbers depend on no executor, chunk or source; the statistics are those of the lines."""
     judged, untested = expected(), sum(not tests for tests in TESTS)
     assert untested > 0
     for executor, chunk, more in (
