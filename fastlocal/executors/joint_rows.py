@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..params.client_stack import ClientStack
+from ..params.client_stack import MOMENTUM, SQUARE, STEPS, ClientStack
 from .round_plan import RoundPlan, RoundResult, RowValues
 
 if TYPE_CHECKING:
@@ -62,11 +62,13 @@ class JointRows:
 
     def _stack(self, stacks: Sequence[ClientStack]) -> ClientStack:
         """Copy the rows of all runs into one stack."""
-        momenta = [stack.momentum for stack in stacks if stack.momentum is not None]
+        moments = {name: self._joined(name, [stack.moments[name] for stack in stacks]) for name in stacks[0].moments}
         return ClientStack(
             self._joined("params", [stack.params for stack in stacks]),
-            self._joined("momentum", momenta) if momenta else None,
+            moments.get(MOMENTUM),
             {name: self._joined(f"state {name}", [stack.state[name] for stack in stacks]) for name in stacks[0].state},
+            moments.get(SQUARE),
+            moments.get(STEPS),
         )
 
     def _joined(self, name: str, parts: Sequence[Tensor]) -> Tensor:

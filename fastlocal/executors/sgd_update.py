@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastlocal import kernels
 
+from ..params.client_stack import ClientStack
 from ..telemetry.trace import span
 from .base import LocalProblem
 from .round_plan import SHARED, RowValues
@@ -38,8 +39,7 @@ class Update:
 
     def __call__(
         self,
-        params: Tensor,
-        momentum: Tensor | None,
+        stack: ClientStack,
         grads: Tensor,
         learning_rates: Tensor,
         values: RowValues = SHARED,
@@ -48,8 +48,7 @@ class Update:
         """Clip the gradients and take one SGD step for every client.
 
         Args:
-            params: [clients, n_params].
-            momentum: [clients, n_params], or None.
+            stack: The clients, changed in place.
             grads: [clients, n_params]; may be overwritten.
             learning_rates: [clients].
             values: Hyperparameters that differ between the clients.
@@ -57,12 +56,20 @@ class Update:
         """
         with span("client_sgd"):
             scale = None if self._problem.clip_norm is None else self._scale(self._norm(grads))
-            self.step(params, momentum, grads, learning_rates, scale, values.momentum, values.weight_decay, active)
+            self.step(
+                stack.params,
+                stack.momentum,
+                grads,
+                learning_rates,
+                scale,
+                values.momentum,
+                values.weight_decay,
+                active,
+            )
 
     def by_parameter(
         self,
-        params: Tensor,
-        momentum: Tensor | None,
+        stack: ClientStack,
         grads: Sequence[Tensor],
         learning_rates: Tensor,
         values: RowValues = SHARED,
@@ -72,7 +79,8 @@ class Update:
         Gathering the gradients in rows would take two more passes over memory. They are not overwritten, because two
         parameters may share a gradient.
         """
-        problem, clients = self._problem, len(params)
+        problem, params, momentum = self._problem, stack.params, stack.momentum
+        clients = len(params)
         mu = [problem.momentum] * clients if values.momentum is None else values.momentum.tolist()
         decays = [problem.weight_decay] * clients if values.weight_decay is None else values.weight_decay.tolist()
         with span("client_sgd"):

@@ -226,9 +226,9 @@ class StackedExecutor(ExecutorKind):
         active = step.active
         if self._by_parameter:
             assert active is None, "only captured and compiled steps mask rows"
-            update.by_parameter(stack.params, stack.momentum, grads, step.learning_rates, step.values)
+            update.by_parameter(stack, grads, step.learning_rates, step.values)
         else:
-            update(stack.params, stack.momentum, grads[0], step.learning_rates, step.values, active)
+            update(stack, grads[0], step.learning_rates, step.values, active)
         for name, rows in stack.state.items():
             rows.copy_(only(active, state[name].detach(), rows))
         return only(active, losses.detach(), 0), None if correct is None else only(active, correct, 0)
