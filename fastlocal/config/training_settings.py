@@ -115,6 +115,8 @@ class SgdConfig:
     """epochs of the warm-up"""
     gamma: float = 0.1
     """factor of each rate decay"""
+    client_optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd, as torch.optim.SGD, or adamw, as torch.optim.AdamW with a count of steps for each client"""
     momentum: float = 0.0
     """momentum, in [0, 1); see --client-state"""
     nesterov: bool = False
@@ -125,6 +127,21 @@ class SgdConfig:
     """no weight decay for biases and normalisation parameters"""
     clip_norm: float | None = None
     """scale a client's gradient down to at most this norm; None: no clipping"""
+
+
+@dataclass(frozen=True)
+class AlgorithmConfig:
+    """What is added to the clients' gradients, and how much each client counts in the mean."""
+
+    algorithm: str = "fedavg"
+    """fedavg, fedprox, scaffold, fednova or feddyn"""
+    prox_mu: float | None = None
+    """pull of --algorithm fedprox and fednova to the start of the round; None: 0.01, fednova 0"""
+    feddyn_alpha: float | None = None
+    """coefficient of the regulariser of --algorithm feddyn; None: 0.01"""
+    correction_at: Literal["gradient", "step"] | None = None
+    """the algorithm's terms are added to the gradient, so that momentum holds them, or to the step after momentum;
+    None: gradient"""
 
 
 @dataclass(frozen=True)

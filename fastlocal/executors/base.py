@@ -21,6 +21,7 @@ from ..data.sources.base import Batch, Source
 from ..data.sources.resident import ResidentSource
 from ..models.own_tensors import TensorNames
 from ..params.client_stack import ClientStack
+from ..params.correction import CorrectionTerms
 from ..params.losses import Loss
 from ..params.param_layout import ParamLayout
 from ..params.precision import Numerics
@@ -69,6 +70,7 @@ class LocalProblem:
         no_vmap: Why vmap cannot take the module, or None. Such a module may branch on values.
         uses_rng: Whether the module draws random numbers that no client's seed fixes.
         ahead: Reads batches of a streaming source ahead; None for a resident source.
+        correction: Terms that the run's algorithm adds to the gradients.
     """
 
     module: nn.Module
@@ -94,12 +96,14 @@ class LocalProblem:
     no_vmap: str | None = None
     uses_rng: bool = False
     ahead: ReadAhead | None = None
+    correction: CorrectionTerms = CorrectionTerms()
 
     def stack(self, clients: int) -> ClientStack:
         """Return rows of `clients` clients with the module's start weights and zero momentum."""
         params = self.layout.flatten(dict(self.module.named_parameters())).repeat(clients, 1)
         state = {name: value.repeat(clients, *(1 for _ in value.shape)) for name, value in self.state.items()}
-        return ClientStack(params, torch.zeros_like(params) if self.momentum else None, state)
+        momentum = torch.zeros_like(params) if self.momentum else None
+        return ClientStack(params, momentum, state, correction=self.correction.zero(params))
 
     @property
     def counts(self) -> int:

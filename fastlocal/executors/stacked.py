@@ -111,6 +111,7 @@ class StackedExecutor(ExecutorKind):
             self._plain_update = Update(problem)
             self._update.step = self.compiler.compile(self._update.step)  # type: ignore[method-assign]
         default = best_by_parameter(problem.source.device, compile=compile)
+        default = default and problem.correction.gradient is None  # which takes all gradients of a client at once
         self._by_parameter = default if by_parameter is None else by_parameter
         on_gpu = problem.source.device.type == "cuda" and not compile
         self._gather = GradientRows(problem.layout) if on_gpu and not self._by_parameter else None

@@ -65,6 +65,11 @@ class ClientStack:
         """All tensors that a local step changes."""
         return [self.params, *self.moments.values(), *self.state.values()]
 
+    @property
+    def inputs(self) -> list[Tensor]:
+        """All tensors that a local step reads or changes."""
+        return self.buffers + ([] if self.correction is None else self.correction.tensors)
+
 
 ClientRows: TypeAlias = range | Tensor
 """Numbers of rows, each once: a range, or int64 [rows] on the CPU."""
