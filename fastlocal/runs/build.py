@@ -58,6 +58,7 @@ from .resolve import (
     resolve_for_stateful_loss,
 )
 from .sources import open_sources
+from .store_plan import refuse_full_disk
 
 PROBE_BATCH = 4
 HELD_OUT = 5
@@ -211,6 +212,7 @@ def build_run(
             notes += default_notes + _notes(probe)
             part = resolve_for_machine(part, name, problem, replicas)
             part = resolve_chunk(part, problem, data, requested.chunk)
+            refuse_full_disk(config, problem)
             steps, share = population.mean_steps, population.busy_share
             part, choice_notes = choose_executor(part, requested, problem, replicas, steps, share)
             if choice_notes:

@@ -26,6 +26,7 @@ from ..models.own_functions import rebind_functions
 from ..models.own_tensors import OwnTensors, tensors_of
 from ..models.python_state import preserve_state
 from ..params.client_stack import MOMENTUM, ClientStore
+from ..params.disk_store import FOLDER_NAME, DiskStore
 from ..telemetry.base import Logger
 from ..telemetry.jsonl import StepLog
 from ..training.client_evaluation import ClientEvaluator
@@ -36,6 +37,7 @@ from ..training.loop import Loop
 from ..training.planner import Planner
 from ..training.server import ClientState, Server
 from .build import PreparedRun
+from .store_plan import on_disk
 
 
 def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> Loop:
@@ -69,6 +71,11 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
     if config.sgd.momentum and state != "reset":  # else it is zero at the start of every round
         start = {MOMENTUM: torch.zeros_like(global_model.flat_params), **start}
     averaged = start if state == "average" else problem.state
+    if on_disk(config) and start:
+        folder = directory / FOLDER_NAME
+        client_store: ClientStore = DiskStore(clients, start, chunk, device, folder=folder, rank=world.rank)
+    else:
+        client_store = ClientStore(clients, start, chunk, device)
     evaluator = Evaluator(
         global_model=global_model,
         source=problem.source,
@@ -112,7 +119,7 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
             optimizer=make_server_optimizer(config.server, global_model.flat_params),
             client_state=state,
         ),
-        client_store=ClientStore(clients, start, chunk, device),
+        client_store=client_store,
         evaluator=evaluator,
         logger=logger,
         steps=steps,
@@ -122,13 +129,20 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
             every=config.log.save_every,
             minutes=config.log.save_minutes,
             keep=config.log.keep,
-            sync=(lambda: None) if steps is None else steps.sync,
+            sync=functools.partial(_sync, client_store, steps),
             world=world,
         ),
         config=dataclasses.asdict(config),
         grace=config.log.grace,
         by_client=_client_reports(prepared, evaluator),
     )
+
+
+def _sync(client_store: ClientStore, steps: StepLog | None) -> None:
+    """Flush the files of a run to which its state refers."""
+    client_store.sync()
+    if steps is not None:
+        steps.sync()
 
 
 def _client_reports(prepared: PreparedRun, evaluator: Evaluator) -> ClientReports | None:

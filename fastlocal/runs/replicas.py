@@ -28,8 +28,8 @@ REPLICA_FIELDS = frozenset(
     {
         *("noise_p", "replacement", "partition", "alpha", "shards_per_client", "classes_per_client"),
         *("min_client_size", "partition_as", "population", "cohort_sampling", "clients_drop", "client_epochs"),
-        *("client_weights", "client_state", "client_test", "eval_clients", "eval_clients_of", "stop_at"),
-        *("local_epochs", "last_batch", "stragglers"),
+        *("client_weights", "client_state", "client_store", "client_test", "eval_clients", "eval_clients_of"),
+        *("stop_at", "local_epochs", "last_batch", "stragglers"),
         *("start_lr", "lr", "client_lr", "max_lr", "warm_up", "warmup_epochs", "gamma", "momentum", "wd"),
         *("server_optimizer", "server_lr", "server_momentum", "server_beta1", "server_beta2", "server_tau"),
         *("server_accumulator", "server_bias_correction"),

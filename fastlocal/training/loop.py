@@ -90,7 +90,7 @@ class Loop:
     def __post_init__(self) -> None:
         row = self.global_model.flat_params
         self._params = torch.empty(self.planner.chunk, row.numel(), dtype=row.dtype, device=row.device)
-        fresh = self.problem.momentum and MOMENTUM not in self.client_store.all
+        fresh = self.problem.momentum and MOMENTUM not in self.client_store.names
         self._momentum = torch.empty_like(self._params) if fresh else None
         self._timers = Timers()
         self.chunk_done = True
@@ -150,9 +150,10 @@ class Loop:
                 [self.chunk_done, self.saver.requested_save()], "the save before the end"
             )
             if all(chunk_done for chunk_done, _ in ranks):
-                last = self._before_leftover or self.snapshot()
-                self.saver.catch_up(max(save for _, save in ranks), lambda: last)
-                self.saver.finish(last)
+                # a snapshot for each save, so that all ranks take as many
+                newest = max(save for _, save in ranks)
+                self.saver.catch_up(newest, lambda: self._before_leftover or self.snapshot())
+                self.saver.finish(self._before_leftover or self.snapshot())
 
     def snapshot(self) -> State:
         """Copy the state from which a later process resumes."""
@@ -253,6 +254,7 @@ class Loop:
         with span("plan"):
             stack = self._stack(state_rows, params)
             plan = self.planner.plan(schedule, rows, rates, rest)
+            self.client_store.read_ahead(lambda: self.planner.next_state_rows(schedule, rest))
         self.evaluator.seed_module(schedule.first_step, plan.first_row)
         result = yield ChunkJob(self.executor, self.problem, stack, plan)
         assert result is not None, "the driver answers a job by its result"

@@ -49,7 +49,7 @@ class Server:
         """Give the clients of a round the global model's buffers, if they keep none."""
         if self.client_state == "reset":
             own = tensors_of(self.global_model.module)
-            store.fill({name: own[name].detach() for name in store.all})
+            store.fill({name: own[name].detach() for name in store.names})
 
     def average(
         self,
