@@ -87,6 +87,9 @@ class ClientConfig:
     """momenta, and buffers that a forward pass changes, at the start of a round: keep (a client's own), reset (momentum
     zero, buffers of the global model) or average (over the clients of the round before); None: keep if all clients take
     part in every round, else reset"""
+    client_store: Literal["memory", "disk"] = "memory"
+    """where the state waits that clients keep: memory, or disk (files in the run directory, of which a round reads and
+    writes the rows of its clients)"""
     client_test: float | None = None
     """share of each client's samples that is held out before training; None: 0.2 with --eval-clients, else 0"""
     eval_clients: int | None = None

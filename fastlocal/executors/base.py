@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from fastlocal import kernels
 
+from ..algorithms import AlgorithmState
 from ..common import interrupts
 from ..config.schema import MachineConfig, RunConfig
 from ..data.sources.base import Batch, Source
@@ -71,6 +71,7 @@ class LocalProblem:
         uses_rng: Whether the module draws random numbers that no client's seed fixes.
         ahead: Reads batches of a streaming source ahead; None for a resident source.
         correction: Terms that the run's algorithm adds to the gradients.
+        algorithm: State of the algorithm before the first round, that of one client.
     """
 
     module: nn.Module
@@ -97,6 +98,7 @@ class LocalProblem:
     uses_rng: bool = False
     ahead: ReadAhead | None = None
     correction: CorrectionTerms = CorrectionTerms()
+    algorithm: AlgorithmState = field(default_factory=AlgorithmState)
 
     def stack(self, clients: int) -> ClientStack:
         """Return rows of `clients` clients with the module's start weights and zero momentum."""
@@ -168,7 +170,7 @@ class LocalProblem:
                 yield Batch(batch.inputs.unsqueeze(0), batch.targets.unsqueeze(0)), targets.unsqueeze(0)
             return
         block = max(1, BLOCK_BYTES // self.source.batch_bytes(plan.batch))
-        for first, end, size in _equal_batches(plan, client):
+        for first, end, size in plan.runs_of(client):
             for begin in range(first, end, block):
                 interrupts.check_signals()
                 here = slice(begin, min(begin + block, end))
@@ -202,17 +204,6 @@ class LocalProblem:
     @functools.cached_property
     def _noisy_targets(self) -> Callable[..., Tensor]:
         return kernels.get("noisy_targets", device=self.source.device)
-
-
-def _equal_batches(plan: RoundPlan, client: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (first, end, size) of the steps of a client whose batches have one size, in order."""
-    steps = plan.steps_of(client)
-    sizes = [plan.batch] * steps if plan.sizes is None else plan.sizes[:steps, client].tolist()
-    begin = 0
-    for size, run in itertools.groupby(sizes):
-        end = begin + len(list(run))
-        yield begin, end, size
-        begin = end
 
 
 class Executor(Protocol):

@@ -104,6 +104,15 @@ class RoundPlan:
         """Return the samples in the batch of a row at a step."""
         return self.batch if self.sizes is None else int(self.sizes[step, client])
 
+    def runs_of(self, client: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (first, end, size) of the steps of a row whose batches have one size, in order."""
+        steps, begin = self.steps_of(client), 0
+        sizes = [self.batch] * steps if self.sizes is None else self.sizes[:steps, client].tolist()
+        for size, run in itertools.groupby(sizes):
+            end = begin + len(list(run))
+            yield begin, end, size
+            begin = end
+
     @property
     def whole(self) -> bool:
         """Return True if no batch is short."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -80,6 +80,21 @@ def take(values: Tensor, rows: ClientRows) -> Tensor:
     return values[rows] if isinstance(rows, Tensor) else values[rows.start : rows.stop]
 
 
+@dataclass(frozen=True)
+class SavedClients:
+    """What a saved state holds of a ClientStore.
+
+    Attributes:
+        rows: {name: [clients, ...]}, one row for each client of the process.
+        shared: {name: value} that all processes share.
+        about: JSON values that identify files of rows beside the state, or None if there are none.
+    """
+
+    rows: Mapping[str, Tensor]
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
+    about: dict[str, Any] | None = None
+
+
 class ClientStore:
     """State of a process's clients beside their parameters: momenta, and buffers that a forward pass changes.
 
@@ -111,6 +126,11 @@ class ClientStore:
             self.all = {name: rows.pin_memory() for name, rows in self.all.items()}
             self.resident = {name: rows[:chunk].to(device) for name, rows in self.all.items()}
 
+    @property
+    def names(self) -> Collection[str]:
+        """Names of the rows."""
+        return self.all.keys()
+
     def fetch(self, clients: ClientRows) -> dict[str, Tensor]:
         """Return the rows {name: [clients, ...]} of these clients on the device, to be changed in place."""
         rows = self.rows(clients)
@@ -131,15 +151,40 @@ class ClientStore:
                 values = values.to(self.all[name].device)
             self.all[name][self._index(clients)] = values
 
-    def rows(self, clients: ClientRows) -> dict[str, Tensor]:
-        """Return the rows {name: [clients, ...]} where they are kept: views of a range, else copies."""
+    def read_ahead(self, upcoming: Callable[[], ClientRows | None]) -> None:
+        """Read the rows of the next `fetch` while those of the last one train.
+
+        Args:
+            upcoming: Returns the clients of the next `fetch`, or None if there is none.
+        """
+
+    def rows(self, clients: ClientRows, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """Return the rows {name: [clients, ...]} of these names, or of all, where they are kept.
+
+        They are views of a range, else copies.
+        """
         index = self._index(clients)
-        return {name: rows[index] for name, rows in self.all.items()}
+        return {name: self.all[name][index] for name in names or self.names}
 
     def fill(self, values: Mapping[str, Tensor]) -> None:
         """Give every client the values {name: [...]} of these names."""
         for name, value in values.items():
             self.all[name].copy_(value.to(self.all[name].device))
+
+    def save(self) -> SavedClients:
+        """Return what a saved state holds of the clients; views, to be copied at once."""
+        return SavedClients(self.all)
+
+    def restore(self, saved: SavedClients) -> None:
+        """Restore the clients of a saved state."""
+        for name, rows in self.all.items():
+            rows.copy_(saved.rows[name])
+
+    def sync(self) -> None:
+        """Flush files of rows to the disk, before a saved state refers to them."""
+
+    def close(self) -> None:
+        """Close files of rows; raises nothing."""
 
     def _index(self, clients: ClientRows) -> slice | Tensor:
         if isinstance(clients, Tensor):

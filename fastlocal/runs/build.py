@@ -44,10 +44,9 @@ from ..params.param_layout import ParamLayout, param_layout
 from ..params.precision import numerics
 from ..schedule.owned_rounds import make_progress
 from ..schedule.rounds import Progress
-from ..training.algorithm_rounds import correction_terms
 from .executor_choice import choose_executor, default_executor
 from .executor_trial import try_executor
-from .local_problem import build_problem, ignored_label, label_range, without_decay
+from .local_problem import build_problem, ignored_label, label_range, with_algorithm, without_decay
 from .memory_plan import MemoryPlan, plan_memory, resolve_chunk
 from .population import Population, build_population
 from .rank_config import localize_config, merge_rank_config
@@ -60,6 +59,7 @@ from .resolve import (
     resolve_for_stateful_loss,
 )
 from .sources import open_sources
+from .store_plan import refuse_full_disk
 
 PROBE_BATCH = 4
 HELD_OUT = 5
@@ -196,7 +196,7 @@ def build_run(
             needs_gradients = try_evaluation(plain, held_out.inputs, held_out.targets, numbers)
         local = local_module(module, modes)
         problem = build_problem(config, local, layout, source, loss, numbers, probe, tensor_names, ignored, user_module)
-        problem = dataclasses.replace(problem, correction=correction_terms(algorithm))
+        problem = with_algorithm(problem, algorithm, module)
         if config.schedule.stop_at is not None:
             Target.parse(config.schedule.stop_at).check(problem.topk)
         probe = compare(plain, problem, batches, probe)
@@ -219,6 +219,7 @@ def build_run(
             notes += default_notes + _notes(probe)
             part = resolve_for_machine(part, name, problem, replicas)
             part = resolve_chunk(part, problem, data, requested.chunk)
+            refuse_full_disk(config, problem)
             steps, share = population.mean_steps, population.busy_share
             part, choice_notes = choose_executor(part, requested, problem, replicas, steps, share)
             if choice_notes:

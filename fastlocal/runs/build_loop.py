@@ -26,6 +26,7 @@ from ..models.own_functions import rebind_functions
 from ..models.own_tensors import OwnTensors, tensors_of
 from ..models.python_state import preserve_state
 from ..params.client_stack import MOMENTUM, ClientStore
+from ..params.disk_store import FOLDER_NAME, DiskStore
 from ..telemetry.base import Logger
 from ..telemetry.jsonl import StepLog
 from ..training.algorithm_rounds import AlgorithmRounds
@@ -37,6 +38,7 @@ from ..training.loop import Loop
 from ..training.planner import Planner
 from ..training.server import ClientState, Server
 from .build import PreparedRun
+from .store_plan import on_disk
 
 
 def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> Loop:
@@ -63,12 +65,7 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
         reduce_order=config.machine.reduce_order,
         timeout=world.group_timeout,
     )
-    algorithm = AlgorithmRounds(
-        prepared.algorithm,
-        global_model.flat_params,
-        min(config.machine.chunk, len(world.local_clients(config.clients))),
-        make_aggregator,
-    )
+    algorithm = AlgorithmRounds(prepared.algorithm, problem.algorithm, make_aggregator)
     kept = (state == "keep" or algorithm.keeps_state) and not population.sampler.everybody
     clients = world.local_clients(population.sampler.population if kept else config.clients)
     chunk = min(config.machine.chunk, len(clients))
@@ -76,6 +73,12 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
     if config.sgd.momentum and state != "reset":  # else it is zero at the start of every round
         start = {MOMENTUM: torch.zeros_like(global_model.flat_params), **start}
     averaged = start if state == "average" else problem.state
+    start |= algorithm.client_start
+    if on_disk(config, problem) and start:
+        folder = directory / FOLDER_NAME
+        client_store: ClientStore = DiskStore(clients, start, chunk, device, folder=folder, rank=world.rank)
+    else:
+        client_store = ClientStore(clients, start, chunk, device)
     evaluator = Evaluator(
         global_model=global_model,
         source=problem.source,
@@ -122,7 +125,7 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
             algorithm=algorithm,
             changing=tuple(problem.state),
         ),
-        client_store=ClientStore(clients, start | algorithm.client_start, chunk, device),
+        client_store=client_store,
         evaluator=evaluator,
         logger=logger,
         steps=steps,
@@ -132,13 +135,20 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
             every=config.log.save_every,
             minutes=config.log.save_minutes,
             keep=config.log.keep,
-            sync=(lambda: None) if steps is None else steps.sync,
+            sync=functools.partial(_sync, client_store, steps),
             world=world,
         ),
         config=dataclasses.asdict(config),
         grace=config.log.grace,
         by_client=_client_reports(prepared, evaluator),
     )
+
+
+def _sync(client_store: ClientStore, steps: StepLog | None) -> None:
+    """Flush the files of a run to which its state refers."""
+    client_store.sync()
+    if steps is not None:
+        steps.sync()
 
 
 def _client_reports(prepared: PreparedRun, evaluator: Evaluator) -> ClientReports | None:

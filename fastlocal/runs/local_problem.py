@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ..algorithms import Algorithm
 from ..common.errors import UsageError
 from ..config.schema import RunConfig
 from ..data.sources.base import Source
@@ -18,6 +19,7 @@ from ..module_checks.probe import Probe
 from ..params.losses import Loss, combination
 from ..params.param_layout import ParamLayout
 from ..params.precision import Numerics
+from ..training.algorithm_rounds import correction_terms, start_state
 
 
 def label_range(data: DataSet, loss: Loss) -> tuple[int, int] | None:
@@ -62,6 +64,20 @@ def without_decay(layout: ParamLayout, unused: Sequence[str]) -> ParamLayout:
         if name in unused:
             view.zero_()
     return dataclasses.replace(layout, decay_mask=mask)
+
+
+def with_algorithm(problem: LocalProblem, algorithm: Algorithm, module: nn.Module) -> LocalProblem:
+    """Return the local step under an algorithm.
+
+    Args:
+        problem: The local step.
+        algorithm: The algorithm.
+        module: The module with its start weights.
+    """
+    start = problem.layout.flatten(dict(module.named_parameters()))
+    return dataclasses.replace(
+        problem, correction=correction_terms(algorithm), algorithm=start_state(algorithm, start)
+    )
 
 
 def build_problem(

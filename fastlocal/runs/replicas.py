@@ -21,6 +21,7 @@ from ..models.own_tensors import tensors_of
 from ..params.param_layout import param_layout
 from ..schedule.owned_rounds import make_progress
 from .build import PreparedRun
+from .local_problem import with_algorithm
 from .memory_plan import plan_memory
 from .population import build_population
 from .resolve import default_chunk, resolve_for_data
@@ -29,8 +30,8 @@ REPLICA_FIELDS = frozenset(
     {
         *("noise_p", "replacement", "partition", "alpha", "shards_per_client", "classes_per_client"),
         *("min_client_size", "partition_as", "population", "cohort_sampling", "clients_drop", "client_epochs"),
-        *("client_weights", "client_state", "client_test", "eval_clients", "eval_clients_of", "stop_at"),
-        *("local_epochs", "last_batch", "stragglers"),
+        *("client_weights", "client_state", "client_store", "client_test", "eval_clients", "eval_clients_of"),
+        *("stop_at", "local_epochs", "last_batch", "stragglers"),
         *("start_lr", "lr", "client_lr", "max_lr", "warm_up", "warmup_epochs", "gamma", "momentum", "wd"),
         *("prox_mu", "feddyn_alpha"),
         *("server_optimizer", "server_lr", "server_momentum", "server_beta1", "server_beta2", "server_tau"),
@@ -133,6 +134,8 @@ def build_replica(
         seed=seed,
         state={name: tensors[name].detach().clone() for name in problem.state},
     )
+    algorithm = make_algorithm(config)
+    own_problem = with_algorithm(own_problem, algorithm, module)
     return dataclasses.replace(
         base,
         config=config,
@@ -142,7 +145,7 @@ def build_replica(
         executor=base.executor.replica(own_problem),
         progress=make_progress(config, population.work.most),
         population=population,
-        algorithm=make_algorithm(config),
+        algorithm=algorithm,
         notes=tuple(population.notes()),
         resources=ExitStack(),
     )

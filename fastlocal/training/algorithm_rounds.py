@@ -49,25 +49,20 @@ class AlgorithmRounds:
     """
 
     def __init__(
-        self, algorithm: Algorithm, start: Tensor, chunk: int, make_averager: Callable[[Tensor], Aggregator]
+        self, algorithm: Algorithm, state: AlgorithmState, make_averager: Callable[[Tensor], Aggregator]
     ) -> None:
-        """Prepare the state; every rank must do so.
+        """Prepare the sums; every rank must do so.
 
         Args:
             algorithm: The algorithm.
-            start: [n_params], the start weights.
-            chunk: Number of clients that are resident at once.
+            state: Its state before the first round, which is copied.
             make_averager: Makes the averager of a row [n_params].
-
-        Raises:
-            UsageError: The user's algorithm returns something else than a state.
         """
         self.algorithm = algorithm
         self.terms = correction_terms(algorithm)
-        self.state = _checked(algorithm.init(start.clone()), start)
-        self._averagers = {name: make_averager(torch.zeros_like(start)) for name in self.state.sums}
-        self._drift = start.new_empty(chunk, start.numel()) if self.terms.drift else None
-        self._prox = start.new_empty(chunk) if self.terms.prox else None
+        self.state = _copy(state)
+        self._averagers = {name: make_averager(torch.zeros_like(row)) for name, row in state.sums.items()}
+        self._memory: dict[str, Tensor] = {}
         self._chunk: AlgorithmState | None = None
         self._work: RoundWork | None = None
 
@@ -104,13 +99,14 @@ class AlgorithmRounds:
         weights = torch.full((len(cohort),), 1 / len(cohort), dtype=torch.float64) if weights is None else weights
         return RoundWeights(weights, self.algorithm.weights(weights, self._work))
 
-    def correct(self, stack: ClientStack, rows: ClientRows, center: Tensor) -> ClientStack:
+    def correct(self, stack: ClientStack, rows: ClientRows, center: Tensor, chunk: int) -> ClientStack:
         """Return the stack of a chunk with what the algorithm adds to its steps.
 
         Args:
             stack: The chunk, whose buffers also hold the algorithm's state of the clients.
             rows: Its places in the cohort.
             center: [n_params], start of the round.
+            chunk: Most clients of a chunk.
         """
         assert self._work is not None, "a round has begun"
         buffers = {name: rows for name, rows in stack.state.items() if not name.startswith(PREFIX)}
@@ -119,14 +115,20 @@ class AlgorithmRounds:
         state = self._chunk = dataclasses.replace(self.state, clients=own, work=self._work.part(places))
         count = len(stack.params)
         assert state.work is not None, "set above"
-        drift, prox = self._drift, self._prox
-        if drift is not None:
-            drift = drift[:count]
+        drift = prox = None
+        if self.terms.drift:
+            drift = self._rows("drift", center, chunk)[:count]
             self.algorithm.drift(center, state, drift)
-        if prox is not None:
-            prox = prox[:count].copy_(self.algorithm.prox(state.work))
+        if self.terms.prox:
+            prox = self._rows("prox", center[0], chunk)[:count].copy_(self.algorithm.prox(state.work))
         correction = make_correction(self.terms, center, drift, prox, state)
         return dataclasses.replace(stack, state=buffers, correction=correction)
+
+    def _rows(self, name: str, like: Tensor, count: int) -> Tensor:
+        """Return memory for `count` tensors, the same in every round, as a captured step needs."""
+        if name not in self._memory:
+            self._memory[name] = like.new_empty(count, *like.shape)
+        return self._memory[name]
 
     @torch.no_grad()
     def finish(self, params: Tensor, center: Tensor) -> None:
@@ -208,8 +210,17 @@ def make_correction(
     return Correction(center, prox, drift, late=terms.late, gradient=terms.gradient, state=own)
 
 
-def _checked(state: AlgorithmState, start: Tensor) -> AlgorithmState:
-    """Return the state of an algorithm's `init`; raise UsageError if it is none."""
+def start_state(algorithm: Algorithm, start: Tensor) -> AlgorithmState:
+    """Return the state of an algorithm before the first round.
+
+    Args:
+        algorithm: The algorithm.
+        start: [n_params], the start weights.
+
+    Raises:
+        UsageError: The user's `init` returns no state.
+    """
+    state = algorithm.init(start.clone())
     if not isinstance(state, AlgorithmState):
         raise UsageError(f"algorithm: init returned a {type(state).__name__}; return a fastlocal.AlgorithmState")
     for kind in ("clients", "server", "sums"):
@@ -219,8 +230,11 @@ def _checked(state: AlgorithmState, start: Tensor) -> AlgorithmState:
     for name, value in state.sums.items():
         if value.shape != start.shape:
             raise UsageError(f"algorithm: sums[{name!r}] of init has shape {list(value.shape)}, not that of `start`")
+    return state
 
+
+def _copy(state: AlgorithmState) -> AlgorithmState:
     def own(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value.detach().to(start.device, copy=True) for name, value in values.items()}
+        return {name: value.detach().clone() for name, value in values.items()}
 
     return AlgorithmState(own(state.clients), own(state.server), own(state.sums))

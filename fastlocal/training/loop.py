@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +19,6 @@ from ..distributed.world import World
 from ..executors.base import Executor, LocalProblem
 from ..executors.empty_batches import clear_empty
 from ..executors.jobs import ChunkJob
-from ..executors.round_plan import RoundResult
 from ..params.client_stack import MOMENTUM, ClientRows, ClientStack, ClientStore, take
 from ..params.nonfinite import find_nonfinite
 from ..schedule.cursor import PartialRound, TrainingCursor, TrainStats
@@ -33,20 +30,11 @@ from .algorithm_rounds import RoundWeights
 from .client_reports import ClientReports
 from .evaluator import Evaluator
 from .planner import Planner
+from .points import LoopSteps, Point
 from .round_sync import step_rows, sync_round
 from .server import Server
 from .snapshot import take_snapshot
 from .timers import Timers
-
-
-class Point(Enum):
-    """Places of a loop between its jobs."""
-
-    ROUND = "before the local steps of a round"
-    TRAINED = "after the local steps of a round"
-
-
-LoopSteps: TypeAlias = Generator[ChunkJob | Point, RoundResult | None, None]
 
 
 @dataclass
@@ -91,7 +79,7 @@ class Loop:
     def __post_init__(self) -> None:
         row = self.global_model.flat_params
         self._params = torch.empty(self.planner.chunk, row.numel(), dtype=row.dtype, device=row.device)
-        fresh = self.problem.momentum and MOMENTUM not in self.client_store.all
+        fresh = self.problem.momentum and MOMENTUM not in self.client_store.names
         self._momentum = torch.empty_like(self._params) if fresh else None
         self._timers = Timers()
         self.chunk_done = True
@@ -151,9 +139,10 @@ class Loop:
                 [self.chunk_done, self.saver.requested_save()], "the save before the end"
             )
             if all(chunk_done for chunk_done, _ in ranks):
-                last = self._before_leftover or self.snapshot()
-                self.saver.catch_up(max(save for _, save in ranks), lambda: last)
-                self.saver.finish(last)
+                # a snapshot for each save, so that all ranks take as many
+                newest = max(save for _, save in ranks)
+                self.saver.catch_up(newest, lambda: self._before_leftover or self.snapshot())
+                self.saver.finish(self._before_leftover or self.snapshot())
 
     def snapshot(self) -> State:
         """Copy the state from which a later process resumes."""
@@ -254,8 +243,9 @@ class Loop:
         state_rows = self.planner.state_rows(schedule, rows)
         with span("plan"):
             start, algorithm = self.global_model.flat_params, self.server.algorithm
-            stack = algorithm.correct(self._stack(state_rows, params), rows, start)
+            stack = algorithm.correct(self._stack(state_rows, params), rows, start, self.planner.chunk)
             plan = self.planner.plan(schedule, rows, rates, rest)
+            self.client_store.read_ahead(lambda: self.planner.next_state_rows(schedule, rest))
         self.evaluator.seed_module(schedule.first_step, plan.first_row)
         result = yield ChunkJob(self.executor, self.problem, stack, plan)
         assert result is not None, "the driver answers a job by its result"

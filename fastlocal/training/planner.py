@@ -78,6 +78,20 @@ class Planner:
         first, last = int(ids[0]), int(ids[-1])
         return range(first, last + 1) if last - first + 1 == len(ids) else ids
 
+    def next_state_rows(self, schedule: RoundSchedule, rest: Sequence[ClientRows]) -> ClientRows | None:
+        """Return the places in the ClientStore of the next chunk, or None if the next round has none.
+
+        Args:
+            schedule: The round of the chunk before it.
+            rest: The chunks of this round after that.
+        """
+        if not rest:
+            upcoming = next(self._rounds.later(), None)
+            if upcoming is None:
+                return None
+            schedule, rest = upcoming, self.chunks(upcoming)
+        return self.state_rows(schedule, rest[0]) if rest else None
+
     def chunks(self, schedule: RoundSchedule, done: Sequence[Sequence[int]] = ()) -> list[ClientRows]:
         """Split the rows of a round that this process trains into chunks.
 

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..checkpoint.resharding import row_name
+from ..checkpoint.resharding import client_rows, row_name
 from ..checkpoint.state_file import State
+from ..params.client_stack import SavedClients
 from ..schedule.cursor import TrainingCursor
 
 if TYPE_CHECKING:
     from .loop import Loop
+
+START_PREFIX = "start of clients "
+"""Prefix of the values of clients whose rows are in no file."""
 
 
 def take_snapshot(loop: Loop) -> State:
@@ -26,7 +30,9 @@ def take_snapshot(loop: Loop) -> State:
     if loop.server.optimizer is not None:
         tensors |= {f"server {name}": value for name, value in loop.server.optimizer.state.items()}
     tensors |= loop.server.algorithm.tensors()
-    tensors |= {row_name(name): rows for name, rows in loop.client_store.all.items()}
+    saved = loop.client_store.save()
+    tensors |= {row_name(name): rows for name, rows in saved.rows.items()}
+    tensors |= {START_PREFIX + name: value for name, value in saved.shared.items()}
     if loop.cursor.so_far.done:
         tensors |= {f"sum {name}": value for name, value in _partial_sums(loop).items()}
         tensors |= {f"losses {index}": losses for index, losses in enumerate(loop.cursor.so_far.losses)}
@@ -46,6 +52,8 @@ def take_snapshot(loop: Loop) -> State:
         "logged": loop.logger.state() | ({} if loop.steps is None else loop.steps.state()),
         "ended": None,
     }
+    if saved.about is not None:
+        metadata["client_store"] = saved.about
     return State(metadata, {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()})
 
 
@@ -55,8 +63,8 @@ def restore_snapshot(loop: Loop, state: State) -> None:
     losses = [value.clone() for name, value in tensors.items() if name.startswith("losses ")]
     loop.cursor = TrainingCursor.from_state_dict(metadata["position"], losses)
     loop.global_model.restore(metadata["averaged"], tensors)
-    for name, rows in loop.client_store.all.items():
-        rows.copy_(tensors[row_name(name)])
+    start = {name.removeprefix(START_PREFIX): value for name, value in tensors.items() if name.startswith(START_PREFIX)}
+    loop.client_store.restore(SavedClients(client_rows(tensors), start, metadata.get("client_store")))
     if loop.server.optimizer is not None:
         for name, value in loop.server.optimizer.state.items():
             value.copy_(tensors[f"server {name}"])

@@ -45,6 +45,14 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
         OWNED
         | {"client_state": "keep", "client_epochs": "continue", "server_optimizer": "adam", "lr_schedule": "cosine"},
     ),
+    "own samples, state kept on disk": (
+        lambda: small_models.make("batchnorm"),
+        OWNED | {"client_state": "keep", "client_store": "disk", "save_minutes": 0.0, "chunk": 1},
+    ),
+    "steps left over, state kept on disk": (
+        lambda: small_models.make("groupnorm"),
+        {"momentum": 0.5, "step1": 5, "step2": 5, "client_store": "disk"},
+    ),
     "own samples, averaged state": (
         lambda: small_models.make("groupnorm"),
         OWNED | {"client_state": "average", "server_optimizer": "slowmo", "executor": "stacked", "precision": "fp64"},
