@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..params.client_stack import MOMENTUM, SQUARE, STEPS, ClientStack
+from ..params.client_stack import ClientStack
 from .round_plan import RoundPlan, RoundResult, RowValues
 
 if TYPE_CHECKING:
@@ -62,14 +62,9 @@ class JointRows:
 
     def _stack(self, stacks: Sequence[ClientStack]) -> ClientStack:
         """Copy the rows of all runs into one stack."""
-        moments = {name: self._joined(name, [stack.moments[name] for stack in stacks]) for name in stacks[0].moments}
-        return ClientStack(
-            self._joined("params", [stack.params for stack in stacks]),
-            moments.get(MOMENTUM),
-            {name: self._joined(f"state {name}", [stack.state[name] for stack in stacks]) for name in stacks[0].state},
-            moments.get(SQUARE),
-            moments.get(STEPS),
-        )
+        rows = [{**stack.moments, **stack.state} for stack in stacks]
+        joined = {name: self._joined(f"state {name}", [own[name] for own in rows]) for name in rows[0]}
+        return ClientStack.of(self._joined("params", [stack.params for stack in stacks]), joined)
 
     def _joined(self, name: str, parts: Sequence[Tensor]) -> Tensor:
         rows, shape = sum(map(len, parts)), parts[0].shape[1:]

@@ -13,10 +13,10 @@ from fastlocal import kernels
 from ..params.client_stack import ClientStack
 from ..telemetry.trace import span
 from .base import LocalProblem
+from .clipping import Clipping
+from .inductor import Compiler
 from .round_plan import SHARED, RowValues
 
-EPSILON = 1e-6
-"""Added to norms, as torch.nn.utils.clip_grad_norm_ does."""
 LARGE = 2**15
 """Minimum parameter size for which a per-client fused SGD is faster."""
 
@@ -28,7 +28,7 @@ class Update:
         source = problem.source
         self._problem = problem
         self._sgd = kernels.get("client_sgd", device=source.device)
-        self._norm = kernels.get("client_norm", device=source.device)
+        self._clipping = Clipping(problem)
         self._constants: dict[str, Any] = {
             "mu": problem.momentum,
             "weight_decay": problem.weight_decay,
@@ -36,6 +36,10 @@ class Update:
         }
         self._decay_mask = problem.layout.decay_mask.to(source.device, source.dtype)
         self._places = problem.layout.places
+
+    def compile(self, compiler: Compiler) -> None:
+        """Compile the step of rows."""
+        self.step = compiler.compile(self.step)  # type: ignore[method-assign]
 
     def __call__(
         self,
@@ -55,7 +59,7 @@ class Update:
             active: bool [clients], clients that take the step, or None for all.
         """
         with span("client_sgd"):
-            scale = None if self._problem.clip_norm is None else self._scale(self._norm(grads))
+            scale = self._clipping.rows(grads)
             self.step(
                 stack.params,
                 stack.momentum,
@@ -84,12 +88,7 @@ class Update:
         mu = [problem.momentum] * clients if values.momentum is None else values.momentum.tolist()
         decays = [problem.weight_decay] * clients if values.weight_decay is None else values.weight_decay.tolist()
         with span("client_sgd"):
-            rates, scale = learning_rates.tolist(), None
-            if problem.clip_norm is not None:
-                norms = [
-                    torch.linalg.vector_norm(grad.unsqueeze(-1), dim=[*range(1, 1 + grad.dim())]) for grad in grads
-                ]
-                scale = self._scale(torch.linalg.vector_norm(torch.stack(norms), dim=0))
+            rates, scale = learning_rates.tolist(), self._clipping.by_parameter(grads)
             for grad, place, decays_here in zip(grads, self._places, problem.layout.decays, strict=True):
                 weights = params[:, place]
                 momenta = None if momentum is None else momentum[:, place]
@@ -139,10 +138,6 @@ class Update:
         if weight_decay is not None:
             factors["weight_decay"] = weight_decay
         return factors
-
-    def _scale(self, norms: Tensor) -> Tensor:
-        assert self._problem.clip_norm is not None
-        return (self._problem.clip_norm / (norms + EPSILON)).clamp_(max=1.0)
 
 
 def _fused_sgd(

@@ -49,7 +49,9 @@ def compare(plain: PlainModule, problem: LocalProblem, batches: Batches, probe: 
     Raises:
         UsageError: The steps of the looped executor differ from those of plain torch.
     """
-    problem = dataclasses.replace(problem, momentum=0.0, weight_decay=0.0, clip_norm=None, noise=None, topk=())
+    problem = dataclasses.replace(
+        problem, momentum=0.0, adamw=None, weight_decay=0.0, clip_norm=None, noise=None, topk=()
+    )
     with preserve_state(problem.loss), preserve_random_states(), without_tf32():
         no_vmap, reached = _vmap_fault(plain, problem, batches, probe)
         plain.user_state.check()

@@ -15,6 +15,7 @@ from ..executors.base import LabelNoise, LocalProblem
 from ..executors.read_ahead import make_read_ahead
 from ..models.own_tensors import TensorNames
 from ..module_checks.probe import Probe
+from ..params.client_optimizer import AdamW
 from ..params.losses import Loss, combination
 from ..params.param_layout import ParamLayout
 from ..params.precision import Numerics
@@ -64,6 +65,12 @@ def without_decay(layout: ParamLayout, unused: Sequence[str]) -> ParamLayout:
     return dataclasses.replace(layout, decay_mask=mask)
 
 
+def adamw_of(config: RunConfig) -> AdamW | None:
+    """Return the settings of the clients' AdamW, or None for SGD."""
+    sgd = config.sgd
+    return AdamW(sgd.beta1, sgd.beta2, sgd.adam_eps) if sgd.client_optimizer == "adamw" else None
+
+
 def build_problem(
     config: RunConfig,
     local: nn.Module,
@@ -108,6 +115,7 @@ def build_problem(
         topk=topk,
         noise=noise,
         momentum=config.sgd.momentum,
+        adamw=adamw_of(config),
         nesterov=config.sgd.nesterov,
         weight_decay=config.sgd.wd,
         numerics=numbers,
