@@ -84,9 +84,9 @@ class ClientConfig:
     """weights of the clients in the mean: examples (their samples), uniform, or a .json or .npy file of one weight per
     client; None: examples if clients own samples, else uniform"""
     client_state: Literal["keep", "reset", "average"] | None = None
-    """momenta, and buffers that a forward pass changes, at the start of a round: keep (a client's own), reset (momentum
-    zero, buffers of the global model) or average (over the clients of the round before); None: keep if all clients take
-    part in every round, else reset"""
+    """momenta, adamw's means and number of steps, and buffers that a forward pass changes, at the start of a round:
+    keep (a client's own), reset (an optimizer that begins, buffers of the global model) or average (over the clients of
+    the round before); None: keep if all clients take part in every round, else reset"""
     client_store: Literal["memory", "disk"] = "memory"
     """where the state waits that clients keep: memory, or disk (files in the run directory, of which a round reads and
     writes the rows of its clients)"""
@@ -121,11 +121,17 @@ class SgdConfig:
     client_optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd, as torch.optim.SGD, or adamw, as torch.optim.AdamW with a count of steps for each client"""
     momentum: float = 0.0
-    """momentum, in [0, 1); see --client-state"""
+    """momentum of sgd, in [0, 1); see --client-state"""
     nesterov: bool = False
     """Nesterov momentum"""
+    beta1: float = 0.9
+    """decay of adamw's means of gradients, in [0, 1); see --client-state"""
+    beta2: float = 0.999
+    """decay of adamw's means of squared gradients, in [0, 1)"""
+    adam_eps: float = 1e-8
+    """added by adamw to the root of the mean of squared gradients"""
     wd: float = 5e-4
-    """weight decay, added to the gradient"""
+    """weight decay, added to the gradient; of adamw decoupled: each step multiplies parameters by 1 - rate * this"""
     group_weight: bool = False
     """no weight decay for biases and normalisation parameters"""
     clip_norm: float | None = None

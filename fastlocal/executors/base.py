@@ -20,8 +20,10 @@ from ..config.schema import MachineConfig, RunConfig
 from ..data.sources.base import Batch, Source
 from ..data.sources.resident import ResidentSource
 from ..models.own_tensors import TensorNames
+from ..params.client_optimizer import AdamW, start_moments
 from ..params.client_stack import ClientStack
 from ..params.correction import CorrectionTerms
+from ..params.label_noise import LabelNoise
 from ..params.losses import Loss
 from ..params.param_layout import ParamLayout
 from ..params.precision import Numerics
@@ -37,15 +39,6 @@ BLOCK_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
-class LabelNoise:
-    """Replacement of labels by another class with probability p, drawn anew at each step."""
-
-    p: float
-    classes: int
-    seed: int
-
-
-@dataclass(frozen=True)
 class LocalProblem:
     """A local step, independent of the executor.
 
@@ -56,6 +49,7 @@ class LocalProblem:
         loss: (outputs of one batch, targets) -> scalar.
         topk: The k of the counted correct predictions; empty if the targets are not labels.
         noise: Label noise, or None.
+        adamw: AdamW of the clients; None for SGD.
         clip_norm: Maximum norm of a client's gradient, applied before weight decay is added; or None.
         state: {name: start value} of the buffers that a forward pass changes.
         tensor_names: Names by id of the user's tensors, if the loss or a hook refers to them directly; else empty.
@@ -84,6 +78,7 @@ class LocalProblem:
     nesterov: bool
     weight_decay: float
     numerics: Numerics
+    adamw: AdamW | None = None
     clip_norm: float | None = None
     state: Mapping[str, Tensor] = field(default_factory=dict)
     tensor_names: TensorNames = field(default_factory=dict)
@@ -101,11 +96,21 @@ class LocalProblem:
     algorithm: AlgorithmState = field(default_factory=AlgorithmState)
 
     def stack(self, clients: int) -> ClientStack:
-        """Return rows of `clients` clients with the module's start weights and zero momentum."""
-        params = self.layout.flatten(dict(self.module.named_parameters())).repeat(clients, 1)
-        state = {name: value.repeat(clients, *(1 for _ in value.shape)) for name, value in self.state.items()}
-        momentum = torch.zeros_like(params) if self.momentum else None
-        return ClientStack(params, momentum, state, correction=self.correction.zero(params))
+        """Return rows of `clients` clients with the module's start weights and an optimizer that begins."""
+        row = self.layout.flatten(dict(self.module.named_parameters()))
+        start = {**self.start_moments(row), **self.state}
+        rows = {name: value.repeat(clients, *(1 for _ in value.shape)) for name, value in start.items()}
+        params = row.repeat(clients, 1)
+        return ClientStack.of(params, rows, self.correction.zero(params))
+
+    def start_moments(self, row: Tensor) -> dict[str, Tensor]:
+        """Return {name: start value} of the optimizer's state for a client with the parameters `row` [n_params]."""
+        return start_moments(row, self.momentum, self.adamw)
+
+    @property
+    def moments(self) -> int:
+        """Rows of n_params that the optimizer keeps for each client."""
+        return 2 if self.adamw is not None else int(self.momentum > 0)
 
     @property
     def counts(self) -> int:
@@ -170,7 +175,7 @@ class LocalProblem:
                 yield Batch(batch.inputs.unsqueeze(0), batch.targets.unsqueeze(0)), targets.unsqueeze(0)
             return
         block = max(1, BLOCK_BYTES // self.source.batch_bytes(plan.batch))
-        for first, end, size in plan.runs_of(client):
+        for first, end, size in plan.equal_batches(client):
             for begin in range(first, end, block):
                 interrupts.check_signals()
                 here = slice(begin, min(begin + block, end))

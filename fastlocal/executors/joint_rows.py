@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..params.client_stack import MOMENTUM, SQUARE, STEPS, ClientStack
+from ..params.client_stack import ClientStack
 from ..params.correction import Correction
 from .round_plan import RoundPlan, RoundResult, RowValues
 
@@ -63,15 +63,10 @@ class JointRows:
 
     def _stack(self, stacks: Sequence[ClientStack]) -> ClientStack:
         """Copy the rows of all runs into one stack."""
-        moments = {name: self._joined(name, [stack.moments[name] for stack in stacks]) for name in stacks[0].moments}
-        return ClientStack(
-            self._joined("params", [stack.params for stack in stacks]),
-            moments.get(MOMENTUM),
-            {name: self._joined(f"state {name}", [stack.state[name] for stack in stacks]) for name in stacks[0].state},
-            moments.get(SQUARE),
-            moments.get(STEPS),
-            self._correction(stacks),
-        )
+        rows = [{**stack.moments, **stack.state} for stack in stacks]
+        joined = {name: self._joined(f"state {name}", [own[name] for own in rows]) for name in rows[0]}
+        params = self._joined("params", [stack.params for stack in stacks])
+        return ClientStack.of(params, joined, self._correction(stacks))
 
     def _correction(self, stacks: Sequence[ClientStack]) -> Correction | None:
         """Copy the terms of all runs, each with the start of its own round."""

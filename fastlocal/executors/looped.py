@@ -19,9 +19,9 @@ from ..models.unchanged import StateGuard
 from ..params.client_stack import ClientStack
 from ..params.losses import count_correct
 from ..telemetry.trace import span
+from .adamw_update import make_update
 from .base import ExecutorKind, LocalProblem, Values
 from .round_plan import RoundPlan, RoundResult
-from .sgd_update import Update
 
 
 class LoopedExecutor(ExecutorKind):
@@ -43,7 +43,7 @@ class LoopedExecutor(ExecutorKind):
 
     def __init__(self, problem: LocalProblem) -> None:
         self.problem = problem
-        self._update = Update(problem)
+        self._update = make_update(problem)
         layout, numerics = problem.layout, problem.numerics
         self.row = torch.zeros(1, layout.n_params, device=numerics.device, dtype=numerics.dtype)
         self._grads = torch.zeros_like(self.row)
@@ -238,7 +238,7 @@ class LoopedExecutor(ExecutorKind):
 
     @contextlib.contextmanager
     def _gather_grads(self, own: ClientStack) -> Iterator[None]:
-        """Gather the gradients; afterwards restore parameters without one, which torch.optim.SGD skips too."""
+        """Gather the gradients; afterwards restore parameters without one, which torch.optim skips too."""
         self.without_gradient = [place for parameter, _, _, place in self._trained if parameter.grad is None]
         for parameter, value, gradient, _ in self._trained:
             if parameter.data_ptr() != value.data_ptr():  # the forward pass replaced its data

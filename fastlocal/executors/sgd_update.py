@@ -11,15 +11,13 @@ from torch import Tensor
 
 from fastlocal import kernels
 
-from ..common.errors import UsageError
 from ..params.client_stack import ClientStack
-from ..params.correction import Correction
 from ..telemetry.trace import span
 from .base import LocalProblem
+from .clipping import Clipping, change_gradients
+from .inductor import Compiler
 from .round_plan import SHARED, RowValues
 
-EPSILON = 1e-6
-"""Added to norms, as torch.nn.utils.clip_grad_norm_ does."""
 LARGE = 2**15
 """Minimum parameter size for which a per-client fused SGD is faster."""
 
@@ -31,7 +29,7 @@ class Update:
         source = problem.source
         self._problem = problem
         self._sgd = kernels.get("client_sgd", device=source.device)
-        self._norm = kernels.get("client_norm", device=source.device)
+        self._clipping = Clipping(problem)
         self._constants: dict[str, Any] = {
             "mu": problem.momentum,
             "weight_decay": problem.weight_decay,
@@ -39,6 +37,10 @@ class Update:
         }
         self._decay_mask = problem.layout.decay_mask.to(source.device, source.dtype)
         self._places = problem.layout.places
+
+    def compile(self, compiler: Compiler) -> None:
+        """Compile the step of rows."""
+        self.step = compiler.compile(self.step)  # type: ignore[method-assign]
 
     def __call__(
         self,
@@ -58,7 +60,7 @@ class Update:
             active: bool [clients], clients that take the step, or None for all.
         """
         with span("client_sgd"):
-            scale = None if self._problem.clip_norm is None else self._scale(self._norm(grads))
+            scale = self._clipping.rows(grads)
             correction = stack.correction
             if correction is not None and correction.gradient is not None:
                 grads, scale = change_gradients(correction, grads, stack.params, scale), None
@@ -91,12 +93,7 @@ class Update:
         mu = [problem.momentum] * clients if values.momentum is None else values.momentum.tolist()
         decays = [problem.weight_decay] * clients if values.weight_decay is None else values.weight_decay.tolist()
         with span("client_sgd"):
-            rates, scale = learning_rates.tolist(), None
-            if problem.clip_norm is not None:
-                norms = [
-                    torch.linalg.vector_norm(grad.unsqueeze(-1), dim=[*range(1, 1 + grad.dim())]) for grad in grads
-                ]
-                scale = self._scale(torch.linalg.vector_norm(torch.stack(norms), dim=0))
+            rates, scale = learning_rates.tolist(), self._clipping.by_parameter(grads)
             for grad, place, decays_here in zip(grads, self._places, problem.layout.decays, strict=True):
                 weights = params[:, place]
                 momenta = None if momentum is None else momentum[:, place]
@@ -150,32 +147,6 @@ class Update:
         if weight_decay is not None:
             factors["weight_decay"] = weight_decay
         return factors
-
-    def _scale(self, norms: Tensor) -> Tensor:
-        assert self._problem.clip_norm is not None
-        return (self._problem.clip_norm / (norms + EPSILON)).clamp_(max=1.0)
-
-
-def change_gradients(correction: Correction, grads: Tensor, params: Tensor, scale: Tensor | None) -> Tensor:
-    """Return what the user's algorithm makes of gradients [clients, n_params], which may be overwritten.
-
-    Args:
-        correction: Has the user's function.
-        grads: The gradients.
-        params: [clients, n_params].
-        scale: [clients], factors of the gradients, or None.
-
-    Raises:
-        UsageError: The function returns another shape.
-    """
-    assert correction.gradient is not None, "asked before"
-    if scale is not None:
-        grads = grads.mul_(scale.unsqueeze(-1))
-    changed = correction.gradient(grads, params, correction.center, correction.state)
-    if not isinstance(changed, Tensor) or changed.shape != grads.shape:
-        what = f"shape {list(changed.shape)}" if isinstance(changed, Tensor) else f"a {type(changed).__name__}"
-        raise UsageError(f"algorithm: gradient returned {what}, not gradients of shape {list(grads.shape)}")
-    return changed.to(grads.dtype).contiguous()
 
 
 def _fused_sgd(

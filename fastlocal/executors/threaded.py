@@ -48,6 +48,8 @@ class ThreadedExecutor(ExecutorKind):
         device = problem.numerics.device
         if device.type != "cpu":
             return f"its threads are for --device cpu, not {device}; use --executor stacked"
+        if problem.adamw is not None:
+            return "its traced steps are those of --client-optimizer sgd; use --executor stacked or looped"
         if problem.uses_rng:
             return (
                 "the model draws random numbers that no client's seed fixes (from NumPy or Python, say), and threads "

@@ -51,7 +51,14 @@ def compare(plain: PlainModule, problem: LocalProblem, batches: Batches, probe: 
         UsageError: The steps of the looped executor differ from those of plain torch.
     """
     problem = dataclasses.replace(
-        problem, momentum=0.0, weight_decay=0.0, clip_norm=None, noise=None, topk=(), correction=CorrectionTerms()
+        problem,
+        momentum=0.0,
+        adamw=None,
+        weight_decay=0.0,
+        clip_norm=None,
+        noise=None,
+        topk=(),
+        correction=CorrectionTerms(),
     )
     with preserve_state(problem.loss), preserve_random_states(), without_tf32():
         no_vmap, reached = _vmap_fault(plain, problem, batches, probe)

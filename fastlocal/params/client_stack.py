@@ -18,6 +18,9 @@ SQUARE = "mean of squares"
 STEPS = "optimizer steps"
 """Name of the numbers of AdamW steps."""
 
+MOMENTS = (MOMENTUM, SQUARE, STEPS)
+"""Names of the state of optimizers."""
+
 
 @dataclass(frozen=True)
 class ClientStack:
@@ -39,6 +42,13 @@ class ClientStack:
     steps: Tensor | None = None
     correction: Correction | None = None
 
+    @classmethod
+    def of(cls, params: Tensor, rows: Mapping[str, Tensor], correction: Correction | None = None) -> ClientStack:
+        """Return the stack of params [clients, n_params] and all other rows {name: [clients, ...]}."""
+        momentum, square, steps = (rows.get(name) for name in MOMENTS)
+        state = {name: values for name, values in rows.items() if name not in MOMENTS}
+        return cls(params, momentum, state, square, steps, correction)
+
     def part(self, clients: slice) -> ClientStack:
         """Return views of these clients' rows."""
 
@@ -57,8 +67,8 @@ class ClientStack:
     @property
     def moments(self) -> dict[str, Tensor]:
         """The state of the clients' optimizers, by name."""
-        named = {MOMENTUM: self.momentum, SQUARE: self.square, STEPS: self.steps}
-        return {name: rows for name, rows in named.items() if rows is not None}
+        named = zip(MOMENTS, (self.momentum, self.square, self.steps), strict=True)
+        return {name: rows for name, rows in named if rows is not None}
 
     @property
     def buffers(self) -> list[Tensor]:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from ..aggregation.averager import make_averager
@@ -25,7 +24,7 @@ from ..models.modes import in_modes, modes_of
 from ..models.own_functions import rebind_functions
 from ..models.own_tensors import OwnTensors, tensors_of
 from ..models.python_state import preserve_state
-from ..params.client_stack import MOMENTUM, ClientStore
+from ..params.client_stack import ClientStore
 from ..params.disk_store import FOLDER_NAME, DiskStore
 from ..telemetry.base import Logger
 from ..telemetry.jsonl import StepLog
@@ -70,8 +69,8 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
     clients = world.local_clients(population.sampler.population if kept else config.clients)
     chunk = min(config.machine.chunk, len(clients))
     start = dict(problem.state)
-    if config.sgd.momentum and state != "reset":  # else it is zero at the start of every round
-        start = {MOMENTUM: torch.zeros_like(global_model.flat_params), **start}
+    if state != "reset":  # else the optimizer begins anew in every round
+        start = {**problem.start_moments(global_model.flat_params), **start}
     averaged = start if state == "average" else problem.state
     start |= algorithm.client_start
     if on_disk(config, problem) and start:

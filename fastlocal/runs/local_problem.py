@@ -12,10 +12,12 @@ from ..common.errors import UsageError
 from ..config.schema import RunConfig
 from ..data.sources.base import Source
 from ..data.types import DataSet
-from ..executors.base import LabelNoise, LocalProblem
+from ..executors.base import LocalProblem
 from ..executors.read_ahead import make_read_ahead
 from ..models.own_tensors import TensorNames
 from ..module_checks.probe import Probe
+from ..params.client_optimizer import AdamW
+from ..params.label_noise import LabelNoise
 from ..params.losses import Loss, combination
 from ..params.param_layout import ParamLayout
 from ..params.precision import Numerics
@@ -80,6 +82,12 @@ def with_algorithm(problem: LocalProblem, algorithm: Algorithm, module: nn.Modul
     )
 
 
+def adamw_of(config: RunConfig) -> AdamW | None:
+    """Return the settings of the clients' AdamW, or None for SGD."""
+    sgd = config.sgd
+    return AdamW(sgd.beta1, sgd.beta2, sgd.adam_eps) if sgd.client_optimizer == "adamw" else None
+
+
 def build_problem(
     config: RunConfig,
     local: nn.Module,
@@ -124,6 +132,7 @@ def build_problem(
         topk=topk,
         noise=noise,
         momentum=config.sgd.momentum,
+        adamw=adamw_of(config),
         nesterov=config.sgd.nesterov,
         weight_decay=config.sgd.wd,
         numerics=numbers,

@@ -44,14 +44,14 @@ class Needs:
         activations: Activations of one client.
         clients: Number of clients of this process.
         batch: Samples per client and step.
-        momentum: Whether clients have momenta.
+        moments: Rows that the optimizer keeps for each client.
         state: Buffers of one client that a forward pass changes.
         in_place: Whether all resident clients step at once in their rows.
         workers: Number of clients that step at once if not in_place.
         device: "cpu" or "cuda".
         copies: Number of copies of the gradients at the end of a backward pass.
         kept: Clients of this process whose state waits between rounds; None: `clients`.
-        fresh: Whether momenta are zero at the start of every round, so that none waits.
+        fresh: Whether the optimizer begins anew in every round, so that none of its state waits.
         server: Rows of the server: the start of a round and its optimizer's buffers.
         on_disk: Whether the state waits in files, so that memory has it for three chunks, one of them on a GPU.
         terms: Bytes of a resident client that the run's algorithm adds to the gradients.
@@ -66,7 +66,7 @@ class Needs:
     activations: Activations
     clients: int
     batch: int
-    momentum: bool
+    moments: int
     state: int
     in_place: bool
     workers: int
@@ -102,13 +102,14 @@ class Needs:
         workspace = workspace + evaluation if self.replayed else max(workspace, evaluation - activations - grads)
         # flat parameters, module, decay mask and start values; running mean in float64
         own = (4 + self.server) * self.row + 8 * (self.row // self.item)
+        moments = "moments" if self.moments > 1 else "momentum"
         client_buffers = {"client buffers": resident * self.state} if self.state else {}
         return {
             "torch itself": self.torch,
             "data set": self.data,
             "parameters": (chunk if self.in_place else chunk + at_once) * self.row + own,
             "gradients": grads,
-            "momentum": (chunk if self.fresh else resident) * self.row if self.momentum else 0,
+            moments: (chunk if self.fresh else resident) * self.row * self.moments,
             **client_buffers,
             **({"algorithm": resident * self.own + chunk * self.terms} if self.own or self.terms else {}),
             "activations": activations,
@@ -205,12 +206,14 @@ def refuse_too_large(config: RunConfig, plan: MemoryPlan) -> None:
         )
     parts = needs.parts(1)
     largest = max((name for name in parts if name != "torch itself"), key=parts.__getitem__)
-    clients = (f"--clients {config.clients}", "lower it or take --momentum 0")
+    smaller = "--momentum 0" if needs.moments < 2 else "--client-optimizer sgd"
+    clients = (f"--clients {config.clients}", f"lower it or take {smaller}")
     if needs.kept is not None:
-        remedy = "take --client-store disk, --client-state reset or --momentum 0"
+        remedy = f"take --client-store disk, --client-state reset or {smaller}"
         clients = (f"--population {config.client.population}", remedy)
     flag, more = {
         "momentum": clients,
+        "moments": clients,
         "client buffers": clients,
         "algorithm": clients,
         "data set": (f"--dataset {config.data.dataset}", "take a smaller one"),
@@ -243,7 +246,7 @@ def _needs(config: RunConfig, problem: LocalProblem, data: DataSet, strategies: 
         activations=activations(problem, stacked=kind.in_place, strategies=strategies),
         clients=config.clients,
         batch=config.client.batch_size,
-        momentum=bool(problem.momentum),
+        moments=problem.moments,
         state=sum(value.nbytes for value in problem.state.values()),
         in_place=kind.in_place,
         workers=kind.workers(config.machine),

@@ -83,7 +83,7 @@ def replicas_at_once(base: PreparedRun, runs: int) -> int:
         plan = plan_memory(local, base.problem, base.data)
         needs, in_place = plan.needs, EXECUTORS[config.machine.executor].in_place
         # the rows of several runs are copied to one stack
-        copied = needs.row * (2 if needs.momentum else 1) + needs.state if in_place else 0
+        copied = needs.row * (1 + needs.moments) + needs.state if in_place else 0
         counts = range(2, runs + 1)
         fits = max([1, *(n for n in counts if needs.total(n * clients) + n * clients * copied <= plan.limit)])
         if base.problem.numerics.device.type == "cpu" and in_place:

@@ -19,7 +19,7 @@ from ..distributed.world import World
 from ..executors.base import Executor, LocalProblem
 from ..executors.empty_batches import clear_empty
 from ..executors.jobs import ChunkJob
-from ..params.client_stack import MOMENTUM, ClientRows, ClientStack, ClientStore, take
+from ..params.client_stack import ClientRows, ClientStack, ClientStore, take
 from ..params.nonfinite import find_nonfinite
 from ..schedule.cursor import PartialRound, TrainingCursor, TrainStats
 from ..schedule.rounds import Progress, RoundSchedule
@@ -79,8 +79,12 @@ class Loop:
     def __post_init__(self) -> None:
         row = self.global_model.flat_params
         self._params = torch.empty(self.planner.chunk, row.numel(), dtype=row.dtype, device=row.device)
-        fresh = self.problem.momentum and MOMENTUM not in self.client_store.names
-        self._momentum = torch.empty_like(self._params) if fresh else None
+        start = self.problem.start_moments(row)
+        self._fresh = {
+            name: value.repeat(len(self._params), *(1 for _ in value.shape))
+            for name, value in start.items()
+            if name not in self.client_store.names
+        }
         self._timers = Timers()
         self.chunk_done = True
         self._before_leftover: State | None = None
@@ -277,10 +281,8 @@ class Loop:
         """Return the state in which a chunk starts its round; its parameters are written to `params`."""
         params.copy_(self.global_model.flat_params.expand_as(params))
         rows = self.client_store.fetch(state_rows)
-        momentum = rows.pop(MOMENTUM, None)
-        if self._momentum is not None:
-            momentum = self._momentum[: len(params)].zero_()
-        return ClientStack(params, momentum, rows)
+        fresh = {name: values[: len(params)].zero_() for name, values in self._fresh.items()}
+        return ClientStack.of(params, {**rows, **fresh})
 
     def _report(self, schedule: RoundSchedule) -> None:
         """Evaluate and log the global model, and advance the cursor past the evaluation."""

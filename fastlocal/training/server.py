@@ -14,7 +14,7 @@ from ..aggregation.global_model import GlobalModel
 from ..aggregation.server_optimizers import ServerOptimizer
 from ..distributed.world import World
 from ..models.own_tensors import tensors_of
-from ..params.client_stack import MOMENTUM, ClientRows, ClientStore
+from ..params.client_stack import MOMENTS, ClientRows, ClientStore
 from ..telemetry.trace import span
 from .algorithm_rounds import AlgorithmRounds
 from .timers import Timers
@@ -96,7 +96,7 @@ class Server:
             # untrained parameters too start every round from their average
             shared = buffers if self.client_state == "average" else self.global_model.shared
             store.fill({name: buffers[name] for name in shared})
-            buffers.pop(MOMENTUM, None)
+            buffers = {name: value for name, value in buffers.items() if name not in MOMENTS}
         with span("server"):
             if self._start is not None and self.algorithm.steps_on_server:
                 with self.world.averaging(f"the sums of round {round_number}"):

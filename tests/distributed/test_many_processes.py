@@ -27,6 +27,10 @@ RUNS: dict[str, tuple[str, ...]] = {
         *("--model", "resnet20", "--clients", "5", "--replacement", "1", "--chunk", "2", "--bn-batches", "3"),
         *("--rounds", "2", "--step1", "2", "--aug", "1", "--eval-on-start", "1"),
     ),
+    "AdamW, averaged, own samples": (
+        *("--model", "mlp", "--clients", "5", "--client-optimizer", "adamw", "--client-state", "average"),
+        *("--partition", "quantity", "--rounds", "3", "--local-epochs", "0.1", "--clip-norm", "0.5"),
+    ),
     "warm-up and decay, one client after the other": (
         *("--model", "cnn", "--clients", "4", "--executor", "looped", "--warm-up", "1"),
         *("--warmup-epochs", "1", "--max-lr", "0.2", "--steps-per-epoch", "2", "--epochs", "3"),
