@@ -1,4 +1,4 @@
-"""Checks of the clients' optimizer. Each message is one line that names the flag."""
+"""Checks of the optimizer of clients and of the terms of algorithms. Each message is one line that names the flag."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ def optimizer_problems(config: RunConfig) -> Iterator[str]:
             yield f"--{name} {beta}: must be in [0, 1)"
     if not (math.isfinite(sgd.adam_eps) and sgd.adam_eps > 0):
         yield f"--adam-eps {sgd.adam_eps}: must be a finite number above 0"
+    for name in ("prox_mu", "feddyn_alpha"):
+        value = getattr(config.algorithm, name)
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            yield f"--{name.replace('_', '-')} {value}: must be a finite number, 0 or more"
     if sgd.client_optimizer == "adamw":
         if sgd.nesterov:
             yield "--nesterov 1: is for --client-optimizer sgd; leave it out"

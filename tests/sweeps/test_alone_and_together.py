@@ -40,6 +40,11 @@ CASES = {
         "seed=0,1 alpha=0.3,2 server_lr=0.1,0.3 clients_drop=0,0.3",
         ["seed=1,alpha=0.3,server_lr=0.3,clients_drop=0.3"],
     ),
+    "terms of algorithms": (
+        f"--partition dirichlet --algorithm feddyn {OWNED}",
+        "seed=0,1 feddyn_alpha=0.1,0.3",
+        ["seed=1,feddyn_alpha=0.3"],
+    ),
     "H by rule": (
         "--model mlp --epochs 4 --qsr-alpha 0.03",
         "sync=phases,qsr lr_schedule=constant,cosine h_min=3 post_local_from=1",
@@ -75,8 +80,8 @@ def test_every_swept_field(case: str, executor: str, data: Path, tmp_path: Path)
     flags, over, names = CASES[case]
     if case.endswith("norm"):
         data = write_npz(tmp_path / "colours.npz", train=24, side=8, channels=3)
-    if case == "adamw" and executor == "threaded":
-        pytest.skip("its steps are those of SGD")
+    if case in ("adamw", "terms of algorithms") and executor == "threaded":
+        pytest.skip("its steps are those of plain SGD")
     words = [*flags.split(), "--executor", executor, "--precision", "fp64"]
     if case in ("every hyperparameter", "adamw") or case.startswith("H"):
         words += ["--batch-size", "8"] + ([] if "clients" in over else ["--clients", "2"])
