@@ -62,7 +62,8 @@ def test_as_in_memory(kind: str, tmp_path: Path) -> None:
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     expected = rows_of(tmp_path / "memory")
     files = run_files(tmp_path / "disk")["clients"]
-    assert len(files) == len(expected) == 5 and all(name.startswith("status of ") for name in rows_of(tmp_path / "disk"))
+    assert len(files) == len(expected) == 5
+    assert all(name.startswith("status of ") for name in rows_of(tmp_path / "disk"))
     for (name, rows), clients in zip(expected.items(), files.values(), strict=True):
         if name != "teacher":  # it has the value of all at the end of a round
             assert clients
@@ -171,7 +172,7 @@ def test_a_disk_with_too_little_room(
 
 
 def test_reading_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rows of the next chunk, also of the next round, are asked for while a chunk trains, and are those it takes."""
+    """The rows of the next chunk, also of the next round, are read while a chunk trains; it takes them."""
     from fastlocal.params.disk_store import DiskStore
 
     asked: list[Any] = []
