@@ -136,6 +136,21 @@ class SgdConfig:
 
 
 @dataclass(frozen=True)
+class AlgorithmConfig:
+    """What is added to the clients' gradients, and how much each client counts in the mean."""
+
+    algorithm: str = "fedavg"
+    """fedavg, fedprox, scaffold, fednova or feddyn"""
+    prox_mu: float | None = None
+    """pull of --algorithm fedprox and fednova to the start of the round; None: 0.01, fednova 0"""
+    feddyn_alpha: float | None = None
+    """coefficient of the regulariser of --algorithm feddyn; None: 0.01"""
+    correction_at: Literal["gradient", "step"] | None = None
+    """the algorithm's terms are added to the gradient, so that momentum holds them, or to the step after momentum;
+    None: gradient"""
+
+
+@dataclass(frozen=True)
 class ServerConfig:
     """Step of the server from the round's start to its mean."""
 

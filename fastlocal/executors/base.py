@@ -20,7 +20,8 @@ from ..data.sources.base import Batch, Source
 from ..data.sources.resident import ResidentSource
 from ..models.own_tensors import TensorNames
 from ..params.client_optimizer import AdamW, start_moments
-from ..params.client_stack import ClientStack
+from ..params.client_stack import ClientStack, repeated
+from ..params.correction import CorrectionTerms
 from ..params.losses import Loss
 from ..params.param_layout import ParamLayout
 from ..params.precision import Numerics
@@ -70,6 +71,7 @@ class LocalProblem:
         no_vmap: Why vmap cannot take the module, or None. Such a module may branch on values.
         uses_rng: Whether the module draws random numbers that no client's seed fixes.
         ahead: Reads batches of a streaming source ahead; None for a resident source.
+        correction: Terms that the run's algorithm adds to the gradients.
     """
 
     module: nn.Module
@@ -96,13 +98,14 @@ class LocalProblem:
     no_vmap: str | None = None
     uses_rng: bool = False
     ahead: ReadAhead | None = None
+    correction: CorrectionTerms = CorrectionTerms()
 
     def stack(self, clients: int) -> ClientStack:
         """Return rows of `clients` clients with the module's start weights and an optimizer that begins."""
         row = self.layout.flatten(dict(self.module.named_parameters()))
         start = {**self.start_moments(row), **self.state}
-        rows = {name: value.repeat(clients, *(1 for _ in value.shape)) for name, value in start.items()}
-        return ClientStack.of(row.repeat(clients, 1), rows)
+        params = row.repeat(clients, 1)
+        return ClientStack.of(params, repeated(start, clients), self.correction.zero(params))
 
     def start_moments(self, row: Tensor) -> dict[str, Tensor]:
         """Return {name: start value} of the optimizer's state for a client with the parameters `row` [n_params]."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from fastlocal import kernels
 
+from ..common.errors import UsageError
 from ..params.client_stack import ClientStack
+from ..params.correction import Correction
 from ..telemetry.trace import span
 from .base import LocalProblem
 from .clipping import Clipping
@@ -60,6 +63,9 @@ class Update:
         """
         with span("client_sgd"):
             scale = self._clipping.rows(grads)
+            correction = stack.correction
+            if correction is not None and correction.gradient is not None:
+                grads, scale = change_gradients(correction, grads, stack.params, scale), None
             self.step(
                 stack.params,
                 stack.momentum,
@@ -69,6 +75,7 @@ class Update:
                 values.momentum,
                 values.weight_decay,
                 active,
+                {} if correction is None else correction.fused,
             )
 
     def by_parameter(
@@ -92,9 +99,11 @@ class Update:
             for grad, place, decays_here in zip(grads, self._places, problem.layout.decays, strict=True):
                 weights = params[:, place]
                 momenta = None if momentum is None else momentum[:, place]
-                if weights.shape[1] < LARGE:
+                correction = None if stack.correction is None else stack.correction.columns(place)
+                if weights.shape[1] < LARGE or correction is not None:
                     rows, mask = grad.reshape(clients, -1).clone(), self._decay_mask[place]
                     factors = self._factors(values.momentum, values.weight_decay)
+                    factors |= {} if correction is None else correction.fused
                     self._sgd(weights, momenta, rows, learning_rates, mask, **factors, grad_scale=scale)
                     continue
                 for client, rate in enumerate(rates):
@@ -114,6 +123,7 @@ class Update:
         mu: Tensor | None = None,
         weight_decay: Tensor | None = None,
         active: Tensor | None = None,
+        correction: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Take one SGD step; torch.compile supports this part.
 
@@ -126,8 +136,9 @@ class Update:
             mu: [clients], momentum factors that differ, or None.
             weight_decay: [clients], factors of the weight decay that differ, or None.
             active: bool [clients], clients that take the step, or None for all.
+            correction: Arguments of client_sgd with the terms of the run's algorithm.
         """
-        factors = self._factors(mu, weight_decay)
+        factors = {**self._factors(mu, weight_decay), **correction}
         self._sgd(params, momentum, grads, learning_rates, self._decay_mask, **factors, grad_scale=scale, active=active)
 
     def _factors(self, mu: Tensor | None, weight_decay: Tensor | None) -> dict[str, Any]:
@@ -138,6 +149,28 @@ class Update:
         if weight_decay is not None:
             factors["weight_decay"] = weight_decay
         return factors
+
+
+def change_gradients(correction: Correction, grads: Tensor, params: Tensor, scale: Tensor | None) -> Tensor:
+    """Return what the user's algorithm makes of gradients [clients, n_params], which may be overwritten.
+
+    Args:
+        correction: Has the user's function.
+        grads: The gradients.
+        params: [clients, n_params].
+        scale: [clients], factors of the gradients, or None.
+
+    Raises:
+        UsageError: The function returns another shape.
+    """
+    assert correction.gradient is not None, "asked before"
+    if scale is not None:
+        grads = grads.mul_(scale.unsqueeze(-1))
+    changed = correction.gradient(grads, params, correction.center, correction.state)
+    if not isinstance(changed, Tensor) or changed.shape != grads.shape:
+        what = f"shape {list(changed.shape)}" if isinstance(changed, Tensor) else f"a {type(changed).__name__}"
+        raise UsageError(f"algorithm: gradient returned {what}, not gradients of shape {list(grads.shape)}")
+    return changed.to(grads.dtype).contiguous()
 
 
 def _fused_sgd(

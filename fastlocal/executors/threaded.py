@@ -55,6 +55,8 @@ class ThreadedExecutor(ExecutorKind):
                 "the model draws random numbers that no client's seed fixes (from NumPy or Python, say), and threads "
                 "would draw them in any order; use --executor looped"
             )
+        if problem.correction.any:
+            return "its steps cannot add the terms of --algorithm to the gradients; use --executor stacked or looped"
         if problem.shared is not None:
             return (
                 f"forward keeps {problem.shared}, which threads would share with the loss or each other; use "

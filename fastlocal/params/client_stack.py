@@ -43,11 +43,11 @@ class ClientStack:
     correction: Correction | None = None
 
     @classmethod
-    def of(cls, params: Tensor, rows: Mapping[str, Tensor]) -> ClientStack:
+    def of(cls, params: Tensor, rows: Mapping[str, Tensor], correction: Correction | None = None) -> ClientStack:
         """Return the stack of params [clients, n_params] and all other rows {name: [clients, ...]}."""
         momentum, square, steps = (rows.get(name) for name in MOMENTS)
         state = {name: values for name, values in rows.items() if name not in MOMENTS}
-        return cls(params, momentum, state, square, steps)
+        return cls(params, momentum, state, square, steps, correction)
 
     def part(self, clients: slice) -> ClientStack:
         """Return views of these clients' rows."""
@@ -74,6 +74,16 @@ class ClientStack:
     def buffers(self) -> list[Tensor]:
         """All tensors that a local step changes."""
         return [self.params, *self.moments.values(), *self.state.values()]
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """All tensors that a local step reads or changes."""
+        return self.buffers + ([] if self.correction is None else self.correction.tensors)
+
+
+def repeated(start: Mapping[str, Tensor], clients: int) -> dict[str, Tensor]:
+    """Return rows {name: [clients, ...]} of start values {name: [...]}, which all clients share."""
+    return {name: value.repeat(clients, *(1 for _ in value.shape)) for name, value in start.items()}
 
 
 ClientRows: TypeAlias = range | Tensor

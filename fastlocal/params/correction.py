@@ -35,6 +35,22 @@ class CorrectionTerms:
         """Return True if the update of the clients computes the terms."""
         return self.prox or self.drift
 
+    @property
+    def any(self) -> bool:
+        """Return True if an algorithm adds anything."""
+        return self.fused or self.gradient is not None
+
+    def zero(self, params: Tensor) -> Correction | None:
+        """Return terms that change nothing, for steps that are timed; without the user's change of the gradients.
+
+        Args:
+            params: [clients, n_params], alike.
+        """
+        if not self.fused:
+            return None
+        prox = params.new_zeros(len(params)) if self.prox else None
+        return Correction(params[0].clone(), prox, torch.zeros_like(params) if self.drift else None, late=self.late)
+
 
 @dataclass(frozen=True)
 class Correction:
@@ -72,10 +88,24 @@ class Correction:
             state=None if self.state is None else self.state.part(clients),
         )
 
-    def rows(self, params: Tensor, columns: slice = slice(None)) -> Tensor:
-        """Return the terms of `columns` of the parameters, which are params [clients, columns]."""
-        total = torch.zeros_like(params) if self.drift is None else self.drift[:, columns].clone()
-        if self.prox is not None:
-            centers = self.center if self.group is None else self.center[self.group.long()]
-            total += self.prox.to(params.dtype).unsqueeze(-1) * (params - centers[..., columns])
-        return total
+    def columns(self, place: slice) -> Correction:
+        """Return the terms of some of the parameters."""
+        drift = None if self.drift is None else self.drift[:, place]
+        return dataclasses.replace(self, center=self.center[..., place], drift=drift)
+
+    @property
+    def fused(self) -> dict[str, Any]:
+        """Arguments of kernels.client_sgd."""
+        return {
+            "center": self.center,
+            "group": self.group,
+            "prox": self.prox,
+            "drift": self.drift,
+            "late": self.late,
+        }
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors that a step reads."""
+        own = [rows for rows in (self.center, self.group, self.prox, self.drift) if rows is not None]
+        return own + ([] if self.state is None else self.state.tensors)

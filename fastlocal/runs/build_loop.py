@@ -27,6 +27,7 @@ from ..models.python_state import preserve_state
 from ..params.client_stack import ClientStore
 from ..telemetry.base import Logger
 from ..telemetry.jsonl import StepLog
+from ..training.algorithm_rounds import AlgorithmRounds
 from ..training.client_evaluation import ClientEvaluator
 from ..training.client_reports import ClientReports
 from ..training.evaluation import Evaluation, RandomContext, evaluate
@@ -49,9 +50,6 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
     assert config.machine.chunk is not None and config.log.log_pth is not None
     directory = Path(config.log.log_pth)
     population, state = prepared.population, _client_state(prepared)
-    kept = state == "keep" and not population.sampler.everybody
-    clients = world.local_clients(population.sampler.population if kept else config.clients)
-    chunk = min(config.machine.chunk, len(clients))
     global_model = make_global_model(prepared)
     dtype, device = problem.numerics.dtype, problem.numerics.device
     streams = population.streams(config, prepared.data, prepared.progress.steps_per_epoch)
@@ -64,6 +62,15 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
         reduce_order=config.machine.reduce_order,
         timeout=world.group_timeout,
     )
+    algorithm = AlgorithmRounds(
+        prepared.algorithm,
+        global_model.flat_params,
+        min(config.machine.chunk, len(world.local_clients(config.clients))),
+        make_aggregator,
+    )
+    kept = (state == "keep" or algorithm.keeps_state) and not population.sampler.everybody
+    clients = world.local_clients(population.sampler.population if kept else config.clients)
+    chunk = min(config.machine.chunk, len(clients))
     start = dict(problem.state)
     if state != "reset":  # else the optimizer begins anew in every round
         start = {**problem.start_moments(global_model.flat_params), **start}
@@ -92,6 +99,7 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
             progress=prepared.progress,
             streams=streams,
             weights=population.weights,
+            population=population.sampler.population,
             clients=clients,
             kept=kept,
             chunk=chunk,
@@ -110,8 +118,10 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
             mean_state=BufferMean(averaged, dtype, world, make_aggregator) if averaged else None,
             optimizer=make_server_optimizer(config.server, global_model.flat_params),
             client_state=state,
+            algorithm=algorithm,
+            changing=tuple(problem.state),
         ),
-        client_store=ClientStore(clients, start, chunk, device),
+        client_store=ClientStore(clients, start | algorithm.client_start, chunk, device),
         evaluator=evaluator,
         logger=logger,
         steps=steps,

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..aggregation.server_optimizers import resolve_server
+from ..algorithms import make_algorithm, resolve_algorithm
 from ..config.schema import RunConfig
 from ..data.sources.resident import ResidentSource
 from ..executors.registry import EXECUTORS
@@ -31,6 +32,7 @@ REPLICA_FIELDS = frozenset(
         *("client_weights", "client_state", "client_test", "eval_clients", "eval_clients_of", "stop_at"),
         *("local_epochs", "last_batch", "stragglers"),
         *("start_lr", "lr", "client_lr", "max_lr", "warm_up", "warmup_epochs", "gamma", "momentum", "wd"),
+        *("prox_mu", "feddyn_alpha"),
         *("server_optimizer", "server_lr", "server_momentum", "server_beta1", "server_beta2", "server_tau"),
         *("server_accumulator", "server_bias_correction"),
         *("epochs", "rounds", "steps_per_epoch", "decay1", "decay2", "decay3", "lr_schedule", "eval_on_start"),
@@ -109,7 +111,7 @@ def build_replica(
     local = local_module(module, modes)
     if not _same_program(base, module, local):
         return None
-    config = resolve_server(config)
+    config = resolve_algorithm(resolve_server(config))
     config, _ = resolve_for_data(config, base.data, numbers.device)
     given = base.population.owned if config.client.partition == "python" else None
     config, population = build_population(config, base.data, given, stored_partition)
@@ -140,6 +142,7 @@ def build_replica(
         executor=base.executor.replica(own_problem),
         progress=make_progress(config, population.work.most),
         population=population,
+        algorithm=make_algorithm(config),
         notes=tuple(population.notes()),
         resources=ExitStack(),
     )

@@ -22,13 +22,14 @@ from ..executors.base import Executor, LocalProblem
 from ..executors.empty_batches import clear_empty
 from ..executors.jobs import ChunkJob
 from ..executors.round_plan import RoundResult
-from ..params.client_stack import ClientRows, ClientStack, ClientStore, take
+from ..params.client_stack import ClientRows, ClientStack, ClientStore, repeated, take
 from ..params.nonfinite import find_nonfinite
 from ..schedule.cursor import PartialRound, TrainingCursor, TrainStats
 from ..schedule.rounds import Progress, RoundSchedule
 from ..telemetry.base import Logger
 from ..telemetry.jsonl import StepLog
 from ..telemetry.trace import span
+from .algorithm_rounds import RoundWeights
 from .client_reports import ClientReports
 from .evaluator import Evaluator
 from .planner import Planner
@@ -91,11 +92,8 @@ class Loop:
         row = self.global_model.flat_params
         self._params = torch.empty(self.planner.chunk, row.numel(), dtype=row.dtype, device=row.device)
         start = self.problem.start_moments(row)
-        self._fresh = {
-            name: value.repeat(len(self._params), *(1 for _ in value.shape))
-            for name, value in start.items()
-            if name not in self.client_store.all
-        }
+        start = {name: value for name, value in start.items() if name not in self.client_store.all}
+        self._fresh = repeated(start, self.planner.chunk)
         self._timers = Timers()
         self.chunk_done = True
         self._before_leftover: State | None = None
@@ -187,7 +185,7 @@ class Loop:
         self.source.pop_wait_seconds()  # drop the waits of BatchNorm's re-estimation
         began = time.perf_counter()
         cohort = self.planner.cohort(schedule)
-        weights = self.planner.weights.of(cohort) if len(cohort) else None
+        weights = self.server.algorithm.begin(self.planner, schedule, rates)
         if not so_far.done:
             self.server.prepare(self.client_store)
         chunks = self.planner.chunks(schedule, so_far.done)
@@ -220,8 +218,9 @@ class Loop:
                     schedule.number,
                     self.client_store,
                     self.planner.state_rows(schedule, rows),
-                    None if weights is None else weights[rows.start : rows.stop],
-                    total=len(cohort) if weights is None else 1.0,
+                    None if weights.clients is None else weights.clients[rows.start : rows.stop],
+                    total=len(cohort) if weights.clients is None else 1.0,
+                    weight=weights.total,
                     client_rate=rates[0],
                     timers=self._timers,
                 )
@@ -241,7 +240,7 @@ class Loop:
         rows: ClientRows,
         rest: list[ClientRows],
         rates: list[float],
-        weights: Tensor | None,
+        weights: RoundWeights,
     ) -> LoopSteps:
         """Train one chunk of clients for the round.
 
@@ -250,16 +249,19 @@ class Loop:
             rows: The rows of the chunk.
             rest: The chunks of this round after this one.
             rates: The learning rate of each local step.
-            weights: Weight of each client of the round, or None for equal ones.
+            weights: Weights of the clients of the round.
         """
         so_far, params = self.cursor.so_far, self._params[: len(rows)]
         state_rows = self.planner.state_rows(schedule, rows)
         with span("plan"):
-            stack = self._stack(state_rows, params)
+            start, algorithm = self.global_model.flat_params, self.server.algorithm
+            stack = algorithm.correct(self._stack(state_rows, params), rows, start)
             plan = self.planner.plan(schedule, rows, rates, rest)
         self.evaluator.seed_module(schedule.first_step, plan.first_row)
         result = yield ChunkJob(self.executor, self.problem, stack, plan)
         assert result is not None, "the driver answers a job by its result"
+        if schedule.averaged:
+            algorithm.finish(params, start)
         self.client_store.store(state_rows)
         if self.by_client is not None:
             with span("evaluate"):
@@ -277,7 +279,7 @@ class Loop:
             so_far.losses.append(losses)
         if schedule.averaged:
             with span("average"):
-                part = None if weights is None else take(weights, rows)
+                part = None if weights.changes is None else take(weights.changes, rows)
                 self.server.aggregator.accumulate(params, last=not rest, weights=part)
         so_far.done.append(rows if isinstance(rows, range) else tuple(rows.tolist()))
         self.chunk_done = True

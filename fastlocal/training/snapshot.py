@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ..checkpoint.resharding import row_name
 from ..checkpoint.state_file import State
@@ -24,9 +25,10 @@ def take_snapshot(loop: Loop) -> State:
             tensors["cuda random state"] = torch.cuda.get_rng_state(device)
     if loop.server.optimizer is not None:
         tensors |= {f"server {name}": value for name, value in loop.server.optimizer.state.items()}
+    tensors |= loop.server.algorithm.tensors()
     tensors |= {row_name(name): rows for name, rows in loop.client_store.all.items()}
     if loop.cursor.so_far.done:
-        tensors |= {f"sum {name}": value for name, value in loop.server.aggregator.partial_sums().items()}
+        tensors |= {f"sum {name}": value for name, value in _partial_sums(loop).items()}
         tensors |= {f"losses {index}": losses for index, losses in enumerate(loop.cursor.so_far.losses)}
     tensors |= {f"feedback {name}": value for name, value in loop.server.aggregator.error_feedback().items()}
     clients = loop.planner.clients
@@ -58,8 +60,9 @@ def restore_snapshot(loop: Loop, state: State) -> None:
     if loop.server.optimizer is not None:
         for name, value in loop.server.optimizer.state.items():
             value.copy_(tensors[f"server {name}"])
+    loop.server.algorithm.restore(tensors)
     for kind, values in (
-        ("sum", loop.server.aggregator.partial_sums()),
+        ("sum", _partial_sums(loop)),
         ("feedback", loop.server.aggregator.error_feedback()),
     ):
         for name, value in values.items():
@@ -69,3 +72,8 @@ def restore_snapshot(loop: Loop, state: State) -> None:
         torch.set_rng_state(tensors["torch random state"].clone())
     if "cuda random state" in tensors and loop.global_model.flat_params.device.type == "cuda":
         torch.cuda.set_rng_state(tensors["cuda random state"].clone(), loop.global_model.flat_params.device)
+
+
+def _partial_sums(loop: Loop) -> dict[str, Tensor]:
+    """Return the sums of the round so far, as live references."""
+    return loop.server.aggregator.partial_sums() | loop.server.algorithm.partial_sums()
