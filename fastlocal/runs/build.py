@@ -171,7 +171,9 @@ def build_run(
     layout = param_layout(module, group_weight=config.sgd.group_weight)
     if layout.n_params == 0:
         raise UsageError(f"{model_flag}: has no parameter that requires a gradient")
-    kernel_notes = _try_kernels(used_ops(module, server=server_rows(config.server) > 0), device, world)
+    adamw = config.sgd.client_optimizer == "adamw"
+    ops = used_ops(module, adamw=adamw, server=server_rows(config.server) > 0)
+    kernel_notes = _try_kernels(ops, device, world)
     with ExitStack() as opened, _training_modes(user_module, modes, opened), preserve_state(loss):
         source, test, client_test = open_sources(config, data, population, numbers, opened)
         user_tensors = {} if user_module is None else tensors_of(user_module)
