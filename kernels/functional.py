@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from .accepted import Size, autocast, geometry_of, has_statistics
+from .attention import scaled_dot_product_attention
 from .composite import is_mean_of_pixels, opened
 from .conv2d_clients.operator import choose, conv2d_stacked
 from .copy_on_write import copy_before, elsewhere
@@ -89,9 +90,12 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         fits = fits and bias.shape == weight.shape[:1] and bias.dtype == weight.dtype
     if not fits:
         return F.linear(input, weight, bias)
-    rows = torch.mm(weight, input.flatten(0, -2).t()).t()
-    if input.device.type == "cpu":
-        rows = rows.contiguous()
+    if input.dim() > 2 and input.shape[:-1].numel() * sum(weight.shape) > weight.numel():
+        rows = torch.mm(input.flatten(0, -2), weight.t())
+    else:
+        rows = torch.mm(weight, input.flatten(0, -2).t()).t()
+        if input.device.type == "cpu":
+            rows = rows.contiguous()
     output = rows.reshape(*input.shape[:-1], weight.shape[0])
     return output if bias is None else output + bias.to(output.dtype)
 
@@ -264,6 +268,8 @@ class StackedOps(TorchFunctionMode):
         if func is F.multi_head_attention_forward and not torch.compiler.is_compiling():
             with self:
                 return opened(func)(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            return scaled_dot_product_attention(*args, **kwargs)
         if func is F.embedding:
             return embedding(*args, **kwargs)
         if func is F.one_hot:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Iterator
 
 from ..common.errors import UsageError
+from .model_checks import model_problems
 from .schema import RunConfig
 from .sync_checks import sync_problems
 from .targets import CLIENT_METRICS, Target
@@ -46,6 +47,7 @@ def check(config: RunConfig) -> None:
 def _problems(config: RunConfig) -> Iterator[str]:
     yield from _paths(config)
     yield from _counts(config)
+    yield from model_problems(config)
     yield from _rates(config)
     yield from sync_problems(config)
     yield from _clients(config)

@@ -265,8 +265,7 @@ class ClientEvaluator:
             if not count:
                 continue
             value = loss if self._rule.summed else loss / weight if weight else float("nan")
-            counted = count - hits[-1] if topk else 0
-            accuracy = None if not topk else hits[0] / counted if counted else 0.0
+            accuracy = None if not topk else hits[0] / hits[-1] if hits[-1] else 0.0
             results.append(ClientResult(client, count, value, accuracy))
         return results
 
