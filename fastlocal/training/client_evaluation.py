@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from fastlocal.kernels.attention import FoldedAttention
 from fastlocal.kernels.functional import settled
 
 from ..aggregation.global_model import GlobalModel
@@ -230,7 +231,7 @@ class ClientEvaluator:
 
         if self._stacked:
             # with its own weights for each client a layer is one stacked operation, with the same for all torch's own
-            mode = self._stacking.mode() if values else contextlib.nullcontext()
+            mode = self._stacking.mode() if values else FoldedAttention()
             try:
                 with mode:
                     return vmap(one, randomness="different")(dict(values), inputs, targets, numbers)
