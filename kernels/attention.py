@@ -121,12 +121,11 @@ class _Folded(torch.autograd.Function):
     ) -> tuple[Tensor, int]:
         """Compute the attention of all clients."""
         size = info.batch_size
-        tensors = (fold(each, dim, size) for each, dim in zip((query, key, value), in_dims, strict=False))
+        folded = [fold(each, dim, size) for each, dim in zip((query, key, value), in_dims, strict=False)]
         batch = (query.shape if in_dims[0] is None else query.select(in_dims[0], 0).shape)[BATCH]
         mask = None if attn_mask is None else _fold_mask(attn_mask, in_dims[3], size, batch)
-        y = scaled_dot_product_attention(
-            *tensors, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+        query, key, value = folded
+        y = scaled_dot_product_attention(query, key, value, mask, 0.0, is_causal, scale, enable_gqa)
         return unfold(y, size), 0
 
 

@@ -66,7 +66,7 @@ class EvaluateFlags:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Print `val_acc1 ... val_loss ...`."""
+    """Print `val_acc1 ... val_loss ...`, of tokens with `val_ppl ...`."""
     words = _checkpoint_first(normalise(argv))
     refuse_half_precision(words)
     refuse_unknown(words, (spec.name for spec in dataclasses.fields(EvaluateFlags)[1:]), "fastlocal evaluate")
@@ -108,7 +108,8 @@ def run(argv: Sequence[str]) -> int:
     with closing(make_source(data.test, source_config, augment=False)) as source:
         result = evaluate(module, source, loss=loss_of(data), topk=topk, numerics=numbers)
     accuracies = (f"val_acc{k} {value:.4f}" for k, value in zip(topk, result.accuracies, strict=True))
-    print(*accuracies, f"val_loss {result.loss:.4f}", *([f"val_ppl {perplexity(result.loss):.4f}"] if data.tokens else []))
+    losses = [f"val_loss {result.loss:.4f}", *([f"val_ppl {perplexity(result.loss):.4f}"] if data.tokens else [])]
+    print(*accuracies, *losses)
     return 0
 
 

@@ -186,7 +186,8 @@ def test_what_else_text_takes(folder: Path, tmp_path: Path, capsys: pytest.Captu
         assert run(capsys, *words(folder, tmp_path / str(place), "stacked"), "--partition", partition).status == 0
     ended = run(capsys, *words(folder, tmp_path / "ended", "stacked"), "--stop-at", "val_ppl=1e9")
     assert len(metrics(tmp_path / "ended")) == 1 and "the run ends by --stop-at" in ended.err
-    printed = run(capsys, "partition", "--dataset", "text", "--data-pth", folder, "--partition", "natural", "--context", 7)
+    statistics = ["partition", "--dataset", "text", "--data-pth", folder, "--partition", "natural", "--context", 7]
+    printed = run(capsys, *statistics)
     assert printed.status == 0 and "3" in printed.out
 
 

@@ -50,7 +50,7 @@ CASES: dict[str, tuple[tuple[tuple[int, ...], ...], Tensor | None, bool, dict[st
     "causal": (HEADS, None, False, {"is_causal": True}),
     "scale": (HEADS, None, False, {"scale": 0.3}),
     "other keys": (((4, 2, 5, 6), (4, 2, 7, 6), (4, 2, 7, 3)), None, False, {}),
-    "groups of heads": (((4, 4, 5, 6), (4, 2, 5, 6), (4, 2, 5, 6)), None, False, {"is_causal": True, "enable_gqa": True}),
+    "groups of heads": (((4, 4, 5, 6), (4, 2, 5, 6), (4, 2, 5, 6)), None, False, {"enable_gqa": True}),
     "mask of all": (HEADS, seen(5, 5), False, {}),
     "mask of each head": (HEADS, normal(1, 2, 5, 5).detach(), False, {}),
     "mask of each sample": (HEADS, seen(4, 1, 5, 5), False, {}),

@@ -53,7 +53,7 @@ def read(request: DatasetSpec) -> DataSet:
     if request.context < 1:
         raise UsageError(f"--context {request.context}: must be at least 1")
     if request.train_pth is not None:
-        raise UsageError(f"--train-pth {request.train_pth}: text has its files in --data-pth, and in --val-pth for tests")
+        raise UsageError(f"--train-pth {request.train_pth}: text is in --data-pth, and of tests in --val-pth")
     train = _read_folder(request, "--data-pth", request.data_pth)
     own = replace(train, tokens=tuple(part[: len(part) - len(part) // TEST_SHARE] for part in train.tokens))
     test = [part[len(part) - len(part) // TEST_SHARE :] for part in train.tokens]
