@@ -38,7 +38,7 @@ class BufferMean:
             make_averager: Makes the averager of a row [numbers].
         """
         self._world = world
-        self._shapes = {name: value.shape for name, value in start.items()}
+        self._like = {name: torch.empty_like(value, device="meta") for name, value in start.items()}
         self._means = [name for name, value in start.items() if value.is_floating_point() or value.is_complex()]
         self._firsts = [name for name in start if name not in self._means]
         self._row, self._averager = torch.empty(0), None
@@ -67,7 +67,7 @@ class BufferMean:
         if self._averager is not None:
             for begin in range(0, len(clients), AT_ONCE):
                 some = slice(begin, begin + AT_ONCE)
-                rows_of = store.rows(clients[some])
+                rows_of = store.rows(clients[some], self._means)
                 rows = torch.cat([_numbers(rows_of[name]) for name in self._means], dim=1)
                 part = None if weights is None else weights[some]
                 self._averager.accumulate(rows.to(self._row), begin + AT_ONCE >= len(clients), part)
@@ -75,18 +75,19 @@ class BufferMean:
                 self._averager.start(self._row, total)
                 mean = self._averager.finish().to(self._row.dtype)
             self._row = mean.clone()
-            sizes = [_numbers(store.all[name][:1]).shape[1] for name in self._means]
+            sizes = [_numbers(self._like[name].unsqueeze(0)).shape[1] for name in self._means]
             for name, numbers in zip(self._means, mean.split(sizes), strict=True):
-                complex_ = store.all[name].is_complex()
+                complex_ = self._like[name].is_complex()
                 value = torch.view_as_complex(numbers.reshape(-1, 2).contiguous()) if complex_ else numbers
-                found[name] = value.reshape(self._shapes[name])
+                found[name] = value.reshape(self._like[name].shape)
         if self._firsts:
-            rows_of = store.rows(clients[:1])
+            rows_of = store.rows(clients[:1], self._firsts)
             own = {name: rows_of[name][0].tolist() for name in self._firsts} if len(clients) else None
             ranks = self._world.all_gather_object(own, "the buffers of the first client")
             first = next(buffers for buffers in ranks if buffers is not None)
             for name in self._firsts:
-                found[name] = torch.tensor(first[name], dtype=store.all[name].dtype).reshape(self._shapes[name])
+                like = self._like[name]
+                found[name] = torch.tensor(first[name], dtype=like.dtype).reshape(like.shape)
         return found
 
 

@@ -99,6 +99,7 @@ class DistributedSaver(Saver):
         shared, own = split(state)
         result: dict[str, Any]
         try:
+            self._sync()
             name = part_name(number, self._world.rank)
             path = self._directory / name
             write_atomically(path, lambda file: self._copy(own, file))
@@ -132,7 +133,8 @@ class DistributedSaver(Saver):
             parts = [result["part"] for result in results]
             outcome = {"saved": True}
             try:
-                assert len({part["trained"] for part in parts}) == 1, "ranks save in different rounds"
+                moments = {(part["trained"], part.get("epoch")) for part in parts}
+                assert len(moments) == 1, "ranks save in different rounds"
                 self._write_newest(State(shared.metadata | {"parts": parts}, shared.tensors))
             except BaseException as error:
                 outcome = self._error_result(error)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ..params.disk_store import FOLDER_NAME
+from ..params.row_journal import forget, has_journals
 from .state_file import DamagedState, read_metadata
 
 RESUME_NAME = "resume.pt"
@@ -39,6 +41,22 @@ def remove_unreferenced_parts(directory: Path) -> None:
         for path in parts:
             if path.name not in listed:
                 path.unlink(missing_ok=True)
+
+
+def remove_old_journals(directory: Path) -> None:
+    """Remove the journals of clients' rows that lead back to no saved state."""
+    if has_journals(directory / FOLDER_NAME):
+        epochs = [epoch for path in saved_paths(directory) for epoch in _epoch(path)]
+        if epochs:
+            forget(directory / FOLDER_NAME, min(epochs))
+
+
+def _epoch(path: Path) -> list[int]:
+    """Return the epoch of the clients' rows to which a state belongs, if there is one."""
+    try:
+        return [int(read_metadata(path)["client_store"]["epoch"])]
+    except (DamagedState, KeyError, TypeError, ValueError):
+        return []
 
 
 def _part_names(path: Path) -> set[str]:

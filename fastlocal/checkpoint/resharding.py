@@ -33,6 +33,8 @@ def split(state: State) -> tuple[State, State]:
     alike = {name: value for name, value in state.tensors.items() if name not in alone}
     position = dict(state.metadata["position"])
     own = {"clients": state.metadata["clients"], "trained": position["trained"], "so_far": position.pop("so_far")}
+    if "client_store" in state.metadata:
+        own["epoch"] = state.metadata["client_store"]["epoch"]
     shared = {name: value for name, value in state.metadata.items() if name not in ("clients", "ranks")}
     return State(shared | {"position": position}, alike), State(own, alone)
 
@@ -40,6 +42,11 @@ def split(state: State) -> tuple[State, State]:
 def row_name(name: str) -> str:
     """Return the name of a ClientStore's rows in a saved state."""
     return name if name == MOMENTUM else CLIENT_PREFIX + name
+
+
+def client_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the rows of a ClientStore by their own names, from those in a saved state."""
+    return {name.removeprefix(CLIENT_PREFIX): rows for name, rows in tensors.items() if _is_rows(name)}
 
 
 def _is_rows(name: str) -> bool:
@@ -58,7 +65,7 @@ def part_entry(own: State, name: str, digest: str) -> dict[str, Any]:
         name: Name of its file.
         digest: Checksum of its file.
     """
-    about = {key: own.metadata[key] for key in ("clients", "trained")}
+    about: dict[str, Any] = {key: own.metadata[key] for key in ("clients", "trained", "epoch") if key in own.metadata}
     return {"name": name, "digest": digest, **about, "done": own.metadata["so_far"]["done"]}
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..common.atomic_file import TEMPORARY_SUFFIX, write_atomically
 from ..common.errors import UsageError
 from ..config.schema import RunConfig
+from ..params.disk_store import FOLDER_NAME, IDENTITY_NAME, go_back
+from ..params.row_files import ROWS_SUFFIX
+from ..params.row_journal import JOURNAL_SUFFIX
 from .file_names import remove_unreferenced_parts
 from .lock import refuse_locked
 
@@ -32,6 +37,10 @@ RUN_FILES = (
     "client_test.npz",
     "events.out.tfevents.*",
     f".*{TEMPORARY_SUFFIX}",
+    f"{FOLDER_NAME}/{IDENTITY_NAME}",
+    f"{FOLDER_NAME}/*{ROWS_SUFFIX}",
+    f"{FOLDER_NAME}/*{JOURNAL_SUFFIX}",
+    f"{FOLDER_NAME}/.*{TEMPORARY_SUFFIX}",
 )
 """Files that a run writes; --overwrite removes only these."""
 
@@ -93,6 +102,9 @@ def create_directory(path: Path, config: RunConfig, launch_ids: Sequence[str] = 
             raise UsageError(f"--resume-pth {start}: --overwrite 1 would remove it with the earlier run; move it first")
         for old in earlier:
             old.unlink()
+        if earlier:
+            with contextlib.suppress(OSError):  # with files of others it stays
+                (path / FOLDER_NAME).rmdir()
         _write(path, config, launch_ids)
     except OSError as error:
         raise _unwritable(path, error) from error
@@ -102,8 +114,22 @@ def _unwritable(path: Path, error: OSError) -> UsageError:
     return UsageError(f"--log-pth {path}: cannot be written ({error.strerror or error}); give another")
 
 
-def reopen_directory(path: Path, config: RunConfig, launch_ids: Sequence[str] = ()) -> None:
-    """Write config.json of a run that continues; remove temporary files and unreferenced parts of a killed process."""
+def reopen_directory(
+    path: Path, config: RunConfig, launch_ids: Sequence[str] = (), client_store: Mapping[str, Any] | None = None
+) -> None:
+    """Write config.json of a run that continues; remove temporary files and unreferenced parts of a killed process.
+
+    Args:
+        path: The run directory.
+        config: Settings of the run.
+        launch_ids: Ids of the launchers that restart the run.
+        client_store: What the state says of clients' rows in files, which go back to it; None if there are none.
+
+    Raises:
+        UsageError: The files of clients' rows are not those of the run.
+    """
+    if client_store is not None:
+        go_back(path / FOLDER_NAME, client_store)
     for file in path.glob(f".*{TEMPORARY_SUFFIX}"):
         file.unlink()
     remove_unreferenced_parts(path)

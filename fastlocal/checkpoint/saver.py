@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from ..common import interrupts
 from ..common.atomic_file import write_atomically
-from .file_names import RESUME_NAME, remove_unreferenced_parts, saved_paths
+from .file_names import RESUME_NAME, remove_old_journals, remove_unreferenced_parts, saved_paths
 from .state_file import State, state_bytes
 
 
@@ -121,6 +121,7 @@ class Saver:
         self._sync()
         write_atomically(self._directory / RESUME_NAME, lambda file: self._copy(state, file), first=self._rotate)
         remove_unreferenced_parts(self._directory)
+        remove_old_journals(self._directory)
 
     def _copy(self, state: State, file: BinaryIO) -> None:
         for block in state_bytes(state):

@@ -50,6 +50,8 @@ def _print(prepared: PreparedRun) -> None:
     if _changes_h(prepared.progress):
         print(f"H from step {_changes(prepared.progress)}")
     print(prepared.memory.table())
+    for line in _store_lines(prepared):
+        print(f"{'client store':<16}{line}")
     for note in prepared.notes:
         print(note)
 
@@ -78,8 +80,17 @@ def plan_text(prepared: PreparedRun) -> str:
         if size:
             rows.append(("memory", f"{size / 2**20:,.1f} MiB {what}"))
     rows.append(("memory", f"{memory.needs.total(memory.chunk) / 2**20:,.1f} MiB in all at the peak"))
+    rows += [("client store", line) for line in _store_lines(prepared)]
     rows += [("note", line) for line in prepared.notes]
     return "\n".join(f"{name:<14}{value}" for name, value in rows)
+
+
+def _store_lines(prepared: PreparedRun) -> list[str]:
+    """Return a line about the state that clients keep, or none if they keep none."""
+    from ..runs.store_plan import plan_store
+
+    store = plan_store(prepared.config, prepared.problem)
+    return [] if store is None else [store.line()]
 
 
 def _steps(prepared: PreparedRun) -> str:

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .training_settings import ClientConfig, ModelConfig, ScheduleConfig, ServerConfig, SgdConfig
+from .training_settings import AlgorithmConfig, ClientConfig, ModelConfig, ScheduleConfig, ServerConfig, SgdConfig
 
 Precision = Literal["fp32", "tf32", "bf16", "fp64"]
 Executor = Literal["auto", "stacked", "looped", "threaded"]
@@ -155,6 +155,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     client: ClientConfig = field(default_factory=ClientConfig)
     sgd: SgdConfig = field(default_factory=SgdConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
@@ -196,6 +197,7 @@ AREAS: dict[str, type] = {
     "model": ModelConfig,
     "client": ClientConfig,
     "sgd": SgdConfig,
+    "algorithm": AlgorithmConfig,
     "server": ServerConfig,
     "schedule": ScheduleConfig,
     "machine": MachineConfig,

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from .correction import Correction
+
 MOMENTUM = "momentum"
+"""Name of the momenta, or AdamW's means of gradients, in a ClientStore."""
+SQUARE = "mean of squares"
+"""Name of AdamW's means of squared gradients."""
+STEPS = "optimizer steps"
+"""Name of the numbers of AdamW steps."""
+
+MOMENTS = (MOMENTUM, SQUARE, STEPS)
+"""Names of the state of optimizers."""
 
 
 @dataclass(frozen=True)
@@ -18,23 +28,57 @@ class ClientStack:
 
     Attributes:
         params: [clients, n_params].
-        momentum: [clients, n_params], or None.
+        momentum: [clients, n_params], the momenta of SGD or AdamW's means of gradients; or None.
         state: {name: [clients, *shape]} of the buffers that a forward pass changes.
+        square: [clients, n_params], AdamW's means of squared gradients, or None.
+        steps: float64 [clients], number of AdamW steps of each client, or None.
+        correction: Terms that the run's algorithm adds to the gradients, or None.
     """
 
     params: Tensor
     momentum: Tensor | None
     state: Mapping[str, Tensor] = field(default_factory=dict)
+    square: Tensor | None = None
+    steps: Tensor | None = None
+    correction: Correction | None = None
+
+    @classmethod
+    def of(cls, params: Tensor, rows: Mapping[str, Tensor], correction: Correction | None = None) -> ClientStack:
+        """Return the stack of params [clients, n_params] and all other rows {name: [clients, ...]}."""
+        momentum, square, steps = (rows.get(name) for name in MOMENTS)
+        state = {name: values for name, values in rows.items() if name not in MOMENTS}
+        return cls(params, momentum, state, square, steps, correction)
 
     def part(self, clients: slice) -> ClientStack:
         """Return views of these clients' rows."""
-        momentum = None if self.momentum is None else self.momentum[clients]
-        return ClientStack(self.params[clients], momentum, {name: rows[clients] for name, rows in self.state.items()})
+
+        def own(rows: Tensor | None) -> Tensor | None:
+            return None if rows is None else rows[clients]
+
+        return ClientStack(
+            self.params[clients],
+            own(self.momentum),
+            {name: rows[clients] for name, rows in self.state.items()},
+            own(self.square),
+            own(self.steps),
+            None if self.correction is None else self.correction.part(clients),
+        )
+
+    @property
+    def moments(self) -> dict[str, Tensor]:
+        """The state of the clients' optimizers, by name."""
+        named = zip(MOMENTS, (self.momentum, self.square, self.steps), strict=True)
+        return {name: rows for name, rows in named if rows is not None}
 
     @property
     def buffers(self) -> list[Tensor]:
         """All tensors that a local step changes."""
-        return [self.params, *([] if self.momentum is None else [self.momentum]), *self.state.values()]
+        return [self.params, *self.moments.values(), *self.state.values()]
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """All tensors that a local step reads or changes."""
+        return self.buffers + ([] if self.correction is None else self.correction.tensors)
 
 
 ClientRows: TypeAlias = range | Tensor
@@ -44,6 +88,21 @@ ClientRows: TypeAlias = range | Tensor
 def take(values: Tensor, rows: ClientRows) -> Tensor:
     """Return the entries of a tensor on the CPU at these rows; a view of a range."""
     return values[rows] if isinstance(rows, Tensor) else values[rows.start : rows.stop]
+
+
+@dataclass(frozen=True)
+class SavedClients:
+    """What a saved state holds of a ClientStore.
+
+    Attributes:
+        rows: {name: [clients, ...]}, one row for each client of the process.
+        shared: {name: value} that all processes share.
+        about: JSON values that identify files of rows beside the state, or None if there are none.
+    """
+
+    rows: Mapping[str, Tensor]
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
+    about: dict[str, Any] | None = None
 
 
 class ClientStore:
@@ -77,6 +136,11 @@ class ClientStore:
             self.all = {name: rows.pin_memory() for name, rows in self.all.items()}
             self.resident = {name: rows[:chunk].to(device) for name, rows in self.all.items()}
 
+    @property
+    def names(self) -> Collection[str]:
+        """Names of the rows."""
+        return self.all.keys()
+
     def fetch(self, clients: ClientRows) -> dict[str, Tensor]:
         """Return the rows {name: [clients, ...]} of these clients on the device, to be changed in place."""
         rows = self.rows(clients)
@@ -97,15 +161,40 @@ class ClientStore:
                 values = values.to(self.all[name].device)
             self.all[name][self._index(clients)] = values
 
-    def rows(self, clients: ClientRows) -> dict[str, Tensor]:
-        """Return the rows {name: [clients, ...]} where they are kept: views of a range, else copies."""
+    def read_ahead(self, upcoming: Callable[[], ClientRows | None]) -> None:
+        """Read the rows of the next `fetch` while those of the last one train.
+
+        Args:
+            upcoming: Returns the clients of the next `fetch`, or None if there is none.
+        """
+
+    def rows(self, clients: ClientRows, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """Return the rows {name: [clients, ...]} of these names, or of all, where they are kept.
+
+        They are views of a range, else copies.
+        """
         index = self._index(clients)
-        return {name: rows[index] for name, rows in self.all.items()}
+        return {name: self.all[name][index] for name in names or self.names}
 
     def fill(self, values: Mapping[str, Tensor]) -> None:
         """Give every client the values {name: [...]} of these names."""
         for name, value in values.items():
             self.all[name].copy_(value.to(self.all[name].device))
+
+    def save(self) -> SavedClients:
+        """Return what a saved state holds of the clients; views, to be copied at once."""
+        return SavedClients(self.all)
+
+    def restore(self, saved: SavedClients) -> None:
+        """Restore the clients of a saved state."""
+        for name, rows in self.all.items():
+            rows.copy_(saved.rows[name])
+
+    def sync(self) -> None:
+        """Flush files of rows to the disk, before a saved state refers to them."""
+
+    def close(self) -> None:
+        """Close files of rows; raises nothing."""
 
     def _index(self, clients: ClientRows) -> slice | Tensor:
         if isinstance(clients, Tensor):

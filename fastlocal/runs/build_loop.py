@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from ..aggregation.averager import make_averager
@@ -25,9 +24,11 @@ from ..models.modes import in_modes, modes_of
 from ..models.own_functions import rebind_functions
 from ..models.own_tensors import OwnTensors, tensors_of
 from ..models.python_state import preserve_state
-from ..params.client_stack import MOMENTUM, ClientStore
+from ..params.client_stack import ClientStore
+from ..params.disk_store import FOLDER_NAME, DiskStore
 from ..telemetry.base import Logger
 from ..telemetry.jsonl import StepLog
+from ..training.algorithm_rounds import AlgorithmRounds
 from ..training.client_evaluation import ClientEvaluator
 from ..training.client_reports import ClientReports
 from ..training.evaluation import Evaluation, RandomContext, evaluate
@@ -36,6 +37,7 @@ from ..training.loop import Loop
 from ..training.planner import Planner
 from ..training.server import ClientState, Server
 from .build import PreparedRun
+from .store_plan import on_disk
 
 
 def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> Loop:
@@ -50,9 +52,6 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
     assert config.machine.chunk is not None and config.log.log_pth is not None
     directory = Path(config.log.log_pth)
     population, state = prepared.population, _client_state(prepared)
-    kept = state == "keep" and not population.sampler.everybody
-    clients = world.local_clients(population.sampler.population if kept else config.clients)
-    chunk = min(config.machine.chunk, len(clients))
     global_model = make_global_model(prepared)
     dtype, device = problem.numerics.dtype, problem.numerics.device
     streams = population.streams(config, prepared.data, prepared.progress.steps_per_epoch)
@@ -65,10 +64,20 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
         reduce_order=config.machine.reduce_order,
         timeout=world.group_timeout,
     )
+    algorithm = AlgorithmRounds(prepared.algorithm, problem.algorithm, make_aggregator)
+    kept = (state == "keep" or algorithm.keeps_state) and not population.sampler.everybody
+    clients = world.local_clients(population.sampler.population if kept else config.clients)
+    chunk = min(config.machine.chunk, len(clients))
     start = dict(problem.state)
-    if config.sgd.momentum and state != "reset":  # else it is zero at the start of every round
-        start = {MOMENTUM: torch.zeros_like(global_model.flat_params), **start}
+    if state != "reset":  # else the optimizer begins anew in every round
+        start = {**problem.start_moments(global_model.flat_params), **start}
     averaged = start if state == "average" else problem.state
+    start |= algorithm.client_start
+    if on_disk(config, problem) and start:
+        folder = directory / FOLDER_NAME
+        client_store: ClientStore = DiskStore(clients, start, chunk, device, folder=folder, rank=world.rank)
+    else:
+        client_store = ClientStore(clients, start, chunk, device)
     evaluator = Evaluator(
         global_model=global_model,
         source=problem.source,
@@ -94,6 +103,7 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
             progress=prepared.progress,
             streams=streams,
             weights=population.weights,
+            population=population.sampler.population,
             clients=clients,
             kept=kept,
             chunk=chunk,
@@ -112,8 +122,10 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
             mean_state=BufferMean(averaged, dtype, world, make_aggregator) if averaged else None,
             optimizer=make_server_optimizer(config.server, global_model.flat_params),
             client_state=state,
+            algorithm=algorithm,
+            changing=tuple(problem.state),
         ),
-        client_store=ClientStore(clients, start, chunk, device),
+        client_store=client_store,
         evaluator=evaluator,
         logger=logger,
         steps=steps,
@@ -123,13 +135,20 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
             every=config.log.save_every,
             minutes=config.log.save_minutes,
             keep=config.log.keep,
-            sync=(lambda: None) if steps is None else steps.sync,
+            sync=functools.partial(_sync, client_store, steps),
             world=world,
         ),
         config=dataclasses.asdict(config),
         grace=config.log.grace,
         by_client=_client_reports(prepared, evaluator),
     )
+
+
+def _sync(client_store: ClientStore, steps: StepLog | None) -> None:
+    """Flush the files of a run to which its state refers."""
+    client_store.sync()
+    if steps is not None:
+        steps.sync()
 
 
 def _client_reports(prepared: PreparedRun, evaluator: Evaluator) -> ClientReports | None:

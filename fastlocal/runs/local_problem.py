@@ -7,17 +7,21 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ..algorithms import Algorithm
 from ..common.errors import UsageError
 from ..config.schema import RunConfig
 from ..data.sources.base import Source
 from ..data.types import DataSet
-from ..executors.base import LabelNoise, LocalProblem
+from ..executors.base import LocalProblem
 from ..executors.read_ahead import make_read_ahead
 from ..models.own_tensors import TensorNames
 from ..module_checks.probe import Probe
+from ..params.client_optimizer import AdamW
+from ..params.label_noise import LabelNoise
 from ..params.losses import Loss, combination
 from ..params.param_layout import ParamLayout
 from ..params.precision import Numerics
+from ..training.algorithm_rounds import correction_terms, start_state
 
 
 def label_range(data: DataSet, loss: Loss) -> tuple[int, int] | None:
@@ -64,6 +68,26 @@ def without_decay(layout: ParamLayout, unused: Sequence[str]) -> ParamLayout:
         if name in unused:
             view.zero_()
     return dataclasses.replace(layout, decay_mask=mask)
+
+
+def with_algorithm(problem: LocalProblem, algorithm: Algorithm, module: nn.Module) -> LocalProblem:
+    """Return the local step under an algorithm.
+
+    Args:
+        problem: The local step.
+        algorithm: The algorithm.
+        module: The module with its start weights.
+    """
+    start = problem.layout.flatten(dict(module.named_parameters()))
+    return dataclasses.replace(
+        problem, correction=correction_terms(algorithm), algorithm=start_state(algorithm, start)
+    )
+
+
+def adamw_of(config: RunConfig) -> AdamW | None:
+    """Return the settings of the clients' AdamW, or None for SGD."""
+    sgd = config.sgd
+    return AdamW(sgd.beta1, sgd.beta2, sgd.adam_eps) if sgd.client_optimizer == "adamw" else None
 
 
 def build_problem(
@@ -113,6 +137,7 @@ def build_problem(
         places=probe.places,
         noise=noise,
         momentum=config.sgd.momentum,
+        adamw=adamw_of(config),
         nesterov=config.sgd.nesterov,
         weight_decay=config.sgd.wd,
         numerics=numbers,

@@ -151,7 +151,7 @@ def open_run(
                 return
             logged = state.metadata["logged"]
             if world.is_rank0:
-                reopen_directory(directory, config, world.launch_ids)
+                reopen_directory(directory, config, world.launch_ids, state.metadata.get("client_store"))
         _see_directory(directory, world)
         logger, steps = others, None
         if world.is_rank0:
@@ -167,6 +167,7 @@ def open_run(
             closing.callback(watch.close)
             logger.loggers.append(watch)
         loop = build_loop(prepared, logger, steps)
+        closing.callback(loop.client_store.close)
         closing.callback(loop.saver.close)
         if state is not None:
             logger.restore(logged)

@@ -29,6 +29,7 @@ class Planner:
         progress: The rounds and learning rates of the run.
         streams: The clients of each round and their samples.
         weights: The weights of the clients in the mean.
+        population: The number of all clients.
         clients: The rows of a round that this process trains, or, with `kept`, the clients that it trains.
         kept: Whether clients keep their state, so that each always trains on the same process.
         chunk: The number of clients that are resident at once.
@@ -40,6 +41,7 @@ class Planner:
     progress: Progress
     streams: SampleStreams
     weights: ClientWeights
+    population: int
     clients: range
     kept: bool
     chunk: int
@@ -75,6 +77,20 @@ class Planner:
             return range(self.clients.start, self.clients.start)
         first, last = int(ids[0]), int(ids[-1])
         return range(first, last + 1) if last - first + 1 == len(ids) else ids
+
+    def next_state_rows(self, schedule: RoundSchedule, rest: Sequence[ClientRows]) -> ClientRows | None:
+        """Return the places in the ClientStore of the next chunk, or None if the next round has none.
+
+        Args:
+            schedule: The round of the chunk before it.
+            rest: The chunks of this round after that.
+        """
+        if not rest:
+            upcoming = next(self._rounds.later(), None)
+            if upcoming is None:
+                return None
+            schedule, rest = upcoming, self.chunks(upcoming)
+        return self.state_rows(schedule, rest[0]) if rest else None
 
     def chunks(self, schedule: RoundSchedule, done: Sequence[Sequence[int]] = ()) -> list[ClientRows]:
         """Split the rows of a round that this process trains into chunks.

@@ -14,8 +14,9 @@ from ..aggregation.global_model import GlobalModel
 from ..aggregation.server_optimizers import ServerOptimizer
 from ..distributed.world import World
 from ..models.own_tensors import tensors_of
-from ..params.client_stack import MOMENTUM, ClientRows, ClientStore
+from ..params.client_stack import MOMENTS, ClientRows, ClientStore
 from ..telemetry.trace import span
+from .algorithm_rounds import AlgorithmRounds
 from .timers import Timers
 
 ClientState = Literal["keep", "reset", "average"]
@@ -33,6 +34,8 @@ class Server:
             there are none.
         optimizer: Steps from the start of a round towards its mean; None: the mean is the next model.
         client_state: How clients begin a round: keep, reset or average.
+        algorithm: The algorithm of the run.
+        changing: Names of the buffers that a forward pass changes.
     """
 
     world: World
@@ -41,15 +44,18 @@ class Server:
     mean_state: BufferMean | None
     optimizer: ServerOptimizer | None
     client_state: ClientState
+    algorithm: AlgorithmRounds
+    changing: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        self._start = None if self.optimizer is None else torch.empty_like(self.global_model.flat_params)
+        needed = self.optimizer is not None or self.algorithm.steps_on_server
+        self._start = torch.empty_like(self.global_model.flat_params) if needed else None
 
     def prepare(self, store: ClientStore) -> None:
         """Give the clients of a round the global model's buffers, if they keep none."""
         if self.client_state == "reset":
             own = tensors_of(self.global_model.module)
-            store.fill({name: own[name].detach() for name in store.all})
+            store.fill({name: own[name].detach() for name in self.changing})
 
     def average(
         self,
@@ -59,6 +65,7 @@ class Server:
         weights: Tensor | None,
         *,
         total: float,
+        weight: float | None = None,
         client_rate: float,
         timers: Timers,
     ) -> None:
@@ -70,6 +77,7 @@ class Server:
             rows: Rows of the store that trained in the round.
             weights: float64 [rows], or None for equal weights.
             total: Weight of all clients of the round.
+            weight: Sum of the weights with which the parameters were added, if that is not `total`.
             client_rate: Rate of the clients in the round's first step.
             timers: Takes the time of the average.
         """
@@ -78,7 +86,7 @@ class Server:
             self._start.copy_(flat_params)  # the mean may overwrite it
         with self.world.averaging(f"the average of round {round_number}"), span("average"):
             with timers.time_average(flat_params.device):
-                self.aggregator.start(flat_params, total)
+                self.aggregator.start(flat_params, total, weight)
                 mean = self.aggregator.finish()
             self.world.await_device(flat_params.device)
         buffers: dict[str, Tensor] = {}
@@ -88,8 +96,11 @@ class Server:
             # untrained parameters too start every round from their average
             shared = buffers if self.client_state == "average" else self.global_model.shared
             store.fill({name: buffers[name] for name in shared})
-            buffers.pop(MOMENTUM, None)
+            buffers = {name: value for name, value in buffers.items() if name not in MOMENTS}
         with span("server"):
-            if self.optimizer is not None and self._start is not None:
+            if self._start is not None and self.algorithm.steps_on_server:
+                with self.world.averaging(f"the sums of round {round_number}"):
+                    mean = self.algorithm.server(self._start, mean)
+            if self._start is not None and self.optimizer is not None:
                 mean = self.optimizer.step(self._start, mean, client_rate)
             self.global_model.replace(mean, buffers)

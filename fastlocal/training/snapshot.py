@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from ..checkpoint.resharding import row_name
+from ..checkpoint.resharding import client_rows, row_name
 from ..checkpoint.state_file import State
+from ..params.client_stack import SavedClients
 from ..schedule.cursor import TrainingCursor
 
 if TYPE_CHECKING:
     from .loop import Loop
+
+START_PREFIX = "start of clients "
+"""Prefix of the values of clients whose rows are in no file."""
 
 
 def take_snapshot(loop: Loop) -> State:
@@ -24,9 +29,12 @@ def take_snapshot(loop: Loop) -> State:
             tensors["cuda random state"] = torch.cuda.get_rng_state(device)
     if loop.server.optimizer is not None:
         tensors |= {f"server {name}": value for name, value in loop.server.optimizer.state.items()}
-    tensors |= {row_name(name): rows for name, rows in loop.client_store.all.items()}
+    tensors |= loop.server.algorithm.tensors()
+    saved = loop.client_store.save()
+    tensors |= {row_name(name): rows for name, rows in saved.rows.items()}
+    tensors |= {START_PREFIX + name: value for name, value in saved.shared.items()}
     if loop.cursor.so_far.done:
-        tensors |= {f"sum {name}": value for name, value in loop.server.aggregator.partial_sums().items()}
+        tensors |= {f"sum {name}": value for name, value in _partial_sums(loop).items()}
         tensors |= {f"losses {index}": losses for index, losses in enumerate(loop.cursor.so_far.losses)}
     tensors |= {f"feedback {name}": value for name, value in loop.server.aggregator.error_feedback().items()}
     clients = loop.planner.clients
@@ -44,6 +52,8 @@ def take_snapshot(loop: Loop) -> State:
         "logged": loop.logger.state() | ({} if loop.steps is None else loop.steps.state()),
         "ended": None,
     }
+    if saved.about is not None:
+        metadata["client_store"] = saved.about
     return State(metadata, {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()})
 
 
@@ -53,13 +63,14 @@ def restore_snapshot(loop: Loop, state: State) -> None:
     losses = [value.clone() for name, value in tensors.items() if name.startswith("losses ")]
     loop.cursor = TrainingCursor.from_state_dict(metadata["position"], losses)
     loop.global_model.restore(metadata["averaged"], tensors)
-    for name, rows in loop.client_store.all.items():
-        rows.copy_(tensors[row_name(name)])
+    start = {name.removeprefix(START_PREFIX): value for name, value in tensors.items() if name.startswith(START_PREFIX)}
+    loop.client_store.restore(SavedClients(client_rows(tensors), start, metadata.get("client_store")))
     if loop.server.optimizer is not None:
         for name, value in loop.server.optimizer.state.items():
             value.copy_(tensors[f"server {name}"])
+    loop.server.algorithm.restore(tensors)
     for kind, values in (
-        ("sum", loop.server.aggregator.partial_sums()),
+        ("sum", _partial_sums(loop)),
         ("feedback", loop.server.aggregator.error_feedback()),
     ):
         for name, value in values.items():
@@ -69,3 +80,8 @@ def restore_snapshot(loop: Loop, state: State) -> None:
         torch.set_rng_state(tensors["torch random state"].clone())
     if "cuda random state" in tensors and loop.global_model.flat_params.device.type == "cuda":
         torch.cuda.set_rng_state(tensors["cuda random state"].clone(), loop.global_model.flat_params.device)
+
+
+def _partial_sums(loop: Loop) -> dict[str, Tensor]:
+    """Return the sums of the round so far, as live references."""
+    return loop.server.aggregator.partial_sums() | loop.server.algorithm.partial_sums()

@@ -12,19 +12,20 @@ from pathlib import Path
 import pytest
 
 from fastlocal.checkpoint.state_file import read_metadata
-from tests.crash.crashes import Outcome, crash_runs
+from tests.crash.crashes import CASES, Outcome, crash_runs
 from tests.helpers.command_line import run, train_words
 from tests.helpers.fork_server import ForkedRun, ForkServer, wait_until
 from tests.helpers.run_files import difference, run_files
 
 PATIENCE_S = 120
+ON_DISK = list(CASES).index("mlp, kept state on disk")
 
 
-@pytest.mark.parametrize(("ranks", "kills"), [(1, 3), (2, 2)])
-def test_some_kills(ranks: int, kills: int, fork_server: ForkServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ranks", "kills", "first"), [(1, 3, 1), (2, 2, 1), (1, 3, ON_DISK), (2, 2, ON_DISK)])
+def test_some_kills(ranks: int, kills: int, first: int, fork_server: ForkServer, tmp_path: Path) -> None:
     """Three of one process, two of one or both of two; more as long as none of them came while a file was written."""
     outcomes: list[Outcome] = []
-    for _, outcome in crash_runs(fork_server, tmp_path, kills=60, kills_per_run=3, seed=1, ranks=ranks):
+    for _, outcome in crash_runs(fork_server, tmp_path, kills=60, kills_per_run=3, seed=first, ranks=ranks):
         assert outcome.failure == ""
         outcomes.append(outcome)
         if sum(one.kills for one in outcomes) >= kills and any(one.while_writing for one in outcomes):

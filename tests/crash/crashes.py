@@ -30,6 +30,10 @@ CASES = {
         "--model resnet20 --aug 1 --schedule epochs --step1 2 --lr 0.1 --epochs 2"
     ),
     "resnet20_gn, saved by the clock": "--model resnet20_gn --save-minutes 0.002 --step1 2 --step2 2 --epochs 2",
+    "mlp, kept state on disk": (
+        "--model mlp --client-store disk --partition iid --population 16 --client-state keep --client-epochs continue "
+        "--client-lr 0.05 --rounds 24 --step1 3 --eval-freq1 5 --save-minutes 0.0005"
+    ),
 }
 MAX_WAIT_S = 120.0
 MISSING_RANK_STATUS = 1

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from fastlocal import kernels
-from fastlocal.executors.base import LabelNoise
 from fastlocal.executors.cuda_graphs import CudaGraphs, GraphedExecutor, StepProgram
 from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.round_plan import RoundPlan, RoundResult
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.kernels import indices
 from fastlocal.params.client_stack import ClientStack
+from fastlocal.params.label_noise import LabelNoise
 from tests.executors.problems import assert_same, problem_of, start
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU to capture on")

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from fastlocal.executors import cuda_graphs
-from fastlocal.executors.base import LabelNoise, LocalProblem
+from fastlocal.executors.base import LocalProblem
 from fastlocal.executors.cuda_graphs import CudaGraphs, GraphedExecutor
 from fastlocal.executors.jobs import ChunkJob
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.params.client_stack import ClientStack
+from fastlocal.params.label_noise import LabelNoise
 from tests.executors.problems import problem_of
 from tests.rehearsal.conftest import Rehearsal
 from tests.rehearsal.test_step_programs import CPU, CUDA, on_cuda, plan_of

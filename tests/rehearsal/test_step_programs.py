@@ -14,7 +14,7 @@ from fastlocal.config.schema import RunConfig
 from fastlocal.data.sources.resident import ResidentSource
 from fastlocal.data.types import Split
 from fastlocal.executors import cuda_graphs
-from fastlocal.executors.base import LabelNoise, LocalProblem
+from fastlocal.executors.base import LocalProblem
 from fastlocal.executors.cuda_graphs import CudaGraphs, GraphedExecutor
 from fastlocal.executors.round_plan import RoundPlan, RoundResult
 from fastlocal.executors.stacked import StackedExecutor
@@ -22,6 +22,7 @@ from fastlocal.models import build
 from fastlocal.models.functional import local_module
 from fastlocal.models.modes import training_modes
 from fastlocal.params.client_stack import ClientStack
+from fastlocal.params.label_noise import LabelNoise
 from fastlocal.params.losses import cross_entropy
 from fastlocal.params.param_layout import param_layout
 from fastlocal.params.precision import Numerics
