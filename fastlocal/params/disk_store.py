@@ -84,6 +84,7 @@ class DiskStore(ClientStore):
         self._worker: ThreadPoolExecutor | None = None
         self._ahead: _Ahead | None = None
         self._writing: Future[None] | None = None
+        self._error: BaseException | None = None
         self._fetched: dict[str, Tensor] = {}
         self._fetched_ids = torch.empty(0, dtype=torch.int64)
 
@@ -129,7 +130,8 @@ class DiskStore(ClientStore):
 
     def store(self, clients: ClientRows) -> None:
         ids = _ids(clients)
-        self._wait_for_writing()
+        if self._writing is not None:
+            self._writing.result()
         for name, rows in self._fetched.items():
             self._after[name][: len(ids)].copy_(rows)
         self._writing = self._submit(lambda: self._write(ids))
@@ -204,19 +206,23 @@ class DiskStore(ClientStore):
         return self._identity
 
     def _submit(self, job: Callable[[], None]) -> Future[None]:
+        """Let the thread do a job after those before it; after an error all jobs end by it."""
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, "client store")
-        return self._worker.submit(job)
+        return self._worker.submit(self._do, job)
 
-    def _wait_for_writing(self) -> None:
-        """Wait until rows are written; raises the error of a write, and again at each call."""
-        if self._writing is not None:
-            self._writing.result()
+    def _do(self, job: Callable[[], None]) -> None:
+        if self._error is not None:
+            raise self._error
+        try:
+            job()
+        except BaseException as error:
+            self._error = error
+            raise
 
     def _flush(self) -> None:
-        self._wait_for_writing()
-        if self._ahead is not None:
-            self._ahead.read.result()
+        """Wait until nothing is being read or written."""
+        self._submit(lambda: None).result()
 
     def _read(self, ids: Tensor, places: Tensor, into: Mapping[str, Tensor]) -> None:
         """Read the rows of clients to these places, int64, of {name: [rows, ...]}."""
@@ -234,8 +240,8 @@ class DiskStore(ClientStore):
         self._journal.sync()
         for name, rows in self._after.items():
             self._wanted[name][own] = False
-            self._status[name][own] = OWN
             self._files.write(name, ids.numpy(), _bytes(rows))
+            self._status[name][own] = OWN
 
     def _append_images(self, name: str, ids: Tensor) -> None:
         value = self._start[name]

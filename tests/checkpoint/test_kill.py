@@ -114,9 +114,10 @@ def test_one_writer(fork_server: ForkServer, data: Path, tmp_path: Path, capsys:
     assert run(capsys, *train_words(data, tmp_path / "run"), "--overwrite").status == 0
 
 
-def test_a_full_disk(fork_server: ForkServer, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("store", ["memory", "disk"])
+def test_a_full_disk(store: str, fork_server: ForkServer, data: Path, tmp_path: Path) -> None:
     """One line, and the last save goes on when there is room again. (No file may grow beyond 20,000 bytes.)"""
-    flags = ["--momentum", "0.9", "--eval-freq1", "8", "--save-freq1", "1000000", "--epochs"]
+    flags = ["--momentum", "0.9", "--eval-freq1", "8", "--save-freq1", "1000000", "--client-store", store, "--epochs"]
     assert fork_server.start([*train_words(data, tmp_path / "wanted"), *flags, "16"], tmp_path / "log").status() == 0
     words = [*train_words(data, tmp_path / "run"), *flags]
     assert fork_server.start([*words, "4"], tmp_path / "run.log").status() == 0

@@ -25,6 +25,8 @@ KINDS = {
     "--reduce-order fixed --client-lr 0.1 --momentum 0.9 --eval-clients 3 --eval-clients-of all",
     "unequal": "--client-state keep --client-epochs continue --clients-drop 0.2 --reduce-order fixed --client-lr 0.1 "
     "--momentum 0.9 --local-epochs 8.5 --last-batch partial --stragglers 0.3",
+    "on disk": "--client-state keep --client-store disk --clients-drop 0.2 --reduce-order fixed --client-lr 0.1 "
+    "--momentum 0.9 --save-minutes 0.001",
     "averaged": "--client-state average --cohort-sampling replacement --server-optimizer nesterov --server-lr 0.5 "
     "--server-momentum 0.3 --client-lr 0.02 --momentum 0.5 --eval-clients 3",
 }

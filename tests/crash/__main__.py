@@ -1,6 +1,8 @@
 """Crash test: kill runs at random moments, continue them, and compare them with uninterrupted runs.
 
-    python -m tests.crash [--kills 100] [--ranks 1] [--seed 0]        prints and adds to bench/results/cpu/kill.csv
+    python -m tests.crash [--kills 100] [--ranks 1] [--seed 0] [--case TEXT]
+
+It prints and adds to bench/results/cpu/kill.csv.
 
 A run is killed by SIGKILL (of several ranks one at random, or all) after a random part of what is left of it, often at
 the beginning of a file. It is started again with --continue, six times; the next start runs to the end. Everything in
@@ -31,10 +33,12 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--ranks", type=int, default=1, choices=(1, 2))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--case", default="", help="only cases with this text in their names")
     options = parser.parse_args()
+    cases = [case for case in CASES if options.case in case]
     outcomes: dict[str, list[Outcome]] = {case: [] for case in CASES}
     with tempfile.TemporaryDirectory() as folder, ForkServer() as fork_server:
-        crashes = crash_runs(fork_server, Path(folder), options.kills, 6, options.seed, options.ranks)
+        crashes = crash_runs(fork_server, Path(folder), options.kills, 6, options.seed, options.ranks, cases)
         for case, outcome in crashes:
             outcomes[case].append(outcome)
             print(f"{case}: {outcome.kills} kills, {outcome.while_writing} while writing {outcome.failure}", flush=True)

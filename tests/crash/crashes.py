@@ -56,7 +56,13 @@ class Outcome:
 
 
 def crash_runs(
-    fork_server: ForkServer, folder: Path, kills: int, kills_per_run: int, seed: int, ranks: int = 1
+    fork_server: ForkServer,
+    folder: Path,
+    kills: int,
+    kills_per_run: int,
+    seed: int,
+    ranks: int = 1,
+    cases: Sequence[str] = tuple(CASES),
 ) -> Iterator[tuple[str, Outcome]]:
     """Run one case after the other and kill it, until this many kills are done.
 
@@ -67,6 +73,7 @@ def crash_runs(
         kills_per_run: Kills of one run at most.
         seed: Seed of the moments, and of the first case.
         ranks: Processes of each run.
+        cases: Keys of CASES.
 
     Yields:
         The case and the outcome of each run.
@@ -77,7 +84,7 @@ def crash_runs(
     for number in range(10 * kills):
         if done >= kills:
             return
-        case = list(CASES)[(seed + number) % len(CASES)]
+        case = cases[(seed + number) % len(cases)]
         if case not in expected:
             directory = folder / f"uninterrupted{number}"
             expected[case] = uninterrupted(fork_server, case, folder / "data.npz", directory, ranks)

@@ -14,6 +14,7 @@ from fastlocal.executors.cuda_graphs import CudaGraphs, GraphedExecutor
 from fastlocal.executors.jobs import ChunkJob
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.params.client_stack import ClientStack
+from fastlocal.params.correction import Correction
 from fastlocal.params.label_noise import LabelNoise
 from tests.executors.problems import problem_of
 from tests.rehearsal.conftest import Rehearsal
@@ -43,15 +44,19 @@ def runs(problem: LocalProblem) -> list[LocalProblem]:
     return found
 
 
-def stacks(problem: LocalProblem, count: int) -> list[ClientStack]:
-    """Return the rows of each run, of two, one and two clients."""
+def stacks(problem: LocalProblem, count: int, corrected: bool) -> list[ClientStack]:
+    """Return the rows of each run, of two, one and two clients; `corrected` under an algorithm with all its terms."""
     generator = torch.Generator().manual_seed(3)
     row = problem.layout.flatten({name: value.to(CPU) for name, value in problem.module.named_parameters()})
     found = []
     for clients in (2, 1, 2)[:count]:
         noise = [0.02 * torch.randn(clients, row.numel(), generator=generator).to(row.dtype) for _ in range(2)]
         device = problem.numerics.device
-        found.append(ClientStack((row + noise[0]).to(device), noise[1].to(device)))
+        correction = None
+        if corrected:
+            center, prox, drift = (row + noise[1][0]), torch.full((clients,), 0.5 * clients), 3 * noise[0]
+            correction = Correction(*(value.to(device, row.dtype) for value in (center, prox, drift)))
+        found.append(ClientStack((row + noise[0]).to(device), noise[1].to(device), correction=correction))
     return found
 
 
@@ -67,7 +72,7 @@ def test_rows_of_several_runs(name: str, rehearsed: Rehearsal, monkeypatch: pyte
         return problem_of("perceptron", torch.float32, **extra)
 
     alone = make()
-    expected = stacks(alone, 3)
+    expected = stacks(alone, 3, name == "perceptron")
     losses = []
     for round_number in range(2):
         for place, (stack, one) in enumerate(zip(expected, runs(alone), strict=True)):
@@ -76,7 +81,7 @@ def test_rows_of_several_runs(name: str, rehearsed: Rehearsal, monkeypatch: pyte
     with rehearsed(interpret=True) as device:
         base = runs(on_cuda(make()))[0]
         executor = GraphedExecutor(StackedExecutor(base), CudaGraphs())
-        found, results = stacks(base, 3), []
+        found, results = stacks(base, 3, name == "perceptron"), []
         for round_number in range(2):
             jobs = []
             for place, (stack, one) in enumerate(zip(found, runs(base), strict=True)):

@@ -100,11 +100,12 @@ def test_every_family_of_models(
 COHORTS = {
     "kept": [
         *("--client-state", "keep", "--server-optimizer", "adam", "--clients", "3", "--chunk", "2"),
-        *("--eval-clients", "1", "--step1", "2"),
+        *("--eval-clients", "1", "--step1", "2", "--algorithm", "scaffold"),
     ],
     "unequal": [
         *("--partition", "quantity", "--local-epochs", "1.5", "--last-batch", "partial", "--stragglers", "0.3"),
         *("--client-state", "keep", "--client-epochs", "continue", "--clients", "5", "--chunk", "3"),
+        *("--algorithm", "feddyn", "--feddyn-alpha", "0.1"),
     ],
     "dropped": ["--client-state", "average", "--clients-drop", "0.3", "--server-optimizer", "slowmo", "--clients", "5"]
     + ["--step1", "2"],
