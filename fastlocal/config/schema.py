@@ -25,7 +25,7 @@ class DataConfig:
 
     dataset: str = "digits"
     """digits, cifar10, cifar100, fashion_mnist, image_folder, npz, beton, array, synthetic, or with clients
-    of their own leaf, csv, parquet, flower, hdf5, client_folders"""
+    of their own leaf, csv, parquet, flower, hdf5, client_folders, text"""
     data_pth: str | None = None
     """folder or file that holds the data set"""
     train_pth: str | None = None
@@ -40,6 +40,8 @@ class DataConfig:
     """one value per channel, in units of 1: the model sees (x / 255 - mean) / std; None: the data set's own"""
     std: tuple[float, ...] | None = None
     """one value per channel, in units of 1; None: the data set's own"""
+    context: int = 64
+    """bytes of a sample of text, which is also the longest input of gpt_char"""
     aug: bool | None = None
     """random crop after padding by 4 (random-resized crop for crops of stored images), and horizontal flip, in
     training; None: 1 for RGB images, else 0"""

@@ -14,9 +14,15 @@ class ModelConfig:
     """Model and start weights."""
 
     model: str = "mlp"
-    """mlp, cnn, resnet20..1202, resnet20_gn..1202_gn, vgg11..19, or torchvision.NAME"""
+    """mlp, cnn, resnet20..1202, resnet20_gn..1202_gn, vgg11..19, torchvision.NAME, or for text gpt_char"""
     n_groups: int = 8
     """groups of each GroupNorm; -1: 8"""
+    n_layers: int = 2
+    """blocks of gpt_char"""
+    width: int = 64
+    """width of gpt_char, a multiple of --n-heads"""
+    n_heads: int = 4
+    """attention heads of each block of gpt_char"""
     bn: bool | None = None
     """re-estimate BatchNorm before each evaluation; None: whether the model has BatchNorm"""
     bn_batches: int = 100

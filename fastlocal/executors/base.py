@@ -48,6 +48,7 @@ class LocalProblem:
         source: The training samples.
         loss: (outputs of one batch, targets) -> scalar.
         topk: The k of the counted correct predictions; empty if the targets are not labels.
+        places: Number of targets of a sample: its tokens, else 1.
         noise: Label noise, or None.
         adamw: AdamW of the clients; None for SGD.
         clip_norm: Maximum norm of a client's gradient, applied before weight decay is added; or None.
@@ -85,6 +86,7 @@ class LocalProblem:
     draws: bool = False
     seed: int = 0
     ignored: int | None = None
+    places: int = 1
     recomputed: frozenset[str] = frozenset()
     shared: str | None = None
     user_module: nn.Module | None = None

@@ -200,7 +200,7 @@ def build_run(
         problem = build_problem(config, local, layout, source, loss, numbers, probe, tensor_names, ignored, user_module)
         problem = with_algorithm(problem, algorithm, module)
         if config.schedule.stop_at is not None:
-            Target.parse(config.schedule.stop_at).check(problem.topk)
+            Target.parse(config.schedule.stop_at).check(problem.topk, tokens=data.tokens)
         probe = compare(plain, problem, batches, probe)
         if probe.no_vmap is None:  # without vmap, clients step one by one, and each step may use other parameters
             layout = without_decay(layout, probe.unused)

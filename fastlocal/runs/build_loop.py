@@ -87,6 +87,7 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
         directory=directory,
         bn_batches=config.model.bn_batches,
         topk=problem.topk,
+        tokens=prepared.data.tokens,
         stop_on_nan=config.machine.on_nan == "stop",
         module_seed=config.machine.seed if prepared.uses_rng else None,
         draws_seed=config.machine.seed if problem.draws else None,

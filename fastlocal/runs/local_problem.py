@@ -52,6 +52,8 @@ def ignored_label(data: DataSet, loss: Loss, *, noise: bool) -> int | None:
         noise: Whether --label-noise may change labels.
     """
     targets, ignored = data.train.targets, combination(loss).ignored
+    if data.tokens:
+        return None
     if targets is None or ignored is None or (noise and ignored >= 0) or bool((targets == ignored).any()):
         return ignored
     return None
@@ -118,6 +120,8 @@ def build_problem(
     if config.client.label_noise:
         if probe.classes is None:
             raise UsageError("--label-noise 1: the targets are not class labels")
+        if probe.places > 1:
+            raise UsageError("--label-noise 1: the targets are tokens; it replaces the one label of a sample")
         if probe.classes < 2:
             raise UsageError("--label-noise 1: needs at least two classes, the model has one")
         noise = LabelNoise(config.client.noise_p, probe.classes, config.machine.seed)
@@ -130,6 +134,7 @@ def build_problem(
         source=source,
         loss=loss,
         topk=topk,
+        places=probe.places,
         noise=noise,
         momentum=config.sgd.momentum,
         adamw=adamw_of(config),

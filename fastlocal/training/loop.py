@@ -260,7 +260,7 @@ class Loop:
         for note in result.notes:
             self.logger.message(note)
         empty = clear_empty(losses, plan, self.problem)
-        counts = [] if result.correct is None else result.correct.sum(dim=0).tolist()
+        counts = [] if result.correct is None else (result.correct.sum(dim=0) / self.problem.places).tolist()
         correct, ignored = counts[: len(self.problem.topk)], int(sum(counts[len(self.problem.topk) :]))
         loss, samples = plan.trained(losses)
         so_far.stats.add(TrainStats(loss, correct, samples, ignored, empty))
