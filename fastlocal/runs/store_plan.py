@@ -77,9 +77,9 @@ def plan_store(config: RunConfig, problem: LocalProblem) -> StorePlan | None:
         problem: The local step.
     """
     client, log = config.client, config.log
-    kept = problem.momentum and keeps_moments(config)
-    momentum = problem.layout.n_params * problem.numerics.dtype.itemsize if kept else 0
-    row = momentum + sum(value.nbytes for value in (*problem.state.values(), *problem.algorithm.clients.values()))
+    moments = problem.moments if keeps_moments(config) else 0
+    row = moments * problem.layout.n_params * problem.numerics.dtype.itemsize
+    row += sum(value.nbytes for value in (*problem.state.values(), *problem.algorithm.clients.values()))
     if not row or not keeps_state(config, problem):
         return None
     clients = client.population or config.clients
