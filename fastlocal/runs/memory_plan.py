@@ -200,9 +200,10 @@ def refuse_too_large(config: RunConfig, plan: MemoryPlan) -> None:
         )
     parts = needs.parts(1)
     largest = max((name for name in parts if name != "torch itself"), key=parts.__getitem__)
-    clients = (f"--clients {config.clients}", "lower it or take --momentum 0")
+    disk = "" if needs.on_disk or needs.fresh else "--client-store disk, "
+    clients = (f"--clients {config.clients}", f"lower it, or take {disk}--momentum 0")
     if needs.kept is not None:
-        remedy = "take --client-store disk, --client-state reset or --momentum 0"
+        remedy = f"take {disk}--client-state reset or --momentum 0"
         clients = (f"--population {config.client.population}", remedy)
     flag, more = {
         "momentum": clients,
