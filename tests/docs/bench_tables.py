@@ -270,8 +270,9 @@ def client_store() -> str:
     rows = []
     for row in read("client_store.csv"):
         times = (f"{1e3 * float(row[f'{store}_seconds']):.0f}" for store in ("memory", "disk"))
-        rows.append((row["local_steps"], *times, row["ratio_seconds"], row["ratio_cpu_seconds"]))
-    columns = (">local steps", ">ms per round, in memory", ">on disk", ">ratio", ">ratio of the processor's time")
+        saves = "after each round" if int(row["saves"]) else "none"
+        rows.append((row["local_steps"], saves, *times, row["ratio_seconds"], row["ratio_cpu_seconds"]))
+    columns = (">local steps", "saves", ">ms per round, in memory", ">on disk", ">ratio", ">ratio of the processor's time")
     return table(columns, rows) + measured("client_store.csv")
 
 
