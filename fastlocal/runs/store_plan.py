@@ -7,6 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ..common.errors import UsageError
 from ..config.schema import RunConfig
 from ..executors.base import LocalProblem
@@ -80,9 +82,10 @@ def plan_store(config: RunConfig, problem: LocalProblem) -> StorePlan | None:
         problem: The local step.
     """
     client, log = config.client, config.log
-    moments = problem.moments if keeps_moments(config) else 0
-    row = moments * problem.layout.n_params * problem.numerics.dtype.itemsize
-    row += sum(value.nbytes for value in (*problem.state.values(), *problem.algorithm.clients.values()))
+    params = torch.empty(problem.layout.n_params, dtype=problem.numerics.dtype, device="meta")
+    moments = problem.start_moments(params) if keeps_moments(config) else {}
+    own = (*moments.values(), *problem.state.values(), *problem.algorithm.clients.values())
+    row = sum(value.nbytes for value in own)
     if not row or not keeps_state(config, problem):
         return None
     clients = client.population or config.clients

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -12,51 +10,7 @@ from torch import Tensor
 from ..arguments import check_correction, expect, matrix, per_client
 from ..client_sgd.triton_block import correct
 from ..triton_rows import LEAD, blocks_per_row, congruent, load, row_block
-
-CLIENTS = 128
-"""Clients of a program that counts their steps."""
-
-
-@triton.jit
-def _client_adamw_factors(
-    steps_ptr,
-    factors_ptr,
-    learning_rate_ptr,
-    active_ptr,
-    weight_decay_ptr,
-    clients,
-    steps_stride,
-    learning_rate_stride,
-    active_stride,
-    LOG2_BETA1: tl.constexpr,
-    LOG2_BETA2: tl.constexpr,
-    WEIGHT_DECAY: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Count the step of each active client, and write its factors [3, clients].
-
-    They are learning_rate / (1 - beta1^t), 1 / sqrt(1 - beta2^t) and learning_rate * weight_decay, computed in float64:
-    in float32, 1 - beta2^t of a first step has four digits.
-    """
-    client = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = client < clients
-    steps = tl.load(steps_ptr + client * steps_stride, mask=inside, other=0.0)
-    if active_ptr is not None:
-        steps += tl.load(active_ptr + client * active_stride, mask=inside, other=0).to(tl.float64)
-    else:
-        steps += 1.0
-    tl.store(steps_ptr + client * steps_stride, steps, mask=inside)
-    rate = tl.load(learning_rate_ptr + client * learning_rate_stride, mask=inside, other=0.0).to(tl.float64)
-    if weight_decay_ptr is not None:
-        decay = tl.load(weight_decay_ptr + client, mask=inside, other=0.0).to(tl.float64)
-    else:
-        decay = tl.full((), WEIGHT_DECAY, tl.float64)
-    taken = tl.where(steps > 0, steps, 1.0)  # an inactive client that has taken none needs no factors
-    bias1 = 1.0 - tl.exp2(taken * tl.full((), LOG2_BETA1, tl.float64))
-    bias2 = 1.0 - tl.exp2(taken * tl.full((), LOG2_BETA2, tl.float64))
-    tl.store(factors_ptr + client, rate / bias1, mask=inside)
-    tl.store(factors_ptr + clients + client, 1.0 / tl.sqrt(bias2), mask=inside)
-    tl.store(factors_ptr + 2 * clients + client, rate * decay, mask=inside)
+from .triton_factors import count_steps
 
 
 @triton.jit
@@ -249,27 +203,11 @@ def client_adamw(
     expect("grad_scale", grad_scale, (clients,), device, dense=False)
     expect("active", active, (clients,), device, torch.bool, dense=False)
     expect("shadow", shadow, rows, device, disjoint_rows=True)
-    decays = per_client("weight_decay", weight_decay, (clients,), device)
+    per_client("weight_decay", weight_decay, (clients,), device)
     centers = check_correction(params, center, group, prox, drift)
     if clients == 0:
         return
-    factors = torch.empty(3, clients, dtype=torch.float64, device=device)
-    _client_adamw_factors[(triton.cdiv(clients, CLIENTS),)](
-        steps_ptr=steps,
-        factors_ptr=factors,
-        learning_rate_ptr=learning_rate,
-        active_ptr=active,
-        weight_decay_ptr=decays,
-        clients=clients,
-        steps_stride=steps.stride(0),
-        learning_rate_stride=learning_rate.stride(0),
-        active_stride=0 if active is None else active.stride(0),
-        LOG2_BETA1=_log2(beta1),
-        LOG2_BETA2=_log2(beta2),
-        WEIGHT_DECAY=0.0 if isinstance(weight_decay, Tensor) else weight_decay,
-        BLOCK=CLIENTS,
-        num_warps=CLIENTS // 32,
-    )
+    factors = count_steps(steps, learning_rate, active, weight_decay, beta1, beta2)
     if n_params == 0:
         return
     block, num_warps = (1024, 4) if n_params > 1024 else (256, 2) if n_params > 128 else (128, 1)
@@ -308,7 +246,3 @@ def client_adamw(
         BLOCK=block,
         num_warps=num_warps,
     )
-
-
-def _log2(beta: float) -> float:
-    return math.log2(beta) if beta else -1e9  # 2^(-1e9 t) is 0
