@@ -272,7 +272,7 @@ def client_store() -> str:
         times = (f"{1e3 * float(row[f'{store}_seconds']):.0f}" for store in ("memory", "disk"))
         saves = "after each round" if int(row["saves"]) else "none"
         rows.append((row["local_steps"], saves, *times, row["ratio_seconds"], row["ratio_cpu_seconds"]))
-    columns = (">local steps", "saves", ">ms per round, in memory", ">on disk", ">ratio", ">ratio of the processor's time")
+    columns = (">local steps", "saves", ">ms per round, in memory", ">on disk", ">ratio", ">of the processor's time")
     return table(columns, rows) + measured("client_store.csv")
 
 
