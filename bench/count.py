@@ -26,7 +26,7 @@ from bench.common import RESULTS, Row, commit, merge_rows, triton_version  # noq
 from bench.counting import Counts, counting, empty_like_module  # noqa: E402
 from fastlocal.data.sources.resident import ResidentSource  # noqa: E402
 from fastlocal.data.types import Split  # noqa: E402
-from fastlocal.executors.base import LabelNoise, LocalProblem  # noqa: E402
+from fastlocal.executors.base import LocalProblem  # noqa: E402
 from fastlocal.executors.cuda_graphs import StepProgram  # noqa: E402
 from fastlocal.executors.round_plan import RoundPlan  # noqa: E402
 from fastlocal.executors.stacked import StackedExecutor  # noqa: E402
@@ -34,6 +34,7 @@ from fastlocal.models import build  # noqa: E402
 from fastlocal.models.functional import local_module  # noqa: E402
 from fastlocal.models.modes import training_modes  # noqa: E402
 from fastlocal.params.client_stack import ClientStack  # noqa: E402
+from fastlocal.params.label_noise import LabelNoise
 from fastlocal.params.losses import cross_entropy  # noqa: E402
 from fastlocal.params.param_layout import param_layout  # noqa: E402
 from fastlocal.params.precision import Numerics  # noqa: E402

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .common.version import __version__
 
 if TYPE_CHECKING:
+    from .algorithms import Algorithm, AlgorithmState
     from .api.sweep import Sweep, sweep
     from .api.train import Run, train
     from .api.verify import verify
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from .reports.rounds_to import rounds_to
 
 _LAZY = {
+    "Algorithm": ".algorithms",
+    "AlgorithmState": ".algorithms",
     "train": ".api.train",
     "Run": ".api.train",
     "sweep": ".api.sweep",
@@ -30,8 +33,8 @@ _LAZY = {
     "NonFiniteLoss": ".common.errors",
 }
 _MODULES = {"partition": ".data.partition"}
-__all__ = ["NonFiniteLoss", "Run", "RunConfig", "Sweep", "UsageError", "__version__", "partition"]
-__all__ += ["per_client", "rounds_to", "sweep", "train", "verify"]
+__all__ = ["Algorithm", "AlgorithmState", "NonFiniteLoss", "Run", "RunConfig", "Sweep", "UsageError", "__version__"]
+__all__ += ["partition", "per_client", "rounds_to", "sweep", "train", "verify"]
 
 
 def __getattr__(name: str) -> Any:

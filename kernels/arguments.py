@@ -76,3 +76,26 @@ def matrix(name: str, tensor: Tensor) -> tuple[int, int]:
         raise ValueError(f"{name} of shape {list(tensor.shape)}, expected [clients, n_params]")
     rows, columns = tensor.shape
     return rows, columns
+
+
+def check_correction(
+    params: Tensor, center: Tensor | None, group: Tensor | None, prox: Tensor | None, drift: Tensor | None
+) -> Tensor | None:
+    """Return the centers [groups, n_params] that prox uses, or None.
+
+    Raises:
+        ValueError: The terms of a correction do not fit the clients, or prox has no center.
+    """
+    (clients, n_params), device = params.shape, params.device
+    expect("drift", drift, params.shape, device)
+    expect("prox", prox, (clients,), device, dense=False)
+    if prox is None:
+        return None
+    if center is None:
+        raise ValueError("prox needs the center to which it pulls")
+    centers = center.unsqueeze(0) if center.dim() == 1 else center
+    expect("center", centers, (centers.shape[0], n_params), device)
+    expect("group", group, (clients,), device, torch.int32)
+    if group is None and centers.shape[0] != 1:
+        raise ValueError(f"center has {centers.shape[0]} rows: group says which of them is whose")
+    return centers

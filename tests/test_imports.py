@@ -27,6 +27,7 @@ ROOMS = (
     "data",
     "aggregation",
     "checkpoint",
+    "algorithms",
     "kernel_trial",
     "executors",
     "module_checks",

@@ -21,7 +21,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from bench.common import Row, device_folder, machine_columns, write_rows
 from bench.peers import flower_side
 from fastlocal.data.client_streams import ClientStreams
 from fastlocal.schedule.cohort import CohortSampler
+from fastlocal.schedule.local_work import LocalWork
 
 ROUNDS, POPULATION, COHORT, BATCH, LOCAL_STEPS, SAMPLES, SEED = 3, 40, 10, 8, 6, 1200, 7
 LIMIT = 1e-5
@@ -112,13 +113,16 @@ def export(
 ) -> None:
     """Write what the peer trains on."""
     sampler = CohortSampler(seed=SEED, population=POPULATION, clients=COHORT)
-    streams = ClientStreams(parts, sampler, batch_size=BATCH, local_steps=LOCAL_STEPS, seed=SEED, restart=True)
+    work = LocalWork(torch.tensor(LOCAL_STEPS).expand(POPULATION), 0.0, SEED, equal=True)
+    streams = ClientStreams(parts, sampler, batch_size=BATCH, work=work, seed=SEED, restart=True)
     arrays = {"inputs": data[0].numpy(), "targets": data[1].numpy(), "start": start, "rounds": np.array(ROUNDS)}
+    arrays["sizes"] = parts.sizes
     for number in range(1, ROUNDS + 1):
         first_step = (number - 1) * LOCAL_STEPS
         ids = streams.sample_ids(first_step, LOCAL_STEPS, range(COHORT))  # [local_steps, clients, batch]
         arrays[f"ids_{number}"] = ids.transpose(0, 1).contiguous().numpy()
-        arrays[f"sizes_{number}"] = parts.sizes[streams.cohort(first_step).ids.numpy()]
+        arrays[f"clients_{number}"] = streams.cohort(first_step).ids.numpy()
+        arrays[f"sizes_{number}"] = parts.sizes[arrays[f"clients_{number}"]]
     np.savez(path, **arrays)
 
 
@@ -158,6 +162,7 @@ def compare(
     parts: fastlocal.partition.Partition,
     theirs: Any,
     folder: Path,
+    sgd: Mapping[str, float] = flower_side.SGD,
 ) -> Row:
     """Train a case by fastlocal, and return the table row beside the peer's global model, [n_params]."""
     dtype = {"fp64": torch.float64, "fp32": torch.float32}[precision]
@@ -171,9 +176,9 @@ def compare(
         local_steps=LOCAL_STEPS,
         batch_size=BATCH,
         rounds=ROUNDS,
-        lr=flower_side.SGD["lr"],
-        momentum=flower_side.SGD["momentum"],
-        weight_decay=flower_side.SGD["weight_decay"],
+        lr=sgd["lr"],
+        momentum=sgd["momentum"],
+        weight_decay=sgd["weight_decay"],
         eval_every=ROUNDS,
         seed=SEED,
         precision=precision,

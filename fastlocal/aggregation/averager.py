@@ -89,27 +89,35 @@ class Aggregator:
         else:
             self._error_feedback.copy_(residual)
 
-    def start(self, row: Tensor, total: float) -> None:
+    def start(self, row: Tensor, total: float, weight: float | None = None) -> None:
         """Begin to add up the ranks' sums, and return before the end.
 
         Args:
             total: Weight of all clients of all ranks in this round: their number without weights.
+            weight: Sum of all ranks' weights if that is not `total`: the mean is then `row` plus the weighted changes
+                over `total`.
             row: [n_params], start of all clients in this round, alike on every rank. Leave it alone until `finish`,
                 which may write the mean there to save a pass over memory.
         """
         if self._residual is not None:
             self.partial_sums()["sums so far"][0] += self._residual
             self._residual = None
-        added = float(self._added)
+        added, rest = float(self._added), 0.0 if weight is None else (total - weight) / total
         if self._buckets is None:
             self._mean = self._local_mean(row, added, total)
+            if rest:
+                self._mean.add_(row, alpha=rest)
         else:
             in_place = self._arithmetic.rows == 1 and self._arithmetic.wire_dtype == row.dtype
             mean = row if in_place else self._sums[0]
-            self._buckets.start(
-                lambda wire, columns: self._fill(wire, columns, row, added),
-                lambda wire, columns: self._arithmetic.from_wire(wire, row[columns], mean[columns], total),
-            )
+            rest = 0.0 if self._arithmetic.of_changes else rest
+
+            def read(wire: Tensor, columns: slice) -> None:
+                self._arithmetic.from_wire(wire, row[columns], mean[columns], total)
+                if rest:
+                    mean[columns].add_(row[columns], alpha=rest)
+
+            self._buckets.start(lambda wire, columns: self._fill(wire, columns, row, added), read)
             self._mean = mean
         self._added.zero_()
         self._last = self._last_weights = None
@@ -127,7 +135,8 @@ class Aggregator:
 
     def _local_mean(self, row: Tensor, added: float, total: float) -> Tensor:
         """Return the mean of a single rank."""
-        if self._is_one_client(added) and self._stale and self._last is not None and self._arithmetic.rows == 1:
+        alone = total == 1 and self._is_one_client(added)
+        if alone and self._stale and self._last is not None and self._arithmetic.rows == 1:
             return row.copy_(self._last[0])  # a third of the time of the sums
         self._flush()
         return self._arithmetic.finalize_local(self._sums, total)

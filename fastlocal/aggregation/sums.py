@@ -19,10 +19,12 @@ class Sums(Protocol):
     Attributes:
         rows: Sums per column.
         wire_dtype: Their dtype on the wire.
+        of_changes: Whether the wire holds the clients' changes, else the clients.
     """
 
     rows: int
     wire_dtype: torch.dtype
+    of_changes: bool
 
     def accumulate(self, params: Tensor, sums: Tensor, weights: Tensor | None) -> None:
         """Add clients, params [clients, columns], to sums [rows, columns] float64.
@@ -59,6 +61,7 @@ class FloatSums:
     """
 
     rows = 1
+    of_changes = True
 
     def __init__(self, wire_dtype: torch.dtype, device: torch.device) -> None:
         self.wire_dtype = wire_dtype
@@ -105,6 +108,7 @@ class FixedSums:
 
     rows = 2
     wire_dtype = torch.float64
+    of_changes = False
 
     def __init__(self, clients: int) -> None:
         at_least = 2.0 ** (clients - 1).bit_length()

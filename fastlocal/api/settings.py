@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..algorithms import PYTHON, Algorithm
 from ..common.errors import UsageError, nearest
 from ..config.python_names import ARGUMENTS, UNSUPPORTED
 from ..config.schema import AREA_OF, AREAS, RunConfig
@@ -36,6 +37,7 @@ def run_config(
     save_every: int,
     seed: int,
     partition: str | Path | Partition | None,
+    algorithm: str | Algorithm = "fedavg",
     directory: str | Path | None,
 ) -> RunConfig:
     """Return the settings of a run, of which `config.validation.check` is still to be called.
@@ -58,7 +60,10 @@ def run_config(
         raise UsageError(f"partition: is a {type(partition).__name__}; give a Partition (its from_lists makes one)")
     if rounds is not None and "epochs" in settings:
         raise UsageError("epochs, rounds: give one of them")
+    if not isinstance(algorithm, str | Algorithm):
+        raise UsageError(f"algorithm: is a {type(algorithm).__name__}; give a name or an object of fastlocal.Algorithm")
     given = isinstance(partition, Partition)
+    settings = {"algorithm": algorithm if isinstance(algorithm, str) else PYTHON, **settings}
     config = convert_settings(
         settings,
         dataset="python",

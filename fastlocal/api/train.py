@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from ..algorithms import Algorithm
 from ..common.errors import UsageError
 from ..common.random_states import enable_autograd, preserve_random_states
 from ..common.standard_streams import hide_closed_streams
@@ -68,6 +69,7 @@ def train(
     save_every: int = 100,
     seed: int = 0,
     partition: str | Path | Partition | None = None,
+    algorithm: str | Algorithm = "fedavg",
     directory: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -103,6 +105,7 @@ def train(
         partition: Who owns which training samples: a Partition such as `fastlocal.partition.dirichlet(labels,
             clients=100, alpha=0.1)`, a file of one, or a procedure's name. None: those of `fastlocal.per_client`, else
             nobody, and every epoch's order is dealt to the clients.
+        algorithm: Name of an algorithm, or an object of a subclass of `fastlocal.Algorithm`.
         directory: The run directory; by default a new one below runs/.
         overwrite: Start afresh in a `directory` that holds a run.
         resume: Continue the run in `directory` from its resume.pt, or start over without one. `rounds` may grow; other
@@ -137,6 +140,7 @@ def train(
         save_every=save_every,
         seed=seed,
         partition=partition,
+        algorithm=algorithm,
         directory=directory,
     )
     refuse_unused(settings.keys(), config)
@@ -158,6 +162,7 @@ def train(
             world=world,
             user_module=model,
             partition=partition if isinstance(partition, Partition) else None,
+            algorithm=algorithm if isinstance(algorithm, Algorithm) else None,
             stored_partition=Path(directory) / PARTITION_FILE if resume and directory is not None else None,
         )
         if resume and prepared.stateful_loss:

@@ -30,9 +30,15 @@ class EvaluateFlags:
     """the model that it was saved from"""
     n_groups: int = 8
     """groups of each GroupNorm; -1: 8"""
+    n_layers: int = 2
+    """blocks of gpt_char"""
+    width: int = 64
+    """width of gpt_char"""
+    n_heads: int = 4
+    """attention heads of each block of gpt_char"""
     dataset: str = "digits"
     """digits, cifar10, cifar100, fashion_mnist, image_folder, npz, beton, array, synthetic, leaf, csv, parquet,
-    flower, hdf5 or client_folders"""
+    flower, hdf5, client_folders or text"""
     data_pth: str | None = None
     """folder or file that holds the data set"""
     train_pth: str | None = None
@@ -47,6 +53,8 @@ class EvaluateFlags:
     """epochs: evaluate as the ImageNet program does, on centre crops of --image-size, with top-5 accuracy"""
     image_size: int | None = None
     """side in pixels, as in `fastlocal train`"""
+    context: int = 64
+    """bytes of a sample of text, as in `fastlocal train`"""
     mean: tuple[float, ...] | None = None
     """one value per channel, in units of 1; None: the data set's own"""
     std: tuple[float, ...] | None = None
@@ -58,7 +66,7 @@ class EvaluateFlags:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Print `val_acc1 ... val_loss ...`."""
+    """Print `val_acc1 ... val_loss ...`, of tokens with `val_ppl ...`."""
     words = _checkpoint_first(normalise(argv))
     refuse_half_precision(words)
     refuse_unknown(words, (spec.name for spec in dataclasses.fields(EvaluateFlags)[1:]), "fastlocal evaluate")
@@ -73,11 +81,10 @@ def run(argv: Sequence[str]) -> int:
         from ..data.sources.source_config import SourceConfig, choose_kind
         from ..kernel_trial import verdicts
         from ..kernel_trial.kernels_tried import try_kernels
-        from ..params.losses import cross_entropy
         from ..params.precision import numerics
-        from ..runs.from_config import load_data, make_model
+        from ..runs.from_config import load_data, loss_of, make_model
         from ..runs.resolve import resolve_device
-        from ..training.evaluation import evaluate
+        from ..training.evaluation import evaluate, perplexity
 
     device = resolve_device(flags.device)
     try_kernels(device, ["gather_augment"])
@@ -99,9 +106,10 @@ def run(argv: Sequence[str]) -> int:
         dtype=numbers.dtype,
     )
     with closing(make_source(data.test, source_config, augment=False)) as source:
-        result = evaluate(module, source, loss=cross_entropy, topk=topk, numerics=numbers)
+        result = evaluate(module, source, loss=loss_of(data), topk=topk, numerics=numbers)
     accuracies = (f"val_acc{k} {value:.4f}" for k, value in zip(topk, result.accuracies, strict=True))
-    print(*accuracies, f"val_loss {result.loss:.4f}")
+    losses = [f"val_loss {result.loss:.4f}", *([f"val_ppl {perplexity(result.loss):.4f}"] if data.tokens else [])]
+    print(*accuracies, *losses)
     return 0
 
 
@@ -126,6 +134,10 @@ def _config(flags: EvaluateFlags) -> RunConfig:
         image_size=flags.image_size,
         model=flags.model,
         n_groups=n_groups,
+        n_layers=flags.n_layers,
+        width=flags.width,
+        n_heads=flags.n_heads,
+        context=flags.context,
         dataset=flags.dataset,
         data_pth=flags.data_pth,
         client_column=flags.client_column,

@@ -50,6 +50,8 @@ class PartitionFlags:
     """column of csv or parquet that names each sample's client; None: client, if there is one"""
     label_column: str | None = None
     """column with the labels; None: label"""
+    context: int = 64
+    """bytes of a sample of text"""
     clients: int | None = None
     """number of clients; a file, and a data set's own partition, have theirs"""
     seed: int = 0
@@ -83,7 +85,7 @@ def run(argv: Sequence[str]) -> int:
 
     data = _read(flags)
     samples, targets = len(data.train), data.train.targets
-    labels = None if data.classes is None or targets is None else targets.numpy()
+    labels = None if data.classes is None or targets is None or data.tokens else targets.numpy()
     parts = build(
         flags.partition,
         samples=samples,
@@ -126,6 +128,7 @@ def _read(flags: PartitionFlags) -> DataSet:
         lazy=True,
         client_column=flags.client_column,
         label_column=flags.label_column,
+        context=flags.context,
     )
     try:
         return datasets.read(request)

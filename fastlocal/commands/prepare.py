@@ -92,8 +92,9 @@ def run(argv: Sequence[str]) -> int:
             lazy=True,
         )
         data = _read(request)
-        if isinstance(data.train, Split) and data.train.inputs.dtype != torch.uint8:
-            raise UsageError(f"--dataset {flags.dataset}: holds features, not images; training reads it as it is")
+        if isinstance(data.train, Split) and (data.tokens or data.train.inputs.dtype != torch.uint8):
+            kind = "text" if data.tokens else "features"
+            raise UsageError(f"--dataset {flags.dataset}: holds {kind}, not images; training reads it as it is")
         refuse_empty_classes(data, data_pth=flags.data_pth, train_pth=flags.train_pth)
         beton = BetonSettings(
             flags.write_mode, flags.max_resolution, flags.quality, flags.jpeg_share, flags.smart_threshold

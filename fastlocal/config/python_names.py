@@ -19,6 +19,7 @@ from .schema import AREA_OF, AREAS
 
 UNSUPPORTED = (
     *("client_column", "label_column"),
+    *("context", "n_layers", "width", "n_heads"),
     *("data_pth", "train_pth", "val_pth", "image_size", "n_groups", "resume", "resume_pth", "dist_url"),
     *("start_lr", "lr", "log_pth", "total_batch_size"),
 )

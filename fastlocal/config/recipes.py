@@ -176,12 +176,40 @@ def fedadam_cifar10() -> RunConfig:
     )
 
 
+def diloco_char() -> RunConfig:
+    """DiLoCo on Python's standard library: AdamW on 8 clients, H=50, Nesterov on the server, 40 rounds.
+
+    After Douillard et al., "DiLoCo: Distributed Low-Communication Training of Language Models", 2023; the rate is that
+    of this small model. --partition natural makes clients of the modules.
+    """
+    return RunConfig(name="diloco-char").with_values(
+        dataset="text",
+        model="gpt_char",
+        partition="iid",
+        batch_size=8,
+        total_batch_size=64,
+        start_lr=None,
+        client_lr=0.003,
+        client_optimizer="adamw",
+        beta2=0.95,
+        wd=0.1,
+        clip_norm=1.0,
+        lr_schedule="cosine",
+        server_optimizer="nesterov",
+        server_lr=0.7,
+        server_momentum=0.9,
+        rounds=40,
+        **_each_phase(step=50, eval_freq=10, save_freq=40),
+    )
+
+
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     recipe.__name__.replace("_", "-"): recipe
     for recipe in (
         quickstart,
         fedavg_fashion_mnist,
         fedadam_cifar10,
+        diloco_char,
         cifar10_post_local,
         cifar10_diffusion,
         cifar10_resnet_label_noise,

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .training_settings import ClientConfig, ModelConfig, ScheduleConfig, ServerConfig, SgdConfig
+from .training_settings import AlgorithmConfig, ClientConfig, ModelConfig, ScheduleConfig, ServerConfig, SgdConfig
 
 Precision = Literal["fp32", "tf32", "bf16", "fp64"]
 Executor = Literal["auto", "stacked", "looped", "threaded"]
@@ -25,7 +25,7 @@ class DataConfig:
 
     dataset: str = "digits"
     """digits, cifar10, cifar100, fashion_mnist, image_folder, npz, beton, array, synthetic, or with clients
-    of their own leaf, csv, parquet, flower, hdf5, client_folders"""
+    of their own leaf, csv, parquet, flower, hdf5, client_folders, text"""
     data_pth: str | None = None
     """folder or file that holds the data set"""
     train_pth: str | None = None
@@ -40,6 +40,8 @@ class DataConfig:
     """one value per channel, in units of 1: the model sees (x / 255 - mean) / std; None: the data set's own"""
     std: tuple[float, ...] | None = None
     """one value per channel, in units of 1; None: the data set's own"""
+    context: int = 64
+    """bytes of a sample of text, which is also the longest input of gpt_char"""
     aug: bool | None = None
     """random crop after padding by 4 (random-resized crop for crops of stored images), and horizontal flip, in
     training; None: 1 for RGB images, else 0"""
@@ -153,6 +155,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     client: ClientConfig = field(default_factory=ClientConfig)
     sgd: SgdConfig = field(default_factory=SgdConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
@@ -194,6 +197,7 @@ AREAS: dict[str, type] = {
     "model": ModelConfig,
     "client": ClientConfig,
     "sgd": SgdConfig,
+    "algorithm": AlgorithmConfig,
     "server": ServerConfig,
     "schedule": ScheduleConfig,
     "machine": MachineConfig,

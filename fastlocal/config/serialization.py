@@ -15,7 +15,7 @@ from .schema import AREAS, RunConfig
 
 T = TypeVar("T")
 
-LATER_AREAS = ("server",)
+LATER_AREAS = ("server", "algorithm")
 """Areas that version 0.1 did not write."""
 
 

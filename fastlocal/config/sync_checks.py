@@ -1,4 +1,7 @@
-"""Checks of --sync and --lr-schedule. Each message is one line that names the flag."""
+"""Checks of --sync and --lr-schedule, and of settings that mean nothing beside others.
+
+Each message is one line that names the flag.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import math
 from collections.abc import Collection, Iterator
 
 from ..common.errors import UsageError
+from .optimizer_checks import ADAMW
 from .schema import RunConfig
 
 
@@ -43,6 +47,8 @@ def refuse_unused(names: Collection[str], config: RunConfig) -> None:
         reasons |= dict.fromkeys(("step2", "step3"), f"with {sync} H is --step1 in all phases")
     if schedule.lr_schedule != "constant":
         reasons["gamma"] = f"decays do not change the rate of {rate}; leave it out"
+    if config.sgd.client_optimizer != "adamw":
+        reasons |= dict.fromkeys(ADAMW, f"is for --client-optimizer adamw, not for {config.sgd.client_optimizer}")
     for name, reason in reasons.items():
         if name in names:
             raise UsageError(f"--{name.replace('_', '-')}: {reason}")

@@ -16,9 +16,10 @@ CLIENT_METRICS = tuple(
 """Metrics of an evaluation by client: of the global model, and of each client's own."""
 METRICS = (
     *("train_acc1", "train_loss", "val_acc1", "val_loss", "best_acc", "train_acc5", "val_acc5"),
+    *("train_ppl", "val_ppl"),
     *CLIENT_METRICS,
 )
-"""Accuracies and losses of metrics.jsonl."""
+"""Accuracies, losses and perplexities of metrics.jsonl."""
 
 Row = TypeVar("Row", bound=Mapping[str, Any])
 
@@ -44,12 +45,15 @@ class Target(NamedTuple):
             raise UsageError(f"--stop-at {text}: {metric!r} is no accuracy and no loss of metrics.jsonl{known}")
         return cls(metric, value)
 
-    def check(self, topk: Sequence[int]) -> None:
+    def check(self, topk: Sequence[int], *, tokens: bool) -> None:
         """Raise UsageError if a run never measures the metric.
 
         Args:
             topk: The k of the run's accuracies; empty if its targets are not labels.
+            tokens: Whether its targets are tokens.
         """
+        if self.metric.endswith("ppl") and not tokens:
+            raise UsageError(f"--stop-at {self.metric}={self.value:g}: perplexity is of tokens; give val_loss")
         k = 5 if self.metric.endswith("acc5") else 1
         if "acc" in self.metric and k not in topk:
             why = "the run measures no acc5; give val_acc1" if topk else "targets are no labels; give val_loss"
@@ -68,5 +72,5 @@ class Target(NamedTuple):
 
 
 def lower_is_better(metric: str) -> bool:
-    """Return True for losses and errors."""
-    return metric.endswith(("loss", "error"))
+    """Return True for losses, perplexities and errors."""
+    return metric.endswith(("loss", "ppl", "error"))

@@ -14,9 +14,15 @@ class ModelConfig:
     """Model and start weights."""
 
     model: str = "mlp"
-    """mlp, cnn, resnet20..1202, resnet20_gn..1202_gn, vgg11..19, or torchvision.NAME"""
+    """mlp, cnn, resnet20..1202, resnet20_gn..1202_gn, vgg11..19, torchvision.NAME, or for text gpt_char"""
     n_groups: int = 8
     """groups of each GroupNorm; -1: 8"""
+    n_layers: int = 2
+    """blocks of gpt_char"""
+    width: int = 64
+    """width of gpt_char, a multiple of --n-heads"""
+    n_heads: int = 4
+    """attention heads of each block of gpt_char"""
     bn: bool | None = None
     """re-estimate BatchNorm before each evaluation; None: whether the model has BatchNorm"""
     bn_batches: int = 100
@@ -84,9 +90,9 @@ class ClientConfig:
     """weights of the clients in the mean: examples (their samples), uniform, or a .json or .npy file of one weight per
     client; None: examples if clients own samples, else uniform"""
     client_state: Literal["keep", "reset", "average"] | None = None
-    """momenta, and buffers that a forward pass changes, at the start of a round: keep (a client's own), reset (momentum
-    zero, buffers of the global model) or average (over the clients of the round before); None: keep if all clients take
-    part in every round, else reset"""
+    """momenta, adamw's means and number of steps, and buffers that a forward pass changes, at the start of a round:
+    keep (a client's own), reset (an optimizer that begins, buffers of the global model) or average (over the clients of
+    the round before); None: keep if all clients take part in every round, else reset"""
     client_store: Literal["memory", "disk"] = "memory"
     """where the state waits that clients keep: memory, or disk (files in the run directory, of which a round reads and
     writes the rows of its clients)"""
@@ -118,16 +124,39 @@ class SgdConfig:
     """epochs of the warm-up"""
     gamma: float = 0.1
     """factor of each rate decay"""
+    client_optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd, as torch.optim.SGD, or adamw, as torch.optim.AdamW with a count of steps for each client"""
     momentum: float = 0.0
-    """momentum, in [0, 1); see --client-state"""
+    """momentum of sgd, in [0, 1); see --client-state"""
     nesterov: bool = False
     """Nesterov momentum"""
+    beta1: float = 0.9
+    """decay of adamw's means of gradients, in [0, 1); see --client-state"""
+    beta2: float = 0.999
+    """decay of adamw's means of squared gradients, in [0, 1)"""
+    adam_eps: float = 1e-8
+    """added by adamw to the root of the mean of squared gradients"""
     wd: float = 5e-4
-    """weight decay, added to the gradient"""
+    """weight decay, added to the gradient; of adamw decoupled: each step multiplies parameters by 1 - rate * this"""
     group_weight: bool = False
     """no weight decay for biases and normalisation parameters"""
     clip_norm: float | None = None
     """scale a client's gradient down to at most this norm; None: no clipping"""
+
+
+@dataclass(frozen=True)
+class AlgorithmConfig:
+    """What is added to the clients' gradients, and how much each client counts in the mean."""
+
+    algorithm: str = "fedavg"
+    """fedavg, fedprox, scaffold, fednova or feddyn"""
+    prox_mu: float | None = None
+    """pull of --algorithm fedprox and fednova to the start of the round; None: 0.01, fednova 0"""
+    feddyn_alpha: float | None = None
+    """coefficient of the regulariser of --algorithm feddyn; None: 0.01"""
+    correction_at: Literal["gradient", "step"] | None = None
+    """the algorithm's terms are added to the gradient, so that momentum holds them, or to the step after momentum;
+    None: gradient"""
 
 
 @dataclass(frozen=True)
@@ -180,6 +209,9 @@ class ScheduleConfig:
     """coefficient of --sync qsr: the rate at which H would be 1"""
     h_min: int = 1
     """least H of --sync qsr"""
+    sync_fragments: int = 1
+    """parts into which the parameters are split, of which each round averages the next one, as Streaming DiLoCo does; a
+    part is then averaged every --sync-fragments rounds, and clients keep the others"""
     post_local_from: int = 0
     """epoch before which H is 1 (post-local SGD), counted as that of --decay1; from it on, H follows --sync"""
     step1: int = 1

@@ -8,6 +8,8 @@ import re
 from collections.abc import Collection, Iterator
 
 from ..common.errors import UsageError
+from .model_checks import model_problems
+from .optimizer_checks import optimizer_problems
 from .schema import RunConfig
 from .sync_checks import sync_problems
 from .targets import CLIENT_METRICS, Target
@@ -44,14 +46,9 @@ def check(config: RunConfig) -> None:
 
 
 def _problems(config: RunConfig) -> Iterator[str]:
-    yield from _paths(config)
-    yield from _counts(config)
-    yield from _rates(config)
-    yield from sync_problems(config)
-    yield from _clients(config)
-    yield from _ownership(config)
-    yield from _client_tests(config)
-    yield from _server(config)
+    checks = (_paths, _counts, model_problems, optimizer_problems, _rates, sync_problems, _clients, _ownership)
+    for problems in (*checks, _client_tests, _server):
+        yield from problems(config)
 
 
 def _flag(name: str) -> str:

@@ -17,7 +17,7 @@ def refuse_empty_classes(data: DataSet, *, data_pth: str | None, train_pth: str 
         data_pth: --data-pth, for the message.
         train_pth: --train-pth, for the message.
     """
-    if data.classes is None or data.train.targets is None:
+    if data.classes is None or data.train.targets is None or data.tokens:
         return
     present = data.train.targets.unique().numpy()
     if len(present) == data.classes:

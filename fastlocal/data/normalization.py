@@ -73,7 +73,7 @@ def resolve(
         UsageError: A value does not fit the channels, is not finite, or is a std of 0; or a channel never varies.
     """
     channels = data.train.sample_shape[0]
-    if isinstance(data.train, Split) and data.train.inputs.dtype != torch.uint8:
+    if isinstance(data.train, Split) and (data.tokens or data.train.inputs.dtype != torch.uint8):
         if mean is not None or std is not None:
             raise UsageError(f"--mean, --std: are for images of 8 bits; the inputs of {data.name} are other numbers")
         return None, None

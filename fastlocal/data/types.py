@@ -72,11 +72,13 @@ class Split:
         inputs: uint8 images [n, channels, height, width], or any tensor of n rows for the model.
         targets: int64 labels [n], or any tensor of n rows for the loss.
         mapped: Whether the inputs are a memory-mapped file.
+        tokens: Whether inputs and targets are uint8 tokens [n, length], which a source returns as int64.
     """
 
     inputs: Tensor
     targets: Tensor
     mapped: bool = False
+    tokens: bool = False
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
@@ -272,6 +274,11 @@ class DataSet:
     std: tuple[float, ...] | None
     class_names: tuple[str, ...] | None = None
     natural: Partition | None = None
+
+    @property
+    def tokens(self) -> bool:
+        """Return True if inputs and targets are tokens, of which there are `classes`."""
+        return isinstance(self.train, Split) and self.train.tokens
 
     @property
     def is_rgb(self) -> bool:

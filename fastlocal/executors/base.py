@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -15,12 +14,16 @@ from torch import Tensor, nn
 
 from fastlocal import kernels
 
+from ..algorithms import AlgorithmState
 from ..common import interrupts
 from ..config.schema import MachineConfig, RunConfig
 from ..data.sources.base import Batch, Source
 from ..data.sources.resident import ResidentSource
 from ..models.own_tensors import TensorNames
-from ..params.client_stack import ClientStack
+from ..params.client_optimizer import AdamW, start_moments
+from ..params.client_stack import ClientStack, repeated
+from ..params.correction import CorrectionTerms
+from ..params.label_noise import LabelNoise
 from ..params.losses import Loss
 from ..params.param_layout import ParamLayout
 from ..params.precision import Numerics
@@ -36,15 +39,6 @@ BLOCK_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
-class LabelNoise:
-    """Replacement of labels by another class with probability p, drawn anew at each step."""
-
-    p: float
-    classes: int
-    seed: int
-
-
-@dataclass(frozen=True)
 class LocalProblem:
     """A local step, independent of the executor.
 
@@ -54,7 +48,9 @@ class LocalProblem:
         source: The training samples.
         loss: (outputs of one batch, targets) -> scalar.
         topk: The k of the counted correct predictions; empty if the targets are not labels.
+        places: Number of targets of a sample: its tokens, else 1.
         noise: Label noise, or None.
+        adamw: AdamW of the clients; None for SGD.
         clip_norm: Maximum norm of a client's gradient, applied before weight decay is added; or None.
         state: {name: start value} of the buffers that a forward pass changes.
         tensor_names: Names by id of the user's tensors, if the loss or a hook refers to them directly; else empty.
@@ -69,6 +65,8 @@ class LocalProblem:
         no_vmap: Why vmap cannot take the module, or None. Such a module may branch on values.
         uses_rng: Whether the module draws random numbers that no client's seed fixes.
         ahead: Reads batches of a streaming source ahead; None for a resident source.
+        correction: Terms that the run's algorithm adds to the gradients.
+        algorithm: State of the algorithm before the first round, that of one client.
     """
 
     module: nn.Module
@@ -81,12 +79,14 @@ class LocalProblem:
     nesterov: bool
     weight_decay: float
     numerics: Numerics
+    adamw: AdamW | None = None
     clip_norm: float | None = None
     state: Mapping[str, Tensor] = field(default_factory=dict)
     tensor_names: TensorNames = field(default_factory=dict)
     draws: bool = False
     seed: int = 0
     ignored: int | None = None
+    places: int = 1
     recomputed: frozenset[str] = frozenset()
     shared: str | None = None
     user_module: nn.Module | None = None
@@ -94,12 +94,24 @@ class LocalProblem:
     no_vmap: str | None = None
     uses_rng: bool = False
     ahead: ReadAhead | None = None
+    correction: CorrectionTerms = CorrectionTerms()
+    algorithm: AlgorithmState = field(default_factory=AlgorithmState)
 
     def stack(self, clients: int) -> ClientStack:
-        """Return rows of `clients` clients with the module's start weights and zero momentum."""
-        params = self.layout.flatten(dict(self.module.named_parameters())).repeat(clients, 1)
-        state = {name: value.repeat(clients, *(1 for _ in value.shape)) for name, value in self.state.items()}
-        return ClientStack(params, torch.zeros_like(params) if self.momentum else None, state)
+        """Return rows of `clients` clients with the module's start weights and an optimizer that begins."""
+        row = self.layout.flatten(dict(self.module.named_parameters()))
+        start = {**self.start_moments(row), **self.state}
+        params = row.repeat(clients, 1)
+        return ClientStack.of(params, repeated(start, clients), self.correction.zero(params))
+
+    def start_moments(self, row: Tensor) -> dict[str, Tensor]:
+        """Return {name: start value} of the optimizer's state for a client with the parameters `row` [n_params]."""
+        return start_moments(row, self.momentum, self.adamw)
+
+    @property
+    def moments(self) -> int:
+        """Rows of n_params that the optimizer keeps for each client."""
+        return 2 if self.adamw is not None else int(self.momentum > 0)
 
     @property
     def counts(self) -> int:
@@ -164,7 +176,7 @@ class LocalProblem:
                 yield Batch(batch.inputs.unsqueeze(0), batch.targets.unsqueeze(0)), targets.unsqueeze(0)
             return
         block = max(1, BLOCK_BYTES // self.source.batch_bytes(plan.batch))
-        for first, end, size in _equal_batches(plan, client):
+        for first, end, size in plan.equal_batches(client):
             for begin in range(first, end, block):
                 interrupts.check_signals()
                 here = slice(begin, min(begin + block, end))
@@ -198,17 +210,6 @@ class LocalProblem:
     @functools.cached_property
     def _noisy_targets(self) -> Callable[..., Tensor]:
         return kernels.get("noisy_targets", device=self.source.device)
-
-
-def _equal_batches(plan: RoundPlan, client: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (first, end, size) of the steps of a client whose batches have one size, in order."""
-    steps = plan.steps_of(client)
-    sizes = [plan.batch] * steps if plan.sizes is None else plan.sizes[:steps, client].tolist()
-    begin = 0
-    for size, run in itertools.groupby(sizes):
-        end = begin + len(list(run))
-        yield begin, end, size
-        begin = end
 
 
 class Executor(Protocol):

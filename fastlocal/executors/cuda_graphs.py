@@ -54,7 +54,7 @@ class StepProgram:
 
     def serves(self, stack: ClientStack, plan: RoundPlan) -> bool:
         """Return True if the program uses the buffers of `stack` and has room for the plan."""
-        addresses = [[buffer.data_ptr() for buffer in one.buffers] for one in (self.stack, stack)]
+        addresses = [[tensor.data_ptr() for tensor in one.inputs] for one in (self.stack, stack)]
         fits = plan.local_steps <= self.steps and plan.sample_ids.shape[1:] == self._sample_ids.shape[1:]
         one_step = isinstance(plan.first_step, int) == (len(self._first_step) == 1)
         alike = plan.values.tensors.keys() == self._values.tensors.keys()

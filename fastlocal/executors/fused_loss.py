@@ -7,7 +7,7 @@ from torch.func import vmap
 
 from fastlocal import kernels
 
-from ..params.losses import cross_entropy
+from ..params.losses import cross_entropy, token_cross_entropy
 from .base import LocalProblem
 from .round_plan import SHARED, RowValues
 
@@ -26,8 +26,8 @@ class FusedLoss:
 
     @staticmethod
     def can_fuse(problem: LocalProblem) -> bool:
-        """Return True if the loss of a problem is cross-entropy of labels alone."""
-        plain = problem.loss is cross_entropy and bool(problem.topk) and problem.ignored is None
+        """Return True if the loss of a problem is cross-entropy of labels or tokens alone."""
+        plain = problem.loss in (cross_entropy, token_cross_entropy) and bool(problem.topk) and problem.ignored is None
         return plain and not problem.tensor_names
 
     def __call__(
@@ -36,12 +36,13 @@ class FusedLoss:
         """Return losses [clients], correct predictions [clients] or None, and (outputs, their gradient) or None.
 
         Args:
-            outputs: [clients, batch, classes].
-            labels: int64 [clients, batch], without noise.
+            outputs: [clients, batch, classes], of tokens [clients, batch, length, vocabulary].
+            labels: int64 [clients, batch] or [clients, batch, length], without noise.
             client_ids: int64 [clients].
             number: int64 [] or [clients], global number of the step.
             values: Hyperparameters that differ between the clients.
         """
+        outputs, labels = outputs.flatten(1, -2), labels.flatten(1)
         classes, noise = outputs.shape[-1], self._noise
         targets = labels
         p: float | Tensor = 0.0

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..params.client_stack import ClientStack
+from ..params.correction import Correction
 from .round_plan import RoundPlan, RoundResult, RowValues
 
 if TYPE_CHECKING:
@@ -62,11 +63,26 @@ class JointRows:
 
     def _stack(self, stacks: Sequence[ClientStack]) -> ClientStack:
         """Copy the rows of all runs into one stack."""
-        momenta = [stack.momentum for stack in stacks if stack.momentum is not None]
-        return ClientStack(
-            self._joined("params", [stack.params for stack in stacks]),
-            self._joined("momentum", momenta) if momenta else None,
-            {name: self._joined(f"state {name}", [stack.state[name] for stack in stacks]) for name in stacks[0].state},
+        rows = [{**stack.moments, **stack.state} for stack in stacks]
+        joined = {name: self._joined(f"state {name}", [own[name] for own in rows]) for name in rows[0]}
+        params = self._joined("params", [stack.params for stack in stacks])
+        return ClientStack.of(params, joined, self._correction(stacks))
+
+    def _correction(self, stacks: Sequence[ClientStack]) -> Correction | None:
+        """Copy the terms of all runs, each with the start of its own round."""
+        own = [stack.correction for stack in stacks if stack.correction is not None]
+        if not own:
+            return None
+        counts = torch.tensor([len(stack.params) for stack in stacks])
+        group = torch.arange(len(stacks)).repeat_interleave(counts).to(own[0].center.device, torch.int32)
+        prox = [correction.prox for correction in own if correction.prox is not None]
+        drift = [correction.drift for correction in own if correction.drift is not None]
+        return Correction(
+            center=self._joined("center", [correction.center.unsqueeze(0) for correction in own]),
+            prox=self._joined("prox", prox) if prox else None,
+            drift=self._joined("drift", drift) if drift else None,
+            group=self._joined("group", [group]),
+            late=own[0].late,
         )
 
     def _joined(self, name: str, parts: Sequence[Tensor]) -> Tensor:

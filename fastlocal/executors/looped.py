@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -18,9 +19,9 @@ from ..models.unchanged import StateGuard
 from ..params.client_stack import ClientStack
 from ..params.losses import count_correct
 from ..telemetry.trace import span
+from .adamw_update import make_update
 from .base import ExecutorKind, LocalProblem, Values
 from .round_plan import RoundPlan, RoundResult
-from .sgd_update import Update
 
 
 class LoopedExecutor(ExecutorKind):
@@ -42,7 +43,7 @@ class LoopedExecutor(ExecutorKind):
 
     def __init__(self, problem: LocalProblem) -> None:
         self.problem = problem
-        self._update = Update(problem)
+        self._update = make_update(problem)
         layout, numerics = problem.layout, problem.numerics
         self.row = torch.zeros(1, layout.n_params, device=numerics.device, dtype=numerics.dtype)
         self._grads = torch.zeros_like(self.row)
@@ -159,23 +160,26 @@ class LoopedExecutor(ExecutorKind):
             number: int64 [], number of the client.
             steps: Global number of each step, int64 [].
         """
-        momentum = None if stack.momentum is None else stack.momentum[client : client + 1]
-        self.row.copy_(stack.params[client])
+        own = self._own(stack.part(slice(client, client + 1)))
         self._load_buffers(stack, client)
         for (batch, targets), rate, step in zip(batches, rates, steps, strict=True):
-            yield *self._local_step(batch.inputs, targets, momentum, rate, number, step), batch
+            yield *self._local_step(batch.inputs, targets, own, rate, number, step), batch
         stack.params[client] = self.row[0]
         self._store_buffers(stack, client)
 
     def check_step(self, params: Tensor, momentum: Tensor | None, inputs: Tensor, targets: Tensor) -> Tensor:
         """Take one step at rate 1 on rows [n_params] in place, and return its loss."""
-        self.row.copy_(params)
         rate = torch.ones(1, device=params.device, dtype=params.dtype)
         zero = torch.zeros((), dtype=torch.int64, device=params.device)
-        momenta = None if momentum is None else momentum.unsqueeze(0)
-        loss, _ = self._local_step(inputs, targets, momenta, rate, zero, zero)
+        own = self._own(ClientStack(params.unsqueeze(0), None if momentum is None else momentum.unsqueeze(0)))
+        loss, _ = self._local_step(inputs, targets, own, rate, zero, zero)
         params.copy_(self.row[0])
         return loss
+
+    def _own(self, one: ClientStack) -> ClientStack:
+        """Copy the parameters of a client into the row, and return its stack with the row in their place."""
+        self.row.copy_(one.params)
+        return dataclasses.replace(one, params=self.row)
 
     @torch.no_grad()
     def _load_buffers(self, stack: ClientStack, client: int) -> None:
@@ -195,7 +199,7 @@ class LoopedExecutor(ExecutorKind):
         self,
         inputs: Tensor,
         targets: Tensor,
-        momentum: Tensor | None,
+        own: ClientStack,
         rate: Tensor,
         client: Tensor,
         number: Tensor,
@@ -219,8 +223,8 @@ class LoopedExecutor(ExecutorKind):
             self._watch(inputs.shape)
         elif problem.no_vmap is not None:
             self._guards[self._shape].check(values=False)
-        with self._gather_grads(momentum):
-            self._update(self.row, momentum, self._grads, rate)
+        with self._gather_grads(own):
+            self._update(own, self._grads, rate)
         return loss.detach(), outputs.detach()
 
     def _watch(self, shape: torch.Size) -> None:
@@ -233,8 +237,8 @@ class LoopedExecutor(ExecutorKind):
             self._guards[shape] = StateGuard(self._module, changing, loss, problem.recomputed)
 
     @contextlib.contextmanager
-    def _gather_grads(self, momentum: Tensor | None) -> Iterator[None]:
-        """Gather the gradients; afterwards restore parameters without one, which torch.optim.SGD skips too."""
+    def _gather_grads(self, own: ClientStack) -> Iterator[None]:
+        """Gather the gradients; afterwards restore parameters without one, which torch.optim skips too."""
         self.without_gradient = [place for parameter, _, _, place in self._trained if parameter.grad is None]
         for parameter, value, gradient, _ in self._trained:
             if parameter.data_ptr() != value.data_ptr():  # the forward pass replaced its data
@@ -244,7 +248,7 @@ class LoopedExecutor(ExecutorKind):
                 gradient.zero_()
             else:
                 gradient.copy_(parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad)
-        rows = [self.row] if momentum is None else [self.row, momentum]
+        rows = [own.params, *(rows for rows in (own.momentum, own.square) if rows is not None)]
         copies = [(row[:, place], row[:, place].clone()) for row in rows for place in self.without_gradient]
         yield
         for values, before in copies:

@@ -118,6 +118,16 @@ class RoundPlan:
         every = [(slice(begin, end), int(sizes[begin])) for begin, end in itertools.pairwise(bounds)]
         return [(rows, size) for rows, size in every if size]
 
+    def equal_batches(self, client: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (first, end, size) of the steps of a row whose batches have one size, in order."""
+        steps = self.steps_of(client)
+        sizes = [self.batch] * steps if self.sizes is None else self.sizes[:steps, client].tolist()
+        begin = 0
+        for size, run in itertools.groupby(sizes):
+            end = begin + len(list(run))
+            yield begin, end, size
+            begin = end
+
     def part(self, steps: slice, rows: slice) -> RoundPlan:
         """Return the plan of some steps of some rows, without those that follow."""
         return RoundPlan(

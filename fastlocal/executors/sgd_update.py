@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,12 +11,13 @@ from torch import Tensor
 
 from fastlocal import kernels
 
+from ..params.client_stack import ClientStack
 from ..telemetry.trace import span
 from .base import LocalProblem
+from .clipping import Clipping, change_gradients
+from .inductor import Compiler
 from .round_plan import SHARED, RowValues
 
-EPSILON = 1e-6
-"""Added to norms, as torch.nn.utils.clip_grad_norm_ does."""
 LARGE = 2**15
 """Minimum parameter size for which a per-client fused SGD is faster."""
 
@@ -27,7 +29,7 @@ class Update:
         source = problem.source
         self._problem = problem
         self._sgd = kernels.get("client_sgd", device=source.device)
-        self._norm = kernels.get("client_norm", device=source.device)
+        self._clipping = Clipping(problem)
         self._constants: dict[str, Any] = {
             "mu": problem.momentum,
             "weight_decay": problem.weight_decay,
@@ -36,10 +38,13 @@ class Update:
         self._decay_mask = problem.layout.decay_mask.to(source.device, source.dtype)
         self._places = problem.layout.places
 
+    def compile(self, compiler: Compiler) -> None:
+        """Compile the step of rows."""
+        self.step = compiler.compile(self.step)  # type: ignore[method-assign]
+
     def __call__(
         self,
-        params: Tensor,
-        momentum: Tensor | None,
+        stack: ClientStack,
         grads: Tensor,
         learning_rates: Tensor,
         values: RowValues = SHARED,
@@ -48,21 +53,32 @@ class Update:
         """Clip the gradients and take one SGD step for every client.
 
         Args:
-            params: [clients, n_params].
-            momentum: [clients, n_params], or None.
+            stack: The clients, changed in place.
             grads: [clients, n_params]; may be overwritten.
             learning_rates: [clients].
             values: Hyperparameters that differ between the clients.
             active: bool [clients], clients that take the step, or None for all.
         """
         with span("client_sgd"):
-            scale = None if self._problem.clip_norm is None else self._scale(self._norm(grads))
-            self.step(params, momentum, grads, learning_rates, scale, values.momentum, values.weight_decay, active)
+            scale = self._clipping.rows(grads)
+            correction = stack.correction
+            if correction is not None and correction.gradient is not None:
+                grads, scale = change_gradients(correction, grads, stack.params, scale), None
+            self.step(
+                stack.params,
+                stack.momentum,
+                grads,
+                learning_rates,
+                scale,
+                values.momentum,
+                values.weight_decay,
+                active,
+                {} if correction is None else correction.fused,
+            )
 
     def by_parameter(
         self,
-        params: Tensor,
-        momentum: Tensor | None,
+        stack: ClientStack,
         grads: Sequence[Tensor],
         learning_rates: Tensor,
         values: RowValues = SHARED,
@@ -72,22 +88,20 @@ class Update:
         Gathering the gradients in rows would take two more passes over memory. They are not overwritten, because two
         parameters may share a gradient.
         """
-        problem, clients = self._problem, len(params)
+        problem, params, momentum = self._problem, stack.params, stack.momentum
+        clients = len(params)
         mu = [problem.momentum] * clients if values.momentum is None else values.momentum.tolist()
         decays = [problem.weight_decay] * clients if values.weight_decay is None else values.weight_decay.tolist()
         with span("client_sgd"):
-            rates, scale = learning_rates.tolist(), None
-            if problem.clip_norm is not None:
-                norms = [
-                    torch.linalg.vector_norm(grad.unsqueeze(-1), dim=[*range(1, 1 + grad.dim())]) for grad in grads
-                ]
-                scale = self._scale(torch.linalg.vector_norm(torch.stack(norms), dim=0))
+            rates, scale = learning_rates.tolist(), self._clipping.by_parameter(grads)
             for grad, place, decays_here in zip(grads, self._places, problem.layout.decays, strict=True):
                 weights = params[:, place]
                 momenta = None if momentum is None else momentum[:, place]
-                if weights.shape[1] < LARGE:
+                correction = None if stack.correction is None else stack.correction.columns(place)
+                if weights.shape[1] < LARGE or correction is not None:
                     rows, mask = grad.reshape(clients, -1).clone(), self._decay_mask[place]
                     factors = self._factors(values.momentum, values.weight_decay)
+                    factors |= {} if correction is None else correction.fused
                     self._sgd(weights, momenta, rows, learning_rates, mask, **factors, grad_scale=scale)
                     continue
                 for client, rate in enumerate(rates):
@@ -107,6 +121,7 @@ class Update:
         mu: Tensor | None = None,
         weight_decay: Tensor | None = None,
         active: Tensor | None = None,
+        correction: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Take one SGD step; torch.compile supports this part.
 
@@ -119,8 +134,9 @@ class Update:
             mu: [clients], momentum factors that differ, or None.
             weight_decay: [clients], factors of the weight decay that differ, or None.
             active: bool [clients], clients that take the step, or None for all.
+            correction: Arguments of client_sgd with the terms of the run's algorithm.
         """
-        factors = self._factors(mu, weight_decay)
+        factors = {**self._factors(mu, weight_decay), **correction}
         self._sgd(params, momentum, grads, learning_rates, self._decay_mask, **factors, grad_scale=scale, active=active)
 
     def _factors(self, mu: Tensor | None, weight_decay: Tensor | None) -> dict[str, Any]:
@@ -131,10 +147,6 @@ class Update:
         if weight_decay is not None:
             factors["weight_decay"] = weight_decay
         return factors
-
-    def _scale(self, norms: Tensor) -> Tensor:
-        assert self._problem.clip_norm is not None
-        return (self._problem.clip_norm / (norms + EPSILON)).clamp_(max=1.0)
 
 
 def _fused_sgd(

@@ -17,6 +17,7 @@ from ..models.functional import has_convolution
 from ..params.client_stack import ClientStack
 from ..params.losses import count_correct
 from ..telemetry.trace import span
+from .adamw_update import make_update
 from .base import Executor, ExecutorKind, LocalProblem, Values
 from .forward import Forward
 from .fused_loss import FusedLoss
@@ -25,7 +26,6 @@ from .inductor import Compiler
 from .jobs import ChunkJob
 from .joint_rows import JointRows
 from .round_plan import LocalStep, RoundPlan, RoundResult, RowValues
-from .sgd_update import Update
 from .tuning.conv_strategy import Stacking, Strategies, parse_strategies
 from .unequal_rows import only, run_unequal
 
@@ -70,7 +70,7 @@ class StackedExecutor(ExecutorKind):
         if on_cpu and convolutions:
             options = [{"executor": "stacked", "conv_strategy": strategy} for strategy in ("loop", "im2col")]
         elif on_cpu and requested.chunk is None:
-            rows = 3 if problem.momentum else 2
+            rows = 2 + problem.moments
             cached = max(1, CACHE_BYTES // (rows * problem.layout.n_params * problem.numerics.dtype.itemsize))
             options += [{"executor": "stacked", "chunk": chunk} for chunk in {cached, 8} if chunk < config.clients]
         if requested.compile is None and config.machine.tune_seconds >= COMPILE_SECONDS:
@@ -95,7 +95,7 @@ class StackedExecutor(ExecutorKind):
             fused_loss: Whether one kernel computes cross-entropy, its gradient and the correct predictions of all
                 clients; None for on a GPU without `compile`.
             by_parameter: Whether every parameter has its own gradient, instead of one row for each client; None for
-                best_by_parameter.
+                best_by_parameter, and for rows if an algorithm changes these.
         """
         self.problem = problem
         self._stacking = Stacking(problem.module, conv_strategy, fuse=False if compile else None)
@@ -104,13 +104,13 @@ class StackedExecutor(ExecutorKind):
         self._loss = FusedLoss(problem) if fuse and FusedLoss.can_fuse(problem) else None
         if self._loss is not None:  # its kernel draws the noise
             self.problem = dataclasses.replace(problem, noise=None)
-        self._update = self._plain_update = Update(problem)
+        self._update = self._plain_update = make_update(problem)
         self.compiler = Compiler() if compile else None
         self._program = self._forward if self.compiler is None else self.compiler.compile(self._forward)
         if self.compiler is not None and problem.source.device.type == "cpu":  # on a GPU the update is one kernel
-            self._plain_update = Update(problem)
-            self._update.step = self.compiler.compile(self._update.step)  # type: ignore[method-assign]
-        default = best_by_parameter(problem.source.device, compile=compile)
+            self._plain_update = make_update(problem)
+            self._update.compile(self.compiler)
+        default = best_by_parameter(problem.source.device, compile=compile) and problem.correction.gradient is None
         self._by_parameter = default if by_parameter is None else by_parameter
         on_gpu = problem.source.device.type == "cuda" and not compile
         self._gather = GradientRows(problem.layout) if on_gpu and not self._by_parameter else None
@@ -226,9 +226,9 @@ class StackedExecutor(ExecutorKind):
         active = step.active
         if self._by_parameter:
             assert active is None, "only captured and compiled steps mask rows"
-            update.by_parameter(stack.params, stack.momentum, grads, step.learning_rates, step.values)
+            update.by_parameter(stack, grads, step.learning_rates, step.values)
         else:
-            update(stack.params, stack.momentum, grads[0], step.learning_rates, step.values, active)
+            update(stack, grads[0], step.learning_rates, step.values, active)
         for name, rows in stack.state.items():
             rows.copy_(only(active, state[name].detach(), rows))
         return only(active, losses.detach(), 0), None if correct is None else only(active, correct, 0)

@@ -48,11 +48,15 @@ class ThreadedExecutor(ExecutorKind):
         device = problem.numerics.device
         if device.type != "cpu":
             return f"its threads are for --device cpu, not {device}; use --executor stacked"
+        if problem.adamw is not None:
+            return "its traced steps are those of --client-optimizer sgd; use --executor stacked or looped"
         if problem.uses_rng:
             return (
                 "the model draws random numbers that no client's seed fixes (from NumPy or Python, say), and threads "
                 "would draw them in any order; use --executor looped"
             )
+        if problem.correction.any:
+            return "its steps cannot add the terms of --algorithm to the gradients; use --executor stacked or looped"
         if problem.shared is not None:
             return (
                 f"forward keeps {problem.shared}, which threads would share with the loss or each other; use "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fastlocal.common.errors import UsageError, nearest
@@ -22,6 +24,8 @@ _SMALL = ("mlp", "cnn")
 
 NAMES: tuple[str, ...] = (*_SMALL, *_RESNETS, *_VGGS)
 """Names for `build`, besides torchvision's classification models (`torchvision.NAME`)."""
+TOKEN_MODEL = "gpt_char"
+"""Name of the model of `build_for_tokens`; written with a hyphen it is the same."""
 
 
 def build(
@@ -47,16 +51,60 @@ def build(
         UsageError: The name is unknown, or the model does not support the images or `n_groups`.
     """
     refuse_unknown(name)
+    if takes_tokens(name):
+        raise UsageError(f"--model {name}: takes tokens, and those of --dataset are images; --dataset text has tokens")
+    with _seeded(seed):
+        return _construct(name, in_channels, classes, image_size, n_groups)
+
+
+def build_for_tokens(
+    name: str, *, vocabulary: int, context: int, n_layers: int = 2, width: int = 64, n_heads: int = 4, seed: int = 0
+) -> nn.Module:
+    """Build a model as `build`: int64 tokens [n, length] -> [n, length, vocabulary].
+
+    Args:
+        name: Name of the model.
+        vocabulary: Number of tokens.
+        context: Maximum length.
+        n_layers: Number of blocks.
+        width: Width of every place.
+        n_heads: Attention heads of a block.
+        seed: Seed of the weights; the caller's random states are restored.
+
+    Raises:
+        UsageError: The name is unknown, the model takes images, or `n_heads` does not divide `width`.
+    """
+    refuse_unknown(name)
+    if not takes_tokens(name):
+        raise UsageError(f"--model {name}: takes images, and the samples of --dataset are tokens; use {TOKEN_MODEL}")
+    if width % n_heads:
+        raise UsageError(f"--n-heads {n_heads}: must divide --width {width}")
+    from fastlocal.models.char_gpt import CharGPT
+
+    with _seeded(seed):
+        return CharGPT(vocabulary, context, n_layers=n_layers, width=width, n_heads=n_heads)
+
+
+def takes_tokens(name: str) -> bool:
+    """Return True for the name of a model of tokens."""
+    return name.replace("-", "_") == TOKEN_MODEL
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw weights from `seed`, on the CPU."""
     import torch
 
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # torch.manual_seed also seeds the accelerators' generators, which fork_rng(devices=[]) does not restore
         torch.default_generator.manual_seed(seed)
-        return _construct(name, in_channels, classes, image_size, n_groups)
+        yield
 
 
 def refuse_unknown(name: str) -> None:
     """Raise UsageError if there is no model `name`."""
+    if takes_tokens(name):
+        return
     if name.startswith(TORCHVISION_PREFIX):
         from fastlocal.models.torchvision_models import check_name
 
@@ -89,4 +137,5 @@ def _suggestion(name: str) -> str:
 
     if name in classification_names():
         return f"; did you mean '{TORCHVISION_PREFIX}{name}'?"
-    return nearest(name, NAMES) or f"; one of {', '.join(NAMES)} or {TORCHVISION_PREFIX}NAME would do"
+    known = *NAMES, TOKEN_MODEL
+    return nearest(name, known) or f"; one of {', '.join(known)} or {TORCHVISION_PREFIX}NAME would do"

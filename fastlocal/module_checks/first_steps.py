@@ -22,6 +22,7 @@ from ..executors.looped import LoopedExecutor
 from ..models.functional import local_module
 from ..models.modes import cast
 from ..models.python_state import preserve_state
+from ..params.correction import CorrectionTerms
 from ..params.losses import move_loss
 from ..params.precision import Numerics, without_tf32
 from .plain_steps import FAILURES, PlainModule, Trace
@@ -49,7 +50,16 @@ def compare(plain: PlainModule, problem: LocalProblem, batches: Batches, probe: 
     Raises:
         UsageError: The steps of the looped executor differ from those of plain torch.
     """
-    problem = dataclasses.replace(problem, momentum=0.0, weight_decay=0.0, clip_norm=None, noise=None, topk=())
+    problem = dataclasses.replace(
+        problem,
+        momentum=0.0,
+        adamw=None,
+        weight_decay=0.0,
+        clip_norm=None,
+        noise=None,
+        topk=(),
+        correction=CorrectionTerms(),
+    )
     with preserve_state(problem.loss), preserve_random_states(), without_tf32():
         no_vmap, reached = _vmap_fault(plain, problem, batches, probe)
         plain.user_state.check()

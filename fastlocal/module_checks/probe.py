@@ -16,6 +16,7 @@ from ..models.batchnorm import batchnorm_buffers
 from ..models.mirror import attribute_of
 from ..models.python_state import Change, PythonState
 from ..models.state_holders import GENERATORS, PLAIN
+from ..params.losses import combination
 from ..params.precision import without_tf32
 from .plain_steps import PlainClient, PlainModule, Trace, foreign_leaves
 from .side_effects import of_tensors
@@ -35,8 +36,9 @@ class Probe:
     """Result of the first steps of the plain module.
 
     Attributes:
-        classes: Number of outputs, if outputs are [batch, classes] and targets are integers [batch], so that an
-            accuracy exists; else None.
+        classes: Number of outputs, if outputs are [batch, classes] and targets are integers [batch], or the loss says
+            that they are tokens, so that an accuracy exists; else None.
+        places: Number of targets of a sample, of which there are several if they are tokens.
         uses_rng: Whether the module draws random numbers that no client's seed fixes: from Python, NumPy or torch
             functions outside client_random.
         draws: Whether the module draws random numbers that client_random covers.
@@ -54,6 +56,7 @@ class Probe:
     """
 
     classes: int | None
+    places: int
     uses_rng: bool
     draws: bool
     unused: tuple[str, ...]
@@ -104,7 +107,8 @@ def _probe(plain: PlainModule, batches: Batches, names: Sequence[str]) -> Probe:
     began = time.perf_counter()
     (inputs, targets), rate = batches[0][0], 1.0
     value, outputs = first.forward(inputs, targets, 0)
-    classes = outputs.shape[1] if targets.dim() == 1 and outputs.dim() == 2 else None
+    tokens = combination(plain.loss).class_axis == -1
+    classes = outputs.shape[-1] if tokens or (targets.dim() == 1 and outputs.dim() == 2) else None
     _refuse_foreign(outputs, value, first, plain)
     gradients = first.gradients(value)
     rate = _rate(first, gradients)
@@ -135,6 +139,7 @@ def _probe(plain: PlainModule, batches: Batches, names: Sequence[str]) -> Probe:
         )
     return Probe(
         classes=None if targets.is_floating_point() else classes,
+        places=targets[0].numel() if tokens else 1,
         uses_rng=drawn,
         draws=first.drawn,
         unused=tuple(name for name, gradient in gradients.items() if gradient is None),

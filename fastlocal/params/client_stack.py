@@ -9,7 +9,17 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from .correction import Correction
+
 MOMENTUM = "momentum"
+"""Name of the momenta, or AdamW's means of gradients, in a ClientStore."""
+SQUARE = "mean of squares"
+"""Name of AdamW's means of squared gradients."""
+STEPS = "optimizer steps"
+"""Name of the numbers of AdamW steps."""
+
+MOMENTS = (MOMENTUM, SQUARE, STEPS)
+"""Names of the state of optimizers."""
 
 
 @dataclass(frozen=True)
@@ -18,23 +28,62 @@ class ClientStack:
 
     Attributes:
         params: [clients, n_params].
-        momentum: [clients, n_params], or None.
+        momentum: [clients, n_params], the momenta of SGD or AdamW's means of gradients; or None.
         state: {name: [clients, *shape]} of the buffers that a forward pass changes.
+        square: [clients, n_params], AdamW's means of squared gradients, or None.
+        steps: float64 [clients], number of AdamW steps of each client, or None.
+        correction: Terms that the run's algorithm adds to the gradients, or None.
     """
 
     params: Tensor
     momentum: Tensor | None
     state: Mapping[str, Tensor] = field(default_factory=dict)
+    square: Tensor | None = None
+    steps: Tensor | None = None
+    correction: Correction | None = None
+
+    @classmethod
+    def of(cls, params: Tensor, rows: Mapping[str, Tensor], correction: Correction | None = None) -> ClientStack:
+        """Return the stack of params [clients, n_params] and all other rows {name: [clients, ...]}."""
+        momentum, square, steps = (rows.get(name) for name in MOMENTS)
+        state = {name: values for name, values in rows.items() if name not in MOMENTS}
+        return cls(params, momentum, state, square, steps, correction)
 
     def part(self, clients: slice) -> ClientStack:
         """Return views of these clients' rows."""
-        momentum = None if self.momentum is None else self.momentum[clients]
-        return ClientStack(self.params[clients], momentum, {name: rows[clients] for name, rows in self.state.items()})
+
+        def own(rows: Tensor | None) -> Tensor | None:
+            return None if rows is None else rows[clients]
+
+        return ClientStack(
+            self.params[clients],
+            own(self.momentum),
+            {name: rows[clients] for name, rows in self.state.items()},
+            own(self.square),
+            own(self.steps),
+            None if self.correction is None else self.correction.part(clients),
+        )
+
+    @property
+    def moments(self) -> dict[str, Tensor]:
+        """The state of the clients' optimizers, by name."""
+        named = zip(MOMENTS, (self.momentum, self.square, self.steps), strict=True)
+        return {name: rows for name, rows in named if rows is not None}
 
     @property
     def buffers(self) -> list[Tensor]:
         """All tensors that a local step changes."""
-        return [self.params, *([] if self.momentum is None else [self.momentum]), *self.state.values()]
+        return [self.params, *self.moments.values(), *self.state.values()]
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """All tensors that a local step reads or changes."""
+        return self.buffers + ([] if self.correction is None else self.correction.tensors)
+
+
+def repeated(start: Mapping[str, Tensor], clients: int) -> dict[str, Tensor]:
+    """Return rows {name: [clients, ...]} of start values {name: [...]}, which all clients share."""
+    return {name: value.repeat(clients, *(1 for _ in value.shape)) for name, value in start.items()}
 
 
 ClientRows: TypeAlias = range | Tensor

@@ -23,6 +23,11 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs, targets)
 
 
+def token_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy over all places: outputs [batch, length, vocabulary], int64 [batch, length]."""
+    return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+
+
 @torch.no_grad()
 def count_correct(outputs: Tensor, targets: Tensor, topk: Sequence[int], ignored: int | None = None) -> Tensor:
     """Count the targets of each client among the k largest outputs, for each k.
@@ -55,6 +60,7 @@ class Combination:
         summed: Add the batch losses instead.
         labels: Whether integer targets are class labels, as of cross-entropy.
         ignored: Label of targets that do not count, or None.
+        class_axis: Axis of the classes in the outputs of a batch.
         weight: [classes], weight of each label; None: ones.
     """
 
@@ -62,6 +68,7 @@ class Combination:
     labels: bool = False
     ignored: int | None = None
     weight: Tensor | None = None
+    class_axis: int = 1
 
     def takes_labels(self, targets: Tensor) -> bool:
         """Return True if these targets are labels rather than class probabilities."""
@@ -77,10 +84,10 @@ class Combination:
         return (self.weight.double()[torch.where(counted, targets, 0).long()] * counted).sum()
 
     def unknown(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
-        """Mask targets that are neither a class of outputs [batch, classes, ...] nor ignored; None without labels."""
+        """Mask targets that are neither a class of the outputs of a batch nor ignored; None without labels."""
         if not self.takes_labels(targets) or outputs.dim() < 2:
             return None
-        return ((targets < 0) | (targets >= outputs.shape[1])) & self._not_ignored(targets)
+        return ((targets < 0) | (targets >= outputs.shape[self.class_axis])) & self._not_ignored(targets)
 
     def _not_ignored(self, labels: Tensor) -> Tensor:
         assert self.ignored is not None, "every loss of labels may ignore one"
@@ -95,6 +102,8 @@ def combination(loss: Loss) -> Combination:
     """Return the combination of one of torch's losses, also with bound keywords; for others the mean over samples."""
     if loss is cross_entropy:
         return Combination(labels=True, ignored=-100)
+    if loss is token_cross_entropy:
+        return Combination(labels=True, ignored=-100, class_axis=-1)
     keywords: dict[str, Any] = {}
     function: Any = loss
     while isinstance(function, functools.partial) and not function.args:

@@ -15,6 +15,7 @@ from torch import nn
 from fastlocal import kernels
 
 from ..aggregation.server_optimizers import resolve_server, server_rows
+from ..algorithms import Algorithm, make_algorithm, resolve_algorithm
 from ..common.errors import UsageError
 from ..common.machine import keep_freed_memory
 from ..config.schema import RunConfig
@@ -45,7 +46,7 @@ from ..schedule.owned_rounds import make_progress
 from ..schedule.rounds import Progress
 from .executor_choice import choose_executor, default_executor
 from .executor_trial import try_executor
-from .local_problem import build_problem, ignored_label, label_range, without_decay
+from .local_problem import build_problem, ignored_label, label_range, with_algorithm, without_decay
 from .memory_plan import MemoryPlan, plan_memory, resolve_chunk
 from .population import Population, build_population
 from .rank_config import localize_config, merge_rank_config
@@ -76,6 +77,7 @@ class PreparedRun:
         client_test: The training samples without augmentation, for those that clients hold out.
         population: The clients of all processes.
         memory: Predicted memory of this process.
+        algorithm: The algorithm of the run.
         uses_rng: Whether the module draws random numbers that no client's seed fixes.
         no_vmap: Why vmap cannot take the module, or None.
         stateful_loss: Whether the loss keeps state between calls.
@@ -98,6 +100,7 @@ class PreparedRun:
     progress: Progress
     population: Population
     memory: MemoryPlan
+    algorithm: Algorithm
     uses_rng: bool
     no_vmap: str | None
     stateful_loss: bool
@@ -121,6 +124,7 @@ def build_run(
     world: World | None = None,
     user_module: nn.Module | None = None,
     partition: Partition | None = None,
+    algorithm: Algorithm | None = None,
     stored_partition: Path | None = None,
     replicas: int = 1,
 ) -> PreparedRun:
@@ -137,6 +141,7 @@ def build_run(
         world: The processes of the run, whose rank 0 chooses the executor for all; None for one process.
         user_module: The user's own module, which the loss or a hook may refer to.
         partition: The user's own partition, or None for that of --partition.
+        algorithm: The user's own algorithm, or None for that of --algorithm.
         stored_partition: File with the partition of a run that continues, or None.
         replicas: Number of runs like this one that train together, for the choice of an executor.
 
@@ -150,9 +155,15 @@ def build_run(
         torch.cuda.set_device(device)  # Triton launches on the current device, wherever its tensors are
     if device.type == "cpu":
         keep_freed_memory()
-    config = resolve_server(config)
+    config = resolve_algorithm(resolve_server(config), algorithm)
+    algorithm = algorithm or make_algorithm(config)
     config, data = resolve_for_data(config, data, device)
     config, population = build_population(config, data, partition, stored_partition)
+    if config.schedule.sync_fragments > 1 and not population.sampler.everybody:
+        raise UsageError(
+            f"--sync-fragments {config.schedule.sync_fragments}: all clients must take part in every round, because "
+            "each keeps its parameters; leave --clients-drop out, and --clients at --population"
+        )
     assert config.machine.precision is not None, "resolved just now"
     numbers = numerics(config.machine.precision, device, repeatable=config.machine.deterministic)
     module = cast(make_module(), device, numbers.dtype)
@@ -165,7 +176,9 @@ def build_run(
     layout = param_layout(module, group_weight=config.sgd.group_weight)
     if layout.n_params == 0:
         raise UsageError(f"{model_flag}: has no parameter that requires a gradient")
-    kernel_notes = _try_kernels(used_ops(module, server=server_rows(config.server) > 0), device, world)
+    adamw = config.sgd.client_optimizer == "adamw"
+    ops = used_ops(module, adamw=adamw, server=server_rows(config.server) > 0)
+    kernel_notes = _try_kernels(ops, device, world)
     with ExitStack() as opened, _training_modes(user_module, modes, opened), preserve_state(loss):
         source, test, client_test = open_sources(config, data, population, numbers, opened)
         user_tensors = {} if user_module is None else tensors_of(user_module)
@@ -190,8 +203,9 @@ def build_run(
             needs_gradients = try_evaluation(plain, held_out.inputs, held_out.targets, numbers)
         local = local_module(module, modes)
         problem = build_problem(config, local, layout, source, loss, numbers, probe, tensor_names, ignored, user_module)
+        problem = with_algorithm(problem, algorithm, module, config.schedule.sync_fragments)
         if config.schedule.stop_at is not None:
-            Target.parse(config.schedule.stop_at).check(problem.topk)
+            Target.parse(config.schedule.stop_at).check(problem.topk, tokens=data.tokens)
         probe = compare(plain, problem, batches, probe)
         if probe.no_vmap is None:  # without vmap, clients step one by one, and each step may use other parameters
             layout = without_decay(layout, probe.unused)
@@ -238,6 +252,7 @@ def build_run(
             progress=make_progress(config, population.work.most),
             population=population,
             memory=plan_memory(part, problem, data),
+            algorithm=algorithm,
             uses_rng=probe.uses_rng,
             no_vmap=probe.no_vmap,
             stateful_loss=probe.stateful_loss,

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from ..aggregation.averager import make_averager
@@ -25,14 +24,16 @@ from ..models.modes import in_modes, modes_of
 from ..models.own_functions import rebind_functions
 from ..models.own_tensors import OwnTensors, tensors_of
 from ..models.python_state import preserve_state
-from ..params.client_stack import MOMENTUM, ClientStore
+from ..params.client_stack import ClientStore
 from ..params.disk_store import FOLDER_NAME, DiskStore
 from ..telemetry.base import Logger
 from ..telemetry.jsonl import StepLog
+from ..training.algorithm_rounds import AlgorithmRounds
 from ..training.client_evaluation import ClientEvaluator
 from ..training.client_reports import ClientReports
 from ..training.evaluation import Evaluation, RandomContext, evaluate
 from ..training.evaluator import Evaluator
+from ..training.fragments import Fragment, Fragments, fragment_columns
 from ..training.loop import Loop
 from ..training.planner import Planner
 from ..training.server import ClientState, Server
@@ -52,9 +53,6 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
     assert config.machine.chunk is not None and config.log.log_pth is not None
     directory = Path(config.log.log_pth)
     population, state = prepared.population, _client_state(prepared)
-    kept = state == "keep" and not population.sampler.everybody
-    clients = world.local_clients(population.sampler.population if kept else config.clients)
-    chunk = min(config.machine.chunk, len(clients))
     global_model = make_global_model(prepared)
     dtype, device = problem.numerics.dtype, problem.numerics.device
     streams = population.streams(config, prepared.data, prepared.progress.steps_per_epoch)
@@ -67,11 +65,17 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
         reduce_order=config.machine.reduce_order,
         timeout=world.group_timeout,
     )
+    columns = fragment_columns(problem.layout, config.schedule.sync_fragments)
+    algorithm = AlgorithmRounds(prepared.algorithm, problem.algorithm, make_aggregator, columns)
+    kept = (state == "keep" or algorithm.keeps_state) and not population.sampler.everybody
+    clients = world.local_clients(population.sampler.population if kept else config.clients)
+    chunk = min(config.machine.chunk, len(clients))
     start = dict(problem.state)
-    if config.sgd.momentum and state != "reset":  # else it is zero at the start of every round
-        start = {MOMENTUM: torch.zeros_like(global_model.flat_params), **start}
+    if state != "reset":  # else the optimizer begins anew in every round
+        start = {**problem.start_moments(global_model.flat_params), **start}
     averaged = start if state == "average" else problem.state
-    if on_disk(config) and start:
+    start |= algorithm.client_start
+    if on_disk(config, problem) and start:
         folder = directory / FOLDER_NAME
         client_store: ClientStore = DiskStore(clients, start, chunk, device, folder=folder, rank=world.rank)
     else:
@@ -85,6 +89,7 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
         directory=directory,
         bn_batches=config.model.bn_batches,
         topk=problem.topk,
+        tokens=prepared.data.tokens,
         stop_on_nan=config.machine.on_nan == "stop",
         module_seed=config.machine.seed if prepared.uses_rng else None,
         draws_seed=config.machine.seed if problem.draws else None,
@@ -100,6 +105,7 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
             progress=prepared.progress,
             streams=streams,
             weights=population.weights,
+            population=population.sampler.population,
             clients=clients,
             kept=kept,
             chunk=chunk,
@@ -114,10 +120,21 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
         server=Server(
             world=world,
             global_model=global_model,
-            aggregator=make_aggregator(global_model.flat_params, wire_format=config.machine.wire_format),
+            fragments=Fragments(
+                [
+                    Fragment(
+                        place,
+                        make_aggregator(global_model.flat_params[place], wire_format=config.machine.wire_format),
+                        make_server_optimizer(config.server, global_model.flat_params[place]),
+                        f"fragment {number} " if len(columns) > 1 else "",
+                    )
+                    for number, place in enumerate(columns)
+                ]
+            ),
             mean_state=BufferMean(averaged, dtype, world, make_aggregator) if averaged else None,
-            optimizer=make_server_optimizer(config.server, global_model.flat_params),
             client_state=state,
+            algorithm=algorithm,
+            changing=tuple(problem.state),
         ),
         client_store=client_store,
         evaluator=evaluator,

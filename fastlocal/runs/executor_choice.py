@@ -159,7 +159,7 @@ def _key(
         "model": [repr(problem.module), [list(shape) for shape in problem.layout.shapes]],
         "inputs": [list(sample.inputs.shape), str(sample.inputs.dtype), type(problem.source).__name__],
         "run": [config.clients, config.client.batch_size, local_steps, config.machine.precision],
-        "update": [bool(problem.momentum), bool(problem.weight_decay), problem.nesterov, problem.clip_norm is not None],
+        "update": [problem.moments, bool(problem.weight_decay), problem.nesterov, problem.clip_norm is not None],
         "options": options,
         "kept": [requested.chunk, requested.conv_strategy, requested.channels_last],
     }

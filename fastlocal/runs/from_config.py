@@ -18,8 +18,8 @@ from ..data.labels import refuse_empty_classes
 from ..data.types import DataSet, Split
 from ..distributed.ranks import LaunchInfo
 from ..distributed.world import World
-from ..models import build, refuse_unknown
-from ..params.losses import cross_entropy
+from ..models import build, build_for_tokens, refuse_unknown
+from ..params.losses import Loss, cross_entropy, token_cross_entropy
 from .build import PreparedRun, build_run
 from .resolve import resolve_device
 
@@ -46,6 +46,7 @@ def load_data(config: RunConfig, message: Callable[[str], None]) -> DataSet:
             val_pth=data.val_pth,
             client_column=data.client_column,
             label_column=data.label_column,
+            context=data.context,
             mean=data.mean,
             std=data.std,
             seed=config.machine.seed,
@@ -63,7 +64,7 @@ def load_data(config: RunConfig, message: Callable[[str], None]) -> DataSet:
 
 
 def make_model(config: RunConfig, data: DataSet, state: dict[str, Tensor] | None, flag: str, path: Path) -> nn.Module:
-    """Make the model of --model for the images and classes of `data`.
+    """Make the model of --model for the images and classes of `data`, or for its tokens.
 
     Args:
         config: The settings.
@@ -73,8 +74,7 @@ def make_model(config: RunConfig, data: DataSet, state: dict[str, Tensor] | None
         path: File of `state`, for messages.
     """
     assert data.classes is not None
-    channels, height, width = data.train.sample_shape
-    classes = data.classes
+    classes, settings = data.classes, config.model
     if state is not None and data.name == "npz":
         classes = max(classes, _classes(state))
     if classes > MAX_CLASSES:
@@ -82,19 +82,36 @@ def make_model(config: RunConfig, data: DataSet, state: dict[str, Tensor] | None
             f"--data-pth {config.data.data_pth}: labels up to {classes - 1:,} ask for a model of {classes:,} classes; "
             f"number them from 0 on, at most {MAX_CLASSES:,}"
         )
-    module = build(
-        config.model.model,
-        in_channels=channels,
-        classes=classes,
-        image_size=(height, width),
-        n_groups=config.model.n_groups,
-        seed=config.machine.seed,
-    )
+    if data.tokens:
+        module = build_for_tokens(
+            settings.model,
+            vocabulary=classes,
+            context=data.train.sample_shape[0],
+            n_layers=settings.n_layers,
+            width=settings.width,
+            n_heads=settings.n_heads,
+            seed=config.machine.seed,
+        )
+    else:
+        channels, height, width = data.train.sample_shape
+        module = build(
+            settings.model,
+            in_channels=channels,
+            classes=classes,
+            image_size=(height, width),
+            n_groups=settings.n_groups,
+            seed=config.machine.seed,
+        )
     if state is not None:
         if any(value.dtype == torch.float64 for value in state.values()):
             module.double()  # a run in fp64 starts from the exact weights
         load_strictly(module, state, path, flag)
     return module
+
+
+def loss_of(data: DataSet) -> Loss:
+    """Return the loss of the named models: cross-entropy, of tokens over all places."""
+    return token_cross_entropy if data.tokens else cross_entropy
 
 
 def run_from_config(
@@ -134,7 +151,7 @@ def run_from_config(
             untimed,
             data,
             lambda: make_model(config, samples, state, "--resume-pth", path),
-            cross_entropy,
+            loss_of(data),
             model_flag=f"--model {config.model.model}",
             world=world,
             stored_partition=stored_partition,

@@ -7,17 +7,22 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ..algorithms import Algorithm
 from ..common.errors import UsageError
 from ..config.schema import RunConfig
 from ..data.sources.base import Source
 from ..data.types import DataSet
-from ..executors.base import LabelNoise, LocalProblem
+from ..executors.base import LocalProblem
 from ..executors.read_ahead import make_read_ahead
 from ..models.own_tensors import TensorNames
 from ..module_checks.probe import Probe
+from ..params.client_optimizer import AdamW
+from ..params.label_noise import LabelNoise
 from ..params.losses import Loss, combination
 from ..params.param_layout import ParamLayout
 from ..params.precision import Numerics
+from ..training.algorithm_rounds import correction_terms, start_state
+from ..training.fragments import PARAMETERS
 
 
 def label_range(data: DataSet, loss: Loss) -> tuple[int, int] | None:
@@ -48,6 +53,8 @@ def ignored_label(data: DataSet, loss: Loss, *, noise: bool) -> int | None:
         noise: Whether --label-noise may change labels.
     """
     targets, ignored = data.train.targets, combination(loss).ignored
+    if data.tokens:
+        return None
     if targets is None or ignored is None or (noise and ignored >= 0) or bool((targets == ignored).any()):
         return ignored
     return None
@@ -62,6 +69,33 @@ def without_decay(layout: ParamLayout, unused: Sequence[str]) -> ParamLayout:
         if name in unused:
             view.zero_()
     return dataclasses.replace(layout, decay_mask=mask)
+
+
+def with_algorithm(problem: LocalProblem, algorithm: Algorithm, module: nn.Module, fragments: int) -> LocalProblem:
+    """Return the local step under an algorithm.
+
+    Args:
+        problem: The local step.
+        algorithm: The algorithm.
+        module: The module with its start weights.
+        fragments: Parts of the parameters that rounds average in turns.
+
+    Raises:
+        UsageError: There are fewer parameters than fragments.
+    """
+    if fragments > len(problem.layout.names):
+        raise UsageError(f"--sync-fragments {fragments}: the model has {len(problem.layout.names)} parameters to split")
+    start = problem.layout.flatten(dict(module.named_parameters()))
+    state = start_state(algorithm, start)
+    if fragments > 1:
+        state.clients[PARAMETERS] = start
+    return dataclasses.replace(problem, correction=correction_terms(algorithm), algorithm=state)
+
+
+def adamw_of(config: RunConfig) -> AdamW | None:
+    """Return the settings of the clients' AdamW, or None for SGD."""
+    sgd = config.sgd
+    return AdamW(sgd.beta1, sgd.beta2, sgd.adam_eps) if sgd.client_optimizer == "adamw" else None
 
 
 def build_problem(
@@ -94,6 +128,8 @@ def build_problem(
     if config.client.label_noise:
         if probe.classes is None:
             raise UsageError("--label-noise 1: the targets are not class labels")
+        if probe.places > 1:
+            raise UsageError("--label-noise 1: the targets are tokens; it replaces the one label of a sample")
         if probe.classes < 2:
             raise UsageError("--label-noise 1: needs at least two classes, the model has one")
         noise = LabelNoise(config.client.noise_p, probe.classes, config.machine.seed)
@@ -106,8 +142,10 @@ def build_problem(
         source=source,
         loss=loss,
         topk=topk,
+        places=probe.places,
         noise=noise,
         momentum=config.sgd.momentum,
+        adamw=adamw_of(config),
         nesterov=config.sgd.nesterov,
         weight_decay=config.sgd.wd,
         numerics=numbers,

@@ -17,7 +17,7 @@ from ..executors.registry import EXECUTORS
 from ..executors.tuning.conv_strategy import Strategies, parse_strategies
 from ..training.evaluation import BATCH
 from .activations import Activations, activations
-from .store_plan import on_disk
+from .store_plan import keeps_state, on_disk
 
 GIB = 2**30
 IN_FLIGHT = {"cpu": 2, "cuda": 4}
@@ -44,16 +44,18 @@ class Needs:
         activations: Activations of one client.
         clients: Number of clients of this process.
         batch: Samples per client and step.
-        momentum: Whether clients have momenta.
+        moments: Rows that the optimizer keeps for each client.
         state: Buffers of one client that a forward pass changes.
         in_place: Whether all resident clients step at once in their rows.
         workers: Number of clients that step at once if not in_place.
         device: "cpu" or "cuda".
         copies: Number of copies of the gradients at the end of a backward pass.
         kept: Clients of this process whose state waits between rounds; None: `clients`.
-        fresh: Whether momenta are zero at the start of every round, so that none waits.
+        fresh: Whether the optimizer begins anew in every round, so that none of its state waits.
         server: Rows of the server: the start of a round and its optimizer's buffers.
         on_disk: Whether the state waits in files, so that memory has it for three chunks, one of them on a GPU.
+        terms: Bytes of a resident client that the run's algorithm adds to the gradients.
+        own: Bytes of one client's state of the algorithm.
         replayed: Whether steps are replayed as a CUDA graph, whose memory nothing else can use.
     """
 
@@ -64,7 +66,7 @@ class Needs:
     activations: Activations
     clients: int
     batch: int
-    momentum: bool
+    moments: int
     state: int
     in_place: bool
     workers: int
@@ -75,6 +77,8 @@ class Needs:
     fresh: bool = False
     server: int = 0
     on_disk: bool = False
+    terms: int = 0
+    own: int = 0
 
     def parts(self, chunk: int) -> dict[str, int]:
         """Return {part: bytes} at the peak with `chunk` resident clients, on the device that trains."""
@@ -98,14 +102,16 @@ class Needs:
         workspace = workspace + evaluation if self.replayed else max(workspace, evaluation - activations - grads)
         # flat parameters, module, decay mask and start values; running mean in float64
         own = (4 + self.server) * self.row + 8 * (self.row // self.item)
+        moments = "moments" if self.moments > 1 else "momentum"
         client_buffers = {"client buffers": resident * self.state} if self.state else {}
         return {
             "torch itself": self.torch,
             "data set": self.data,
             "parameters": (chunk if self.in_place else chunk + at_once) * self.row + own,
             "gradients": grads,
-            "momentum": (chunk if self.fresh else resident) * self.row if self.momentum else 0,
+            moments: (chunk if self.fresh else resident) * self.row * self.moments,
             **client_buffers,
+            **({"algorithm": resident * self.own + chunk * self.terms} if self.own or self.terms else {}),
             "activations": activations,
             "workspace": workspace,
         }
@@ -200,14 +206,17 @@ def refuse_too_large(config: RunConfig, plan: MemoryPlan) -> None:
         )
     parts = needs.parts(1)
     largest = max((name for name in parts if name != "torch itself"), key=parts.__getitem__)
+    smaller = "--momentum 0" if needs.moments < 2 else "--client-optimizer sgd"
     disk = "" if needs.on_disk or needs.fresh else "--client-store disk, "
-    clients = (f"--clients {config.clients}", f"lower it, or take {disk}--momentum 0")
+    clients = (f"--clients {config.clients}", f"lower it, or take {disk}{smaller}")
     if needs.kept is not None:
-        remedy = f"take {disk}--client-state reset or --momentum 0"
+        remedy = f"take {disk}--client-state reset or {smaller}"
         clients = (f"--population {config.client.population}", remedy)
     flag, more = {
         "momentum": clients,
+        "moments": clients,
         "client buffers": clients,
+        "algorithm": clients,
         "data set": (f"--dataset {config.data.dataset}", "take a smaller one"),
         "activations": (f"--batch-size {config.client.batch_size}", "lower it or take a smaller --model"),
         "workspace": (f"--batch-size {config.client.batch_size}", "lower it or take a smaller --model"),
@@ -238,16 +247,18 @@ def _needs(config: RunConfig, problem: LocalProblem, data: DataSet, strategies: 
         activations=activations(problem, stacked=kind.in_place, strategies=strategies),
         clients=config.clients,
         batch=config.client.batch_size,
-        momentum=bool(problem.momentum),
+        moments=problem.moments,
         state=sum(value.nbytes for value in problem.state.values()),
         in_place=kind.in_place,
         workers=kind.workers(config.machine),
         device=numbers.device.type,
         copies=_copies(config, problem) if kind.in_place else GRAD_COPIES[numbers.device.type],
-        kept=config.client.population if config.client.client_state == "keep" else None,
+        kept=config.client.population if keeps_state(config, problem) else None,
         fresh=config.client.client_state == "reset",
-        server=server_rows(config.server),
-        on_disk=on_disk(config),
+        server=server_rows(config.server) + len(problem.algorithm.server) + 4 * len(problem.algorithm.sums),
+        on_disk=on_disk(config, problem),
+        terms=problem.correction.drift * numbers.dtype.itemsize * problem.layout.n_params,
+        own=sum(value.nbytes for value in problem.algorithm.clients.values()),
         replayed="cuda_graph" in kind.flags and config.machine.cuda_graph is not False and can_replay(problem),
     )
 

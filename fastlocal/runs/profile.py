@@ -45,7 +45,7 @@ def profiler(
         autocast_dtype=numbers.autocast_dtype,
         row_bytes=problem.layout.n_params * numbers.dtype.itemsize,
         flops=flops,
-        momentum=bool(problem.momentum),
+        moments=problem.moments,
         eval_every=eval_every or config.schedule.eval_freq1,
     )
     return ProfileLogger(directory, subject, config.log.profile_rounds, message)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..aggregation.server_optimizers import resolve_server
+from ..algorithms import make_algorithm, resolve_algorithm
 from ..config.schema import RunConfig
 from ..data.sources.resident import ResidentSource
 from ..executors.registry import EXECUTORS
@@ -20,6 +21,7 @@ from ..models.own_tensors import tensors_of
 from ..params.param_layout import param_layout
 from ..schedule.owned_rounds import make_progress
 from .build import PreparedRun
+from .local_problem import with_algorithm
 from .memory_plan import plan_memory
 from .population import build_population
 from .resolve import default_chunk, resolve_for_data
@@ -31,6 +33,7 @@ REPLICA_FIELDS = frozenset(
         *("client_weights", "client_state", "client_store", "client_test", "eval_clients", "eval_clients_of"),
         *("stop_at", "local_epochs", "last_batch", "stragglers"),
         *("start_lr", "lr", "client_lr", "max_lr", "warm_up", "warmup_epochs", "gamma", "momentum", "wd"),
+        *("prox_mu", "feddyn_alpha"),
         *("server_optimizer", "server_lr", "server_momentum", "server_beta1", "server_beta2", "server_tau"),
         *("server_accumulator", "server_bias_correction"),
         *("epochs", "rounds", "steps_per_epoch", "decay1", "decay2", "decay3", "lr_schedule", "eval_on_start"),
@@ -80,7 +83,7 @@ def replicas_at_once(base: PreparedRun, runs: int) -> int:
         plan = plan_memory(local, base.problem, base.data)
         needs, in_place = plan.needs, EXECUTORS[config.machine.executor].in_place
         # the rows of several runs are copied to one stack
-        copied = needs.row * (2 if needs.momentum else 1) + needs.state if in_place else 0
+        copied = needs.row * (1 + needs.moments) + needs.state if in_place else 0
         counts = range(2, runs + 1)
         fits = max([1, *(n for n in counts if needs.total(n * clients) + n * clients * copied <= plan.limit)])
         if base.problem.numerics.device.type == "cpu" and in_place:
@@ -109,7 +112,7 @@ def build_replica(
     local = local_module(module, modes)
     if not _same_program(base, module, local):
         return None
-    config = resolve_server(config)
+    config = resolve_algorithm(resolve_server(config))
     config, _ = resolve_for_data(config, base.data, numbers.device)
     given = base.population.owned if config.client.partition == "python" else None
     config, population = build_population(config, base.data, given, stored_partition)
@@ -131,6 +134,8 @@ def build_replica(
         seed=seed,
         state={name: tensors[name].detach().clone() for name in problem.state},
     )
+    algorithm = make_algorithm(config)
+    own_problem = with_algorithm(own_problem, algorithm, module, config.schedule.sync_fragments)
     return dataclasses.replace(
         base,
         config=config,
@@ -140,6 +145,7 @@ def build_replica(
         executor=base.executor.replica(own_problem),
         progress=make_progress(config, population.work.most),
         population=population,
+        algorithm=algorithm,
         notes=tuple(population.notes()),
         resources=ExitStack(),
     )

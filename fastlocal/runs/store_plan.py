@@ -7,6 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ..common.errors import UsageError
 from ..config.schema import RunConfig
 from ..executors.base import LocalProblem
@@ -17,15 +19,20 @@ BLOCK_BYTES = 512
 """Unit of st_blocks."""
 
 
-def keeps_state(config: RunConfig) -> bool:
-    """Return True if clients keep their state in a run whose settings are resolved."""
+def keeps_moments(config: RunConfig) -> bool:
+    """Return True if clients keep momenta and buffers in a run whose settings are resolved."""
     client = config.client
     return (client.client_state or ("reset" if client.clients_drop else "keep")) == "keep"
 
 
-def on_disk(config: RunConfig) -> bool:
+def keeps_state(config: RunConfig, problem: LocalProblem) -> bool:
+    """Return True if clients keep anything from round to round."""
+    return keeps_moments(config) or bool(problem.algorithm.clients)
+
+
+def on_disk(config: RunConfig, problem: LocalProblem) -> bool:
     """Return True if the state that clients keep waits in files."""
-    return config.client.client_store == "disk" and keeps_state(config)
+    return config.client.client_store == "disk" and keeps_state(config, problem)
 
 
 @dataclass(frozen=True)
@@ -75,12 +82,14 @@ def plan_store(config: RunConfig, problem: LocalProblem) -> StorePlan | None:
         problem: The local step.
     """
     client, log = config.client, config.log
-    momentum = problem.layout.n_params * problem.numerics.dtype.itemsize if problem.momentum else 0
-    row = momentum + sum(value.nbytes for value in problem.state.values())
-    if not row or not keeps_state(config):
+    params = torch.empty(problem.layout.n_params, dtype=problem.numerics.dtype, device="meta")
+    moments = problem.start_moments(params) if keeps_moments(config) else {}
+    own = (*moments.values(), *problem.state.values(), *problem.algorithm.clients.values())
+    row = sum(value.nbytes for value in own)
+    if not row or not keeps_state(config, problem):
         return None
     clients = client.population or config.clients
-    if not on_disk(config):
+    if not on_disk(config, problem):
         return StorePlan(clients, clients, row, 0, None, 0, 0)
     rows = clients if config.schedule.rounds is None else min(clients, config.schedule.rounds * config.clients)
     between = config.schedule.eval_freq1 if log.save_every is None else log.save_every

@@ -132,6 +132,15 @@ class ClientWeights:
         weights = weights * cohort.counts
         return weights / weights.sum()
 
+    def shares(self, cohort: Cohort) -> Tensor:
+        """Return float64 [rows]: the weights of the round's clients in multiples of the population's mean weight."""
+        if self.offsets is not None:
+            sizes = (self.offsets[cohort.ids + 1] - self.offsets[cohort.ids]).double()
+            return sizes * (len(self.offsets) - 1) / self.offsets[-1]
+        if self.values is not None:
+            return self.values[cohort.ids] / self.values.mean()
+        return torch.ones(len(cohort), dtype=torch.float64)
+
 
 class StepsTaken:
     """Local steps that clients took before a round.

@@ -134,9 +134,11 @@ class _RunLogger(Logger):
 
 
 def _scores(row: dict[str, Any]) -> str:
-    """Format the accuracy, or the loss, of an evaluation."""
+    """Format the perplexity, the accuracy, or the loss, of an evaluation."""
     if not row:
         return ""
+    if "val_ppl" in row:
+        return f"val ppl {row['val_ppl']:.4f}"
     if row["val_acc1"] is None:
         return f"val loss {row['val_loss']:.4f}"
     return f"val acc {row['val_acc1']:.4f} best {row['best_acc']:.4f}"

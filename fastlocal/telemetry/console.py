@@ -68,7 +68,8 @@ class ConsoleLogger(Logger):
             self._bar.evaluation(row)
             return
         accuracy = "" if row["val_acc1"] is None else f" val acc {row['val_acc1']:.4f}"
-        self._line(f"evaluation round {row['comm_round']}/{self._rounds}{accuracy} val loss {row['val_loss']:.4f}")
+        loss = f" val loss {row['val_loss']:.4f}" + (f" val ppl {row['val_ppl']:.4f}" if "val_ppl" in row else "")
+        self._line(f"evaluation round {row['comm_round']}/{self._rounds}{accuracy}{loss}")
         for line in _by_client(row):
             self._line(line)
 
@@ -135,6 +136,7 @@ class _Bar:
     def evaluation(self, row: dict[str, Any]) -> None:
         accuracy = row["val_acc1"]
         self._test = f" test {accuracy:.4f}" if accuracy is not None else f" test loss {row['val_loss']:.4f}"
+        self._test += f" ppl {row['val_ppl']:.4f}" if "val_ppl" in row else ""
         self._progress.update(self._task, numbers=self._train + self._test)
         for line in _by_client(row):
             self.message(line)
@@ -158,13 +160,15 @@ class _TimeLeft(ProgressColumn):
 
 
 def summary_table(history: Sequence[dict[str, Any]]) -> str:
-    """Format evaluations as a table of round, train loss and test accuracy (test loss if there is no accuracy).
+    """Format evaluations as a table of round, train loss and test accuracy (of tokens perplexity, else test loss).
 
     Args:
         history: Rows of metrics.jsonl; of more than 10 the table shows 10, evenly spaced with the first and the last.
     """
     by_accuracy = any(row["val_acc1"] is not None for row in history)
     key, title = ("val_acc1", "test accuracy") if by_accuracy else ("val_loss", "test loss")
+    if any("val_ppl" in row for row in history):
+        key, title = "val_ppl", "test ppl"
     lines = [f"{'round':>7}  {'train loss':>10}  {title:>13}"]
     for row in _evenly(history, TABLE_ROWS):
         # before the first round the train loss is 0 for want of samples

@@ -94,10 +94,10 @@ class StepLog:
 
 
 def read_rows(path: Path, size: int) -> list[dict[str, Any]]:
-    """Return the rows in the first `size` bytes of a metrics.jsonl; a loss of null becomes NaN."""
+    """Return the rows in the first `size` bytes of a metrics.jsonl; a loss or perplexity of null becomes NaN."""
     rows = [json.loads(line) for line in path.read_bytes()[:size].splitlines()]
     for row in rows:
-        row.update({key: math.nan for key in row if key.endswith("_loss") and row[key] is None})
+        row.update({key: math.nan for key in row if key.endswith(("_loss", "_ppl")) and row[key] is None})
     return rows
 
 

@@ -35,7 +35,7 @@ class Subject:
         autocast_dtype: Of matrix products under autocast, or None.
         row_bytes: Size of one client's parameters.
         flops: Operations of one sample's forward and backward pass.
-        momentum: Whether there are momenta.
+        moments: Rows that the optimizer keeps for each client.
         eval_every: Rounds between evaluations.
     """
 
@@ -44,7 +44,7 @@ class Subject:
     autocast_dtype: torch.dtype | None
     row_bytes: int
     flops: int
-    momentum: bool
+    moments: int
     eval_every: int
 
 
@@ -158,7 +158,7 @@ class ProfileLogger(Logger):
             seconds=now - self._began,
             row_bytes=subject.row_bytes,
             flops=subject.flops,
-            momentum=subject.momentum,
+            moments=subject.moments,
             eval_every=subject.eval_every,
             copy=self._copy,
             matmul=self._matmul,

@@ -9,7 +9,7 @@ from typing import Any
 REPLAYED = (
     ("data", ("_gather_augment",)),
     ("backward", ("_label_noise_loss", "nll_loss")),
-    ("client_sgd", ("_client_norm", "_client_sgd")),
+    ("client_sgd", ("_client_norm", "_client_sgd", "_client_adamw")),
 )
 """Spans of a replayed step, in order, and parts of the names of kernels: the first of data and client_sgd begins its
 span; backward begins after the last of the loss, and forward after the data."""

@@ -35,7 +35,7 @@ class ProfiledRounds:
         seconds: Time from the begin of the first round to the end of the last one.
         row_bytes: Size of one client's parameters.
         flops: Operations of one sample's forward and backward pass.
-        momentum: Whether there are momenta.
+        moments: Rows that the optimizer keeps for each client.
         eval_every: Rounds between evaluations.
         copy: Measured copy bandwidth, bytes per second.
         matmul: Measured rate of a matrix product, FLOP/s.
@@ -50,7 +50,7 @@ class ProfiledRounds:
     seconds: float
     row_bytes: int
     flops: int
-    momentum: bool
+    moments: int
     eval_every: int
     copy: float
     matmul: float
@@ -175,7 +175,7 @@ def _rates(found: Report, work: ProfiledRounds) -> list[str]:
     ]
     steps = work.local_steps * work.clients
     sizes = {
-        "client_sgd": work.row_bytes * steps * (5 if work.momentum else 3),
+        "client_sgd": work.row_bytes * steps * (3 + 2 * work.moments),
         "average": work.row_bytes * work.clients * work.rounds,
     }
     for name, size in sizes.items():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from fastlocal.kernels.attention import FoldedAttention
 from fastlocal.kernels.functional import settled
 
 from ..aggregation.global_model import GlobalModel
@@ -230,7 +231,7 @@ class ClientEvaluator:
 
         if self._stacked:
             # with its own weights for each client a layer is one stacked operation, with the same for all torch's own
-            mode = self._stacking.mode() if values else contextlib.nullcontext()
+            mode = self._stacking.mode() if values else FoldedAttention()
             try:
                 with mode:
                     return vmap(one, randomness="different")(dict(values), inputs, targets, numbers)
@@ -265,8 +266,7 @@ class ClientEvaluator:
             if not count:
                 continue
             value = loss if self._rule.summed else loss / weight if weight else float("nan")
-            counted = count - hits[-1] if topk else 0
-            accuracy = None if not topk else hits[0] / counted if counted else 0.0
+            accuracy = None if not topk else hits[0] / hits[-1] if hits[-1] else 0.0
             results.append(ClientResult(client, count, value, accuracy))
         return results
 

@@ -10,7 +10,8 @@ from ..executors.jobs import ChunkJob
 from ..executors.round_plan import RoundResult
 from ..module_checks.plain_steps import FAILURES
 from .failing_batch import find_failing_batch
-from .loop import Loop, Point
+from .loop import Loop
+from .points import Point
 
 
 class DrivenLoop:

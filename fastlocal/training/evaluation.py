@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -41,6 +42,14 @@ class Evaluation:
 
     loss: float
     accuracies: tuple[float, ...]
+
+
+def perplexity(loss: float) -> float:
+    """Return exp(loss) of a mean loss per token; infinity beyond the range of floats."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 @torch.no_grad()
@@ -96,8 +105,7 @@ def evaluate(
         totals = [total + value for total, value in zip(totals, found, strict=True)]
     if not (rule.summed or totals[1]):
         raise UsageError(f"test: the loss counts none of the {len(source)} targets, so that it has no mean")
-    counted = len(source) - (totals[-1] if topk else 0)
-    accuracies = tuple(hits / counted if counted else 0.0 for hits in totals[2:-1])
+    accuracies = tuple(hits / totals[-1] if totals[-1] else 0.0 for hits in totals[2:-1])
     return Evaluation(totals[0] if rule.summed else totals[0] / totals[1], accuracies)
 
 
@@ -107,7 +115,7 @@ def batch_sums(
     """Return the sums of one batch as one float64 vector on its device.
 
     The vector is (classes, sample, label) of the first unknown label or zeros, the loss, its divisor, and with `topk`
-    the correct predictions for each k and the number of ignored targets.
+    the correct predictions for each k and the number of counted targets.
 
     Args:
         begin: Number of the batch's first sample.
@@ -117,7 +125,7 @@ def batch_sums(
     if unknown is not None:  # checked after the last batch: reading it here would synchronize a GPU
         place = unknown.flatten().int().argmax()
         label = targets.flatten().gather(0, place.reshape(1))[0].long()
-        first = torch.full_like(place, outputs.shape[1]), begin + place // unknown[0].numel(), label
+        first = torch.full_like(place, outputs.shape[rule.class_axis]), begin + place // unknown[0].numel(), label
         fault = torch.stack(first) * unknown.any()
         targets = targets.masked_fill(unknown, 0)
     weight = rule.weight_of(targets)
@@ -126,6 +134,7 @@ def batch_sums(
         value = torch.where(weight > 0, value * weight, 0)  # the mean of no targets is NaN
     sums = [fault.double(), value.reshape(1), weight.reshape(1)]
     if topk:
-        hits = count_correct(outputs.unsqueeze(0), targets.unsqueeze(0), topk, rule.ignored)[0]
-        sums += [hits] if rule.ignored is not None else [hits, hits.new_zeros(1)]
+        counts = count_correct(outputs.unsqueeze(0), targets.unsqueeze(0), topk, rule.ignored)[0]
+        ignored = counts[len(topk) :].sum().reshape(1)
+        sums += [counts[: len(topk)], targets.numel() - ignored]
     return torch.cat(sums)

@@ -27,7 +27,7 @@ from ..schedule.cohort import ClientWeights
 from ..schedule.cursor import TrainingCursor, TrainStats
 from ..schedule.rounds import RoundSchedule
 from ..telemetry.base import Logger, RoundReport
-from .evaluation import Evaluation, RandomContext
+from .evaluation import Evaluation, RandomContext, perplexity
 
 
 @dataclass
@@ -39,6 +39,7 @@ class Evaluator:
     Attributes:
         evaluate: Evaluates the model on the test set.
         topk: The k of the accuracies; empty if the targets are not labels.
+        tokens: Whether the targets are tokens, whose losses are reported as perplexities too.
         stop_on_nan: Whether a non-finite loss ends the run.
         module_seed: Seed for a module that draws random numbers outside client_random, or None.
         draws_seed: Seed of the draws that client_random covers, or None if the model makes none.
@@ -57,6 +58,7 @@ class Evaluator:
     directory: Path
     bn_batches: int
     topk: tuple[int, ...]
+    tokens: bool
     stop_on_nan: bool
     module_seed: int | None
     draws_seed: int | None
@@ -115,6 +117,8 @@ class Evaluator:
             cursor.best_acc = max(cursor.best_acc, result.accuracies[0])
         row |= self._accuracies("train", accuracies) | {"train_loss": loss}
         row |= self._accuracies("val", result.accuracies) | {"val_loss": result.loss}
+        if self.tokens:
+            row |= {"train_ppl": perplexity(loss), "val_ppl": perplexity(result.loss)}
         row |= {"best_acc": cursor.best_acc if self.topk else None}
         row |= {"iter": schedule.iteration, "lr": schedule.learning_rate}
         if self.owned is not None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,31 +19,22 @@ from ..distributed.world import World
 from ..executors.base import Executor, LocalProblem
 from ..executors.empty_batches import clear_empty
 from ..executors.jobs import ChunkJob
-from ..executors.round_plan import RoundResult
-from ..params.client_stack import MOMENTUM, ClientRows, ClientStack, ClientStore, take
+from ..params.client_stack import ClientRows, ClientStack, ClientStore, repeated, take
 from ..params.nonfinite import find_nonfinite
 from ..schedule.cursor import PartialRound, TrainingCursor, TrainStats
 from ..schedule.rounds import Progress, RoundSchedule
 from ..telemetry.base import Logger
 from ..telemetry.jsonl import StepLog
 from ..telemetry.trace import span
+from .algorithm_rounds import RoundWeights
 from .client_reports import ClientReports
 from .evaluator import Evaluator
 from .planner import Planner
+from .points import LoopSteps, Point
 from .round_sync import step_rows, sync_round
 from .server import Server
 from .snapshot import take_snapshot
 from .timers import Timers
-
-
-class Point(Enum):
-    """Places of a loop between its jobs."""
-
-    ROUND = "before the local steps of a round"
-    TRAINED = "after the local steps of a round"
-
-
-LoopSteps: TypeAlias = Generator[ChunkJob | Point, RoundResult | None, None]
 
 
 @dataclass
@@ -90,8 +79,9 @@ class Loop:
     def __post_init__(self) -> None:
         row = self.global_model.flat_params
         self._params = torch.empty(self.planner.chunk, row.numel(), dtype=row.dtype, device=row.device)
-        fresh = self.problem.momentum and MOMENTUM not in self.client_store.names
-        self._momentum = torch.empty_like(self._params) if fresh else None
+        start = self.problem.start_moments(row)
+        start = {name: value for name, value in start.items() if name not in self.client_store.names}
+        self._fresh = repeated(start, self.planner.chunk)
         self._timers = Timers()
         self.chunk_done = True
         self._before_leftover: State | None = None
@@ -184,7 +174,7 @@ class Loop:
         self.source.pop_wait_seconds()  # drop the waits of BatchNorm's re-estimation
         began = time.perf_counter()
         cohort = self.planner.cohort(schedule)
-        weights = self.planner.weights.of(cohort) if len(cohort) else None
+        weights = self.server.algorithm.begin(self.planner, schedule, rates)
         if not so_far.done:
             self.server.prepare(self.client_store)
         chunks = self.planner.chunks(schedule, so_far.done)
@@ -215,10 +205,12 @@ class Loop:
                 rows = self.planner.rows(schedule)
                 self.server.average(
                     schedule.number,
+                    self.cursor.comm_round,
                     self.client_store,
                     self.planner.state_rows(schedule, rows),
-                    None if weights is None else weights[rows.start : rows.stop],
-                    total=len(cohort) if weights is None else 1.0,
+                    None if weights.clients is None else weights.clients[rows.start : rows.stop],
+                    total=len(cohort) if weights.clients is None else 1.0,
+                    weight=weights.total,
                     client_rate=rates[0],
                     timers=self._timers,
                 )
@@ -238,7 +230,7 @@ class Loop:
         rows: ClientRows,
         rest: list[ClientRows],
         rates: list[float],
-        weights: Tensor | None,
+        weights: RoundWeights,
     ) -> LoopSteps:
         """Train one chunk of clients for the round.
 
@@ -247,17 +239,20 @@ class Loop:
             rows: The rows of the chunk.
             rest: The chunks of this round after this one.
             rates: The learning rate of each local step.
-            weights: Weight of each client of the round, or None for equal ones.
+            weights: Weights of the clients of the round.
         """
         so_far, params = self.cursor.so_far, self._params[: len(rows)]
         state_rows = self.planner.state_rows(schedule, rows)
         with span("plan"):
-            stack = self._stack(state_rows, params)
+            start, algorithm = self.global_model.flat_params, self.server.algorithm
+            stack = algorithm.correct(self._stack(state_rows, params), rows, start, self.planner.chunk)
             plan = self.planner.plan(schedule, rows, rates, rest)
             self.client_store.read_ahead(lambda: self.planner.next_state_rows(schedule, rest))
         self.evaluator.seed_module(schedule.first_step, plan.first_row)
         result = yield ChunkJob(self.executor, self.problem, stack, plan)
         assert result is not None, "the driver answers a job by its result"
+        if schedule.averaged:
+            algorithm.finish(params, start)
         self.client_store.store(state_rows)
         if self.by_client is not None:
             with span("evaluate"):
@@ -266,7 +261,7 @@ class Loop:
         for note in result.notes:
             self.logger.message(note)
         empty = clear_empty(losses, plan, self.problem)
-        counts = [] if result.correct is None else result.correct.sum(dim=0).tolist()
+        counts = [] if result.correct is None else (result.correct.sum(dim=0) / self.problem.places).tolist()
         correct, ignored = counts[: len(self.problem.topk)], int(sum(counts[len(self.problem.topk) :]))
         loss, samples = plan.trained(losses)
         so_far.stats.add(TrainStats(loss, correct, samples, ignored, empty))
@@ -275,8 +270,9 @@ class Loop:
             so_far.losses.append(losses)
         if schedule.averaged:
             with span("average"):
-                part = None if weights is None else take(weights, rows)
-                self.server.aggregator.accumulate(params, last=not rest, weights=part)
+                part = None if weights.changes is None else take(weights.changes, rows)
+                fragment = self.server.fragments.of(self.cursor.comm_round)
+                fragment.aggregator.accumulate(params[:, fragment.columns], last=not rest, weights=part)
         so_far.done.append(rows if isinstance(rows, range) else tuple(rows.tolist()))
         self.chunk_done = True
 
@@ -284,10 +280,8 @@ class Loop:
         """Return the state in which a chunk starts its round; its parameters are written to `params`."""
         params.copy_(self.global_model.flat_params.expand_as(params))
         rows = self.client_store.fetch(state_rows)
-        momentum = rows.pop(MOMENTUM, None)
-        if self._momentum is not None:
-            momentum = self._momentum[: len(params)].zero_()
-        return ClientStack(params, momentum, rows)
+        fresh = {name: values[: len(params)].zero_() for name, values in self._fresh.items()}
+        return ClientStack.of(params, {**rows, **fresh})
 
     def _report(self, schedule: RoundSchedule) -> None:
         """Evaluate and log the global model, and advance the cursor past the evaluation."""

@@ -29,6 +29,7 @@ class Planner:
         progress: The rounds and learning rates of the run.
         streams: The clients of each round and their samples.
         weights: The weights of the clients in the mean.
+        population: The number of all clients.
         clients: The rows of a round that this process trains, or, with `kept`, the clients that it trains.
         kept: Whether clients keep their state, so that each always trains on the same process.
         chunk: The number of clients that are resident at once.
@@ -40,6 +41,7 @@ class Planner:
     progress: Progress
     streams: SampleStreams
     weights: ClientWeights
+    population: int
     clients: range
     kept: bool
     chunk: int

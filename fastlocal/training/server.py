@@ -8,14 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..aggregation.averager import Aggregator
 from ..aggregation.buffer_mean import BufferMean
 from ..aggregation.global_model import GlobalModel
-from ..aggregation.server_optimizers import ServerOptimizer
 from ..distributed.world import World
 from ..models.own_tensors import tensors_of
-from ..params.client_stack import MOMENTUM, ClientRows, ClientStore
+from ..params.client_stack import MOMENTS, ClientRows, ClientStore
 from ..telemetry.trace import span
+from .algorithm_rounds import AlgorithmRounds
+from .fragments import Fragments
 from .timers import Timers
 
 ClientState = Literal["keep", "reset", "average"]
@@ -28,37 +28,42 @@ class Server:
     Attributes:
         world: The processes of the run.
         global_model: The model that clients start from.
-        aggregator: Averages the parameters.
+        fragments: The parts of the parameters, which rounds average in turns: one, of all, or several.
         mean_state: Averages the buffers that a forward pass changes, and with client_state average the momenta; None if
             there are none.
-        optimizer: Steps from the start of a round towards its mean; None: the mean is the next model.
         client_state: How clients begin a round: keep, reset or average.
+        algorithm: The algorithm of the run.
+        changing: Names of the buffers that a forward pass changes.
     """
 
     world: World
     global_model: GlobalModel
-    aggregator: Aggregator
+    fragments: Fragments
     mean_state: BufferMean | None
-    optimizer: ServerOptimizer | None
     client_state: ClientState
+    algorithm: AlgorithmRounds
+    changing: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        self._start = None if self.optimizer is None else torch.empty_like(self.global_model.flat_params)
+        needed = self.fragments.of(0).optimizer is not None or self.algorithm.steps_on_server
+        self._start = torch.empty_like(self.global_model.flat_params) if needed else None
 
     def prepare(self, store: ClientStore) -> None:
         """Give the clients of a round the global model's buffers, if they keep none."""
         if self.client_state == "reset":
             own = tensors_of(self.global_model.module)
-            store.fill({name: own[name].detach() for name in store.names})
+            store.fill({name: own[name].detach() for name in self.changing})
 
     def average(
         self,
         round_number: int,
+        averages: int,
         store: ClientStore,
         rows: ClientRows,
         weights: Tensor | None,
         *,
         total: float,
+        weight: float | None = None,
         client_rate: float,
         timers: Timers,
     ) -> None:
@@ -66,20 +71,24 @@ class Server:
 
         Args:
             round_number: Number of the round, for error messages.
+            averages: Number of averages so far.
             store: State of this process's clients.
             rows: Rows of the store that trained in the round.
             weights: float64 [rows], or None for equal weights.
             total: Weight of all clients of the round.
+            weight: Sum of the weights with which the parameters were added, if that is not `total`.
             client_rate: Rate of the clients in the round's first step.
             timers: Takes the time of the average.
         """
-        flat_params = self.global_model.flat_params
-        if self._start is not None:
-            self._start.copy_(flat_params)  # the mean may overwrite it
+        fragment = self.fragments.of(averages)
+        flat_params = self.global_model.flat_params[fragment.columns]
+        start = None if self._start is None else self._start[fragment.columns]
+        if start is not None:
+            start.copy_(flat_params)  # the mean may overwrite it
         with self.world.averaging(f"the average of round {round_number}"), span("average"):
             with timers.time_average(flat_params.device):
-                self.aggregator.start(flat_params, total)
-                mean = self.aggregator.finish()
+                fragment.aggregator.start(flat_params, total, weight)
+                mean = fragment.aggregator.finish()
             self.world.await_device(flat_params.device)
         buffers: dict[str, Tensor] = {}
         if self.mean_state is not None:
@@ -88,8 +97,11 @@ class Server:
             # untrained parameters too start every round from their average
             shared = buffers if self.client_state == "average" else self.global_model.shared
             store.fill({name: buffers[name] for name in shared})
-            buffers.pop(MOMENTUM, None)
+            buffers = {name: value for name, value in buffers.items() if name not in MOMENTS}
         with span("server"):
-            if self.optimizer is not None and self._start is not None:
-                mean = self.optimizer.step(self._start, mean, client_rate)
-            self.global_model.replace(mean, buffers)
+            if start is not None and self.algorithm.steps_on_server:
+                with self.world.averaging(f"the sums of round {round_number}"):
+                    mean = self.algorithm.server(start, mean)
+            if start is not None and fragment.optimizer is not None:
+                mean = fragment.optimizer.step(start, mean, client_rate)
+            self.global_model.replace(mean, buffers, fragment.columns)

@@ -61,6 +61,10 @@ def _case(
     pad: int = 0,
     pad_grads: int = 0,
     factors: torch.dtype | None = None,
+    prox: bool = False,
+    groups: int | None = None,
+    drift: bool = False,
+    late: bool = False,
     large: bool = False,
 ) -> Case:
     def make_inputs(device: torch.device) -> Inputs:
@@ -82,13 +86,25 @@ def _case(
             draw = Draws(device, seed=clients)
             inputs["mu"] = draw.uniform(clients, low=0.5, dtype=factors)
             inputs["weight_decay"] = draw.integers(clients, below=2).to(factors) * weight_decay
+        draw = Draws(device, seed=n_params + 1)
+        if prox:
+            shape = (n_params,) if groups is None else (groups, n_params)
+            inputs |= {"center": draw.normal(*shape, dtype=dtype), "prox": draw.uniform(clients, dtype=rate_dtype)}
+            inputs["group"] = None if groups is None else draw.integers(clients, below=groups, dtype=torch.int32)
+        if drift:
+            inputs["drift"] = draw.padded(draw.normal(clients, n_params, dtype=dtype), extra=pad)
+        if prox or drift:
+            inputs["late"] = late
         return inputs
 
+    rate_dtype = torch.promote_types(dtype, torch.float32)
     rows = (clients, n_params)
     # parameters and momenta are read and written, gradients read
     buffers = [(rows, dtype)] * (5 if mu else 3) + [((n_params,), dtype)]
     buffers += [(rows, torch.bfloat16)] if shadow else []
     buffers += [] if factors is None else [((clients,), factors)] * 2
+    buffers += [((groups or 1, n_params), dtype), ((clients,), rate_dtype)] if prox else []
+    buffers += [(rows, dtype)] if drift else []
     return Case(
         name=f"{name} {clients}x{n_params} {ROWS[dtype]}",
         make_inputs=make_inputs,
@@ -132,7 +148,15 @@ CASES = (
         shadow=True,
         pad=15,
         factors=torch.float32,
+        prox=True,
+        groups=3,
+        drift=True,
     ),
+    _case("prox", 3, 521, prox=True),
+    _case("prox of groups", 5, 129, prox=True, groups=2, late=True, pad=3),
+    _case("drift", 3, 521, drift=True, dtype=torch.bfloat16),
+    _case("late drift", 3, 521, drift=True, late=True, mu=0.0, dtype=torch.float64),
+    _case("late prox and drift", 4, 1009, nesterov=True, clip=True, prox=True, drift=True, late=True),
     _case("ResNet-20", 32, 269_722, large=True),
     _case("ResNet-56", 32, 855_770, large=True),
     _case("ResNet-56 nesterov", 32, 855_770, nesterov=True, large=True),
@@ -146,4 +170,8 @@ CASES = (
     _case("ResNet-56 factors for each client", 32, 855_770, factors=torch.float64, large=True),
     _case("ResNet-56 nesterov, factors for each client", 32, 855_770, nesterov=True, factors=torch.float64, large=True),
     _case("small model, factors for each client", 1024, 3_001, factors=torch.float64, large=True),
+    _case("ResNet-56 prox", 32, 855_770, prox=True, large=True),
+    _case("ResNet-56 drift", 32, 855_770, drift=True, large=True),
+    _case("ResNet-56 prox and drift of groups", 32, 855_770, prox=True, groups=4, drift=True, large=True),
+    _case("ResNet-56 late prox and drift", 32, 855_770, prox=True, drift=True, late=True, large=True),
 )

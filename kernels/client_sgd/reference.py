@@ -20,12 +20,18 @@ def client_sgd(
     grad_scale: Tensor | None = None,
     active: Tensor | None = None,
     shadow: Tensor | None = None,
+    center: Tensor | None = None,
+    group: Tensor | None = None,
+    prox: Tensor | None = None,
+    drift: Tensor | None = None,
+    late: bool = False,
 ) -> None:
     """Take one SGD step for every client, in place.
 
-        g <- grad_scale * g + weight_decay * decay_mask * p
+        c <- prox * (p - center[group]) + drift
+        g <- grad_scale * g + weight_decay * decay_mask * p + (0  if late else  c)
         m <- mu * m + g
-        p <- p - learning_rate * (g + mu * m  if nesterov else  m)
+        p <- p - learning_rate * ((g + mu * m  if nesterov else  m) + (c  if late else  0))
 
     The rate stays outside the buffer, as in torch.optim.SGD(dampening=0) and unlike Sutskever et al. 2013.
 
@@ -44,7 +50,13 @@ def client_sgd(
         grad_scale: [clients], or None for 1.
         active: bool [clients], or None; rows of inactive clients keep every bit.
         shadow: [clients, n_params] of a narrower dtype that becomes a copy of params, or None.
+        center: [n_params] or [groups, n_params], to which prox pulls; or None.
+        group: int32 [clients], rows of `center`; None: the only one.
+        prox: [clients], or None for 0.
+        drift: [clients, n_params], or None for 0.
+        late: Whether c acts after momentum, which then does not hold it.
     """
+    correction = correction_of(params, center, group, prox, drift)
     if active is not None:
         # no rows are picked: a GPU would wait for their number, which no captured step may
         before = [None if buffer is None else buffer.clone() for buffer in (params, momentum, shadow)]
@@ -57,6 +69,8 @@ def client_sgd(
         grads.addcmul_(decayed, decay_mask)
     elif weight_decay:
         grads.addcmul_(params, decay_mask, value=weight_decay)
+    if correction is not None and not late:
+        grads.add_(correction)
     update = grads
     if momentum is not None:
         if isinstance(mu, Tensor):
@@ -66,6 +80,8 @@ def client_sgd(
         else:
             momentum.mul_(mu).add_(grads)
             update = grads.add_(momentum, alpha=mu) if nesterov else momentum
+    if correction is not None and late:
+        update = correction.add_(update)
     params.addcmul_(update, learning_rate.to(params.dtype).unsqueeze(-1), value=-1)
     if shadow is not None:
         shadow.copy_(params)
@@ -73,3 +89,16 @@ def client_sgd(
         for buffer, rows in zip((params, momentum, shadow), before, strict=True):
             if buffer is not None and rows is not None:
                 buffer.copy_(torch.where(active.unsqueeze(-1), buffer, rows))
+
+
+def correction_of(
+    params: Tensor, center: Tensor | None, group: Tensor | None, prox: Tensor | None, drift: Tensor | None
+) -> Tensor | None:
+    """Return prox * (params - center[group]) + drift [clients, n_params], new; None without prox and drift."""
+    if prox is None:
+        return None if drift is None else drift.to(params.dtype, copy=True)
+    if center is None:
+        raise ValueError("prox needs the center to which it pulls")
+    centers = center if group is None else center[group.long()]
+    correction = (params - centers).mul_(prox.to(params.dtype).unsqueeze(-1))
+    return correction if drift is None else correction.add_(drift)

@@ -7,58 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..arguments import expect, matrix, per_client
+from ..arguments import check_correction, expect, matrix, per_client
 from ..triton_rows import LEAD, blocks_per_row, congruent, load, row_block
-
-
-@triton.jit
-def sgd_block(
-    params_ptr,
-    momentum_ptr,
-    grads_ptr,
-    shadow_ptr,
-    rate,
-    scale,
-    decay,
-    active,
-    inside,
-    mu,
-    NESTEROV: tl.constexpr,
-):
-    """Step a block of elements, and return the new parameters in the dtype of `rate`.
-
-    All pointers address the block. momentum_ptr, shadow_ptr, scale, decay and active may be None; rate, scale, decay
-    and active are broadcastable to the pointers, and mu is a constant or a number in the dtype of `rate`.
-
-    Args:
-        active: False leaves elements unchanged.
-        inside: Mask, or None if all elements are inside.
-    """
-    param = load(params_ptr, inside).to(rate.dtype)
-    grad = load(grads_ptr, inside).to(rate.dtype)
-    if scale is not None:
-        grad *= scale
-    if decay is not None:
-        grad += decay * param
-    update = grad
-    if momentum_ptr is not None:
-        before = load(momentum_ptr, inside).to(rate.dtype)
-        velocity = mu * before + grad
-        momentum = velocity
-        if active is not None:
-            momentum = tl.where(active, velocity, before)
-        tl.store(momentum_ptr, momentum, mask=inside)
-        if NESTEROV:
-            update = grad + mu * velocity
-        else:
-            update = velocity
-    stepped = param - rate * update
-    if active is not None:
-        stepped = tl.where(active, stepped, param)
-    tl.store(params_ptr, stepped, mask=inside)
-    if shadow_ptr is not None:
-        tl.store(shadow_ptr, stepped, mask=inside)
-    return stepped
+from .triton_block import sgd_block
 
 
 @triton.jit
@@ -83,11 +34,31 @@ def _decayed_block(
     mu,
     weight_decay,
     NESTEROV: tl.constexpr,
+    center_ptr,
+    prox,
+    drift_ptr,
+    LATE: tl.constexpr,
 ):
     decay = None
     if decay_mask_ptr is not None:
         decay = weight_decay * load(decay_mask_ptr, inside).to(rate.dtype)
-    sgd_block(params_ptr, momentum_ptr, grads_ptr, shadow_ptr, rate, scale, decay, None, inside, mu, NESTEROV)
+    sgd_block(
+        params_ptr,
+        momentum_ptr,
+        grads_ptr,
+        shadow_ptr,
+        rate,
+        scale,
+        decay,
+        None,
+        inside,
+        mu,
+        NESTEROV,
+        center_ptr,
+        prox,
+        drift_ptr,
+        LATE,
+    )
 
 
 @triton.jit
@@ -102,6 +73,10 @@ def _client_sgd(
     active_ptr,
     mu_ptr,
     weight_decay_ptr,
+    center_ptr,
+    group_ptr,
+    prox_ptr,
+    drift_ptr,
     n_params,
     blocks_per_client,
     params_stride_client,
@@ -111,9 +86,12 @@ def _client_sgd(
     learning_rate_stride,
     grad_scale_stride,
     active_stride,
+    center_stride_group,
+    drift_stride_client,
     MU: tl.constexpr,
     WEIGHT_DECAY: tl.constexpr,
     NESTEROV: tl.constexpr,
+    LATE: tl.constexpr,
     CONGRUENT: tl.constexpr,
     GRADS_CONGRUENT: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -139,6 +117,17 @@ def _client_sgd(
         momentum_ptr += row_block(client, momentum_stride_client, first, CONGRUENT) + offsets
     if shadow_ptr is not None:
         shadow_ptr += row_block(client, shadow_stride_client, first, CONGRUENT) + offsets
+    prox = None
+    if prox_ptr is not None:
+        prox = tl.load(prox_ptr + client).to(compute)
+        group = client * 0
+        if group_ptr is not None:
+            group += tl.load(group_ptr + client)
+        center_ptr += row_block(group, center_stride_group, first, False) + offsets
+    else:
+        center_ptr = None
+    if drift_ptr is not None:
+        drift_ptr += row_block(client, drift_stride_client, first, CONGRUENT) + offsets
     if weight_decay_ptr is not None or WEIGHT_DECAY != 0:
         decay_mask_ptr += columns
     else:
@@ -156,6 +145,10 @@ def _client_sgd(
             mu,
             weight_decay,
             NESTEROV,
+            center_ptr,
+            prox,
+            drift_ptr,
+            LATE,
         )
     else:
         inside = (columns >= 0) & (columns < n_params)
@@ -171,6 +164,10 @@ def _client_sgd(
             mu,
             weight_decay,
             NESTEROV,
+            center_ptr,
+            prox,
+            drift_ptr,
+            LATE,
         )
 
 
@@ -210,6 +207,11 @@ def client_sgd(
     grad_scale: Tensor | None = None,
     active: Tensor | None = None,
     shadow: Tensor | None = None,
+    center: Tensor | None = None,
+    group: Tensor | None = None,
+    prox: Tensor | None = None,
+    drift: Tensor | None = None,
+    late: bool = False,
 ) -> None:
     """Take one SGD step for every client, in place; as the reference, but grads are not changed.
 
@@ -221,6 +223,7 @@ def client_sgd(
     momenta = per_client("mu", mu, (clients,), params.device)
     decays = per_client("weight_decay", weight_decay, (clients,), params.device)
     expect("shadow", shadow, params.shape, params.device, disjoint_rows=True)
+    centers = check_correction(params, center, group, prox, drift)
     if params.numel() == 0:
         return
     block, num_warps = (1024, 4) if n_params > 1024 else (256, 2) if n_params > 128 else (128, 1)
@@ -236,6 +239,10 @@ def client_sgd(
         active_ptr=active,
         mu_ptr=momenta,
         weight_decay_ptr=decays,
+        center_ptr=centers,
+        group_ptr=None if prox is None else group,
+        prox_ptr=None if prox is None else prox.contiguous(),
+        drift_ptr=drift,
         n_params=n_params,
         blocks_per_client=blocks,
         params_stride_client=params.stride(0),
@@ -245,10 +252,13 @@ def client_sgd(
         learning_rate_stride=learning_rate.stride(0),
         grad_scale_stride=0 if grad_scale is None else grad_scale.stride(0),
         active_stride=0 if active is None else active.stride(0),
+        center_stride_group=0 if centers is None else centers.stride(0),
+        drift_stride_client=0 if drift is None else drift.stride(0),
         MU=0.0 if isinstance(mu, Tensor) else mu,
         WEIGHT_DECAY=0.0 if isinstance(weight_decay, Tensor) else weight_decay,
         NESTEROV=nesterov,
-        CONGRUENT=congruent(params, momentum, shadow),
+        LATE=late,
+        CONGRUENT=congruent(params, momentum, shadow, drift),
         GRADS_CONGRUENT=congruent(params, grads),
         BLOCK=block,
         num_warps=num_warps,

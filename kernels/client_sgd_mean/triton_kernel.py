@@ -8,7 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arguments import expect
-from ..client_sgd.triton_kernel import check_step, sgd_block
+from ..client_sgd.triton_block import sgd_block
+from ..client_sgd.triton_kernel import check_step
 from ..triton_rows import alignment, both, load, row_starts, tile
 
 

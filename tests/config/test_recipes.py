@@ -64,6 +64,23 @@ OWN_SAMPLES = {"model": "cnn", "partition": "dirichlet", "alpha": 0.3, "populati
 EXPECTED: dict[str, dict[str, Any]] = {
     "quickstart": {"dataset": "digits", "model": "mlp"},
     "fedavg-fashion-mnist": OWN_SAMPLES | {"dataset": "fashion_mnist", "server_optimizer": "none"},
+    "diloco-char": {
+        "dataset": "text",
+        "model": "gpt_char",
+        "partition": "iid",
+        "step1": 50,
+        "client_optimizer": "adamw",
+        "beta1": 0.9,
+        "beta2": 0.95,
+        "wd": 0.1,
+        "clip_norm": 1.0,
+        "server_optimizer": "nesterov",
+        "server_lr": 0.7,
+        "server_momentum": 0.9,
+        "n_layers": 2,
+        "width": 64,
+        "context": 64,
+    },
     "fedadam-cifar10": OWN_SAMPLES | {"dataset": "image_folder", "server_optimizer": "adam", "lr_schedule": "cosine"},
     "cifar10-post-local": POST_LOCAL,
     "cifar10-diffusion": POST_LOCAL,
@@ -108,7 +125,7 @@ def value(config: RunConfig, name: str) -> Any:
 
 
 def test_every_recipe_is_here() -> None:
-    assert set(RECIPES) == set(EXPECTED) == {"quickstart", "fedadam-cifar10", *DERIVED}
+    assert set(RECIPES) == set(EXPECTED) == {"quickstart", "diloco-char", "fedadam-cifar10", *DERIVED}
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -23,9 +23,10 @@ from fastlocal.data.sources.base import Source
 from fastlocal.data.sources.build import make_source
 from fastlocal.data.sources.source_config import SourceConfig
 from fastlocal.data.types import AnySplit, Split, StoredImages, StoredSplit
-from fastlocal.executors.base import LabelNoise, LocalProblem
+from fastlocal.executors.base import LocalProblem
 from fastlocal.executors.read_ahead import make_read_ahead
 from fastlocal.executors.round_plan import RoundPlan
+from fastlocal.params.label_noise import LabelNoise
 from fastlocal.params.losses import cross_entropy
 from fastlocal.params.param_layout import param_layout
 from fastlocal.params.precision import Numerics

@@ -14,7 +14,7 @@ import torch
 from fastlocal.data.images.arrays import ArrayImages
 from fastlocal.data.sources.base import BatchRequest
 from fastlocal.data.sources.resident import FEED_BYTES
-from fastlocal.executors.base import LabelNoise
+from fastlocal.params.label_noise import LabelNoise
 from tests.data import sources
 from tests.helpers import command_line
 

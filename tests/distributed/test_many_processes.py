@@ -27,6 +27,18 @@ RUNS: dict[str, tuple[str, ...]] = {
         *("--model", "resnet20", "--clients", "5", "--replacement", "1", "--chunk", "2", "--bn-batches", "3"),
         *("--rounds", "2", "--step1", "2", "--aug", "1", "--eval-on-start", "1"),
     ),
+    "AdamW, averaged, own samples": (
+        *("--model", "mlp", "--clients", "5", "--client-optimizer", "adamw", "--client-state", "average"),
+        *("--partition", "quantity", "--rounds", "3", "--local-epochs", "0.1", "--clip-norm", "0.5"),
+    ),
+    "SCAFFOLD, cohorts, in chunks": (
+        *("--model", "mlp", "--clients", "5", "--population", "9", "--partition", "quantity", "--chunk", "2"),
+        *("--algorithm", "scaffold", "--rounds", "4", "--step1", "3", "--momentum", "0.5"),
+    ),
+    "FedNova, unequal steps, in a fixed order": (
+        *("--model", "mlp", "--clients", "5", "--partition", "quantity", "--reduce-order", "fixed"),
+        *("--algorithm", "fednova", "--rounds", "3", "--local-epochs", "0.1", "--momentum", "0.5"),
+    ),
     "warm-up and decay, one client after the other": (
         *("--model", "cnn", "--clients", "4", "--executor", "looped", "--warm-up", "1"),
         *("--warmup-epochs", "1", "--max-lr", "0.2", "--steps-per-epoch", "2", "--epochs", "3"),
@@ -56,7 +68,7 @@ def test_three_processes_train_the_same_model(name: str, fork_server: ForkServer
 FIXED = (
     *("train", "--dataset", "digits", "--device", "cpu", "--tune-seconds", "0", "--model", "cnn", "--clients", "7"),
     *("--reduce-order", "fixed", "--executor", "looped", "--batch-size", "4", "--client-lr", "0.05"),
-    *("--momentum", "0.9", "--rounds", "3", "--step1", "2", *LOGS),
+    *("--momentum", "0.9", "--rounds", "3", "--step1", "2", "--algorithm", "scaffold", *LOGS),
 )
 
 

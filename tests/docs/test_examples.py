@@ -35,7 +35,7 @@ def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
 
 def test_every_example_has_a_test_here() -> None:
     untitled = [page.name for page in PAGES for block in blocks(page) if block.language == "python" and not block.title]
-    pages = ("partitions", "populations", "python", "reports", "sweeps", "verify")
+    pages = ("algorithms", "partitions", "populations", "python", "reports", "sweeps", "verify")
     assert untitled == ["README.md", *(f"{name}.md" for name in pages)]
 
 
@@ -47,6 +47,17 @@ def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`.*?) \|", text[text.index("| key | value |") :].partition("\n\n")[0], flags=re.MULTILINE)
     assert sorted(key.strip("`") for row in rows for key in row.split(", ")) == sorted(ended.history[-1])
+
+
+def test_the_example_of_the_page_on_algorithms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It pulls to the start by as much as FedProx with the same coefficient."""
+    names = run("algorithms.md", tmp_path, monkeypatch)
+    settings = {"partition": names["parts"], "clients": 5, "rounds": 20, "progress": False}
+    built_in = fastlocal.train(
+        names["model"], names["data"], names["data"], algorithm="fedprox", prox_mu=0.1, directory="built in", **settings
+    )
+    for ours, theirs in zip(names["run"].model.parameters(), built_in.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_the_example_of_the_page_on_partitions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

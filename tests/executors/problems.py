@@ -20,7 +20,7 @@ from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.executors.threaded import ThreadedExecutor
 from fastlocal.models.functional import local_module
 from fastlocal.models.modes import training_modes
-from fastlocal.params.client_stack import ClientStack
+from fastlocal.params.client_stack import MOMENTS, SQUARE, ClientStack
 from fastlocal.params.losses import cross_entropy
 from fastlocal.params.param_layout import ParamLayout, param_layout
 from fastlocal.params.precision import Numerics
@@ -82,10 +82,15 @@ def start(problem: LocalProblem, clients: int = CLIENTS) -> tuple[ClientStack, R
 
     row = problem.layout.flatten(dict(problem.module.named_parameters()))
     shape = (clients, row.numel())
-    stack = ClientStack(row + 0.1 * noise(*shape), 0.1 * noise(*shape) if problem.momentum else None)
-    if stack.momentum is not None:
+    params, moments = row + 0.1 * noise(*shape), {name: 0.1 * noise(*shape) for name in MOMENTS[: problem.moments]}
+    if problem.adamw is not None:
+        moments[SQUARE] = moments[SQUARE].abs()
+    for rows in moments.values():
         for name in getattr(problem.module, "idle", ()):
-            problem.layout.views(stack.momentum)[name].zero_()
+            problem.layout.views(rows)[name].zero_()
+    if problem.adamw is not None:
+        moments[MOMENTS[-1]] = 1.0 + torch.arange(clients, dtype=torch.float64)
+    stack = ClientStack.of(params, moments)
     plan = RoundPlan(
         client_ids=torch.arange(clients),
         first_step=11,
@@ -101,7 +106,7 @@ def run(kind: str, problem: LocalProblem, chunk: int = CLIENTS) -> tuple[ClientS
     losses, correct = [], []
     for begin in range(0, CLIENTS, chunk):
         here = slice(begin, begin + chunk)
-        part = ClientStack(stack.params[here], None if stack.momentum is None else stack.momentum[here])
+        part = stack.part(here)
         part_plan = dataclasses.replace(
             plan,
             client_ids=plan.client_ids[here],
@@ -117,7 +122,7 @@ def run(kind: str, problem: LocalProblem, chunk: int = CLIENTS) -> tuple[ClientS
 
 
 def in_plain_torch(problem: LocalProblem) -> tuple[ClientStack, RoundResult]:
-    """The same round by torch.optim.SGD on one deep copy after the other."""
+    """The same round by torch.optim on one deep copy after the other."""
     stack, plan = start(problem)
     losses, correct = torch.zeros(STEPS, CLIENTS, dtype=torch.float64), torch.zeros(CLIENTS, 2, dtype=torch.float64)
     for client in range(CLIENTS):
@@ -130,10 +135,13 @@ def in_plain_torch(problem: LocalProblem) -> tuple[ClientStack, RoundResult]:
             {"params": [value], "weight_decay": problem.weight_decay * float(masks[name].flatten()[0])}
             for name, value in named.items()
         ]
-        optimizer = torch.optim.SGD(groups, lr=1.0, momentum=problem.momentum, nesterov=problem.nesterov)
-        if stack.momentum is not None:
-            for name, value in problem.layout.views(stack.momentum[client]).items():
-                optimizer.state[named[name]]["momentum_buffer"] = value.clone()
+        optimizer = optimizer_of(problem, groups)
+        for key, rows in kept(problem, stack).items():
+            for name, value in problem.layout.views(rows[client]).items():
+                optimizer.state[named[name]][key] = value.clone()
+        if stack.steps is not None:
+            for value in named.values():
+                optimizer.state[value]["step"] = stack.steps[client].float().clone()
         for step in range(STEPS):
             batch, targets = problem.batch(plan, step, slice(client, client + 1))
             for group in optimizer.param_groups:
@@ -151,10 +159,27 @@ def in_plain_torch(problem: LocalProblem) -> tuple[ClientStack, RoundResult]:
             hits = order[:, :2] == batch.targets[0][:, None]
             correct[client] += torch.stack([hits[:, :1].sum(), hits.sum()])
         stack.params[client] = problem.layout.flatten(named)
-        if stack.momentum is not None:
-            buffers = {name: optimizer.state[value]["momentum_buffer"] for name, value in named.items()}
-            stack.momentum[client] = problem.layout.flatten(buffers)
+        for key, rows in kept(problem, stack).items():
+            rows[client] = problem.layout.flatten({name: optimizer.state[value][key] for name, value in named.items()})
+        if stack.steps is not None:
+            stack.steps[client] += STEPS
     return stack, RoundResult(losses, correct)
+
+
+def optimizer_of(problem: LocalProblem, groups: Any) -> torch.optim.Optimizer:
+    if problem.adamw is None:
+        return torch.optim.SGD(groups, lr=1.0, momentum=problem.momentum, nesterov=problem.nesterov)
+    settings = problem.adamw
+    return torch.optim.AdamW(groups, lr=1.0, betas=(settings.beta1, settings.beta2), eps=settings.eps)
+
+
+def kept(problem: LocalProblem, stack: ClientStack) -> dict[str, Tensor]:
+    """The rows that torch's optimizer keeps under these names."""
+    if stack.momentum is None:
+        return {}
+    if stack.square is None:
+        return {"momentum_buffer": stack.momentum}
+    return {"exp_avg": stack.momentum, "exp_avg_sq": stack.square}
 
 
 def assert_same(
@@ -163,9 +188,9 @@ def assert_same(
     (stack, result), (wanted_stack, wanted) = got, expected
     close = {"rtol": tolerance, "atol": tolerance}
     torch.testing.assert_close(stack.params, wanted_stack.params, **close)
-    if wanted_stack.momentum is not None:
-        assert stack.momentum is not None
-        torch.testing.assert_close(stack.momentum, wanted_stack.momentum, **close)
+    assert stack.moments.keys() == wanted_stack.moments.keys()
+    for name, rows in wanted_stack.moments.items():
+        torch.testing.assert_close(stack.moments[name], rows, **close)
     torch.testing.assert_close(result.losses, wanted.losses.to(result.losses.dtype), **close)
     assert result.correct is not None and wanted.correct is not None
     assert torch.equal(result.correct, wanted.correct)

@@ -1,4 +1,4 @@
-"""Every executor takes the same steps, which are those of torch.optim.SGD on copies of the module."""
+"""Every executor takes the same steps, which are those of torch.optim on copies of the module."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fastlocal.executors import fused_loss
-from fastlocal.executors.base import LabelNoise
+from fastlocal.executors.base import LocalProblem
 from fastlocal.executors.round_plan import RoundPlan
 from fastlocal.executors.stacked import StackedExecutor
+from fastlocal.params.client_optimizer import AdamW
 from fastlocal.params.client_stack import ClientStack
+from fastlocal.params.label_noise import LabelNoise
 from fastlocal.params.param_layout import param_layout
 from tests.executors.problems import (
     BATCH,
@@ -34,7 +36,14 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "nesterov": {"nesterov": True},
     "noise": {"noise": LabelNoise(p=0.5, classes=4, seed=2)},
     "clipped": {"clip_norm": 0.1},
+    "adamw": {"momentum": 0.0, "adamw": AdamW(0.8, 0.95, 1e-6)},
+    "adamw, clipped": {"momentum": 0.0, "adamw": AdamW(0.9, 0.999, 1e-8), "clip_norm": 0.1, "weight_decay": 0.0},
 }
+
+
+def skip_if_refused(kind: str, problem: LocalProblem) -> None:
+    if problem.adamw is not None and kind == "threaded":
+        pytest.skip("its steps are those of SGD")
 
 
 @pytest.mark.parametrize("kind", EXECUTORS)
@@ -42,14 +51,15 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     ("name", "optimizer"),
     [
         *(("odd", optimizer) for optimizer in OPTIMIZERS),
-        *(("groupnorm", optimizer) for optimizer in ("plain", "nesterov", "clipped")),
-        ("batchnorm", "momentum"),
+        *(("groupnorm", optimizer) for optimizer in ("plain", "nesterov", "clipped", "adamw")),
+        *(("batchnorm", optimizer) for optimizer in ("momentum", "adamw, clipped")),
         ("perceptron", "noise"),
         ("words", "decay"),
     ],
 )
-def test_steps_are_those_of_torch_sgd(name: str, optimizer: str, kind: str) -> None:
+def test_steps_are_those_of_torch(name: str, optimizer: str, kind: str) -> None:
     problem = problem_of(name, **OPTIMIZERS[optimizer])
+    skip_if_refused(kind, problem)
     assert_same(run(kind, problem), in_plain_torch(problem), 1e-11)
 
 
@@ -68,9 +78,10 @@ class Sums(nn.Module):
 
 
 @pytest.mark.parametrize("kind", EXECUTORS)
-@pytest.mark.parametrize("optimizer", ["decay", "nesterov", "clipped"])
+@pytest.mark.parametrize("optimizer", ["decay", "nesterov", "clipped", "adamw", "adamw, clipped"])
 def test_parameters_that_share_a_gradient(optimizer: str, kind: str) -> None:
     problem = problem_of("sums", module=Sums().double(), **OPTIMIZERS[optimizer])
+    skip_if_refused(kind, problem)
     assert_same(run(kind, problem), in_plain_torch(problem), 1e-11)
 
 
@@ -82,6 +93,17 @@ def test_large_parameters_take_the_same_steps(
     monkeypatch.setattr("fastlocal.executors.sgd_update.LARGE", 4)  # biases too
     problem = problem_of("odd", module=module, **OPTIMIZERS[optimizer])
     assert_same(run("stacked", problem), in_plain_torch(problem), 1e-11)
+
+
+@pytest.mark.parametrize("large", [30, 10**6])
+@pytest.mark.parametrize("kind", ["stacked", "stacked by rows"])
+def test_client_adamw_takes_the_same_steps(kind: str, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several clients' small parameters, of which torch's fused AdamW takes the large ones."""
+    monkeypatch.setattr("fastlocal.executors.adamw_update.FEW", 0)
+    monkeypatch.setattr("fastlocal.executors.adamw_update.LARGE", large)
+    for optimizer in ("adamw", "adamw, clipped"):
+        problem = problem_of("odd", **OPTIMIZERS[optimizer])
+        assert_same(run(kind, problem), in_plain_torch(problem), 1e-11)
 
 
 @pytest.mark.parametrize("kind", EXECUTORS)

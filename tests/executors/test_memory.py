@@ -11,10 +11,10 @@ from torch import Tensor
 
 from fastlocal.common.errors import UsageError
 from fastlocal.config.schema import RunConfig
-from fastlocal.executors.base import LabelNoise
 from fastlocal.executors.cuda_graphs import GraphedExecutor, preserve_buffers
 from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.stacked import StackedExecutor
+from fastlocal.params.label_noise import LabelNoise
 from fastlocal.params.losses import cross_entropy
 from fastlocal.runs.executor_trial import try_step
 from tests.executors.problems import assert_same, problem_of, start

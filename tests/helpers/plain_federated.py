@@ -1,7 +1,7 @@
 """Federated training in plain torch, client by client: the judge of cohorts, own samples, weights and servers.
 
 It shares nothing with fastlocal: generator, permutations, cohorts and the equations of servers are stated here
-a second time, one number at a time. Each client is a module of its own with a torch.optim.SGD.
+a second time, one number at a time. Each client is a module of its own with an optimizer of torch.optim.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import bisect
 import copy
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -80,7 +80,12 @@ class Federation:
     local_steps: int = 3
     batch_size: int = 4
     lr: float = 0.1
+    client_optimizer: str = "sgd"
     momentum: float = 0.9
+    beta1: float = 0.9
+    beta2: float = 0.999
+    adam_eps: float = 1e-8
+    weight_decay: float = 0.0
     seed: int = 5
     cohort_sampling: str = "uniform"
     available: Sequence[Sequence[int]] = ()
@@ -163,6 +168,19 @@ class Federation:
                 found[place] = (label + 1 + (other * (self.classes - 1) >> 32)) % self.classes
         return torch.tensor(found)
 
+    def optimizer(self, parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+        if self.client_optimizer == "adamw":
+            betas, decay = (self.beta1, self.beta2), self.weight_decay
+            return torch.optim.AdamW(parameters, rate, betas, self.adam_eps, weight_decay=decay)
+        return torch.optim.SGD(parameters, lr=rate, momentum=self.momentum, weight_decay=self.weight_decay)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """What the optimizer keeps for each parameter."""
+        if self.client_optimizer == "adamw":
+            return "exp_avg", "exp_avg_sq", "step"
+        return ("momentum_buffer",) if self.momentum else ()
+
     def weights(self, cohort: dict[int, int]) -> list[float]:
         raw = {
             "examples": [len(self.owned[client]) for client in cohort],
@@ -186,7 +204,7 @@ def train(
     `watch` is told the number of each round, the flat models of its clients at its end, and the global one after it.
     """
     row = nn.utils.parameters_to_vector(module.parameters()).detach().clone()
-    momenta: dict[int, list[Tensor]] = {}
+    moments: dict[int, list[Tensor]] = {}
     taken = [0] * len(plan.owned)
     average: list[Tensor] | None = None
     losses = []
@@ -197,10 +215,11 @@ def train(
         for client in cohort:
             own = copy.deepcopy(module)
             nn.utils.vector_to_parameters(row.clone(), own.parameters())
-            optimizer = torch.optim.SGD(own.parameters(), lr=rate, momentum=plan.momentum)
-            kept = {"keep": momenta.get(client), "average": average}.get(plan.client_state)
-            for parameter, buffer in zip(own.parameters(), kept or [], strict=False):
-                optimizer.state[parameter]["momentum_buffer"] = buffer.clone()
+            optimizer = plan.optimizer(own.parameters(), rate)
+            kept = {"keep": moments.get(client), "average": average}.get(plan.client_state)
+            places = [(parameter, name) for parameter in own.parameters() for name in plan.kept]
+            for (parameter, name), value in zip(places, kept or [], strict=False):
+                optimizer.state[parameter][name] = value.clone()
             for step, batch in enumerate(plan.batches(client, number, taken[client])):
                 optimizer.zero_grad()
                 loss = F.cross_entropy(own(inputs[batch]), plan.labels(targets[batch], client, first_step + step))
@@ -211,9 +230,9 @@ def train(
                 found += [loss.item()] * len(batch)
             taken[client] += plan.work(client, number)
             ends.append(nn.utils.parameters_to_vector(own.parameters()).detach())
-            if plan.momentum:
-                momenta[client] = [optimizer.state[one]["momentum_buffer"] for one in own.parameters()]
-                ended.append(momenta[client])
+            if places:
+                moments[client] = [optimizer.state[parameter][name].double() for parameter, name in places]
+                ended.append(moments[client])
         losses.append(sum(found) / max(len(found), 1))
         if cohort:
             weights = plan.weights(cohort)

@@ -121,7 +121,7 @@ def test_linear_layers_under_vmap_are_each_clients_own(shape: tuple[int, int, in
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3), (2, 1, 3)], ids=str)
 @pytest.mark.parametrize("with_bias", [False, True], ids=["no bias", "bias"])
 def test_linear_layers_take_any_number_of_axes(lead: tuple[int, ...], with_bias: bool, low: bool) -> None:
-    """And give what torch's give, in the same type, autocast or not; gradients are stored as their weights are."""
+    """And give what torch's give, in the same type, autocast or not; gradients of rows are stored as weights are."""
     draw = torch.Generator().manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sizes = ((*lead, 4), (5, 4), (5,)) if with_bias else ((*lead, 4), (5, 4))
@@ -136,5 +136,5 @@ def test_linear_layers_take_any_number_of_axes(lead: tuple[int, ...], with_bias:
     ours, torchs = (torch.autograd.grad(out.float().square().sum(), given) for out in (got, expected))
     for one, other in zip(ours, torchs, strict=True):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=4 * tolerance)
-    if lead and device == "cpu":
+    if len(lead) == 1 and device == "cpu":
         assert ours[1].is_contiguous(), "what makes it fast"

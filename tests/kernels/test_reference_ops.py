@@ -18,6 +18,7 @@ from fastlocal import kernels
 from fastlocal.kernels.gather_augment.reference import crop_boxes, gather_boxes
 
 client_sgd = kernels.get("client_sgd", "reference")
+client_adamw = kernels.get("client_adamw", "reference")
 client_mean = kernels.get("client_mean", "reference")
 noisy_targets = kernels.get("noisy_targets", "reference")
 
@@ -50,6 +51,46 @@ def test_client_sgd_is_torch_sgd(clients: int, n_params: int, mu: float, nestero
     for row, (decayed, free, _) in zip(params, expected, strict=True):
         torch.testing.assert_close(row[mask == 1], decayed.detach(), rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(row[mask == 0], free.detach(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("n_params", "weight_decay"), [(1, 0.1), (129, 0.0), (1009, 0.1)])
+@pytest.mark.parametrize("corrected", [False, True])
+def test_client_adamw_is_torch_adamw(n_params: int, weight_decay: float, corrected: bool) -> None:
+    """Of clients that take different numbers of steps, one of them none."""
+    generator, clients = torch.Generator().manual_seed(n_params), 4
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    params, steps = normal(clients, n_params), torch.zeros(clients, dtype=torch.float64)
+    moments, mask = (torch.zeros_like(params), torch.zeros_like(params)), (torch.arange(n_params) % 3 > 0).double()
+    terms = {"center": normal(2, n_params), "prox": normal(clients).abs(), "drift": normal(clients, n_params)}
+    terms["group"] = torch.tensor([1, 0, 0, 1], dtype=torch.int32)
+    constants = {"beta1": 0.8, "beta2": 0.95, "eps": 1e-3}
+    own = [[torch.nn.Parameter(row[mask == kind]) for kind in (1, 0)] for row in params.clone()]
+    optimizers = []
+    for decayed, free in own:
+        groups = [{"params": [decayed], "weight_decay": weight_decay}, {"params": [free], "weight_decay": 0.0}]
+        optimizers.append(torch.optim.AdamW(groups, lr=1.0, betas=(0.8, 0.95), eps=1e-3))
+    for number in range(5):
+        grads, rates = normal(clients, n_params), torch.rand(clients, dtype=torch.float64, generator=generator)
+        active = torch.tensor([True, number % 2 == 0, number == 4, False])
+        used = grads.clone()
+        if corrected:
+            used += terms["prox"][:, None] * (params - terms["center"][terms["group"].long()]) + terms["drift"]
+        for pair, optimizer, grad, rate, takes_step in zip(own, optimizers, used, rates, active, strict=True):
+            for parameter, kind in zip(pair, (1, 0), strict=True):
+                parameter.grad = grad[mask == kind].clone()
+            for group in optimizer.param_groups:
+                group["lr"] = float(rate)
+            if takes_step:
+                optimizer.step()
+        given = {**constants, "weight_decay": weight_decay, "active": active, **(terms if corrected else {})}
+        client_adamw(params, *moments, steps, grads, rates, mask, **given)
+    assert steps.tolist() == [5, 3, 1, 0]
+    for row, pair in zip(params, own, strict=True):
+        for parameter, kind in zip(pair, (1, 0), strict=True):
+            torch.testing.assert_close(row[mask == kind], parameter.detach(), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("clients", [1, 2, 7])

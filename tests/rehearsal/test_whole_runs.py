@@ -100,18 +100,23 @@ def test_every_family_of_models(
 COHORTS = {
     "kept": [
         *("--client-state", "keep", "--server-optimizer", "adam", "--clients", "3", "--chunk", "2"),
-        *("--eval-clients", "1", "--step1", "2"),
+        *("--eval-clients", "1", "--step1", "2", "--algorithm", "scaffold"),
     ],
     "unequal": [
         *("--partition", "quantity", "--local-epochs", "1.5", "--last-batch", "partial", "--stragglers", "0.3"),
         *("--client-state", "keep", "--client-epochs", "continue", "--clients", "5", "--chunk", "3"),
+        *("--algorithm", "feddyn", "--feddyn-alpha", "0.1"),
+    ],
+    "adamw": [
+        *("--client-optimizer", "adamw", "--adam-eps", "1e-3", "--client-state", "keep", "--clients", "5"),
+        *("--partition", "quantity", "--local-epochs", "1.5", "--chunk", "3", "--clip-norm", "1", "--wd", "0.1"),
     ],
     "dropped": ["--client-state", "average", "--clients-drop", "0.3", "--server-optimizer", "slowmo", "--clients", "5"]
     + ["--step1", "2"],
 }
 
 
-@pytest.mark.parametrize("kind", [pytest.param("dropped", marks=pytest.mark.slow), "kept", "unequal"])
+@pytest.mark.parametrize("kind", [pytest.param("dropped", marks=pytest.mark.slow), "kept", "unequal", "adamw"])
 def test_cohorts_are_those_of_the_cpu(
     kind: str,
     tmp_path: Path,
@@ -123,7 +128,8 @@ def test_cohorts_are_those_of_the_cpu(
     monkeypatch.setattr(cuda_graphs, "MAX_PROGRAMS", 1)
     data = command_line.write_npz(tmp_path / "data.npz", train=24, test=8, side=8)
     words = ["train", "--dataset", "npz", "--data-pth", data, "--partition", "iid", "--population", "6", *COHORTS[kind]]
-    words += ["--batch-size", "2", "--client-lr", "0.05", "--momentum", "0.9", "--executor", "stacked"]
+    words += ["--batch-size", "2", "--client-lr", "0.05", "--executor", "stacked"]
+    words += [] if kind == "adamw" else ["--momentum", "0.9"]
     words += ["--tune-seconds", "0", "--model", "mlp"]
     with rehearsed() as device:
         for more in (["--rounds", "2"], ["--rounds", "5", "--continue"]):

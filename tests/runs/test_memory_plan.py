@@ -32,7 +32,7 @@ NEEDS = Needs(
     activations=Activations(fixed=MIB, per_sample=MIB, largest=MIB // 4),
     clients=64,
     batch=8,
-    momentum=True,
+    moments=1,
     state=0,
     in_place=True,
     workers=1,

@@ -45,21 +45,31 @@ PLANS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "weighted": ({"clients": 5, "cohort_sampling": "weighted"}, {"client_weights": "uniform"}),
     "cyclic": ({"clients": 4, "cohort_sampling": "cyclic", "clients_drop": 0.4},) * 2,
     "available": ({"clients": 3}, {"available": AVAILABLE, "client_weights": WEIGHTS}),
+    "adamw, everybody": ({"clients": 9}, {"client_state": "keep", "client_epochs": "continue"}),
+    "adamw": ({"clients": 4, "clip_norm": 0.3, "noise_p": 0.3},) * 2,
+    "adamw, kept": ({"clients": 4, "client_state": "keep", "client_epochs": "continue"},) * 2,
+    "adamw, averaged": ({"clients": 4, "client_state": "average"},) * 2,
     "nobody": ({"clients": 2, "clients_drop": 0.9},) * 2,
 }
 """Settings, and what the plain loop has to be told beside them."""
+ADAMW: dict[str, Any] = {"client_optimizer": "adamw", "momentum": 0.0, "beta1": 0.8, "beta2": 0.95, "adam_eps": 1e-4}
+ADAMW |= {"weight_decay": 0.1, "lr": 0.02}
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_as_a_loop_over_clients(tmp_path: Path, name: str) -> None:
     settings, told = PLANS[name]
     extra: dict[str, Any] = {}
+    executors: list[tuple[str, int | None]] = [("stacked", None), ("looped", 2), ("threaded", 3)]
+    if name.startswith("adamw"):
+        settings, told, executors = settings | ADAMW, told | ADAMW, executors[:2]
+        extra = {"label_noise": "noise_p" in settings}
     if name == "available":
         (tmp_path / "can.json").write_text(json.dumps(AVAILABLE))
         (tmp_path / "weights.json").write_text(json.dumps(HUGE))  # their sum is no float
         extra = {"cohort_sampling": str(tmp_path / "can.json"), "client_weights": str(tmp_path / "weights.json")}
     expected, losses = train(start(), INPUTS, TARGETS, Federation(OWNED, **settings | told), server_of("none"))
-    for executor, chunk in (("stacked", None), ("looped", 2), ("threaded", 3)):
+    for executor, chunk in executors:
         found, history = run(tmp_path / executor, executor=executor, chunk=chunk, **settings, **extra)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
         assert history == pytest.approx(losses, abs=1e-10)

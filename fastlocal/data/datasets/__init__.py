@@ -35,6 +35,8 @@ STORABLE = ("array", "beton", "client_folders", "image_folder")
 RESIZED = ("client_folders", "image_folder")
 """Data sets whose images --image-size resizes."""
 
+DEFAULT_CONTEXT = 64
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -57,6 +59,7 @@ class DatasetSpec:
         skip_bad: Skip images that cannot be decoded when all are read beforehand.
         client_column: Column of a table that names each sample's client; None: "client", if there is one.
         label_column: Column of a table with the labels; None: "label".
+        context: Length of an input of text.
     """
 
     name: str
@@ -73,6 +76,7 @@ class DatasetSpec:
     skip_bad: bool = False
     client_column: str | None = None
     label_column: str | None = None
+    context: int = DEFAULT_CONTEXT
 
 
 def load(
@@ -93,10 +97,11 @@ def load(
     skip_bad: bool = False,
     client_column: str | None = None,
     label_column: str | None = None,
+    context: int = DEFAULT_CONTEXT,
 ) -> DataSet:
     """Load a data set: inputs [n, channels, height, width], labels int64 [n], contiguous tensors on the CPU.
 
-    Inputs are uint8 images, or float32 features, which are not normalized.
+    Inputs are uint8 images, or float32 features, which are not normalized. Of text, both are tokens [n, context].
 
     The arguments are fields of DatasetSpec, except mean and std: per channel in units of 1; None: published values,
     else those of the training images. With a crop size, images stay on the disk and are normalized as ImageNet.
@@ -119,6 +124,7 @@ def load(
         skip_bad=skip_bad,
         client_column=client_column,
         label_column=label_column,
+        context=context,
     )
     data = read(request)
 

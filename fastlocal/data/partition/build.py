@@ -114,6 +114,7 @@ def _own(natural: Partition | None, least: int | None) -> Partition:
     """Return the data set's own partition, without the clients that have fewer than `least` samples."""
     if natural is None:
         raise UsageError(
-            "--partition natural: this data set has no clients; leaf, csv, parquet, flower, hdf5 and client_folders do"
+            "--partition natural: this data set has no clients; leaf, csv, parquet, flower, hdf5, client_folders and "
+            "text do"
         )
     return natural if least is None else natural.without_small(least)

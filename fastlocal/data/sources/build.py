@@ -79,7 +79,8 @@ def _as_single_samples(split: Split, *, images: bool) -> StoredSplit | MapSplit:
     """Convert tensors to samples that are read one by one."""
     if images:
         return StoredSplit(ArrayImages(split.inputs), split.targets, crop_size=None)
-    return MapSplit.from_dataset(TensorDataset(split.inputs, split.targets))
+    inputs, targets = (split.inputs.long(), split.targets.long()) if split.tokens else (split.inputs, split.targets)
+    return MapSplit.from_dataset(TensorDataset(inputs, targets))
 
 
 def _map(split: MapSplit) -> tuple[MapSplit, Layout]:

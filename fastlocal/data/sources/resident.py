@@ -58,6 +58,7 @@ class ResidentSource:
             self.inputs = self.inputs.to(dtype)
         if self.targets.is_floating_point():
             self.targets = self.targets.to(dtype)
+        self._tokens = isinstance(split, Split) and split.tokens
         self.mean, self.std = mean, std
         self.augment = augment
         self.seed = seed
@@ -77,7 +78,7 @@ class ResidentSource:
     def batch_bytes(self, batch: int) -> int:
         """Return the size of the inputs of a batch."""
         images = self.mean is not None
-        item = self.dtype.itemsize if images else self.inputs.element_size()
+        item = self.dtype.itemsize if images else 8 if self._tokens else self.inputs.element_size()
         return batch * math.prod(self.inputs.shape[1:]) * item
 
     def batch(
@@ -92,19 +93,19 @@ class ResidentSource:
             seed: Seed of the augmentation for all clients, or int64 [clients]; None: the source's.
         """
         inputs = self._inputs(sample_ids, clients if self.augment else None, step, seed)
-        return Batch(inputs, self.targets[sample_ids])
+        return Batch(inputs, self._targets(sample_ids))
 
     def read_range(self, begin: int, end: int) -> Batch:
         """Return samples [begin, end) in stored order, without augmentation and client axis."""
         ids = torch.arange(begin, min(end, len(self)), device=self.device)
-        return Batch(self._inputs(ids, None, 0), self.targets[ids])
+        return Batch(self._inputs(ids, None, 0), self._targets(ids))
 
     def feed(self, requests: Iterable[BatchRequest]) -> Iterator[Batch]:
         """Yield the batches in order, small ones gathered in groups; augmented ones come with no others."""
         group: list[BatchRequest] = []
         for one in requests:
             if one.clients is None:
-                yield Batch(self._inputs(one.sample_ids, None, 0), self.targets[one.sample_ids])
+                yield Batch(self._inputs(one.sample_ids, None, 0), self._targets(one.sample_ids))
                 continue
             if group and (self._is_full(group) or one.sample_ids.shape != group[0].sample_ids.shape):
                 yield from self._gather_group(group)
@@ -152,11 +153,15 @@ class ResidentSource:
     def close(self) -> None:
         """Do nothing."""
 
+    def _targets(self, sample_ids: Tensor) -> Tensor:
+        targets = self.targets[sample_ids]
+        return targets.long() if self._tokens else targets
+
     def _inputs(
         self, sample_ids: Tensor, clients: Tensor | None, step: Tensor | int, seed: Tensor | int | None = None
     ) -> Tensor:
         if self.mean is None or self.std is None:
-            return self.inputs[sample_ids]
+            return self.inputs[sample_ids].long() if self._tokens else self.inputs[sample_ids]
         inputs: Tensor = self._gather(
             self.inputs,
             sample_ids,

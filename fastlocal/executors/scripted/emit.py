@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from fastlocal.kernels import native as kernels_native
 
 from ..base import LocalProblem
-from ..sgd_update import EPSILON
+from ..clipping import EPSILON
 from . import fuse_linear, fuse_losses, fuse_norms
 from .nodes import ALIASES, memory, name, text
 
