@@ -51,6 +51,6 @@ class Block(nn.Module):
 
     def attend(self, qkv: Tensor) -> Tensor:
         """Mix the values of no later places: [n, length, 3 * width] -> [n, length, width]."""
-        heads = qkv.unflatten(2, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True)
+        query, key, value = qkv.unflatten(2, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         return mixed.transpose(1, 2).flatten(2)

@@ -205,6 +205,7 @@ class Loop:
                 rows = self.planner.rows(schedule)
                 self.server.average(
                     schedule.number,
+                    self.cursor.comm_round,
                     self.client_store,
                     self.planner.state_rows(schedule, rows),
                     None if weights.clients is None else weights.clients[rows.start : rows.stop],
@@ -270,7 +271,8 @@ class Loop:
         if schedule.averaged:
             with span("average"):
                 part = None if weights.changes is None else take(weights.changes, rows)
-                self.server.aggregator.accumulate(params, last=not rest, weights=part)
+                fragment = self.server.fragments.of(self.cursor.comm_round)
+                fragment.aggregator.accumulate(params[:, fragment.columns], last=not rest, weights=part)
         so_far.done.append(rows if isinstance(rows, range) else tuple(rows.tolist()))
         self.chunk_done = True
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.func import grad, vmap
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastlocal.kernels.functional import StackedOps
@@ -106,3 +106,13 @@ def test_derivatives_inside_vmap() -> None:
         found = vmap(grad(loss))(x)
     (exact,) = torch.autograd.grad(loss(x.flatten(0, 1)), x)
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-12)
+
+
+def test_a_module_with_attention_of_torchs() -> None:
+    module = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).double()
+    params = {name: torch.stack([value.detach()] * CLIENTS) for name, value in module.named_parameters()}
+    x = normal(CLIENTS, 4, 5, 8)
+    with Calls() as calls, StackedOps():
+        stacked = vmap(lambda params, x: functional_call(module, params, (x,)))(params, x)
+    assert calls.batches == [CLIENTS * 4]
+    torch.testing.assert_close(stacked, torch.stack([module(each) for each in x]), rtol=0, atol=1e-12)

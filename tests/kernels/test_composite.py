@@ -1,4 +1,4 @@
-"""Functions of torch that are made of others: attention and the mean over pixels."""
+"""Functions of torch that are made of others: attention, the mean over pixels, and RMSNorm."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fastlocal.kernels import functional
 from tests.kernels.test_custom_ops import BATCH, CLIENTS, check_against_the_loop, loss_of, ours
 
 
@@ -76,3 +78,21 @@ def test_a_mean_over_pixels_is_one_operation_for_all_clients() -> None:
 
     check_against_the_loop(module, watched, size=6)
     assert "aten::mean.dim" in seen.names and "aten::as_strided_" not in seen.names
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("eps", [None, 1e-3])
+def test_a_norm_without_a_mean_is_torchs(dtype: torch.dtype, eps: float | None) -> None:
+    """A GPU's own has no rule for vmap, as it is one operation there."""
+    torch.manual_seed(0)
+    given = [torch.randn(CLIENTS, *shape, dtype=dtype).requires_grad_() for shape in ((BATCH, 5, 8), (8,))]
+
+    def norm(x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, (8,), weight, eps)
+
+    with functional.StackedOps():
+        stacked = torch.vmap(norm)(*given)
+    looped = torch.stack([norm(*each) for each in zip(*given, strict=True)])
+    torch.testing.assert_close(stacked, looped)
+    for found, exact in zip(*(torch.autograd.grad(y.square().sum(), given) for y in (stacked, looped)), strict=True):
+        torch.testing.assert_close(found, exact)

@@ -266,13 +266,18 @@ class Habits(nn.Module):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"chunk": 2}, {"local_steps": 1, "local_epochs": 0.8, "partition": "quantity", "client_state": "average"}],
-    ids=["resident", "chunks", "unequal"],
+    [
+        {},
+        {"chunk": 2},
+        {"chunk": 2, "client_store": "disk"},
+        {"local_steps": 1, "local_epochs": 0.8, "partition": "quantity", "client_state": "average"},
+    ],
+    ids=["resident", "chunks", "disk", "unequal"],
 )
 def test_draws_and_buffers_of_clients_are_those_of_a_cpu(
     changes: dict[str, Any], tmp_path: Path, rehearsed: Rehearsal
 ) -> None:
-    """In captured steps, where a chunk's buffers wait on the host, and where a client has no step left."""
+    """In captured steps, where a chunk's buffers wait on the host or on disk, and where a client has no step left."""
     data = torch.arange(240).reshape(60, 4) % 9, torch.arange(60) % 3
     torch.manual_seed(0)
     module, states = Habits(), []
