@@ -10,7 +10,7 @@ BENCHES = {
     "scaling": ("Does a client-step cost the same with more clients, or more local steps?", "5 min"),
     "population": ("Does a round of a million clients cost what one of a thousand does?", "1 min"),
     "unequal": ("Does a client-step cost the same where clients' sizes differ?", "2 min"),
-    "client_store": ("What does a round cost with the clients' state on disk?", "1 min"),
+    "client_store": ("What does a round cost with the clients' state on disk?", "3 min"),
     "sweep": ("What do runs cost as replicas of one job, beside one by one?", "4 min"),
     "averaging": ("How long does averaging over ranks take, beside PyTorch's averager?", "3 min"),
     "loading": ("How fast is each data source, beside a DataLoader and FFCV's loader?", "3 min"),

@@ -3,8 +3,10 @@
     python -m bench.client_store
 
 50 of 1,000 clients of an MLP of 784-200-200-10 take part in a round, ten at a time, with momentum 0.9: a store of
-760 MiB. Each kind of store trains in a process of its own, without saves; they take turns, a round each. The ratio is
-the median of those within a turn.
+760 MiB. Each kind of store trains in a process of its own. Without saves they take turns, a round each. With a save
+that is due after each round, one trains all its rounds before the other, as a save goes on beside later rounds: it
+writes the state of all clients from memory, and before-images to the disk. The ratio is the median of those of the
+rounds with one number.
 
 Rows go to client_store.csv after the turns. Files are in the system's cache as far as memory is free.
 """
@@ -12,6 +14,7 @@ Rows go to client_store.csv after the turns. Files are in the system's cache as 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import tempfile
 import time
@@ -40,7 +43,7 @@ POPULATION, CLIENTS, CHUNK = 1000, 50, 10
 TIMEOUT, WARM_UP = 300.0, 3
 """Seconds for an answer, and turns that do not count."""
 STORES = ("memory", "disk")
-KEYS = ("executor", "local_steps")
+KEYS = ("executor", "local_steps", "saves")
 
 
 class RoundByRound(Logger):
@@ -58,7 +61,7 @@ class RoundByRound(Logger):
         self._start = time.perf_counter(), time.process_time()
 
 
-def settings(store: str, executor: str, local_steps: int, directory: Path) -> RunConfig:
+def settings(store: str, executor: str, local_steps: int, saves: int, directory: Path) -> RunConfig:
     """Return the settings of an endless run without evaluations."""
     config = RunConfig().with_values(
         dataset="python",
@@ -69,7 +72,7 @@ def settings(store: str, executor: str, local_steps: int, directory: Path) -> Ru
         rounds=NEVER // 2**16,
         eval_freq1=NEVER,
         save_freq1=NEVER,
-        save_every=0,
+        save_every=saves,
         start_lr=None,
         client_lr=0.05,
         momentum=0.9,
@@ -104,35 +107,39 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(prog="python -m bench.client_store", description=__doc__.splitlines()[0])
     flags.add_argument("--executor", default="threaded")
     flags.add_argument("--local-steps", type=lambda text: text.split(","), default=["1", "5", "20"])
+    flags.add_argument("--saves", type=lambda text: text.split(","), default=["0", "1"], help="rounds between saves")
     flags.add_argument("--turns", type=int, default=20, help="counted turns")
     flags.add_argument("--folder", type=Path, help="folder for the run directories; default: a temporary one")
     flags.add_argument("--out", type=Path, default=device_folder(), help="folder for client_store.csv")
-    flags.add_argument("--run", nargs=3, help=argparse.SUPPRESS)
+    flags.add_argument("--run", nargs=4, help=argparse.SUPPRESS)
     return flags
 
 
-def compare(options: argparse.Namespace, local_steps: str) -> Row:
+def compare(options: argparse.Namespace, local_steps: str, saves: str) -> Row:
     """Let a process of each kind take turns, and return the row; raise RuntimeError if one failed."""
     rounds: dict[str, list[dict[str, float]]] = {store: [] for store in STORES}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.folder)))
         children = {}
         for store in STORES:
-            words = ("--executor", options.executor, "--run", store, local_steps, str(folder / store))
+            words = ("--executor", options.executor, "--run", store, local_steps, saves, str(folder / store))
             command = [sys.executable, "-m", "bench.client_store", *words]
             children[store] = AnsweringProcess(command, folder / f"{store}.log")
             stack.callback(children[store].close)
         for child in children.values():
             child.answer(TIMEOUT)
-        for turn in range(WARM_UP + options.turns):
-            for store, child in children.items():
-                child.send("go")
-                found = child.answer(TIMEOUT)
-                if "fault" in found:
-                    raise RuntimeError("\n".join(child.log_lines()[-20:]))
-                if turn >= WARM_UP:
-                    rounds[store].append(found)
-    row = {"executor": options.executor, "local_steps": local_steps}
+        turns = [(turn, store) for turn in range(WARM_UP + options.turns) for store in STORES]
+        if int(saves):
+            turns.sort(key=lambda one: STORES.index(one[1]))
+        for turn, store in turns:
+            child = children[store]
+            child.send("go")
+            found = child.answer(TIMEOUT)
+            if "fault" in found:
+                raise RuntimeError("\n".join(child.log_lines()[-20:]))
+            if turn >= WARM_UP:
+                rounds[store].append(found)
+    row = {"executor": options.executor, "local_steps": local_steps, "saves": saves}
     row |= {"population": str(POPULATION), "clients": str(CLIENTS), "chunk": str(CHUNK), "turns": str(options.turns)}
     for kind in ("seconds", "cpu_seconds"):
         own = {store: [float(times[kind]) for times in rounds[store]] for store in STORES}
@@ -147,13 +154,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Compare the stores, or, with --run, train with one."""
     options = parser().parse_args(arguments)
     if options.run:
-        store, local_steps, directory = options.run
+        store, local_steps, saves, directory = options.run
         pipe = answer_pipe()
-        run_clients(settings(store, options.executor, int(local_steps), Path(directory)), pipe)
+        run_clients(settings(store, options.executor, int(local_steps), int(saves), Path(directory)), pipe)
         return 0
     machine, steal, rows = machine_columns(), StealMeter(), []
-    for local_steps in options.local_steps:
-        rows.append(compare(options, local_steps) | machine | {"steal_percent": steal.percent()})
+    for local_steps, saves in itertools.product(options.local_steps, options.saves):
+        rows.append(compare(options, local_steps, saves) | machine | {"steal_percent": steal.percent()})
         print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     merge_rows(options.out / "client_store.csv", rows, KEYS)
     return 0

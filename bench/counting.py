@@ -57,9 +57,15 @@ WRITTEN = {
     "_label_noise_loss": ("losses_ptr", "correct_ptr", "grad_ptr"),
     "_gather_augment": ("out_ptr",),
     "_client_sgd": ("shadow_ptr",),
+    "_client_adamw": ("shadow_ptr",),
+    "_client_adamw_factors": ("factors_ptr",),
 }
 """Arguments that a Triton kernel writes without reading them."""
-UPDATED = {"_client_sgd": ("params_ptr", "momentum_ptr")}
+UPDATED = {
+    "_client_sgd": ("params_ptr", "momentum_ptr"),
+    "_client_adamw": ("params_ptr", "momentum_ptr", "square_ptr"),
+    "_client_adamw_factors": ("steps_ptr",),
+}
 """Arguments that a Triton kernel reads and writes."""
 
 

@@ -95,6 +95,7 @@ ESSENTIAL = (
 PARTS = (
     *ESSENTIAL,
     _timing("client_sgd", 20),
+    _timing("client_adamw", 25),
     _timing("client_mean", 20),
     _timing("conv2d_clients", 40),
     _timing("conv2d_clients_input_grad", 40),

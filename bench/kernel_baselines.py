@@ -50,6 +50,43 @@ def foreach_sgd(
     return run
 
 
+def foreach_adamw(
+    params: Tensor,
+    momentum: Tensor,
+    square: Tensor,
+    steps: Tensor,
+    grads: Tensor,
+    learning_rate: Tensor,
+    decay_mask: Tensor,
+    *,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> Run:
+    """Return client_adamw in the manner of torch's foreach optimizers, with a tensor for each client."""
+    rows, moments, squares, gradients = (list(buffer.unbind()) for buffer in (params, momentum, square, grads))
+    rates, taken = learning_rate.tolist(), [count + 1 for count in steps.tolist()]
+    kept = [1 - rate * weight_decay * decay_mask for rate in rates]
+    roots = [(1 - beta2**count) ** 0.5 for count in taken]
+    sizes = [-rate / (1 - beta1**count) for rate, count in zip(rates, taken, strict=True)]
+
+    @torch.no_grad()
+    def run() -> None:
+        steps.add_(1)
+        if weight_decay:
+            torch._foreach_mul_(rows, kept)
+        torch._foreach_lerp_(moments, gradients, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+        denominators = torch._foreach_sqrt(squares)
+        torch._foreach_div_(denominators, roots)
+        torch._foreach_add_(denominators, eps)
+        torch._foreach_addcdiv_(rows, moments, denominators, sizes)
+
+    return run
+
+
 def foreach_mean(params: Tensor, total: Tensor, weight: float | Tensor, *, broadcast: bool = False) -> Run:
     """Return client_mean with foreach: rows are weighted, and added in pairs until one is left."""
     rows = list(params.unbind())

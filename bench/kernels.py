@@ -33,16 +33,17 @@ COLUMNS = (
     *("op", "case", "variant", "median_ms", "p20_ms", "p80_ms"),
     *("bytes_moved", "gb_per_s", "copy_fraction", "tflop_per_s", "graph", "note"),
 )
-COMPILED_OPS = ("client_sgd", "client_mean", "client_sgd_mean")
+COMPILED_OPS = ("client_sgd", "client_adamw", "client_mean", "client_sgd_mean")
 """Ops whose reference is also timed under torch.compile, which takes seconds for each case."""
 CONVOLUTION_RESULTS = {"conv2d_clients": "y", "conv2d_clients_input_grad": "x", "conv2d_clients_weight_grad": "weight"}
 """Result of each convolution op, see `kernel_baselines.grouped_convolution`."""
 FOREACH: dict[str, Callable[..., baselines.Run]] = {
     "client_sgd": baselines.foreach_sgd,
+    "client_adamw": baselines.foreach_adamw,
     "client_mean": baselines.foreach_mean,
     "client_sgd_mean": baselines.foreach_sgd_mean,
 }
-FOREACH_UNSUPPORTED = {"grad_scale", "active", "shadow"}
+FOREACH_UNSUPPORTED = {"grad_scale", "active", "shadow", "prox", "drift"}
 """Arguments of these ops that the foreach baselines do not take."""
 NO_TIME = "not timed: no time was left"
 
@@ -52,7 +53,8 @@ Variants = dict[str, Callable[[], baselines.Run]]
 
 def takes_foreach(inputs: Inputs) -> bool:
     """Return True if the foreach baselines take these arguments: none unknown, and factors that are numbers."""
-    return not inputs.keys() & FOREACH_UNSUPPORTED and not isinstance(inputs.get("mu"), Tensor)
+    factors = (inputs.get("mu"), inputs.get("weight_decay"))
+    return not inputs.keys() & FOREACH_UNSUPPORTED and not any(isinstance(factor, Tensor) for factor in factors)
 
 
 def make_row(op: str, case: Case, variant: str, timing: Timing | None, copy: float, note: str = "") -> Row:

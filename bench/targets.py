@@ -38,7 +38,7 @@ class Target:
 TARGETS = (
     *(
         target
-        for op in ("client_sgd", "client_mean", "client_sgd_mean")
+        for op in ("client_sgd", "client_adamw", "client_mean", "client_sgd_mean")
         for target in (
             Target(op, "at least 85 % of copy bandwidth", copy_fraction=0.85),
             Target(op, "faster than torch._foreach", faster_than=("torch._foreach",)),

@@ -76,9 +76,9 @@ class GlobalModel:
             self._load_parameters()
 
     @torch.no_grad()
-    def replace(self, mean: Tensor, buffers: Mapping[str, Tensor]) -> None:
-        """Set the parameters to the clients' mean [n_params], and buffers by name."""
-        self.flat_params.copy_(mean)
+    def replace(self, mean: Tensor, buffers: Mapping[str, Tensor], columns: slice = slice(None)) -> None:
+        """Set `columns` of the parameters to their mean over the clients, and buffers by name."""
+        self.flat_params[columns].copy_(mean)
         own = tensors_of(self.module)
         for name, value in buffers.items():
             own[name].copy_(value)

@@ -23,6 +23,11 @@ def optimizer_problems(config: RunConfig) -> Iterator[str]:
         value = getattr(config.algorithm, name)
         if value is not None and not (math.isfinite(value) and value >= 0):
             yield f"--{name.replace('_', '-')} {value}: must be a finite number, 0 or more"
+    fragments, algorithm = config.schedule.sync_fragments, config.algorithm.algorithm
+    if fragments < 1:
+        yield f"--sync-fragments {fragments}: must be at least 1"
+    if fragments > 1 and algorithm != "fedavg":
+        yield f"--sync-fragments {fragments}: is for --algorithm fedavg, not for {algorithm}"
     if sgd.client_optimizer == "adamw":
         if sgd.nesterov:
             yield "--nesterov 1: is for --client-optimizer sgd; leave it out"

@@ -209,6 +209,9 @@ class ScheduleConfig:
     """coefficient of --sync qsr: the rate at which H would be 1"""
     h_min: int = 1
     """least H of --sync qsr"""
+    sync_fragments: int = 1
+    """parts into which the parameters are split, of which each round averages the next one, as Streaming DiLoCo does; a
+    part is then averaged every --sync-fragments rounds, and clients keep the others"""
     post_local_from: int = 0
     """epoch before which H is 1 (post-local SGD), counted as that of --decay1; from it on, H follows --sync"""
     step1: int = 1

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastlocal import kernels
+from fastlocal.kernels.client_sgd.reference import correction_of
 
 from ..params.client_stack import ClientStack
 from ..params.correction import Correction
@@ -76,7 +78,7 @@ class AdamWUpdate:
                 if scale is not None:
                     grads.mul_(scale.unsqueeze(-1))
                 if correction is not None:
-                    grads += correction.rows(stack.params)
+                    grads = _corrected(grads, stack.params, correction)
                 assert stack.steps is not None
                 stack.steps.add_(1)
                 parts = [(columns, decays, grads[:, columns]) for columns, decays in self._parts]
@@ -84,7 +86,7 @@ class AdamWUpdate:
             else:
                 self.step(
                     *(stack.params, stack.momentum, stack.square, stack.steps, grads, learning_rates, scale),
-                    *(values.weight_decay, active, correction),
+                    *(values.weight_decay, active, {} if correction is None else _terms(correction)),
                 )
 
     def by_parameter(
@@ -109,11 +111,10 @@ class AdamWUpdate:
                 if scale is not None:
                     rows = rows * scale.unsqueeze(-1)
                 if stack.correction is not None:
-                    rows = rows + stack.correction.rows(stack.params[:, place], place)
+                    rows = _corrected(rows, stack.params[:, place], stack.correction.columns(place))
                 if _fuses(rows):
                     parts.append((place, decays, rows))
                     continue
-                weight_decay = self._problem.weight_decay if values.weight_decay is None else values.weight_decay
                 self._adamw(
                     *(buffer[:, place] for buffer in (stack.params, stack.momentum, stack.square)),
                     before.clone(),
@@ -121,7 +122,7 @@ class AdamWUpdate:
                     learning_rates,
                     self._decay_mask[place],
                     **self._constants,
-                    weight_decay=weight_decay,
+                    weight_decay=self._problem.weight_decay if values.weight_decay is None else values.weight_decay,
                 )
             if parts:
                 self._fused(stack, parts, learning_rates, values)
@@ -137,7 +138,7 @@ class AdamWUpdate:
         scale: Tensor | None,
         weight_decay: Tensor | None = None,
         active: Tensor | None = None,
-        correction: Correction | None = None,
+        correction: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Take one AdamW step; torch.compile supports this part.
 
@@ -151,12 +152,8 @@ class AdamWUpdate:
             scale: [clients], factors of the gradients, or None.
             weight_decay: [clients], factors of the weight decay that differ, or None.
             active: bool [clients], clients that take the step, or None for all.
-            correction: Terms that are added to the gradients, or None.
+            correction: Arguments of client_adamw with the terms of the run's algorithm.
         """
-        terms: dict[str, Any] = {}
-        if correction is not None:
-            names = ("center", "group", "prox", "drift")
-            terms = {name: getattr(correction, name) for name in names}
         self._adamw(
             params,
             momentum,
@@ -169,7 +166,7 @@ class AdamWUpdate:
             weight_decay=self._problem.weight_decay if weight_decay is None else weight_decay,
             grad_scale=scale,
             active=active,
-            **terms,
+            **correction,
         )
 
     def _fused(self, stack: ClientStack, parts: Sequence[Part], learning_rates: Tensor, values: RowValues) -> None:
@@ -207,6 +204,17 @@ class AdamWUpdate:
 def make_update(problem: LocalProblem) -> Update | AdamWUpdate:
     """Return the steps of the problem's optimizer."""
     return Update(problem) if problem.adamw is None else AdamWUpdate(problem)
+
+
+def _terms(correction: Correction) -> dict[str, Any]:
+    """Return the arguments of client_adamw: its terms always act before the means."""
+    return {name: value for name, value in correction.fused.items() if name != "late"}
+
+
+def _corrected(grads: Tensor, params: Tensor, correction: Correction) -> Tensor:
+    """Return gradients [clients, columns] with the terms of the run's algorithm."""
+    terms = correction_of(params, **_terms(correction))
+    return grads if terms is None else terms.add_(grads)
 
 
 def _runs(places: Iterable[tuple[float, slice]]) -> list[tuple[float, list[slice]]]:

@@ -21,7 +21,7 @@ from ..data.sources.base import Batch, Source
 from ..data.sources.resident import ResidentSource
 from ..models.own_tensors import TensorNames
 from ..params.client_optimizer import AdamW, start_moments
-from ..params.client_stack import ClientStack
+from ..params.client_stack import ClientStack, repeated
 from ..params.correction import CorrectionTerms
 from ..params.label_noise import LabelNoise
 from ..params.losses import Loss
@@ -101,9 +101,8 @@ class LocalProblem:
         """Return rows of `clients` clients with the module's start weights and an optimizer that begins."""
         row = self.layout.flatten(dict(self.module.named_parameters()))
         start = {**self.start_moments(row), **self.state}
-        rows = {name: value.repeat(clients, *(1 for _ in value.shape)) for name, value in start.items()}
         params = row.repeat(clients, 1)
-        return ClientStack.of(params, rows, self.correction.zero(params))
+        return ClientStack.of(params, repeated(start, clients), self.correction.zero(params))
 
     def start_moments(self, row: Tensor) -> dict[str, Tensor]:
         """Return {name: start value} of the optimizer's state for a client with the parameters `row` [n_params]."""

@@ -95,7 +95,7 @@ class StackedExecutor(ExecutorKind):
             fused_loss: Whether one kernel computes cross-entropy, its gradient and the correct predictions of all
                 clients; None for on a GPU without `compile`.
             by_parameter: Whether every parameter has its own gradient, instead of one row for each client; None for
-                best_by_parameter.
+                best_by_parameter, and for rows if an algorithm changes these.
         """
         self.problem = problem
         self._stacking = Stacking(problem.module, conv_strategy, fuse=False if compile else None)
@@ -110,7 +110,6 @@ class StackedExecutor(ExecutorKind):
         if self.compiler is not None and problem.source.device.type == "cpu":  # on a GPU the update is one kernel
             self._plain_update = make_update(problem)
             self._update.compile(self.compiler)
-        # the user's change of the gradients takes all those of a client at once
         default = best_by_parameter(problem.source.device, compile=compile) and problem.correction.gradient is None
         self._by_parameter = default if by_parameter is None else by_parameter
         on_gpu = problem.source.device.type == "cuda" and not compile

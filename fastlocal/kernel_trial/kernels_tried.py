@@ -19,7 +19,7 @@ from . import verdicts
 from .jobs import NO_VERDICT, TRITON, Job, line
 from .processes import Processes
 
-ALWAYS = ("client_mean", "client_norm", "client_sgd", "gather_augment", "label_noise_loss")
+ALWAYS = ("client_mean", "client_norm", "gather_augment", "label_noise_loss")
 NORMS = ("norm_act", "norm_act_backward")
 SECONDS = 120.0
 MAX_SECONDS = 300.0
@@ -40,11 +40,12 @@ _results: dict[str, dict[str, str | None]] = {}
 _log = logging.getLogger(__name__)
 
 
-def used_ops(module: nn.Module, *, server: bool = False) -> tuple[str, ...]:
+def used_ops(module: nn.Module, *, adamw: bool = False, server: bool = False) -> tuple[str, ...]:
     """Return the ops with a Triton kernel that the training of a module may use.
 
     Args:
         module: The module.
+        adamw: Whether clients take AdamW steps instead of SGD's.
         server: Whether a server optimizer steps.
     """
     parts = list(module.modules())
@@ -52,6 +53,7 @@ def used_ops(module: nn.Module, *, server: bool = False) -> tuple[str, ...]:
     norms = any(isinstance(part, nn.GroupNorm | nn.modules.batchnorm._BatchNorm) for part in parts)
     return (
         *ALWAYS,
+        "client_adamw" if adamw else "client_sgd",
         *(("server_step",) if server else ()),
         *(CONVOLUTIONS if convolutions else ()),
         *(NORMS if norms else ()),

@@ -81,6 +81,11 @@ class ClientStack:
         return self.buffers + ([] if self.correction is None else self.correction.tensors)
 
 
+def repeated(start: Mapping[str, Tensor], clients: int) -> dict[str, Tensor]:
+    """Return rows {name: [clients, ...]} of start values {name: [...]}, which all clients share."""
+    return {name: value.repeat(clients, *(1 for _ in value.shape)) for name, value in start.items()}
+
+
 ClientRows: TypeAlias = range | Tensor
 """Numbers of rows, each once: a range, or int64 [rows] on the CPU."""
 

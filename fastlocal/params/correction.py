@@ -93,14 +93,6 @@ class Correction:
         drift = None if self.drift is None else self.drift[:, place]
         return dataclasses.replace(self, center=self.center[..., place], drift=drift)
 
-    def rows(self, params: Tensor, place: slice = slice(None)) -> Tensor:
-        """Return the terms of some parameters of the clients, params [clients, columns], new."""
-        total = torch.zeros_like(params) if self.drift is None else self.drift[:, place].clone()
-        if self.prox is not None:
-            centers = self.center if self.group is None else self.center[self.group.long()]
-            total += self.prox.unsqueeze(-1) * (params - centers[..., place])
-        return total
-
     @property
     def fused(self) -> dict[str, Any]:
         """Arguments of kernels.client_sgd."""

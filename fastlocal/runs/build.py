@@ -159,6 +159,11 @@ def build_run(
     algorithm = algorithm or make_algorithm(config)
     config, data = resolve_for_data(config, data, device)
     config, population = build_population(config, data, partition, stored_partition)
+    if config.schedule.sync_fragments > 1 and not population.sampler.everybody:
+        raise UsageError(
+            f"--sync-fragments {config.schedule.sync_fragments}: all clients must take part in every round, because "
+            "each keeps its parameters; leave --clients-drop out, and --clients at --population"
+        )
     assert config.machine.precision is not None, "resolved just now"
     numbers = numerics(config.machine.precision, device, repeatable=config.machine.deterministic)
     module = cast(make_module(), device, numbers.dtype)
@@ -171,7 +176,9 @@ def build_run(
     layout = param_layout(module, group_weight=config.sgd.group_weight)
     if layout.n_params == 0:
         raise UsageError(f"{model_flag}: has no parameter that requires a gradient")
-    kernel_notes = _try_kernels(used_ops(module, server=server_rows(config.server) > 0), device, world)
+    adamw = config.sgd.client_optimizer == "adamw"
+    ops = used_ops(module, adamw=adamw, server=server_rows(config.server) > 0)
+    kernel_notes = _try_kernels(ops, device, world)
     with ExitStack() as opened, _training_modes(user_module, modes, opened), preserve_state(loss):
         source, test, client_test = open_sources(config, data, population, numbers, opened)
         user_tensors = {} if user_module is None else tensors_of(user_module)
@@ -196,7 +203,7 @@ def build_run(
             needs_gradients = try_evaluation(plain, held_out.inputs, held_out.targets, numbers)
         local = local_module(module, modes)
         problem = build_problem(config, local, layout, source, loss, numbers, probe, tensor_names, ignored, user_module)
-        problem = with_algorithm(problem, algorithm, module)
+        problem = with_algorithm(problem, algorithm, module, config.schedule.sync_fragments)
         if config.schedule.stop_at is not None:
             Target.parse(config.schedule.stop_at).check(problem.topk, tokens=data.tokens)
         probe = compare(plain, problem, batches, probe)

@@ -33,6 +33,7 @@ from ..training.client_evaluation import ClientEvaluator
 from ..training.client_reports import ClientReports
 from ..training.evaluation import Evaluation, RandomContext, evaluate
 from ..training.evaluator import Evaluator
+from ..training.fragments import Fragment, Fragments, fragment_columns
 from ..training.loop import Loop
 from ..training.planner import Planner
 from ..training.server import ClientState, Server
@@ -64,7 +65,8 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
         reduce_order=config.machine.reduce_order,
         timeout=world.group_timeout,
     )
-    algorithm = AlgorithmRounds(prepared.algorithm, problem.algorithm, make_aggregator)
+    columns = fragment_columns(problem.layout, config.schedule.sync_fragments)
+    algorithm = AlgorithmRounds(prepared.algorithm, problem.algorithm, make_aggregator, columns)
     kept = (state == "keep" or algorithm.keeps_state) and not population.sampler.everybody
     clients = world.local_clients(population.sampler.population if kept else config.clients)
     chunk = min(config.machine.chunk, len(clients))
@@ -118,9 +120,18 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
         server=Server(
             world=world,
             global_model=global_model,
-            aggregator=make_aggregator(global_model.flat_params, wire_format=config.machine.wire_format),
+            fragments=Fragments(
+                [
+                    Fragment(
+                        place,
+                        make_aggregator(global_model.flat_params[place], wire_format=config.machine.wire_format),
+                        make_server_optimizer(config.server, global_model.flat_params[place]),
+                        f"fragment {number} " if len(columns) > 1 else "",
+                    )
+                    for number, place in enumerate(columns)
+                ]
+            ),
             mean_state=BufferMean(averaged, dtype, world, make_aggregator) if averaged else None,
-            optimizer=make_server_optimizer(config.server, global_model.flat_params),
             client_state=state,
             algorithm=algorithm,
             changing=tuple(problem.state),

@@ -22,6 +22,7 @@ from ..params.losses import Loss, combination
 from ..params.param_layout import ParamLayout
 from ..params.precision import Numerics
 from ..training.algorithm_rounds import correction_terms, start_state
+from ..training.fragments import PARAMETERS
 
 
 def label_range(data: DataSet, loss: Loss) -> tuple[int, int] | None:
@@ -70,18 +71,25 @@ def without_decay(layout: ParamLayout, unused: Sequence[str]) -> ParamLayout:
     return dataclasses.replace(layout, decay_mask=mask)
 
 
-def with_algorithm(problem: LocalProblem, algorithm: Algorithm, module: nn.Module) -> LocalProblem:
+def with_algorithm(problem: LocalProblem, algorithm: Algorithm, module: nn.Module, fragments: int) -> LocalProblem:
     """Return the local step under an algorithm.
 
     Args:
         problem: The local step.
         algorithm: The algorithm.
         module: The module with its start weights.
+        fragments: Parts of the parameters that rounds average in turns.
+
+    Raises:
+        UsageError: There are fewer parameters than fragments.
     """
+    if fragments > len(problem.layout.names):
+        raise UsageError(f"--sync-fragments {fragments}: the model has {len(problem.layout.names)} parameters to split")
     start = problem.layout.flatten(dict(module.named_parameters()))
-    return dataclasses.replace(
-        problem, correction=correction_terms(algorithm), algorithm=start_state(algorithm, start)
-    )
+    state = start_state(algorithm, start)
+    if fragments > 1:
+        state.clients[PARAMETERS] = start
+    return dataclasses.replace(problem, correction=correction_terms(algorithm), algorithm=state)
 
 
 def adamw_of(config: RunConfig) -> AdamW | None:

@@ -207,9 +207,10 @@ def refuse_too_large(config: RunConfig, plan: MemoryPlan) -> None:
     parts = needs.parts(1)
     largest = max((name for name in parts if name != "torch itself"), key=parts.__getitem__)
     smaller = "--momentum 0" if needs.moments < 2 else "--client-optimizer sgd"
-    clients = (f"--clients {config.clients}", f"lower it or take {smaller}")
+    disk = "" if needs.on_disk or needs.fresh else "--client-store disk, "
+    clients = (f"--clients {config.clients}", f"lower it, or take {disk}{smaller}")
     if needs.kept is not None:
-        remedy = f"take --client-store disk, --client-state reset or {smaller}"
+        remedy = f"take {disk}--client-state reset or {smaller}"
         clients = (f"--population {config.client.population}", remedy)
     flag, more = {
         "momentum": clients,

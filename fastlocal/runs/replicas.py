@@ -135,7 +135,7 @@ def build_replica(
         state={name: tensors[name].detach().clone() for name in problem.state},
     )
     algorithm = make_algorithm(config)
-    own_problem = with_algorithm(own_problem, algorithm, module)
+    own_problem = with_algorithm(own_problem, algorithm, module, config.schedule.sync_fragments)
     return dataclasses.replace(
         base,
         config=config,

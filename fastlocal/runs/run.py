@@ -212,9 +212,10 @@ def _save_start(prepared: PreparedRun, directory: Path) -> None:
 
 def _restore(loop: Loop, state: State) -> None:
     restore_snapshot(loop, state)
-    residual = state.tensors.get(f"feedback {FEEDBACK}")
-    if residual is not None:  # resharding adds it up if the number of processes has changed
-        loop.server.aggregator.load_residual(residual)
+    for part in loop.server.fragments.parts:
+        residual = state.tensors.get(f"feedback {part.prefix}{FEEDBACK}")
+        if residual is not None:  # resharding adds it up if the number of processes has changed
+            part.aggregator.load_residual(residual)
     loop.history.extend(_saved_rows(state, loop.directory))
     if not loop.history and loop.evaluator.writes:
         (loop.directory / "latest.pt").unlink(missing_ok=True)  # written at an interruption, or after `state`

@@ -7,6 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ..common.errors import UsageError
 from ..config.schema import RunConfig
 from ..executors.base import LocalProblem
@@ -39,6 +41,7 @@ class StorePlan:
 
     Attributes:
         clients: Number of clients.
+        rows: Those whose rows are written, at most.
         row: Bytes of one client.
         images: Bytes of before-images in the journals of all saved states, at most.
         folder: Folder of the files, or None in memory.
@@ -47,6 +50,7 @@ class StorePlan:
     """
 
     clients: int
+    rows: int
     row: int
     images: int
     folder: Path | None
@@ -55,12 +59,13 @@ class StorePlan:
 
     @property
     def size(self) -> int:
-        """Bytes of all rows."""
-        return self.clients * self.row
+        """Bytes of the rows."""
+        return self.rows * self.row
 
     def line(self) -> str:
         """Return a log line about the store."""
-        size = f"{self.size / MIB:,.1f} MiB for {self.clients:,} clients"
+        some = "" if self.rows == self.clients else f"{self.rows:,} of "
+        size = f"{self.size / MIB:,.1f} MiB for {some}{self.clients:,} clients"
         if self.folder is None:
             return f"in memory, {size}"
         return (
@@ -77,22 +82,24 @@ def plan_store(config: RunConfig, problem: LocalProblem) -> StorePlan | None:
         problem: The local step.
     """
     client, log = config.client, config.log
-    kept = problem.momentum and keeps_moments(config)
-    momentum = problem.layout.n_params * problem.numerics.dtype.itemsize if kept else 0
-    row = momentum + sum(value.nbytes for value in (*problem.state.values(), *problem.algorithm.clients.values()))
+    params = torch.empty(problem.layout.n_params, dtype=problem.numerics.dtype, device="meta")
+    moments = problem.start_moments(params) if keeps_moments(config) else {}
+    own = (*moments.values(), *problem.state.values(), *problem.algorithm.clients.values())
+    row = sum(value.nbytes for value in own)
     if not row or not keeps_state(config, problem):
         return None
     clients = client.population or config.clients
     if not on_disk(config, problem):
-        return StorePlan(clients, row, 0, None, 0, 0)
-    rounds = config.schedule.eval_freq1 if log.save_every is None else log.save_every
-    overwritten = min(clients, rounds * config.clients) if log.save_minutes is None else clients
+        return StorePlan(clients, clients, row, 0, None, 0, 0)
+    rows = clients if config.schedule.rounds is None else min(clients, config.schedule.rounds * config.clients)
+    between = config.schedule.eval_freq1 if log.save_every is None else log.save_every
+    overwritten = min(rows, between * config.clients) if log.save_minutes is None else rows
     directory = Path(log.log_pth or "runs").expanduser().absolute()
     folder = directory / FOLDER_NAME
     existing = next(parent for parent in (folder, *folder.parents) if os.path.isdir(parent))
     written = sum(path.stat().st_blocks * BLOCK_BYTES for path in folder.glob("*") if path.is_file())
     images = log.keep * overwritten * row
-    return StorePlan(clients, row, images, folder, written, shutil.disk_usage(existing).free)
+    return StorePlan(clients, rows, row, images, folder, written, shutil.disk_usage(existing).free)
 
 
 def refuse_full_disk(config: RunConfig, problem: LocalProblem) -> None:

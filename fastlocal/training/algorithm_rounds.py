@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from ..common.errors import UsageError
 from ..params.client_stack import ClientRows, ClientStack
 from ..params.correction import Correction, CorrectionTerms
 from ..schedule.rounds import RoundSchedule
+from .fragments import PARAMETERS
 from .planner import Planner
 
 PREFIX = "algorithm "
@@ -49,7 +50,11 @@ class AlgorithmRounds:
     """
 
     def __init__(
-        self, algorithm: Algorithm, state: AlgorithmState, make_averager: Callable[[Tensor], Aggregator]
+        self,
+        algorithm: Algorithm,
+        state: AlgorithmState,
+        make_averager: Callable[[Tensor], Aggregator],
+        columns: Sequence[slice],
     ) -> None:
         """Prepare the sums; every rank must do so.
 
@@ -57,7 +62,9 @@ class AlgorithmRounds:
             algorithm: The algorithm.
             state: Its state before the first round, which is copied.
             make_averager: Makes the averager of a row [n_params].
+            columns: Parts of the parameters that rounds average in turns.
         """
+        self.columns = columns
         self.algorithm = algorithm
         self.terms = correction_terms(algorithm)
         self.state = _copy(state)
@@ -65,6 +72,7 @@ class AlgorithmRounds:
         self._memory: dict[str, Tensor] = {}
         self._chunk: AlgorithmState | None = None
         self._work: RoundWork | None = None
+        self._averages = 0
 
     @property
     def keeps_state(self) -> bool:
@@ -92,6 +100,7 @@ class AlgorithmRounds:
         cohort, steps = planner.cohort(schedule), planner.streams.steps(schedule.first_step)
         steps = torch.full((len(cohort),), len(rates)) if steps is None else steps
         shares = planner.weights.shares(cohort)
+        self._averages = schedule.comm_round - schedule.averaged
         self._work = RoundWork(steps, rates, shares, len(cohort), planner.population)
         weights = planner.weights.of(cohort) if len(cohort) else None
         if not self.algorithm.changes("weights") or not len(cohort):
@@ -114,6 +123,10 @@ class AlgorithmRounds:
         places = rows if isinstance(rows, Tensor) else torch.arange(rows.start, rows.stop)
         state = self._chunk = dataclasses.replace(self.state, clients=own, work=self._work.part(places))
         count = len(stack.params)
+        if len(self.columns) > 1 and self._averages:
+            averaged = self.columns[(self._averages - 1) % len(self.columns)]
+            stack.params.copy_(own[PARAMETERS])
+            stack.params[:, averaged] = center[averaged]
         assert state.work is not None, "set above"
         drift = prox = None
         if self.terms.drift:
@@ -138,9 +151,11 @@ class AlgorithmRounds:
             params: [clients, n_params], the clients after their local steps.
             center: [n_params], start of the round.
         """
+        assert self._chunk is not None, "corrected before"
+        if len(self.columns) > 1:
+            self._chunk.clients[PARAMETERS].copy_(params)
         if not self.algorithm.changes("finish"):
             return
-        assert self._chunk is not None, "corrected before"
         parts = self.algorithm.finish(params, center, self._chunk) or {}
         if parts.keys() != self._averagers.keys():
             wanted = ", ".join(self._averagers) or "nothing"

@@ -19,7 +19,7 @@ from ..distributed.world import World
 from ..executors.base import Executor, LocalProblem
 from ..executors.empty_batches import clear_empty
 from ..executors.jobs import ChunkJob
-from ..params.client_stack import ClientRows, ClientStack, ClientStore, take
+from ..params.client_stack import ClientRows, ClientStack, ClientStore, repeated, take
 from ..params.nonfinite import find_nonfinite
 from ..schedule.cursor import PartialRound, TrainingCursor, TrainStats
 from ..schedule.rounds import Progress, RoundSchedule
@@ -80,11 +80,8 @@ class Loop:
         row = self.global_model.flat_params
         self._params = torch.empty(self.planner.chunk, row.numel(), dtype=row.dtype, device=row.device)
         start = self.problem.start_moments(row)
-        self._fresh = {
-            name: value.repeat(len(self._params), *(1 for _ in value.shape))
-            for name, value in start.items()
-            if name not in self.client_store.names
-        }
+        start = {name: value for name, value in start.items() if name not in self.client_store.names}
+        self._fresh = repeated(start, self.planner.chunk)
         self._timers = Timers()
         self.chunk_done = True
         self._before_leftover: State | None = None
@@ -208,6 +205,7 @@ class Loop:
                 rows = self.planner.rows(schedule)
                 self.server.average(
                     schedule.number,
+                    self.cursor.comm_round,
                     self.client_store,
                     self.planner.state_rows(schedule, rows),
                     None if weights.clients is None else weights.clients[rows.start : rows.stop],
@@ -273,7 +271,8 @@ class Loop:
         if schedule.averaged:
             with span("average"):
                 part = None if weights.changes is None else take(weights.changes, rows)
-                self.server.aggregator.accumulate(params, last=not rest, weights=part)
+                fragment = self.server.fragments.of(self.cursor.comm_round)
+                fragment.aggregator.accumulate(params[:, fragment.columns], last=not rest, weights=part)
         so_far.done.append(rows if isinstance(rows, range) else tuple(rows.tolist()))
         self.chunk_done = True
 

@@ -8,15 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..aggregation.averager import Aggregator
 from ..aggregation.buffer_mean import BufferMean
 from ..aggregation.global_model import GlobalModel
-from ..aggregation.server_optimizers import ServerOptimizer
 from ..distributed.world import World
 from ..models.own_tensors import tensors_of
 from ..params.client_stack import MOMENTS, ClientRows, ClientStore
 from ..telemetry.trace import span
 from .algorithm_rounds import AlgorithmRounds
+from .fragments import Fragments
 from .timers import Timers
 
 ClientState = Literal["keep", "reset", "average"]
@@ -29,10 +28,9 @@ class Server:
     Attributes:
         world: The processes of the run.
         global_model: The model that clients start from.
-        aggregator: Averages the parameters.
+        fragments: The parts of the parameters, which rounds average in turns: one, of all, or several.
         mean_state: Averages the buffers that a forward pass changes, and with client_state average the momenta; None if
             there are none.
-        optimizer: Steps from the start of a round towards its mean; None: the mean is the next model.
         client_state: How clients begin a round: keep, reset or average.
         algorithm: The algorithm of the run.
         changing: Names of the buffers that a forward pass changes.
@@ -40,15 +38,14 @@ class Server:
 
     world: World
     global_model: GlobalModel
-    aggregator: Aggregator
+    fragments: Fragments
     mean_state: BufferMean | None
-    optimizer: ServerOptimizer | None
     client_state: ClientState
     algorithm: AlgorithmRounds
     changing: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        needed = self.optimizer is not None or self.algorithm.steps_on_server
+        needed = self.fragments.of(0).optimizer is not None or self.algorithm.steps_on_server
         self._start = torch.empty_like(self.global_model.flat_params) if needed else None
 
     def prepare(self, store: ClientStore) -> None:
@@ -60,6 +57,7 @@ class Server:
     def average(
         self,
         round_number: int,
+        averages: int,
         store: ClientStore,
         rows: ClientRows,
         weights: Tensor | None,
@@ -73,6 +71,7 @@ class Server:
 
         Args:
             round_number: Number of the round, for error messages.
+            averages: Number of averages so far.
             store: State of this process's clients.
             rows: Rows of the store that trained in the round.
             weights: float64 [rows], or None for equal weights.
@@ -81,13 +80,15 @@ class Server:
             client_rate: Rate of the clients in the round's first step.
             timers: Takes the time of the average.
         """
-        flat_params = self.global_model.flat_params
-        if self._start is not None:
-            self._start.copy_(flat_params)  # the mean may overwrite it
+        fragment = self.fragments.of(averages)
+        flat_params = self.global_model.flat_params[fragment.columns]
+        start = None if self._start is None else self._start[fragment.columns]
+        if start is not None:
+            start.copy_(flat_params)  # the mean may overwrite it
         with self.world.averaging(f"the average of round {round_number}"), span("average"):
             with timers.time_average(flat_params.device):
-                self.aggregator.start(flat_params, total, weight)
-                mean = self.aggregator.finish()
+                fragment.aggregator.start(flat_params, total, weight)
+                mean = fragment.aggregator.finish()
             self.world.await_device(flat_params.device)
         buffers: dict[str, Tensor] = {}
         if self.mean_state is not None:
@@ -98,9 +99,9 @@ class Server:
             store.fill({name: buffers[name] for name in shared})
             buffers = {name: value for name, value in buffers.items() if name not in MOMENTS}
         with span("server"):
-            if self._start is not None and self.algorithm.steps_on_server:
+            if start is not None and self.algorithm.steps_on_server:
                 with self.world.averaging(f"the sums of round {round_number}"):
-                    mean = self.algorithm.server(self._start, mean)
-            if self._start is not None and self.optimizer is not None:
-                mean = self.optimizer.step(self._start, mean, client_rate)
-            self.global_model.replace(mean, buffers)
+                    mean = self.algorithm.server(start, mean)
+            if start is not None and fragment.optimizer is not None:
+                mean = fragment.optimizer.step(start, mean, client_rate)
+            self.global_model.replace(mean, buffers, fragment.columns)

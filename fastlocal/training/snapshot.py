@@ -27,8 +27,7 @@ def take_snapshot(loop: Loop) -> State:
         tensors["torch random state"] = torch.get_rng_state()
         if device.type == "cuda":
             tensors["cuda random state"] = torch.cuda.get_rng_state(device)
-    if loop.server.optimizer is not None:
-        tensors |= {f"server {name}": value for name, value in loop.server.optimizer.state.items()}
+    tensors |= {f"server {name}": value for name, value in loop.server.fragments.optimizer_state().items()}
     tensors |= loop.server.algorithm.tensors()
     saved = loop.client_store.save()
     tensors |= {row_name(name): rows for name, rows in saved.rows.items()}
@@ -36,7 +35,7 @@ def take_snapshot(loop: Loop) -> State:
     if loop.cursor.so_far.done:
         tensors |= {f"sum {name}": value for name, value in _partial_sums(loop).items()}
         tensors |= {f"losses {index}": losses for index, losses in enumerate(loop.cursor.so_far.losses)}
-    tensors |= {f"feedback {name}": value for name, value in loop.server.aggregator.error_feedback().items()}
+    tensors |= {f"feedback {name}": value for name, value in loop.server.fragments.error_feedback().items()}
     clients = loop.planner.clients
     position = loop.cursor.state_dict()
     if loop.planner.kept:
@@ -65,13 +64,12 @@ def restore_snapshot(loop: Loop, state: State) -> None:
     loop.global_model.restore(metadata["averaged"], tensors)
     start = {name.removeprefix(START_PREFIX): value for name, value in tensors.items() if name.startswith(START_PREFIX)}
     loop.client_store.restore(SavedClients(client_rows(tensors), start, metadata.get("client_store")))
-    if loop.server.optimizer is not None:
-        for name, value in loop.server.optimizer.state.items():
-            value.copy_(tensors[f"server {name}"])
+    for name, value in loop.server.fragments.optimizer_state().items():
+        value.copy_(tensors[f"server {name}"])
     loop.server.algorithm.restore(tensors)
     for kind, values in (
         ("sum", _partial_sums(loop)),
-        ("feedback", loop.server.aggregator.error_feedback()),
+        ("feedback", loop.server.fragments.error_feedback()),
     ):
         for name, value in values.items():
             if f"{kind} {name}" in tensors:
@@ -84,4 +82,4 @@ def restore_snapshot(loop: Loop, state: State) -> None:
 
 def _partial_sums(loop: Loop) -> dict[str, Tensor]:
     """Return the sums of the round so far, as live references."""
-    return loop.server.aggregator.partial_sums() | loop.server.algorithm.partial_sums()
+    return loop.server.fragments.partial_sums() | loop.server.algorithm.partial_sums()

@@ -71,7 +71,7 @@ def _case(
         return inputs
 
     # parameters and both means are read and written, gradients read
-    buffers = [(rows, dtype)] * 7 + [((n_params,), dtype)]
+    buffers = [(rows, dtype)] * 7 + [((n_params,), dtype), ((clients,), rate_dtype)] + [((clients,), torch.float64)] * 2
     buffers += [(rows, torch.bfloat16)] if shadow else []
     buffers += [] if decays is None else [((clients,), decays)]
     buffers += [((groups or 1, n_params), dtype), ((clients,), rate_dtype)] if prox else []

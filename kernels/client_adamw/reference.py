@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..client_sgd.reference import correction_of
+
 
 @torch.no_grad()
 def client_adamw(
@@ -68,12 +70,9 @@ def client_adamw(
     grads = grads.to(params.dtype)
     if grad_scale is not None:
         grads.mul_(grad_scale.to(grads.dtype).unsqueeze(-1))
-    if prox is not None:
-        assert center is not None, "prox needs the center to which it pulls"
-        centers = center if group is None else center[group.long()]
-        grads.addcmul_(params - centers, prox.to(grads.dtype).unsqueeze(-1))
-    if drift is not None:
-        grads.add_(drift)
+    correction = correction_of(params, center, group, prox, drift)
+    if correction is not None:
+        grads = correction.add_(grads)
     rates = learning_rate.double()
     if isinstance(weight_decay, Tensor) or weight_decay:
         factors = (rates * weight_decay).to(params.dtype).unsqueeze(-1)

@@ -56,7 +56,7 @@ def client_sgd(
         drift: [clients, n_params], or None for 0.
         late: Whether c acts after momentum, which then does not hold it.
     """
-    correction = _correction(params, center, group, prox, drift)
+    correction = correction_of(params, center, group, prox, drift)
     if active is not None:
         # no rows are picked: a GPU would wait for their number, which no captured step may
         before = [None if buffer is None else buffer.clone() for buffer in (params, momentum, shadow)]
@@ -91,7 +91,7 @@ def client_sgd(
                 buffer.copy_(torch.where(active.unsqueeze(-1), buffer, rows))
 
 
-def _correction(
+def correction_of(
     params: Tensor, center: Tensor | None, group: Tensor | None, prox: Tensor | None, drift: Tensor | None
 ) -> Tensor | None:
     """Return prox * (params - center[group]) + drift [clients, n_params], new; None without prox and drift."""

@@ -122,10 +122,12 @@ class Scaffold(fastlocal.Algorithm):
         return row + update
 
 
-@pytest.mark.parametrize("own", [Prox, Scaffold])
+@pytest.mark.parametrize(("own", "optimizer"), [(Prox, "sgd"), (Prox, "adamw"), (Scaffold, "sgd")])
 @pytest.mark.parametrize("executor", ["stacked", "looped"])
-def test_ones_own_algorithm(tmp_path: Path, own: type[fastlocal.Algorithm], executor: str) -> None:
+def test_ones_own_algorithm(tmp_path: Path, own: type[fastlocal.Algorithm], optimizer: str, executor: str) -> None:
     settings = {"clients": 4, "executor": executor, "chunk": 3, "clip_norm": 0.5, "local_epochs": 1.0}
+    if optimizer == "adamw":
+        settings |= {"client_optimizer": "adamw", "momentum": 0.0, "lr": 0.01, "weight_decay": 0.1}
     found = run(tmp_path / "own", algorithm=own(), **settings)
     built_in = {"algorithm": "fedprox", "prox_mu": 0.7} if own is Prox else {"algorithm": "scaffold"}
     torch.testing.assert_close(found, run(tmp_path / "built in", **built_in, **settings), rtol=0, atol=1e-12)

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 WIDE = {
     "client_sgd": (6, 4),
+    "client_adamw": (8, 6),
     "client_norm": (4, 0),
     "client_mean": (16, 4),
     "client_sgd_mean": (9, 4),

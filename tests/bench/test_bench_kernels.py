@@ -14,7 +14,7 @@ from fastlocal import kernels
 from fastlocal.kernels.case import Case, Inputs, cases
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CLIENT_OPS = ("client_sgd", "client_norm", "client_mean", "client_sgd_mean")
+CLIENT_OPS = ("client_sgd", "client_adamw", "client_norm", "client_mean", "client_sgd_mean")
 
 
 def test_a_row_holds_rates_and_the_fraction_of_a_copy() -> None:

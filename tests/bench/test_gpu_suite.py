@@ -130,7 +130,7 @@ def test_parts_by_name() -> None:
     assert [part.name for part in select_parts(["time client_sgd"])] == ["check client_sgd", "time client_sgd"]
     assert [part.name for part in select_parts(["training r"])] == ["training resnet20_gn", "training resnet56"]
     assert select_parts(None) == list(PARTS) and len({part.name for part in PARTS}) == len(PARTS)
-    with pytest.raises(ValueError, match="unknown part 'tme'; known: check client_mean, .*time client_norm"):
+    with pytest.raises(ValueError, match="unknown part 'tme'; known: check client_adamw, .*time client_norm"):
         select_parts(["time", "tme"])
 
 

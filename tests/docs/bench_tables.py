@@ -220,12 +220,13 @@ def deterministic() -> str:
 def kill() -> str:
     """Runs that were killed and continued."""
     rows, columns = [], ("runs", "kills", "while_writing", "failures")
-    for ranks in ("1", "2"):
-        found = [row for row in read("kill.csv") if row["ranks"] == ranks]
-        rows.append((ranks, *(sum(int(row[name]) for row in found) for name in columns)))
-    return table(
-        (">processes", ">runs", ">kills", ">as a file was written", ">runs that ended otherwise"), rows
-    ) + measured("kill.csv")
+    for store in ("memory", "disk"):
+        for ranks in ("1", "2"):
+            kind = [row for row in read("kill.csv") if row["case"].endswith("on disk") == (store == "disk")]
+            found = [row for row in kind if row["ranks"] == ranks]
+            rows.append((store, ranks, *(sum(int(row[name]) for row in found) for name in columns)))
+    names = ("clients' state", ">processes", ">runs", ">kills", ">as a file was written", ">runs that ended otherwise")
+    return table(names, rows) + measured("kill.csv")
 
 
 def population() -> str:
@@ -264,6 +265,17 @@ def unequal() -> str:
     return table(columns, rows) + measured("unequal.csv")
 
 
+def client_store() -> str:
+    """Rounds with the clients' state on disk and in memory."""
+    rows = []
+    for row in read("client_store.csv"):
+        times = (f"{1e3 * float(row[f'{store}_seconds']):.0f}" for store in ("memory", "disk"))
+        saves = "after each round" if int(row["saves"]) else "none"
+        rows.append((row["local_steps"], saves, *times, row["ratio_seconds"], row["ratio_cpu_seconds"]))
+    columns = (">local steps", "saves", ">ms per round, in memory", ">on disk", ">ratio", ">ratio of the processor's time")
+    return table(columns, rows) + measured("client_store.csv")
+
+
 def peers() -> str:
     """Global models of fastlocal and of Flower after three rounds."""
     found = {(row["case"], row["precision"]): row for row in read("peers_flower.csv")}
@@ -295,4 +307,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "peers": peers,
     "population": population,
     "unequal": unequal,
+    "client-store": client_store,
 }

@@ -16,12 +16,14 @@ from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.round_plan import RoundPlan, RoundResult
 from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.kernels import indices
+from fastlocal.params.client_optimizer import AdamW
 from fastlocal.params.client_stack import ClientStack
 from fastlocal.params.label_noise import LabelNoise
 from tests.executors.problems import assert_same, problem_of, start
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU to capture on")
 NOISE = LabelNoise(p=0.5, classes=4, seed=2)
+ADAMW: dict[str, Any] = {"momentum": 0.0, "adamw": AdamW(0.9, 0.99, 1e-6), "clip_norm": 0.5}
 ON_THE_HOST = {"aten::item", "aten::_local_scalar_dense", "aten::nonzero"}
 
 
@@ -39,7 +41,9 @@ def plan_of(steps: int, clients: range, first_step: int, rate: float, dtype: tor
 
 
 @pytest.mark.parametrize("name", ["perceptron", "batchnorm", "odd", "words"])
-@pytest.mark.parametrize("values", [{"momentum": 0.0}, {"nesterov": True, "noise": NOISE, "clip_norm": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "values", [{"momentum": 0.0}, {"nesterov": True, "noise": NOISE, "clip_norm": 0.5}, ADAMW], ids=str
+)
 def test_rounds_of_programs_are_stacked_rounds(name: str, values: dict[str, Any]) -> None:
     problem = problem_of(name, **values)
     graphed, plain = uncaptured(problem), StackedExecutor(problem)
@@ -70,10 +74,12 @@ STEPS_OF = [9, 7, 7, 4, 2, 2, 1, 1]
 SHORT = {(8, 0): 2, (6, 1): 3, (6, 2): 3, (3, 1): 4, (3, 2): 4, (1, 4): 1, (0, 7): 3}
 
 
-@pytest.mark.parametrize("name", ["perceptron", "groupnorm", "odd"])
-def test_unequal_rounds_of_programs(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "values"), [("perceptron", {"clip_norm": 0.5}), ("groupnorm", ADAMW), ("odd", {"clip_norm": 0.5})]
+)
+def test_unequal_rounds_of_programs(name: str, values: dict[str, Any]) -> None:
     """By rows of fixed numbers and by plain steps, as one client after the other; rows that are done stay."""
-    problem = problem_of(name, noise=NOISE, clip_norm=0.5)
+    problem = problem_of(name, noise=NOISE, **values)
     counted = Counted()
     graphed = GraphedExecutor(StackedExecutor(problem, by_parameter=False), counted)
     for first in (3, 90):

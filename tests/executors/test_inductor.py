@@ -54,7 +54,8 @@ def test_nothing_is_compiled_after_the_first_round(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("scalar_inductor")
 def test_unequal_clients_compile_a_few_numbers_of_rows(tmp_path: Path) -> None:
     """Rows that are done are masked; short batches are not compiled."""
-    values: dict[str, Any] = {"executor": "stacked", "precision": "fp32", "momentum": 0.9, "clip_norm": 0.1}
+    values: dict[str, Any] = {"executor": "stacked", "precision": "fp32", "clip_norm": 0.1, "wd": 0.1}
+    values |= {"client_optimizer": "adamw", "adam_eps": 1e-3}
     values |= {"partition": "quantity", "local_epochs": 1.0, "last_batch": "partial", "rounds": 1}
     values |= {"step1": 1, "start_lr": None, "client_lr": 0.05, "total_batch_size": 8}
     compiled, plain = (

@@ -2,9 +2,9 @@
 
 It shares nothing with fastlocal. The order of samples is stated here a second time, as documented: epoch e is
 torch.randperm(n) of a generator seeded with seed + e, and at local step t of the epoch client c takes the positions
-[(t * clients + c) * batch, ... + batch). Each client has its own parameters, buffers, attributes and torch.optim.SGD.
-A client trains the user's module itself, with what is the client's loaded into it, so that a closure over the module,
-a hook or a list of its parameters means the client's.
+[(t * clients + c) * batch, ... + batch). Each client has its own parameters, buffers, attributes and optimizer of
+torch.optim. A client trains the user's module itself, with what is the client's loaded into it, so that a closure over
+the module, a hook or a list of its parameters means the client's.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Recipe:
     local_steps: int = 3
     batch_size: int = 4
     lr: float = 0.1
+    client_optimizer: str = "sgd"
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
@@ -75,13 +76,12 @@ class _Client:
         memo = {id(one): one for one in kept}
         self.parts: list[dict[str, Any]] = copy.deepcopy([_own(part) for part in module.modules()], memo)
         trained = [value for value in module.parameters() if value.requires_grad]
-        self.optimizer = torch.optim.SGD(
-            trained,
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-            weight_decay=recipe.weight_decay,
-        )
+        settings: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+        if recipe.client_optimizer == "adamw":
+            self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(trained, **settings)
+        else:
+            settings |= {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
+            self.optimizer = torch.optim.SGD(trained, **settings)
 
     @torch.no_grad()
     def load(self) -> None:

@@ -224,6 +224,8 @@ def test_what_says_nothing_about_a_kernel_is_not_its_fault(own_cache_home: Path)
 
 def test_the_ops_that_a_module_uses() -> None:
     plain = used_ops(torch.nn.Linear(2, 2))
+    adamw = used_ops(torch.nn.Linear(2, 2), adamw=True)
+    assert "client_adamw" in adamw and {*adamw} ^ {*plain} == {"client_adamw", "client_sgd"}
     assert "client_sgd" in plain and not {*CONVOLUTIONS, "norm_act"} & {*plain}
     both = used_ops(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.GroupNorm(2, 4)))
     assert {*both} == {*plain, *CONVOLUTIONS, "norm_act", "norm_act_backward"}

@@ -27,6 +27,8 @@ def arguments(op: str) -> dict[str, Any]:
     if op in ("client_sgd", "client_sgd_mean"):
         size = "for each client 4x1009 fp32" if op == "client_sgd" else "19x257 float32"
         return named(op, f"everything {size}")
+    if op == "client_adamw":
+        return named(op, "everything 4x1009 fp32")
     if op == "client_mean":
         return named(op, "weighted and handed back 17x257 float32")
     if op == "client_norm":
@@ -118,6 +120,17 @@ MISTAKES: dict[str, list[tuple[str, Callable[[Tensor], Tensor], str]]] = {
         ("group", torch.Tensor.long, "int64"),
         ("drift", across, "last axis"),
     ],
+    "client_adamw": [
+        *STEP,
+        ("square", overlapping, "rows share memory"),
+        ("square", torch.Tensor.double, "float64"),
+        ("steps", torch.Tensor.float, "float32, expected torch.float64"),
+        ("steps", first, "shape"),
+        ("shadow", across, "last axis"),
+        ("weight_decay", first, "shape"),
+        ("drift", first, "shape"),
+        ("group", torch.Tensor.long, "int64"),
+    ],
     "client_sgd_mean": [*STEP, *TOTAL],
     "client_mean": [("params", across, "last axis"), ("params", overlapping, "rows share memory"), *TOTAL],
     "client_norm": [("rows", across, "last axis"), ("rows", whole, "int32")],
@@ -191,6 +204,7 @@ def spread(x: Tensor) -> Tensor:
     ("op", "names"),
     [
         ("client_sgd", ["learning_rate", "grad_scale", "active", "mu", "weight_decay"]),
+        ("client_adamw", ["steps", "learning_rate", "grad_scale", "active", "weight_decay", "prox"]),
         ("client_sgd_mean", ["learning_rate", "grad_scale", "active", "weight"]),
         ("client_mean", ["weight"]),
         ("gather_augment", ["sample_ids", "clients", "step", "seed"]),

@@ -37,14 +37,21 @@ def arguments(op: str) -> dict[str, Any]:
     }
     if op == "client_sgd_mean":
         return {**step, **total}
+    if op == "client_adamw":
+        for name in ("mu", "nesterov"):
+            del step[name]
+        step |= {"square": torch.ones_like(rows), "steps": torch.ones(CLIENTS, dtype=torch.float64)}
+        step |= {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "drift": torch.ones_like(rows), "prox": torch.ones(CLIENTS)}
+        step |= {"center": torch.ones(N_PARAMS), "weight_decay": torch.ones(CLIENTS), "shadow": rows.bfloat16()}
+        return step
     factors = {"mu": torch.ones(CLIENTS), "weight_decay": torch.ones(CLIENTS)}
     return {**step, **factors, "shadow": rows.bfloat16()}
 
 
-@pytest.mark.parametrize("op", ["client_sgd", "client_norm", "client_mean", "client_sgd_mean"])
+@pytest.mark.parametrize("op", ["client_sgd", "client_adamw", "client_norm", "client_mean", "client_sgd_mean"])
 def test_rows(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run, given = kernels.get(op, "triton", "cpu"), arguments(op)
     addresses = Addresses(monkeypatch)
     run(**given)
-    assert addresses.launches == 1
+    assert addresses.launches == (2 if op == "client_adamw" else 1)
     addresses.check()

@@ -20,28 +20,35 @@ def rows(clients: int, n_params: int, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("op", ["client_sgd", "client_sgd_mean"])
+@pytest.mark.parametrize("op", ["client_sgd", "client_adamw", "client_sgd_mean"])
 def test_rows_of_inactive_clients_keep_every_bit(op: str, backend: str) -> None:
     clients, n_params = 4, 7 * 19
     active = torch.tensor([True, False, False, True], device=DEVICE)
     params, momentum, grads = (rows(clients, n_params, seed) for seed in range(3))
     for buffer in (params, momentum):
         buffer[1:3] = torch.tensor(ODD, device=DEVICE).repeat(19)
-    rest: dict[str, Any] = {"mu": 0.9, "weight_decay": 0.1, "nesterov": True, "active": active}
-    if op == "client_sgd":
+    rest: dict[str, Any] = {"weight_decay": 0.1, "active": active}
+    buffers = {"params": params, "momentum": momentum}
+    if op == "client_adamw":  # one of the two has not taken a step
+        buffers["square"] = momentum.abs()
+        steps = torch.tensor([1.0, 0.0, 2.5, 3.0], dtype=torch.float64, device=DEVICE)
+        rest |= {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "steps": steps}
+    else:
+        rest |= {"mu": 0.9, "nesterov": True}
+    if op != "client_sgd_mean":
         rest["shadow"] = shadow = params.to(torch.bfloat16)
         shadow[1:3] = 7.0
     else:
         rest |= {"total": torch.zeros(n_params, device=DEVICE), "weight": 0.25}
-    before = [buffer.clone() for buffer in (params, momentum)]
+    before = [buffer.clone() for buffer in buffers.values()]
     rates, mask = torch.full((clients,), 0.1, device=DEVICE), torch.ones(n_params, device=DEVICE)
-    kernels.get(op, backend, DEVICE)(
-        params=params, momentum=momentum, grads=grads, learning_rate=rates, decay_mask=mask, **rest
-    )
-    for buffer, old in zip((params, momentum), before, strict=True):
+    kernels.get(op, backend, DEVICE)(**buffers, grads=grads, learning_rate=rates, decay_mask=mask, **rest)
+    for buffer, old in zip(buffers.values(), before, strict=True):
         same = (buffer.view(torch.int32) == old.view(torch.int32)).all(dim=1)
         assert same.tolist() == [False, True, True, False]
-    if op == "client_sgd":
+    if op == "client_adamw":
+        assert steps.tolist() == [2.0, 0.0, 2.5, 4.0]
+    if op != "client_sgd_mean":
         assert (shadow[1:3] == 7.0).all()
         # the interpreter cuts where a GPU rounds
         torch.testing.assert_close(shadow[0].float(), params[0], rtol=2**-7, atol=0)

@@ -18,7 +18,7 @@ from fastlocal.params.correction import Correction
 from fastlocal.params.label_noise import LabelNoise
 from tests.executors.problems import problem_of
 from tests.rehearsal.conftest import Rehearsal
-from tests.rehearsal.test_step_programs import CPU, CUDA, on_cuda, plan_of
+from tests.rehearsal.test_step_programs import ADAMW, CPU, CUDA, on_cuda, plan_of
 
 DRAWS = {"draws": True}
 """The module has dropout."""
@@ -39,7 +39,9 @@ def runs(problem: LocalProblem) -> list[LocalProblem]:
     for seed, p, momentum, decay in ((0, 0.5, 0.9, 0.03), (7, 0.0, 0.5, 0.0), (2**40 + 3, 1.0, 0.9, 0.1)):
         source = problem.source.with_seed(seed)  # type: ignore[attr-defined]
         noise = LabelNoise(p=p, classes=4, seed=seed)
-        own: dict[str, Any] = {"momentum": momentum, "weight_decay": decay, "noise": noise, "seed": seed}
+        own: dict[str, Any] = {"weight_decay": decay, "noise": noise, "seed": seed}
+        if problem.adamw is None:
+            own["momentum"] = momentum
         found.append(dataclasses.replace(problem, source=source, **own))
     return found
 
@@ -51,16 +53,21 @@ def stacks(problem: LocalProblem, count: int, corrected: bool) -> list[ClientSta
     found = []
     for clients in (2, 1, 2)[:count]:
         noise = [0.02 * torch.randn(clients, row.numel(), generator=generator).to(row.dtype) for _ in range(2)]
-        device = problem.numerics.device
-        correction = None
+        stack = problem.stack(clients)
+        stack.params.copy_(row + noise[0])
+        assert stack.momentum is not None
+        stack.momentum.copy_(noise[1])
+        if stack.square is not None:
+            stack.square.copy_(noise[1] ** 2)
         if corrected:
             center, prox, drift = (row + noise[1][0]), torch.full((clients,), 0.5 * clients), 3 * noise[0]
-            correction = Correction(*(value.to(device, row.dtype) for value in (center, prox, drift)))
-        found.append(ClientStack((row + noise[0]).to(device), noise[1].to(device), correction=correction))
+            terms = (value.to(stack.params) for value in (center, prox, drift))
+            stack = dataclasses.replace(stack, correction=Correction(*terms))
+        found.append(stack)
     return found
 
 
-@pytest.mark.parametrize("name", ["perceptron", "dropout"])
+@pytest.mark.parametrize("name", ["perceptron", "dropout", "adamw"])
 def test_rows_of_several_runs(name: str, rehearsed: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over two rounds, in which the runs are at other steps, as where one has taken the rows of another."""
     monkeypatch.setattr(cuda_graphs, "WARM_UPS", 1)
@@ -68,7 +75,7 @@ def test_rows_of_several_runs(name: str, rehearsed: Rehearsal, monkeypatch: pyte
     def make() -> LocalProblem:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            extra = {"module": WithDropout(), **DRAWS} if name == "dropout" else {}
+            extra = {"dropout": {"module": WithDropout(), **DRAWS}, "adamw": ADAMW}.get(name, {})
         return problem_of("perceptron", torch.float32, **extra)
 
     alone = make()

@@ -21,6 +21,7 @@ from fastlocal.executors.stacked import StackedExecutor
 from fastlocal.models import build
 from fastlocal.models.functional import local_module
 from fastlocal.models.modes import training_modes
+from fastlocal.params.client_optimizer import AdamW
 from fastlocal.params.client_stack import ClientStack
 from fastlocal.params.label_noise import LabelNoise
 from fastlocal.params.losses import cross_entropy
@@ -34,6 +35,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 TOLERANCE = {"params": 1e-6, "momentum": 5e-6, "losses": 1e-6}
 """Relative to the norm. Momenta are gradients, and a norm's backward pass takes large terms from each other."""
 HARD: dict[str, Any] = {"noise": LabelNoise(p=0.5, classes=4, seed=2), "clip_norm": 0.5, "nesterov": True}
+ADAMW: dict[str, Any] = {"momentum": 0.0, "adamw": AdamW(0.9, 0.999, 1e-8), "clip_norm": 0.5}
 
 
 def on_cuda(problem: LocalProblem) -> LocalProblem:
@@ -66,20 +68,26 @@ def rounds(
     row = problem.layout.flatten({name: value.to(CPU) for name, value in problem.module.named_parameters()})
     clients = chunks[-1].stop
     noise = [torch.randn(clients, row.numel(), generator=generator).to(row.dtype) for _ in range(2)]
-    device = problem.numerics.device
-    params, momentum = (row + 0.02 * noise[0]).to(device), (0.02 * noise[1]).to(device)
+    everyone = problem.stack(clients)
+    everyone.params.copy_(row + 0.02 * noise[0])
+    assert everyone.momentum is not None
+    everyone.momentum.copy_(0.02 * noise[1])
+    if everyone.square is not None and everyone.steps is not None:
+        everyone.square.copy_(noise[1] ** 2)
+        everyone.steps.copy_(torch.arange(clients))
     results: list[RoundResult] = []
     for first_step in range(11, 11 + count):
-        buffers = [torch.empty_like(buffer[: len(chunks[0])]) for buffer in (params, momentum)]
+        memory = problem.stack(len(chunks[0]))
         for chunk in chunks:  # each in the same rows, as the loop has them
-            part, stack = slice(chunk.start, chunk.stop), ClientStack(*(buffer[: len(chunk)] for buffer in buffers))
-            stack.params.copy_(params[part])
-            stack.momentum.copy_(momentum[part])
+            own, stack = everyone.part(slice(chunk.start, chunk.stop)), memory.part(slice(len(chunk)))
+            for rows, values in zip(stack.buffers, own.buffers, strict=True):
+                rows.copy_(values)
             results.append(executor.run_round(stack, plan_of(problem, chunk, steps, batch, first_step)))
-            params[part] = stack.params
-            momentum[part] = stack.momentum
+            for rows, values in zip(stack.buffers, own.buffers, strict=True):
+                values.copy_(rows)
     correct = sum(result.correct.sum(dim=0).to(CPU) for result in results)
-    return params.to(CPU), momentum.to(CPU), torch.cat([result.losses.flatten().to(CPU) for result in results]), correct
+    losses = torch.cat([result.losses.flatten().to(CPU) for result in results])
+    return everyone.params.to(CPU), everyone.momentum.to(CPU), losses, correct
 
 
 def check(
@@ -101,7 +109,8 @@ def check(
         found = rounds(problem, executor, chunks, 1, batch, count)
         assert device.count("graph") == count * len(chunks)
         launched = {name for kind, name in device.events if kind == "launch"}
-    assert {"_client_sgd", "_label_noise_loss"} <= launched
+    steps = {"_client_sgd"} if problem.adamw is None else {"_client_adamw_factors", "_client_adamw"}
+    assert {*steps, "_label_noise_loss"} <= launched
     for what, wanted, ours, theirs in zip(TOLERANCE, exact, found, plain, strict=False):
         size = wanted.norm()
         error, own = ((value - wanted).norm() / size for value in (ours, theirs))
@@ -115,6 +124,7 @@ def check(
     [
         pytest.param("perceptron", None, HARD, [range(0, 3), range(3, 5)], id="perceptron, a smaller last chunk"),
         pytest.param("batchnorm", None, HARD, [range(0, 2)], id="batchnorm, hard"),
+        pytest.param("perceptron", None, ADAMW, [range(0, 3), range(3, 5)], id="perceptron, adamw"),
         pytest.param("groupnorm", torch.bfloat16, {"nesterov": True}, [range(0, 2)], id="groupnorm, bf16"),
         pytest.param(
             "groupnorm", None, {}, [range(0, 2), range(2, 4), range(4, 5)], id="groupnorm", marks=pytest.mark.slow
@@ -131,7 +141,10 @@ def test_a_replayed_step_is_that_of_the_cpu(
     check(make, low, rehearsed, monkeypatch, chunks)
 
 
-def test_unequal_clients_on_a_few_numbers_of_rows(rehearsed: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("values", [HARD, ADAMW], ids=["sgd", "adamw"])
+def test_unequal_clients_on_a_few_numbers_of_rows(
+    values: dict[str, Any], rehearsed: Rehearsal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Captured steps with masks, and plain steps of short batches, are the CPU's; rows that are done keep every bit."""
     monkeypatch.setattr(cuda_graphs, "WARM_UPS", 1)
     sizes = torch.tensor([[3, 3, 3, 3], [3, 3, 3, 0], [3, 2, 0, 0]])
@@ -144,7 +157,7 @@ def test_unequal_clients_on_a_few_numbers_of_rows(rehearsed: Rehearsal, monkeypa
         return stack, executor.run_round(stack, plan)
 
     def make(dtype: torch.dtype) -> LocalProblem:
-        return problem_of("perceptron", dtype, None, **HARD)
+        return problem_of("perceptron", dtype, None, **values)
 
     wanted, theirs = take(make(torch.float64), StackedExecutor(make(torch.float64)))
     with rehearsed(interpret=True) as device:
@@ -154,6 +167,8 @@ def test_unequal_clients_on_a_few_numbers_of_rows(rehearsed: Rehearsal, monkeypa
         assert device.count("graph") == 3 and sorted(executor._programs) == [1, 4]
         for found, expected in ((stack.params, wanted.params), (ours.losses, theirs.losses)):
             assert ((found.to(CPU) - expected).norm() / expected.norm()) < TOLERANCE["params"]
+        if stack.steps is not None:
+            assert stack.steps.tolist() == [3, 3, 2, 1]
         assert ours.correct is not None and torch.equal(ours.correct.to(CPU), theirs.correct)
         assert not ours.losses.to(CPU)[sizes == 0].any()
 

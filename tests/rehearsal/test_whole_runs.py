@@ -107,12 +107,16 @@ COHORTS = {
         *("--client-state", "keep", "--client-epochs", "continue", "--clients", "5", "--chunk", "3"),
         *("--algorithm", "feddyn", "--feddyn-alpha", "0.1"),
     ],
+    "adamw": [
+        *("--client-optimizer", "adamw", "--adam-eps", "1e-3", "--client-state", "keep", "--clients", "5"),
+        *("--partition", "quantity", "--local-epochs", "1.5", "--chunk", "3", "--clip-norm", "1", "--wd", "0.1"),
+    ],
     "dropped": ["--client-state", "average", "--clients-drop", "0.3", "--server-optimizer", "slowmo", "--clients", "5"]
     + ["--step1", "2"],
 }
 
 
-@pytest.mark.parametrize("kind", [pytest.param("dropped", marks=pytest.mark.slow), "kept", "unequal"])
+@pytest.mark.parametrize("kind", [pytest.param("dropped", marks=pytest.mark.slow), "kept", "unequal", "adamw"])
 def test_cohorts_are_those_of_the_cpu(
     kind: str,
     tmp_path: Path,
@@ -124,7 +128,8 @@ def test_cohorts_are_those_of_the_cpu(
     monkeypatch.setattr(cuda_graphs, "MAX_PROGRAMS", 1)
     data = command_line.write_npz(tmp_path / "data.npz", train=24, test=8, side=8)
     words = ["train", "--dataset", "npz", "--data-pth", data, "--partition", "iid", "--population", "6", *COHORTS[kind]]
-    words += ["--batch-size", "2", "--client-lr", "0.05", "--momentum", "0.9", "--executor", "stacked"]
+    words += ["--batch-size", "2", "--client-lr", "0.05", "--executor", "stacked"]
+    words += [] if kind == "adamw" else ["--momentum", "0.9"]
     words += ["--tune-seconds", "0", "--model", "mlp"]
     with rehearsed() as device:
         for more in (["--rounds", "2"], ["--rounds", "5", "--continue"]):
@@ -261,13 +266,18 @@ class Habits(nn.Module):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"chunk": 2}, {"local_steps": 1, "local_epochs": 0.8, "partition": "quantity", "client_state": "average"}],
-    ids=["resident", "chunks", "unequal"],
+    [
+        {},
+        {"chunk": 2},
+        {"chunk": 2, "client_store": "disk"},
+        {"local_steps": 1, "local_epochs": 0.8, "partition": "quantity", "client_state": "average"},
+    ],
+    ids=["resident", "chunks", "disk", "unequal"],
 )
 def test_draws_and_buffers_of_clients_are_those_of_a_cpu(
     changes: dict[str, Any], tmp_path: Path, rehearsed: Rehearsal
 ) -> None:
-    """In captured steps, where a chunk's buffers wait on the host, and where a client has no step left."""
+    """In captured steps, where a chunk's buffers wait on the host or on disk, and where a client has no step left."""
     data = torch.arange(240).reshape(60, 4) % 9, torch.arange(60) % 3
     torch.manual_seed(0)
     module, states = Habits(), []

@@ -111,6 +111,13 @@ def test_on_a_cpu_all_momenta_stay_and_one_at_a_time_needs_the_activations_of_on
     assert two.parts(16)["activations"] == 27 * MIB and two.parts(1)["activations"] == 18 * MIB, "and the main thread's"
 
 
+def test_state_on_disk_takes_three_chunks_of_memory_and_one_of_a_gpu() -> None:
+    on_disk = dataclasses.replace(NEEDS, state=3 * MIB, on_disk=True)
+    for device, chunks in (("cpu", 3), ("cuda", 1)):
+        parts = dataclasses.replace(on_disk, device=device).parts(16)
+        assert (parts["momentum"], parts["client buffers"]) == (chunks * 16 * 2 * MIB, chunks * 16 * 3 * MIB)
+
+
 def test_buffers_that_forward_changes_take_a_row_each() -> None:
     with_buffers = dataclasses.replace(NEEDS, state=3 * MIB)
     assert with_buffers.total(8) - NEEDS.total(8) == with_buffers.parts(8)["client buffers"] == 8 * 3 * MIB

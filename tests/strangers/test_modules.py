@@ -21,6 +21,7 @@ LOOP_ALONE = ("stacked", "threaded")
 RECIPES: dict[str, dict[str, Any]] = {
     "momentum": {"momentum": 0.9},
     "nesterov and decay": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+    "adamw": {"client_optimizer": "adamw", "weight_decay": 0.1, "lr": 0.02},
     "one client": {"clients": 1, "batch_size": 7},
     "samples that are left over": {"clients": 3, "batch_size": 5, "seed": 11},
     "one sample": {"clients": 7, "batch_size": 1, "local_steps": 1},
