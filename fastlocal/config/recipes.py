@@ -176,6 +176,89 @@ def fedadam_cifar10() -> RunConfig:
     )
 
 
+def _published(name: str) -> RunConfig:
+    """A published federated experiment: clients with samples of their own, unequal steps, no weight decay."""
+    phases = _each_phase(step=1, eval_freq=1, save_freq=1000)
+    return RunConfig(name=name).with_values(start_lr=None, wd=0.0, last_batch="partial", **phases)
+
+
+def niid_bench_fashion_mnist() -> RunConfig:
+    """NIID-Bench on Fashion-MNIST, as Flower's baseline has it: 10 clients, all in each of 50 rounds of 10 epochs.
+
+    Li et al., "Federated Learning on Non-IID Data Silos", 2022. The others: --partition iid, and --partition classes
+    with --classes-per-client 2.
+    """
+    return _published("niid-bench-fashion-mnist").with_values(
+        dataset="fashion_mnist",
+        model="lenet",
+        partition="dirichlet",
+        alpha=0.5,
+        partition_as="niid-bench",
+        batch_size=64,
+        total_batch_size=640,
+        local_epochs=10.0,
+        client_lr=0.01,
+        momentum=0.9,
+        wd=1e-5,
+        client_state="reset",
+        client_epochs="restart",
+        rounds=50,
+    )
+
+
+def mcmahan_2nn() -> RunConfig:
+    """FedAvg of McMahan et al. 2017 on Fashion-MNIST: 10 of 100 clients a round, 5 epochs, batch 10, IID or shards."""
+    return _published("mcmahan-2nn").with_values(
+        dataset="fashion_mnist",
+        model="2nn",
+        partition="iid",
+        population=100,
+        batch_size=10,
+        total_batch_size=100,
+        local_epochs=5.0,
+        client_lr=0.05,
+        rounds=200,
+    )
+
+
+def pfl_cifar10() -> RunConfig:
+    """pfl-research's CIFAR-10 benchmark on image files: 50 of 1,000 IID clients, an epoch of batches of 10."""
+    return _published("pfl-cifar10").with_values(
+        dataset="image_folder",
+        model="simple_cnn",
+        aug=False,
+        partition="iid",
+        population=1000,
+        batch_size=10,
+        total_batch_size=500,
+        local_epochs=1.0,
+        client_weights="uniform",
+        client_lr=0.1,
+        rounds=1500,
+        **_each_phase(step=1, eval_freq=10, save_freq=1000),
+    )
+
+
+def fedprox_synthetic() -> RunConfig:
+    """FedProx on its generated clients: 10 of 30 a round, 20 epochs, nine of ten clients stop early.
+
+    Li et al., "Federated Optimization in Heterogeneous Networks", 2020. --prox-mu 0 is FedAvg.
+    """
+    return _published("fedprox-synthetic").with_values(
+        dataset="fedprox_synthetic_1",
+        model="logistic",
+        partition="natural",
+        batch_size=10,
+        total_batch_size=100,
+        local_epochs=20.0,
+        stragglers=0.9,
+        algorithm="fedprox",
+        prox_mu=1.0,
+        client_lr=0.01,
+        rounds=200,
+    )
+
+
 def diloco_char() -> RunConfig:
     """DiLoCo on Python's standard library: AdamW on 8 clients, H=50, Nesterov on the server, 40 rounds.
 
@@ -210,6 +293,10 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
         fedavg_fashion_mnist,
         fedadam_cifar10,
         diloco_char,
+        niid_bench_fashion_mnist,
+        mcmahan_2nn,
+        pfl_cifar10,
+        fedprox_synthetic,
         cifar10_post_local,
         cifar10_diffusion,
         cifar10_resnet_label_noise,

@@ -14,7 +14,8 @@ class ModelConfig:
     """Model and start weights."""
 
     model: str = "mlp"
-    """mlp, cnn, resnet20..1202, resnet20_gn..1202_gn, vgg11..19, torchvision.NAME, or for text gpt_char"""
+    """mlp, cnn, logistic, 2nn, lenet, simple_cnn, resnet20..1202, resnet20_gn..1202_gn, vgg11..19, torchvision.NAME, or
+    for text gpt_char"""
     n_groups: int = 8
     """groups of each GroupNorm; -1: 8"""
     n_layers: int = 2

@@ -20,7 +20,7 @@ _RESNETS = {
     **{f"resnet{depth}_gn": (depth, "group") for depth in RESNET_DEPTHS},
 }
 _VGGS = {f"vgg{depth}": depth for depth in VGG_DEPTHS}
-_SMALL = ("mlp", "cnn")
+_SMALL = ("mlp", "cnn", "logistic", "2nn", "lenet", "simple_cnn")
 
 NAMES: tuple[str, ...] = (*_SMALL, *_RESNETS, *_VGGS)
 """Names for `build`, besides torchvision's classification models (`torchvision.NAME`)."""

@@ -43,7 +43,7 @@ REPLICA_FIELDS = frozenset(
     }
 )
 """Settings in which runs of one program may differ."""
-SEEDED_DATA = ("synthetic",)
+SEEDED_DATA = ("synthetic", *(f"fedprox_synthetic_{kind}" for kind in ("iid", "0", "0.5", "1")))
 """Data sets that are drawn from the seed."""
 
 

@@ -88,7 +88,7 @@ def check_own(case: ModuleCase, exact: Tensor) -> Iterator[Check]:
         yield _compare(case, "chunks of 2 + 1, looped", plain, allowed, case.stacked, chunks=(2, 1))
         if problem.numerics.device.type == "cuda" and problem.source.resident:
             yield _compare(case, "CUDA graph, looped", plain, allowed, graphed)
-    if problem.numerics.device.type == "cpu":
+    if ThreadedExecutor.refusal(problem) is None:
         yield _compare(case, "threaded, looped", plain, allowed, lambda: ThreadedExecutor(problem, workers=2))
 
 

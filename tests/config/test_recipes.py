@@ -61,6 +61,7 @@ LABEL_NOISE = {
     "eval_on_start": True,
 }
 OWN_SAMPLES = {"model": "cnn", "partition": "dirichlet", "alpha": 0.3, "population": 100, "batch_size": 20, "step1": 20}
+OWN_EPOCHS = {"last_batch": "partial", "server_optimizer": "none", "lr_schedule": "constant", "step1": 1}
 EXPECTED: dict[str, dict[str, Any]] = {
     "quickstart": {"dataset": "digits", "model": "mlp"},
     "fedavg-fashion-mnist": OWN_SAMPLES | {"dataset": "fashion_mnist", "server_optimizer": "none"},
@@ -82,6 +83,18 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "context": 64,
     },
     "fedadam-cifar10": OWN_SAMPLES | {"dataset": "image_folder", "server_optimizer": "adam", "lr_schedule": "cosine"},
+    "niid-bench-fashion-mnist": OWN_EPOCHS
+    | {"dataset": "fashion_mnist", "model": "lenet", "partition": "dirichlet", "alpha": 0.5, "local_epochs": 10.0}
+    | {"partition_as": "niid-bench", "batch_size": 64, "momentum": 0.9, "wd": 1e-5, "client_state": "reset"},
+    "mcmahan-2nn": OWN_EPOCHS
+    | {"dataset": "fashion_mnist", "model": "2nn", "partition": "iid", "population": 100, "batch_size": 10}
+    | {"local_epochs": 5.0, "momentum": 0.0, "wd": 0.0},
+    "pfl-cifar10": OWN_EPOCHS
+    | {"dataset": "image_folder", "model": "simple_cnn", "population": 1000, "batch_size": 10, "local_epochs": 1.0}
+    | {"client_weights": "uniform", "aug": False},
+    "fedprox-synthetic": OWN_EPOCHS
+    | {"dataset": "fedprox_synthetic_1", "model": "logistic", "partition": "natural", "stragglers": 0.9}
+    | {"algorithm": "fedprox", "prox_mu": 1.0, "local_epochs": 20.0, "batch_size": 10},
     "cifar10-post-local": POST_LOCAL,
     "cifar10-diffusion": POST_LOCAL,
     "cifar10-resnet-label-noise": LABEL_NOISE
@@ -112,6 +125,10 @@ EXPECTED: dict[str, dict[str, Any]] = {
 # clients, steps, communication rounds, rate
 DERIVED = {
     "fedavg-fashion-mnist": (10, 4000, 200, 0.1),
+    "niid-bench-fashion-mnist": (10, 50, 50, 0.01),
+    "mcmahan-2nn": (10, 200, 200, 0.05),
+    "pfl-cifar10": (50, 1500, 1500, 0.1),
+    "fedprox-synthetic": (10, 200, 200, 0.01),
     "cifar10-post-local": (32, 3000, 5, 0.32),
     "cifar10-diffusion": (32, 3000, 5, 0.32),
     "cifar10-resnet-label-noise": (32, 6_000_000, 15625, 0.1),

@@ -26,6 +26,7 @@ def run_python(code: str) -> str:
 def test_the_names_are_those_of_the_files() -> None:
     with_clients = ("client_folders", "csv", "flower", "hdf5", "leaf", "parquet", "text")
     known = ("array", "beton", "cifar10", "cifar100", "digits", "fashion_mnist", "image_folder", "npz", "synthetic")
+    with_clients += tuple(f"fedprox_synthetic_{kind}" for kind in ("iid", "0", "0.5", "1"))
     assert NAMES == tuple(sorted(known + with_clients))
 
 

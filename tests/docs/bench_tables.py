@@ -229,67 +229,6 @@ def kill() -> str:
     return table(names, rows) + measured("kill.csv")
 
 
-def population() -> str:
-    """Rounds, starts and memory over the population."""
-    rows = [
-        (
-            f"{int(row['population']):,}",
-            row["round_ms"],
-            row["ratio_ms"],
-            row["round_cpu_ms"],
-            row["ratio_cpu_ms"],
-            row["start_seconds"],
-            row["start_cpu_seconds"],
-            row["peak_mib"],
-            row["arrays_mib"],
-        )
-        for row in read("population.csv")
-    ]
-    columns = (">clients", ">ms per round", ">ratio", ">of the processor", ">ratio", ">start, s", ">of the processor")
-    return table((*columns, ">peak, MiB", ">arrays, MiB"), rows) + measured("population.csv")
-
-
-def unequal() -> str:
-    """Client-steps of clients of lognormal sizes and of one size."""
-    rows = [
-        (
-            row["executor"],
-            row["last_batch"],
-            row["equal_step_cpu_ms"],
-            row["lognormal_step_cpu_ms"],
-            row["ratio_cpu"],
-        )
-        for row in read("unequal.csv")
-    ]
-    columns = ("executor", "last batch", ">ms of the processor, one size", ">lognormal", ">ratio")
-    return table(columns, rows) + measured("unequal.csv")
-
-
-def client_store() -> str:
-    """Rounds with the clients' state on disk and in memory."""
-    rows = []
-    for row in read("client_store.csv"):
-        times = (f"{1e3 * float(row[f'{store}_seconds']):.0f}" for store in ("memory", "disk"))
-        saves = "after each round" if int(row["saves"]) else "none"
-        rows.append((row["local_steps"], saves, *times, row["ratio_seconds"], row["ratio_cpu_seconds"]))
-    columns = (">local steps", "saves", ">ms per round, in memory", ">on disk", ">ratio", ">of the processor's time")
-    return table(columns, rows) + measured("client_store.csv")
-
-
-def peers() -> str:
-    """Global models of fastlocal and of Flower after three rounds."""
-    found = {(row["case"], row["precision"]): row for row in read("peers_flower.csv")}
-    rows = [
-        (name, row["max_abs_difference"], found[name, "fp32"]["max_abs_difference"], row["max_abs_change"])
-        for (name, precision), row in found.items()
-        if precision == "fp64"
-    ]
-    versions = next(iter(found.values()))
-    beside = f"\nBeside flwr {versions['flwr']} with torch {versions['peer_torch']}.\n"
-    columns = ("server", ">difference in fp64", ">in fp32", ">change of the model")
-    return table(columns, rows) + measured("peers_flower.csv") + beside
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "result": result,
     "targets": targets,
@@ -304,8 +243,4 @@ TABLES: dict[str, Callable[[], str]] = {
     "precision": precision,
     "deterministic": deterministic,
     "kill": kill,
-    "peers": peers,
-    "population": population,
-    "unequal": unequal,
-    "client-store": client_store,
 }

@@ -56,6 +56,16 @@ def test_cnn_takes_any_image_from_4x4(size: tuple[int, int], features: int) -> N
     assert model(torch.randn(3, 1, *size)).shape == (3, 10)
 
 
+@pytest.mark.parametrize(
+    ("name", "channels", "side", "parameters"),
+    [("logistic", 1, 28, 7_850), ("2nn", 1, 28, 199_210), ("lenet", 1, 28, 44_426), ("simple_cnn", 3, 32, 1_626_442)],
+)
+def test_models_of_published_results_have_their_sizes(name: str, channels: int, side: int, parameters: int) -> None:
+    model = _build(name, channels=channels, size=(side, side))
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert model.eval()(torch.randn(3, channels, side, side)).shape == (3, 10)
+
+
 def test_cnn_refuses_smaller_images() -> None:
     with pytest.raises(UsageError, match="--model cnn needs images of at least 4 x 4, those of --dataset are 3 x 8"):
         _build("cnn", size=(3, 8))
@@ -68,7 +78,7 @@ def test_cnn_refuses_smaller_images() -> None:
         ("resnet56-gn", "did you mean 'resnet56_gn'"),
         ("resnet50", "did you mean 'torchvision.resnet50'"),
         ("torchvision.resnet51", "did you mean 'torchvision.resnet50'"),
-        ("zzz", "one of mlp, cnn, resnet20"),
+        ("zzz", "one of mlp, cnn, logistic"),
     ],
 )
 def test_unknown_names_are_answered_with_what_would_do(name: str, said: str) -> None:

@@ -18,7 +18,10 @@ from fastlocal.common.errors import UsageError, nearest
 if TYPE_CHECKING:
     from fastlocal.data.types import DataSet
 
-_SEVERAL_IN_ONE_FILE = {"cifar": ("cifar10", "cifar100")}
+_SEVERAL_IN_ONE_FILE = {
+    "cifar": ("cifar10", "cifar100"),
+    "fedprox_synthetic": tuple(f"fedprox_synthetic_{kind}" for kind in ("iid", "0", "0.5", "1")),
+}
 _FILE_OF = {
     name: file.name
     for file in pkgutil.iter_modules(__path__)
