@@ -78,7 +78,7 @@ class BufferMean:
             sizes = [_numbers(self._like[name].unsqueeze(0)).shape[1] for name in self._means]
             for name, numbers in zip(self._means, mean.split(sizes), strict=True):
                 complex_ = self._like[name].is_complex()
-                value = torch.view_as_complex(numbers.reshape(-1, 2).contiguous()) if complex_ else numbers
+                value = torch.view_as_complex(numbers.reshape(-1, 2).clone()) if complex_ else numbers
                 found[name] = value.reshape(self._like[name].shape)
         if self._firsts:
             rows_of = store.rows(clients[:1], self._firsts)

@@ -74,7 +74,7 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
     if state != "reset":  # else the optimizer begins anew in every round
         start = {**problem.start_moments(global_model.flat_params), **start}
     averaged = start if state == "average" else problem.state
-    start |= algorithm.client_start
+    start = start | algorithm.client_start
     if on_disk(config, problem) and start:
         folder = directory / FOLDER_NAME
         client_store: ClientStore = DiskStore(clients, start, chunk, device, folder=folder, rank=world.rank)
