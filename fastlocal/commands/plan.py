@@ -72,6 +72,15 @@ def plan_text(prepared: PreparedRun) -> str:
         rows += [("rounds", str(schedule.rounds)), ("rate", f"{rate}, {schedule.lr_schedule}")]
     else:
         rows += _phase_rows(config, progress, rate)
+    if config.sgd.client_optimizer != "sgd":
+        rows.append(("clients' steps", config.sgd.client_optimizer))
+    if config.algorithm.algorithm != "fedavg":
+        settings = {name: value for name, value in vars(config.algorithm).items() if value is not None}
+        name = settings.pop("algorithm")
+        own = [f"--{key.replace('_', '-')} {value}" for key, value in settings.items()]
+        rows.append(("algorithm", " ".join([name, *own])))
+    if config.schedule.sync_fragments > 1:
+        rows.append(("fragments", f"{config.schedule.sync_fragments}, one averaged in each round"))
     if config.server.server_optimizer != "none":
         rows.append(("server", config.server.server_optimizer))
     rows.append(("computed", f"{config.machine.executor} on {config.machine.device} in {config.machine.precision}"))
