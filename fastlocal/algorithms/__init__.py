@@ -14,9 +14,10 @@ from typing import Any
 from ..common.errors import UsageError, nearest
 from ..config.schema import RunConfig
 from ..config.training_settings import AlgorithmConfig
-from ._base import Algorithm, AlgorithmState, RoundWork
+from ._base import Algorithm, AlgorithmState, RoundWork, refuse_state
 
-__all__ = ["NAMES", "PYTHON", "Algorithm", "AlgorithmState", "RoundWork", "make_algorithm", "resolve_algorithm"]
+__all__ = ["NAMES", "PYTHON", "Algorithm", "AlgorithmState", "RoundWork", "make_algorithm", "refuse_state"]
+__all__ += ["resolve_algorithm"]
 
 NAMES = tuple(sorted(file.name for file in pkgutil.iter_modules(__path__) if not file.name.startswith("_")))
 """Names of --algorithm."""
@@ -42,12 +43,17 @@ def resolve_algorithm(config: RunConfig, given: Algorithm | None = None) -> RunC
     for field, value in vars(config.algorithm).items():
         if field != "algorithm" and value != getattr(unset, field) and field not in defaults:
             takes = ", ".join("--" + key.replace("_", "-") for key in defaults) or "no setting"
-            flag = "--" + field.replace("_", "-")
-            raise UsageError(f"{flag} {value}: means nothing for --algorithm {name}, which takes {takes}")
+            flag, whose = "--" + field.replace("_", "-"), f"--algorithm {name}"
+            if given is not None:
+                whose = f"an algorithm of your own, {type(given).__name__}"
+            raise UsageError(f"{flag} {value}: means nothing for {whose}, which takes {takes}")
     own = vars(config.algorithm)
     config = config.with_values(**{field: value for field, value in defaults.items() if own[field] is None})
     algorithm = given or make_algorithm(config)
-    config = algorithm.demand(config)
+    demanded = algorithm.demand(config)
+    if not isinstance(demanded, RunConfig):
+        raise UsageError(f"algorithm: demand returned a {type(demanded).__name__}; return the settings")
+    config = demanded
     if config.algorithm.correction_at == "step" and config.sgd.client_optimizer != "sgd":
         raise UsageError(
             f"--correction-at step: is for --client-optimizer sgd, not for {config.sgd.client_optimizer}; use gradient"

@@ -155,14 +155,15 @@ class Algorithm:
         return row + update
 
     def changes(self, method: str) -> bool:
-        """Return True if a subclass overrides a method."""
-        return getattr(type(self), method) is not getattr(Algorithm, method)
+        """Return True if a subclass, or the object itself, has a method of its own."""
+        return method in vars(self) or getattr(type(self), method) is not getattr(Algorithm, method)
 
 
-def refuse_state(config: RunConfig, name: str) -> None:
-    """Raise UsageError if a client may take part twice in a round, although it has state of its own."""
+def refuse_state(config: RunConfig) -> None:
+    """Raise UsageError if a client may take part twice in a round, although the algorithm keeps its state."""
     if config.client.cohort_sampling in ("replacement", "weighted"):
         sampling = f"--cohort-sampling {config.client.cohort_sampling}"
+        name = config.algorithm.algorithm
         raise UsageError(
             f"--algorithm {name}: with {sampling} a client may take part twice in a round, and its state would be two; "
             "use uniform"

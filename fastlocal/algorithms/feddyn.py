@@ -18,7 +18,7 @@ from torch import Tensor
 from ..common.errors import UsageError
 from ..config.schema import RunConfig
 from ..params.correction import CorrectionTerms
-from ._base import Algorithm, AlgorithmState, RoundWork, refuse_state
+from ._base import Algorithm, AlgorithmState, RoundWork
 
 CHANGES = "changes"
 
@@ -37,7 +37,6 @@ class Method(Algorithm):
 
     def demand(self, config: RunConfig) -> RunConfig:
         """See Algorithm.demand."""
-        refuse_state(config, "feddyn")
         if config.server.server_optimizer != "none":
             flag = f"--server-optimizer {config.server.server_optimizer}"
             raise UsageError(f"{flag}: --algorithm feddyn has a server step of its own; leave it out")

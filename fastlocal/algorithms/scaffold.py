@@ -22,7 +22,7 @@ from torch import Tensor
 from ..common.errors import UsageError
 from ..config.schema import RunConfig
 from ..params.correction import CorrectionTerms
-from ._base import Algorithm, AlgorithmState, refuse_state
+from ._base import Algorithm, AlgorithmState
 
 CONTROL = "control"
 
@@ -38,7 +38,6 @@ class Method(Algorithm):
 
     def demand(self, config: RunConfig) -> RunConfig:
         """See Algorithm.demand."""
-        refuse_state(config, "scaffold")
         if config.sgd.client_optimizer != "sgd":
             raise UsageError(
                 f"--algorithm scaffold: is for --client-optimizer sgd, not for {config.sgd.client_optimizer}, whose "

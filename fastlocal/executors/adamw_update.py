@@ -74,7 +74,7 @@ class AdamWUpdate:
             scale, correction = self._clipping.rows(grads), stack.correction
             if correction is not None and correction.gradient is not None:
                 grads, scale = change_gradients(correction, grads, stack.params, scale), None
-            if self._eager and active is None and _fuses(grads):
+            if self._eager and active is None and _fuses(grads) and _are_whole(stack):
                 if scale is not None:
                     grads.mul_(scale.unsqueeze(-1))
                 if correction is not None:
@@ -105,6 +105,7 @@ class AdamWUpdate:
         assert stack.momentum is not None and stack.square is not None and stack.steps is not None
         with span("client_sgd"):
             scale, before, parts = self._clipping.by_parameter(grads), stack.steps.clone(), []
+            whole = _are_whole(stack)
             stack.steps.add_(1)
             for grad, place, decays in zip(grads, layout.places, layout.decays, strict=True):
                 rows = grad.reshape(clients, -1)
@@ -112,7 +113,7 @@ class AdamWUpdate:
                     rows = rows * scale.unsqueeze(-1)
                 if stack.correction is not None:
                     rows = _corrected(rows, stack.params[:, place], stack.correction.columns(place))
-                if _fuses(rows):
+                if whole and _fuses(rows):
                     parts.append((place, decays, rows))
                     continue
                 self._adamw(
@@ -226,3 +227,9 @@ def _runs(places: Iterable[tuple[float, slice]]) -> list[tuple[float, list[slice
 def _fuses(rows: Tensor) -> bool:
     """Return True if torch's fused AdamW is faster for rows [clients, columns]."""
     return len(rows) <= FEW or rows.shape[1] >= LARGE
+
+
+def _are_whole(stack: ClientStack) -> bool:
+    """Return True if the numbers of steps are whole: torch's fused AdamW rounds others, averages, to float32."""
+    assert stack.steps is not None
+    return torch.equal(stack.steps, stack.steps.round())

@@ -55,7 +55,8 @@ def change_gradients(correction: Correction, grads: Tensor, params: Tensor, scal
     if scale is not None:
         grads = grads.mul_(scale.unsqueeze(-1))
     changed = correction.gradient(grads, params, correction.center, correction.state)
-    if not isinstance(changed, Tensor) or changed.shape != grads.shape:
-        what = f"shape {list(changed.shape)}" if isinstance(changed, Tensor) else f"a {type(changed).__name__}"
+    if not isinstance(changed, Tensor) or changed.shape != grads.shape or not changed.is_floating_point():
+        is_tensor = isinstance(changed, Tensor)
+        what = f"{changed.dtype} of shape {list(changed.shape)}" if is_tensor else f"a {type(changed).__name__}"
         raise UsageError(f"algorithm: gradient returned {what}, not gradients of shape {list(grads.shape)}")
     return changed.to(grads.dtype).contiguous()

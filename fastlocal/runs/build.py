@@ -15,7 +15,7 @@ from torch import nn
 from fastlocal import kernels
 
 from ..aggregation.server_optimizers import resolve_server, server_rows
-from ..algorithms import Algorithm, make_algorithm, resolve_algorithm
+from ..algorithms import Algorithm, make_algorithm, refuse_state, resolve_algorithm
 from ..common.errors import UsageError
 from ..common.machine import keep_freed_memory
 from ..config.schema import RunConfig
@@ -204,6 +204,8 @@ def build_run(
         local = local_module(module, modes)
         problem = build_problem(config, local, layout, source, loss, numbers, probe, tensor_names, ignored, user_module)
         problem = with_algorithm(problem, algorithm, module, config.schedule.sync_fragments)
+        if problem.algorithm.clients:
+            refuse_state(config)
         if config.schedule.stop_at is not None:
             Target.parse(config.schedule.stop_at).check(problem.topk, tokens=data.tokens)
         probe = compare(plain, problem, batches, probe)

@@ -66,7 +66,7 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
         timeout=world.group_timeout,
     )
     columns = fragment_columns(problem.layout, config.schedule.sync_fragments)
-    algorithm = AlgorithmRounds(prepared.algorithm, problem.algorithm, make_aggregator, columns)
+    algorithm = AlgorithmRounds(prepared.algorithm, problem.algorithm, device, make_aggregator, columns)
     kept = (state == "keep" or algorithm.keeps_state) and not population.sampler.everybody
     clients = world.local_clients(population.sampler.population if kept else config.clients)
     chunk = min(config.machine.chunk, len(clients))

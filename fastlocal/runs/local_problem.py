@@ -21,7 +21,8 @@ from ..params.label_noise import LabelNoise
 from ..params.losses import Loss, combination
 from ..params.param_layout import ParamLayout
 from ..params.precision import Numerics
-from ..training.algorithm_rounds import correction_terms, start_state
+from ..training.algorithm_checks import start_state
+from ..training.algorithm_rounds import correction_terms
 from ..training.fragments import PARAMETERS
 
 
@@ -83,8 +84,9 @@ def with_algorithm(problem: LocalProblem, algorithm: Algorithm, module: nn.Modul
     Raises:
         UsageError: There are fewer parameters than fragments.
     """
-    if fragments > len(problem.layout.names):
-        raise UsageError(f"--sync-fragments {fragments}: the model has {len(problem.layout.names)} parameters to split")
+    count = len(problem.layout.names)
+    if fragments > count:
+        raise UsageError(f"--sync-fragments {fragments}: the model has {count} parameters; give at most {count}")
     start = problem.layout.flatten(dict(module.named_parameters()))
     state = start_state(algorithm, start)
     if fragments > 1:

@@ -26,6 +26,7 @@ from ..distributed.world import World
 from ..telemetry.base import Logger, Loggers, RunSummary
 from ..telemetry.jsonl import ClientLog, JsonlLogger, StepLog, read_rows
 from ..telemetry.rank_messages import RankMessages
+from ..training.algorithm_checks import refuse_another
 from ..training.driver import train_loop
 from ..training.loop import Loop
 from ..training.snapshot import restore_snapshot
@@ -140,6 +141,7 @@ def open_run(
         else:
             shapes = {name: value.shape for name, value in make_global_model(prepared).tensors().items()}
             check_state(state, config, prepared.progress, shapes)
+            refuse_another(state.metadata.get("algorithm"), prepared.algorithm, prepared.problem.algorithm)
             reached = _target_reached(config, state, directory)
             if reached is not None or is_complete(state, prepared.progress):
                 loop = build_loop(prepared, others, None)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..aggregation.averager import Aggregator
 from ..algorithms import Algorithm, AlgorithmState, RoundWork
-from ..common.errors import UsageError
 from ..params.client_stack import ClientRows, ClientStack
 from ..params.correction import Correction, CorrectionTerms
 from ..schedule.rounds import RoundSchedule
+from .algorithm_checks import check_tensors, checked_row, checked_sums, checked_weights, put_back
 from .fragments import PARAMETERS
 from .planner import Planner
 
@@ -53,6 +53,7 @@ class AlgorithmRounds:
         self,
         algorithm: Algorithm,
         state: AlgorithmState,
+        device: torch.device,
         make_averager: Callable[[Tensor], Aggregator],
         columns: Sequence[slice],
     ) -> None:
@@ -61,13 +62,14 @@ class AlgorithmRounds:
         Args:
             algorithm: The algorithm.
             state: Its state before the first round, which is copied.
+            device: Device of the parameters.
             make_averager: Makes the averager of a row [n_params].
             columns: Parts of the parameters that rounds average in turns.
         """
         self.columns = columns
         self.algorithm = algorithm
         self.terms = correction_terms(algorithm)
-        self.state = _copy(state)
+        self.state, self._device = _copy(state), device
         self._averagers = {name: make_averager(torch.zeros_like(row)) for name, row in state.sums.items()}
         self._memory: dict[str, Tensor] = {}
         self._chunk: AlgorithmState | None = None
@@ -106,7 +108,8 @@ class AlgorithmRounds:
         if not self.algorithm.changes("weights") or not len(cohort):
             return RoundWeights(weights, weights)
         weights = torch.full((len(cohort),), 1 / len(cohort), dtype=torch.float64) if weights is None else weights
-        return RoundWeights(weights, self.algorithm.weights(weights, self._work))
+        changes = self.algorithm.weights(weights.clone(), self._work)
+        return RoundWeights(weights, weights if changes is None else checked_weights(changes, len(cohort)))
 
     def correct(self, stack: ClientStack, rows: ClientRows, center: Tensor, chunk: int) -> ClientStack:
         """Return the stack of a chunk with what the algorithm adds to its steps.
@@ -156,13 +159,10 @@ class AlgorithmRounds:
             self._chunk.clients[PARAMETERS].copy_(params)
         if not self.algorithm.changes("finish"):
             return
-        parts = self.algorithm.finish(params, center, self._chunk) or {}
-        if parts.keys() != self._averagers.keys():
-            wanted = ", ".join(self._averagers) or "nothing"
-            raise UsageError(f"algorithm: finish returned {', '.join(parts) or 'nothing'}; init has the sums {wanted}")
+        own = dict(self._chunk.clients)
+        parts = checked_sums(self.algorithm.finish(params, center, self._chunk), params, self._averagers)
+        put_back(self._chunk.clients, own)
         for name, part in parts.items():
-            if part.shape != params.shape:
-                raise UsageError(f"algorithm: finish returned {name} of shape {list(part.shape)}, not that of its rows")
             self._averagers[name].accumulate(part.to(params.dtype).contiguous())
 
     @torch.no_grad()
@@ -177,10 +177,10 @@ class AlgorithmRounds:
             averager.start(torch.zeros_like(start), 1.0)
             self.state.sums[name] = averager.finish().to(start.dtype, copy=True)
         state = dataclasses.replace(self.state, clients={}, work=self._work)
-        row = self.algorithm.server(start, mean - start, state)
-        if row.shape != start.shape:
-            raise UsageError(f"algorithm: server returned shape {list(row.shape)}, not {list(start.shape)}")
-        self.state.server = state.server
+        # a copy, which the method may overwrite: a server optimizer steps from the start itself
+        row = checked_row(self.algorithm.server(start.clone(), mean - start, state), start)
+        check_tensors("server of the state", state.server)
+        self.state.server = {name: value.detach() for name, value in state.server.items()}
         return row
 
     def tensors(self) -> dict[str, Tensor]:
@@ -189,8 +189,10 @@ class AlgorithmRounds:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore the state of `tensors`."""
-        for name, value in self.state.server.items():
-            value.copy_(tensors[PREFIX + name])
+        saved = {name: value for name, value in tensors.items() if name.startswith(PREFIX)}
+        self.state.server = {
+            name.removeprefix(PREFIX): value.to(self._device, copy=True) for name, value in saved.items()
+        }
 
     def partial_sums(self) -> dict[str, Tensor]:
         """Return the sums of the round so far, as live references; see Aggregator.partial_sums."""
@@ -223,29 +225,6 @@ def make_correction(
         return None
     own = None if terms.gradient is None else dataclasses.replace(state, work=None, sums={})
     return Correction(center, prox, drift, late=terms.late, gradient=terms.gradient, state=own)
-
-
-def start_state(algorithm: Algorithm, start: Tensor) -> AlgorithmState:
-    """Return the state of an algorithm before the first round.
-
-    Args:
-        algorithm: The algorithm.
-        start: [n_params], the start weights.
-
-    Raises:
-        UsageError: The user's `init` returns no state.
-    """
-    state = algorithm.init(start.clone())
-    if not isinstance(state, AlgorithmState):
-        raise UsageError(f"algorithm: init returned a {type(state).__name__}; return a fastlocal.AlgorithmState")
-    for kind in ("clients", "server", "sums"):
-        for name, value in getattr(state, kind).items():
-            if not isinstance(value, Tensor):
-                raise UsageError(f"algorithm: {kind}[{name!r}] of init is a {type(value).__name__}, not a tensor")
-    for name, value in state.sums.items():
-        if value.shape != start.shape:
-            raise UsageError(f"algorithm: sums[{name!r}] of init has shape {list(value.shape)}, not that of `start`")
-    return state
 
 
 def _copy(state: AlgorithmState) -> AlgorithmState:

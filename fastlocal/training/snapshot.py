@@ -11,6 +11,7 @@ from ..checkpoint.resharding import client_rows, row_name
 from ..checkpoint.state_file import State
 from ..params.client_stack import SavedClients
 from ..schedule.cursor import TrainingCursor
+from .algorithm_checks import describe
 
 if TYPE_CHECKING:
     from .loop import Loop
@@ -50,6 +51,7 @@ def take_snapshot(loop: Loop) -> State:
         "ranks": loop.world.size,
         "logged": loop.logger.state() | ({} if loop.steps is None else loop.steps.state()),
         "ended": None,
+        "algorithm": describe(loop.server.algorithm.algorithm, loop.server.algorithm.state),
     }
     if saved.about is not None:
         metadata["client_store"] = saved.about

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fastlocal
+from fastlocal.checkpoint.state_file import read_state_file
 from tests.helpers.plain_algorithms import Rules, gradient_weight, train
 from tests.helpers.plain_federated import Federation, server_of
 
@@ -120,6 +121,35 @@ class Scaffold(fastlocal.Algorithm):
         assert state.work is not None
         state.server["c"] = state.server["c"] + state.sums["c"] / state.work.population
         return row + update
+
+
+class Counts(fastlocal.Algorithm):
+    """State that is replaced, added and that grows, and a start that is overwritten."""
+
+    def init(self, start: Tensor) -> fastlocal.AlgorithmState:
+        return fastlocal.AlgorithmState(clients={"rounds": torch.zeros((), dtype=torch.int64)})
+
+    def finish(self, rows: Tensor, start: Tensor, state: fastlocal.AlgorithmState) -> None:
+        state.clients["rounds"] = state.clients["rounds"] + 1
+
+    def server(self, row: Tensor, update: Tensor, state: fastlocal.AlgorithmState) -> Tensor:
+        norms = state.server.get("norms", torch.zeros(0, dtype=torch.float64))
+        state.server["norms"] = torch.cat([norms, update.norm()[None]])
+        return row.add_(update * len(state.server["norms"]))
+
+
+def test_state_that_is_replaced_or_added(tmp_path: Path) -> None:
+    """It is saved, and a method may overwrite the start that it gets, from which a server optimizer steps."""
+    settings = {"clients": 9, "algorithm": Counts(), "server_optimizer": "sgd", "server_lr": 0.5}
+    whole = run(tmp_path / "whole", **settings)
+    run(tmp_path / "two", **settings, rounds=2)
+    assert torch.equal(run(tmp_path / "two", **settings, resume=True), whole)
+    tensors = read_state_file(tmp_path / "two" / "resume.pt").tensors
+    assert tensors["of clients algorithm rounds"].tolist() == [4] * 9
+    assert tensors["algorithm norms"].shape == (4,)
+    assert not torch.equal(run(tmp_path / "mean", **(settings | {"server_lr": 1.0})), whole)
+    with pytest.raises(ValueError, match="the run's algorithm is Counts, not Scaffold"):
+        run(tmp_path / "two", **(settings | {"algorithm": Scaffold()}), rounds=5, resume=True)
 
 
 @pytest.mark.parametrize(("own", "optimizer"), [(Prox, "sgd"), (Prox, "adamw"), (Scaffold, "sgd")])

@@ -71,19 +71,23 @@ class WrongFinish(Wrong):
 
 class WrongServer(Wrong):
     def server(self, row: Tensor, update: Tensor, state: fastlocal.AlgorithmState) -> Any:
-        return row[:3]
+        return row[:3] if self.value is None else self.value
 
 
 @pytest.mark.parametrize(
     ("algorithm", "says"),
     [
         (Wrong("init", None), "init returned a NoneType"),
-        (Wrong("init", fastlocal.AlgorithmState(clients={"c": 1.0})), "is a float, not a tensor"),  # type: ignore[dict-item]
+        (Wrong("init", fastlocal.AlgorithmState(clients={"c": 1.0})), "init has a float as 'c', not a tensor"),  # type: ignore[dict-item]
         (Wrong("init", fastlocal.AlgorithmState(sums={"c": torch.zeros(2)})), r"has shape \[2\]"),
         (WrongGradient("", None), "gradient returned a NoneType"),
-        (WrongGradient("", torch.zeros(3)), r"gradient returned shape \[3\]"),
-        (WrongFinish("", {"c": torch.zeros(3)}), "finish returned c; init has the sums nothing"),
-        (WrongServer("", None), r"server returned shape \[3\], not \[8\]"),
+        (WrongGradient("", torch.zeros(3)), r"gradient returned torch.float32 of shape \[3\]"),
+        (WrongGradient("", torch.zeros(2, 8).long()), "gradient returned torch.int64"),
+        (Wrong("init", fastlocal.AlgorithmState(clients=None)), "clients of init is a NoneType"),  # type: ignore[arg-type]
+        (WrongFinish("", torch.zeros(3)), "what finish returned is a Tensor"),
+        (WrongServer("", 3), "server returned a int"),
+        (WrongFinish("", {"c": torch.zeros(3)}), "finish returned the sums c; those of init are none"),
+        (WrongServer("", None), r"server returned torch.float32 of shape \[3\], not numbers of shape \[8\]"),
         (Wrong, "give a name or an object"),
     ],
 )
