@@ -11,7 +11,7 @@ from ..config.schema import AREAS, RunConfig
 COMMON = {
     "what is trained": ("dataset", "data_pth", "model"),
     "clients and steps": ("clients", "batch_size", "step1", "epochs", "rounds"),
-    "clients with own samples": ("partition", "population", "server_optimizer"),
+    "clients with own samples": ("partition", "population", "algorithm", "server_optimizer"),
     "rates": ("client_lr", "start_lr", "momentum", "wd"),
     "machine": ("device", "precision", "executor", "seed"),
     "files": ("log_pth", "eval_freq1", "overwrite", "continue", "config", "dry_run"),

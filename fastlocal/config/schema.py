@@ -24,8 +24,8 @@ class DataConfig:
     """Data set and image transforms."""
 
     dataset: str = "digits"
-    """digits, cifar10, cifar100, fashion_mnist, image_folder, npz, beton, array, synthetic, or with clients
-    of their own leaf, csv, parquet, flower, hdf5, client_folders, text, fedprox_synthetic_iid, _0, _0.5 or _1"""
+    """digits, cifar10, cifar100, fashion_mnist, image_folder, npz, beton, array, synthetic, or text. With clients of
+    their own also leaf, csv, parquet, flower, hdf5, client_folders, fedprox_synthetic_iid, _0, _0.5 or _1"""
     data_pth: str | None = None
     """folder or file that holds the data set"""
     train_pth: str | None = None

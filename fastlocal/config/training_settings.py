@@ -14,8 +14,8 @@ class ModelConfig:
     """Model and start weights."""
 
     model: str = "mlp"
-    """mlp, cnn, logistic, 2nn, lenet, simple_cnn, resnet20..1202, resnet20_gn..1202_gn, vgg11..19, torchvision.NAME, or
-    for text gpt_char"""
+    """mlp, cnn, logistic, 2nn, lenet, simple_cnn, resnet20(_gn) to 1202, vgg11 to 19, torchvision.NAME, or gpt_char.
+    This is for text; _gn has GroupNorm"""
     n_groups: int = 8
     """groups of each GroupNorm; -1: 8"""
     n_layers: int = 2
@@ -138,7 +138,7 @@ class SgdConfig:
     adam_eps: float = 1e-8
     """added by adamw to the root of the mean of squared gradients"""
     wd: float = 5e-4
-    """weight decay, added to the gradient; of adamw decoupled: each step multiplies parameters by 1 - rate * this"""
+    """weight decay, added to the gradient; of adamw decoupled. Its steps multiply parameters by 1 - rate * this"""
     group_weight: bool = False
     """no weight decay for biases and normalisation parameters"""
     clip_norm: float | None = None
