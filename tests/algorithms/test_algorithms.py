@@ -74,7 +74,8 @@ def test_as_a_loop_over_clients(tmp_path: Path, rules: Rules, work: str) -> None
     plan = Federation(OWNED, client_state=state, **_told(WORK[work]))
     expected = train(start(), INPUTS, TARGETS, plan, rules, server)
     extra = {"server_optimizer": "sgd", "server_lr": 0.8} if rules.algorithm == "scaffold" else {}
-    for executor, chunk in (("stacked", None), ("looped", 2)):
+    threads = [("threaded", 2)] if rules.algorithm == "fednova" and not rules.prox_mu else []
+    for executor, chunk in (("stacked", None), ("looped", 2), *threads):
         given = {**settings_of(rules), **WORK[work], **extra, "executor": executor, "chunk": chunk}
         torch.testing.assert_close(run(tmp_path / executor, **given), expected, rtol=0, atol=1e-10)
 
