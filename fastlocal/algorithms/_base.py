@@ -17,7 +17,7 @@ from ..params.correction import CorrectionTerms
 
 @dataclass(frozen=True)
 class RoundWork:
-    """What the clients of a round do.
+    """Local steps, rates and weights of the clients of a round.
 
     Attributes:
         steps: int64 [clients], local steps of each client.
@@ -46,7 +46,7 @@ class RoundWork:
 
 @dataclass
 class AlgorithmState:
-    """What an algorithm remembers.
+    """State of an algorithm from round to round.
 
     Attributes:
         clients: State of the clients by name. From `init`: the start value of one client, [*shape]; in all other calls

@@ -147,7 +147,7 @@ class SgdConfig:
 
 @dataclass(frozen=True)
 class AlgorithmConfig:
-    """What is added to the clients' gradients, and how much each client counts in the mean."""
+    """Algorithm of local training: terms of the clients' gradients, and the weight of each client in the mean."""
 
     algorithm: str = "fedavg"
     """fedavg, fedprox, scaffold, fednova or feddyn"""

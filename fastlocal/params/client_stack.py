@@ -97,7 +97,7 @@ def take(values: Tensor, rows: ClientRows) -> Tensor:
 
 @dataclass(frozen=True)
 class SavedClients:
-    """What a saved state holds of a ClientStore.
+    """The part of a saved state that belongs to a ClientStore.
 
     Attributes:
         rows: {name: [clients, ...]}, one row for each client of the process.

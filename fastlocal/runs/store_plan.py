@@ -1,4 +1,4 @@
-"""Where the state waits that clients keep between rounds, and how large it is."""
+"""Place and size of the state that clients keep between rounds."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -132,13 +133,19 @@ class ClientWeights:
         weights = weights * cohort.counts
         return weights / weights.sum()
 
+    @functools.cached_property
+    def _mean(self) -> Tensor:
+        """The mean of `values`, computed once: a round costs what its cohort costs."""
+        assert self.values is not None, "asked by `shares`"
+        return self.values.mean()
+
     def shares(self, cohort: Cohort) -> Tensor:
         """Return float64 [rows]: the weights of the round's clients in multiples of the population's mean weight."""
         if self.offsets is not None:
             sizes = (self.offsets[cohort.ids + 1] - self.offsets[cohort.ids]).double()
             return sizes * (len(self.offsets) - 1) / self.offsets[-1]
         if self.values is not None:
-            return self.values[cohort.ids] / self.values.mean()
+            return self.values[cohort.ids] / self._mean
         return torch.ones(len(cohort), dtype=torch.float64)
 
 

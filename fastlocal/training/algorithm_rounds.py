@@ -71,6 +71,7 @@ class AlgorithmRounds:
         self.terms = correction_terms(algorithm)
         self.state, self._device = _copy(state), device
         self._averagers = {name: make_averager(torch.zeros_like(row)) for name, row in state.sums.items()}
+        self._acts_on_clients = self.terms.any or bool(state.clients) or algorithm.changes("finish")
         self._memory: dict[str, Tensor] = {}
         self._chunk: AlgorithmState | None = None
         self._work: RoundWork | None = None
@@ -120,6 +121,8 @@ class AlgorithmRounds:
             center: [n_params], start of the round.
             chunk: Most clients of a chunk.
         """
+        if not self._acts_on_clients:
+            return stack
         assert self._work is not None, "a round has begun"
         buffers = {name: rows for name, rows in stack.state.items() if not name.startswith(PREFIX)}
         own = {name: stack.state[PREFIX + name] for name in self.state.clients}
@@ -154,6 +157,8 @@ class AlgorithmRounds:
             params: [clients, n_params], the clients after their local steps.
             center: [n_params], start of the round.
         """
+        if not self._acts_on_clients:
+            return
         assert self._chunk is not None, "corrected before"
         if len(self.columns) > 1:
             self._chunk.clients[PARAMETERS].copy_(params)

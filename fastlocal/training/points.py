@@ -18,4 +18,4 @@ class Point(Enum):
 
 
 LoopSteps: TypeAlias = Generator[ChunkJob | Point, RoundResult | None, None]
-"""What a loop yields, and takes."""
+"""The generator of a loop: it yields points and jobs, and takes the results of the jobs."""

@@ -122,7 +122,7 @@ def run(kind: str, problem: LocalProblem, chunk: int = CLIENTS) -> tuple[ClientS
 
 
 def in_plain_torch(problem: LocalProblem) -> tuple[ClientStack, RoundResult]:
-    """The same round by torch.optim on one deep copy after the other."""
+    """Train the same round with torch.optim, on one deep copy after the other."""
     stack, plan = start(problem)
     losses, correct = torch.zeros(STEPS, CLIENTS, dtype=torch.float64), torch.zeros(CLIENTS, 2, dtype=torch.float64)
     for client in range(CLIENTS):

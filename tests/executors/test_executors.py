@@ -98,7 +98,7 @@ def test_large_parameters_take_the_same_steps(
 @pytest.mark.parametrize("large", [30, 10**6])
 @pytest.mark.parametrize("kind", ["stacked", "stacked by rows"])
 def test_client_adamw_takes_the_same_steps(kind: str, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of several clients' small parameters, of which torch's fused AdamW takes the large ones."""
+    """Small parameters of several clients take client_adamw, and large ones torch's fused AdamW."""
     monkeypatch.setattr("fastlocal.executors.adamw_update.FEW", 0)
     monkeypatch.setattr("fastlocal.executors.adamw_update.LARGE", large)
     for optimizer in ("adamw", "adamw, clipped"):

@@ -47,7 +47,7 @@ def gradient_weight(steps: int, rate: float, rules: Rules, momentum: float) -> f
 
 
 def terms(rules: Rules, away: Tensor, shared: Tensor, own: Tensor, alpha: float) -> Tensor:
-    """What is added to the gradient of a client that is `away` from its start."""
+    """Return the terms that the algorithm adds to the gradient of a client that is `away` from its start."""
     if rules.algorithm in ("fedprox", "fednova"):
         return rules.prox_mu * away
     if rules.algorithm == "scaffold":

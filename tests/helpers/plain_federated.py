@@ -176,7 +176,7 @@ class Federation:
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """What the optimizer keeps for each parameter."""
+        """Return the names of the state that the optimizer keeps for each parameter."""
         if self.client_optimizer == "adamw":
             return "exp_avg", "exp_avg_sq", "step"
         return ("momentum_buffer",) if self.momentum else ()

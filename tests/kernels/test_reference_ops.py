@@ -56,7 +56,7 @@ def test_client_sgd_is_torch_sgd(clients: int, n_params: int, mu: float, nestero
 @pytest.mark.parametrize(("n_params", "weight_decay"), [(1, 0.1), (129, 0.0), (1009, 0.1)])
 @pytest.mark.parametrize("corrected", [False, True])
 def test_client_adamw_is_torch_adamw(n_params: int, weight_decay: float, corrected: bool) -> None:
-    """Of clients that take different numbers of steps, one of them none."""
+    """Clients take different numbers of steps, and one of them takes none."""
     generator, clients = torch.Generator().manual_seed(n_params), 4
 
     def normal(*shape: int) -> Tensor:

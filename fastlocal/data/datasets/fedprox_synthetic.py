@@ -23,7 +23,7 @@ LEAST = 50
 LOGNORMAL = (4.0, 2.0)
 """Mean and standard deviation of the logarithm of the sizes above LEAST."""
 TEST_SHARE = 10
-"""Of each client's samples the last one in this many is for tests."""
+"""One in this many samples of a client, from the last on, is for tests."""
 SPREADS = {"iid": None, "0": 0.0, "0.5": 0.5, "1": 1.0}
 """a and b of each data set."""
 

@@ -20,7 +20,7 @@ from fastlocal.data.types import DataSet, Image, Split
 VOCABULARY = 256
 """Tokens are bytes: any file has them, in any encoding, and no vocabulary belongs to a model."""
 TEST_SHARE = 10
-"""Of each file's windows the last one in this many is for tests, without a test folder of its own."""
+"""One in this many windows of a file, from its end, is for tests if there is no test folder."""
 
 
 @dataclass(frozen=True)
