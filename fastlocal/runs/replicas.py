@@ -13,6 +13,7 @@ from torch import nn
 from ..aggregation.server_optimizers import resolve_server
 from ..algorithms import make_algorithm, resolve_algorithm
 from ..config.schema import RunConfig
+from ..data.datasets import SEEDED
 from ..data.sources.resident import ResidentSource
 from ..executors.registry import EXECUTORS
 from ..models.functional import local_module
@@ -43,13 +44,11 @@ REPLICA_FIELDS = frozenset(
     }
 )
 """Settings in which runs of one program may differ."""
-SEEDED_DATA = ("synthetic", *(f"fedprox_synthetic_{kind}" for kind in ("iid", "0", "0.5", "1")))
-"""Data sets that are drawn from the seed."""
 
 
 def program_key(config: RunConfig) -> tuple[object, ...]:
     """Return what runs of one program have in common: equal keys can be replicas of each other."""
-    own = {*REPLICA_FIELDS} - ({"seed"} if config.data.dataset in SEEDED_DATA else set())
+    own = {*REPLICA_FIELDS} - ({"seed"} if config.data.dataset in SEEDED else set())
     fields = dataclasses.asdict(config)
     shared = [(area, name, repr(value)) for area, values in fields.items() if isinstance(values, dict)
               for name, value in values.items() if name not in own]  # fmt: skip

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from ..checkpoint.model_file import read_state
 from ..checkpoint.restore import with_stored_settings
+from ..data.datasets import SEEDED
 from ..data.labels import refuse_empty_classes
 from ..data.types import DataSet
 from ..distributed.world import World
 from ..runs.build import PreparedRun
 from ..runs.from_config import load_data, make_model, run_from_config
-from ..runs.replicas import SEEDED_DATA
 from .plan import SweepRun
 
 
@@ -57,7 +57,7 @@ class NamedRuns:
 
     def _load(self, run: SweepRun) -> DataSet:
         config = run.config
-        seed = config.machine.seed if config.data.dataset in SEEDED_DATA else None
+        seed = config.machine.seed if config.data.dataset in SEEDED else None
         key = repr((config.data, config.schedule.schedule, seed))
         if key not in self._data:
             self._data.clear()  # one data set in memory at a time

@@ -32,6 +32,9 @@ _FILE_OF = {
 NAMES: tuple[str, ...] = tuple(sorted(_FILE_OF))
 """Names that `load` accepts, sorted."""
 
+SEEDED: tuple[str, ...] = ("synthetic", *_SEVERAL_IN_ONE_FILE["fedprox_synthetic"])
+"""Data sets that are drawn from the seed."""
+
 STORABLE = ("array", "beton", "client_folders", "image_folder")
 """Data sets whose images can stay on the disk."""
 
