@@ -208,12 +208,16 @@ def test_help_is_quick() -> None:
 
 
 def test_the_quickstart_needs_no_optional_package(tmp_path: Path) -> None:
-    """One round of it, on a CPU, where importing any of them raises; torch itself does look whether triton is there."""
+    """One round of it, on a CPU, where importing any of them raises; torch itself does look whether triton is there.
+
+    Nor does it import sympy, which torch takes 0.8 s for in some of what it does under vmap and on the device "meta".
+    """
     hook = f"""
         import importlib.machinery, sys
         class Refuse:
             def find_spec(name, path=None, target=None):
-                return importlib.machinery.ModuleSpec(name, Refuse) if name.split(".")[0] in {OPTIONAL} else None
+                refused = name.split(".")[0] in {(*OPTIONAL, "sympy")}
+                return importlib.machinery.ModuleSpec(name, Refuse) if refused else None
             def create_module(spec):
                 raise AssertionError(f"imports {{spec.name}}")
             def exec_module(module):
