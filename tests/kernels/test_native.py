@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -173,24 +174,16 @@ def ready_compiler(folder: Path, first: str = "true") -> Path:
     return compiler
 
 
-def test_it_is_compiled_once(tmp_path: Path, ops: Any) -> None:
-    """By two processes at once, and by none that comes later."""
+def test_it_is_compiled_once(tmp_path: Path, ops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By two that ask at once, whose locks are those of two processes, and by none that comes later."""
     calls = tmp_path / "calls"
-    compiler = ready_compiler(tmp_path, f"echo call >> {calls}; sleep 0.1")
-
-    def begin() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", LOAD, str(tmp_path)],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"CXX": str(compiler)},
-        )
-
-    assert [process.communicate()[0] for process in [begin(), begin()]] == ["None\n", "None\n"]
+    monkeypatch.setenv("CXX", str(ready_compiler(tmp_path, f"echo call >> {calls}; sleep 0.1")))
+    with ThreadPoolExecutor(2) as pool:
+        built = list(pool.map(native.build_library, [tmp_path, tmp_path]))
     compiled = calls.read_text()
     assert compiled.count("call") == len(list(native.FOLDER.glob("*.cpp"))) + 1
-    assert begin().communicate()[0] == "None\n" and calls.read_text() == compiled
-    assert len(list(tmp_path.glob("native-*"))) == 1
+    assert native.build_library(tmp_path) == built[0] == built[1] and calls.read_text() == compiled
+    assert list(tmp_path.glob("native-*")) == [built[0][0]]
 
 
 def test_a_damaged_library_is_made_anew(tmp_path: Path, ops: Any) -> None:
