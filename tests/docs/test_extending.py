@@ -17,7 +17,7 @@ PAGE = ROOT / "docs" / "extending.md"
 COPIED = ("bench", "fastlocal", "kernels", "tests", "pyproject.toml")
 ELSEWHERE = (("python", "-m", "tests.docs.regenerate"), ("mkdocs", "build", "--strict"))
 """Commands that test_generated.py and test_site.py run."""
-STEPS = "sgd or changes_the_stack or chunking"
+STEPS = "odd-nesterov or changes_the_stack or chunking"
 """Of the tests of an executor: its steps, that it changes nothing else, and that chunks do not matter."""
 
 

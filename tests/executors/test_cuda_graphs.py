@@ -40,9 +40,15 @@ def plan_of(steps: int, clients: range, first_step: int, rate: float, dtype: tor
     return RoundPlan(torch.arange(8)[here], first_step, rates[:, here], ids[:, here])
 
 
-@pytest.mark.parametrize("name", ["perceptron", "batchnorm", "odd", "words"])
 @pytest.mark.parametrize(
-    "values", [{"momentum": 0.0}, {"nesterov": True, "noise": NOISE, "clip_norm": 0.5}, ADAMW], ids=str
+    ("name", "values"),
+    [
+        ("perceptron", {"momentum": 0.0}),
+        ("batchnorm", {"nesterov": True, "noise": NOISE, "clip_norm": 0.5}),
+        ("odd", {"nesterov": True, "noise": NOISE, "clip_norm": 0.5}),
+        ("odd", ADAMW),
+        ("words", ADAMW),
+    ],
 )
 def test_rounds_of_programs_are_stacked_rounds(name: str, values: dict[str, Any]) -> None:
     problem = problem_of(name, **values)

@@ -51,9 +51,9 @@ def test_nothing_is_compiled_after_the_first_round(tmp_path: Path) -> None:
     assert len(graphs.seen) > 4 and {count - before for count in graphs.seen} == {4}
 
 
-@pytest.mark.usefixtures("scalar_inductor")
-def test_unequal_clients_compile_a_few_numbers_of_rows(tmp_path: Path) -> None:
-    """Rows that are done are masked; short batches are not compiled."""
+def test_unequal_clients_compile_a_few_numbers_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are done are masked; short batches are not compiled. The graphs run as torch's own operations."""
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", torch._dynamo.lookup_backend("aot_eager"))
     values: dict[str, Any] = {"executor": "stacked", "precision": "fp32", "clip_norm": 0.1, "wd": 0.1}
     values |= {"client_optimizer": "adamw", "adam_eps": 1e-3}
     values |= {"partition": "quantity", "local_epochs": 1.0, "last_batch": "partial", "rounds": 1}
