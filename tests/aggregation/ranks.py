@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+
+from tests.helpers.fork_server import ForkServer
 
 Check = Callable[[int, int], None]
 """Of a rank and the number of ranks."""
 TIMEOUT = timedelta(seconds=120)
+PROGRAM = "from tests.aggregation.ranks import main; main()"
 
 
 def split_contiguous(clients: int, rank: int, size: int) -> range:
@@ -23,12 +27,12 @@ def split_contiguous(clients: int, rank: int, size: int) -> range:
     return range(start, start + clients // size + (rank < clients % size))
 
 
-def outcomes(checks: Sequence[tuple[Check, int]], folder: Path) -> dict[tuple[str, int], str]:
+def outcomes(fork_server: ForkServer, checks: Sequence[tuple[Check, int]], folder: Path) -> dict[tuple[str, int], str]:
     """Run each check on its number of ranks; what went wrong, by name and number of ranks, empty where nothing did."""
     most = max(size for _, size in checks)
-    # forked from one process that has imported all of it, which takes seconds each time
-    mp.get_context("forkserver").set_forkserver_preload([__name__, *{check.__module__ for check, _ in checks}])
-    mp.start_processes(_rank, args=(list(checks), folder), nprocs=most, start_method="forkserver")
+    (folder / "checks.json").write_text(json.dumps([(one.__module__, one.__name__, size) for one, size in checks]))
+    ranks = fork_server.start_each(folder / "log{rank}", *[[rank, folder] for rank in range(most)], program=PROGRAM)
+    assert ranks.statuses() == [0] * most, [ranks.said(rank)[-2000:] for rank in range(most)]
     found: dict[tuple[str, int], str] = {}
     said = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(most)]
     for number, (check, size) in enumerate(checks):
@@ -36,16 +40,17 @@ def outcomes(checks: Sequence[tuple[Check, int]], folder: Path) -> dict[tuple[st
     return found
 
 
-def _rank(rank: int, checks: list[tuple[Check, int]], folder: Path) -> None:
+def main() -> None:
+    """Run all checks as the rank, and from the folder, of the command line."""
+    rank, folder, said = int(sys.argv[1]), Path(sys.argv[2]), []
     torch.set_num_threads(1)
-    said = []
-    for number, (check, size) in enumerate(checks):
+    for number, (module, name, size) in enumerate(json.loads((folder / "checks.json").read_text())):
         fault = ""
         if rank < size:
             store = dist.FileStore(str(folder / f"store {number}"), size)
             dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
             try:
-                check(rank, size)
+                getattr(import_module(module), name)(rank, size)
                 if dist.is_initialized():
                     dist.barrier()
             except Exception:
