@@ -6,8 +6,6 @@ import json
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,8 +19,8 @@ from fastlocal.data.datasets import load
 from fastlocal.data.normalization import channel_statistics
 from fastlocal.data.types import DataSet, Split, StoredSplit
 from tests.helpers.command_line import Outcome, run, train_words, tree, write_npz
+from tests.helpers.fork_server import ForkServer
 
-ROOT = Path(__file__).resolve().parents[3]
 FILES = {"train.npy", "train.npy.json", "train_labels.npy", "val.npy", "val.npy.json", "val_labels.npy"}
 
 
@@ -203,18 +201,17 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, capsys: pytest
     assert not {"train.npy", "train.npy.json"} & tree(tmp_path / "a")
 
 
-def killed_at(moment: int, words: list[str], partial: Path) -> bool:
+def killed_at(fork_server: ForkServer, moment: int, words: list[str], partial: Path) -> bool:
     """A `prepare` that is killed, with SIGKILL, as soon as `partial` has `moment` bytes; whether it was still at it."""
-    process = subprocess.Popen([sys.executable, "-m", "fastlocal", "prepare", *words], cwd=ROOT, stderr=subprocess.PIPE)
-    while process.poll() is None and (not partial.exists() or partial.stat().st_size < moment):
+    process = fork_server.start(["prepare", *words], partial.parent.with_suffix(".log"))
+    while process.running() and (not partial.exists() or partial.stat().st_size < moment):
         time.sleep(0.0005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    return process.returncode == -signal.SIGKILL
+    process.send(signal.SIGKILL)
+    return process.status() == -signal.SIGKILL
 
 
 def test_a_killed_run_leaves_nothing_to_train_on_and_goes_on_where_it_was(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fork_server: ForkServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labels = np.arange(10_000) % 4
     rows = np.arange(64, dtype=np.uint8)[:, None] + labels.astype(np.uint8)[:, None, None]
@@ -224,7 +221,7 @@ def test_a_killed_run_leaves_nothing_to_train_on_and_goes_on_where_it_was(
 
     def killed(out: Path) -> bool:
         for moment in (1, 20 << 20):
-            if not killed_at(moment, [*words, str(out)], out / "train.npy.partial"):
+            if not killed_at(fork_server, moment, [*words, str(out)], out / "train.npy.partial"):
                 return False
             with pytest.raises(UsageError, match=r"train\.npy does not exist"):
                 load("array", data_pth=str(out))
