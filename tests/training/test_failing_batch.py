@@ -51,10 +51,16 @@ def failure(data: Dataset[Any], executor: str, tmp_path: Path, model: nn.Module 
     return text
 
 
-@pytest.mark.parametrize("executor", ["looped", "stacked", "threaded"])
-@pytest.mark.parametrize(("token", "label"), [(3, 12), (11, 0), (-1, 1), (3, -3)])
+@pytest.mark.parametrize(
+    ("token", "label", "executor"),
+    [
+        *((3, 12, "looped"), (-1, 1, "looped")),
+        *((3, -3, "stacked"), (11, 0, "stacked")),
+        *((3, 12, "threaded"), (11, 0, "threaded")),
+    ],
+)
 def test_the_sample_is_named(token: int, label: int, executor: str, tmp_path: Path) -> None:
-    """At its place in the order, which is torch.randperm of the seed."""
+    """At its place in the order, which is torch.randperm of the seed; a token and a label by each executor."""
     place = (torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(0)) == LATE).nonzero().item()
     step, client = int(place) // 16, int(place) % 16 // 4
     text = failure(Rows(token, label), executor, tmp_path)

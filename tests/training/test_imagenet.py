@@ -17,7 +17,7 @@ PER_CLASS = {"train": 8, "test": 3}
 
 SMALL = """
     --model torchvision.resnet18 --image-size 32 --batch-size 10 --total-batch-size 20 --steps-per-epoch 4 --step1 2
-    --epochs 3 --resume 0 --resume-pth None --lr 0.05 --momentum 0.9 --eval-freq1 2 --bn-batches 4 --device cpu --seed 1
+    --epochs 2 --resume 0 --resume-pth None --lr 0.05 --momentum 0.9 --eval-freq1 2 --bn-batches 4 --device cpu --seed 1
     --executor looped
 """.split()
 
@@ -84,8 +84,8 @@ def from_jpegs(jpegs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_learns_and_logs_top_5(from_jpegs: Path) -> None:
     rows = metrics(from_jpegs)
-    assert [row["epoch"] for row in rows] == [1, 2, 3]
-    assert min(row["train_loss"] for row in rows[1:]) < rows[0]["train_loss"]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert rows[1]["train_loss"] < rows[0]["train_loss"]
     assert all(0 <= row["val_acc1"] <= row["val_acc5"] <= 1 for row in rows)
     config = json.loads((from_jpegs / "config.json").read_text())
     assert config["data"]["mean"] == [0.485, 0.456, 0.406] and config["data"]["image_size"] == 32
@@ -110,7 +110,7 @@ def test_through_dali_it_is_the_same_run_but_for_its_decoder(
     for row, other in zip(rows, expected, strict=True):
         assert row.keys() == other.keys() and row["train_loss"] == pytest.approx(other["train_loss"], abs=0.4)
         assert 0 <= row["val_acc1"] <= row["val_acc5"] <= 1
-    assert min(row["train_loss"] for row in rows[1:]) < rows[0]["train_loss"]
+    assert rows[1]["train_loss"] < rows[0]["train_loss"]
 
 
 @pytest.mark.needs("ffcv")
