@@ -24,7 +24,6 @@ SMALL = "--batch-size 6 --total-batch-size 18 --steps-per-epoch 2"
 CASES = (
     ("stacked", "resnet20", f"{SMALL} --epochs 2 --step1 2 --bn 1 --bn-batches 2 --aug 1 --eval-on-start 1"),
     ("looped", "resnet20", f"{SMALL} --schedule epochs --epochs 2 --step1 3 --decay1 1 --bn-batches 1"),
-    ("looped", "resnet20_gn", f"{SMALL} {PHASES} --n-groups 4 --nesterov 1 --warm-up 1 --warmup-epochs 2"),
     ("stacked", "cnn", f"--batch-size 7 --total-batch-size 28 {PHASES} --group-weight 1 --max-lr 0.05 --warm-up 1"),
     ("looped", "cnn", "--batch-size 5 --clients 3 --epochs 2 --step1 3 --aug 0 --label-noise 1 --noise-p 0.3"),
     (
