@@ -21,7 +21,7 @@ PATIENCE_S = 120
 ON_DISK = list(CASES).index("mlp, kept state on disk")
 
 
-@pytest.mark.parametrize(("ranks", "kills", "first"), [(1, 3, 1), (2, 2, 1), (1, 3, ON_DISK), (2, 2, ON_DISK)])
+@pytest.mark.parametrize(("ranks", "kills", "first"), [(1, 3, 1), (1, 3, ON_DISK), (2, 2, ON_DISK)])
 def test_some_kills(ranks: int, kills: int, first: int, fork_server: ForkServer, tmp_path: Path) -> None:
     """Three of one process, two of one or both of two; more as long as none of them came while a file was written."""
     outcomes: list[Outcome] = []
