@@ -216,7 +216,7 @@ def test_every_round_launches_the_same_and_no_step_waits(
         loop = run(tmp_path / "cuda", small_models.make(name), data, rounds, device="cuda", **values)
         ours = loop.global_model.flat_params.cpu()
     assert len(rounds.counts) >= 5
-    for counts in rounds.counts[3:]:
+    for counts in rounds.counts[3:-1]:  # the last one plans no other
         assert counts == rounds.counts[2]
     assert (rounds.counts[2]["launch graph"] == 2 * 2) == graph  # H = 2 in chunks of 3 and 2 clients
     assert within == []
