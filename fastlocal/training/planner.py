@@ -194,8 +194,9 @@ class Planner:
         else:
             assert isinstance(self.streams, UnequalStreams), "as in chunks"
             sample_ids, sizes = self.streams.batches(schedule.first_step, rows)
+        host_ids = take(self.cohort(schedule).ids, rows)
         return RoundPlan(
-            client_ids=to_device(take(self.cohort(schedule).ids, rows), self.device),
+            client_ids=to_device(host_ids, self.device),
             first_step=schedule.first_step,
             learning_rates=to_device(torch.tensor(rates[: len(sample_ids)], dtype=self.dtype), self.device)
             .unsqueeze(-1)
@@ -205,6 +206,7 @@ class Planner:
             following=lambda: self._following(schedule, rest, rates),
             # steps of all rows with whole batches are those of clients that take the same steps
             sizes=None if sizes is None or bool((sizes == sample_ids.shape[-1]).all()) else sizes,
+            host_ids=host_ids,
         )
 
     def _following(

@@ -60,6 +60,9 @@ class DeviceTensor(Tensor):
     def untyped_storage(self) -> torch.UntypedStorage:
         return self.host.untyped_storage()
 
+    def record_stream(self, stream: Any) -> None:
+        """All streams are one."""
+
     def tolist(self) -> Any:
         return self.cpu().tolist()
 

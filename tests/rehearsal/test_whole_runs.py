@@ -224,17 +224,6 @@ def test_every_round_launches_the_same_and_no_step_waits(
     torch.testing.assert_close(ours, theirs.global_model.flat_params, rtol=1e-4, atol=1e-5)
 
 
-def test_samples_from_the_host_reach_the_device(tmp_path: Path, rehearsed: Rehearsal) -> None:
-    values: dict[str, Any] = {"precision": "fp32", "executor": "stacked", "momentum": 0.9, "epochs": 2, "nw": 1}
-    values |= {"source": "torch", "tune_seconds": 0.0}
-    data = small_models.images()
-    with rehearsed():
-        loop = run(tmp_path / "cuda", small_models.make("groupnorm"), data, device="cuda", **values)
-        ours = loop.global_model.flat_params.cpu()
-    theirs = run(tmp_path / "cpu", small_models.make("groupnorm"), data, **values)
-    torch.testing.assert_close(ours, theirs.global_model.flat_params, rtol=1e-4, atol=1e-5)
-
-
 def test_the_python_api_times_what_there_is(tmp_path: Path, rehearsed: Rehearsal) -> None:
     data = torch.randn(24, 3, 6, 6), torch.arange(24) % 4
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4))
