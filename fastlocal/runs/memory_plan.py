@@ -165,7 +165,7 @@ class MemoryPlan:
 
 
 def resolve_chunk(config: RunConfig, problem: LocalProblem, data: DataSet, requested: int | None) -> RunConfig:
-    """Return `config` with a chunk that fits: on a GPU the largest, on a CPU at most the default.
+    """Return `config` with a chunk that fits: on a GPU as few equal ones as fit, on a CPU at most the default.
 
     Args:
         config: Settings with the default chunk.
@@ -182,8 +182,10 @@ def resolve_chunk(config: RunConfig, problem: LocalProblem, data: DataSet, reque
     if requested is not None:
         return config
     assert config.machine.chunk is not None, "resolved before"
-    on_gpu = problem.numerics.device.type == "cuda"
-    return config.with_values(chunk=plan.fits if on_gpu else min(config.machine.chunk, plan.fits))
+    if problem.numerics.device.type == "cuda":
+        chunks = -(-config.clients // plan.fits)
+        return config.with_values(chunk=-(-config.clients // chunks))  # steps are tried and tuned for equal chunks
+    return config.with_values(chunk=min(config.machine.chunk, plan.fits))
 
 
 def plan_memory(config: RunConfig, problem: LocalProblem, data: DataSet) -> MemoryPlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ class Planner:
         return schedule, rest
 
     def chunks(self, schedule: RoundSchedule, done: Sequence[Sequence[int]] = ()) -> list[ClientRows]:
-        """Split the rows of a round that this process trains into chunks.
+        """Split the rows of a round that this process trains into chunks, as few and as equal as can be.
 
         Clients of unequal steps are split in the order of their steps, those with the most first.
 
@@ -121,14 +122,19 @@ class Planner:
         rows = self.rows(schedule)
         if isinstance(self.streams, UnequalStreams):
             order = self._by_steps(self.streams, schedule, rows, done)
-            return list(order.split(self.chunk)) if len(order) else []
+            return list(order.split(self._sizes(len(order)))) if len(order) else []
         filled = sorted((rows.start, rows.stop) for rows in done if isinstance(rows, range) and rows)
         bounds = [rows.start, *(bound for pair in filled for bound in pair), rows.stop]
         return [
-            range(first, min(first + self.chunk, end))
-            for begin, end in zip(bounds[::2], bounds[1::2], strict=True)
-            for first in range(begin, end, self.chunk)
+            range(first, end)
+            for begin, stop in zip(bounds[::2], bounds[1::2], strict=True)
+            for first, end in itertools.pairwise(itertools.accumulate(self._sizes(stop - begin), initial=begin))
         ]
+
+    def _sizes(self, rows: int) -> list[int]:
+        """Return the sizes of the chunks of so many rows, the greater ones first: 4, 3, 3 of 10 for chunks of 4."""
+        count = -(-rows // self.chunk)
+        return [rows // count + (place < rows % count) for place in range(count)]
 
     def _by_steps(
         self, streams: UnequalStreams, schedule: RoundSchedule, rows: range, done: Sequence[Sequence[int]]
