@@ -64,8 +64,7 @@ class StepProgram:
             self._sample_ids = torch.zeros(steps, *self._batch_shape, **numbers)  # type: ignore[call-overload]
         else:
             batch, targets = streamed
-            own = Batch(batch.inputs.clone(), batch.targets.clone())
-            self._streamed = own, own.targets if targets is batch.targets else targets.clone()
+            self._streamed = Batch(batch.inputs.clone(), batch.targets.clone()), targets.clone()
         first_steps = 1 if isinstance(plan.first_step, int) else clients
         self._first_step = torch.zeros(first_steps, **numbers)  # type: ignore[call-overload]
         self._values = plan.values.map(torch.zeros_like)
@@ -107,8 +106,7 @@ class StepProgram:
         (own, own_targets), (batch, targets) = self._streamed, streamed
         own.inputs.copy_(batch.inputs)
         own.targets.copy_(batch.targets)
-        if own_targets is not own.targets:
-            own_targets.copy_(targets)
+        own_targets.copy_(targets)
 
     def rewind(self) -> None:
         """Return to the first step of the round."""
