@@ -8,6 +8,7 @@ BENCHES = {
     "count": ("How many launches and bytes does a step on a GPU take? Needs none.", "10 s"),
     "throughput": ("How fast do executors train, beside loops over modules and plain vmap?", "10 min"),
     "scaling": ("Does a client-step cost the same with more clients, or more local steps?", "5 min"),
+    "between_rounds": ("How long does a GPU wait for the host between two rounds? Needs none.", "20 s"),
     "population": ("Does a round of a million clients cost what one of a thousand does?", "1 min"),
     "unequal": ("Does a client-step cost the same where clients' sizes differ?", "2 min"),
     "client_store": ("What does a round cost with the clients' state on disk?", "3 min"),

@@ -1,7 +1,8 @@
 """Convolutions, norms and additions that are computed with what follows them, so that one kernel serves both.
 
     convolution -> BatchNorm                          the convolution returns the statistics of its result too
-    norm [-> + residual] -> ReLU or SiLU              one norm_act
+    norm [-> + residual] -> ReLU, ReLU6, SiLU         one norm_act
+                            or Hardswish
 
 A call returns a stand-in for its result: a tensor on the device "meta", with the result's shape and dtype. `Deferred`
 knows its node, and every other use of it computes the value first. A use that Python does not show to a
@@ -28,7 +29,9 @@ from .stacking import only
 
 ACTIVATIONS: dict[Any, str] = {
     **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_), "relu"),
+    F.relu6: "relu6",
     F.silu: "silu",
+    F.hardswish: "hardswish",
 }
 ADDITIONS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}
 
@@ -210,11 +213,12 @@ class Deferred:
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """Return the result of an activation or addition of a norm that waits; None for any other call."""
-        if func in ACTIVATIONS:
+        activation = _activation(func, args, kwargs)
+        if activation is not None:
             norm = self.node(args[0]) if args else None
             if not isinstance(norm, Norm) or not norm.waits:
                 return None
-            y = norm.activated(ACTIVATIONS[func])
+            y = norm.activated(activation)
             if in_place(func, args, kwargs):
                 self.replace(args[0], y)
             return y
@@ -267,3 +271,11 @@ class Deferred:
     def _settle(self, value: Tensor) -> Tensor:
         node = self.node(value)
         return value if node is None else node.value()
+
+
+def _activation(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """Return the activation of a call by its name in norm_act; torch.nn.ReLU6 calls hardtanh."""
+    if func is F.hardtanh:
+        bounds = args[1:3] or (kwargs.get("min_val"), kwargs.get("max_val"))
+        return "relu6" if bounds == (0.0, 6.0) else None
+    return ACTIVATIONS.get(func)

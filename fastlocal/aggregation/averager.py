@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastlocal.kernels.transfers import to_device
+
 from .buckets import ALIGNED, Buckets
 from .compressed_route import CompressedRoute
 from .routes import AllReduce, HierarchicalRoute, Route, is_hierarchical, new_group, ranks_by_node
@@ -57,7 +59,7 @@ class Aggregator:
         """
         self._flush()
         self._added += len(params) if weights is None else weights.sum()
-        weights = None if weights is None else weights.to(params.device)
+        weights = None if weights is None else to_device(weights, params.device)
         if last:
             self._last, self._last_weights = params, weights
         else:

@@ -79,9 +79,10 @@ class GlobalModel:
     def replace(self, mean: Tensor, buffers: Mapping[str, Tensor], columns: slice = slice(None)) -> None:
         """Set `columns` of the parameters to their mean over the clients, and buffers by name."""
         self.flat_params[columns].copy_(mean)
-        own = tensors_of(self.module)
-        for name, value in buffers.items():
-            own[name].copy_(value)
+        if buffers:
+            own = tensors_of(self.module)
+            for name, value in buffers.items():
+                own[name].copy_(value)
         self.loaded = False
 
     def is_finite(self) -> bool:

@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastlocal.kernels.transfers import to_device
+
 from ..common.errors import UsageError
 from ..config.schema import RunConfig
 from ..params.correction import CorrectionTerms
@@ -54,7 +56,9 @@ class Method(Algorithm):
     def drift(self, start: Tensor, state: AlgorithmState, out: Tensor) -> None:
         """See Algorithm.drift."""
         assert state.work is not None, "not in a step"
-        torch.mul(state.clients[CHANGES], self.prox(state.work).to(out).unsqueeze(-1), out=out)
+        torch.mul(
+            state.clients[CHANGES], to_device(self.prox(state.work), out.device).to(out.dtype).unsqueeze(-1), out=out
+        )
 
     def weights(self, weights: Tensor, work: RoundWork) -> Tensor:
         """See Algorithm.weights."""

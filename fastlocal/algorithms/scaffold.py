@@ -19,6 +19,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fastlocal.kernels.transfers import to_device
+
 from ..common.errors import UsageError
 from ..config.schema import RunConfig
 from ..params.correction import CorrectionTerms
@@ -57,7 +59,7 @@ class Method(Algorithm):
     def finish(self, rows: Tensor, start: Tensor, state: AlgorithmState) -> Mapping[str, Tensor]:
         """See Algorithm.finish; clients whose rates were all 0 keep their control variates."""
         assert state.work is not None, "not in a step"
-        sums = state.work.rate_sums.to(rows).unsqueeze(-1)
+        sums = to_device(state.work.rate_sums, rows.device).to(rows.dtype).unsqueeze(-1)
         change = torch.where(sums > 0, (start - rows) / sums - state.server[CONTROL], 0)
         state.clients[CONTROL] += change
         return {CONTROL: change}

@@ -11,12 +11,14 @@ from weakref import WeakSet
 import torch
 
 from ..common import interrupts
+from ..data.sources.base import Batch
 from ..params.client_stack import ClientStack
 from ..telemetry.trace import span
 from .base import Executor, LocalProblem
 from .jobs import ChunkJob
 from .round_plan import LocalStep, RoundPlan, RoundResult
 from .stacked import StackedExecutor
+from .streamed_batches import StreamedBatch, StreamedBatches
 from .unequal_rows import ROW_COUNTS, fixed_rows, no_results, take_parts, whole_batches
 
 MIN_STEPS = 16
@@ -32,17 +34,37 @@ class StepProgram:
     """One local step of a chunk, which finds its samples and rates through a counter on the device.
 
     All inputs and outputs lie in fixed buffers, and no step reads a number on the host. Therefore the same sequence of
-    kernels takes every step of a round.
+    kernels takes every step of a round. Batches of a streaming source are copied to fixed buffers before their steps.
     """
 
-    def __init__(self, executor: StackedExecutor, stack: ClientStack, steps: int, plan: RoundPlan) -> None:
-        """Prepare the buffers of `stack`; if the plan has `sizes`, rows without a whole batch are masked."""
+    def __init__(
+        self,
+        executor: StackedExecutor,
+        stack: ClientStack,
+        steps: int,
+        plan: RoundPlan,
+        streamed: StreamedBatch | None = None,
+    ) -> None:
+        """Prepare the buffers.
+
+        Args:
+            executor: Takes the steps.
+            stack: The clients.
+            steps: Most steps of a round.
+            plan: A round; if it has `sizes`, rows without a whole batch are masked.
+            streamed: The first batch of a streaming source and the targets of its loss; None for a resident source.
+        """
         self._executor = executor
         self.stack, self.steps = stack, steps
-        clients, batch, device = len(stack.params), plan.sample_ids.shape[-1], stack.params.device
+        clients, device = len(stack.params), stack.params.device
         numbers = {"dtype": torch.int64, "device": device}
         self._client_ids = torch.zeros(clients, **numbers)  # type: ignore[call-overload]
-        self._sample_ids = torch.zeros(steps, clients, batch, **numbers)  # type: ignore[call-overload]
+        self._batch_shape, self._sample_ids, self._streamed = plan.sample_ids.shape[1:], None, None
+        if streamed is None:
+            self._sample_ids = torch.zeros(steps, *self._batch_shape, **numbers)  # type: ignore[call-overload]
+        else:
+            batch, targets = streamed
+            self._streamed = Batch(batch.inputs.clone(), batch.targets.clone()), targets.clone()
         first_steps = 1 if isinstance(plan.first_step, int) else clients
         self._first_step = torch.zeros(first_steps, **numbers)  # type: ignore[call-overload]
         self._values = plan.values.map(torch.zeros_like)
@@ -55,7 +77,7 @@ class StepProgram:
     def serves(self, stack: ClientStack, plan: RoundPlan) -> bool:
         """Return True if the program uses the buffers of `stack` and has room for the plan."""
         addresses = [[tensor.data_ptr() for tensor in one.inputs] for one in (self.stack, stack)]
-        fits = plan.local_steps <= self.steps and plan.sample_ids.shape[1:] == self._sample_ids.shape[1:]
+        fits = plan.local_steps <= self.steps and plan.sample_ids.shape[1:] == self._batch_shape
         one_step = isinstance(plan.first_step, int) == (len(self._first_step) == 1)
         alike = plan.values.tensors.keys() == self._values.tensors.keys()
         masked = plan.sizes is None or self._active is not None
@@ -70,12 +92,21 @@ class StepProgram:
             self._first_step.copy_(plan.first_step)
         for name, values in self._values.tensors.items():
             values.copy_(plan.values.tensors[name])
-        self._sample_ids[: plan.local_steps].copy_(plan.sample_ids)
+        if self._sample_ids is not None:
+            self._sample_ids[: plan.local_steps].copy_(plan.sample_ids)
         self._rates[: plan.local_steps].copy_(plan.learning_rates)
         if self._active is not None:
             steps, rows = slice(plan.local_steps), slice(len(self._client_ids))
             self._active[steps].copy_(whole_batches(plan, steps, rows))
         self.rewind()
+
+    def put(self, streamed: StreamedBatch) -> None:
+        """Copy the batch of the next step into the buffers."""
+        assert self._streamed is not None, "samples of a resident source are gathered by the step"
+        (own, own_targets), (batch, targets) = self._streamed, streamed
+        own.inputs.copy_(batch.inputs)
+        own.targets.copy_(batch.targets)
+        own_targets.copy_(targets)
 
     def rewind(self) -> None:
         """Return to the first step of the round."""
@@ -84,11 +115,15 @@ class StepProgram:
 
     def step(self) -> None:
         """Take the next local step of the round."""
-        sample_ids = self._sample_ids.index_select(0, self._counter).squeeze(0)
         rates = self._rates.index_select(0, self._counter).squeeze(0)
         step = self._first_step + self._counter
         step = step.squeeze(0) if len(step) == 1 else step  # one for all clients
-        batch, targets = self._executor.problem.batch_at(sample_ids, self._client_ids, step, self._values)
+        if self._sample_ids is not None:
+            sample_ids = self._sample_ids.index_select(0, self._counter).squeeze(0)
+            batch, targets = self._executor.problem.batch_at(sample_ids, self._client_ids, step, self._values)
+        else:
+            assert self._streamed is not None, "one of both"
+            batch, targets = self._streamed
         active = None if self._active is None else self._active.index_select(0, self._counter).squeeze(0)
         local_step = LocalStep(batch, targets, rates, self._client_ids, step, self._values, active)
         losses, correct = self._executor.local_step(self.stack, local_step)
@@ -118,15 +153,19 @@ class GraphedExecutor:
 
     def run_round(self, stack: ClientStack, plan: RoundPlan) -> RoundResult:
         """See Executor.run_round."""
+        resident = self.problem.source.resident
         if plan.sizes is not None:
-            return self._run_unequal(stack, plan)
-        found = self._program_for(stack, plan)
+            return self._run_unequal(stack, plan) if resident else self._executor.run_round(stack, plan)
+        batches = None if resident else StreamedBatches(self.problem, plan)
+        found = self._program_for(stack, plan, batches)
         if found is None:
             return self._executor.run_round(stack, plan)
         program, take_step = found
         program.load(plan)
-        for _ in range(plan.local_steps):
+        for step in range(plan.local_steps):
             interrupts.check_signals()
+            if batches is not None:
+                program.put(batches.at(step))
             take_step()
         return program.result(plan.local_steps)
 
@@ -155,7 +194,9 @@ class GraphedExecutor:
                 notes += replayed.notes
         return dataclasses.replace(result, notes=(*notes, *self._executor.take_notes()))
 
-    def _program_for(self, stack: ClientStack, plan: RoundPlan) -> tuple[StepProgram, Callable[[], None]] | None:
+    def _program_for(
+        self, stack: ClientStack, plan: RoundPlan, batches: StreamedBatches | None = None
+    ) -> tuple[StepProgram, Callable[[], None]] | None:
         """Return the program of a plan and what takes its next step; None if there are enough of other sizes."""
         clients, most = len(stack.params), MAX_PROGRAMS if plan.sizes is None else 2 * ROW_COUNTS
         if clients not in self._programs and len(self._programs) >= most:
@@ -163,7 +204,8 @@ class GraphedExecutor:
         if clients not in self._programs or not self._programs[clients][0].serves(stack, plan):
             self._programs.pop(clients, None)  # free its buffers first
             capacity = max(MIN_STEPS, 1 << (plan.local_steps - 1).bit_length())
-            program = StepProgram(self._executor, stack, capacity, plan)
+            first = None if batches is None else batches.at(0)
+            program = StepProgram(self._executor, stack, capacity, plan, first)
             program.load(plan)
             self._programs[clients] = program, self._capture_step(program, clients)
         return self._programs[clients]

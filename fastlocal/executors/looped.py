@@ -39,7 +39,7 @@ class LoopedExecutor(ExecutorKind):
     def options(cls, config: RunConfig, requested: MachineConfig, problem: LocalProblem) -> list[Values]:
         """See ExecutorKind.options; none if a GPU may replay stacked steps, because they are not timed as graphs."""
         replayed = problem.numerics.device.type != "cpu" and requested.cuda_graph is not False
-        return [] if replayed and problem.source.resident and problem.no_vmap is None else [{"executor": "looped"}]
+        return [] if replayed and problem.no_vmap is None else [{"executor": "looped"}]
 
     def __init__(self, problem: LocalProblem) -> None:
         self.problem = problem

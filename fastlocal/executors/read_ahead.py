@@ -114,7 +114,7 @@ def _by_step(plan: RoundPlan, first: int, clients: slice) -> Iterator[BatchReque
 
 def _steps(plan: RoundPlan, first: int, clients: slice | int) -> Iterator[BatchRequest]:
     """Yield the requests of a plan from those of some clients at step `first` on."""
-    client_ids = plan.client_ids.cpu()
+    client_ids = plan.client_ids.cpu() if plan.host_ids is None else plan.host_ids
     last = plan.local_steps if isinstance(clients, slice) else plan.steps_of(clients)
     for step in range(first, last):
         for rows, size in _parts(plan, step, clients, step == first):

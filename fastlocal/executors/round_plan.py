@@ -69,6 +69,7 @@ class RoundPlan:
         values: Hyperparameters that differ between the rows.
         sizes: int64 [local_steps, clients] on the CPU, samples of each batch, of which those in `sample_ids` are the
             first; 0 after a client's last step, and clients with more steps come first. None: all batches are whole.
+        host_ids: `client_ids` on the CPU, or None.
     """
 
     client_ids: Tensor
@@ -79,6 +80,7 @@ class RoundPlan:
     following: Callable[[], Iterator[RoundPlan]] = _no_plans
     values: RowValues = SHARED
     sizes: Tensor | None = None
+    host_ids: Tensor | None = None
 
     @property
     def local_steps(self) -> int:
@@ -138,6 +140,7 @@ class RoundPlan:
             first_row=self.first_row,
             values=self.values.part(rows),
             sizes=None if self.sizes is None else self.sizes[steps, rows],
+            host_ids=None if self.host_ids is None else self.host_ids[rows],
         )
 
     def trained(self, losses: Tensor) -> tuple[float, int]:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fastlocal.kernels.transfers import to_device
+
 from ..data.sources.base import Batch
 from ..params.client_stack import ClientStack
 from .round_plan import LocalStep, RoundPlan, RoundResult
@@ -41,7 +43,7 @@ def whole_batches(plan: RoundPlan, steps: slice, rows: slice) -> Tensor:
     device = plan.client_ids.device
     if plan.sizes is None:
         return torch.ones(plan.sample_ids[steps, rows].shape[:2], dtype=torch.bool, device=device)
-    return (plan.sizes[steps, rows] == plan.batch).to(device)
+    return to_device(plan.sizes[steps, rows] == plan.batch, device)
 
 
 def no_results(problem: LocalProblem, plan: RoundPlan, stack: ClientStack) -> RoundResult:

@@ -160,11 +160,13 @@ class ClientStore:
         return dict(self._fetched)
 
     def store(self, clients: ClientRows) -> None:
-        """Write the rows of the last `fetch` back."""
+        """Write the rows of the last `fetch` back; from a GPU the copies may be queued behind the local steps."""
         for name, values in self._fetched.items():
             if isinstance(clients, Tensor):
                 values = values.to(self.all[name].device)
-            self.all[name][self._index(clients)] = values
+                self.all[name][self._index(clients)] = values
+            else:
+                self.all[name][self._index(clients)].copy_(values, non_blocking=True)
 
     def read_ahead(self, upcoming: Callable[[], ClientRows | None]) -> None:
         """Read the rows of the next `fetch` while those of the last one train.

@@ -97,8 +97,6 @@ def _graphed(stacked: StackedExecutor, config: RunConfig) -> tuple[GraphedExecut
         return None, None
     if problem.numerics.device.type != "cuda":
         return None, f"the run is on {problem.numerics.device}, not on a CUDA GPU"
-    if not problem.source.resident:
-        return None, "the data come from the host, step by step"
     assert machine.chunk is not None
     graphs = CudaGraphs()
     for clients in sorted({min(FEW, machine.chunk), machine.chunk}):

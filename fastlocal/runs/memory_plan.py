@@ -10,6 +10,7 @@ from ..aggregation.server_optimizers import server_rows
 from ..common.errors import UsageError
 from ..common.machine import available, resident_bytes
 from ..config.schema import RunConfig
+from ..data.sources import uploads
 from ..data.types import DataSet, Split
 from ..executors.base import LocalProblem
 from ..executors.gradient_rows import best_by_parameter
@@ -57,6 +58,7 @@ class Needs:
         terms: Bytes of a resident client that the run's algorithm adds to the gradients.
         own: Bytes of one client's state of the algorithm.
         replayed: Whether steps are replayed as a CUDA graph, whose memory nothing else can use.
+        streamed: Bytes of a client's batches of a streaming source that wait on a GPU, or are the step's own.
     """
 
     torch: int
@@ -79,6 +81,7 @@ class Needs:
     on_disk: bool = False
     terms: int = 0
     own: int = 0
+    streamed: int = 0
 
     def parts(self, chunk: int) -> dict[str, int]:
         """Return {part: bytes} at the peak with `chunk` resident clients, on the device that trains."""
@@ -113,6 +116,7 @@ class Needs:
             **client_buffers,
             **({"algorithm": resident * self.own + chunk * self.terms} if self.own or self.terms else {}),
             "activations": activations,
+            **({"batches from the host": at_once * self.streamed} if self.streamed else {}),
             "workspace": workspace,
         }
 
@@ -161,7 +165,7 @@ class MemoryPlan:
 
 
 def resolve_chunk(config: RunConfig, problem: LocalProblem, data: DataSet, requested: int | None) -> RunConfig:
-    """Return `config` with a chunk that fits: on a GPU the largest, on a CPU at most the default.
+    """Return `config` with a chunk that fits: on a GPU as few equal ones as fit, on a CPU at most the default.
 
     Args:
         config: Settings with the default chunk.
@@ -178,8 +182,10 @@ def resolve_chunk(config: RunConfig, problem: LocalProblem, data: DataSet, reque
     if requested is not None:
         return config
     assert config.machine.chunk is not None, "resolved before"
-    on_gpu = problem.numerics.device.type == "cuda"
-    return config.with_values(chunk=plan.fits if on_gpu else min(config.machine.chunk, plan.fits))
+    if problem.numerics.device.type == "cuda":
+        chunks = -(-config.clients // plan.fits)
+        return config.with_values(chunk=-(-config.clients // chunks))  # steps are tried and tuned for equal chunks
+    return config.with_values(chunk=min(config.machine.chunk, plan.fits))
 
 
 def plan_memory(config: RunConfig, problem: LocalProblem, data: DataSet) -> MemoryPlan:
@@ -260,12 +266,20 @@ def _needs(config: RunConfig, problem: LocalProblem, data: DataSet, strategies: 
         terms=problem.correction.drift * numbers.dtype.itemsize * problem.layout.n_params,
         own=sum(value.nbytes for value in problem.algorithm.clients.values()),
         replayed="cuda_graph" in kind.flags and config.machine.cuda_graph is not False and can_replay(problem),
+        streamed=_streamed_bytes(config, problem),
     )
 
 
+def _streamed_bytes(config: RunConfig, problem: LocalProblem) -> int:
+    """Return the bytes of a client's batches on a GPU: the captured step's own, and those that are copied ahead."""
+    if problem.source.resident or problem.numerics.device.type == "cpu":
+        return 0
+    return (2 + uploads.AHEAD) * problem.source.batch_bytes(config.client.batch_size)
+
+
 def can_replay(problem: LocalProblem) -> bool:
-    """Return True if steps can be replayed as a CUDA graph, which needs a GPU and a resident source."""
-    return problem.numerics.device.type == "cuda" and problem.source.resident
+    """Return True if steps can be replayed as a CUDA graph, which needs a GPU."""
+    return problem.numerics.device.type == "cuda"
 
 
 def _copies(config: RunConfig, problem: LocalProblem) -> int:

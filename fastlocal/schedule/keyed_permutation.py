@@ -41,7 +41,7 @@ def permute(seed: int, purpose: int, clients: Tensor, steps: Tensor, sizes: Tens
         int64 [...], of the shape that the arguments broadcast to. For fixed key and size it is a permutation of [0, n).
     """
     clients, steps, sizes, positions = torch.broadcast_tensors(clients, steps, sizes, positions)
-    keys = _round_keys(seed, purpose, clients.reshape(-1), steps.reshape(-1)).numpy().astype(np.uint32)
+    keys = _round_keys(seed, purpose, clients.reshape(-1), steps.reshape(-1))
     bounds, values = (part.reshape(-1).numpy().astype(np.uint32) for part in (sizes, positions))
     # numpy computes in 32 bits, which wrap as the hash needs: a tenth of the time of torch's int64
     bits = np.frexp((bounds - 1).astype(np.float64))[1].astype(np.uint32)
@@ -55,26 +55,17 @@ def permute(seed: int, purpose: int, clients: Tensor, steps: Tensor, sizes: Tens
     return torch.from_numpy(result.astype(np.int64)).reshape(positions.shape)
 
 
-def _round_keys(seed: int, purpose: int, clients: Tensor, steps: Tensor) -> Tensor:
-    """Return a key word of each round, int64 [ROUNDS, n]; equal neighbours of (clients, steps) are drawn once."""
+def _round_keys(seed: int, purpose: int, clients: Tensor, steps: Tensor) -> Words:
+    """Return a key word of each round, [ROUNDS, n]; equal neighbours of (clients, steps) are drawn once."""
     pairs = torch.stack([clients, steps])
     is_new = torch.ones_like(clients, dtype=torch.bool)
     torch.any(pairs[:, 1:] != pairs[:, :-1], dim=0, out=is_new[1:])
     pairs, place = pairs[:, is_new], is_new.cumsum(0) - 1
     key = seed & philox.MASK32, seed >> 32 & philox.MASK32
-    calls = [
-        philox.philox4x32(
-            (
-                torch.full_like(pairs[0], call),
-                pairs[0],
-                pairs[1] & philox.MASK32,
-                (pairs[1] >> 32 << 8 | int(purpose)) & philox.MASK32,
-            ),
-            key,
-        )
-        for call in range(ROUNDS // 4)
-    ]
-    return torch.stack([word for words in calls for word in words])[:, place]
+    calls = torch.arange(ROUNDS // 4).unsqueeze(-1)
+    counter = calls, pairs[0], pairs[1] & philox.MASK32, (pairs[1] >> 32 << 8 | int(purpose)) & philox.MASK32
+    words = torch.stack(philox.philox4x32(counter, key), dim=1).view(ROUNDS, -1)
+    return np.take(words.numpy().astype(np.uint32), place.numpy(), axis=1)
 
 
 def _feistel(values: Words, keys: Words, low_bits: Words, high_bits: Words) -> Words:

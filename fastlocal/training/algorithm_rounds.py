@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastlocal.kernels.transfers import to_device
+
 from ..aggregation.averager import Aggregator
 from ..algorithms import Algorithm, AlgorithmState, RoundWork
 from ..params.client_stack import ClientRows, ClientStack
@@ -92,25 +94,21 @@ class AlgorithmRounds:
         """Return True if the algorithm's server does more than to take the mean."""
         return self.algorithm.changes("server")
 
-    def begin(self, planner: Planner, schedule: RoundSchedule, rates: list[float]) -> RoundWeights:
+    def begin(self, planner: Planner, schedule: RoundSchedule) -> RoundWeights:
         """Begin a round, and return the weights of its clients.
 
         Args:
             planner: Knows the clients of the round and what they do.
             schedule: The round.
-            rates: The learning rate of each local step.
         """
-        cohort, steps = planner.cohort(schedule), planner.streams.steps(schedule.first_step)
-        steps = torch.full((len(cohort),), len(rates)) if steps is None else steps
-        shares = planner.weights.shares(cohort)
         self._averages = schedule.comm_round - schedule.averaged
-        self._work = RoundWork(steps, rates, shares, len(cohort), planner.population)
-        weights = planner.weights.of(cohort) if len(cohort) else None
-        if not self.algorithm.changes("weights") or not len(cohort):
+        inputs = planner.inputs(schedule)
+        self._work, weights, clients = inputs.work, inputs.weights, inputs.work.cohort
+        if not self.algorithm.changes("weights") or not clients:
             return RoundWeights(weights, weights)
-        weights = torch.full((len(cohort),), 1 / len(cohort), dtype=torch.float64) if weights is None else weights
+        weights = torch.full((clients,), 1 / clients, dtype=torch.float64) if weights is None else weights
         changes = self.algorithm.weights(weights.clone(), self._work)
-        return RoundWeights(weights, weights if changes is None else checked_weights(changes, len(cohort)))
+        return RoundWeights(weights, weights if changes is None else checked_weights(changes, clients))
 
     def correct(self, stack: ClientStack, rows: ClientRows, center: Tensor, chunk: int) -> ClientStack:
         """Return the stack of a chunk with what the algorithm adds to its steps.
@@ -139,7 +137,8 @@ class AlgorithmRounds:
             drift = self._rows("drift", center, chunk)[:count]
             self.algorithm.drift(center, state, drift)
         if self.terms.prox:
-            prox = self._rows("prox", center[0], chunk)[:count].copy_(self.algorithm.prox(state.work))
+            prox = self._rows("prox", center[0], chunk)[:count]
+            prox.copy_(to_device(self.algorithm.prox(state.work), center.device))
         correction = make_correction(self.terms, center, drift, prox, state)
         return dataclasses.replace(stack, state=buffers, correction=correction)
 

@@ -17,16 +17,15 @@ from ..common import interrupts
 from ..data.sources.base import Source
 from ..distributed.world import World
 from ..executors.base import Executor, LocalProblem
-from ..executors.empty_batches import clear_empty
 from ..executors.jobs import ChunkJob
 from ..params.client_stack import ClientRows, ClientStack, ClientStore, repeated, take
-from ..params.nonfinite import find_nonfinite
-from ..schedule.cursor import PartialRound, TrainingCursor, TrainStats
+from ..schedule.cursor import PartialRound, TrainingCursor
 from ..schedule.rounds import Progress, RoundSchedule
 from ..telemetry.base import Logger
 from ..telemetry.jsonl import StepLog
 from ..telemetry.trace import span
 from .algorithm_rounds import RoundWeights
+from .chunk_results import PendingResults
 from .client_reports import ClientReports
 from .evaluator import Evaluator
 from .planner import Planner
@@ -174,7 +173,7 @@ class Loop:
         self.source.pop_wait_seconds()  # drop the waits of BatchNorm's re-estimation
         began = time.perf_counter()
         cohort = self.planner.cohort(schedule)
-        weights = self.server.algorithm.begin(self.planner, schedule, rates)
+        weights = self.server.algorithm.begin(self.planner, schedule)
         if not so_far.done:
             self.server.prepare(self.client_store)
         chunks = self.planner.chunks(schedule, so_far.done)
@@ -257,22 +256,22 @@ class Loop:
         if self.by_client is not None:
             with span("evaluate"):
                 so_far.own_results += self.by_client.after_chunk(schedule, stack, plan)
-        losses = result.losses.cpu()
-        for note in result.notes:
-            self.logger.message(note)
-        empty = clear_empty(losses, plan, self.problem)
-        counts = [] if result.correct is None else (result.correct.sum(dim=0) / self.problem.places).tolist()
-        correct, ignored = counts[: len(self.problem.topk)], int(sum(counts[len(self.problem.topk) :]))
-        loss, samples = plan.trained(losses)
-        so_far.stats.add(TrainStats(loss, correct, samples, ignored, empty))
-        so_far.bad += find_nonfinite(losses, params, schedule.first_step, plan.client_ids, plan.steps_of)
-        if self.log_steps:
-            so_far.losses.append(losses)
+        # while a GPU still steps, what follows is queued and the next chunk is planned
+        pending = PendingResults(result, params)
         if schedule.averaged:
             with span("average"):
                 part = None if weights.changes is None else take(weights.changes, rows)
                 fragment = self.server.fragments.of(self.cursor.comm_round)
                 fragment.aggregator.accumulate(params[:, fragment.columns], last=not rest, weights=part)
+        with span("plan"):
+            self.planner.plan_ahead(schedule, rest, rates)
+        results = pending.wait(plan, self.problem)
+        for note in result.notes:
+            self.logger.message(note)
+        so_far.stats.add(results.stats)
+        so_far.bad += results.bad
+        if self.log_steps:
+            so_far.losses.append(results.losses)
         so_far.done.append(rows if isinstance(rows, range) else tuple(rows.tolist()))
         self.chunk_done = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from fastlocal.kernels.transfers import to_device
+
 from ..data.sample_streams import SampleStreams
 from ..data.unequal_streams import UnequalStreams
 from ..executors.round_plan import RoundPlan
@@ -17,6 +20,7 @@ from ..params.client_stack import ClientRows, take
 from ..schedule.cohort import ClientWeights, Cohort
 from ..schedule.cursor import TrainingCursor
 from ..schedule.rounds import Progress, RoundSchedule
+from .round_inputs import RoundInputs
 
 T = TypeVar("T")
 
@@ -49,10 +53,23 @@ class Planner:
     device: torch.device
     index_device: torch.device
 
+    def __post_init__(self) -> None:
+        self._ahead: tuple[int, ClientRows, RoundPlan] | None = None
+        self._inputs: dict[int, RoundInputs] = {}
+
     def rounds(self, cursor: TrainingCursor) -> Iterator[RoundSchedule]:
         """Iterate over the rounds from `cursor` on. `plan` looks ahead in the same iterator."""
         self._rounds = _Lookahead(self.progress.rounds(cursor.first_step, cursor.rounds_before))
         return self._rounds
+
+    def inputs(self, schedule: RoundSchedule) -> RoundInputs:
+        """Return what a round begins with."""
+        inputs = self._inputs.get(schedule.first_step)
+        if inputs is None:
+            inputs = RoundInputs(self, schedule)
+            # that of the next round is made while this one trains
+            self._inputs = dict(list(self._inputs.items())[-2:]) | {schedule.first_step: inputs}
+        return inputs
 
     def cohort(self, schedule: RoundSchedule) -> Cohort:
         """Return the clients of a round."""
@@ -60,11 +77,7 @@ class Planner:
 
     def rows(self, schedule: RoundSchedule) -> range:
         """Return the rows of a round that this process trains."""
-        ids = self.cohort(schedule).ids
-        if self.kept:
-            first, end = torch.searchsorted(ids, torch.tensor([self.clients.start, self.clients.stop])).tolist()
-            return range(first, end)
-        return range(min(self.clients.start, len(ids)), min(self.clients.stop, len(ids)))
+        return self.inputs(schedule).rows
 
     def state_rows(self, schedule: RoundSchedule, rows: ClientRows) -> ClientRows:
         """Return the places of rows of a round in the ClientStore."""
@@ -85,15 +98,20 @@ class Planner:
             schedule: The round of the chunk before it.
             rest: The chunks of this round after that.
         """
-        if not rest:
-            upcoming = next(self._rounds.later(), None)
-            if upcoming is None:
-                return None
-            schedule, rest = upcoming, self.chunks(upcoming)
+        schedule, rest = self._next_chunks(schedule, rest)
         return self.state_rows(schedule, rest[0]) if rest else None
 
+    def _next_chunks(
+        self, schedule: RoundSchedule, rest: Sequence[ClientRows]
+    ) -> tuple[RoundSchedule, Sequence[ClientRows]]:
+        """Return the rest of a round, or, if there is none, the chunks of the next one, which may be none either."""
+        if not rest:
+            for upcoming in self._rounds.later():
+                return upcoming, self.chunks(upcoming)
+        return schedule, rest
+
     def chunks(self, schedule: RoundSchedule, done: Sequence[Sequence[int]] = ()) -> list[ClientRows]:
-        """Split the rows of a round that this process trains into chunks.
+        """Split the rows of a round that this process trains into chunks, as few and as equal as can be.
 
         Clients of unequal steps are split in the order of their steps, those with the most first.
 
@@ -104,14 +122,19 @@ class Planner:
         rows = self.rows(schedule)
         if isinstance(self.streams, UnequalStreams):
             order = self._by_steps(self.streams, schedule, rows, done)
-            return list(order.split(self.chunk)) if len(order) else []
+            return list(order.split(self._sizes(len(order)))) if len(order) else []
         filled = sorted((rows.start, rows.stop) for rows in done if isinstance(rows, range) and rows)
         bounds = [rows.start, *(bound for pair in filled for bound in pair), rows.stop]
         return [
-            range(first, min(first + self.chunk, end))
-            for begin, end in zip(bounds[::2], bounds[1::2], strict=True)
-            for first in range(begin, end, self.chunk)
+            range(first, end)
+            for begin, stop in zip(bounds[::2], bounds[1::2], strict=True)
+            for first, end in itertools.pairwise(itertools.accumulate(self._sizes(stop - begin), initial=begin))
         ]
+
+    def _sizes(self, rows: int) -> list[int]:
+        """Return the sizes of the chunks of so many rows, the greater ones first: 4, 3, 3 of 10 for chunks of 4."""
+        count = -(-rows // self.chunk)
+        return [rows // count + (place < rows % count) for place in range(count)]
 
     def _by_steps(
         self, streams: UnequalStreams, schedule: RoundSchedule, rows: range, done: Sequence[Sequence[int]]
@@ -134,7 +157,7 @@ class Planner:
 
     def rates(self, schedule: RoundSchedule) -> list[float]:
         """Return the learning rate of each local step of a round."""
-        return [self.progress.learning_rate(schedule.first_step + step) for step in range(schedule.local_steps)]
+        return self.inputs(schedule).rates
 
     def plan(
         self, schedule: RoundSchedule, rows: ClientRows, rates: list[float], rest: Sequence[ClientRows]
@@ -147,23 +170,49 @@ class Planner:
             rates: The learning rate of each local step.
             rest: The chunks of this round after this one.
         """
+        if self._ahead is not None:
+            first_step, planned, plan = self._ahead
+            if first_step == schedule.first_step and _are_same(planned, rows):
+                return plan
+        return self._plan(schedule, rows, rates, rest)
+
+    def plan_ahead(self, schedule: RoundSchedule, rest: Sequence[ClientRows], rates: list[float]) -> None:
+        """Make the plan of the next chunk, which `plan` returns then; meant for the time in which a device trains.
+
+        Args:
+            schedule: The round of the chunk before it.
+            rest: The chunks of this round after that.
+            rates: The learning rate of each local step of this round.
+        """
+        upcoming, chunks = self._next_chunks(schedule, rest)
+        if chunks:
+            rates = rates if upcoming is schedule else self.rates(upcoming)
+            plan = self._plan(upcoming, chunks[0], rates, chunks[1:])
+            self._ahead = upcoming.first_step, chunks[0], plan
+        self.inputs(upcoming).compute()
+
+    def _plan(
+        self, schedule: RoundSchedule, rows: ClientRows, rates: list[float], rest: Sequence[ClientRows]
+    ) -> RoundPlan:
         sizes: Tensor | None = None
         if isinstance(rows, range):
             sample_ids = self.streams.sample_ids(schedule.first_step, schedule.local_steps, rows)
         else:
             assert isinstance(self.streams, UnequalStreams), "as in chunks"
             sample_ids, sizes = self.streams.batches(schedule.first_step, rows)
+        host_ids = take(self.cohort(schedule).ids, rows)
         return RoundPlan(
-            client_ids=take(self.cohort(schedule).ids, rows).to(self.device),
+            client_ids=to_device(host_ids, self.device),
             first_step=schedule.first_step,
-            learning_rates=torch.tensor(
-                rates[: len(sample_ids)], dtype=self.dtype, device=self.device
-            )[:, None].expand(-1, len(rows)),
-            sample_ids=sample_ids.to(self.index_device),
+            learning_rates=to_device(torch.tensor(rates[: len(sample_ids)], dtype=self.dtype), self.device)
+            .unsqueeze(-1)
+            .expand(-1, len(rows)),
+            sample_ids=to_device(sample_ids, self.index_device),
             first_row=int(rows[0]),
             following=lambda: self._following(schedule, rest, rates),
             # steps of all rows with whole batches are those of clients that take the same steps
             sizes=None if sizes is None or bool((sizes == sample_ids.shape[-1]).all()) else sizes,
+            host_ids=host_ids,
         )
 
     def _following(
@@ -178,6 +227,12 @@ class Planner:
     def _plans(self, schedule: RoundSchedule, chunks: Sequence[ClientRows], rates: list[float]) -> Iterator[RoundPlan]:
         for place, rows in enumerate(chunks):
             yield self.plan(schedule, rows, rates, chunks[place + 1 :])
+
+
+def _are_same(one: ClientRows, other: ClientRows) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    return isinstance(one, range) and isinstance(other, range) and one == other
 
 
 class _Lookahead(Generic[T]):

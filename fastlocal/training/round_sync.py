@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -43,7 +43,7 @@ def sync_round(world: World, what: str, so_far: PartialRound, save: int, *, loss
         losses: Whether to gather the loss of every step.
     """
     own = {
-        "stats": asdict(so_far.stats),
+        "stats": vars(so_far.stats),  # a tenth of the time of dataclasses.asdict
         "bad": so_far.bad,
         "save": save,
         "own_results": so_far.own_results,

@@ -50,7 +50,7 @@ class Server:
 
     def prepare(self, store: ClientStore) -> None:
         """Give the clients of a round the global model's buffers, if they keep none."""
-        if self.client_state == "reset":
+        if self.client_state == "reset" and self.changing:
             own = tensors_of(self.global_model.module)
             store.fill({name: own[name].detach() for name in self.changing})
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Activation = Literal["none", "relu", "silu"]
-ACTIVATIONS = ("none", "relu", "silu")
+Activation = Literal["none", "relu", "relu6", "silu", "hardswish"]
+ACTIVATIONS = ("none", "relu", "relu6", "silu", "hardswish")
 
 
 def norm_act(
@@ -38,7 +38,7 @@ def norm_act(
         groups: Groups of channels, normalized per sample (GroupNorm, Wu & He 2018); 0: every channel over batch and
             spatial axes (BatchNorm in training, Ioffe & Szegedy 2015).
         eps: Added to the variance.
-        activation: "none", "relu" or "silu".
+        activation: One of ACTIVATIONS, as torch computes it.
         mean: The statistics where they are known, as returned; None, as rstd, to compute them.
         rstd: As mean.
 
@@ -146,4 +146,7 @@ def before_activation(
 
 
 def _activate(x: Tensor, activation: str) -> Tensor:
-    return F.relu(x) if activation == "relu" else F.silu(x) if activation == "silu" else x
+    if activation == "none":
+        return x
+    functions = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish}
+    return functions[activation](x)

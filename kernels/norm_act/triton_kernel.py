@@ -108,8 +108,12 @@ def _apply_kernel(
         y += tl.load(residual_ptr + residual_offset, mask=inside, other=0.0).to(tl.float32)
     if ACTIVATION == "relu":
         y = tl.where(y <= 0, 0.0, y)  # keeps NaN
+    elif ACTIVATION == "relu6":
+        y = tl.where(y <= 0, 0.0, tl.where(y >= 6, 6.0, y))
     elif ACTIVATION == "silu":
         y = y * tl.sigmoid(y)
+    elif ACTIVATION == "hardswish":
+        y = y * tl.where(y <= -3, 0.0, tl.where(y >= 3, 6.0, y + 3)) / 6
     y_offset = offsets(
         client,
         sample,

@@ -37,7 +37,7 @@ def norm_act_backward(
     g = wide(grad)
     if activation != "none":
         before = before_activation(x, weight, bias, residual, mean, rstd, groups)
-        g = g * (before > 0) if activation == "relu" else g * _silu_slope(before)
+        g = g * _slope(before, activation)
     normal = normalise(x, mean, rstd, groups)
     h = g if weight is None else g * per_channel(weight, x)
     first = units(h, groups).mean(dim=-1)
@@ -49,6 +49,12 @@ def norm_act_backward(
     return torch.empty_like(x).copy_(dx), torch.stack((dweight, dbias)), dresidual
 
 
-def _silu_slope(x: Tensor) -> Tensor:
+def _slope(x: Tensor, activation: str) -> Tensor:
+    if activation == "relu":
+        return x > 0
+    if activation == "relu6":
+        return (x > 0) & (x < 6)
+    if activation == "hardswish":
+        return torch.where(x < 3, x / 3 + 0.5, 1.0).masked_fill_(x <= -3, 0.0)
     gate = torch.sigmoid(x)
     return gate * (1 + x * (1 - gate))

@@ -136,6 +136,10 @@ def _backward_kernel(
             before += tl.load(residual_ptr + residual_offset, mask=inside, other=0.0).to(tl.float32)
         if ACTIVATION == "relu":
             g = tl.where(before <= 0, 0.0, g)
+        elif ACTIVATION == "relu6":
+            g = tl.where((before <= 0) | (before >= 6), 0.0, g)
+        elif ACTIVATION == "hardswish":
+            g = g * tl.where(before <= -3, 0.0, tl.where(before < 3, before / 3 + 0.5, 1.0))
         else:
             gate = tl.sigmoid(before)
             g = g * gate * (1 + before * (1 - gate))

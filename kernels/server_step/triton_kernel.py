@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arguments import expect
+from ..transfers import to_device
 from ..triton_rows import load
 from .reference import Rule
 
@@ -107,7 +108,7 @@ def server_step(
         return
     # a tensor: floats would be rounded to float32
     numbers = [rate, decay, gain, second_decay, 1 - second_decay, second_scale, tau]
-    scalars = torch.tensor(numbers, dtype=torch.float64, device=params.device)
+    scalars = to_device(torch.tensor(numbers, dtype=torch.float64), params.device)
     block = 1024 if params.dtype != torch.float64 else 512
     _server_step[(triton.cdiv(params.numel(), block),)](
         params_ptr=params,

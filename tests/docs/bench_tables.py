@@ -229,7 +229,17 @@ def kill() -> str:
     return table(names, rows) + measured("kill.csv")
 
 
+def between_rounds() -> str:
+    """What the host does between two rounds, and what a GPU waits for."""
+    rows = [
+        (row["case"], row["host_ms"], row["after_ms"], f"{row['after_p20_ms']} to {row['after_p80_ms']}")
+        for row in read("between_rounds.csv")
+    ]
+    return table(("round", ">host, ms", ">a GPU waits, ms", ">p20 to p80"), rows) + measured("between_rounds.csv")
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "between-rounds": between_rounds,
     "result": result,
     "targets": targets,
     "grid-8": lambda: grid(("8",)),

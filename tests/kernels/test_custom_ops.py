@@ -15,6 +15,7 @@ from fastlocal.kernels import functional
 from fastlocal.kernels.conv2d_clients.operator import conv2d_stacked, conv2d_stacked_backward
 from fastlocal.kernels.functional import StackedOps
 from fastlocal.kernels.norm_act.operator import norm_act_stacked, norm_act_stacked_backward
+from fastlocal.kernels.norm_act.reference import ACTIVATIONS
 from fastlocal.models.cifar_resnet import resnet
 
 CLIENTS, BATCH = 3, 2
@@ -84,7 +85,7 @@ def test_gradients_of_the_convolution(strategy: str) -> None:
 
 
 @pytest.mark.parametrize("groups", [2, 0])
-@pytest.mark.parametrize("activation", ["none", "relu", "silu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradients_of_the_norms(groups: int, activation: str) -> None:
     inputs = (normal(2, 2, 4, 2, 3), normal(2, 4), normal(2, 4), normal(2, 2, 4, 2, 3))
     assert torch.autograd.gradcheck(

@@ -85,13 +85,22 @@ def a_residual_that_changes_afterwards(m: Layers, x: Tensor) -> Tensor:
 def other_activations(m: Layers, x: Tensor) -> Tensor:
     """In place, of norms and of a convolution, whose results are used again under both names."""
     y = m.batch(m.conv(x))
-    z = F.relu6(y, inplace=True)
+    z = F.celu(y, inplace=True)
     w = m.other(z)
-    F.hardswish(w, True)
+    F.hardtanh(w, -1.0, 6.0, True)
     v = m.group(w)
     u = v[:, :2]
     F.elu(v, inplace=True)
     return F.adaptive_avg_pool2d(y, 1) * z + F.leaky_relu(m.batch2(x), 0.1, inplace=True) + w * v + u.sum()
+
+
+def of_mobile_nets(m: Layers, x: Tensor) -> Tensor:
+    """As modules, of which ReLU6 calls hardtanh, and in place."""
+    y = nn.ReLU6(inplace=True)(m.batch(m.conv(x)) * 1 + 0)
+    y = nn.ReLU6(inplace=True)(m.batch2(m.conv(x))) + y
+    z = nn.Hardswish(inplace=True)(m.group(x) + x)
+    w = m.group(z)
+    return y + F.hardswish(w, True) + F.relu6(m.batch(x)) + w
 
 
 def kept(m: Layers, x: Tensor) -> Tensor:
@@ -123,6 +132,13 @@ FORWARDS: dict[Forward, dict[str, int]] = {
         "BatchNorm + residual + relu": 1,
     },
     other_activations: {"convolution + BatchNorm": 1},
+    of_mobile_nets: {
+        "convolution + BatchNorm": 1,
+        "convolution + BatchNorm + relu6": 1,
+        "GroupNorm + residual + hardswish": 1,
+        "GroupNorm + hardswish": 1,
+        "BatchNorm + relu6": 1,
+    },
     kept: {"convolution + BatchNorm": 1},
     of_other_kinds: {"convolution + BatchNorm": 1, "BatchNorm + relu": 1},
 }

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from fastlocal import kernels
 from fastlocal.kernels.norm_act import reference
+from fastlocal.kernels.norm_act.reference import ACTIVATIONS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ["reference", "triton"]
@@ -45,7 +46,7 @@ def test_a_mean_far_from_zero_costs_no_digits(backend: str, groups: int, shape: 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("activation", ["none", "relu", "silu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_a_value_that_is_not_finite_is_seen(backend: str, activation: str) -> None:
     x = normal(2, 2, 4, 3, 3)
     x[1, 0, 2, 1, 1] = float("nan")
@@ -76,7 +77,7 @@ def test_mistakes_are_said(backend: str) -> None:
     op, x = kernels.get("norm_act", backend, DEVICE), normal(2, 3, 4, 5)
     with pytest.raises(ValueError, match="3 groups do not divide 4 channels"):
         op(x, groups=3)
-    with pytest.raises(ValueError, match="unknown activation 'tanh'; known: none, relu, silu"):
+    with pytest.raises(ValueError, match="unknown activation 'tanh'; known: none, relu, relu6, silu, hardswish"):
         op(x, groups=2, activation="tanh")
     with pytest.raises(ValueError, match=r"weight of shape \[4\] for inputs of shape \[2, 3, 4, 5\]"):
         op(x, torch.ones(4), groups=2)

@@ -60,6 +60,7 @@ class Event:
         _waits("event.synchronize")
 
     def query(self) -> bool:
+        _active().finish_copies()
         return True
 
     def elapsed_time(self, end: Event) -> float:

@@ -60,6 +60,9 @@ class DeviceTensor(Tensor):
     def untyped_storage(self) -> torch.UntypedStorage:
         return self.host.untyped_storage()
 
+    def record_stream(self, stream: Any) -> None:
+        """All streams are one."""
+
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
@@ -79,7 +82,8 @@ class DeviceTensor(Tensor):
 class Device(TorchDispatchMode):
     """The device while a rehearsal lasts, as a mode under which tensors are made on it.
 
-    events: ("launch" | "h2d" | "d2h" | "wait", name of the operation), in their order
+    events: ("launch" | "h2d" | "d2h" | "wait", name of the operation), in their order; a copy from or to pinned
+        memory for which the host does not wait is "h2d queued" or "d2h queued"
     recorded: what a capture has launched so far, None outside captures
     operands: (name, dtypes of the first two tensors) of captured launches of floating-point tensors
     on_allocation: called with the bytes of every new tensor
@@ -98,6 +102,9 @@ class Device(TorchDispatchMode):
         self.on_launch: Callable[[str], None] = lambda name: None
         self.operands: set[tuple[str, tuple[torch.dtype, ...]]] = set()
         self.generator = torch.Generator().manual_seed(0)
+        self.pinned: set[int] = set()
+        self.uploads: list[tuple[Tensor, Tensor]] = []
+        self.downloads: list[tuple[Tensor, Tensor]] = []
 
     def count(self, name: str) -> int:
         """Events of a name so far."""
@@ -113,8 +120,11 @@ class Device(TorchDispatchMode):
         wanted = kwargs.get("device")
         target = torch.device(wanted) if wanted is not None else None
         if not ours and (target is None or target.type == "cpu"):
-            kwargs.pop("pin_memory", None)  # no driver is there to pin memory
-            return args[0].clone() if func._schema.name == "aten::_pin_memory" else func(*args, **kwargs)
+            pins = kwargs.pop("pin_memory", None) or func._schema.name == "aten::_pin_memory"
+            made = args[0].clone() if func._schema.name == "aten::_pin_memory" else func(*args, **kwargs)
+            if pins:  # no driver is there to pin memory
+                self.pinned.add(made.untyped_storage().data_ptr())
+            return made
         if func.namespace == "fastlocal":
             light = FUNCTIONS.get(func._schema.name)
             with self:
@@ -124,19 +134,34 @@ class Device(TorchDispatchMode):
                 return func.decompose(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::").rstrip("_") or func._schema.name
         self._check_devices(name, args, tensors, ours)
-        to_host = self._announce(name, func, args, tensors, ours, target)
+        ahead = bool(kwargs.get("non_blocking") or name == "copy" and len(args) > 2 and args[2])
+        to_host = self._announce(name, func, args, tensors, ours, target, ahead)
         return self._compute(func, name, args, kwargs, to_host)
 
     def note(self, kind: str, name: str) -> None:
         """Take down an event, and refuse it where a capture does."""
-        if kind in ("h2d", "d2h", "wait") and self.recorded is not None:
+        if kind != "launch" and self.recorded is not None:
             self.failed = True
             raise torch.AcceleratorError(
                 f"CUDA error: operation not permitted when stream is capturing ({kind}: {name})"
             )
         if kind == "launch":
             self.on_launch(name)
+        if kind in ("h2d", "d2h", "wait"):
+            self.finish_copies()
         self.events.append((kind, name))
+
+    def finish_copies(self) -> None:
+        """The host has waited: queued copies are done."""
+        self._check_uploads()
+        for host, values in self.downloads:
+            host.copy_(values)
+        self.downloads.clear()
+
+    def _check_uploads(self) -> None:
+        for host, values in self.uploads:
+            assert torch.equal(host.nan_to_num(), values.nan_to_num()), "pinned memory changed before its copy"
+        self.uploads.clear()
 
     def note_operands(self, name: str, tensors: list[Any]) -> None:
         """Take down in which formats a launch computes."""
@@ -164,16 +189,26 @@ class Device(TorchDispatchMode):
 
     def _announce(
         self, name: str, func: Any, args: Any, tensors: list[Tensor], ours: list[DeviceTensor],
-        target: torch.device | None,
+        target: torch.device | None, ahead: bool,
     ) -> bool:  # fmt: skip
         """Take down what the operation is for a GPU; whether its result is on the host."""
         if name == "copy":
             into, source = isinstance(args[0], DeviceTensor), isinstance(args[1], DeviceTensor)
-            self.note("launch" if into and source else "h2d" if into else "d2h", name)
+            host = args[1] if into else args[0]
+            queued = " queued" if ahead and self._is_pinned(host) else ""
+            self.note("launch" if into and source else f"h2d{queued}" if into else f"d2h{queued}", name)
+            if queued and into:
+                self.uploads.append((host, host.clone()))
+            elif queued:
+                self._check_uploads()  # of the same memory, which this copy writes after them
+                self.downloads.append((host, args[1].host.clone()))
             return not into
         if name == "_to_copy" and target is not None:
             if bool(ours) != (target.type == "cuda"):
-                self.note("h2d" if not ours else "d2h", name)
+                queued = ahead and not ours and self._is_pinned(tensors[0])
+                self.note("d2h" if ours else "h2d queued" if queued else "h2d", name)
+                if queued:
+                    self.uploads.append((tensors[0], tensors[0].clone()))
                 return target.type == "cpu"
         masks = [part for part in (args[1] if name in ("index", "index_put") else ()) if part is not None]
         if name in WAITS or any(mask.dtype in (torch.bool, torch.uint8) for mask in masks):
@@ -182,6 +217,9 @@ class Device(TorchDispatchMode):
             self.note("launch", name)
             self.note_operands(name, ours)
         return name == "_local_scalar_dense" or name == "equal"
+
+    def _is_pinned(self, tensor: Tensor) -> bool:
+        return not isinstance(tensor, DeviceTensor) and tensor.untyped_storage().data_ptr() in self.pinned
 
     def _compute(self, func: Any, name: str, args: Any, kwargs: dict[str, Any], to_host: bool) -> Any:
         known: dict[int, DeviceTensor] = {}
@@ -198,6 +236,8 @@ class Device(TorchDispatchMode):
                    if part.alias_info is not None and part.alias_info.is_write]  # fmt: skip
         for tensor in (leaf for leaf in tree_leaves(written) if isinstance(leaf, Tensor)):
             self.keep(tensor)
+        if self.events[-1:] == [("d2h queued", name)]:
+            return given[0].fill_(torch.nan if given[0].is_floating_point() else -77)  # until the host has waited
         before = [tensor.shape for tensor in (wrapper.host for wrapper in known.values())]
         random = torch.Tag.nondeterministic_seeded in func.tags
         returned = self._drawn(func, given, named) if random else func(*given, **named)

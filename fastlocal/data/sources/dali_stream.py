@@ -38,6 +38,7 @@ class DaliStream:
         self.max_rows = MAX_ROWS
         self._cropper, self._shape = cropper, shape
         self._threads, self._device_id = max(1, workers), device_id
+        self._stream = None if device_id is None else torch.cuda.Stream(device_id)
         self._compressed = self._first_is_compressed()
         self._pipeline = self._build()
         self._queue: queue.SimpleQueue[DecodeJob | None] = queue.SimpleQueue()
@@ -123,8 +124,10 @@ class DaliStream:
             self._one_by_one(job, rows, boxes)
             return
         if images.is_cuda and len(rows) == len(job):
-            job.on_device = images.clone()
-            torch.cuda.current_stream(images.device).synchronize()  # the caller may use another stream
+            assert self._stream is not None, "images are on the GPU that decodes"
+            with torch.cuda.stream(self._stream):  # of this thread's own: the default one is behind the training
+                job.on_device = images.clone()
+            self._stream.synchronize()
         else:
             job.out[rows] = images.cpu().numpy()
 

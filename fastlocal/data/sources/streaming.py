@@ -16,6 +16,7 @@ from torch import Tensor
 from fastlocal import kernels
 from fastlocal.common.interrupts import check_signals
 from fastlocal.kernels.gather_augment.cpu import normalise
+from fastlocal.kernels.transfers import to_device
 
 from ..transforms import PADDING, Ints, SampleIndex
 from .bad_samples import BadSamples
@@ -23,6 +24,7 @@ from .base import Batch, BatchRequest
 from .engine import DecodeJob, Engine
 from .feed import Feed
 from .requests import Drawer, Layout, PendingBatch, make_rows
+from .uploads import Uploads
 
 POLL_S = 0.2
 """Maximum delay of an interrupt in a wait for data."""
@@ -70,6 +72,7 @@ class StreamingSource:
         self.max_ahead = 0
         self._uses_in_place = device.type == "cpu" and mean is not None
         self._gather = kernels.get("gather_augment", device=device)
+        self.uploads = Uploads(device)
         self.lock = threading.RLock()
         self.bad_samples = BadSamples(layout.samples, on_bad_sample, self.lock, substitutes)
         self.feeds: list[Feed] = []
@@ -216,7 +219,7 @@ class StreamingSource:
         if any(job.on_device is not None for job in pending.jobs):
             inputs = torch.cat([self._on_device(job) for job in pending.jobs])
         else:
-            inputs = pending.out.to(self.device, non_blocking=True)
+            inputs = self.uploads(pending.out)
         places = pending.request.sample_ids.shape
         if self.mean is None or self.std is None:
             inputs = inputs.to(self.dtype) if inputs.is_floating_point() else inputs
@@ -248,5 +251,5 @@ class StreamingSource:
             targets = torch.from_numpy(pending.targets)
         else:
             targets = self.layout.targets.index_select(0, torch.from_numpy(pending.rows.ids))
-        targets = targets.to(self.device, self.dtype if targets.is_floating_point() else None)
+        targets = to_device(targets.to(self.dtype) if targets.is_floating_point() else targets, self.device)
         return targets.view(*pending.request.sample_ids.shape, *targets.shape[1:])
