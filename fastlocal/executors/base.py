@@ -150,6 +150,27 @@ class LocalProblem:
         """
         return self._batch(sample_ids, clients, step, values)
 
+    def batches(self, plan: RoundPlan) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield batch and targets of all clients, step after step, of a plan with whole batches.
+
+        Small ones are gathered for several steps at once: of 32 clients x 8 samples one takes 0.06 ms on a CPU.
+        """
+        clients, here = plan.client_ids, plan.steps
+        block = max(1, BLOCK_BYTES // max(1, len(clients) * self.source.batch_bytes(plan.batch)))
+        if self.ahead is not None or block == 1 or plan.values.tensors:
+            for step in range(plan.local_steps):
+                yield self.batch(plan, step, slice(None))
+            return
+        for begin in range(0, plan.local_steps, block):
+            sample_ids, steps = plan.sample_ids[begin : begin + block], here[begin : begin + block]
+            shape = sample_ids.shape[:2]
+            batch, targets = self._batch(sample_ids, clients.expand(shape), steps.view(len(steps), -1).expand(shape))
+            for step in range(len(steps)):
+                interrupts.check_signals()
+                labels = batch.targets[step]
+                own = labels if targets is batch.targets else targets[step]
+                yield Batch(batch.inputs[step], labels), own
+
     def batches_of(self, plan: RoundPlan, client: int) -> Iterator[tuple[Batch, Tensor]]:
         """Yield batch and targets of one client, step after step, without a client axis.
 
@@ -194,9 +215,7 @@ class LocalProblem:
                 batch = self.source.batch(sample_ids, clients, step, seed=values.seed)
             return batch, self._seen_targets(batch, clients, step, values)
 
-    def _seen_targets(
-        self, batch: Batch, clients: Tensor, step: Tensor | int, values: RowValues = SHARED
-    ) -> Tensor:
+    def _seen_targets(self, batch: Batch, clients: Tensor, step: Tensor | int, values: RowValues = SHARED) -> Tensor:
         if self.noise is None:
             return batch.targets
         noise = self.noise
@@ -241,12 +260,14 @@ class ExecutorKind(abc.ABC):
             to its own row.
         in_order: Whether the loss is called in a fixed order: client after client, step after step.
         flags: Fields of MachineConfig that only this executor supports.
+        warm_up_steps: First steps of a shape that take longer than later ones.
     """
 
     name: ClassVar[str]
     in_place: ClassVar[bool] = False
     in_order: ClassVar[bool] = False
     flags: ClassVar[frozenset[str]] = frozenset()
+    warm_up_steps: ClassVar[int] = 1
 
     @abc.abstractmethod
     def __init__(self, problem: LocalProblem) -> None:

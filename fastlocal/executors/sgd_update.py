@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -19,7 +20,8 @@ from .inductor import Compiler
 from .round_plan import SHARED, RowValues
 
 LARGE = 2**15
-"""Minimum parameter size for which a per-client fused SGD is faster."""
+"""Minimum parameter size for which a per-client fused SGD is faster. Smaller ones, up to this size together, are
+gathered in rows."""
 
 
 class Update:
@@ -36,7 +38,13 @@ class Update:
             "nesterov": problem.nesterov,
         }
         self._decay_mask = problem.layout.decay_mask.to(source.device, source.dtype)
-        self._places = problem.layout.places
+        places = problem.layout.places
+        columns = [(part, slice(places[part][0].start, places[part][-1].stop)) for part in _parts(problem.layout.sizes)]
+        self._parts = [(part, place, self._decay_mask[place]) for part, place in columns]
+
+    @functools.cached_property
+    def _decays(self) -> tuple[bool, ...]:
+        return self._problem.layout.decays
 
     def compile(self, compiler: Compiler) -> None:
         """Compile the step of rows."""
@@ -92,23 +100,24 @@ class Update:
         clients = len(params)
         mu = [problem.momentum] * clients if values.momentum is None else values.momentum.tolist()
         decays = [problem.weight_decay] * clients if values.weight_decay is None else values.weight_decay.tolist()
+        factors = self._factors(values.momentum, values.weight_decay)
         with span("client_sgd"):
-            rates, scale = learning_rates.tolist(), self._clipping.by_parameter(grads)
-            for grad, place, decays_here in zip(grads, self._places, problem.layout.decays, strict=True):
+            scale = self._clipping.by_parameter(grads)
+            for part, place, mask in self._parts:
                 weights = params[:, place]
                 momenta = None if momentum is None else momentum[:, place]
                 correction = None if stack.correction is None else stack.correction.columns(place)
-                if weights.shape[1] < LARGE or correction is not None:
-                    rows, mask = grad.reshape(clients, -1).clone(), self._decay_mask[place]
-                    factors = self._factors(values.momentum, values.weight_decay)
-                    factors |= {} if correction is None else correction.fused
-                    self._sgd(weights, momenta, rows, learning_rates, mask, **factors, grad_scale=scale)
+                if weights.shape[1] < LARGE or correction is not None or part.stop - part.start > 1:
+                    rows = torch.cat([grad.reshape(clients, -1) for grad in grads[part]], 1)
+                    terms = {} if correction is None else correction.fused
+                    self._sgd(weights, momenta, rows, learning_rates, mask, **factors, **terms, grad_scale=scale)
                     continue
-                for client, rate in enumerate(rates):
+                grad = grads[part.start]
+                for client, rate in enumerate(learning_rates.tolist()):
                     row = grad[client].reshape(-1).contiguous()
                     row = row if scale is None else row * scale[client]
                     own = [] if momenta is None else [momenta[client]]
-                    decay = decays[client] * decays_here
+                    decay = decays[client] * self._decays[part.start]
                     _fused_sgd(weights[client], own, row, rate, decay, mu[client], nesterov=problem.nesterov)
 
     def step(
@@ -147,6 +156,17 @@ class Update:
         if weight_decay is not None:
             factors["weight_decay"] = weight_decay
         return factors
+
+
+def _parts(sizes: Sequence[int]) -> Iterator[slice]:
+    """Yield the parameters that take a step together."""
+    begin, total = 0, 0
+    for place, size in enumerate(sizes):
+        if place > begin and total + size > LARGE:
+            yield slice(begin, place)
+            begin, total = place, 0
+        total += size
+    yield slice(begin, len(sizes))
 
 
 def _fused_sgd(

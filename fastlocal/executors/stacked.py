@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vmap
-
-from fastlocal.kernels.functional import settled
 
 from ..config.schema import MachineConfig, RunConfig
 from ..models.functional import has_convolution
 from ..params.client_stack import ClientStack
-from ..params.losses import count_correct
 from ..telemetry.trace import span
 from .adamw_update import make_update
 from .base import Executor, ExecutorKind, LocalProblem, Values
-from .forward import Forward
-from .fused_loss import FusedLoss
+from .fused_loss import Root
 from .gradient_rows import GradientRows, best_by_parameter
 from .inductor import Compiler
 from .jobs import ChunkJob
 from .joint_rows import JointRows
-from .round_plan import LocalStep, RoundPlan, RoundResult, RowValues
-from .tuning.conv_strategy import Stacking, Strategies, parse_strategies
+from .replayed.steps import WARM_UP_STEPS, ReplayedSteps
+from .round_plan import LocalStep, RoundPlan, RoundResult
+from .stacked_forward import Params, StackedForward
+from .tuning.conv_strategy import Strategies, parse_strategies
 from .unequal_rows import only, run_unequal
 
-Params = Tensor | dict[str, Tensor]
-"""Rows [clients, n_params], or the parameters by name, [clients, *shape]."""
+Gradients = tuple[Tensor, Tensor | None, dict[str, Tensor], tuple[Tensor, ...]]
 CACHE_BYTES = 2 * 2**20
 """Size of a core's own cache; a chunk whose rows fit into it is timed too."""
 COMPILE_SECONDS = 30.0
@@ -46,6 +42,7 @@ class StackedExecutor(ExecutorKind):
     name = "stacked"
     in_place = True
     flags = frozenset({"conv_strategy", "compile", "cuda_graph"})
+    warm_up_steps = WARM_UP_STEPS
 
     @classmethod
     def from_config(cls, machine: MachineConfig, problem: LocalProblem) -> StackedExecutor:
@@ -93,20 +90,24 @@ class StackedExecutor(ExecutorKind):
             conv_strategy: Strategies of the convolutions.
             compile: Whether torch.compile makes the program, once per number of clients and batch size.
             fused_loss: Whether one kernel computes cross-entropy, its gradient and the correct predictions of all
-                clients; None for on a GPU without `compile`.
+                clients; None for without `compile`.
             by_parameter: Whether every parameter has its own gradient, instead of one row for each client; None for
                 best_by_parameter, and for rows if an algorithm changes these.
         """
         self.problem = problem
-        self._stacking = Stacking(problem.module, conv_strategy, fuse=False if compile else None)
-        self._client_forward = Forward(problem, self._stacking.module)
-        fuse = problem.source.device.type == "cuda" and not compile if fused_loss is None else fused_loss
-        self._loss = FusedLoss(problem) if fuse and FusedLoss.can_fuse(problem) else None
-        if self._loss is not None:  # its kernel draws the noise
+        fuse = not compile if fused_loss is None else fused_loss
+        self._forward = StackedForward(
+            problem,
+            conv_strategy,
+            fuse_norms=False if compile else None,
+            fused_loss=fuse,
+            draws_noise=bool(fused_loss) or problem.source.device.type == "cuda",
+        )
+        if self._forward.draws_noise:
             self.problem = dataclasses.replace(problem, noise=None)
         self._update = self._plain_update = make_update(problem)
         self.compiler = Compiler() if compile else None
-        self._program = self._forward if self.compiler is None else self.compiler.compile(self._forward)
+        self._program = self._forward.run if self.compiler is None else self.compiler.compile(self._forward.run)
         if self.compiler is not None and problem.source.device.type == "cpu":  # on a GPU the update is one kernel
             self._plain_update = make_update(problem)
             self._update.compile(self.compiler)
@@ -114,6 +115,9 @@ class StackedExecutor(ExecutorKind):
         self._by_parameter = default if by_parameter is None else by_parameter
         on_gpu = problem.source.device.type == "cuda" and not compile
         self._gather = GradientRows(problem.layout) if on_gpu and not self._by_parameter else None
+        self._by_name = self._by_parameter or self._gather is not None
+        self._replayed = ReplayedSteps() if ReplayedSteps.can_replay(problem) else None
+        self._last_leaves: tuple[Tensor, list[Tensor]] | None = None
         self.joint = JointRows(problem)
         self._max_clients: int | None = None
         self._notes: list[str] = []
@@ -122,17 +126,16 @@ class StackedExecutor(ExecutorKind):
         """See Executor.run_round."""
         if plan.sizes is not None:
             result = run_unequal(self, stack, plan)
-            self._client_forward.constants.check()
+            self._forward.check_constants()
             return result
         losses, correct = [], []
-        for step in range(plan.local_steps):
-            batch, targets = self.problem.batch(plan, step, slice(None))
+        for step, (batch, targets) in enumerate(self.problem.batches(plan)):
             rates, number = plan.learning_rates[step], plan.steps[step]
             local_step = LocalStep(batch, targets, rates, plan.client_ids, number, plan.values)
             step_losses, hits = self.local_step(stack, local_step)
             losses.append(step_losses)
             correct.append(hits)
-        self._client_forward.constants.check()
+        self._forward.check_constants()
         return RoundResult(torch.stack(losses), _sum(correct), self.take_notes())
 
     def run_jobs(self, jobs: Sequence[ChunkJob]) -> list[RoundResult]:
@@ -158,8 +161,9 @@ class StackedExecutor(ExecutorKind):
         losses, correct = [], []
         while begin < clients:
             part = slice(begin, min(begin + (self._max_clients or clients), clients))
+            own = (stack, step) if part == slice(0, clients) else (stack.part(part), step.part(part))
             try:
-                part_losses, hits = self._step(stack.part(part), step.part(part), plain)
+                part_losses, hits = self._step(*own, plain)
             except torch.OutOfMemoryError:
                 # a step under capture cannot be repeated: its kernels stay in the graph
                 captured = stack.params.is_cuda and torch.cuda.is_current_stream_capturing()
@@ -194,14 +198,42 @@ class StackedExecutor(ExecutorKind):
         return notes
 
     def _step(self, stack: ClientStack, step: LocalStep, plain: bool) -> tuple[Tensor, Tensor | None]:
-        program, update = (self._forward, self._plain_update) if plain else (self._program, self._update)
-        if self._by_parameter or self._gather is not None:
-            values = self.problem.layout.views(stack.params.detach())
-            params: Params = {name: value.detach().requires_grad_() for name, value in values.items()}
-            leaves = list(params.values())
+        program, update = (self._forward.run, self._plain_update) if plain else (self._program, self._update)
+        active = step.active
+        if self._replayed is not None and (plain or self.compiler is None):
+            losses, correct, state, grads = self._replay(self._replayed, program, stack, step)
         else:
-            params = stack.params.detach().requires_grad_()
-            leaves = [params]
+            losses, correct, state, grads = self._gradients(program, self._leaves(stack.params), stack, step)
+        if self._by_parameter:
+            assert active is None, "only captured and compiled steps mask rows"
+            update.by_parameter(stack, grads, step.learning_rates, step.values)
+        else:
+            update(stack, grads[0], step.learning_rates, step.values, active)
+        for name, rows in stack.state.items():
+            rows.copy_(only(active, state[name].detach(), rows))
+        return only(active, losses.detach(), 0), None if correct is None else only(active, correct, 0)
+
+    def _leaves(self, params: Tensor) -> list[Tensor]:
+        """Return the rows, or a view of each parameter, as leaves of autograd."""
+        rows = params.detach()
+        parts = self.problem.layout.views(rows).values() if self._by_name else [rows]
+        return [part.detach().requires_grad_() for part in parts]
+
+    def _replay(
+        self, replayed: ReplayedSteps, program: Callable[..., Any], stack: ClientStack, step: LocalStep
+    ) -> Gradients:
+        """Return what _gradients does; the steps of a stack share their leaves."""
+        if self._last_leaves is None or self._last_leaves[0] is not stack.params:
+            self._last_leaves = stack.params, self._leaves(stack.params)
+        leaves = self._last_leaves[1]
+        return replayed(lambda: self._gradients(program, leaves, stack, step), leaves, step)
+
+    def _gradients(
+        self, program: Callable[..., Any], leaves: Sequence[Tensor], stack: ClientStack, step: LocalStep
+    ) -> Gradients:
+        """Return losses, correct predictions, changed buffers, and the gradients of the parameters or of the rows."""
+        names = self.problem.layout.names
+        params: Params = dict(zip(names, leaves, strict=True)) if self._by_name else leaves[0]
         with span("forward"):
             losses, correct, state, root = program(
                 params,
@@ -215,84 +247,15 @@ class StackedExecutor(ExecutorKind):
             )
         with span("backward"):
             outputs, grad = (losses.sum(), None) if root is None else root
+            if grad is not None and grad.device.type == "cpu":  # on a GPU it would be two more launches
+                outputs, grad = Root.apply(outputs, grad), None
 
             def differentiate() -> tuple[Tensor, ...]:
                 return torch.autograd.grad(outputs, leaves, grad, allow_unused=True, materialize_grads=True)
 
             if self._gather is not None:
-                grads: tuple[Tensor, ...] = (self._gather(stack.params, differentiate),)
-            else:
-                grads = differentiate()
-        active = step.active
-        if self._by_parameter:
-            assert active is None, "only captured and compiled steps mask rows"
-            update.by_parameter(stack, grads, step.learning_rates, step.values)
-        else:
-            update(stack, grads[0], step.learning_rates, step.values, active)
-        for name, rows in stack.state.items():
-            rows.copy_(only(active, state[name].detach(), rows))
-        return only(active, losses.detach(), 0), None if correct is None else only(active, correct, 0)
-
-    def _forward(
-        self,
-        params: Params,
-        state: dict[str, Tensor],
-        inputs: Tensor,
-        targets: Tensor,
-        labels: Tensor,
-        client_ids: Tensor,
-        number: Tensor,
-        values: RowValues,
-    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor], tuple[Tensor, Tensor] | None]:
-        """Return losses [clients], counts of correct predictions or None, changed buffers, and where gradients begin.
-
-        They begin at the losses (None), or at the outputs with a gradient that the kernel of the loss computed.
-
-        Args:
-            params: Parameters of the clients.
-            state: Buffers of the clients by name.
-            inputs: [clients, batch, ...].
-            targets: Targets of the loss, possibly noisy.
-            labels: Targets of the correct predictions, without noise.
-            client_ids: int64 [clients].
-            number: int64 [] or [clients], global number of the step.
-            values: Hyperparameters that differ between the clients.
-        """
-        topk, root = self.problem.topk, None
-        draws = client_ids, number, values.seed
-        draw_dims = 0, 0 if number.dim() else None, None if values.seed is None else 0
-        with self._stacking.mode():
-            stacked = vmap(self._forward_one, (0, 0, 0, 0, *draw_dims), randomness="different")
-            outputs, state, *loss = stacked(params, state, inputs, targets, *draws)
-        if self._loss is None:
-            (losses,) = loss
-        else:
-            losses, hits, root = self._loss(outputs, targets, client_ids, number, values)
-            if topk == (1,) and hits is not None:
-                return losses, hits.unsqueeze(-1), state, root
-        correct = count_correct(outputs, labels, topk, self.problem.ignored) if topk else None
-        return losses, correct, state, root
-
-    def _forward_one(
-        self,
-        params: Params,
-        state: dict[str, Tensor],
-        inputs: Tensor,
-        targets: Tensor,
-        client: Tensor,
-        number: Tensor,
-        seed: Tensor | None,
-    ) -> tuple[Any, ...]:
-        """Return outputs and changed buffers of one client, and its loss unless one kernel computes those of all."""
-        named = self.problem.layout.views(params) if isinstance(params, Tensor) else params
-        # buffers are copies, so that a failed step can be repeated
-        values = {**named, **{name: value.clone() for name, value in state.items()}}
-        if self._loss is not None:
-            loss: list[Tensor] = []
-            outputs = self._client_forward.outputs(values, inputs, client, number, seed)
-        else:
-            *loss, outputs = self._client_forward(values, inputs, targets, client, number, seed)
-        return settled((outputs, {name: values[name] for name in state}, *loss))
+                return losses, correct, state, (self._gather(stack.params, differentiate),)
+            return losses, correct, state, differentiate()
 
 
 def _sum(counts: list[Tensor | None]) -> Tensor | None:

@@ -93,6 +93,7 @@ def test_a_longer_run_without_timing_takes_the_likely_fastest(flags: tuple[str, 
     flags = (*flags, "--workers", "2")
     for more, executor in (
         (("--model", "mlp"), "stacked"),
+        (("--model", "2nn"), "threaded"),
         (("--model", "cnn"), "threaded"),
         (("--model", "cnn", "--workers", "1"), "looped"),
     ):
@@ -245,7 +246,7 @@ def test_compiled_steps_are_tried_where_there_is_time(
 
 def test_two_runs_at_once_remember_both(data: Path, tmp_path: Path, own_cache: Path) -> None:
     words = [sys.executable, "-m", "fastlocal", *train_words(data, "unused")[:-4], "--total-batch-size", "16"]
-    words += ["--rounds", "200", "--eval-freq1", "200", "--tune-seconds", "0.05"]
+    words += ["--rounds", "200", "--eval-freq1", "200", "--tune-seconds", "0.005"]
     runs = [
         subprocess.Popen([*words, "--momentum", value, "--log-pth", str(tmp_path / value)], stderr=subprocess.PIPE)
         for value in ("0.0", "0.9")

@@ -16,7 +16,7 @@ from fastlocal import kernels
 
 from ...data.sources.resident import ResidentSource
 from ...data.types import Split
-from ..base import Executor, LocalProblem, Values
+from ..base import Executor, ExecutorKind, LocalProblem, Values
 from ..round_plan import RoundPlan
 
 MIN_RUN_RATIO, MAX_SHARE = 4.0, 0.1
@@ -137,8 +137,8 @@ def tune(
                 executor = default if values is candidates[0] else make(problem, values)
                 clients = _clients(values, rough, max(FEW, budget.workers))
                 if started:
-                    with _one_thread(device):  # warm-up; with several threads it is slow on a busy machine
-                        _time_round(executor, problem, clients, 1, rough.batch)
+                    with _one_thread(device):  # with several threads it is slow on a busy machine
+                        _warm_up(executor, problem, clients, 1, rough.batch)
                 elapsed = _time_round(executor, problem, clients, 1, rough.batch)
                 # repeat a slow time once, which may be due to other load
                 if started and elapsed > MAX_ROUGH_RATIO * min(candidate.seconds for candidate in started):
@@ -165,11 +165,12 @@ def _measure(
     clients, batch = min(FEW, budget.clients), min(SMALL, budget.batch)
     device = problem.numerics.device
     with _one_thread(device):
-        _time_round(executor, problem, clients, 1, batch)
+        _warm_up(executor, problem, clients, 1, batch)
         step_s = min(_time_round(executor, problem, clients, 1, batch, process_time=True) for _ in range(2))
         fits = min(budget.batch, int(batch * slice_s / (step_s * max(1, min(budget.workers, budget.clients)))))
         if fits > batch:
             batch = fits
+            _warm_up(executor, problem, clients, 1, batch, done=1)
             step_s = min(_time_round(executor, problem, clients, 1, batch, process_time=True) for _ in range(2))
     return dataclasses.replace(budget, batch=batch), step_s * budget.batch / batch
 
@@ -186,6 +187,8 @@ def _interleave(
             count = max(1, int(slice_s / candidate.seconds))
             steps = max(1, min(budget.local_steps, count // max(FEW, budget.workers)))
             clients = _clients(candidate.values, budget, max(1, count // steps))
+            if repeat == 0:
+                _warm_up(candidate.executor, problem, clients, steps, budget.batch, done=1)
             elapsed = _time_round(candidate.executor, problem, clients, steps, budget.batch)
             # the rough time was of another size
             candidate.times = [elapsed] if repeat == 0 else [*candidate.times, elapsed]
@@ -217,6 +220,13 @@ def _one_thread(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _warm_up(executor: Executor, problem: LocalProblem, clients: int, steps: int, batch: int, *, done: int = 0) -> None:
+    """Take the first, slower steps of a shape, of which `done` may be counted as taken."""
+    needed = executor.warm_up_steps if isinstance(executor, ExecutorKind) else 1
+    for _ in range(max(0, -(-(needed - done) // steps))):
+        _time_round(executor, problem, clients, steps, batch)
 
 
 def _time_round(
