@@ -13,6 +13,7 @@ BENCHES = {
     "unequal": ("Does a client-step cost the same where clients' sizes differ?", "2 min"),
     "client_store": ("What does a round cost with the clients' state on disk?", "3 min"),
     "sweep": ("What do runs cost as replicas of one job, beside one by one?", "4 min"),
+    "peers": ("How fast are Flower, pfl-research, FedJAX, BlazeFL and others?", "40 min"),
     "averaging": ("How long does averaging over ranks take, beside PyTorch's averager?", "3 min"),
     "loading": ("How fast is each data source, beside a DataLoader and FFCV's loader?", "3 min"),
     "memory": ("How good are predictions of peak memory?", "4 min"),

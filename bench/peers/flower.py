@@ -37,7 +37,7 @@ from fastlocal.schedule.local_work import LocalWork
 
 ROUNDS, POPULATION, COHORT, BATCH, LOCAL_STEPS, SAMPLES, SEED = 3, 40, 10, 8, 6, 1200, 7
 LIMIT = 1e-5
-FAR = 1_000_000
+FAR_ROUND = 1_000_000
 """Round number from which on beta^round is 0."""
 ADAM = {"server_lr": 0.02, "server_beta1": 0.9, "server_beta2": 0.99, "server_tau": 1e-3, "server_accumulator": 0.0}
 
@@ -81,7 +81,7 @@ CASES = (
         {"server_lr": 0.02, "server_tau": 1e-3, "server_accumulator": 0.0},
     ),
     _case("FedYogi", "FedYogi", _adaptive(), "yogi", ADAM),
-    _case("FedAdam, correction of 1", "FedAdam", _adaptive(), "adam", ADAM, round_offset=FAR),
+    _case("FedAdam, correction of 1", "FedAdam", _adaptive(), "adam", ADAM, round_offset=FAR_ROUND),
     _case(
         "FedAdam, exponent of the round, no tau",
         "FedAdam",

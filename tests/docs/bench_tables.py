@@ -90,16 +90,6 @@ def targets() -> str:
     return table((*columns, ">`auto`", ">aim"), rows) + measured("throughput.csv", used)
 
 
-def result() -> str:
-    """The same in short, for the README."""
-    found, rows = by_case(read("throughput.csv")), []
-    for case in AIMED_AT:
-        variants, low = found[case], case[-1] == "bf16"
-        ratio = "ratio_fp32" if low else "ratio"
-        rows.append((shown(case), variants[VMAP][ratio], f"**{variants[AUTO][ratio]}**"))
-    return table(("case", ">plain `vmap`", ">fastlocal"), rows)
-
-
 def grid(batches: tuple[str, ...]) -> str:
     """Other cases at these batches: times as fast as the loop of the same turns."""
     rows, used = [], list[Row]()
@@ -240,7 +230,6 @@ def between_rounds() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "between-rounds": between_rounds,
-    "result": result,
     "targets": targets,
     "grid-8": lambda: grid(("8",)),
     "grid-32-128": lambda: grid(("32", "128")),

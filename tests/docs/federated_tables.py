@@ -1,4 +1,4 @@
-"""Tables of docs/benchmarks.md about populations of clients and about peers, from files of bench/results."""
+"""Tables of docs/benchmarks.md about populations of clients, from files of bench/results."""
 
 from __future__ import annotations
 
@@ -55,28 +55,7 @@ def client_store() -> str:
     return table((">local steps", "saves", *times), rows) + measured("client_store.csv")
 
 
-def peers() -> str:
-    """Global models of fastlocal and of peers after some rounds."""
-    rows, beside = [], ""
-    for file, package, shown in (
-        ("peers_flower.csv", "flwr", "Flower"),
-        ("peers_fluke.csv", "fluke", "fluke"),
-        ("peers_torchft.csv", "torchft", "torchft"),
-    ):
-        found = {(row["case"], row["precision"]): row for row in read(file)}
-        rows += [
-            (shown, name, row["max_abs_difference"], found[name, "fp32"]["max_abs_difference"], row["max_abs_change"])
-            for (name, precision), row in found.items()
-            if precision == "fp64"
-        ]
-        versions = next(iter(found.values()))
-        beside += measured(file) + f"\nBeside {shown} {versions[package]} with torch {versions['peer_torch']}.\n"
-    columns = ("peer", "case", ">difference in fp64", ">in fp32", ">change of the model")
-    return table(columns, rows) + beside
-
-
 TABLES: dict[str, Callable[[], str]] = {
-    "peers": peers,
     "population": population,
     "unequal": unequal,
     "client-store": client_store,

@@ -10,12 +10,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.docs import bench_tables, counted_tables, federated_tables, flags_page
+from tests.docs import bench_tables, counted_tables, federated_tables, flags_page, peer_tables
 from tests.docs.markdown_tables import fill
 
 ROOT = Path(__file__).resolve().parents[2]
-WITH_TABLES = ("README.md", "docs/benchmarks.md", "docs/gpu.md", "docs/profiling.md")
-TABLES = {**bench_tables.TABLES, **counted_tables.TABLES, **federated_tables.TABLES}
+WITH_TABLES = ("README.md", "docs/benchmarks.md", "docs/gpu.md", "docs/peers.md", "docs/profiling.md")
+TABLES = {**bench_tables.TABLES, **counted_tables.TABLES, **federated_tables.TABLES, **peer_tables.TABLES}
 
 
 def pages() -> dict[str, str]:
