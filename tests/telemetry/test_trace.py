@@ -47,7 +47,7 @@ def test_a_profiler_sees_every_part_of_a_run_as_often_as_it_happens(tmp_path: Pa
     programs = rounds * steps * (chunks if executor == "stacked" else clients)
     checked = programs + 4  # two first steps of two clients through one module, before the run
     assert seen == {
-        "fastlocal::plan": rounds * chunks,
+        "fastlocal::plan": rounds * chunks * 2,  # the rows of a chunk, and the plan of the next
         "fastlocal::data": rounds * (chunks * steps if executor == "stacked" else clients),
         "fastlocal::forward": checked,
         "fastlocal::backward": checked,
