@@ -14,7 +14,8 @@ from ..common import interrupts
 from ..data.sources.base import Batch
 from ..params.client_stack import ClientStack
 from ..telemetry.trace import span
-from .base import Executor, LocalProblem
+from .base import LocalProblem
+from .interface import Executor
 from .jobs import ChunkJob
 from .round_plan import LocalStep, RoundPlan, RoundResult
 from .stacked import StackedExecutor

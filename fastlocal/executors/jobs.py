@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..params.client_stack import ClientStack
-from .base import Executor, LocalProblem
+from .base import LocalProblem
+from .interface import Executor
 from .round_plan import RoundPlan
 
 

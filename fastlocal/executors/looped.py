@@ -20,7 +20,8 @@ from ..params.client_stack import ClientStack
 from ..params.losses import count_correct
 from ..telemetry.trace import span
 from .adamw_update import make_update
-from .base import ExecutorKind, LocalProblem, Values
+from .base import LocalProblem
+from .interface import ExecutorKind, Values
 from .round_plan import RoundPlan, RoundResult
 
 

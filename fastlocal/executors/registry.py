@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import ExecutorKind
+from .interface import ExecutorKind
 from .looped import LoopedExecutor
 from .stacked import StackedExecutor
 from .threaded import ThreadedExecutor

@@ -14,10 +14,11 @@ from ..models.functional import has_convolution
 from ..params.client_stack import ClientStack
 from ..telemetry.trace import span
 from .adamw_update import make_update
-from .base import Executor, ExecutorKind, LocalProblem, Values
+from .base import LocalProblem
 from .fused_loss import Root
 from .gradient_rows import GradientRows, best_by_parameter
 from .inductor import Compiler
+from .interface import Executor, ExecutorKind, Values
 from .jobs import ChunkJob
 from .joint_rows import JointRows
 from .replayed.steps import WARM_UP_STEPS, ReplayedSteps

@@ -16,7 +16,8 @@ from ..common.interrupts import defer_signals
 from ..config.schema import MachineConfig, RunConfig
 from ..models.functional import has_convolution
 from ..params.client_stack import ClientStack
-from .base import ExecutorKind, LocalProblem, Values
+from .base import LocalProblem
+from .interface import ExecutorKind, Values
 from .jobs import ChunkJob
 from .looped import LoopedExecutor
 from .round_plan import RoundPlan, RoundResult

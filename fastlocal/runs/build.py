@@ -24,7 +24,8 @@ from ..data.partition import Partition
 from ..data.sources.base import Source
 from ..data.types import DataSet
 from ..distributed.world import World
-from ..executors.base import Executor, LocalProblem
+from ..executors.base import LocalProblem
+from ..executors.interface import Executor
 from ..executors.registry import EXECUTORS
 from ..kernel_trial import verdicts
 from ..kernel_trial.kernels_tried import try_kernels, used_ops

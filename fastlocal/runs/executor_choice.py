@@ -12,7 +12,8 @@ import torch
 from ..common import disk_cache
 from ..common.disk_cache import cache_file, key_of, machine_name
 from ..config.schema import MachineConfig, RunConfig
-from ..executors.base import LocalProblem, Values
+from ..executors.base import LocalProblem
+from ..executors.interface import Values
 from ..executors.looped import LoopedExecutor
 from ..executors.registry import EXECUTORS, KINDS
 from ..executors.stacked import StackedExecutor

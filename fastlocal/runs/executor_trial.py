@@ -8,8 +8,9 @@ from fastlocal import kernels
 
 from ..common.errors import UsageError, one_line
 from ..config.schema import RunConfig
-from ..executors.base import Executor, LocalProblem
+from ..executors.base import LocalProblem
 from ..executors.cuda_graphs import CudaGraphs, GraphedExecutor
+from ..executors.interface import Executor
 from ..executors.registry import EXECUTORS
 from ..executors.round_plan import LocalStep, RoundPlan
 from ..executors.stacked import StackedExecutor

@@ -16,7 +16,8 @@ from ..checkpoint.state_file import State
 from ..common import interrupts
 from ..data.sources.base import Source
 from ..distributed.world import World
-from ..executors.base import Executor, LocalProblem
+from ..executors.base import LocalProblem
+from ..executors.interface import Executor
 from ..executors.jobs import ChunkJob
 from ..params.client_stack import ClientRows, ClientStack, ClientStore, repeated, take
 from ..schedule.cursor import PartialRound, TrainingCursor

@@ -11,8 +11,9 @@ from torch import Tensor
 from fastlocal import kernels
 
 from ..common.errors import UsageError
-from ..executors.base import Executor, LocalProblem
+from ..executors.base import LocalProblem
 from ..executors.cuda_graphs import CudaGraphs, GraphedExecutor
+from ..executors.interface import Executor
 from ..executors.looped import LoopedExecutor
 from ..executors.round_plan import RoundPlan
 from ..executors.stacked import StackedExecutor

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from fastlocal.data.sources.resident import ResidentSource
 from fastlocal.data.types import DataSet
-from fastlocal.executors.base import Executor, LocalProblem
+from fastlocal.executors.base import LocalProblem
+from fastlocal.executors.interface import Executor
 from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.round_plan import RoundPlan, RoundResult
 from fastlocal.executors.stacked import StackedExecutor

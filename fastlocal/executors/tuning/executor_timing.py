@@ -16,7 +16,8 @@ from fastlocal import kernels
 
 from ...data.sources.resident import ResidentSource
 from ...data.types import Split
-from ..base import Executor, ExecutorKind, LocalProblem, Values
+from ..base import LocalProblem
+from ..interface import Executor, ExecutorKind, Values
 from ..round_plan import RoundPlan
 
 MIN_RUN_RATIO, MAX_SHARE = 4.0, 0.1
