@@ -30,7 +30,7 @@ class Dropping(nn.Module):
 HARD = {"momentum": 0.9, "nesterov": True, "label_noise": True, "noise_p": 0.3, "aug": True}
 WARM = {"warm_up": True, "warmup_epochs": 1, "client_lr": None, "start_lr": 0.02, "decay1": 2, "gamma": 0.5, "step2": 3}
 OWNED = {"partition": "dirichlet", "alpha": 1.0, "population": 8, "rounds": 6, "momentum": 0.9, "aug": True}
-ADAMW = OWNED | {"client_optimizer": "adamw", "momentum": 0.0, "local_epochs": 0.7, "step1": 1, "rounds": 5}
+ADAMW = OWNED | {"client_optimizer": "adamw", "momentum": 0.0, "local_epochs": 0.7, "step1": 1, "rounds": 7}
 QSR = {"sync": "qsr", "qsr_alpha": 0.1, "lr_schedule": "cosine", "post_local_from": 1, "save_minutes": 0.0, "chunk": 2}
 CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "batchnorm, everything": (lambda: small_models.make("batchnorm"), HARD | WARM | {"eval_on_start": True}),

@@ -48,9 +48,7 @@ class Ticking(nn.Module):
         self.inner, self.moments = inner, moments
 
     def forward(self, x: Tensor) -> Tensor:
-        if passes.counted() in self.moments:
-            signal.raise_signal(signal.SIGINT)
-        return self.inner(x)
+        return self.inner(passes.forward_pass(x))
 
 
 def run(folder: Path, module: nn.Module, data: DataSet, *loggers: Logger, resume: bool = False, **values: Any) -> Loop:
@@ -58,8 +56,9 @@ def run(folder: Path, module: nn.Module, data: DataSet, *loggers: Logger, resume
     config = RunConfig().with_values(**{**RUN, "log_pth": str(folder), **values})
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background may not have
     with interruptible(to_the_end=False):
-        ready = build_run(config, data, lambda: module, cross_entropy, model_flag="model")
         passes.begin()
+        ready = build_run(config, data, lambda: module, cross_entropy, model_flag="model")
+        passes.begin(module.moments if isinstance(module, Ticking) else ())
         return train(ready, overwrite=False, make_loggers=lambda path: list(loggers), resume=resume)
 
 
