@@ -27,7 +27,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         fits = fits and bias.shape == weight.shape[:1] and bias.dtype == weight.dtype
     if not fits:
         return F.linear(input, weight, bias)
-    if input.device.type == "cpu" and not torch.compiler.is_compiling():
+    real = not (input.is_complex() or weight.is_complex())
+    if real and input.device.type == "cpu" and not torch.compiler.is_compiling():
         samples, filters, biases = autocast(input.flatten(0, -2), weight, bias)
         if samples.dtype == filters.dtype:
             output = _Map.apply(samples, filters, biases)
@@ -41,7 +42,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class _Map(torch.autograd.Function):
-    """input [..., n, in] @ weight [..., out, in].T + bias [..., out], with the same axes of vmap before all."""
+    """input [..., n, in] @ weight [..., out, in].T + bias [..., out], real, with the same axes of vmap before all."""
 
     @staticmethod
     def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -57,6 +58,7 @@ class _Map(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_forward(*inputs[:2])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -67,6 +69,20 @@ class _Map(torch.autograd.Function):
             _product(grad.transpose(-1, -2), input) if of_weight else None,
             grad.sum(-2) if of_bias else None,
         )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        """Return the tangent of the output, for derivatives in forward mode."""
+        input, weight = ctx.saved_tensors
+        of_input, of_weight, of_bias = tangents
+        parts = [
+            None if of_input is None else _product(of_input, weight.transpose(-1, -2)),
+            None if of_weight is None else _product(input, of_weight.transpose(-1, -2)),
+            None if of_bias is None else of_bias.unsqueeze(-2),
+        ]
+        first, *others = (part for part in parts if part is not None)
+        tangent: Tensor = sum(others, first)
+        return tangent.expand(*input.shape[:-1], weight.shape[-2])
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor | None) -> tuple[Tensor, int]:

@@ -98,9 +98,8 @@ def _graphed(stacked: StackedExecutor, config: RunConfig) -> tuple[GraphedExecut
         return None, None
     if problem.numerics.device.type != "cuda":
         return None, f"the run is on {problem.numerics.device}, not on a CUDA GPU"
-    assert machine.chunk is not None
-    graphs = CudaGraphs()
-    for clients in sorted({min(FEW, machine.chunk), machine.chunk}):
+    graphs, rows = CudaGraphs(), _greatest_chunk(config)
+    for clients in sorted({min(FEW, rows), rows}):
         try:
             _one_step(GraphedExecutor(stacked, graphs), clients, config.client.batch_size)
         except torch.OutOfMemoryError:
@@ -114,16 +113,22 @@ def _graphed(stacked: StackedExecutor, config: RunConfig) -> tuple[GraphedExecut
 
 def try_step(executor: StackedExecutor, config: RunConfig) -> None:
     """Take a step of a chunk of throw-away clients; raise UsageError if it does not fit into memory."""
-    assert config.machine.chunk is not None
     batch = config.client.batch_size
     try:
-        _one_step(executor, config.machine.chunk, batch)
+        _one_step(executor, _greatest_chunk(config), batch)
     except torch.OutOfMemoryError as error:
         place = executor.problem.numerics.device
         raise UsageError(
             f"--batch-size {batch}: one client's step does not fit into the memory of {place}; lower it or take a "
             "smaller --model"
         ) from error
+
+
+def _greatest_chunk(config: RunConfig) -> int:
+    """Return the rows of the greatest chunk of a round, whose chunks are as equal as can be."""
+    assert config.machine.chunk is not None
+    chunks = -(-config.clients // config.machine.chunk)
+    return -(-config.clients // chunks)
 
 
 def _one_step(executor: StackedExecutor | GraphedExecutor, clients: int, batch: int) -> None:

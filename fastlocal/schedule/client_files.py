@@ -49,8 +49,11 @@ def read_weights(path: Path, population: int, names: Sequence[str] | None) -> Te
         if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
             raise UsageError(f"{flag}: is no list of numbers and no {{client: number}}")
     try:
-        weights = np.asarray(values, dtype=np.float64)
-    except (ValueError, TypeError) as error:
+        weights = np.asarray(values) if isinstance(values, np.ndarray) else np.asarray(values, dtype=np.float64)
+        if weights.dtype.kind not in "fiu":
+            raise TypeError(f"dtype {weights.dtype}")
+        weights = weights.astype(np.float64)
+    except (ValueError, TypeError, OverflowError) as error:
         raise UsageError(f"{flag}: does not hold numbers ({_short(error)})") from error
     if weights.shape != (population,):
         raise UsageError(f"{flag}: has shape {list(weights.shape)}, and there are {population} clients; give one each")

@@ -17,7 +17,7 @@ _NOTHING = nullcontext()
 def span(name: Name) -> AbstractContextManager[object]:
     """Open the span `fastlocal::NAME` in a trace of torch.profiler; without a profiler, an NVTX range on a GPU.
 
-    "local_step" is a whole step that shows no inner spans: TorchScript, a CUDA graph.
+    "local_step" is a step, or its passes, without inner spans: TorchScript, a CUDA graph, replayed operations.
     Costs 0.2 us on a CPU without a profiler. Spans do not nest, so that their times add up. Not for code that
     torch.compile traces.
     """

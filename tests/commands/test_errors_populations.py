@@ -60,6 +60,8 @@ GOOD = "--partition iid --population 8 --clients 4 --batch-size 4 --rounds 2 --c
         ("--client-weights numbers.json", ("--client-weights numbers.json", "8 clients")),
         ("--client-weights zero.npy", ("--client-weights zero.npy", "client 3", "above 0")),
         ("--client-weights words.json", ("--client-weights words.json", "list of numbers")),
+        ("--client-weights complex.npy", ("--client-weights complex.npy", "complex128")),
+        ("--client-weights great.json", ("--client-weights great.json", "does not hold numbers")),
         ("--lr-schedule words.json", ("--lr-schedule words.json", "list of numbers")),
         ("--client-weights torn.npy", ("--client-weights torn.npy", "cannot be read")),
         ("--client-test 1 --eval-clients 1", ("--client-test 1", "below 1")),
@@ -94,6 +96,8 @@ def test_one_line(
     Path("stranger.json").write_text(json.dumps([[0, 1], [2, 8]]))
     Path("twice.json").write_text(json.dumps([[0, 0], [2]]))
     np.save("zero.npy", np.array([1, 1, 1, 0, 1, 1, 1, 1]))
+    np.save("complex.npy", np.ones(8, dtype=complex))
+    Path("great.json").write_text(f"[{'9' * 400}, 1, 1, 1, 1, 1, 1, 1]")
     Path("torn.npy").write_bytes(b"\x93NUMPY\x01\x00v")
     before = tree(tmp_path)
     good = ["train", "--dataset", "npz", "--data-pth", data, "--log-pth", "run", "--device", "cpu", *GOOD.split()]

@@ -13,7 +13,9 @@ from fastlocal.common.errors import UsageError
 from fastlocal.config.schema import RunConfig
 from fastlocal.executors.cuda_graphs import GraphedExecutor, preserve_buffers
 from fastlocal.executors.looped import LoopedExecutor
+from fastlocal.executors.round_plan import LocalStep
 from fastlocal.executors.stacked import StackedExecutor
+from fastlocal.params.client_stack import ClientStack
 from fastlocal.params.label_noise import LabelNoise
 from fastlocal.params.losses import cross_entropy
 from fastlocal.runs.executor_trial import try_step
@@ -27,15 +29,12 @@ class Scarce(StackedExecutor):
     def __init__(self, problem: Any, room: int, since: int = 0) -> None:
         super().__init__(problem)
         self.room, self.since, self.sizes = room, since, list[int]()
-        program = self._program
 
-        def limited(params: Any, state: Any, inputs: Tensor, *others: Tensor) -> Any:
-            self.sizes.append(len(inputs))
-            if len(inputs) > self.room and len(self.sizes) > self.since:
-                raise torch.OutOfMemoryError("CUDA out of memory.")
-            return program(params, state, inputs, *others)
-
-        self._program = limited
+    def _step(self, stack: ClientStack, step: LocalStep, plain: bool) -> tuple[Tensor, Tensor | None]:
+        self.sizes.append(len(stack.params))
+        if len(stack.params) > self.room and len(self.sizes) > self.since:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super()._step(stack, step, plain)
 
 
 @pytest.mark.parametrize("since", [0, 2])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import fastlocal
 from fastlocal.commands.flags import parse
 from fastlocal.executors.base import LocalProblem
 from fastlocal.executors.replayed.steps import WARM_UP_STEPS, ReplayedSteps
@@ -147,3 +150,47 @@ def test_the_quickstart_takes_no_more_operations() -> None:
 
     operations(WARM_UP_STEPS)
     assert operations(3) - operations(2) == operations(2) - operations(1) <= QUICKSTART_OPERATIONS
+
+
+class Complex(nn.Module):
+    """A linear map of complex values, whose gradients have conjugates in them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 6, 2, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(torch.complex(x, 2 * x), torch.view_as_complex(self.weight)).abs()
+
+
+class ForwardMode(nn.Module):
+    """A derivative in forward mode through a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs, tangents = torch.func.jvp(self.linear, (x,), (x.tanh(),))
+        return outputs + tangents
+
+
+@pytest.mark.parametrize("make", [Complex, ForwardMode])
+def test_linear_maps_have_all_their_derivatives(make: type[nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    module, data = make(), (torch.randn(24, 6, dtype=torch.float64), torch.randint(0, 3, (24,)))
+    settings: dict[str, Any] = {"clients": 2, "local_steps": 4, "batch_size": 4, "lr": 0.1, "rounds": 2}
+    losses = [
+        fastlocal.train(
+            module, data, data, **settings, executor=executor, precision="fp64", directory=tmp_path / executor,
+            progress=False,
+        ).history[-1]["val_loss"]
+        for executor in ("stacked", "looped")
+    ]  # fmt: skip
+    assert losses[0] == pytest.approx(losses[1], abs=1e-12)
+
+
+def test_hooks_are_called_in_every_step() -> None:
+    problem = problem_of("perceptron")
+    problem.module.register_forward_hook(lambda module, inputs, output: None)
+    assert not ReplayedSteps.can_replay(problem)

@@ -112,6 +112,8 @@ def _read_array(file: zipfile.ZipFile, name: str, limit: int | None, flag: str) 
 def _integers(array: Array, name: str, flag: str) -> Array:
     if array.dtype.kind not in "iu" or array.ndim != 1:
         raise UsageError(f"{flag}: {name} is {array.dtype} of shape {array.shape}; integers [n] are expected")
+    if array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise UsageError(f"{flag}: {name} holds {array.max()}, which no data set has")
     return array.astype(np.int64)
 
 

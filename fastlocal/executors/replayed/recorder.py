@@ -81,6 +81,8 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func.namespace == "profiler":  # the spans of a trace
+            return func(*args, **kwargs)
         graph = self._recording.graph
         node = graph.call_function(func, *tree_map_only(Tensor, self._node, (tuple(args), dict(kwargs))))
         result = func(*args, **kwargs)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ...telemetry.trace import span
@@ -38,9 +38,10 @@ class ReplayedSteps:
 
     @staticmethod
     def can_replay(problem: LocalProblem) -> bool:
-        """Return True if a step is a function of its inputs, without Python state."""
+        """Return True if a step is a function of its inputs, without Python state and without hooks to call."""
         state = problem.state or problem.recomputed or problem.tensor_names or problem.stateful_loss or problem.uses_rng
-        return problem.numerics.device.type == "cpu" and not state and problem.user_module is None
+        hooked = any(_has_hooks(module) for module in problem.module.modules())
+        return problem.numerics.device.type == "cpu" and not (state or hooked) and problem.user_module is None
 
     def __call__(self, run: Callable[[], Any], leaves: Sequence[Tensor], step: LocalStep) -> Any:
         """Return the results of `run`, a tree of tensors.
@@ -80,6 +81,12 @@ class ReplayedSteps:
         pairs = zip(tree_leaves(found), tree_leaves(results), strict=True)
         same = all(torch.equal(one, other) for one, other in pairs if isinstance(other, Tensor))
         return replay if same else None
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Return True if something is to be called in each pass of a module."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(map(len, hooks))
 
 
 def _tensors(step: LocalStep) -> list[Tensor]:

@@ -95,6 +95,7 @@ def of_more_samples(path: Path) -> None:
         (npz_of(offsets=None), "holds indices; a partition has the arrays indices and offsets"),
         (npz_of(indices=np.array([[1]])), "indices is int64 of shape (1, 1)"),
         (npz_of(indices=np.array([0.5])), "indices is float64"),
+        (npz_of(indices=np.full(40, 2**64 - 1, dtype=np.uint64)), "indices holds 18446744073709551615"),
         (npz_of(indices=np.array([{}], dtype=object)), "cannot be read"),
         (npz_of(offsets=np.array([0, 9, 3, 40])), "its offsets do not ascend from 0 to its 40 indices"),
         (npz_of(client_ids=np.array(["a"])), "has 1 names for 5 clients"),
