@@ -79,7 +79,7 @@ WORKLOADS = (
     _everybody("W2", "cnn", RGB, 32, 16, 4),
     _everybody("W3", "resnet20_gn", RGB, 8, 32, 2),
     Workload("flute-logistic", "FLUTE: 10 of 1,000 clients", "logistic", (784,), 10, 1000, 10, 60, 10, 6, 0.03),
-    Workload("mcmahan-2nn", "McMahan et al.: C=0.1, B=10, E=5", "2nn", (784,), 10, 100, 10, 600, 10, 300, 0.05),
+    Workload("mcmahan-2nn", "McMahan et al.: C=0.1, B=10, E=5", "2nn", (784,), 10, 100, 10, 600, 10, 300, 0.01),
     Workload(
         "flute-femnist", "FLUTE: 10 of 3,400 clients, B=20; 100 samples each, no dropout",
         "femnist_cnn", GREY, 62, 3400, 10, 100, 20, 5, 0.03,
