@@ -17,7 +17,7 @@ STAMP = "installed"
 
 @dataclass(frozen=True)
 class Environment:
-    """What a peer is installed with.
+    """The packages and the Python of a peer.
 
     Attributes:
         packages: Pinned requirements.

@@ -1,4 +1,4 @@
-"""What the products of a local step alone allow: its convolutions and matrix products, without anything else.
+"""Time the convolutions and matrix products of a local step alone: no step can be faster.
 
     python -m bench.peers.limits [--workloads W3]
 

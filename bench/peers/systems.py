@@ -10,7 +10,7 @@ from bench.peers.workloads import Workload
 
 SIDES = Path(__file__).with_name("sides")
 LOOP = "loop over modules"
-"""What everybody is timed against."""
+"""Name of the baseline that every system is timed against."""
 OWN = "fastlocal"
 
 

@@ -24,7 +24,7 @@ LOSS_TOLERANCE = 1e-4
 
 @dataclass
 class Comparison:
-    """What came of a system on a workload.
+    """The result of a system on a workload.
 
     Attributes:
         system: Name of the system.

@@ -1,4 +1,4 @@
-"""What the host reads of the local steps of a chunk, once, while the device goes on."""
+"""Results of the local steps of a chunk, which the host reads once while the device goes on."""
 
 from __future__ import annotations
 

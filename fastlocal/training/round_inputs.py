@@ -1,4 +1,4 @@
-"""What a round begins with."""
+"""Rows, rates and weights of a round."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class RoundInputs:
-    """What a round begins with, computed when it is asked for."""
+    """Rows, rates and weights of a round, each computed when it is first asked for."""
 
     def __init__(self, planner: Planner, schedule: RoundSchedule) -> None:
         self._planner, self._schedule = planner, schedule

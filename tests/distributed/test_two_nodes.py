@@ -91,7 +91,7 @@ def cable() -> Iterator[Cable]:
 
 
 def test_a_run_across_nodes_and_a_cut_cable(cable: Cable, tmp_path: Path) -> None:
-    """What it has trained goes on in one process as if it had trained there from the first."""
+    """One process continues the run of the two nodes as if it had trained it from the first round."""
     alone, run, cut = tmp_path / "alone", tmp_path / "run", tmp_path / "cut"
     words = (*RUN, "--eval-freq1", "10", "--log-pth")
     nodes = cable.torchrun(cut, *words, run, "--rounds", "1000000", "--timeout", "8")

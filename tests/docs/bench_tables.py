@@ -220,7 +220,7 @@ def kill() -> str:
 
 
 def between_rounds() -> str:
-    """What the host does between two rounds, and what a GPU waits for."""
+    """Time of the host between two rounds, and the part of it that a GPU waits for."""
     rows = [
         (row["case"], row["host_ms"], row["after_ms"], f"{row['after_p20_ms']} to {row['after_p80_ms']}")
         for row in read("between_rounds.csv")

@@ -50,7 +50,7 @@ def peer_starts() -> str:
 
 
 def peer_best() -> str:
-    """What README shows: fastlocal, and the fastest of the others."""
+    """Ratios of fastlocal and of the fastest other system, for the README."""
     rows, lines = _rows(), []
     for one in WORKLOADS:
         own = rows.get((one.name, OWN))

@@ -95,7 +95,7 @@ def other_activations(m: Layers, x: Tensor) -> Tensor:
 
 
 def of_mobile_nets(m: Layers, x: Tensor) -> Tensor:
-    """As modules, of which ReLU6 calls hardtanh, and in place."""
+    """Activations given as modules and in place are fused too; nn.ReLU6 calls hardtanh."""
     y = nn.ReLU6(inplace=True)(m.batch(m.conv(x)) * 1 + 0)
     y = nn.ReLU6(inplace=True)(m.batch2(m.conv(x))) + y
     z = nn.Hardswish(inplace=True)(m.group(x) + x)

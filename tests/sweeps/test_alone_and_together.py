@@ -95,7 +95,7 @@ EXECUTORS = {
     "H by rule": ("looped",),
     "H, clients, epochs": ("threaded", "stacked"),
 }
-"""Of the cases that are not judged by all."""
+"""The executors that judge the cases which are not judged by all executors."""
 
 
 @pytest.mark.parametrize(

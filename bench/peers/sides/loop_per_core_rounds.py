@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from nets import torch_module
+from process_per_core import TrainRound, processes
 from protocol import Turns, Workload, read_workload
 from torch_client import check_loss, make_optimizer, train_client
 
@@ -16,9 +15,7 @@ from torch_client import check_loss, make_optimizer, train_client
 class Share:
     """The clients of one process."""
 
-    def __init__(self, work: Workload, rank: int, ranks: int, store: str) -> None:
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+    def __init__(self, work: Workload, rank: int, ranks: int) -> None:
         self.work, self.places = work, range(work.clients)[rank::ranks]
         self.modules = [torch_module(work.net, work.start) for _ in self.places]
         self.optimizers = [make_optimizer(work, module) for module in self.modules]
@@ -38,32 +35,19 @@ class Share:
                 torch.nn.utils.vector_to_parameters((total / work.clients).clone(), module.parameters())
 
 
-def follow(work: Workload, rank: int, ranks: int, store: str, orders: mp.SimpleQueue) -> None:
-    """Train the rounds whose numbers come, in a process of its own."""
-    share = Share(work, rank, ranks, store)
-    while (number := orders.get()) is not None:
-        share.train_round(number)
+def make_share(work: Workload, rank: int, ranks: int) -> tuple[torch.nn.Module, TrainRound]:
+    """Return a module of this process's clients, and the function that trains a round of all of them."""
+    share = Share(work, rank, ranks)
+    return share.modules[0], share.train_round
 
 
 def main() -> None:
     """Train until nobody asks any more."""
     turns, work = Turns(), read_workload()
     ranks = min(len(os.sched_getaffinity(0)), work.clients)
-    context = mp.get_context("fork")
-    orders = [context.SimpleQueue() for _ in range(1, ranks)]
-    with tempfile.TemporaryDirectory() as folder:
-        store = f"{folder}/store"
-        for rank, queue in enumerate(orders, start=1):
-            context.Process(target=follow, args=(work, rank, ranks, store, queue), daemon=True).start()
-        share = Share(work, 0, ranks, store)
-
-        def train_round(number: int) -> None:
-            for queue in orders:
-                queue.put(number)
-            share.train_round(number)
-
-        reset = work.population > work.clients
-        turns.ready(lambda: check_loss(work, share.modules[0]), momentum="reset" if reset else "kept")
+    reset = work.population > work.clients
+    with processes(make_share, work, ranks) as (module, train_round):
+        turns.ready(lambda: check_loss(work, module), momentum="reset" if reset else "kept")
         turns.serve(train_round)
 
 

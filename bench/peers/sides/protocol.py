@@ -1,4 +1,4 @@
-"""What every side of bench.peers shares: its workload, its batches, and its turns. Needs NumPy alone.
+"""The workload, the batches and the turns of every side of bench.peers. Needs NumPy alone.
 
 A side is started as `PYTHON SIDE FOLDER FACTS`: FOLDER holds what bench.peers.workloads wrote, FACTS is JSON of the
 workload's numbers. It answers {} with facts of its own when it is ready, then each line of standard input: "rounds N"

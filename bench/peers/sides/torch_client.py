@@ -1,4 +1,4 @@
-"""What the sides in torch share: a client's steps, and the global model's loss."""
+"""The steps of a client and the loss of the global model, for the sides in torch."""
 
 from __future__ import annotations
 
