@@ -40,7 +40,7 @@ def test_profile_trains_a_few_rounds_and_tells_where_the_time_went(
     assert "every 7 rounds" in done.out and "fused: nothing" in done.out
     assert {"trace_rank0.pt.trace.json.gz", "profile_rank0.txt"} < tree(tmp_path / "run")
     found = spans(tmp_path / "run")
-    assert found["fastlocal::forward"] == found["fastlocal::client_sgd"] == 4
+    assert found["fastlocal::forward"] + found["fastlocal::local_step"] == found["fastlocal::client_sgd"] == 4
     assert found["fastlocal::evaluate"] == found["fastlocal::server"] == 2
 
 
