@@ -30,6 +30,8 @@ NATIVE_OPS = (
     "gather_images",
     "group_norm_act",
     "group_norm_act_backward",
+    "max_pool_act",
+    "max_pool_act_backward",
     "product",
     "product_update",
     "sgd_update",

@@ -29,7 +29,7 @@ from ..refusals import refusals
 
 FOLDER = Path(__file__).parent
 ACTIVATIONS = {"none": 0, "relu": 1, "silu": 2}
-"""Numbers of the activations of group_norm_act."""
+"""Numbers of the activations of group_norm_act and max_pool_act."""
 SECONDS = 180.0
 ABI = "0x020b000000000000"
 """Torch 2.11, the oldest version that setup.py allows."""

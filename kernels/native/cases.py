@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..case import Case, Draws, Inputs
-from . import ACTIVATIONS
+from . import ACTIVATIONS, in_torch
 
 LAST = torch.channels_last
 NAN = float("nan")
@@ -34,23 +35,25 @@ def _product(samples: int, values: int, outputs: int, bias: bool) -> Case:
     return _case(f"{samples}x{values} to {outputs}{' bias' if bias else ''}", make, ("y",))
 
 
-def _product_update(rows: int, columns: int, samples: int, bias: bool) -> Case:
+def _product_update(rows: int, columns: int, samples: int, bias: bool, momentum: bool = True) -> Case:
     def make(draw: Draws) -> Inputs:
         return {
             "weight": draw.normal(rows, columns),
-            "momentum": draw.normal(rows, columns),
+            "momentum": draw.normal(rows, columns) if momentum else None,
             "a": draw.normal(samples, rows),
             "b": draw.normal(samples, columns),
             "bias": draw.normal(rows) if bias else None,
-            "bias_momentum": draw.normal(rows) if bias else None,
-            "mu": 0.9,
+            "bias_momentum": draw.normal(rows) if bias and momentum else None,
+            "mu": 0.9 if momentum else 0.0,
             "decay": 0.01,
             "bias_decay": 0.1,
             "rate": 0.3,
         }
 
-    changed = ("weight", "momentum", *(("bias", "bias_momentum") if bias else ()))
-    return _case(f"{rows}x{columns} by {samples}{' bias' if bias else ''}", make, changed)
+    parameters = ("weight", "bias") if bias else ("weight",)
+    momenta = ("momentum", "bias_momentum")[: len(parameters)] if momentum else ()
+    words = f"{rows}x{columns} by {samples}{' bias' if bias else ''}{'' if momentum else ' no momentum'}"
+    return _case(words, make, (*parameters, *momenta))
 
 
 def _sgd_update(*shape: int, last: bool = False) -> Case:
@@ -122,6 +125,45 @@ def _norms(backward: bool) -> tuple[Case, ...]:
     )
 
 
+def _pool(
+    shape: tuple[int, ...],
+    window: tuple[int, int, int],
+    kind: str,
+    dtype: torch.dtype,
+    backward: bool,
+    contiguous: bool = False,
+    ceil: bool = False,
+) -> Case:
+    def make(draw: Draws) -> Inputs:
+        kernel, stride, padding = ([size, size] for size in window)
+        x = _images(draw, shape, dtype)
+        maxima, _ = F.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil, return_indices=True)
+        layout = torch.contiguous_format if contiguous else LAST
+        y, places = torch.full_like(maxima, NAN, memory_format=layout), torch.zeros(maxima.numel(), dtype=torch.uint8)
+        options = {"kernel": kernel, "stride": stride, "padding": padding}
+        if not backward:
+            return {"x": x, "y": y, "places": places, **options, "activation": ACTIVATIONS[kind]}
+        grad = draw.normal(*maxima.shape).to(dtype).contiguous(memory_format=layout)
+        in_torch.max_pool_act(x, y, places, **options, activation=ACTIVATIONS[kind])
+        return {"grad": grad, "places": places, "dx": torch.full_like(x, NAN), **options}
+
+    size, kernel, stride, padding = "x".join(map(str, shape)), *window
+    words = f"{size} by {kernel} each {stride} in {padding} {kind}{' contiguous' if contiguous else ''}"
+    words += f"{' ceil' if ceil else ''} {str(dtype).removeprefix('torch.')}"
+    tolerance = "fp32" if dtype == torch.float32 else "bf16"
+    return _case(words, make, ("dx",) if backward else ("y", "places"), tolerance)
+
+
+def _pools(backward: bool) -> tuple[Case, ...]:
+    return (
+        _pool((2, 3, 4, 5), (2, 2, 0), "relu", torch.float32, backward, contiguous=True),
+        _pool((2, 16, 6, 6), (2, 2, 0), "none", torch.float32, backward),
+        _pool((3, 38, 7, 5), (3, 2, 1), "relu", torch.float32, backward),
+        _pool((1, 20, 5, 5), (2, 2, 0), "none", torch.float32, backward, ceil=True),
+        _pool((2, 33, 4, 6), (3, 2, 1), "relu", torch.bfloat16, backward),
+    )
+
+
 def _client_sum(clients: int, n_params: int) -> Case:
     def make(draw: Draws) -> Inputs:
         params = draw.padded(draw.normal(clients, n_params), extra=3)
@@ -155,11 +197,14 @@ CASES: dict[str, tuple[Case, ...]] = {
     "gather_images": (_gather_images((1, 2, 3), None), _gather_images((3, 5, 7), 2), _gather_images((3, 32, 32), 4)),
     "group_norm_act": _norms(backward=False),
     "group_norm_act_backward": _norms(backward=True),
+    "max_pool_act": _pools(backward=False),
+    "max_pool_act_backward": _pools(backward=True),
     "product": (_product(8, 3, 2, False), _product(16, 130, 7, True), _product(16, 64, 33, False)),
     "product_update": (
         _product_update(1, 3, 2, True),
         _product_update(7, 130, 5, True),
         _product_update(32, 64, 16, False),
+        _product_update(9, 70, 10, True, momentum=False),
     ),
     "sgd_update": (_sgd_update(3), _sgd_update(37), _sgd_update(6, 5, 3, 2, last=True)),
 }

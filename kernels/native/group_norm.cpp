@@ -16,6 +16,7 @@
 #include <optional>
 #include <vector>
 
+#include "images.h"
 #include "numbers.h"
 
 namespace fastlocal {
@@ -32,43 +33,14 @@ struct Shape {
   float elements() const { return float(per_group() * pixels); }
 };
 
-template <typename T>
-const T* data(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-template <typename T>
-const T* data(const Optional& tensor) {
-  return tensor ? data<T>(*tensor) : nullptr;
-}
-template <typename T>
-T* mutable_data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-template <typename T>
-T* mutable_data(const Optional& tensor) {
-  return tensor ? mutable_data<T>(*tensor) : nullptr;
-}
-
 void expect_floats(const Tensor& tensor, int64_t count) {
   STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float && tensor.is_contiguous() && tensor.numel() == count,
                   "statistics and affine parameters have to be contiguous floats of the right number");
 }
 
-void expect_like(const Tensor& tensor, const Tensor& x) {
-  STD_TORCH_CHECK(tensor.dim() == 4 && tensor.scalar_type() == x.scalar_type(), "all images have to be of one kind");
-  int64_t stride = 1;
-  for (int64_t axis : {1, 3, 2, 0}) {
-    STD_TORCH_CHECK(tensor.size(axis) == x.size(axis), "all images have to be of one shape");
-    STD_TORCH_CHECK(tensor.size(axis) == 1 || tensor.stride(axis) == stride, "images have to be channels-last");
-    stride *= tensor.size(axis);
-  }
-}
-
 Shape shape_of(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& mean, const Tensor& rstd,
                int64_t groups) {
-  const bool known = x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16;
-  STD_TORCH_CHECK(known && x.dim() == 4, "images have to be [images, channels, height, width] of floats or bfloat16");
-  expect_like(x, x);
+  expect_images(x);
   const Shape shape{x.size(0), x.size(2) * x.size(3), x.size(1), groups};
   STD_TORCH_CHECK(shape.channels % LANES == 0 && groups > 0 && shape.channels % groups == 0,
                   "channels have to be a multiple of 16 and of the groups");

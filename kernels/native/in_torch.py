@@ -8,6 +8,8 @@ from torch import Tensor
 
 from . import ACTIVATIONS
 
+CLOSED = 128
+"""Added to the position of a maximum whose gradient is 0."""
 Activations = {number: name for name, number in ACTIVATIONS.items()}
 
 
@@ -18,7 +20,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> None:
 
 def product_update(
     weight: Tensor,
-    momentum: Tensor,
+    momentum: Tensor | None,
     a: Tensor,
     b: Tensor,
     bias: Tensor | None,
@@ -28,10 +30,11 @@ def product_update(
     bias_decay: float,
     rate: float,
 ) -> None:
-    """`sgd_update` of a weight by the gradient a.T @ b, and of a bias by the sum of a."""
-    sgd_update(weight, momentum, a.t() @ b, mu, decay, rate)
-    if bias is not None and bias_momentum is not None:
-        sgd_update(bias, bias_momentum, a.sum(dim=0), mu, bias_decay, rate)
+    """`sgd_update` of a weight by the gradient a.T @ b, and of a bias by the sum of a; mu is 0 without momenta."""
+    sgd_update(weight, torch.zeros_like(weight) if momentum is None else momentum, a.t() @ b, mu, decay, rate)
+    if bias is not None:
+        velocity = torch.zeros_like(bias) if bias_momentum is None else bias_momentum
+        sgd_update(bias, velocity, a.sum(dim=0), mu, bias_decay, rate)
 
 
 def sgd_update(weight: Tensor, momentum: Tensor, grad: Tensor, mu: float, decay: float, rate: float) -> None:
@@ -104,6 +107,42 @@ def group_norm_act_backward(
     dbias.copy_(dshift)
     if dresidual is not None:
         dresidual.copy_(dbefore)
+
+
+def max_pool_act(
+    x: Tensor, y: Tensor, places: Tensor, kernel: list[int], stride: list[int], padding: list[int], activation: int
+) -> None:
+    """y <- activation(maxima of windows of x), with the positions [images * rows * columns * channels] in the windows.
+
+    CLOSED is added to a position where the activation lets no gradient pass.
+    """
+    width, columns = x.shape[3], y.shape[3]
+    # whether the last window is whole does not matter here, as y's shape says how many there are
+    best, found = F.max_pool2d(x, kernel, stride, padding, ceil_mode=True, return_indices=True)
+    best, found = (value[:, :, : y.shape[2], :columns] for value in (best, found))
+    rows = torch.arange(y.shape[2]).view(-1, 1) * stride[0] - padding[0]
+    starts = torch.arange(columns) * stride[1] - padding[1]
+    place = (found // width - rows) * kernel[1] + found % width - starts
+    if Activations[activation] == "relu":
+        place += CLOSED * (best <= 0)
+    places.copy_(place.permute(0, 2, 3, 1).flatten())
+    y.copy_(_activate(best, activation))
+
+
+def max_pool_act_backward(
+    grad: Tensor, places: Tensor, dx: Tensor, kernel: list[int], stride: list[int], padding: list[int]
+) -> None:
+    """Compute the gradient of `max_pool_act` from its positions: dx <- sum over windows of grad where x was taken."""
+    images, channels, rows, columns = grad.shape
+    place = places.view(images, rows, columns, channels).permute(0, 3, 1, 2).flatten(2).unsqueeze(2)
+    taken = place == torch.arange(kernel[0] * kernel[1]).view(-1, 1)
+    height, width = dx.shape[2:]
+    # windows beyond the lower and right edge: fold takes an image that holds all of them whole
+    size = [(n - 1) * s + k - 2 * p for n, s, k, p in zip((rows, columns), stride, kernel, padding, strict=True)]
+    size = [max(given, needed) for given, needed in zip((height, width), size, strict=True)]
+    slopes = (taken * grad.float().flatten(2).unsqueeze(2)).flatten(1, 2)
+    whole = F.fold(slopes, tuple(size), tuple(kernel), padding=tuple(padding), stride=tuple(stride))
+    dx.copy_(whole[:, :, :height, :width])
 
 
 def client_sum(params: Tensor, total: Tensor, weight: float) -> None:

@@ -3,12 +3,12 @@
 //
 //     momentum = mu * momentum + a.T @ b + decay * weight,   weight = weight - rate * momentum
 //
-// Also of the bias, whose gradient is the sum of a over samples.
+// Also of the bias, whose gradient is the sum of a over samples. Without momenta mu is 0.
 //
-// weight, momentum: float [rows, columns]
+// weight, momentum: float [rows, columns], or no momentum
 // a: float [samples, rows]
 // b: float [samples, columns]
-// bias, bias_momentum: float [rows], or none
+// bias, bias_momentum: float [rows], or none of them; the momentum goes with that of the weight
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
@@ -40,8 +40,9 @@ void tile(float* weight, float* momentum, int64_t columns, const float* a, int64
   UNROLLED for (int64_t row = 0; row < ROWS; ++row)
     UNROLLED for (int64_t part = 0; part < PARTS; ++part) {
       const int64_t place = row * columns + part * LANES;
-      const Step step = sgd_step(read(weight + place), read(momentum + place), sums[row][part], constants);
-      write(momentum + place, step.momentum);
+      const Vector before = momentum ? read(momentum + place) : Vector{};
+      const Step step = sgd_step(read(weight + place), before, sums[row][part], constants);
+      if (momentum) write(momentum + place, step.momentum);
       write(weight + place, step.weight);
     }
 }
@@ -51,8 +52,9 @@ void edge(float* weight, float* momentum, int64_t count, const float* a, int64_t
           int64_t samples, const Constants& constants) {
   Vector sum = {};
   for (int64_t sample = 0; sample < samples; ++sample) sum += a[sample * rows] * b[sample];
-  const Step step = sgd_step(read_some(weight, count), read_some(momentum, count), sum, constants);
-  write_some(momentum, step.momentum, count);
+  const Vector before = momentum ? read_some(momentum, count) : Vector{};
+  const Step step = sgd_step(read_some(weight, count), before, sum, constants);
+  if (momentum) write_some(momentum, step.momentum, count);
   write_some(weight, step.weight, count);
 }
 
@@ -61,9 +63,9 @@ void update_bias(float* bias, float* momentum, const float* a, int64_t rows, int
   for (int64_t row = 0; row < rows; row += LANES) {
     Vector sum = {};
     for (int64_t sample = 0; sample < samples; ++sample) sum += read_some(a + sample * rows + row, rows - row);
-    const Step step =
-        sgd_step(read_some(bias + row, rows - row), read_some(momentum + row, rows - row), sum, constants);
-    write_some(momentum + row, step.momentum, rows - row);
+    const Vector before = momentum ? read_some(momentum + row, rows - row) : Vector{};
+    const Step step = sgd_step(read_some(bias + row, rows - row), before, sum, constants);
+    if (momentum) write_some(momentum + row, step.momentum, rows - row);
     write_some(bias + row, step.weight, rows - row);
   }
 }
@@ -97,7 +99,7 @@ struct Update {
         const Vector* own = packed;
         for (int64_t column = begin; column < last; column += width, own += PARTS * samples) {
           const int64_t place = row * columns + column;
-          run(weight + place, momentum + place, columns, a + row, rows, own, samples, constants);
+          run(weight + place, momentum ? momentum + place : nullptr, columns, a + row, rows, own, samples, constants);
         }
       }
     }
@@ -108,7 +110,7 @@ struct Update {
     pack(begin, end, 1);
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t place = row * columns + begin;
-      edge(weight + place, momentum + place, end - begin, a + row, rows, packed, samples, constants);
+      edge(weight + place, momentum ? momentum + place : nullptr, end - begin, a + row, rows, packed, samples, constants);
     }
   }
 };
@@ -116,22 +118,23 @@ struct Update {
 // Number of floats before the next cache line.
 int64_t to_aligned(const float* place) { return -(reinterpret_cast<uintptr_t>(place) / sizeof(float)) % LANES; }
 
-void product_update(Tensor weight, Tensor momentum, Tensor a, Tensor b, Optional bias, Optional bias_momentum,
+void product_update(Tensor weight, Optional momentum, Tensor a, Tensor b, Optional bias, Optional bias_momentum,
                     double mu, double decay, double bias_decay, double rate) {
-  for (const Tensor& one : {weight, momentum, a, b})
+  for (const Tensor& one : {weight, momentum.value_or(weight), a, b})
     STD_TORCH_CHECK(one.dim() == 2 && one.scalar_type() == ScalarType::Float && one.is_contiguous(),
                     "all have to be contiguous matrices of floats");
   const int64_t rows = weight.size(0), columns = weight.size(1), samples = a.size(0);
-  STD_TORCH_CHECK(momentum.size(0) == rows && momentum.size(1) == columns && a.size(1) == rows &&
-                      b.size(0) == samples && b.size(1) == columns,
+  STD_TORCH_CHECK(a.size(1) == rows && b.size(0) == samples && b.size(1) == columns &&
+                      (!momentum || (momentum->size(0) == rows && momentum->size(1) == columns)),
                   "the matrices do not fit each other");
-  STD_TORCH_CHECK(bias.has_value() == bias_momentum.has_value(), "a bias and its momentum go together");
+  STD_TORCH_CHECK(bias_momentum.has_value() == (bias && momentum), "a bias has a momentum if the weight has one");
+  STD_TORCH_CHECK(momentum || mu == 0, "mu is 0 without momenta");
   for (const Optional& one : {bias, bias_momentum})
     STD_TORCH_CHECK(!one || (one->numel() == rows && one->scalar_type() == ScalarType::Float && one->is_contiguous()),
                     "a bias has to be a row of floats that fits the weight");
   Scratch scratch(std::max(CACHED, WIDTH * samples));
   Update update{static_cast<float*>(weight.mutable_data_ptr()),
-                static_cast<float*>(momentum.mutable_data_ptr()),
+                momentum ? static_cast<float*>(momentum->mutable_data_ptr()) : nullptr,
                 static_cast<const float*>(a.const_data_ptr()),
                 static_cast<const float*>(b.const_data_ptr()),
                 rows,
@@ -147,8 +150,8 @@ void product_update(Tensor weight, Tensor momentum, Tensor a, Tensor b, Optional
   update.whole<1>(wide, narrow);
   update.part(narrow, columns);
   if (bias)
-    update_bias(static_cast<float*>(bias->mutable_data_ptr()), static_cast<float*>(bias_momentum->mutable_data_ptr()),
-                update.a, rows, samples, {float(mu), float(bias_decay), float(rate)});
+    update_bias(static_cast<float*>(bias->mutable_data_ptr()),
+                bias_momentum ? static_cast<float*>(bias_momentum->mutable_data_ptr()) : nullptr, update.a, rows, samples, {float(mu), float(bias_decay), float(rate)});
 }
 
 }  // namespace
@@ -156,7 +159,7 @@ void product_update(Tensor weight, Tensor momentum, Tensor a, Tensor b, Optional
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastlocal_native, library) {
   library.def(
-      "product_update(Tensor(a!) weight, Tensor(b!) momentum, Tensor a, Tensor b, Tensor(c!)? bias, "
+      "product_update(Tensor(a!) weight, Tensor(b!)? momentum, Tensor a, Tensor b, Tensor(c!)? bias, "
       "Tensor(d!)? bias_momentum, float mu, float decay, float bias_decay, float rate) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(fastlocal_native, CPU, library) {

@@ -84,16 +84,17 @@ def test_large_weights_take_fewer_samples(texts: list[str]) -> None:
     assert count(texts[0], "product") == 1
 
 
-@pytest.mark.parametrize(("batch", "turned"), [(8, 0), (16, 1)])
-def test_without_a_compiler(batch: int, turned: int, texts: list[str], no_compiler: None) -> None:
-    module = nn.Sequential(nn.Flatten(), nn.Linear(90, 3000), nn.Tanh(), nn.Linear(3000, 100), nn.Linear(100, 4))
+@pytest.mark.parametrize(("batch", "width", "turned"), [(8, 100, 0), (16, 100, 1), (10, 300, 1)])
+def test_without_a_compiler(batch: int, width: int, turned: int, texts: list[str], no_compiler: None) -> None:
+    """Forward products are turned around, and none of those with a transposed weight."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(90, 3000), nn.Tanh(), nn.Linear(3000, width), nn.Linear(width, 4))
     assert_steps(problem_with(module), batch)
     assert "fastlocal_native" not in texts[0] and texts[0].count("torch.mm(") == turned
 
 
 @pytest.mark.parametrize(
     ("values", "updates"),
-    [({}, 1), ({"weight_decay": 0.0}, 1), ({"nesterov": True}, 0), ({"clip_norm": 0.3}, 0), ({"momentum": 0.0}, 0)],
+    [({}, 1), ({"weight_decay": 0.0}, 1), ({"nesterov": True}, 0), ({"clip_norm": 0.3}, 0), ({"momentum": 0.0}, 1)],
     ids=str,
 )
 def test_by_what_is_asked_of_the_optimizer(values: dict[str, float], updates: int, texts: list[str]) -> None:

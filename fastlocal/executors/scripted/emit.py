@@ -14,7 +14,7 @@ from fastlocal.kernels import native as kernels_native
 
 from ..base import LocalProblem
 from ..clipping import EPSILON
-from . import fuse_linear, fuse_losses, fuse_norms
+from . import fuse_linear, fuse_losses, fuse_norms, fuse_pools
 from .nodes import ALIASES, memory, name, text
 
 
@@ -49,14 +49,18 @@ class ScriptText:
         merged = list(fuse_linear.find_products(*gradients))
         maps = [linear for linear in map(fuse_linear.find_map, self._calls) if linear is not None]
         norms, losses = fuse_norms.find(self._calls), fuse_losses.find(self._calls)
-        useful = norms or any(linear.is_native for linear in maps) or any(update.is_native for update in merged)
-        self._native = bool(useful) and native()
+        pools = list(fuse_pools.find(self._calls, {node for norm in norms for node in norm.fused_nodes}))
+        linear = any(one.is_native for one in maps) or any(update.is_native for update in merged)
+        useful = bool(norms or pools) or linear
+        self._native = useful and native()
         if self._has("product_update"):
             merged = list(fuse_linear.with_biases(merged, problem, self._grads))
         else:
             merged = [dataclasses.replace(update, is_native=False) for update in merged]
         if not self._has("group_norm_act", "group_norm_act_backward"):
             norms = []
+        if not self._has("max_pool_act", "max_pool_act_backward"):
+            pools = []
         if not self._has("cross_entropy"):
             losses = []
         self._merged = {update.index: update for update in merged}
@@ -65,10 +69,10 @@ class ScriptText:
         product = self._has("product")
         self._replacements = {linear.node: lines for linear in maps if (lines := linear.lines(product)) is not None}
         self._replacements.update(part for norm in norms for part in norm.lines(name))
+        self._replacements.update(part for pool in pools for part in pool.lines())
         self._replacements.update((loss.node, loss.lines()) for loss in losses)
-        self._fused_nodes = {node for update in merged for node in update.fused_nodes}
-        self._fused_nodes.update(node for norm in norms for node in norm.fused_nodes)
-        self._fused_nodes.update(node for loss in losses for node in loss.fused_nodes)
+        fusions: list[Any] = [*merged, *norms, *pools, *losses]
+        self._fused_nodes = {node for fusion in fusions for node in fusion.fused_nodes}
 
     def _has(self, *ops: str) -> bool:
         """Return True if the C++ library is loaded and provides all `ops`."""

@@ -65,9 +65,12 @@ class LinearMap:
 
     @property
     def is_transposed(self) -> bool:
-        """Return True if torch is faster with the transposed product."""
+        """Return True if torch is faster with the transposed product: not for a weight that is itself a transpose."""
+        weight = self.weight.meta["tensor_meta"]
+        if weight.stride != (weight.shape[1], 1):
+            return False
         samples, values = self.x.meta["tensor_meta"].shape
-        size = self.weight.meta["tensor_meta"].shape.numel()
+        size = weight.shape.numel()
         if samples in FEW_SAMPLES:
             return bool(size >= LARGE_TRANSPOSED_WEIGHT)
         return samples in TRANSPOSED_SAMPLES and values >= TRANSPOSED_VALUES and size >= TRANSPOSED_WEIGHT
@@ -151,10 +154,14 @@ class ProductUpdate:
         """Yield the TorchScript of the update."""
         index, mu, decay = self.index, self.momentum, self.decay
         if self.is_native:
-            weight, bias, bias_decay = f"params[{index}], momenta[{index}]", "None, None", 0.0
+
+            def rows(place: int) -> str:
+                return f"params[{place}], " + (f"momenta[{place}]" if mu else "None")
+
+            weight, bias, bias_decay = rows(index), "None, None", 0.0
             factors = f"{self.a}.contiguous(), {self.b}.contiguous()"
             if self.bias is not None:
-                bias, bias_decay = f"params[{self.bias.index}], momenta[{self.bias.index}]", self.bias.decay
+                bias, bias_decay = rows(self.bias.index), self.bias.decay
             constants = f"{mu!r}, {decay!r}, {bias_decay!r}, rate"
             yield f"torch.ops.fastlocal_native.product_update({weight}, {factors}, {bias}, {constants})"
             return
@@ -206,7 +213,7 @@ def find_products(
         b = name(second) if len(chain) % 2 else f"{name(first)}.t()"
         samples, shape = first.meta["tensor_meta"].shape[1], layout.shapes[index]
         large = math.prod(shape) >= MERGED_WEIGHT and samples <= MERGED_SAMPLES
-        native = large and numerics.dtype == torch.float32 and problem.momentum > 0
+        native = large and numerics.dtype == torch.float32
         decay = problem.weight_decay * layout.decays[index]
         yield ProductUpdate(index, left, a, b, shape, problem.momentum, decay, tuple(chain), native)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ...kernel_trial.kernels_tried import load_native, native_lines
+from ...models.functional import has_convolution
 from ...params.client_stack import ClientStack
 from ...telemetry.trace import span
 from ..base import LocalProblem
@@ -150,8 +151,8 @@ def compile_ahead(module: nn.Module) -> list[str]:
     Returns:
         Log lines about missing operations.
     """
-    norms = any(isinstance(part, nn.GroupNorm) for part in module.modules())
-    if norms or any(value.dim() == 2 and value.numel() >= MERGED_WEIGHT for value in module.parameters()):
+    images = has_convolution(module) or any(isinstance(part, nn.GroupNorm) for part in module.modules())
+    if images or any(value.dim() == 2 and value.numel() >= MERGED_WEIGHT for value in module.parameters()):
         _has_native()
         return native_lines()
     return []
