@@ -107,9 +107,10 @@ class RoundPlan:
         return self.batch if self.sizes is None else int(self.sizes[step, client])
 
     @property
-    def whole(self) -> bool:
-        """Return True if no batch is short."""
-        return self.sizes is None or bool(((self.sizes == 0) | (self.sizes == self.batch)).all())
+    def short_sizes(self) -> list[int]:
+        """The sizes of batches that are not whole, the smallest first."""
+        sizes = [] if self.sizes is None else np.unique(self.sizes.numpy()).tolist()
+        return [size for size in sizes if 0 < size < self.batch]
 
     def parts(self, step: int) -> list[tuple[slice, int]]:
         """Return the rows that take a step, as slices of rows with batches of one size, and these sizes."""

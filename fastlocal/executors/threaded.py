@@ -26,6 +26,9 @@ from .scripted.trace import ScriptedSteps, compile_ahead, script
 from .scripted.trace_checks import perturbed
 
 Steps = LoopedExecutor | ScriptedSteps
+TRACED_SHORT = 16
+"""Whole batches up to this size have a traced step for each short size too, as it comes. Short batches of larger ones
+take plain steps: a trace takes 0.1 s and more, and few steps of such clients are short."""
 
 
 class ThreadedExecutor(ExecutorKind):
@@ -115,7 +118,6 @@ class ThreadedExecutor(ExecutorKind):
         self.problem = problem
         self._workers = workers
         self._channels_last = channels_last
-        self._steps: dict[int, Sequence[Steps]] = {}
         self._scripts: dict[tuple[int, float, float], ScriptedSteps | None] = {}
         self._plain: list[LoopedExecutor] = []
         self._notes: list[str] = []
@@ -179,39 +181,39 @@ class ThreadedExecutor(ExecutorKind):
         return notes
 
     def _steps_for(self, plan: RoundPlan) -> Sequence[Steps]:
-        """Return the steps of each worker, made once per batch size; those of short batches are plain."""
-        size = plan.batch
-        if not plan.whole and not self._plain:
+        """Return the steps of each worker."""
+        scripted, short_sizes = self._scripted(plan.batch), plan.short_sizes
+        if (scripted is None or short_sizes) and not self._plain:
             self._plain = [LoopedExecutor(self.problem) for _ in range(self._workers)]
-            self._steps.clear()
-        if size not in self._steps:
-            key = size, self.problem.momentum, self.problem.weight_decay
-            if key not in self._scripts:
-                self._scripts[key] = self._scripted(size)
-            scripted = self._scripts[key]
-            if scripted is None:
-                self._steps[size] = self._plain or [LoopedExecutor(self.problem) for _ in range(self._workers)]
-            else:
-                own = dataclasses.replace(scripted, problem=self.problem)
-                self._steps[size] = [own] * self._workers
-                if self._plain:
-                    self._steps[size] = [dataclasses.replace(own, plain=plain) for plain in self._plain]
-        return self._steps[size]
+        if scripted is None:
+            return self._plain
+        own = dataclasses.replace(scripted, problem=self.problem)
+        if not short_sizes:
+            return [own] * self._workers
+        sizes = short_sizes if plan.batch <= TRACED_SHORT else ()
+        short = {size: steps for size in sizes if (steps := self._scripted(size)) is not None}
+        return [dataclasses.replace(own, short=short, plain=plain) for plain in self._plain]
 
-    def _scripted(self, batch_size: int) -> ScriptedSteps | None:
-        """Return the traced step, or None if the module cannot be traced or the step differs from the plain one."""
+    def _scripted(self, size: int) -> ScriptedSteps | None:
+        """Return the traced step for batches of a size, made once; None where the plain one has to be taken."""
+        key = size, self.problem.momentum, self.problem.weight_decay
+        if key not in self._scripts:
+            steps = self._script(size)
+            if isinstance(steps, str) and not self._scripts:
+                self._notes.append(f"threads take steps of the plain module, as it cannot be traced ({steps})")
+            self._scripts[key] = None if isinstance(steps, str) else steps
+        return self._scripts[key]
+
+    def _script(self, batch_size: int) -> ScriptedSteps | str:
+        """Return a traced step, or why there is none: the trace failed, or its step differs from the plain one."""
         batch = self.problem.source.read_range(0, batch_size)
         indices = torch.arange(batch_size) % len(batch.inputs)
         inputs, targets = batch.inputs[indices], batch.targets[indices]
         try:
             steps = script(self.problem, inputs, targets, channels_last=self._channels_last)
-            reason = self._difference(steps, inputs, targets)
+            return self._difference(steps, inputs, targets) or steps
         except Exception as error:  # any failure of the trace: plain steps still work
-            reason = one_line(error)
-        if reason is None:
-            return steps
-        self._notes.append(f"threads take steps of the plain module, as it cannot be traced ({reason})")
-        return None
+            return one_line(error)
 
     def _difference(self, steps: ScriptedSteps, inputs: Tensor, targets: Tensor) -> str | None:
         """Compare traced and plain steps from two sets of weights; return the difference in words, or None."""

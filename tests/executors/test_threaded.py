@@ -22,6 +22,8 @@ from fastlocal.executors.scripted.trace import ScriptedSteps, script
 from fastlocal.executors.threaded import ThreadedExecutor
 from tests.executors.problems import (
     BATCH,
+    CLIENTS,
+    STEPS,
     assert_same,
     idle_layout,
     in_plain_torch,
@@ -226,7 +228,7 @@ def test_a_module_that_trains_otherwise_than_it_was_traced_is_not_traced() -> No
     executor = ThreadedExecutor(problem_with(Alternates()), workers=1)
     with pytest.raises(UsageError, match="changes the attribute calls"):
         executor.run_round(*start(executor.problem))
-    assert [type(own) for steps in executor._steps.values() for own in steps] == [LoopedExecutor]
+    assert [type(own) for own in executor._steps_for(start(executor.problem)[1])] == [LoopedExecutor]
 
 
 class Shaking(nn.Linear):
@@ -271,3 +273,23 @@ def test_uneven_batches_of_one_executor() -> None:
         other, _ = start(problem)
         got = stack, executor.run_round(stack, plan)
         assert_same(got, (other, LoopedExecutor(problem).run_round(other, plan)), 1e-11)
+
+
+@pytest.mark.parametrize("batch", [5, 20])
+def test_short_batches_of_small_ones_are_traced_too(batch: int) -> None:
+    """Each size as it comes; those of large batches take plain steps. Both are the steps of the looped executor."""
+    problem = problem_of("perceptron")
+    stack, plan = start(problem)
+    sizes = torch.full((STEPS, CLIENTS), batch)
+    sizes[-1], sizes[-2, 3] = torch.tensor([3, batch, 1, 0]), 3
+    ids = plan.sample_ids.repeat(1, 1, 4)[..., :batch]
+    results = []
+    for executor in (LoopedExecutor(problem), ThreadedExecutor(problem, workers=2)):
+        copies = dataclasses.replace(stack, params=stack.params.clone(), momentum=stack.momentum.clone())
+        for last in (None, sizes):  # the first round has no short batches
+            part = dataclasses.replace(plan, sample_ids=ids, sizes=last)
+            result = executor.run_round(copies, part)
+        results.append((copies, result))
+    assert_same(results[1], results[0], 1e-11)
+    steps = executor._steps_for(part)[0]
+    assert isinstance(steps, ScriptedSteps) and set(steps.short) == ({1, 3} if batch == 5 else set())

@@ -11,7 +11,7 @@ import copy
 import functools
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -40,13 +40,15 @@ class ScriptedSteps:
         steps: The function.
         constants: Tensors that it refers to.
         batch: Size of the batches that the function takes.
-        plain: Takes the steps of batches of other sizes, for one thread.
+        short: Steps by size of batches of other sizes.
+        plain: Takes the steps of batches of sizes that are not in `short`, for one thread.
     """
 
     problem: LocalProblem
     steps: Steps
     constants: list[Tensor]
     batch: int
+    short: Mapping[int, ScriptedSteps] = field(default_factory=dict)
     plain: LoopedExecutor | None = None
 
     @torch.no_grad()
@@ -68,15 +70,16 @@ class ScriptedSteps:
         begin = 0
         for batch, targets in self.problem.blocks_of(plan, client):
             end = begin + len(targets)
-            if targets.shape[1] != self.batch:
+            own = self if targets.shape[1] == self.batch else self.short.get(targets.shape[1])
+            if own is None:
                 assert self.plain is not None, "as the plan's batches are not whole"
                 here = slice(begin, end)
                 correct += self.plain.take_block(stack, plan, client, here, batch, targets, losses[here])
                 begin = end
                 continue
-            arguments = *rows, self.constants, batch.inputs, targets, batch.targets, rates[begin:end]
+            arguments = *rows, own.constants, batch.inputs, targets, batch.targets, rates[begin:end]
             with span("local_step"):
-                losses[begin:end], hits = self.steps(*arguments)
+                losses[begin:end], hits = own.steps(*arguments)
             correct += hits
             begin = end
         return correct
