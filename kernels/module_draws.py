@@ -32,9 +32,14 @@ def module_words(clients: Tensor, step: Tensor, size: int, call: int, seed: Tens
     return words
 
 
+def purpose_of(call: int) -> int:
+    """Return the fourth word of the counter of a draw."""
+    return Purpose.MODULE + (call << 8)
+
+
 def _words(clients: Tensor, step: Tensor, size: int, call: int, seed: int, seeds: Tensor | None) -> Tensor:
     blocks = -(-size // 4)
-    words = draw(seed if seeds is None else seeds, Purpose.MODULE + (call << 8), clients, step, blocks)
+    words = draw(seed if seeds is None else seeds, purpose_of(call), clients, step, blocks)
     return torch.stack(words, dim=-1).flatten(-2)[..., :size].contiguous()
 
 

@@ -24,6 +24,9 @@ from .base import LocalProblem
 from .interface import ExecutorKind, Values
 from .round_plan import RoundPlan, RoundResult
 
+CHECKED_CLIENT, CHECKED_STEP = 2, 3
+"""Numbers of the client and of the local step whose random draws `check_step` takes."""
+
 
 class LoopedExecutor(ExecutorKind):
     """Take each client's steps with a copy of the module whose parameters are views of one flat row.
@@ -171,9 +174,9 @@ class LoopedExecutor(ExecutorKind):
     def check_step(self, params: Tensor, momentum: Tensor | None, inputs: Tensor, targets: Tensor) -> Tensor:
         """Take one step at rate 1 on rows [n_params] in place, and return its loss."""
         rate = torch.ones(1, device=params.device, dtype=params.dtype)
-        zero = torch.zeros((), dtype=torch.int64, device=params.device)
+        client, number = (torch.tensor(value, device=params.device) for value in (CHECKED_CLIENT, CHECKED_STEP))
         own = self._own(ClientStack(params.unsqueeze(0), None if momentum is None else momentum.unsqueeze(0)))
-        loss, _ = self._local_step(inputs, targets, own, rate, zero, zero)
+        loss, _ = self._local_step(inputs, targets, own, rate, client, number)
         params.copy_(self.row[0])
         return loss
 

@@ -76,7 +76,7 @@ class ThreadedExecutor(ExecutorKind):
     @classmethod
     def prepare(cls, problem: LocalProblem) -> list[str]:
         """See ExecutorKind.prepare."""
-        return compile_ahead(problem.module)
+        return compile_ahead(problem)
 
     @classmethod
     def options(cls, config: RunConfig, requested: MachineConfig, problem: LocalProblem) -> list[Values]:

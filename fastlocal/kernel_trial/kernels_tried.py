@@ -32,6 +32,7 @@ NATIVE_OPS = (
     "group_norm_act_backward",
     "max_pool_act",
     "max_pool_act_backward",
+    "module_words",
     "product",
     "product_update",
     "sgd_update",

@@ -164,6 +164,15 @@ def _pools(backward: bool) -> tuple[Case, ...]:
     )
 
 
+def _module_words(size: int, seed: int) -> Case:
+    def make(draw: Draws) -> Inputs:
+        client, step = torch.tensor(2**31 + 5), torch.tensor([3])
+        words = torch.zeros(size, dtype=torch.int64)
+        return {"client": client, "step": step, "purpose": 0x304, "seed": seed, "words": words}
+
+    return _case(f"{size} of seed {seed}", make, ("words",), "fp32")
+
+
 def _client_sum(clients: int, n_params: int) -> Case:
     def make(draw: Draws) -> Inputs:
         params = draw.padded(draw.normal(clients, n_params), extra=3)
@@ -199,6 +208,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "group_norm_act_backward": _norms(backward=True),
     "max_pool_act": _pools(backward=False),
     "max_pool_act_backward": _pools(backward=True),
+    "module_words": (_module_words(1, 0), _module_words(64, 2**40 + 3), _module_words(131, 2**62 - 1)),
     "product": (_product(8, 3, 2, False), _product(16, 130, 7, True), _product(16, 64, 33, False)),
     "product_update": (
         _product_update(1, 3, 2, True),

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..philox import draw
 from . import ACTIVATIONS
 
 CLOSED = 128
@@ -143,6 +144,12 @@ def max_pool_act_backward(
     slopes = (taken * grad.float().flatten(2).unsqueeze(2)).flatten(1, 2)
     whole = F.fold(slopes, tuple(size), tuple(kernel), padding=tuple(padding), stride=tuple(stride))
     dx.copy_(whole[:, :, :height, :width])
+
+
+def module_words(client: Tensor, step: Tensor, purpose: int, seed: int, words: Tensor) -> None:
+    """Fill words [size] with a client's draw at a step: word i is word i % 4 of block i // 4."""
+    blocks = draw(seed, purpose, client.view(()), step.view(()), -(-words.numel() // 4))
+    words.copy_(torch.stack(blocks, dim=-1).flatten()[: words.numel()])
 
 
 def client_sum(params: Tensor, total: Tensor, weight: float) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 
 from fastlocal.kernels import native as kernels_native
+from fastlocal.kernels.module_draws import purpose_of
 
 from ..base import LocalProblem
 from ..clipping import EPSILON
@@ -39,19 +40,21 @@ class ScriptText:
         attributes = [node for node in nodes if node.op == "get_attr"]
         self.constants = [_attribute(traced, node.target).detach() for node in attributes]
         self._places = {node: f"constants[{index}]" for index, node in enumerate(attributes)}
-        self._inputs = [node for node in nodes if node.op == "placeholder"]
+        *self._parameters, inputs, targets, client, number = (node for node in nodes if node.op == "placeholder")
+        self._batch, self._place = (inputs, targets), (client, number)
         self._calls = [node for node in nodes if node.op == "call_function"]
         results = next(node for node in nodes if node.op == "output").args[0]
         self._loss, self._outputs, *self._grads = results
         self._decays = [problem.weight_decay * decays for decays in problem.layout.decays]
         in_place = problem.clip_norm is None and not problem.nesterov
-        gradients = (problem, self._grads if in_place else [], lambda node: memory(node) in self._inputs[:-2])
+        gradients = (problem, self._grads if in_place else [], lambda node: memory(node) in self._parameters)
         merged = list(fuse_linear.find_products(*gradients))
         maps = [linear for linear in map(fuse_linear.find_map, self._calls) if linear is not None]
         norms, losses = fuse_norms.find(self._calls), fuse_losses.find(self._calls)
         pools = list(fuse_pools.find(self._calls, {node for norm in norms for node in norm.fused_nodes}))
         linear = any(one.is_native for one in maps) or any(update.is_native for update in merged)
-        useful = bool(norms or pools) or linear
+        self._draws = [node for node in self._calls if node.target is torch.ops.fastlocal.module_words.default]
+        useful = bool(norms or pools or self._draws) or linear
         self._native = useful and native()
         if self._has("product_update"):
             merged = list(fuse_linear.with_biases(merged, problem, self._grads))
@@ -71,6 +74,7 @@ class ScriptText:
         self._replacements.update(part for norm in norms for part in norm.lines(name))
         self._replacements.update(part for pool in pools for part in pool.lines())
         self._replacements.update((loss.node, loss.lines()) for loss in losses)
+        self._replacements.update((node, _words(node)) for node in self._draws)
         fusions: list[Any] = [*merged, *norms, *pools, *losses]
         self._fused_nodes = {node for fusion in fusions for node in fusion.fused_nodes}
 
@@ -81,16 +85,20 @@ class ScriptText:
     def source(self) -> str:
         """Return the text of this function:
 
-            def steps(row, momentum, constants, inputs, targets, labels, rates) -> (losses [steps], correct)
+            def steps(row, momentum, constants, inputs, targets, labels, rates, client, numbers, seed)
+                -> (losses [steps], correct)
 
         `row` and `momentum` (or None) are [n_params] and are updated in place; `inputs`, `targets` and `labels` are
-        [steps, batch, ...]; `correct` holds the counts of losses.count_correct, in float64.
+        [steps, batch, ...]; `correct` holds the counts of losses.count_correct, in float64. Random draws are those of
+        `client` [], the global numbers of its steps in `numbers` [steps], and `seed`.
         """
         names = ["row: Tensor", "momentum: Optional[Tensor]", "constants: List[Tensor]"]
         names += ["inputs: Tensor", "targets: Tensor", "labels: Tensor", "rates: List[float]"]
-        *parameters, inputs, targets = self._inputs
+        names += ["client: Tensor", "numbers: Tensor", "seed: int"]
+        (inputs, targets), (client, number) = self._batch, self._place
         views = [node for node in self._calls if self._is_in_row(node)]  # made once: the same memory in every step
         body = ["rate = rates[step]", f"{name(inputs)} = inputs[step]", f"{name(targets)} = targets[step]"]
+        body += [f"{name(number)} = numbers[step]"] if self._draws else []
         body += [line for node in self._calls if node not in views for line in self._lines(node)]
         body += [f"losses.append({name(self._loss)})", f"outputs.append({name(self._outputs)}.clone())"]
         body += self._updates()
@@ -98,7 +106,8 @@ class ScriptText:
         lines = ["losses: List[Tensor] = []", "outputs: List[Tensor] = []", *self._parts("params", "row")]
         if self._problem.momentum:
             lines += ["assert momentum is not None", *self._parts("momenta", "momentum")]
-        lines += [f"{name(node)} = params[{index}]" for index, node in enumerate(parameters)]
+        lines += [f"{name(node)} = params[{index}]" for index, node in enumerate(self._parameters)]
+        lines.append(f"{name(client)} = client")
         lines += [f"{name(node)} = {value}" for node, value in self._places.items()]
         lines += [*(line for node in views for line in self._lines(node)), *merged]
         lines += ["for step in range(len(rates)):", *("    " + line for line in body)]
@@ -147,7 +156,7 @@ class ScriptText:
         """Return True if a node is a view of a parameter."""
         while node.op == "call_function" and node.target in VIEWS:
             node = node.args[0]
-        return node in self._inputs[:-2]
+        return node in self._parameters
 
     def _updates(self) -> Iterator[str]:
         problem = self._problem
@@ -179,6 +188,16 @@ class ScriptText:
             if self._problem.nesterov:
                 m = f"torch.add({g}, {m}, alpha={mu!r})"
         yield f"{p}.add_({m or g}, alpha=-rate)"
+
+
+def _words(node: fx.Node) -> list[str]:
+    """Return the lines that draw a module's random words, by the seed of the run in place of the traced one."""
+    client, number, size, call, *_ = cast("tuple[Any, ...]", node.args)
+    arguments = f"{name(client)}, {name(number)}, {purpose_of(call)}, seed, {name(node)}"
+    return [
+        f"{name(node)} = torch.empty([{size}], dtype=torch.int64)",
+        f"torch.ops.fastlocal_native.module_words({arguments})",
+    ]
 
 
 EXPAND = torch.ops.aten.expand.default

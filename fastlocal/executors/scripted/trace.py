@@ -7,6 +7,7 @@ not wait for the interpreter lock.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import logging
@@ -17,12 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fastlocal.kernels import native
+
 from ...kernel_trial.kernels_tried import load_native, native_lines
+from ...models.client_random.mode import ClientRandom
 from ...models.functional import has_convolution
 from ...params.client_stack import ClientStack
 from ...telemetry.trace import span
 from ..base import LocalProblem
-from ..looped import LoopedExecutor
+from ..looped import CHECKED_CLIENT, CHECKED_STEP, LoopedExecutor
 from ..round_plan import RoundPlan
 from .emit import ScriptText
 from .fuse_linear import MERGED_WEIGHT
@@ -77,7 +81,8 @@ class ScriptedSteps:
                 correct += self.plain.take_block(stack, plan, client, here, batch, targets, losses[here])
                 begin = end
                 continue
-            arguments = *rows, own.constants, batch.inputs, targets, batch.targets, rates[begin:end]
+            draws = plan.client_ids[client], plan.steps[begin:end], self.problem.seed
+            arguments = *rows, own.constants, batch.inputs, targets, batch.targets, rates[begin:end], *draws
             with span("local_step"):
                 losses[begin:end], hits = own.steps(*arguments)
             correct += hits
@@ -88,7 +93,8 @@ class ScriptedSteps:
     def check_step(self, params: Tensor, momentum: Tensor | None, inputs: Tensor, targets: Tensor) -> Tensor:
         """Take one step at rate 1 on rows [n_params] in place, and return its loss."""
         block = inputs.unsqueeze(0), targets.unsqueeze(0), targets.unsqueeze(0)
-        return self.steps(params, momentum, self.constants, *block, [1.0])[0][0]
+        draws = torch.tensor(CHECKED_CLIENT), torch.tensor([CHECKED_STEP]), self.problem.seed
+        return self.steps(params, momentum, self.constants, *block, [1.0], *draws)[0][0]
 
 
 def script(problem: LocalProblem, inputs: Tensor, targets: Tensor, *, channels_last: bool) -> ScriptedSteps:
@@ -103,28 +109,35 @@ def script(problem: LocalProblem, inputs: Tensor, targets: Tensor, *, channels_l
     Raises:
         RuntimeError: The module cannot be traced; its own code may raise any other of plain_steps.FAILURES.
     """
-    if problem.state or problem.tensor_names or problem.draws:
-        raise RuntimeError("its buffers change, it draws random numbers, or parameters are reached past their names")
+    if problem.state or problem.tensor_names:
+        raise RuntimeError("its buffers change, or parameters are reached past their names")
+    if problem.draws and not (_has_native() and native.has("module_words")):
+        raise RuntimeError("it draws random numbers, which takes an operation in C++")
     from torch.fx.experimental.proxy_tensor import make_fx  # takes 0.5 s to import
 
     module = copy.deepcopy(problem.module)
 
-    def forward(params: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        params: Mapping[str, Tensor], inputs: Tensor, targets: Tensor, client: Tensor, number: Tensor
+    ) -> tuple[Tensor, Tensor]:
         if channels_last:
             inputs = _channels_last(inputs)
             params = {name: _channels_last(value) for name, value in params.items()}
-        with problem.numerics.autocast():
-            outputs = functional_call(module, dict(params), (inputs,))
-        return problem.loss(problem.numerics.to_param_dtype(outputs), targets), outputs
+        with ClientRandom(problem.seed, client, number) if problem.draws else contextlib.nullcontext():
+            with problem.numerics.autocast():
+                outputs = functional_call(module, dict(params), (inputs,))
+            return problem.loss(problem.numerics.to_param_dtype(outputs), targets), outputs
 
     decays = problem.layout.decays if problem.weight_decay else ()  # read here, because a trace cannot read values
 
-    def gradients(params: list[Tensor], inputs: Tensor, targets: Tensor) -> list[Tensor]:
+    def gradients(
+        params: list[Tensor], inputs: Tensor, targets: Tensor, client: Tensor, number: Tensor
+    ) -> list[Tensor]:
         leaves = {
             name: value.detach().requires_grad_() for name, value in zip(problem.layout.names, params, strict=True)
         }
         with torch.enable_grad():
-            loss, outputs = forward(leaves, inputs, targets)
+            loss, outputs = forward(leaves, inputs, targets, client, number)
             grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         if any(grad is None and decayed for grad, decayed in zip(grads, decays, strict=False)):
             raise RuntimeError("no gradient reaches one of its parameters, which may be otherwise in other steps")
@@ -135,9 +148,13 @@ def script(problem: LocalProblem, inputs: Tensor, targets: Tensor, *, channels_l
         return problem.layout.views(row)
 
     row = problem.layout.flatten(dict(module.named_parameters()))
-    steps = (row, inputs, targets), (perturbed(row), inputs.flip(0), targets.flip(0))
-    check_forward(module, lambda row, *batch: forward(views(row), *batch), *steps)
-    traced = make_fx(gradients)(list(views(row).values()), inputs, targets)
+    client, number = torch.tensor(0), torch.tensor(0)  # one tensor would be one input of the trace
+    steps = (
+        (row, inputs, targets, client, number),
+        (perturbed(row), inputs.flip(0), targets.flip(0), client + 1, number + 2),
+    )
+    check_forward(module, lambda row, *step: forward(views(row), *step), *steps)
+    traced = make_fx(gradients)(list(views(row).values()), inputs, targets, client, number)
     check_shapes(traced.graph.nodes)
     script_text = ScriptText(problem, traced, _has_native)
     addresses = {value.data_ptr() for value in module.parameters() if value.requires_grad}
@@ -148,14 +165,19 @@ def script(problem: LocalProblem, inputs: Tensor, targets: Tensor, *, channels_l
     return ScriptedSteps(problem, unit.steps, script_text.constants, len(inputs))
 
 
-def compile_ahead(module: nn.Module) -> list[str]:
-    """Compile the C++ library if scripted steps of a module use it; the first time takes some seconds.
+def compile_ahead(problem: LocalProblem) -> list[str]:
+    """Compile the C++ library if scripted steps use it; the first time takes some seconds.
 
     Returns:
         Log lines about missing operations.
     """
+    module = problem.module
     images = has_convolution(module) or any(isinstance(part, nn.GroupNorm) for part in module.modules())
-    if images or any(value.dim() == 2 and value.numel() >= MERGED_WEIGHT for value in module.parameters()):
+    if (
+        images
+        or problem.draws
+        or any(value.dim() == 2 and value.numel() >= MERGED_WEIGHT for value in module.parameters())
+    ):
         _has_native()
         return native_lines()
     return []
