@@ -19,7 +19,6 @@ from fastlocal.common.errors import UsageError
 from fastlocal.executors.base import LocalProblem
 from fastlocal.executors.looped import LoopedExecutor
 from fastlocal.executors.round_plan import RoundPlan
-from fastlocal.executors.scripted.trace import ScriptedSteps
 from fastlocal.executors.threaded import ThreadedExecutor
 from fastlocal.params.client_stack import ClientStack
 from tests.executors.problems import assert_same, start
@@ -67,7 +66,7 @@ def kept(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def scripted_steps(executor: ThreadedExecutor) -> bool:
-    return all(isinstance(one, ScriptedSteps) for steps in executor._steps.values() for one in steps)
+    return all(executor._scripts.values())
 
 
 def begin(problem: LocalProblem) -> tuple[ClientStack, RoundPlan]:
