@@ -38,6 +38,7 @@ from ..training.loop import Loop
 from ..training.planner import Planner
 from ..training.server import ClientState, Server
 from .build import PreparedRun
+from .intra_op import suits_one_thread
 from .store_plan import on_disk
 
 
@@ -152,6 +153,7 @@ def build_loop(prepared: PreparedRun, logger: Logger, steps: StepLog | None) -> 
         config=dataclasses.asdict(config),
         grace=config.log.grace,
         by_client=_client_reports(prepared, evaluator),
+        one_thread=suits_one_thread(prepared.memory) and not config.machine.compile,
     )
 
 

@@ -15,6 +15,9 @@ from fastlocal.kernels.philox import Purpose
 from . import keyed_permutation
 from .local_work import LocalWork
 
+DRAWN_CLIENTS = 2**10
+"""Most clients of several rounds that are drawn at a time: 10 clients take 0.7 ms alone, and 0.01 ms with others."""
+
 
 @dataclass(frozen=True)
 class Cohort:
@@ -102,9 +105,17 @@ class CohortSampler:
         """Return up to `clients` distinct numbers below `size`, each set equally likely."""
         if size <= self.clients:
             return torch.arange(size)
-        first, step = torch.zeros((), dtype=torch.int64), torch.tensor(round_number)
-        places = torch.arange(self.clients)
-        return keyed_permutation.permute(self.seed, Purpose.COHORT, first, step, torch.tensor(size), places)
+        together = max(1, DRAWN_CLIENTS // self.clients)
+        block, place = divmod(round_number, together)
+        return _distinct(self.seed, size, self.clients, range(block * together, (block + 1) * together))[place]
+
+
+@functools.lru_cache(maxsize=4)
+def _distinct(seed: int, size: int, clients: int, rounds: range) -> Tensor:
+    """Return int64 [rounds, clients], distinct numbers below `size` for each round."""
+    steps = torch.tensor(rounds).unsqueeze(-1)
+    zero, places = torch.zeros((), dtype=torch.int64), torch.arange(clients)
+    return keyed_permutation.permute(seed, Purpose.COHORT, zero, steps, torch.tensor(size), places)
 
 
 @dataclass(frozen=True)

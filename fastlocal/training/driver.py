@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..common import interrupts
 from ..common.errors import NonFiniteLoss
+from ..common.torch_threads import torch_threads
 from ..executors.jobs import ChunkJob
 from ..executors.round_plan import RoundResult
 from ..module_checks.plain_steps import FAILURES
@@ -88,8 +89,9 @@ def _run(jobs: Sequence[ChunkJob]) -> list[RoundResult]:
 
 def train_loop(loop: Loop, *, eval_on_start: bool) -> None:
     """Train one run to its end; after a KeyboardInterrupt, `Loop.stop` saves."""
-    driven = DrivenLoop(loop, eval_on_start=eval_on_start)
-    while driven.at is not None:
-        train_round([driven])
+    with torch_threads(1 if loop.one_thread else None):
+        driven = DrivenLoop(loop, eval_on_start=eval_on_start)
+        while driven.at is not None:
+            train_round([driven])
     if driven.error is not None:
         raise driven.error

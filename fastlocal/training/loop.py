@@ -14,6 +14,7 @@ from ..aggregation.global_model import GlobalModel
 from ..checkpoint.saver import Saver
 from ..checkpoint.state_file import State
 from ..common import interrupts
+from ..common.torch_threads import torch_threads
 from ..data.sources.base import Source
 from ..distributed.world import World
 from ..executors.base import LocalProblem
@@ -53,6 +54,7 @@ class Loop:
         config: The resolved RunConfig as nested plain dictionaries.
         grace: Seconds that a chunk may still take after a signal.
         by_client: Evaluates clients, or None.
+        one_thread: Whether rounds are too small for intra-op threads; evaluations have them in any case.
         cursor: Progress of the run.
         chunk_done: Whether no chunk is on its way; a driver clears it before it takes the local steps of a job.
     """
@@ -74,6 +76,7 @@ class Loop:
     config: dict[str, Any]
     grace: float
     by_client: ClientReports | None = None
+    one_thread: bool = False
     cursor: TrainingCursor = field(default_factory=TrainingCursor)
 
     def __post_init__(self) -> None:
@@ -83,6 +86,7 @@ class Loop:
         start = {name: value for name, value in start.items() if name not in self.client_store.names}
         self._fresh = repeated(start, self.planner.chunk)
         self._timers = Timers()
+        self._threads = torch.get_num_threads()
         self.chunk_done = True
         self._before_leftover: State | None = None
 
@@ -285,7 +289,7 @@ class Loop:
 
     def _report(self, schedule: RoundSchedule) -> None:
         """Evaluate and log the global model, and advance the cursor past the evaluation."""
-        with span("evaluate"):
+        with span("evaluate"), torch_threads(self._threads):
             (self.by_client or self.evaluator).report(schedule, self.cursor)
         self.cursor.stage = "train" if self.cursor.stage == "start" else "files"
         self.logger.evaluation(self.history[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,13 +12,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from fastlocal.common.errors import UsageError
+from fastlocal.data import client_streams
 from fastlocal.data.client_streams import ClientStreams
 from fastlocal.data.partition import Partition
 from fastlocal.data.sources.bad_samples import BadSamples
 from fastlocal.data.types import BadSample
 from fastlocal.kernels.philox import Purpose
+from fastlocal.schedule import cohort as cohort_module
 from fastlocal.schedule import keyed_permutation
 from fastlocal.schedule.cohort import CohortSampler
 from fastlocal.schedule.local_work import LocalWork
@@ -80,6 +84,32 @@ def test_each_epoch_holds_every_sample_once(
     again = ClientStreams(parts, sampler, batch_size=batch, work=work, seed=7, restart=restart)
     ids = streams.cohort(3 * steps).ids
     assert torch.equal(again.sample_ids(3 * steps, steps, range(len(ids))), rows), "a run that continues"
+
+
+@pytest.mark.parametrize("restart", [True, False])
+@pytest.mark.parametrize(("sampling", "drop"), [("uniform", 0.0), ("uniform", 0.4), ("cyclic", 0.0)])
+def test_rounds_drawn_together_are_those_drawn_alone(
+    sampling: str, drop: float, restart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In any order, in parts, and in the middle of a round."""
+    parts = Partition.from_lists([list(range(7 * client, 7 * client + 7)) for client in range(50)])
+    work = LocalWork(torch.full((50,), 3))
+
+    def draws() -> Iterator[Tensor]:
+        sampler = CohortSampler(seed=3, population=50, clients=6, sampling=sampling, drop=drop)
+        streams = ClientStreams(parts, sampler, batch_size=2, work=work, seed=3, restart=restart)
+        for number in (*range(40), 200, 7, 201):
+            cohort = streams.cohort(3 * number)
+            yield from (cohort.ids, cohort.counts)
+            yield streams.sample_ids(3 * number, 3, range(len(cohort) // 2))
+            yield streams.sample_ids(3 * number, 3, range(len(cohort) // 2, len(cohort)))
+            yield streams.sample_ids(3 * number + 1, 2, range(len(cohort)))
+
+    together = list(draws())
+    monkeypatch.setattr(client_streams, "DRAWN_ROUNDS", 1)
+    monkeypatch.setattr(cohort_module, "DRAWN_CLIENTS", 1)
+    cohort_module._distinct.cache_clear()
+    assert all(torch.equal(one, other) for one, other in zip(together, draws(), strict=True))
 
 
 @given(population=st.integers(1, 300), clients=st.integers(1, 300), number=st.integers(1, 10**6))

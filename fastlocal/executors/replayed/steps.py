@@ -75,12 +75,20 @@ class ReplayedSteps:
     def _checked(self, recording: Recording, inputs: Sequence[Tensor], results: Any) -> Step | None:
         """Return the recorded operations as a function, or None if they have other results."""
         simplify(recording)
-        replay = recording.function()
-        with torch.no_grad():
-            found = replay(*inputs)
-        pairs = zip(tree_leaves(found), tree_leaves(results), strict=True)
-        same = all(torch.equal(one, other) for one, other in pairs if isinstance(other, Tensor))
-        return replay if same else None
+        expected = tree_leaves(results)
+        for direct in (True, False):
+            replay = recording.function(direct=direct)
+            try:
+                with torch.no_grad():
+                    found = tree_leaves(replay(*inputs))
+            except (TypeError, RuntimeError):  # arguments that no other overload takes
+                if direct:
+                    continue
+                raise
+            pairs = zip(found, expected, strict=True)
+            if all(torch.equal(one, other) for one, other in pairs if isinstance(other, Tensor)):
+                return replay
+        return None
 
 
 def _has_hooks(module: nn.Module) -> bool:

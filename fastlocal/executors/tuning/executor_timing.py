@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ import torch
 
 from fastlocal import kernels
 
+from ...common.torch_threads import torch_threads
 from ...data.sources.resident import ResidentSource
 from ...data.types import Split
 from ..base import LocalProblem
@@ -138,7 +138,9 @@ def tune(
                 executor = default if values is candidates[0] else make(problem, values)
                 clients = _clients(values, rough, max(FEW, budget.workers))
                 if started:
-                    with _one_thread(device):  # with several threads it is slow on a busy machine
+                    with torch_threads(
+                        1 if device.type == "cpu" else None
+                    ):  # with several threads it is slow on a busy machine
                         _warm_up(executor, problem, clients, 1, rough.batch)
                 elapsed = _time_round(executor, problem, clients, 1, rough.batch)
                 # repeat a slow time once, which may be due to other load
@@ -165,7 +167,7 @@ def _measure(
     """
     clients, batch = min(FEW, budget.clients), min(SMALL, budget.batch)
     device = problem.numerics.device
-    with _one_thread(device):
+    with torch_threads(1 if device.type == "cpu" else None):
         _warm_up(executor, problem, clients, 1, batch)
         step_s = min(_time_round(executor, problem, clients, 1, batch, process_time=True) for _ in range(2))
         fits = min(budget.batch, int(batch * slice_s / (step_s * max(1, min(budget.workers, budget.clients)))))
@@ -209,18 +211,6 @@ def _clients(values: Values, budget: TuningBudget, most: int) -> int:
     if values.get("compile"):
         return chunk
     return min(chunk, max(1, most // budget.workers) * budget.workers)
-
-
-@contextlib.contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
-    """Disable intra-op threads on a CPU; they are 25 times slower while another process uses one of their cores."""
-    threads = torch.get_num_threads()
-    try:
-        if device.type == "cpu":
-            torch.set_num_threads(1)
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _warm_up(executor: Executor, problem: LocalProblem, clients: int, steps: int, batch: int, *, done: int = 0) -> None:
