@@ -71,12 +71,14 @@ def test_the_bias_beside_a_weight(rows: int, samples: int, ops: Any) -> None:
 def test_a_bias_has_to_fit(ops: Any) -> None:
     weight, a, b, bias = torch.zeros(4, 8), torch.zeros(2, 4), torch.zeros(2, 8), torch.zeros(4)
     for pair, says in (
-        ((bias, None), "go together"),
+        ((bias, None), "if the weight has one"),
         ((bias, bias[:3]), "fits the weight"),
         ((bias.double(), bias), "fits"),
     ):
         with pytest.raises(RuntimeError, match=says):
             ops.product_update(weight, weight.clone(), a, b, *pair, 0.9, 0.0, 0.0, 1.0)
+    with pytest.raises(RuntimeError, match="mu is 0 without momenta"):
+        ops.product_update(weight, None, a, b, bias, None, 0.9, 0.0, 0.0, 1.0)
 
 
 @pytest.mark.parametrize("with_bias", [False, True])

@@ -14,10 +14,10 @@ from fastlocal.kernels import native
 from fastlocal.kernels.native import ACTIVATIONS
 
 from ...kernel_trial.kernels_tried import load_native
-from .nodes import memory, origin, users
+from .nodes import RELUS, memory, meta, origin, users
 
 aten = torch.ops.aten
-SUMS, RELUS = (aten.add.Tensor, aten.add_.Tensor), (aten.relu.default, aten.relu_.default)
+SUMS = (aten.add.Tensor, aten.add_.Tensor)
 LANES = 16
 """Vector width of kernels/native/group_norm.cpp; the channels must be a multiple of it."""
 DTYPES = (torch.float32, torch.bfloat16)
@@ -174,19 +174,15 @@ def _activations(before: Any, grad: Any, x: Any) -> Iterator[tuple[fx.Node, str,
 def _fits(norm: Any) -> bool:
     """Return True if the fused operation supports the norm's images and parameters."""
     x, weight, bias, _, channels, _, groups, _ = norm.args
-    meta = _meta(x)
-    if meta is None or weight is None or bias is None or channels % LANES or channels % groups:
+    images = meta(x)
+    if images is None or weight is None or bias is None or channels % LANES or channels % groups:
         return False
-    last = len(meta.shape) == 4 and meta.memory_format is torch.channels_last
-    affine = [_meta(node) for node in (weight, bias)]
-    return last and meta.dtype in DTYPES and all(one is not None and one.dtype is torch.float32 for one in affine)
+    last = len(images.shape) == 4 and images.memory_format is torch.channels_last
+    affine = [meta(node) for node in (weight, bias)]
+    return last and images.dtype in DTYPES and all(one is not None and one.dtype is torch.float32 for one in affine)
 
 
 def _like(node: fx.Node, x: Any) -> bool:
     """Return True if the shapes and dtypes of two nodes are known and equal."""
-    one, other = _meta(node), _meta(x)
+    one, other = meta(node), meta(x)
     return one is not None and other is not None and (one.shape, one.dtype) == (other.shape, other.dtype)
-
-
-def _meta(node: Any) -> Any:
-    return origin(node).meta.get("tensor_meta")

@@ -13,10 +13,9 @@ from torch import fx
 
 from fastlocal.kernels.native import ACTIVATIONS
 
-from .nodes import name, origin, users
+from .nodes import RELUS, meta, name, origin, users
 
 aten = torch.ops.aten
-RELUS = (aten.relu.default, aten.relu_.default)
 DTYPES = (torch.float32, torch.bfloat16)
 WINDOW = 128
 """Pixels of a window, at most, in kernels/native/max_pool.cpp."""
@@ -86,11 +85,13 @@ def find(calls: Iterable[fx.Node], fused: Collection[fx.Node]) -> Iterator[Fused
 def _pool(back: Any) -> FusedPool | None:
     """Return the pooling that a node is the gradient of, without a ReLU, if the fused operation supports it."""
     grad, x, kernel, stride, padding, dilation, _, indices = back.args
-    pool, meta = origin(indices).args[0], _meta(x)
+    pool, images = origin(indices).args[0], meta(x)
     kernel, stride, padding = (list(one) * (2 // len(one)) for one in (kernel, stride or kernel, padding))
-    if meta is None or len(meta.shape) != 4 or meta.memory_format is not torch.channels_last:
+    if images is None or len(images.shape) != 4 or images.memory_format is not torch.channels_last:
         return None
-    if meta.dtype not in DTYPES or not _is_of(grad, meta.dtype) or set(dilation) != {1} or math.prod(kernel) > WINDOW:
+    if images.dtype not in DTYPES or not _is_of(grad, images.dtype):
+        return None
+    if set(dilation) != {1} or math.prod(kernel) > WINDOW:
         return None
     parts = {node.args[1]: node for node in pool.users}
     if set(users(parts[1])) != {back}:
@@ -112,7 +113,7 @@ def _with_relu(pool: FusedPool, fused: Collection[fx.Node]) -> FusedPool:
     relu = next((node for node in consumers if node.target in RELUS), None)
     if relu is not None and len(consumers) == 1 and _is_slope(incoming, relu) and set(users(incoming)) == {back}:
         outer = origin(incoming.args[0])
-        if _is_of(outer, _meta(value).dtype):
+        if _is_of(outer, meta(value).dtype):
             return _extended(pool, relu, incoming, output=relu, grad_output=outer)
     return pool
 
@@ -139,9 +140,5 @@ def _is_slope(node: Any, relu: fx.Node) -> bool:
 
 
 def _is_of(node: Any, dtype: torch.dtype) -> bool:
-    meta = _meta(node)
-    return meta is not None and meta.dtype is dtype
-
-
-def _meta(node: Any) -> Any:
-    return origin(node).meta.get("tensor_meta")
+    known = meta(node)
+    return known is not None and known.dtype is dtype

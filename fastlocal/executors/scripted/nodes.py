@@ -13,6 +13,8 @@ from torch import fx
 ALIASES = (torch.ops.aten.alias.default, torch.ops.aten.detach.default)
 """Operations of `detach` in a trace: the first since torch 2.14, the second before."""
 
+RELUS = (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
+
 
 def origin(node: Any) -> Any:
     """Return the node behind a chain of aliases."""
@@ -38,6 +40,11 @@ def users(node: fx.Node) -> Iterator[fx.Node]:
             yield from users(user)
         else:
             yield user
+
+
+def meta(node: Any) -> Any:
+    """Return what is known of a node's value: shape, dtype and layout; None if nothing is."""
+    return origin(node).meta.get("tensor_meta")
 
 
 def name(node: Any) -> str:
