@@ -200,6 +200,8 @@ def _ownership(config: RunConfig) -> Iterator[str]:
         probability = getattr(client, name)
         if not 0 <= probability <= 1:  # also NaN
             yield f"{_flag(name)} {probability}: must be a probability in [0, 1]"
+    if client.clients_drop == 1:
+        yield f"--clients-drop {client.clients_drop}: no client would ever take part; give less than 1"
     epochs = client.local_epochs
     if epochs is not None and not (math.isfinite(epochs) and epochs > 0):
         yield f"--local-epochs {epochs}: must be a finite number above 0"

@@ -26,6 +26,7 @@ GOOD = "--partition iid --population 8 --clients 4 --batch-size 4 --rounds 2 --c
         ("--start-lr 0.1", ("--start-lr", "--client-lr")),
         ("--alpha 0.3", ("--alpha 0.3", "--partition iid")),
         ("--clients-drop 1.5", ("--clients-drop 1.5", "[0, 1]")),
+        ("--clients-drop 1", ("--clients-drop 1", "less than 1")),
         ("--clients-drop nan", ("--clients-drop nan",)),
         ("--local-epochs 0", ("--local-epochs 0", "above 0")),
         ("--local-epochs inf", ("--local-epochs inf", "finite")),
