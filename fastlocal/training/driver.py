@@ -48,9 +48,10 @@ class DrivenLoop:
 
 def train_round(loops: Sequence[DrivenLoop]) -> None:
     """Train one round of loops that wait before a round; all processes drive the same loops in the same order."""
-    take_local_steps(loops)
-    for driven in loops:
-        driven.go_on()
+    with torch_threads(1 if all(driven.loop.one_thread for driven in loops) else None):
+        take_local_steps(loops)
+        for driven in loops:
+            driven.go_on()
 
 
 def take_local_steps(loops: Sequence[DrivenLoop]) -> None:
@@ -89,9 +90,8 @@ def _run(jobs: Sequence[ChunkJob]) -> list[RoundResult]:
 
 def train_loop(loop: Loop, *, eval_on_start: bool) -> None:
     """Train one run to its end; after a KeyboardInterrupt, `Loop.stop` saves."""
-    with torch_threads(1 if loop.one_thread else None):
-        driven = DrivenLoop(loop, eval_on_start=eval_on_start)
-        while driven.at is not None:
-            train_round([driven])
+    driven = DrivenLoop(loop, eval_on_start=eval_on_start)
+    while driven.at is not None:
+        train_round([driven])
     if driven.error is not None:
         raise driven.error

@@ -49,6 +49,12 @@ class Pools(nn.Module):
         if self.kind == "relu seen":
             x = F.relu(x)
             return F.max_pool2d(x, 2) + x.mean()
+        if self.kind == "argument changed":
+            seen = F.relu(x)
+            x.mul_(1.005)
+            return F.max_pool2d(seen, 2) + x.mean()
+        if self.kind == "two in a row":
+            return F.max_pool2d(F.relu(F.max_pool2d(x, 2)), 2, stride=1)
         if self.kind == "pool seen":
             x = F.max_pool2d(x, 2)
             return F.relu(x) + x
@@ -66,6 +72,8 @@ FUSED = {
     "images after": ["relu"],
     "after a norm": ["none contiguous"],
     "relu seen": ["none"],
+    "argument changed": ["none"],
+    "two in a row": ["relu contiguous", "none"],
     "pool seen": ["none"],
     "dilated": [],
     "unpooled": [],

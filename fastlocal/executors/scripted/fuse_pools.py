@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch import fx
 
 from fastlocal.kernels.native import ACTIVATIONS
 
-from .nodes import RELUS, meta, name, origin, users
+from .nodes import RELUS, memory, meta, name, origin, users
 
 aten = torch.ops.aten
 DTYPES = (torch.float32, torch.bfloat16)
@@ -75,11 +76,14 @@ class FusedPool:
 
 def find(calls: Iterable[fx.Node], fused: Collection[fx.Node]) -> Iterator[FusedPool]:
     """Yield the poolings of a step that torch.ops.fastlocal_native computes; `fused` are nodes of other fusions."""
+    used = set(fused)
     for back in calls:
         if back.target is aten.max_pool2d_with_indices_backward.default:
             pool = _pool(back)
             if pool is not None:
-                yield _contiguous(_with_relu(pool, fused))
+                pool = _contiguous(_with_relu(pool, used))
+                used |= pool.fused_nodes
+                yield pool
 
 
 def _pool(back: Any) -> FusedPool | None:
@@ -107,10 +111,12 @@ def _with_relu(pool: FusedPool, fused: Collection[fx.Node]) -> FusedPool:
     gradients, consumers = list(users(back)), list(users(pool.output))
     if value.target in RELUS and value not in fused and len(gradients) == 1 and _is_slope(gradients[0], value):
         before, grad = origin(value.args[0]), gradients[0]
-        needed_before = value.target is aten.relu_.default and set(users(before)) != {value}
-        if set(users(value)) == {pool.pool, back, grad} and origin(grad.args[0]) is back and not needed_before:
+        # nothing else may write to the ReLU's argument before the pooling reads it: no view, and no other user
+        owner = before.args[0] if before.target is operator.getitem else before
+        own = memory(before) is owner and set(users(before)) == {value}
+        if own and set(users(value)) == {pool.pool, back, grad} and origin(grad.args[0]) is back:
             return _extended(pool, value, grad, x=before, grad=grad)
-    relu = next((node for node in consumers if node.target in RELUS), None)
+    relu = next((node for node in consumers if node.target in RELUS and node not in fused), None)
     if relu is not None and len(consumers) == 1 and _is_slope(incoming, relu) and set(users(incoming)) == {back}:
         outer = origin(incoming.args[0])
         if _is_of(outer, meta(value).dtype):
