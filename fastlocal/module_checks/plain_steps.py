@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..common.errors import UsageError, one_line
 from ..models.client_random.mode import ClientRandom
@@ -177,10 +178,20 @@ class PlainClient:
         parameters = {name: each for name, each in self.module.named_parameters() if each.requires_grad}
         for each in parameters.values():
             each.grad = None
-        try:
-            value.backward()  # type: ignore[no-untyped-call]
-        except FAILURES as error:
-            raise UsageError(f"{self._plain.flag}: its backward pass fails: {one_line(error)}") from error
+        failure: Exception | None = None
+        with _DrawRecorder() as draws:
+            try:
+                value.backward()  # type: ignore[no-untyped-call]
+            except FAILURES as error:
+                failure = error
+        if draws.drawn:  # also where the same shows as a failure
+            raise UsageError(
+                f"{self._plain.flag}: draws random numbers in its backward pass, as dropout within "
+                "torch.utils.checkpoint does; they would not be those of its forward pass, so leave out the checkpoint "
+                "or the dropout"
+            )
+        if failure is not None:
+            raise UsageError(f"{self._plain.flag}: its backward pass fails: {one_line(failure)}") from failure
         grads = {name: each.grad for name, each in parameters.items()}
         for each in parameters.values():
             each.grad = None
@@ -234,6 +245,21 @@ class _LeafRecorder(TorchFunctionMode):
         if not before and isinstance(leaf, Tensor) and leaf.requires_grad and leaf.is_leaf:
             self.leaves.append(leaf)
         return result
+
+
+class _DrawRecorder(TorchDispatchMode):
+    """Notice operations that draw from torch's generators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            names = (argument.name for argument in func._schema.arguments)
+            given = dict(zip(names, args, strict=False)) | (kwargs or {})
+            self.drawn |= given.get("dropout_p", 1.0) > 0.0  # attention has the tag without dropout too
+        return func(*args, **(kwargs or {}))
 
 
 def foreign_leaves(value: Tensor, module: nn.Module, leaves: Sequence[Tensor] = ()) -> list[Tensor]:

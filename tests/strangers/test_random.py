@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tests.helpers.plain_loop import Data, Recipe
 from tests.strangers.judge import train
@@ -87,6 +88,16 @@ def test_masks_are_the_same_in_every_way_or_the_way_is_refused(kind: str, tmp_pa
     first, *others = trained
     for other in others:
         torch.testing.assert_close(trained[other], trained[first], rtol=1e-9, atol=1e-9, msg=f"{other} beside {first}")
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_masks_that_the_backward_pass_draws_anew_are_refused(reentrant: bool, tmp_path: Path) -> None:
+    class Recomputed(Functional):
+        def between(self, hidden: Tensor) -> Tensor:
+            return checkpoint(super().between, hidden, use_reentrant=reentrant)
+
+    with pytest.raises(ValueError, match="draws random numbers in its backward pass, as dropout within"):
+        train(seeded(Recomputed), table(), F.cross_entropy, tmp_path / "run", Recipe(), executor="looped")
 
 
 def test_masks_differ_by_client_step_call_and_seed(tmp_path: Path) -> None:
