@@ -179,12 +179,14 @@ class PlainClient:
         for each in parameters.values():
             each.grad = None
         failure: Exception | None = None
-        with _DrawRecorder() as draws:
+        recorder = _DrawRecorder()
+        # only what a forward pass draws can be drawn again; the first use of such a mode imports sympy
+        with recorder if self.drawn else contextlib.nullcontext():
             try:
                 value.backward()  # type: ignore[no-untyped-call]
             except FAILURES as error:
                 failure = error
-        if draws.drawn:  # also where the same shows as a failure
+        if recorder.drawn:  # also where the same shows as a failure
             raise UsageError(
                 f"{self._plain.flag}: draws random numbers in its backward pass, as dropout within "
                 "torch.utils.checkpoint does; they would not be those of its forward pass, so leave out the checkpoint "
