@@ -1,4 +1,4 @@
-"""Whether the rounds of a run are so small that torch's intra-op threads only cost time."""
+"""The rule by which runs of small rounds train with one intra-op thread."""
 
 from __future__ import annotations
 

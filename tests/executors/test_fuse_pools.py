@@ -126,7 +126,7 @@ def test_what_the_operation_does_not_take_is_left_to_torch(dtype: torch.dtype, f
 
 
 def test_what_is_not_a_number_stays_visible() -> None:
-    """As in torch, a window's maximum is NaN if one of its pixels is, and its gradient goes there."""
+    """A pixel that is NaN is the maximum of its window, as in torch, and takes the gradient."""
     problem = problem_with(Pools("relu before", 7))
     stack, plan = start(problem)
     stack.params[1, 0] = float("nan")

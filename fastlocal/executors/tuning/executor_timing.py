@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import statistics
 import time
@@ -138,9 +139,7 @@ def tune(
                 executor = default if values is candidates[0] else make(problem, values)
                 clients = _clients(values, rough, max(FEW, budget.workers))
                 if started:
-                    with torch_threads(
-                        1 if device.type == "cpu" else None
-                    ):  # with several threads it is slow on a busy machine
+                    with _one_thread(device):
                         _warm_up(executor, problem, clients, 1, rough.batch)
                 elapsed = _time_round(executor, problem, clients, 1, rough.batch)
                 # repeat a slow time once, which may be due to other load
@@ -156,6 +155,11 @@ def tune(
     return Tuning(sorted(timings, key=lambda timing: timing.seconds), step_s)
 
 
+def _one_thread(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Leave one intra-op thread on a CPU, as several are slow on a busy machine."""
+    return torch_threads(1 if device.type == "cpu" else None)
+
+
 def _measure(
     executor: Executor, problem: LocalProblem, budget: TuningBudget, slice_s: float
 ) -> tuple[TuningBudget, float]:
@@ -167,7 +171,7 @@ def _measure(
     """
     clients, batch = min(FEW, budget.clients), min(SMALL, budget.batch)
     device = problem.numerics.device
-    with torch_threads(1 if device.type == "cpu" else None):
+    with _one_thread(device):
         _warm_up(executor, problem, clients, 1, batch)
         step_s = min(_time_round(executor, problem, clients, 1, batch, process_time=True) for _ in range(2))
         fits = min(budget.batch, int(batch * slice_s / (step_s * max(1, min(budget.workers, budget.clients)))))
